@@ -1,0 +1,5 @@
+"""T2T-ViT in Flax NNX: the same files, classes and attribute names as `t2t_torch`, and everything that trains."""
+
+from t2t_jax.registry import create_model, list_models
+
+__all__ = ["create_model", "list_models"]

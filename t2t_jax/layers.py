@@ -1,0 +1,152 @@
+"""Layers as PyTorch means them: flax's own, with the defaults that would break equality set right.
+
+Shapes: B batch, N tokens, C channels, H W image, K kernel size, L windows.
+`spec` is what every layer takes besides its sizes: dtype (of the computation; None: that of parameters and input),
+param_dtype, rngs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Buffer(nnx.Variable):
+    """A tensor that is saved and converted but never trained nor decayed (`pos_embed`, the performer's `w`)."""
+
+
+def trunc_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """timm's trunc_normal_(std=0.02): N(0, 0.02) with absolute bounds +-2, which lie at 100 standard deviations."""
+    return jnp.clip(0.02 * jax.random.normal(key, shape, dtype), -2.0, 2.0)
+
+
+class Linear(nnx.Linear):
+    """x @ kernel + bias, N(0, 0.02) kernel, zero bias."""
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, **spec: Any) -> None:
+        super().__init__(in_features, out_features, use_bias=use_bias, kernel_init=trunc_normal, **spec)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over channels; statistics in float32 at least.
+
+    flax's defaults differ from PyTorch's: epsilon 1e-6, and `use_fast_variance`, which loses all digits to
+    cancellation when the mean is large.
+    """
+
+    def __init__(self, num_features: int, *, epsilon: float = 1e-5, **spec: Any) -> None:
+        super().__init__(num_features, epsilon=epsilon, use_fast_variance=False, **spec)
+
+
+class Conv(nnx.Conv):
+    """Convolution over NHWC images with PyTorch's initialisation: U(+-1/sqrt(fan in)) for kernel and bias."""
+
+    def __init__(
+        self, in_features: int, out_features: int, kernel: int, stride: int = 1, padding: int = 0, **spec: Any
+    ) -> None:
+        bound = 1 / math.sqrt(in_features * kernel * kernel)
+        super().__init__(
+            in_features,
+            out_features,
+            (kernel, kernel),
+            strides=stride,
+            padding=padding,
+            kernel_init=symmetric_uniform(bound),
+            bias_init=symmetric_uniform(bound),
+            **spec,
+        )
+
+
+def symmetric_uniform(bound: float) -> Callable[..., jax.Array]:
+    """Initialiser U(-bound, bound)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Dropout(nnx.Dropout):
+    """Dropout; in training `rngs` comes with the call."""
+
+
+class DropPath(Dropout):
+    """Stochastic depth (arXiv 1603.09382): drops a whole residual branch per sample, rescales the others."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__(rate, broadcast_dims=(1, 2))
+
+
+class GELU(nnx.Module):
+    """The exact erf GELU (flax's default is the tanh approximation)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x, approximate=False)
+
+
+class Activation(nnx.Module):
+    """A named element-wise function, as a module: relu, sigmoid, tanh."""
+
+    def __init__(self, function: Callable[[jax.Array], jax.Array]) -> None:
+        self.function = function
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.function(x)
+
+
+class Identity(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class Sequential(nnx.List):
+    """Layers one after another, at the paths `0`, `1`, ... of PyTorch's Sequential (nnx's own adds `layers`)."""
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for layer in self:
+            x = layer(x, rngs=rngs) if isinstance(layer, nnx.Dropout) else layer(x)
+        return x
+
+
+class Unfold(nnx.Module):
+    """Soft split, PyTorch's `nn.Unfold` in tokens-last order: (B, H, W, C) -> (B, L, C * K * K), channel-major.
+
+    Strided slices: a rearrangement, bit for bit. (`lax.conv_general_dilated_patches` gives the same order, but is a
+    convolution: on TPU and GPU its default precision rounds the pixels.)
+    """
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        B, _, _, C = x.shape
+        pad = (self.padding, self.padding)
+        x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+        rows, columns = ((side - self.kernel) // self.stride + 1 for side in x.shape[1:3])
+        windows = [
+            jax.lax.slice(
+                x,
+                (0, i, j, 0),
+                (B, i + (rows - 1) * self.stride + 1, j + (columns - 1) * self.stride + 1, C),
+                (1, self.stride, self.stride, 1),
+            )
+            for i in range(self.kernel)
+            for j in range(self.kernel)
+        ]
+        return jnp.stack(windows, axis=-1).reshape(B, rows * columns, C * self.kernel**2)
+
+
+def check_images(x: jax.Array, in_chans: int, img_size: tuple[int, int]) -> None:
+    """Raises ValueError unless `x` is floating and (B, *img_size, in_chans)."""
+    if x.ndim != 4 or tuple(x.shape[1:]) != (*img_size, in_chans):
+        raise ValueError(
+            f"expected images (B, {img_size[0]}, {img_size[1]}, {in_chans}), got {tuple(x.shape)}: resize the images, "
+            "or create the model with their img_size and in_chans"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"expected floating-point images, got {x.dtype}: scale them by 1/255 and normalise")

@@ -1,0 +1,74 @@
+"""Models by name. Twin: t2t_torch/registry.py; the sizes live in t2t_config/models.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from t2t_config import list_models, model_arguments
+from t2t_jax.t2t_vit import T2TViT
+from t2t_jax.t2t_vit_dense import T2TViTDense
+from t2t_jax.t2t_vit_ghost import T2TViTGhost
+from t2t_jax.t2t_vit_se import T2TViTSE
+from t2t_jax.vit import VisionTransformer
+
+ARCHITECTURES: dict[str, type[nnx.Module]] = {
+    cls.__name__: cls for cls in (T2TViT, T2TViTSE, T2TViTDense, T2TViTGhost, VisionTransformer)
+}
+
+
+def create_model(
+    name: str,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    num_classes: int | None = None,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs | None = None,
+    **overrides: Any,
+) -> nnx.Module:
+    """A freshly initialised model in evaluation mode, (B, H, W, in_chans) -> (B, num_classes).
+
+    For training call `model.train()` and pass `rngs=nnx.Rngs(dropout=key)` with every call.
+
+    Args:
+        name: one of `list_models()`.
+        img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384).
+        in_chans: channels of the images.
+        num_classes: width of the head; 0 for features; None for the model's own (1000; in21k: 21843).
+        drop_rate, attn_drop_rate, drop_path_rate: probabilities of dropout, attention dropout, stochastic depth.
+        dtype: of the computation, e.g. `jnp.bfloat16`; None: that of parameters and images together.
+        param_dtype: of the parameters. (float64 needs `jax_enable_x64`.)
+        rngs: source of the initial weights; None for `nnx.Rngs(0)`.
+        overrides: any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
+
+    Raises:
+        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together.
+    """
+    arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
+    try:
+        model = ARCHITECTURES[arch](
+            in_chans=in_chans,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=nnx.Rngs(0) if rngs is None else rngs,
+            **arguments,
+        )
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise ValueError(f"{name}: {error}; overrides are the arguments of {arch}") from error
+        raise
+    model.eval()
+    return model
+
+
+__all__ = ["ARCHITECTURES", "create_model", "list_models"]
