@@ -214,7 +214,7 @@ def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
     model = nnx.clone(jax_model)
     for _, variable in nnx.iter_graph(model):
         if isinstance(variable, nnx.Variable) and jnp.issubdtype(variable.dtype, jnp.floating):
-            variable.set_value(jnp.asarray(variable[...], dtype))
+            variable.set_value(jnp.asarray(np.asarray(variable[...]).astype(dtype)))
     for _, module in nnx.iter_modules(model):
         for attribute in ("dtype", "param_dtype"):
             if getattr(module, attribute, None) is not None:

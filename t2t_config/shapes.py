@@ -8,7 +8,8 @@ SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 
 def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """`size` as (height, width); one number means a square."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return int(height), int(width)
 
 
 def soft_split_grids(img_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
@@ -43,5 +44,11 @@ def patch_grid(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
-    """The stochastic depth decay rule: `depth` rates from 0 to `drop_path_rate`, linearly."""
+    """The stochastic depth decay rule: `depth` rates from 0 to `drop_path_rate`, linearly.
+
+    Raises:
+        ValueError: not a probability.
+    """
+    if not 0 <= drop_path_rate <= 1:
+        raise ValueError(f"drop_path_rate {drop_path_rate} is not a probability: give a number from 0 to 1")
     return [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]

@@ -1,5 +1,6 @@
 """The canonical PyTorch T2T-ViT. `state_dict` keys are exactly the official checkpoints'."""
 
+from t2t_torch.checkpoint import LoadReport, load_checkpoint, read_state_dict, save_checkpoint
 from t2t_torch.registry import create_model, list_models
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["LoadReport", "create_model", "list_models", "load_checkpoint", "read_state_dict", "save_checkpoint"]

@@ -40,6 +40,9 @@ class T2TModule(nn.Module):
         self.grids = soft_split_grids(img_size)
         self.grid_size = self.grids[-1]
         self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.soft_split0: nn.Module
+        self.soft_split1: nn.Module
+        self.project: nn.Module
         if tokens_type == "convolution":
             self.soft_split0 = nn.Conv2d(in_chans, token_dim, *SOFT_SPLITS[0])
             self.soft_split1 = nn.Conv2d(token_dim, token_dim, *SOFT_SPLITS[1])

@@ -1,0 +1,102 @@
+"""The measure and the gates.
+
+relF(a, b) = ||a - b||_F / ||b||_F, in float64. Never an elementwise rtol, never a mean, never a signed sum: those let
+one wrong element hide among many right ones, or two wrong ones cancel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from parity.convert import to_numpy
+
+
+def rel_f(value: Any, reference: Any) -> float:
+    """||value - reference||_F / ||reference||_F in float64.
+
+    Where both sides are not finite in the same places and in the same way, those places are left out; not finite on
+    one side only gives inf. A reference of zeros gives 0 if value is zero too, else inf.
+
+    Raises:
+        ValueError: shapes differ, or there is nothing to compare.
+    """
+    a, b = to_numpy(value), to_numpy(reference)
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
+    if a.size == 0:
+        raise ValueError("nothing to compare: the tensors are empty")
+    a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    error, scale = norm(a - b), norm(b)
+    if math.isfinite(error) and math.isfinite(scale):
+        return relative(error, scale)
+    finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return math.inf
+    top = np.abs(b[finite]).max(initial=1.0)  # finite numbers whose squares are not
+    return relative(norm((a[finite] - b[finite]) / top), norm(b[finite] / top))
+
+
+def norm(array: np.ndarray) -> float:
+    """||array||_F. Without BLAS: on short vectors its threads cost more than they give."""
+    flat = np.ravel(array, order="K").astype(np.float64, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.sqrt(np.einsum("i,i->", flat, flat))
+
+
+def relative(error: float, scale: float) -> float:
+    """error / scale, 0 for 0 / 0."""
+    if error == 0:
+        return 0.0
+    return float(error / scale) if scale > 0 else math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """The largest errors that still count as equal (docs: How equality is judged).
+
+    In float64 the two frameworks are compared directly. In float32 each is measured against the float64 oracle, and
+    JAX may stray at most `f32_ratio` times as far as PyTorch itself does, plus a few roundings.
+    """
+
+    f64: float = 1e-13
+    f64_gradient: float = 1e-12
+    f32_ratio: float = 3.0
+    f32_floor: float = 2.0**-22
+    f32_gradient_floor: float = 2.0**-21
+    f32_between: float = 1e-5
+    f32_logits: float = 3e-6
+    f32_loss: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        name: dotted path of the module or tensor, PyTorch's.
+        kind: "weights", "layer" (a module's own arithmetic), "calls" (what it passes to a module inside it),
+            "output", "loss" or "gradient".
+        mode: "forced" (correct inputs), "free", or "jit" for all else that runs through.
+        precision: "float64" or "float32".
+        error: relF of JAX: to PyTorch (float64), to the float64 oracle (float32).
+        gate: the largest error that passes.
+        torch_error: relF of PyTorch's float32 to the oracle; None in float64.
+        note: why it fails where the figure does not say it.
+    """
+
+    name: str
+    kind: str
+    mode: str
+    precision: str
+    error: float
+    gate: float
+    torch_error: float | None = None
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.gate and not self.note

@@ -1,0 +1,62 @@
+"""The thin face for our own models: a pair by name, with weights that show every mistake."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from flax import nnx
+
+from parity.convert import torch_to_jax
+
+
+def power(model: torch.nn.Module, seed: int = 0) -> None:
+    """Fills every tensor with random numbers that leave nothing neutral, in place.
+
+    A fresh model has zero biases, unit scales and tiny weights: a swapped norm or a missing bias does not show in it.
+    Here every tensor is drawn by its name: scales 1 + 0.1 z, biases 0.1 z, running variances (0.5, 1.5), tokens and
+    position tables 0.02 z, other weights 0.5 z / sqrt(fan in), z standard normal. Frozen tensors keep their values.
+    """
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point() or (isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad):
+                continue
+            draw = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
+            z = draw.standard_normal(tuple(tensor.shape))
+            tensor.copy_(torch.from_numpy(_powered(name, z)))
+
+
+def _powered(name: str, z: np.ndarray) -> np.ndarray:
+    leaf = name.rpartition(".")[2]
+    if leaf == "running_var":
+        return 0.5 + np.abs(np.sin(z))
+    if z.ndim == 1:
+        return 1 + 0.1 * z if leaf == "weight" else 0.1 * z
+    if leaf in ("cls_token", "pos_embed", "dist_token"):
+        return 0.02 * z
+    return 0.5 * z / np.sqrt(max(np.prod(z.shape[1:]), 1))
+
+
+def make_pair(
+    name: str, *, seed: int | None = 0, checkpoint: str | None = None, **arguments: Any
+) -> tuple[torch.nn.Module, nnx.Module]:
+    """Our model `name` in both frameworks with the same weights: from a file, powered, or (seed None) as initialised.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown name, or a checkpoint that cannot be read or does not fit.
+    """
+    import t2t_jax
+    import t2t_torch
+    from parity.formats import load_into
+
+    torch_model = t2t_torch.create_model(name, **arguments)
+    if checkpoint is not None:
+        load_into(torch_model, checkpoint, name)
+    elif seed is not None:
+        power(torch_model, seed)
+    # Abstract: every tensor comes from PyTorch, none has to be drawn first.
+    jax_model = nnx.eval_shape(lambda: t2t_jax.create_model(name, **arguments))
+    torch_to_jax(torch_model, jax_model)
+    return torch_model, jax_model
