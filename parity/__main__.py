@@ -1,0 +1,140 @@
+"""`python -m parity`: prove, convert. Exit codes: 0 holds, 1 does not hold, 2 the call cannot be understood."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from t2t_jax import cli
+
+Positional = tyro.conf.Positional
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Prove that a model is the same in PyTorch and in JAX: every layer, the loss, every gradient."""
+
+    name: Positional[str]
+    """A model of t2t_torch.list_models()."""
+    checkpoint: Path | None = None
+    """Weights to prove it with: .pth, .pth.tar, .safetensors or an Orbax folder; powered random ones by default."""
+    level: Literal["forward", "gradients"] = "gradients"
+    """How far: layers only, or loss and gradients too."""
+    img_size: tuple[int, ...] | None = None
+    """Pixels: one number for a square, or height and width; the model's (or the checkpoint's) own by default."""
+    in_chans: int | None = None
+    """Channels of the images."""
+    num_classes: int | None = None
+    """Width of the head."""
+    batch: int = 2
+    """Images."""
+    seed: int = 0
+    """Of the random weights and images."""
+    json: Path | None = None
+    """Write the whole report there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Rewrite weights in another format, bit for bit: .pth, .pth.tar, .safetensors, Orbax folder, any to any."""
+
+    source: Positional[Path]
+    """File or folder to read."""
+    target: Positional[Path]
+    """File or folder to write; its name says the format (a name without a known ending is an Orbax folder)."""
+    model: str
+    """The model that these weights belong to."""
+    img_size: tuple[int, ...] | None = None
+    """Pixels, where the source does not tell."""
+    in_chans: int | None = None
+    """Channels, where the source does not tell."""
+    num_classes: int | None = None
+    """Classes, where the source does not tell."""
+    raw: bool = False
+    """Take the raw weights even where there is a moving average."""
+
+
+Command = Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Convert, tyro.conf.subcommand("convert")]
+
+
+def check(options: Check, console: Console) -> int:
+    from parity.check import check as prove
+    from parity.formats import saved_sizes
+    from parity.models import make_pair
+
+    sizes = _sizes(options)
+    if options.checkpoint is not None:
+        sizes = {**saved_sizes(options.checkpoint), **sizes}
+    _writable(options.json)
+    checkpoint = None if options.checkpoint is None else str(options.checkpoint)
+    with console.status(f"{options.name}: creating both models") as status:
+        torch_model, jax_model = make_pair(options.name, seed=options.seed, checkpoint=checkpoint, **sizes)
+        shape = (options.batch, torch_model.in_chans, *torch_model.img_size)
+        images = np.random.RandomState(options.seed).standard_normal(shape)
+        report = prove(
+            torch_model,
+            jax_model,
+            images,
+            level=options.level,
+            progress=lambda stage: status.update(f"{options.name}: {stage}"),
+        )
+    sys.stdout.write(report.render(width=console.width, color=console.is_terminal))
+    if options.json is not None:
+        write_text(options.json, report.to_json())
+        console.print(f"report written to {options.json}")
+    return cli.OK if report.passed else cli.FAILED
+
+
+def convert(options: Convert, console: Console) -> int:
+    from parity.formats import convert as rewrite
+
+    with console.status(f"converting {options.source}"):
+        ledger = rewrite(options.source, options.target, options.model, use_ema=not options.raw, **_sizes(options))
+    console.print(f"{options.target}: {len(ledger)} tensors of {options.model}, bit for bit")
+    return cli.OK
+
+
+def _sizes(options: Check | Convert) -> dict[str, object]:
+    sizes: dict[str, object] = {"in_chans": options.in_chans, "num_classes": options.num_classes}
+    if options.img_size is not None:
+        if len(options.img_size) not in (1, 2):
+            raise ValueError(f"--img-size takes one number or two, got {len(options.img_size)}")
+        sizes["img_size"] = options.img_size[0] if len(options.img_size) == 1 else options.img_size
+    return {key: value for key, value in sizes.items() if value is not None}
+
+
+def _writable(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.absolute().parent} first")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(args: Sequence[str]) -> int:
+    command = cli.parse(Command, args, prog="python -m parity", description=__doc__ or "")
+    console = Console()
+    match command:
+        case Check():
+            return check(command, console)
+        case _:
+            return convert(command, console)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

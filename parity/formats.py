@@ -1,0 +1,98 @@
+"""Weights of our models in any format: PyTorch files, safetensors, Orbax folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from flax import nnx
+
+from parity.convert import Ledger, jax_to_torch, torch_to_jax
+
+TORCH_SUFFIXES = (".pth", ".tar", ".pt", ".bin", ".safetensors")
+
+
+def load_into(torch_model: torch.nn.Module, path: str | Path, name: str, *, use_ema: bool = True, **sizes: Any) -> None:
+    """Fills our PyTorch model `name` from a file or an Orbax folder, all of it or nothing.
+
+    Raises:
+        ValueError, FileNotFoundError: nothing there, unreadable, or weights of another model.
+    """
+    if not Path(path).is_dir():
+        from t2t_torch import load_checkpoint
+
+        load_checkpoint(torch_model, path, use_ema=use_ema)
+        return
+    import t2t_jax
+    from t2t_jax.checkpoint import load_weights
+
+    jax_model = t2t_jax.create_model(name, **sizes)
+    load_weights(jax_model, path, use_ema=use_ema)
+    jax_to_torch(jax_model, torch_model)
+
+
+def saved_sizes(path: str | Path) -> dict[str, Any]:
+    """The `img_size`, `in_chans` and `num_classes` of the weights at `path`, as far as they tell.
+
+    An Orbax folder says so itself; of a PyTorch file the shapes tell, a square image assumed.
+    """
+    if Path(path).is_dir():
+        from t2t_jax.checkpoint import load_model_state
+
+        known = load_model_state(path).metadata
+        sizes = {key: known[key] for key in ("img_size", "in_chans", "num_classes") if key in known}
+        if isinstance(sizes.get("img_size"), list):
+            sizes["img_size"] = tuple(sizes["img_size"])
+        return sizes
+    from t2t_torch import read_state_dict
+
+    return sizes_of(read_state_dict(path))
+
+
+def sizes_of(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What the shapes of a state dict say about classes, channels and (square) image size; absent where unclear."""
+    sizes: dict[str, Any] = {"num_classes": state["head.weight"].shape[0] if "head.weight" in state else 0}
+    prefix = 2 if "dist_token" in state else 1
+    patch = 16
+    if "patch_embed.proj.weight" in state:
+        sizes["in_chans"] = state["patch_embed.proj.weight"].shape[1]
+        patch = state["patch_embed.proj.weight"].shape[-1]
+    elif "tokens_to_token.soft_split0.weight" in state:
+        sizes["in_chans"] = state["tokens_to_token.soft_split0.weight"].shape[1]
+    elif "tokens_to_token.attention1.norm1.weight" in state:
+        sizes["in_chans"] = state["tokens_to_token.attention1.norm1.weight"].shape[0] // 49
+    if "pos_embed" in state:
+        side = round((state["pos_embed"].shape[1] - prefix) ** 0.5)
+        if side * side == state["pos_embed"].shape[1] - prefix:
+            sizes["img_size"] = side * patch
+    return sizes
+
+
+def convert(source: str | Path, target: str | Path, name: str, *, use_ema: bool = True, **sizes: Any) -> Ledger:
+    """Rewrites the weights of our model `name` from one format into another, bit for bit, atomically.
+
+    The target's format follows from its name: `.pth`, `.pth.tar`, `.pt`, `.bin` (official layout), `.safetensors`,
+    anything else an Orbax folder. `sizes` (img_size, in_chans, num_classes) win over what the source tells.
+
+    Returns:
+        The ledger of every tensor.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_into`; or the target cannot be written. Nothing is written then.
+    """
+    import t2t_jax
+    import t2t_torch
+    from t2t_jax.checkpoint import save_model
+
+    sizes = {**saved_sizes(source), **{key: value for key, value in sizes.items() if value is not None}}
+    torch_model = t2t_torch.create_model(name, **sizes)
+    load_into(torch_model, source, name, use_ema=use_ema, **sizes)
+    jax_model: nnx.Module = nnx.eval_shape(lambda: t2t_jax.create_model(name, **sizes))
+    ledger = torch_to_jax(torch_model, jax_model)
+    metadata = {"model": name, **sizes}
+    if Path(target).suffix in TORCH_SUFFIXES:
+        t2t_torch.save_checkpoint(torch_model, target, metadata={key: str(value) for key, value in metadata.items()})
+    else:
+        save_model(target, jax_model, metadata)
+    return ledger
