@@ -1,0 +1,75 @@
+"""The whole project in one run: train in JAX, carry the weights into PyTorch, prove that both are one model.
+
+    python examples/demo.py [FOLDER]
+
+Everything is written to FOLDER (default: demo). Exit code 0: same predictions on every image and every gate holds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+import parity
+from parity.formats import convert
+from parity.models import make_pair
+from t2t_config import recipe as named_recipe
+from t2t_jax.data import eval_batches, open_source
+from t2t_jax.evaluate import Options, load_for_evaluation, predict
+from t2t_jax.state import model_arrays, split_model
+from t2t_jax.step import make_forward
+from t2t_jax.train import train
+
+
+def main(folder: Path) -> int:
+    console = Console(highlight=False)
+    recipe = named_recipe("digits")
+    workdir, weights = folder / "run", folder / "digits.pth"
+
+    console.rule("1. Train in JAX")
+    start = time.perf_counter()
+    train(recipe, workdir)
+    console.print(f"trained in {time.perf_counter() - start:.0f} s")
+
+    console.rule("2. Carry the weights into PyTorch")
+    ledger = convert(workdir, weights, recipe.model)
+    console.print(f"{len(ledger)} tensors, bit for bit: {workdir} -> {weights}")
+
+    console.rule("3. Evaluate both on the held-out images")
+    model, how = load_for_evaluation(Options(checkpoint=workdir, data="digits"))
+    batches = list(eval_batches(open_source("digits", "val"), how, 60))
+    in_jax = predict(make_forward(split_model(model)[0]), model_arrays(model), batches)
+    sizes = {"img_size": how.img_size, "in_chans": how.in_chans, "num_classes": model.num_classes}
+    torch_model, jax_model = make_pair(recipe.model, checkpoint=str(weights), **sizes)
+    torch_model.eval()
+    with torch.no_grad():
+        logits = [torch_model(torch.from_numpy(np.moveaxis(batch["image"], -1, 1).copy())) for batch in batches]
+    real = np.concatenate([batch["mask"] for batch in batches]).astype(bool)
+    in_torch = torch.cat(logits).numpy()[real]
+    top1_jax, top1_torch = (
+        100 * np.mean(x.argmax(axis=1) == in_jax.labels) for x in (in_jax.logits, in_torch)
+    )
+    agree = int(np.sum(in_jax.logits.argmax(axis=1) == in_torch.argmax(axis=1)))
+    console.print(f"top-1 in JAX {top1_jax:.2f} %, in PyTorch {top1_torch:.2f} %")
+    console.print(f"same prediction on {agree} of {len(in_torch)} images")
+
+    console.rule("4. Prove both models equal, on the trained weights")
+    images = np.moveaxis(batches[0]["image"][:4], -1, 1)
+    with console.status("comparing every layer") as status:
+        report = parity.check(torch_model, jax_model, images, progress=status.update)
+    sys.stdout.write(report.render(width=console.width, color=console.is_terminal))
+    (folder / "parity.json").write_text(report.to_json(), encoding="utf-8")
+
+    console.rule("Where everything lies")
+    console.print(f"{workdir}  checkpoints and metrics.jsonl\n{weights}  the weights for PyTorch")
+    console.print(f"{folder / 'parity.json'}  every measurement")
+    return 0 if report.passed and agree == len(in_torch) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo")))
