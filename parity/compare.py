@@ -86,6 +86,9 @@ class Row:
         gate: the largest error that passes.
         torch_error: relF of PyTorch's float32 to the oracle; None in float64.
         note: why it fails where the figure does not say it.
+        noise: relF that a rounding-size change of the input alone causes here (free layers and output); below it a
+            figure says nothing.
+        growth: error of the output over error of the inputs (float32, free layers): what the layer adds or amplifies.
     """
 
     name: str
@@ -96,6 +99,8 @@ class Row:
     gate: float
     torch_error: float | None = None
     note: str = ""
+    noise: float | None = None
+    growth: float | None = None
 
     @property
     def passed(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
@@ -53,10 +54,11 @@ def make_pair(
 
     torch_model = t2t_torch.create_model(name, **arguments)
     if checkpoint is not None:
-        load_into(torch_model, checkpoint, name)
+        load_into(torch_model, checkpoint, name, **arguments)
     elif seed is not None:
         power(torch_model, seed)
     # Abstract: every tensor comes from PyTorch, none has to be drawn first.
     jax_model = nnx.eval_shape(lambda: t2t_jax.create_model(name, **arguments))
-    torch_to_jax(torch_model, jax_model)
+    with jax.enable_x64(True):  # so that float64 weights keep their bits
+        torch_to_jax(torch_model, jax_model)
     return torch_model, jax_model
