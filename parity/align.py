@@ -6,6 +6,8 @@ shapes allow both, and a rule of the user's decides before all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -36,26 +38,34 @@ def input_axes(rank: int) -> Axes:
     return channels_last(rank) if rank in (4, 5) else None
 
 
-def find_axes(torch_array: np.ndarray, jax_array: np.ndarray, module: torch.nn.Module | None) -> Axes:
-    """Axes that turn PyTorch's activation into JAX's; None for as it is.
-
-    Where both layouts fit (all sides equal), the one with the smaller distance is meant: a wrong layout cannot come
-    within the gates by chance, so this cannot make unequal tensors pass.
+def fitting_axes(torch_shape: Sequence[int], jax_shape: Sequence[int], module: torch.nn.Module | None) -> list[Axes]:
+    """The axes that may turn PyTorch's activation into JAX's (None: as it is): usually one, two if all sides are equal.
 
     Raises:
         ValueError: no layout fits.
     """
-    rank = torch_array.ndim
-    same = torch_array.shape == jax_array.shape
-    axes = channels_last(rank)
-    moved = rank >= 3 and torch_array.transpose(axes).shape == jax_array.shape
+    torch_shape, jax_shape = tuple(torch_shape), tuple(jax_shape)
+    axes = channels_last(len(torch_shape))
+    moved = len(torch_shape) >= 3 and tuple(torch_shape[axis] for axis in axes) == jax_shape
+    same = torch_shape == jax_shape
     if moved and isinstance(module, CHANNELS_FIRST):
-        return axes
-    if moved and same:
-        closer = np.linalg.norm(torch_array.transpose(axes) - jax_array) < np.linalg.norm(torch_array - jax_array)
-        return axes if closer else None
-    if moved:
-        return axes
-    if same:
-        return None
-    raise ValueError(f"shapes differ: {list(torch_array.shape)} in PyTorch, {list(jax_array.shape)} in JAX")
+        return [axes]
+    found: list[Axes] = [None] * same
+    # Three equal sides (B, N, C) are tokens unless the module says otherwise; four may well be an image.
+    if moved and not (same and len(torch_shape) == 3):
+        found.append(axes)
+    if not found:
+        raise ValueError(f"shapes differ: {list(torch_shape)} in PyTorch, {list(jax_shape)} in JAX")
+    return found
+
+
+def closest_axes(candidates: Sequence[Axes], torch_array: np.ndarray, jax_array: np.ndarray) -> Axes:
+    """The candidate under which the two arrays are closest.
+
+    A wrong layout cannot come within the gates by chance, so this cannot make unequal tensors pass.
+    """
+
+    def distance(axes: Axes) -> float:
+        return float(np.linalg.norm((torch_array if axes is None else torch_array.transpose(axes)) - jax_array))
+
+    return min(candidates, key=distance)

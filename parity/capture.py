@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,6 +41,13 @@ jax.tree_util.register_dataclass(Call, data_fields=["inputs", "outputs"], meta_f
 Calls = dict[Key, Call]
 """Calls in the order in which they returned: an inner module comes before the one around it."""
 
+Replace = Callable[[Key, list[Any]], "list[Any] | None"]
+"""Given a call and its tensors, those to take their place; None leaves them as they are."""
+
+
+class InPlaceError(Exception):
+    """A model changes its activations in place, so they have to be copied as they are recorded."""
+
 
 # PyTorch
 
@@ -59,67 +66,79 @@ def _with_tensors(tree: Any, tensors: list[torch.Tensor]) -> Any:
     )
 
 
+@contextlib.contextmanager
+def torch_hooks(model: torch.nn.Module, replace_inputs: Replace, replace_outputs: Replace) -> Iterator[None]:
+    """While open, every call of every module of `model` shows its tensors to the two functions, before and after."""
+    count: dict[str, int] = {}
+    open_calls: list[Key] = []
+    handles = []
+
+    def before(name: str) -> Callable[..., Any]:
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+            key = (name, count.get(name, 0))
+            count[name] = key[1] + 1
+            open_calls.append(key)
+            new = replace_inputs(key, _tensors((args, kwargs)))
+            return None if new is None else _with_tensors((args, kwargs), new)
+
+        return hook
+
+    def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        new = replace_outputs(open_calls.pop(), _tensors(output))
+        return None if new is None else _with_tensors(output, new)
+
+    try:
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def torch_calls(
     model: torch.nn.Module,
     inputs: tuple[torch.Tensor, ...],
     reference: Mapping[Key, Call] | None = None,
     *,
     copies: bool = True,
+    only: Collection[Key] | None = None,
 ) -> Calls:
-    """Runs `model` once without gradients and records every module's calls; forced if `reference` is given.
+    """Runs `model` once without gradients and records the calls of its modules; forced if `reference` is given.
 
     With `copies`, what is recorded and what is handed out are copies, so that nothing done in place can change them.
+    `only` limits what is recorded.
 
     Raises:
         InPlaceError: without `copies`, a recorded tensor was changed in place.
     """
     keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone if copies else torch.Tensor.detach
     calls: Calls = {}
-    count: dict[str, int] = {}
-    open_calls: list[tuple[Key, list[torch.Tensor]]] = []
+    given: dict[Key, list[torch.Tensor]] = {}
     versions: list[tuple[torch.Tensor, int]] = []
+    known = reference or {}
 
-    def record(tree: Any) -> list[torch.Tensor]:
-        tensors = [tensor.detach() for tensor in _tensors(tree)]
+    def record(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         versions.extend((tensor, tensor._version) for tensor in tensors)
-        return [tensor.clone() for tensor in tensors] if copies else tensors
+        return [keep(tensor) for tensor in tensors]
 
-    def before(name: str) -> Callable[..., Any]:
-        def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-            key = (name, count.get(name, 0))
-            count[name] = key[1] + 1
-            open_calls.append((key, record((args, kwargs))))
-            known = reference.get(key) if reference is not None else None
-            if known is None or known.inputs is None:
-                return None
-            return _with_tensors((args, kwargs), [keep(tensor) for tensor in known.inputs])
+    def replace_inputs(key: Key, tensors: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        if only is None or key in only:
+            given[key] = record(tensors)
+        inputs = known[key].inputs if key in known else None
+        return None if inputs is None else [keep(tensor) for tensor in inputs]
 
-        return hook
+    def replace_outputs(key: Key, tensors: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        if key in given:
+            calls[key] = Call(given.pop(key), record(tensors))
+        return [keep(tensor) for tensor in known[key].outputs] if key in known else None
 
-    def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        key, given = open_calls.pop()
-        calls[key] = Call(given, record(output))
-        if reference is not None and key in reference:
-            return _with_tensors(output, [keep(tensor) for tensor in reference[key].outputs])
-        return None
-
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
-        with torch.no_grad():
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch_hooks(model, replace_inputs, replace_outputs), torch.no_grad():
+        model(*inputs)
     if not copies and any(tensor._version != version for tensor, version in versions):
         raise InPlaceError
     return calls
-
-
-class InPlaceError(Exception):
-    """A model changes its activations in place, so they have to be copied as they are recorded."""
 
 
 # JAX
@@ -139,9 +158,10 @@ def _with_arrays(tree: Any, arrays: list[jax.Array]) -> Any:
 
 
 @contextlib.contextmanager
-def _intercept(model: nnx.Module, around: Callable[..., Any]) -> Iterator[None]:
-    """While open, calls of `model`'s modules go through around(name, original, args, kwargs)."""
+def jax_hooks(model: nnx.Module, replace_inputs: Replace, replace_outputs: Replace) -> Iterator[None]:
+    """The same for the modules of a flax model; may be traced."""
     names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
+    count: dict[str, int] = {}
     active: set[int] = set()
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,13 +169,19 @@ def _intercept(model: nnx.Module, around: Callable[..., Any]) -> Iterator[None]:
             # A subclass that calls super().__call__ is one call, not two.
             if id(self) not in names or id(self) in active:
                 return original(self, *args, **kwargs)
+            name = names[id(self)]
+            key = (name, count.get(name, 0))
+            count[name] = key[1] + 1
+            new = replace_inputs(key, _arrays((args, kwargs)))
+            if new is not None:
+                args, kwargs = _with_arrays((args, kwargs), new)
             active.add(id(self))
             try:
-                return around(
-                    names[id(self)], lambda args, kwargs: original(self, *args, **kwargs), tuple(args), kwargs
-                )
+                output = original(self, *args, **kwargs)
             finally:
                 active.discard(id(self))
+            new = replace_outputs(key, _arrays(output))
+            return output if new is None else _with_arrays(output, new)
 
         return call
 
@@ -175,22 +201,28 @@ def _intercept(model: nnx.Module, around: Callable[..., Any]) -> Iterator[None]:
             cls.__call__ = original
 
 
-def jax_calls(model: nnx.Module, inputs: tuple[jax.Array, ...], reference: Mapping[Key, Call] | None = None) -> Calls:
-    """Runs `model` once and records every module's calls; forced if `reference` is given. May be traced."""
+def jax_calls(
+    model: nnx.Module,
+    inputs: tuple[jax.Array, ...],
+    reference: Mapping[Key, Call] | None = None,
+    *,
+    only: Collection[Key] | None = None,
+) -> Calls:
+    """Runs `model` once and records the calls of its modules; forced if `reference` is given. May be traced."""
     calls: Calls = {}
-    count: dict[str, int] = {}
+    given: dict[Key, list[jax.Array]] = {}
+    known = reference or {}
 
-    def around(name: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        key = (name, count.get(name, 0))
-        count[name] = key[1] + 1
-        given = _arrays((args, kwargs))
-        known = reference.get(key) if reference is not None else None
-        if known is not None and known.inputs is not None:
-            args, kwargs = _with_arrays((args, kwargs), known.inputs)
-        output = original(args, kwargs)
-        calls[key] = Call(given, _arrays(output))
-        return output if known is None else _with_arrays(output, known.outputs)
+    def replace_inputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+        if only is None or key in only:
+            given[key] = arrays
+        return known[key].inputs if key in known else None
 
-    with _intercept(model, around):
+    def replace_outputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+        if key in given:
+            calls[key] = Call(given.pop(key), arrays)
+        return known[key].outputs if key in known else None
+
+    with jax_hooks(model, replace_inputs, replace_outputs):
         model(*inputs)
     return calls

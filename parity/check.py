@@ -1,38 +1,41 @@
-"""The proof: two models, every layer, float64 first; then float32 judged by float64; then gradients."""
+"""The proof: two models, every layer, float64 first; then float32 judged by float64; gradients; training mode."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import input_axes
-from parity.compare import Gates, Row, norm, rel_f, relative
-from parity.convert import Ledger, build_ledger, jax_variables, state_equal, to_numpy
+from parity.align import Axes, input_axes
+from parity.capture import Call, Key
+from parity.compare import Gates, Row
+from parity.convert import Ledger, build_ledger, to_numpy
+from parity.judge import (
+    float32_gradient_rows,
+    float32_rows,
+    gradient_rows,
+    layer_rows,
+    noise_floor,
+    weight_rows,
+)
 from parity.losses import Loss, default_loss
-from parity.pairing import Pair, pair_calls
+from parity.pairing import Pair, Pairing, pair_calls
 from parity.report import Report
 from parity.rules import Rules
-from parity.runs import Arrays, Gradients, Models
+from parity.runs import Arrays, Gradients, JaxSide, TorchSide
 
 LEVELS = ("forward", "gradients")
 
-REARRANGEMENTS = (
-    torch.nn.Unfold,
-    torch.nn.Flatten,
-    torch.nn.Unflatten,
-    torch.nn.Identity,
-    torch.nn.Dropout,
-    torch.nn.PixelShuffle,
-    torch.nn.PixelUnshuffle,
-)
-"""Modules that compute nothing (in evaluation mode): equal means bit for bit."""
+SECTION_BYTES = 384 * 2**20
+"""How much of the activations (in float64, of one framework) is held at once; beyond that the models run again."""
+
+ACTIVATION_GRADIENT_BYTES = 64 * 2**20
+"""How much of the activations, the outer modules first, has its gradients compared too."""
 
 
 def check(
@@ -67,55 +70,30 @@ def check(
     """
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is not one of {', '.join(LEVELS)}")
-    rules, gates, tell = rules or Rules(), gates or Gates(), progress or (lambda stage: None)
+    tell = progress or (lambda stage: None)
     start = time.perf_counter()
-    arrays = _inputs(inputs)
-    axes = tuple(input_axes(x.ndim) for x in arrays)
-
-    tell("weights")
-    ledger = build_ledger(torch_model, jax_model, rules)
-    rows = weight_rows(ledger, torch_model, jax_model)
-
-    tell("float64, free running")
-    double = Models.of(torch_model, jax_model, "float64", axes)
-    oracle = double.torch_forward(arrays)
-    free = double.jax_forward(arrays)
-    pairs, unpaired = pair_calls(double.torch, double.jax, oracle, free, rules)
-    references = {pair.jax: pair.reference(oracle[pair.torch]) for pair in pairs}
-    rows += layer_rows(pairs, references, free, "free", gates)
-
-    tell("float64, every layer on the reference's inputs")
-    rows += layer_rows(pairs, references, double.jax_forward(arrays, references), "forced", gates)
-
-    tell("float32, free running")
-    single = Models.of(torch_model, jax_model, "float32", axes)
-    torch_free = _aligned(pairs, single.torch_forward(arrays))
-    rows += float32_rows(pairs, references, torch_free, single.jax_forward(arrays), "free", gates)
-
-    tell("float32, every layer on the reference's inputs")
-    torch_reference = {pair.torch: oracle[pair.torch] for pair in pairs}
-    torch_forced = _aligned(pairs, single.torch_forward(arrays, torch_reference))
-    rows += float32_rows(pairs, references, torch_forced, single.jax_forward(arrays, references), "forced", gates)
-
+    tell("weights and modules")
+    proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates())
+    rows = weight_rows(proof.ledger, torch_model, jax_model)
+    tell("float64, every layer")
+    rows += proof.forward64()
+    tell("float32, every layer")
+    rows += proof.forward32()
     if level == "gradients":
-        loss = loss or default_loss(oracle["", 0].outputs[0].shape)
-        tell("float64 gradients")
-        wanted, given = double.torch_gradients(arrays, loss), double.jax_gradients(arrays, loss, ledger)
-        rows += gradient_rows(wanted, given, gates)
-        tell("float32 gradients")
-        torch_single = single.torch_gradients(arrays, loss)
-        rows += float32_gradient_rows(wanted, torch_single, single.jax_gradients(arrays, loss, ledger), gates)
-
+        tell("gradients")
+        root = proof.pairing.root
+        loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
+        rows += proof.gradients(loss)
     return Report(
         rows=tuple(rows),
-        ledger=ledger,
-        layers=tuple((pair.name, type(pair.module).__name__) for pair in pairs),
-        unpaired=tuple(unpaired),
+        ledger=proof.ledger,
+        layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
+        unpaired=proof.pairing.unpaired,
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
             "jax_model": type(jax_model).__name__,
-            "input_shapes": [list(x.shape) for x in arrays],
+            "input_shapes": [list(x.shape) for x in proof.arrays],
             "loss": loss.name if loss and level == "gradients" else None,
             "seconds": round(time.perf_counter() - start, 1),
         },
@@ -128,6 +106,132 @@ def assert_parity(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: A
     if not report.passed:
         raise AssertionError(f"the models differ\n{report}")
     return report
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """The stages of one check. Copies of the models live only as long as a stage needs them."""
+
+    torch_model: torch.nn.Module
+    jax_model: nnx.Module
+    arrays: tuple[np.ndarray, ...]
+    axes: tuple[Axes, ...]
+    ledger: Ledger
+    pairing: Pairing
+    gates: Gates
+
+    @classmethod
+    def of(cls, torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, rules: Rules, gates: Gates) -> Proof:
+        """Pairs tensors and calls.
+
+        Raises:
+            ValueError: some have no partner; or the inputs are empty or not finite.
+        """
+        arrays = _inputs(inputs)
+        axes = tuple(input_axes(x.ndim) for x in arrays)
+        ledger = build_ledger(torch_model, jax_model, rules)
+        sides = TorchSide.of(torch_model, "float64"), JaxSide.of(jax_model, "float64", axes)
+        pairing = pair_calls(*sides, arrays, rules, torch_model)
+        return cls(torch_model, jax_model, arrays, axes, ledger, pairing, gates)
+
+    def _torch(self, precision: str) -> TorchSide:
+        return TorchSide.of(self.torch_model, precision)
+
+    def _jax(self, precision: str) -> JaxSide:
+        return JaxSide.of(self.jax_model, precision, self.axes)
+
+    def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
+        """PyTorch's calls in JAX's layout: all of `section`, and the outputs alone of what is right inside it."""
+        own = {pair.torch for pair in section}
+        found = {pair.jax: pair.reference(oracle[pair.torch]) for pair in self.pairing.with_children(section)}
+        return {
+            pair.jax: found[pair.jax] if pair.torch in own else Call(None, found[pair.jax].outputs)
+            for pair in self.pairing.with_children(section)
+        }
+
+    def _sections(self) -> list[tuple[list[Pair], set[Key], set[Key], set[Key]]]:
+        """Each section with the calls it records: PyTorch's with children, PyTorch's own, JAX's own."""
+        return [
+            (
+                section,
+                {pair.torch for pair in self.pairing.with_children(section)},
+                {pair.torch for pair in section},
+                {pair.jax for pair in section},
+            )
+            for section in self.pairing.sections(SECTION_BYTES)
+        ]
+
+    def forward64(self) -> list[Row]:
+        """Every layer in float64: free and forced, with the noise floor."""
+        ours, theirs = self._torch("float64"), self._jax("float64")
+        shaken = _shake(self.arrays)
+        rows = []
+        for section, known, torch_keys, jax_keys in self._sections():
+            oracle = ours.forward(self.arrays, only=known)
+            references = self._references(section, oracle)
+            noise = noise_floor(section, oracle, ours.forward(shaken, only=torch_keys))
+            free = theirs.forward(self.arrays, only=jax_keys)
+            rows += layer_rows(section, references, free, "free", self.gates, noise)
+            forced = theirs.forward(self.arrays, references, only=jax_keys)
+            rows += layer_rows(section, references, forced, "forced", self.gates)
+        return rows
+
+    def forward32(self) -> list[Row]:
+        """Every layer in float32, both frameworks against the float64 oracle: free and forced."""
+        double, ours, theirs = self._torch("float64"), self._torch("float32"), self._jax("float32")
+        shaken = _shake(self.arrays)
+        rows = []
+        for section, known, torch_keys, jax_keys in self._sections():
+            oracle = double.forward(self.arrays, only=known)
+            references = self._references(section, oracle)
+            noise = noise_floor(section, oracle, double.forward(shaken, only=torch_keys))
+            own = _in_jax(section, ours.forward(self.arrays, only=torch_keys))
+            free = theirs.forward(self.arrays, only=jax_keys)
+            rows += float32_rows(section, references, own, free, "free", self.gates, noise)
+            forced = {
+                key: Call(call.inputs if key in torch_keys else None, call.outputs) for key, call in oracle.items()
+            }
+            own = _in_jax(section, ours.forward(self.arrays, forced, only=torch_keys))
+            theirs_forced = theirs.forward(self.arrays, references, only=jax_keys)
+            rows += float32_rows(section, references, own, theirs_forced, "forced", self.gates)
+        return rows
+
+    def gradients(self, loss: Loss) -> list[Row]:
+        """Loss and gradients of every parameter, the inputs, and the outputs of the outer modules; both precisions."""
+        chosen = self._activations()
+        names = {pair.jax: pair.name for pair in chosen}
+        wanted, given = self._both_gradients("float64", loss, chosen)
+        rows = gradient_rows(wanted, given, self.gates, names=names)
+        ours, theirs = self._both_gradients("float32", loss, chosen)
+        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+
+    def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
+        """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's."""
+        ours = self._torch(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        shapes = {pair.jax: [g.shape for g in _activation(pair, ours)] for pair in chosen}
+        theirs = self._jax(precision).gradients(self.arrays, loss, self.ledger, ours.params.keys(), activations=shapes)
+        return dataclasses.replace(ours, activations={pair.jax: _activation(pair, ours) for pair in chosen}), theirs
+
+    def _activations(self) -> list[Pair]:
+        """The calls whose outputs have their gradients compared: the outer ones first, as many as fit."""
+        chosen, size = [], 0
+        for pair in sorted(self.pairing.pairs, key=lambda pair: pair.torch[0].count(".")):
+            size += 8 * sum(int(np.prod(shape)) for shape in self.pairing.shapes[pair.torch].outputs)
+            if size > ACTIVATION_GRADIENT_BYTES:
+                break
+            chosen.append(pair)
+        return chosen
+
+
+def _activation(pair: Pair, gradients: Gradients) -> list[np.ndarray]:
+    """PyTorch's gradients of a call's outputs, in JAX's layout."""
+    found = gradients.activations[pair.torch]
+    return [g if axes is None else g.transpose(axes) for g, axes in zip(found, pair.output_axes, strict=True)]
+
+
+def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:
+    """PyTorch's calls under JAX's names and in JAX's layout."""
+    return {pair.jax: pair.reference(calls[pair.torch]) for pair in section}
 
 
 def _inputs(inputs: Any) -> tuple[np.ndarray, ...]:
@@ -145,127 +249,10 @@ def _inputs(inputs: Any) -> tuple[np.ndarray, ...]:
     return tuple(x.astype(np.float32).astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x for x in arrays)
 
 
-def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[Row]:
-    """One row for all tensors that are equal bit for bit and trained (or frozen) on both sides, one for each other."""
-    state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
-    different = set(state_equal(ledger, torch_model, jax_model))
-    rows = []
-    for entry in ledger:
-        value, variable = state[entry.torch], variables[entry.jax]
-        notes = []
-        if value.requires_grad != isinstance(variable, nnx.Param):
-            notes.append("trained on one side, frozen on the other")
-        if str(variable.dtype) != entry.dtype:
-            notes.append(f"{entry.dtype} in PyTorch, {variable.dtype} in JAX")
-        if notes or entry.torch in different:
-            error = rel_f(np.asarray(jax.device_get(variable[...])), entry.rule.to_jax(to_numpy(value)))
-            rows.append(Row(entry.torch, "weights", "-", entry.dtype, error, 0.0, note="; ".join(notes)))
-    equal = len(ledger) - len(rows)
-    return [Row(f"{equal} tensors", "weights", "-", "as stored", 0.0, 0.0), *rows] if equal else rows
-
-
-def _aligned(pairs: Sequence[Pair], calls: Arrays) -> Arrays:
-    """PyTorch's calls under JAX's names and in JAX's layout."""
-    return {pair.jax: pair.reference(calls[pair.torch]) for pair in pairs}
-
-
-def _distance(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> tuple[float, str]:
-    """The largest relF over the tensors of a call, and what is wrong if they cannot be compared."""
-    worst, note = 0.0, ""
-    for a, b in zip(value, reference, strict=True):
-        if a.shape != b.shape:
-            return float("inf"), f"shapes differ: {list(b.shape)} in PyTorch, {list(a.shape)} in JAX"
-        if b.size == 0:
-            return float("inf"), "nothing to compare: the tensor is empty"
-        error = rel_f(a, b)
-        if math.isinf(error) and np.isfinite(a).all() != np.isfinite(b).all():
-            note = "not finite on one side only"
-        worst = max(worst, error)
-    return worst, note
-
-
-def _kind(pair: Pair) -> str:
-    return "layer" if pair.torch[0] else "output"
-
-
-def layer_rows(pairs: Sequence[Pair], references: Arrays, calls: Arrays, mode: str, gates: Gates) -> list[Row]:
-    """float64: JAX's calls against PyTorch's; in forced mode also what each module was given by the one around it."""
-    rows = []
-    for pair in pairs:
-        reference, call = references[pair.jax], calls[pair.jax]
-        gate = 0.0 if isinstance(pair.module, REARRANGEMENTS) and mode == "forced" else gates.f64
-        rows.append(_row(pair, _kind(pair), mode, call.outputs, reference.outputs, gate))
-        if mode == "forced" and pair.torch[0] and reference.inputs is not None:
-            rows.append(_row(pair, "calls", mode, call.inputs or [], reference.inputs, gates.f64))
-    return rows
-
-
-def _row(
-    pair: Pair, kind: str, mode: str, value: Sequence[np.ndarray], reference: Sequence[np.ndarray], gate: float
-) -> Row:
-    error, note = _distance(value, reference)
-    leaks = sorted({str(x.dtype) for x in value if np.issubdtype(x.dtype, np.floating)} - {"float64"})
-    if leaks:
-        note = f"{', '.join(leaks)} in a float64 run"
-    return Row(pair.name, kind, mode, "float64", error, gate, note=note)
-
-
-def float32_rows(
-    pairs: Sequence[Pair], oracle: Arrays, torch_calls: Arrays, jax_calls: Arrays, mode: str, gates: Gates
-) -> list[Row]:
-    """float32: both frameworks against the float64 oracle, and, running free, against each other."""
-    rows = []
-    for pair in pairs:
-        wanted, ours, theirs = (calls[pair.jax].outputs for calls in (oracle, torch_calls, jax_calls))
-        torch_error, _ = _distance(ours, wanted)
-        error, note = _distance(theirs, wanted)
-        gate = gates.f32_ratio * torch_error + gates.f32_floor
-        rows.append(Row(pair.name, _kind(pair), mode, "float32", error, gate, torch_error, note))
-        if mode == "free":
-            limit = gates.f32_between if pair.torch[0] else gates.f32_logits
-            between, note = _distance(theirs, ours)
-            rows.append(Row(pair.name, _kind(pair), "between", "float32", between, limit, note=note))
-    return rows
-
-
-def gradient_rows(wanted: Gradients, given: Gradients, gates: Gates) -> list[Row]:
-    """float64: loss, every parameter's gradient, every input's."""
-    loss_error = relative(abs(given.loss - wanted.loss), abs(wanted.loss))
-    rows = [Row("loss", "loss", "free", "float64", loss_error, gates.f64)]
-    errors = _gradient_errors(given, wanted)
-    return rows + [Row(name, "gradient", "free", "float64", e, gates.f64_gradient) for name, e in errors.items()]
-
-
-def float32_gradient_rows(oracle: Gradients, ours: Gradients, theirs: Gradients, gates: Gates) -> list[Row]:
-    """float32: the same figures of both frameworks against the float64 oracle."""
-    torch_loss = relative(abs(ours.loss - oracle.loss), abs(oracle.loss))
-    jax_loss = relative(abs(theirs.loss - oracle.loss), abs(oracle.loss))
-    gate = gates.f32_ratio * torch_loss + gates.f32_floor
-    between = relative(abs(theirs.loss - ours.loss), abs(ours.loss))
-    rows = [
-        Row("loss", "loss", "free", "float32", jax_loss, gate, torch_loss),
-        Row("loss", "loss", "between", "float32", between, gates.f32_loss),
-    ]
-    torch_errors, jax_errors = _gradient_errors(ours, oracle), _gradient_errors(theirs, oracle)
-    for name, error in jax_errors.items():
-        gate = gates.f32_ratio * torch_errors[name] + gates.f32_gradient_floor
-        rows.append(Row(name, "gradient", "free", "float32", error, gate, torch_errors[name]))
-    return rows
-
-
-def _gradient_errors(value: Gradients, reference: Gradients) -> dict[str, float]:
-    """relF of every gradient; one that is zero by structure is measured against the global gradient norm."""
-    global_norm = math.sqrt(sum(norm(g) ** 2 for g in reference.params.values()))
-    pairs = {name: (value.params[name], g) for name, g in reference.params.items()}
-    pairs |= {f"input {i}": (a, b) for i, (a, b) in enumerate(zip(value.inputs, reference.inputs, strict=True))}
-    return {name: _gradient_error(a, b, global_norm) for name, (a, b) in pairs.items()}
-
-
-ZERO_BY_STRUCTURE = 1e-10
-"""A gradient this much smaller than the global norm is rounding noise around zero (float64 noise is about 1e-16)."""
-
-
-def _gradient_error(value: np.ndarray, reference: np.ndarray, global_norm: float) -> float:
-    if norm(reference) > ZERO_BY_STRUCTURE * global_norm:
-        return rel_f(value, reference)
-    return relative(norm(value.astype(np.float64) - reference), global_norm)
+def _shake(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The inputs with every number changed by half a unit of float32's last place, up or down."""
+    draw = np.random.RandomState(0)
+    return tuple(
+        x * (1 + 2.0**-24 * draw.choice((-1.0, 1.0), x.shape)) if np.issubdtype(x.dtype, np.floating) else x
+        for x in arrays
+    )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes, find_axes
-from parity.capture import Call, Key
+from parity.align import Axes, closest_axes, fitting_axes
+from parity.capture import Call, Key, torch_hooks
 from parity.rules import Rules, matches
-from parity.runs import Arrays
+from parity.runs import JaxSide, TorchSide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,26 +43,107 @@ class Pair:
         return Call(inputs, aligned(call.outputs, self.output_axes))
 
 
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """All pairs of calls, what has no partner and needs none, and the shapes of PyTorch's calls."""
+
+    pairs: tuple[Pair, ...]
+    unpaired: tuple[str, ...]
+    shapes: Mapping[Key, Shapes]
+
+    @property
+    def root(self) -> Pair:
+        """The model's own call.
+
+        Raises:
+            ValueError: the model itself was not called on both sides.
+        """
+        return next(pair for pair in self.pairs if pair.torch == ("", 0))
+
+    def sections(self, limit: float) -> Iterator[list[Pair]]:
+        """The pairs in order, in runs whose tensors take at most `limit` bytes in float64 (or of one pair)."""
+        section: list[Pair] = []
+        size = 0
+        for pair in self.pairs:
+            shapes = self.shapes[pair.torch]
+            needed = 8 * sum(math.prod(shape) for shape in (*shapes.inputs, *shapes.outputs))
+            if section and size + needed > limit:
+                yield section
+                section, size = [], 0
+            section.append(pair)
+            size += needed
+        yield section
+
+    def with_children(self, section: Sequence[Pair]) -> list[Pair]:
+        """`section` and the calls right inside its modules: what a forced run needs to judge the section."""
+        paths = {pair.torch[0] for pair in self.pairs}
+        inside = {pair.torch[0] for pair in section}
+        return [pair for pair in self.pairs if pair in section or _parent(pair.torch[0], paths) in inside]
+
+
+def _parent(path: str, paths: Collection[str]) -> str | None:
+    """The nearest module around `path` that is called itself."""
+    while path:
+        path = path.rpartition(".")[0]
+        if path in paths:
+            return path
+    return None
+
+
 def aligned(arrays: Sequence[np.ndarray], axes: Sequence[Axes]) -> list[np.ndarray]:
     """PyTorch's arrays in JAX's layout."""
     return [x if a is None else x.transpose(a) for x, a in zip(arrays, axes, strict=True)]
 
 
-def _matching_inputs(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[int, ...] | None:
-    """Which of our tensors answer to theirs, in order; None if it cannot be told.
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """One call, shapes in place of tensors. `repeats` says of each input whether it is the very tensor before it."""
 
-    The same tensor given several times (q, k and v of self-attention) may be given once on the other side.
-    """
-    if len(ours) == len(theirs):
-        return tuple(range(len(ours)))
-    distinct = [i for i, x in enumerate(ours) if i == 0 or not np.array_equal(x, ours[i - 1])]
-    return tuple(distinct) if len(distinct) == len(theirs) else None
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    repeats: tuple[bool, ...] = ()
+
+
+Values = Callable[[Key, Key], tuple[Call, Call]]
+"""The actual tensors of a call on both sides, for the rare layouts that shapes leave open."""
+
+
+def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]:
+    """The calls of the PyTorch model with shapes for tensors; nothing else is kept."""
+    found: dict[Key, Shapes] = {}
+    given: dict[Key, tuple[tuple[tuple[int, ...], ...], tuple[bool, ...]]] = {}
+
+    def before(key: Key, tensors: list[torch.Tensor]) -> None:
+        repeats = tuple(i > 0 and tensor is tensors[i - 1] for i, tensor in enumerate(tensors))
+        given[key] = (tuple(tuple(tensor.shape) for tensor in tensors), repeats)
+
+    def after(key: Key, tensors: list[torch.Tensor]) -> None:
+        inputs, repeats = given.pop(key)
+        found[key] = Shapes(inputs, tuple(tuple(tensor.shape) for tensor in tensors), repeats)
+
+    with torch_hooks(side.model, before, after), torch.no_grad():
+        side.model(*side.inputs(arrays))
+    return found
+
+
+def jax_shapes(side: JaxSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]:
+    """The calls of the flax model with shapes for tensors; nothing is computed."""
+    return {
+        key: Shapes(tuple(x.shape for x in call.inputs or []), tuple(x.shape for x in call.outputs))
+        for key, call in side.shapes(arrays).items()
+    }
 
 
 def pair_calls(
-    torch_model: torch.nn.Module, jax_model: nnx.Module, torch_side: Arrays, jax_side: Arrays, rules: Rules
-) -> tuple[list[Pair], list[str]]:
-    """The pairs in the order in which PyTorch's calls return, and the names of what has no partner and needs none.
+    torch_side: TorchSide,
+    jax_side: JaxSide,
+    arrays: Sequence[np.ndarray],
+    rules: Rules,
+    owner: torch.nn.Module | None = None,
+) -> Pairing:
+    """Pairs every call of both models, in the order in which PyTorch's calls return.
+
+    The pairs refer to the modules of `owner` (the side's own by default), so that the side can be let go.
 
     Only modules that hold no tensors at all (an activation, a dropout, a reshape) may lack a partner: their work is
     judged with that of the module around them.
@@ -69,17 +151,21 @@ def pair_calls(
     Raises:
         ValueError: modules without a partner, or tensors whose shapes do not fit; all are listed.
     """
-    modules = dict(torch_model.named_modules())
+    ours, theirs = torch_shapes(torch_side, arrays), jax_shapes(jax_side, arrays)
+    modules = dict((owner or torch_side.model).named_modules())
     problems, unpaired, pairs = [], [], []
-    partners = {(rules.jax_path(path), index) for path, index in torch_side}
-    for key in torch_side:
+
+    def values(key: Key, partner: Key) -> tuple[Call, Call]:
+        return torch_side.forward(arrays, only={key})[key], jax_side.forward(arrays, only={partner})[partner]
+
+    for key in ours:
         path, index = key
         partner = (rules.jax_path(path), index)
-        if partner in jax_side:
+        if partner in theirs:
             try:
-                pair = _pair(key, partner, modules[path], torch_side[key], jax_side[partner], rules)
+                pair = _pair(key, partner, modules[path], ours[key], theirs[partner], rules, values)
             except ValueError as error:
-                problems.append(f"{path or 'the model'}: {error}")
+                problems.append(f"{_label(key)}: {error}")
                 continue
             pairs.append(pair)
             if pair.inputs is None:
@@ -88,12 +174,8 @@ def pair_calls(
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
             unpaired.append(f"{_label(key)} of PyTorch")
-    holders = {".".join(map(str, path)): module for path, module in nnx.iter_modules(jax_model)}
-    for key in jax_side:
-        if key in partners:
-            continue
-        holds = any(isinstance(node, nnx.Variable) for _, node in nnx.iter_graph(holders[key[0]]))
-        if holds and not matches(key[0], rules.unpaired):
+    for key in theirs.keys() - {(rules.jax_path(path), index) for path, index in ours}:
+        if _holds_tensors(jax_side.model, key[0]) and not matches(key[0], rules.unpaired):
             problems.append(f"{_label(key)} of JAX has no partner in PyTorch")
         else:
             unpaired.append(f"{_label(key)} of JAX")
@@ -101,7 +183,12 @@ def pair_calls(
         problems.append("no module was called on both sides")
     if problems:
         raise ValueError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
-    return pairs, unpaired
+    return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours)
+
+
+def _holds_tensors(model: nnx.Module, path: str) -> bool:
+    module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
+    return any(isinstance(node, nnx.Variable) for _, node in nnx.iter_graph(module))
 
 
 def _label(key: Key) -> str:
@@ -109,20 +196,43 @@ def _label(key: Key) -> str:
     return (path or "the model") + (f" (call {index + 1})" if index else "")
 
 
-def _pair(key: Key, partner: Key, module: torch.nn.Module, ours: Call, theirs: Call, rules: Rules) -> Pair:
+def _matching_inputs(ours: Shapes, count: int) -> tuple[int, ...] | None:
+    """Which of our inputs answer to the other side's `count`, in order; None if it cannot be told.
+
+    The same tensor given several times (q, k and v of self-attention) may be given once on the other side.
+    """
+    if len(ours.inputs) == count:
+        return tuple(range(count))
+    distinct = tuple(i for i, repeats in enumerate(ours.repeats) if not repeats)
+    return distinct if len(distinct) == count else None
+
+
+def _pair(
+    key: Key, partner: Key, module: torch.nn.Module, ours: Shapes, theirs: Shapes, rules: Rules, values: Values
+) -> Pair:
     if len(ours.outputs) != len(theirs.outputs):
         raise ValueError(f"{len(ours.outputs)} tensors come out in PyTorch, {len(theirs.outputs)} in JAX")
     rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
 
-    def axes_of(a: np.ndarray, b: np.ndarray) -> Axes:
+    def candidates(a: tuple[int, ...], b: tuple[int, ...]) -> list[Axes]:
         if isinstance(rule, str):
-            return find_axes(a, b, module)
-        if (a if rule is None else a.transpose(rule)).shape != b.shape:
-            raise ValueError(f"the layout rule {rule} does not turn {list(a.shape)} into {list(b.shape)}")
-        return rule
+            return fitting_axes(a, b, module)
+        if (a if rule is None else tuple(a[axis] for axis in rule)) != b:
+            raise ValueError(f"the layout rule {rule} does not turn {list(a)} into {list(b)}")
+        return [rule]
 
-    outputs = tuple(axes_of(a, b) for a, b in zip(ours.outputs, theirs.outputs, strict=True))
-    given, taken = ours.inputs or [], theirs.inputs or []
-    inputs = _matching_inputs(given, taken)
-    input_axes = () if inputs is None else tuple(axes_of(given[i], b) for i, b in zip(inputs, taken, strict=True))
-    return Pair(key, partner, module, inputs, input_axes, outputs)
+    inputs = _matching_inputs(ours, len(theirs.inputs))
+    given = () if inputs is None else tuple(ours.inputs[i] for i in inputs)
+    taken = () if inputs is None else theirs.inputs
+    input_choices = [candidates(a, b) for a, b in zip(given, taken, strict=True)]
+    output_choices = [candidates(a, b) for a, b in zip(ours.outputs, theirs.outputs, strict=True)]
+    if any(len(choices) > 1 for choices in (*input_choices, *output_choices)):
+        torch_call, jax_call = values(key, partner)
+        torch_inputs = [] if inputs is None else [(torch_call.inputs or [])[i] for i in inputs]
+        input_choices = _decide(input_choices, torch_inputs, jax_call.inputs or [])
+        output_choices = _decide(output_choices, torch_call.outputs, jax_call.outputs)
+    return Pair(key, partner, module, inputs, tuple(c[0] for c in input_choices), tuple(c[0] for c in output_choices))
+
+
+def _decide(choices: list[list[Axes]], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> list[list[Axes]]:
+    return [[closest_axes(c, a, b)] for c, a, b in zip(choices, ours, theirs, strict=False)]

@@ -1,22 +1,100 @@
-"""What a check found: for people a table, for machines JSON."""
+"""What a check found. `digest` arranges it, `terminal`, `html` and `junit` write it for people and for machines."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from parity.compare import Row
-from parity.convert import Ledger
+from parity.convert import Entry, Ledger
 from parity.environment import fingerprint
 
 SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+"""JSON Schema of `Report.to_json`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """The one switch that, set on a failing module, restores equality.
+
+    Attributes:
+        module: dotted path of the module.
+        switch: short name of the switch, "gelu" for example.
+        description: what is different, in words.
+        error_before, error_after: relF of the module on correct inputs in float64, without and with the switch.
+    """
+
+    module: str
+    switch: str
+    description: str
+    error_before: float
+    error_after: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatRow:
+    """A figure in a reduced format: relF of JAX (`error`) and of PyTorch to the float32 run at highest precision.
+
+    Attributes:
+        name: what was measured, "logits" for example.
+        format: "bfloat16", "tf32" ...
+        cap: the largest error that passes.
+    """
+
+    name: str
+    format: str
+    error: float
+    cap: float
+    torch_error: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.cap
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """Training side by side; element i of each series belongs to step i + 1.
+
+    Attributes:
+        loss_torch, loss_jax: the loss, in float64.
+        distance64: distance between both frameworks' weights over the distance travelled, in float64.
+        distance32_jax, distance32_torch: the same between a framework's float32 run and PyTorch's float64 one.
+        gate64, gate32: the largest distances that pass.
+        ratio32, floor32: JAX's float32 may stray ratio32 times as far as PyTorch's, plus floor32.
+    """
+
+    loss_torch: tuple[float, ...]
+    loss_jax: tuple[float, ...]
+    distance64: tuple[float, ...]
+    distance32_jax: tuple[float, ...]
+    distance32_torch: tuple[float, ...]
+    gate64: float = 1e-10
+    gate32: float = 1e-3
+    ratio32: float = 3.0
+    floor32: float = 0.0
+
+    def __post_init__(self) -> None:
+        series = (self.loss_torch, self.loss_jax, self.distance64, self.distance32_jax, self.distance32_torch)
+        if len({len(values) for values in series}) != 1:
+            raise ValueError(f"the series of a trajectory differ in length: {[len(values) for values in series]}")
+
+    @property
+    def limits32(self) -> tuple[float, ...]:
+        """The largest distance32_jax that passes, step by step."""
+        return tuple(min(self.gate32, self.ratio32 * d + self.floor32) for d in self.distance32_torch)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every step holds; a trajectory without steps does not pass."""
+        double = all(distance <= self.gate64 for distance in self.distance64)
+        single = all(distance <= limit for distance, limit in zip(self.distance32_jax, self.limits32, strict=True))
+        return bool(self.distance64) and double and single
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +107,28 @@ class Report:
     unpaired: tuple[str, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=fingerprint)
+    causes: tuple[Cause, ...] = ()
+    formats: tuple[FormatRow, ...] = ()
+    trajectory: Trajectory | None = None
 
     @property
     def passed(self) -> bool:
         """Whether every gate holds; a report without measurements does not pass."""
-        return bool(self.layers) and bool(self.rows) and all(row.passed for row in self.rows)
+        return bool(self.layers) and bool(self.rows) and self.failed_count == 0
 
     @property
     def failures(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if not row.passed)
+
+    @property
+    def count(self) -> int:
+        """How many measurements there are; a trajectory is one."""
+        return len(self.rows) + len(self.formats) + (self.trajectory is not None)
+
+    @property
+    def failed_count(self) -> int:
+        formats = sum(not row.passed for row in self.formats)
+        return len(self.failures) + formats + (self.trajectory is not None and not self.trajectory.passed)
 
     @property
     def first_divergence(self) -> str | None:
@@ -53,121 +144,124 @@ class Report:
         # float32 rows only speak where float64 is silent.
         precision = "float64" if any(row.precision == "float64" for row in failed) else "float32"
         first = min((row for row in failed if row.precision == precision), key=lambda row: order[row.name])
-        return _around(first.name) if first.kind == "calls" else first.name or "the model"
+        return around(first.name) or "the model" if first.kind == "calls" else first.name or "the model"
+
+    @property
+    def title(self) -> str:
+        """The model's name, as far as the settings tell it."""
+        return str(self.settings.get("name") or self.settings.get("torch_model") or "model")
+
+    @property
+    def verdict(self) -> str:
+        """One line: equal or different, how many measurements, where it starts."""
+        if self.passed:
+            return f"EQUAL: {self.count} measurements, {len(self.layers)} layer calls, every gate holds"
+        if not self.rows or not self.layers:
+            return "DIFFERENT: nothing was compared"
+        where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
+        return f"DIFFERENT: {self.failed_count} of {self.count} measurements fail{where}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
         """The row closest to its gate, or furthest beyond."""
         rows = [r for r in self.rows if (r.kind, r.precision) == (kind, precision) and mode in (None, r.mode)]
-        return max(rows, key=_tightness, default=None)
+        return max(rows, key=tightness, default=None)
 
-    def to_json(self) -> str:
-        """The whole report, versioned; infinite errors are the string "inf"."""
-        payload = {
-            "schema": SCHEMA_VERSION,
-            "passed": self.passed,
-            "first_divergence": self.first_divergence,
-            "settings": dict(self.settings),
-            "environment": dict(self.environment),
-            "unpaired": list(self.unpaired),
-            "ledger": {
-                "entries": [dataclasses.asdict(entry) for entry in self.ledger],
-                "torch_only": list(self.ledger.torch_only),
-                "jax_only": list(self.ledger.jax_only),
-            },
-            "layers": [{"name": name, "type": kind} for name, kind in self.layers],
-            "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
-        }
-        return json.dumps(_finite(payload), indent=1, allow_nan=False)
+    # For people and machines. The writers import this module, so they are imported where they are used.
 
     def __str__(self) -> str:
         return self.render(width=120)
 
     def render(self, width: int | None = None, color: bool = False) -> str:
-        """The tables as text."""
-        stream = io.StringIO()
-        console = Console(file=stream, width=width, force_terminal=color, no_color=not color, highlight=False)
-        console.print(self._layer_table())
-        console.print(self._summary_table())
-        for row in self.failures[:20]:
-            name = row.name or "the model"
-            console.print(
-                f"FAILED {name} [{row.kind}, {row.mode}, {row.precision}]: {row.error:.2e} > {row.gate:.1e} {row.note}",
-                markup=False,
+        """Module tree, summary and failures as text."""
+        from parity.terminal import render
+
+        return render(self, width, color)
+
+    def brief(self) -> str:
+        """Verdict, causes and the first failures as text: what an assertion message needs."""
+        from parity.terminal import brief
+
+        return brief(self)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One self-contained page; also written to `path` if given."""
+        from parity.html import page
+
+        return _saved(page(self), path)
+
+    def to_junit(self, path: str | Path | None = None) -> str:
+        """JUnit XML, one testcase per layer or tensor and kind; also written to `path` if given."""
+        from parity.junit import junit
+
+        return _saved(junit(self), path)
+
+    def to_json(self) -> str:
+        """The whole report (SCHEMA_FILE says how); a figure that is not finite is "inf", "-inf" or "nan"."""
+        payload = {
+            "schema": SCHEMA_VERSION,
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "first_divergence": self.first_divergence,
+            "settings": dict(self.settings),
+            "environment": dict(self.environment),
+            "unpaired": list(self.unpaired),
+            "ledger": dataclasses.asdict(self.ledger),
+            "layers": [{"name": name, "type": kind} for name, kind in self.layers],
+            "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
+            "causes": [dataclasses.asdict(cause) for cause in self.causes],
+            "formats": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.formats],
+            "trajectory": self.trajectory
+            and {**dataclasses.asdict(self.trajectory), "passed": self.trajectory.passed},
+        }
+        return json.dumps(_finite(payload), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a report.
+        """
+        try:
+            payload = json.loads(text)
+            if payload["schema"] != SCHEMA_VERSION:
+                raise ValueError(f"its schema is {payload['schema']!r}, this is {SCHEMA_VERSION}")
+            ledger, trajectory = payload["ledger"], payload["trajectory"]
+            return cls(
+                rows=tuple(_restored(Row, row) for row in payload["rows"]),
+                ledger=Ledger(
+                    tuple(_restored(Entry, entry) for entry in ledger["entries"]),
+                    tuple(ledger["torch_only"]),
+                    tuple(ledger["jax_only"]),
+                ),
+                layers=tuple((layer["name"], layer["type"]) for layer in payload["layers"]),
+                unpaired=tuple(payload["unpaired"]),
+                settings=payload["settings"],
+                environment=payload["environment"],
+                causes=tuple(_restored(Cause, cause) for cause in payload["causes"]),
+                formats=tuple(_restored(FormatRow, row) for row in payload["formats"]),
+                trajectory=None if trajectory is None else _restored(Trajectory, trajectory),
             )
-        if len(self.failures) > 20:
-            console.print(f"... and {len(self.failures) - 20} more")
-        if self.unpaired:
-            console.print(f"{len(self.unpaired)} calls without a partner, judged with the module around them")
-        console.print(self.verdict)
-        return stream.getvalue()
-
-    @property
-    def verdict(self) -> str:
-        if self.passed:
-            return f"EQUAL: {len(self.rows)} measurements, {len(self.layers)} layer calls, every gate holds"
-        where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
-        return f"DIFFERENT: {len(self.failures)} of {len(self.rows)} measurements fail{where}"
-
-    def _layer_table(self) -> Table:
-        """One line per layer that errs, and per layer of the outer two levels."""
-        table = Table("layer", "type", title="Every layer, relF", title_justify="left")
-        columns = [
-            ("f64 forced", "float64", "forced", "error"),
-            ("f64 free", "float64", "free", "error"),
-            ("f32 JAX", "float32", "free", "error"),
-            ("f32 PyTorch", "float32", "free", "torch_error"),
-        ]
-        for title, *_ in columns:
-            table.add_column(title, justify="right")
-        table.add_column("")
-        by_name: dict[str, list[Row]] = {}
-        for row in self.rows:
-            if row.kind in ("layer", "output", "calls"):
-                by_name.setdefault(row.name, []).append(row)
-        for name, kind in self.layers:
-            rows = by_name.get(name, [])
-            passed = all(row.passed for row in rows)
-            if passed and name.count(".") > 1:
-                continue
-            own = {(row.precision, row.mode): row for row in rows if row.kind != "calls"}
-            cells = [_figure(getattr(own.get((p, m)), what, None)) for _, p, m, what in columns]
-            table.add_row(name or "the model", kind, *cells, "ok" if passed else "FAILED")
-        return table
-
-    def _summary_table(self) -> Table:
-        table = Table("check", "precision", "compared", "worst", "gate", "where", title="Summary", title_justify="left")
-        groups = sorted({(row.kind, row.precision, row.mode) for row in self.rows}, key=_group_order)
-        for kind, precision, mode in groups:
-            rows = [row for row in self.rows if (row.kind, row.precision, row.mode) == (kind, precision, mode)]
-            row = max(rows, key=_tightness)
-            label = kind if mode == "-" else f"{kind}, {mode}"
-            where = row.name or "the model"
-            table.add_row(label, precision, str(len(rows)), _figure(row.error), _figure(row.gate), where)
-        return table
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"not a report of parity: {error}") from error
 
 
-def _around(name: str) -> str:
+def around(name: str) -> str:
     """The module around `name`: its path without the call number and the last part."""
-    return name.split("#")[0].rpartition(".")[0] or "the model"
+    return name.split("#")[0].rpartition(".")[0]
 
 
-def _tightness(row: Row) -> float:
+def tightness(row: Row) -> float:
     """How much of its gate a row uses up; a failed row more than any that passed."""
     if row.error == 0 and not row.note:
         return 0.0
     return math.inf if row.gate == 0 or row.note else row.error / row.gate
 
 
-def _group_order(group: tuple[str, str, str]) -> tuple[int, str, str]:
-    kinds: Sequence[str] = ("weights", "layer", "calls", "output", "loss", "gradient")
-    kind, precision, mode = group
-    return (kinds.index(kind) if kind in kinds else len(kinds), precision, mode)
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "0" if value == 0 else f"{value:.1e}"
+def _saved(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
 
 
 def _finite(value: Any) -> Any:
@@ -179,3 +273,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def _restored(cls: type[Any], fields: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass from its JSON: strings back to figures, lists to tuples; "passed" is computed."""
+    types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+    return cls(**{name: _typed(value, types[name]) for name, value in fields.items() if name != "passed"})
+
+
+def _typed(value: Any, kind: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_typed(item, kind) for item in value)
+    return float(value) if "float" in kind and value is not None else value

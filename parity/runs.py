@@ -1,4 +1,4 @@
-"""Runs of both models: forward with every module's calls, and gradients, in one precision.
+"""Runs of both models in one precision: forward with every module's calls, and gradients.
 
 JAX runs compiled, as it is used; float64 with XLA's optimiser off, which changes no digit that the gates see and
 halves the time to compile.
@@ -6,9 +6,10 @@ halves the time to compile.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,117 +19,210 @@ import torch
 from flax import nnx
 
 from parity.align import Axes
-from parity.capture import Call, Calls, InPlaceError, Key, jax_calls, torch_calls
+from parity.capture import Call, Calls, InPlaceError, Key, jax_calls, jax_hooks, torch_calls, torch_hooks
 from parity.convert import Ledger, as_dtype, to_numpy
 from parity.losses import Loss
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
 
+Masks = Mapping[Key, np.ndarray]
+"""What the output of a call is multiplied with (dropout with chosen draws)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """A loss and its gradients in PyTorch's names and layouts; `inputs` one per input."""
+    """A loss and its gradients; parameters and inputs in PyTorch's names and layouts, outputs of calls in each own."""
 
     loss: float
     params: dict[str, np.ndarray]
     inputs: list[np.ndarray]
+    activations: dict[Key, list[np.ndarray]]
 
 
 @dataclasses.dataclass
-class Models:
-    """Both models in one precision, in evaluation mode: copies, so that the user's own stay as they are."""
+class TorchSide:
+    """A copy of the PyTorch model in one precision."""
 
-    torch: torch.nn.Module
-    jax: nnx.Module
+    model: torch.nn.Module
     precision: str
-    input_axes: tuple[Axes, ...]
     in_place: bool = False
-    """Whether PyTorch's model changes activations in place; found out by the first free run."""
+    """Whether the model changes activations in place; found out by the first free run."""
 
     @classmethod
-    def of(cls, torch_model: torch.nn.Module, jax_model: nnx.Module, precision: str, axes: tuple[Axes, ...]) -> Models:
-        torch_copy = copy.deepcopy(torch_model).to(dtype=getattr(torch, precision)).eval()
-        with jax.enable_x64(precision == "float64"):
-            jax_copy = as_dtype(jax_model, jnp.dtype(precision))
-            jax_copy.eval()
-        return cls(torch_copy, jax_copy, precision, axes)
+    def of(cls, model: torch.nn.Module, precision: str, *, training: bool = False) -> TorchSide:
+        return cls(copy.deepcopy(model).to(dtype=getattr(torch, precision)).train(training), precision)
 
-    def torch_inputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, ...]:
-        device = next((p.device for p in self.torch.parameters()), torch.device("cpu"))
-        return tuple(torch.from_numpy(self._cast(x)).to(device) for x in inputs)
+    def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return tuple(torch.from_numpy(np.array(x)).to(device, self._dtype(x)) for x in arrays)
 
-    def jax_inputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[jax.Array, ...]:
-        aligned = (x if axes is None else x.transpose(axes) for x, axes in zip(inputs, self.input_axes, strict=True))
-        return tuple(jnp.asarray(self._cast(x)) for x in aligned)
+    def _dtype(self, array: np.ndarray) -> torch.dtype | None:
+        """This run's precision for floating arrays; integers stay."""
+        return getattr(torch, self.precision) if np.issubdtype(array.dtype, np.floating) else None
 
-    def _cast(self, array: np.ndarray) -> np.ndarray:
-        """Floating arrays in this run's precision; integers as they are."""
-        return array.astype(self.precision) if np.issubdtype(array.dtype, np.floating) else array
-
-    def torch_forward(self, inputs: tuple[np.ndarray, ...], reference: Arrays | None = None) -> Arrays:
-        """PyTorch's calls; forced if `reference` (PyTorch's layout) is given."""
-        known = reference and {key: self._map_call(call, torch.from_numpy) for key, call in reference.items()}
-        if known is None and not self.in_place:
+    def forward(
+        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+    ) -> Arrays:
+        """The calls; forced if `reference` (PyTorch's layout) is given."""
+        inputs = self.inputs(arrays)
+        if reference is None and not self.in_place:
             try:
-                return _to_numpy(torch_calls(self.torch, self.torch_inputs(inputs), copies=False))
+                return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only))
             except InPlaceError:
                 self.in_place = True
-        return _to_numpy(torch_calls(self.torch, self.torch_inputs(inputs), known, copies=self.in_place))
+        known = reference and {key: self._call(call) for key, call in reference.items()}
+        return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only))
 
-    def jax_forward(self, inputs: tuple[np.ndarray, ...], reference: Arrays | None = None) -> Arrays:
-        """JAX's calls; forced if `reference` (JAX's layout) is given."""
-        with jax.enable_x64(self.precision == "float64"), jax.default_matmul_precision("highest"):
-            graphdef, state = nnx.split(self.jax)
-            known = reference and {key: self._map_call(call, jnp.asarray) for key, call in reference.items()}
-            run = self._jit(lambda state, inputs, known: jax_calls(nnx.merge(graphdef, state), inputs, known))
-            return _to_numpy(run(state, self.jax_inputs(inputs), known))
+    def _call(self, call: Call) -> Call:
+        inputs = None if call.inputs is None else list(self.inputs(call.inputs))
+        return Call(inputs, list(self.inputs(call.outputs)))
 
-    def torch_gradients(self, inputs: tuple[np.ndarray, ...], loss: Loss) -> Gradients:
-        tensors = tuple(x.requires_grad_(x.is_floating_point()) for x in self.torch_inputs(inputs))
-        self.torch.zero_grad()
-        value = loss.torch(self.torch(*tensors))
+    def gradients(
+        self,
+        arrays: Sequence[np.ndarray],
+        loss: Loss,
+        *,
+        masks: Masks | None = None,
+        activations: Collection[Key] = (),
+    ) -> Gradients:
+        """Loss and gradients of parameters, inputs, and the outputs of the calls in `activations`."""
+        tensors = tuple(x.requires_grad_(x.is_floating_point()) for x in self.inputs(arrays))
+        grads: dict[Key, list[torch.Tensor | None]] = {}
+
+        def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
+            if masks and key in masks:
+                outputs = [x * torch.from_numpy(masks[key]).to(x) for x in outputs]
+            if key in activations:
+                # An alias: a module that hands its input through would share its tensor's other uses.
+                outputs = [x.clone() if self.in_place else x.view_as(x) for x in outputs]
+                grads[key] = [None] * len(outputs)
+                for i, x in enumerate(outputs):
+                    if x.requires_grad:
+                        x.register_hook(lambda g, key=key, i=i: grads[key].__setitem__(i, g.detach()))
+            return outputs
+
+        self.model.zero_grad()
+        with torch_hooks(self.model, lambda key, tensors: None, after):
+            value = loss.torch(self.model(*tensors))
         value.backward()
         params = {
             name: to_numpy(torch.zeros_like(param) if param.grad is None else param.grad)
-            for name, param in self.torch.named_parameters()
+            for name, param in self.model.named_parameters()
             if param.requires_grad
         }
-        return Gradients(float(value.detach()), params, [to_numpy(x.grad) for x in tensors if x.grad is not None])
+        seen = {key: [to_numpy(g) for g in found if g is not None] for key, found in grads.items()}
+        return Gradients(float(value.detach()), params, [to_numpy(x.grad) for x in tensors if x.grad is not None], seen)
 
-    def jax_gradients(self, inputs: tuple[np.ndarray, ...], loss: Loss, ledger: Ledger) -> Gradients:
-        trained = {name for name, param in self.torch.named_parameters() if param.requires_grad}
+
+@dataclasses.dataclass
+class JaxSide:
+    """A copy of the flax model in one precision. `input_axes` turn PyTorch's inputs into its own."""
+
+    model: nnx.Module
+    precision: str
+    input_axes: Sequence[Axes]
+
+    @classmethod
+    def of(cls, model: nnx.Module, precision: str, axes: Sequence[Axes], *, training: bool = False) -> JaxSide:
+        with jax.enable_x64(precision == "float64"):
+            jax_copy = as_dtype(model, jnp.dtype(precision))
+        jax_copy.train() if training else jax_copy.eval()
+        return cls(jax_copy, precision, axes)
+
+    def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, ...]:
+        aligned = (x if axes is None else x.transpose(axes) for x, axes in zip(arrays, self.input_axes, strict=True))
+        return tuple(self._array(x) for x in aligned)
+
+    def _array(self, array: np.ndarray) -> jax.Array:
+        """In this run's precision if floating; integers as they are."""
+        return jnp.asarray(array.astype(self.precision) if np.issubdtype(array.dtype, np.floating) else array)
+
+    def forward(
+        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+    ) -> Arrays:
+        """The calls; forced if `reference` (JAX's layout) is given."""
+        with self._switches():
+            graphdef, state = nnx.split(self.model)
+            known = reference and {key: self._call(call) for key, call in reference.items()}
+
+            def run(state: nnx.State, inputs: tuple[jax.Array, ...], known: Calls | None) -> Calls:
+                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
+
+            return _to_numpy(self._jit(run)(state, self.inputs(arrays), known))
+
+    def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
+        """The calls with shapes for arrays; nothing is computed."""
+        with self._switches():
+            graphdef, state = nnx.split(self.model)
+            inputs = self.inputs(arrays)
+            return jax.eval_shape(lambda state, inputs: jax_calls(nnx.merge(graphdef, state), inputs), state, inputs)
+
+    def _call(self, call: Call) -> Call:
+        inputs = None if call.inputs is None else [self._array(x) for x in call.inputs]
+        return Call(inputs, [self._array(x) for x in call.outputs])
+
+    def gradients(
+        self,
+        arrays: Sequence[np.ndarray],
+        loss: Loss,
+        ledger: Ledger,
+        trained: Collection[str],
+        *,
+        masks: Masks | None = None,
+        activations: Mapping[Key, Sequence[tuple[int, ...]]] | None = None,
+    ) -> Gradients:
+        """As `TorchSide.gradients`, for the parameters in `trained` (PyTorch's names).
+
+        `activations` gives the shapes of the outputs in question: to each of them a zero is added, and the gradient
+        of that zero is the output's. The model's own arrays are used up to save memory: it runs once.
+        """
         entries = {entry.jax: entry for entry in ledger if entry.torch in trained}
-        with jax.enable_x64(self.precision == "float64"), jax.default_matmul_precision("highest"):
-            arrays = self.jax_inputs(inputs)
-            floating = [i for i, x in enumerate(arrays) if jnp.issubdtype(x.dtype, jnp.floating)]
-            graphdef, trained_state, rest = nnx.split(self.jax, lambda path, _: _dotted(path) in entries, ...)
+        with self._switches():
+            inputs = self.inputs(arrays)
+            floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+            graphdef, state, rest = nnx.split(self.model, lambda path, _: _dotted(path) in entries, ...)
+            zeros = {
+                key: [jnp.zeros(shape, self.precision) for shape in shapes]
+                for key, shapes in (activations or {}).items()
+            }
 
-            def scalar(trained_state: nnx.State, moving: list[jax.Array], rest: nnx.State) -> jax.Array:
-                moved = list(arrays)
+            def scalar(state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State) -> jax.Array:
+                def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
+                    if masks and key in masks:
+                        outputs = [x * jnp.asarray(masks[key], x.dtype) for x in outputs]
+                    if key in zeros:
+                        outputs = [x + zero for x, zero in zip(outputs, zeros[key], strict=True)]
+                    return outputs
+
+                moved = list(inputs)
                 for i, x in zip(floating, moving, strict=True):
                     moved[i] = x
-                return loss.jax(nnx.merge(graphdef, trained_state, rest)(*moved))
+                model = nnx.merge(graphdef, state, rest)
+                with jax_hooks(model, lambda key, arrays: None, after):
+                    return loss.jax(model(*moved))
 
-            run = self._jit(jax.value_and_grad(scalar, argnums=(0, 1)))
-            value, (params, grads) = run(trained_state, [arrays[i] for i in floating], rest)
+            run = self._jit(jax.value_and_grad(scalar, argnums=(0, 1, 2)), donate_argnums=0)
+            value, (params, input_grads, seen) = run(state, [inputs[i] for i in floating], zeros, rest)
         named = {_dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
             {entries[name].torch: entries[name].rule.to_torch(grad) for name, grad in named.items()},
-            [_back(np.asarray(g), self.input_axes[i]) for i, g in zip(floating, grads, strict=True)],
+            [_back(np.asarray(g), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
+            {key: [np.asarray(g) for g in found] for key, found in seen.items()},
         )
 
-    def _map_call(self, call: Call, convert: Callable[[np.ndarray], Any]) -> Call:
-        def tensors(arrays: list[np.ndarray]) -> list[Any]:
-            return [convert(np.ascontiguousarray(self._cast(array))) for array in arrays]
+    def _switches(self) -> Any:
+        """64-bit types only for float64, so that a float32 run cannot lean on them; matrix products left whole."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.enable_x64(self.precision == "float64"))
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        return stack
 
-        return Call(None if call.inputs is None else tensors(call.inputs), tensors(call.outputs))
-
-    def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        fast_compile = self.precision == "float64" and jax.default_backend() == "cpu"
-        options = {"xla_backend_optimization_level": 0} if fast_compile else None
-        return jax.jit(function, compiler_options=options)
+    def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        if self.precision == "float64" and jax.default_backend() == "cpu":
+            options["compiler_options"] = {"xla_backend_optimization_level": 0}
+        return jax.jit(function, **options)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

@@ -1,0 +1,205 @@
+"""Measurements turned into rows: each with its error, its gate, and what it is measured against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+from parity.capture import Key
+from parity.compare import Gates, Row, norm, rel_f, relative
+from parity.convert import Ledger, jax_variables, state_equal, to_numpy
+from parity.pairing import Pair
+from parity.runs import Arrays, Gradients
+
+REARRANGEMENTS = (
+    torch.nn.Unfold,
+    torch.nn.Flatten,
+    torch.nn.Unflatten,
+    torch.nn.Identity,
+    torch.nn.Dropout,
+    torch.nn.PixelShuffle,
+    torch.nn.PixelUnshuffle,
+)
+"""Modules that compute nothing (in evaluation mode): equal means bit for bit."""
+
+ZERO_BY_STRUCTURE = 1e-10
+"""A gradient this much smaller than the global norm is rounding noise around zero (float64 noise is about 1e-16)."""
+
+FLOAT64_NOISE = 2.0**-29
+"""Rounding of float64 over rounding of float32: noise scales with it."""
+
+
+def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[Row]:
+    """One row for all tensors that are equal bit for bit and trained (or frozen) on both sides, one for each other."""
+    state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
+    different = set(state_equal(ledger, torch_model, jax_model))
+    rows = []
+    for entry in ledger:
+        value, variable = state[entry.torch], variables[entry.jax]
+        notes = []
+        if value.requires_grad != isinstance(variable, nnx.Param):
+            notes.append("trained on one side, frozen on the other")
+        if str(variable.dtype) != entry.dtype:
+            notes.append(f"{entry.dtype} in PyTorch, {variable.dtype} in JAX")
+        if notes or entry.torch in different:
+            error = rel_f(np.asarray(jax.device_get(variable[...])), entry.rule.to_jax(to_numpy(value)))
+            rows.append(Row(entry.torch, "weights", "-", entry.dtype, error, 0.0, note="; ".join(notes)))
+    equal = len(ledger) - len(rows)
+    return [Row(f"{equal} tensors", "weights", "-", "as stored", 0.0, 0.0), *rows] if equal else rows
+
+
+def distance(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> tuple[float, str]:
+    """The largest relF over the tensors of a call, and what is wrong if they cannot be compared."""
+    worst, note = 0.0, ""
+    for a, b in zip(value, reference, strict=True):
+        if a.shape != b.shape:
+            return math.inf, f"shapes differ: {list(b.shape)} in PyTorch, {list(a.shape)} in JAX"
+        if b.size == 0:
+            return math.inf, "nothing to compare: the tensor is empty"
+        error = rel_f(a, b)
+        if math.isinf(error) and np.isfinite(a).all() != np.isfinite(b).all():
+            note = "not finite on one side only"
+        worst = max(worst, error)
+    return worst, note
+
+
+def _kind(pair: Pair) -> str:
+    return "layer" if pair.torch[0] else "output"
+
+
+def layer_rows(
+    pairs: Sequence[Pair],
+    references: Arrays,
+    calls: Arrays,
+    mode: str,
+    gates: Gates,
+    noise: Mapping[Key, float] | None = None,
+) -> list[Row]:
+    """float64: JAX's calls against PyTorch's; in forced mode also what each module was given by the one around it.
+
+    `noise` is the float32 noise floor per JAX call (see `noise_floor`).
+    """
+    rows = []
+    for pair in pairs:
+        reference, call = references[pair.jax], calls[pair.jax]
+        gate = 0.0 if isinstance(pair.module, REARRANGEMENTS) and mode == "forced" else gates.f64
+        floor = noise[pair.jax] * FLOAT64_NOISE if noise else None
+        rows.append(_row(pair, _kind(pair), mode, call.outputs, reference.outputs, gate, floor))
+        if mode == "forced" and pair.torch[0] and reference.inputs is not None:
+            rows.append(_row(pair, "calls", mode, call.inputs or [], reference.inputs, gates.f64))
+    return rows
+
+
+def _row(
+    pair: Pair,
+    kind: str,
+    mode: str,
+    value: Sequence[np.ndarray],
+    reference: Sequence[np.ndarray],
+    gate: float,
+    noise: float | None = None,
+) -> Row:
+    error, note = distance(value, reference)
+    leaks = sorted({str(x.dtype) for x in value if np.issubdtype(x.dtype, np.floating)} - {"float64"})
+    if leaks:
+        note = f"{', '.join(leaks)} in a float64 run"
+    return Row(pair.name, kind, mode, "float64", error, gate, note=note, noise=noise)
+
+
+def noise_floor(pairs: Sequence[Pair], oracle: Arrays, shaken: Arrays) -> dict[Key, float]:
+    """relF per JAX call between the oracle and a run whose inputs were shaken by one float32 rounding."""
+    return {pair.jax: distance(shaken[pair.torch].outputs, oracle[pair.torch].outputs)[0] for pair in pairs}
+
+
+def float32_rows(
+    pairs: Sequence[Pair],
+    oracle: Arrays,
+    torch_calls: Arrays,
+    jax_calls: Arrays,
+    mode: str,
+    gates: Gates,
+    noise: Mapping[Key, float] | None = None,
+) -> list[Row]:
+    """float32: both frameworks against the float64 oracle, and, running free, against each other."""
+    rows = []
+    for pair in pairs:
+        wanted, ours, theirs = (calls[pair.jax] for calls in (oracle, torch_calls, jax_calls))
+        torch_error, _ = distance(ours.outputs, wanted.outputs)
+        error, note = distance(theirs.outputs, wanted.outputs)
+        gate = gates.f32_ratio * torch_error + gates.f32_floor
+        growth = None
+        if mode == "free" and wanted.inputs:
+            before, _ = distance(theirs.inputs or [], wanted.inputs)
+            growth = error / before if before > 0 and math.isfinite(before) else None
+        floor = noise[pair.jax] if noise else None
+        rows.append(Row(pair.name, _kind(pair), mode, "float32", error, gate, torch_error, note, floor, growth))
+        if mode == "free":
+            limit = gates.f32_between if pair.torch[0] else gates.f32_logits
+            between, note = distance(theirs.outputs, ours.outputs)
+            rows.append(Row(pair.name, _kind(pair), "between", "float32", between, limit, note=note))
+    return rows
+
+
+def gradient_rows(
+    wanted: Gradients, given: Gradients, gates: Gates, *, names: Mapping[Key, str] | None = None, mode: str = "free"
+) -> list[Row]:
+    """float64: loss, every parameter's gradient, every input's, those of the activations in `names` (JAX's calls)."""
+    rows = [Row("loss", "loss", mode, "float64", _loss_error(given, wanted), gates.f64)]
+    errors = _gradient_errors(given, wanted, names)
+    return rows + [Row(name, kind, mode, "float64", e, gates.f64_gradient) for (name, kind), e in errors.items()]
+
+
+def float32_gradient_rows(
+    oracle: Gradients,
+    ours: Gradients,
+    theirs: Gradients,
+    gates: Gates,
+    *,
+    names: Mapping[Key, str] | None = None,
+    mode: str = "free",
+) -> list[Row]:
+    """float32: the same figures of both frameworks against the float64 oracle."""
+    torch_loss, jax_loss, between = (_loss_error(a, b) for a, b in ((ours, oracle), (theirs, oracle), (theirs, ours)))
+    gate = gates.f32_ratio * torch_loss + gates.f32_floor
+    rows = [
+        Row("loss", "loss", mode, "float32", jax_loss, gate, torch_loss),
+        Row("loss", "loss", "between", "float32", between, gates.f32_loss),
+    ]
+    torch_errors, jax_errors = _gradient_errors(ours, oracle, names), _gradient_errors(theirs, oracle, names)
+    for (name, kind), error in jax_errors.items():
+        own = torch_errors[name, kind]
+        gate = gates.f32_ratio * own + gates.f32_gradient_floor
+        rows.append(Row(name, kind, mode, "float32", error, gate, own))
+    return rows
+
+
+def _loss_error(value: Gradients, reference: Gradients) -> float:
+    return relative(abs(value.loss - reference.loss), abs(reference.loss))
+
+
+def _gradient_errors(
+    value: Gradients, reference: Gradients, names: Mapping[Key, str] | None
+) -> dict[tuple[str, str], float]:
+    """relF of every gradient; one that is zero by structure is measured against the global gradient norm."""
+    global_norm = math.sqrt(sum(norm(g) ** 2 for g in reference.params.values()))
+    errors = {
+        (name, "gradient"): _gradient_error(value.params[name], g, global_norm) for name, g in reference.params.items()
+    }
+    for i, (a, b) in enumerate(zip(value.inputs, reference.inputs, strict=True)):
+        errors[f"input {i}", "gradient"] = rel_f(a, b)
+    largest = max((norm(g) for key in names or () for g in reference.activations[key]), default=0.0)
+    for key, name in (names or {}).items():
+        pairs = zip(value.activations[key], reference.activations[key], strict=True)
+        errors[name, "activation gradient"] = max(_gradient_error(a, b, largest) for a, b in pairs)
+    return errors
+
+
+def _gradient_error(value: np.ndarray, reference: np.ndarray, global_norm: float) -> float:
+    if norm(reference) > ZERO_BY_STRUCTURE * global_norm:
+        return rel_f(value, reference)
+    return relative(norm(value.astype(np.float64) - reference), global_norm)
