@@ -26,8 +26,8 @@ class Check:
     """A model of t2t_torch.list_models()."""
     checkpoint: Path | None = None
     """Weights to prove it with: .pth, .pth.tar, .safetensors or an Orbax folder; powered random ones by default."""
-    level: Literal["forward", "gradients"] = "gradients"
-    """How far: layers only, or loss and gradients too."""
+    level: Literal["forward", "gradients", "train"] = "gradients"
+    """How far: layers only; loss and gradients too; training mode with the same dropout masks on top."""
     img_size: tuple[int, ...] | None = None
     """Pixels: one number for a square, or height and width; the model's (or the checkpoint's) own by default."""
     in_chans: int | None = None

@@ -28,8 +28,9 @@ from parity.pairing import Pair, Pairing, pair_calls
 from parity.report import Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, TorchSide
+from parity.training import training_rows
 
-LEVELS = ("forward", "gradients")
+LEVELS = ("forward", "gradients", "train")
 
 SECTION_BYTES = 384 * 2**20
 """How much of the activations (in float64, of one framework) is held at once; beyond that the models run again."""
@@ -57,7 +58,8 @@ def check(
         torch_model, jax_model: the pair, with the same weights (see `torch_to_jax`).
         inputs: one array, or a tuple of them, as PyTorch's model takes them (images N C H W; JAX's get N H W C).
         rules: what the pair needs besides the built-in rules.
-        level: "forward", or "gradients" for the loss and all gradients too.
+        level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
+            same dropout masks in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
         loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
         progress: called with a line before each stage.
@@ -79,11 +81,15 @@ def check(
     rows += proof.forward64()
     tell("float32, every layer")
     rows += proof.forward32()
-    if level == "gradients":
+    root = proof.pairing.root
+    evaluation_loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
+    if level != "forward":
         tell("gradients")
-        root = proof.pairing.root
-        loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
-        rows += proof.gradients(loss)
+        rows += proof.gradients(evaluation_loss)
+    if level == "train":
+        tell("training mode")
+        shared = (proof.arrays, proof.axes, proof.ledger, proof.rules, proof.gates)
+        rows += training_rows(torch_model, jax_model, *shared, loss)
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -94,7 +100,7 @@ def check(
             "torch_model": type(torch_model).__name__,
             "jax_model": type(jax_model).__name__,
             "input_shapes": [list(x.shape) for x in proof.arrays],
-            "loss": loss.name if loss and level == "gradients" else None,
+            "loss": None if level == "forward" else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
         },
     )
@@ -118,6 +124,7 @@ class Proof:
     axes: tuple[Axes, ...]
     ledger: Ledger
     pairing: Pairing
+    rules: Rules
     gates: Gates
 
     @classmethod
@@ -132,7 +139,7 @@ class Proof:
         ledger = build_ledger(torch_model, jax_model, rules)
         sides = TorchSide.of(torch_model, "float64"), JaxSide.of(jax_model, "float64", axes)
         pairing = pair_calls(*sides, arrays, rules, torch_model)
-        return cls(torch_model, jax_model, arrays, axes, ledger, pairing, gates)
+        return cls(torch_model, jax_model, arrays, axes, ledger, pairing, rules, gates)
 
     def _torch(self, precision: str) -> TorchSide:
         return TorchSide.of(self.torch_model, precision)

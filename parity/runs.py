@@ -151,6 +151,24 @@ class JaxSide:
 
             return _to_numpy(self._jit(run)(state, self.inputs(arrays), known))
 
+    def updated(self, arrays: Sequence[np.ndarray], masks: Masks) -> dict[str, np.ndarray]:
+        """Every variable after one run, by dotted name: running statistics change in training mode."""
+
+        def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
+            return [x * jnp.asarray(masks[key], x.dtype) for x in outputs] if key in masks else None
+
+        with self._switches():
+            graphdef, state = nnx.split(self.model)
+
+            def run(state: nnx.State, inputs: tuple[jax.Array, ...]) -> nnx.State:
+                model = nnx.merge(graphdef, state)
+                with jax_hooks(model, lambda key, arrays: None, after):
+                    model(*inputs)
+                return nnx.state(model)
+
+            found = self._jit(run)(state, self.inputs(arrays))
+        return {_dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
+
     def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
         """The calls with shapes for arrays; nothing is computed."""
         with self._switches():
@@ -183,7 +201,7 @@ class JaxSide:
             floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
             graphdef, state, rest = nnx.split(self.model, lambda path, _: _dotted(path) in entries, ...)
             zeros = {
-                key: [jnp.zeros(shape, self.precision) for shape in shapes]
+                key: [np.zeros(shape, self.precision) for shape in shapes]
                 for key, shapes in (activations or {}).items()
             }
 
