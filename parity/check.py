@@ -25,6 +25,7 @@ from parity.judge import (
 )
 from parity.losses import Loss, default_loss
 from parity.pairing import Pair, Pairing, pair_calls
+from parity.precision import format_rows
 from parity.report import Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, TorchSide
@@ -48,6 +49,7 @@ def check(
     level: str = "gradients",
     gates: Gates | None = None,
     loss: Loss | None = None,
+    formats: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
@@ -62,6 +64,7 @@ def check(
             same dropout masks in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
         loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
+        formats: report bfloat16 and the device's default matrix products too.
         progress: called with a line before each stage.
 
     Returns:
@@ -90,11 +93,15 @@ def check(
         tell("training mode")
         shared = (proof.arrays, proof.axes, proof.ledger, proof.rules, proof.gates)
         rows += training_rows(torch_model, jax_model, *shared, loss)
+    if formats:
+        tell("reduced formats")
+    format_figures = format_rows(torch_model, proof.jax_side("float32"), proof.arrays, root) if formats else ()
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
+        formats=tuple(format_figures),
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -141,10 +148,10 @@ class Proof:
         pairing = pair_calls(*sides, arrays, rules, torch_model)
         return cls(torch_model, jax_model, arrays, axes, ledger, pairing, rules, gates)
 
-    def _torch(self, precision: str) -> TorchSide:
+    def torch_side(self, precision: str) -> TorchSide:
         return TorchSide.of(self.torch_model, precision)
 
-    def _jax(self, precision: str) -> JaxSide:
+    def jax_side(self, precision: str) -> JaxSide:
         return JaxSide.of(self.jax_model, precision, self.axes)
 
     def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
@@ -170,7 +177,7 @@ class Proof:
 
     def forward64(self) -> list[Row]:
         """Every layer in float64: free and forced, with the noise floor."""
-        ours, theirs = self._torch("float64"), self._jax("float64")
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         shaken = _shake(self.arrays)
         rows = []
         for section, known, torch_keys, jax_keys in self._sections():
@@ -185,7 +192,7 @@ class Proof:
 
     def forward32(self) -> list[Row]:
         """Every layer in float32, both frameworks against the float64 oracle: free and forced."""
-        double, ours, theirs = self._torch("float64"), self._torch("float32"), self._jax("float32")
+        double, ours, theirs = self.torch_side("float64"), self.torch_side("float32"), self.jax_side("float32")
         shaken = _shake(self.arrays)
         rows = []
         for section, known, torch_keys, jax_keys in self._sections():
@@ -214,9 +221,11 @@ class Proof:
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's."""
-        ours = self._torch(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
         shapes = {pair.jax: [g.shape for g in _activation(pair, ours)] for pair in chosen}
-        theirs = self._jax(precision).gradients(self.arrays, loss, self.ledger, ours.params.keys(), activations=shapes)
+        theirs = self.jax_side(precision).gradients(
+            self.arrays, loss, self.ledger, ours.params.keys(), activations=shapes
+        )
         return dataclasses.replace(ours, activations={pair.jax: _activation(pair, ours) for pair in chosen}), theirs
 
     def _activations(self) -> list[Pair]:
