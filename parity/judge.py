@@ -47,7 +47,8 @@ def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mod
         if str(variable.dtype) != entry.dtype:
             notes.append(f"{entry.dtype} in PyTorch, {variable.dtype} in JAX")
         if notes or entry.torch in different:
-            error = rel_f(np.asarray(jax.device_get(variable[...])), entry.rule.to_jax(to_numpy(value)))
+            theirs = np.asarray(jax.device_get(variable[...]))
+            error = rel_f(theirs if entry.index is None else theirs[entry.index], entry.to_jax(to_numpy(value)))
             rows.append(Row(entry.torch, "weights", "-", entry.dtype, error, 0.0, note="; ".join(notes)))
     equal = len(ledger) - len(rows)
     return [Row(f"{equal} tensors", "weights", "-", "as stored", 0.0, 0.0), *rows] if equal else rows

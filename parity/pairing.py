@@ -170,12 +170,14 @@ def pair_calls(
             pairs.append(pair)
             if pair.inputs is None:
                 unpaired.append(f"the inputs of {_label(key)}: other tensors come in on either side")
-        elif any(True for _ in modules[path].parameters()) and not matches(path, rules.unpaired):
+        elif _holds_own(modules[path]) and not (matches(path, rules.unpaired) or rules.in_stack(path, torch_side=True)):
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
             unpaired.append(f"{_label(key)} of PyTorch")
     for key in theirs.keys() - {(rules.jax_path(path), index) for path, index in ours}:
-        if _holds_tensors(jax_side.model, key[0]) and not matches(key[0], rules.unpaired):
+        allowed = matches(key[0], rules.unpaired) or rules.in_stack(key[0], torch_side=False)
+        allowed = allowed or _inside_fused(jax_side.model, key[0], rules)
+        if _holds_tensors(jax_side.model, key[0]) and not allowed:
             problems.append(f"{_label(key)} of JAX has no partner in PyTorch")
         else:
             unpaired.append(f"{_label(key)} of JAX")
@@ -184,6 +186,16 @@ def pair_calls(
     if problems:
         raise ValueError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
     return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours)
+
+
+def _inside_fused(model: nnx.Module, path: str, rules: Rules) -> bool:
+    """Whether a module around this one speaks for its tensors (attention, for its projections): it is judged there."""
+    around = (m for p, m in nnx.iter_modules(model) if path.startswith(".".join(map(str, p)) + "."))
+    return any("." in rule.jax for module in around for rule in rules.leaf_rules(module))
+
+
+def _holds_own(module: torch.nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
 def _holds_tensors(model: nnx.Module, path: str) -> bool:

@@ -152,14 +152,19 @@ class Report:
         return str(self.settings.get("name") or self.settings.get("torch_model") or "model")
 
     @property
+    def tally(self) -> str:
+        """How many measurements there are, and how many of them fail."""
+        if not self.rows or not self.layers:
+            return "nothing was compared"
+        if self.passed:
+            return f"{self.count} measurements, {len(self.layers)} layer calls, every gate holds"
+        return f"{self.failed_count} of {self.count} measurements fail"
+
+    @property
     def verdict(self) -> str:
         """One line: equal or different, how many measurements, where it starts."""
-        if self.passed:
-            return f"EQUAL: {self.count} measurements, {len(self.layers)} layer calls, every gate holds"
-        if not self.rows or not self.layers:
-            return "DIFFERENT: nothing was compared"
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
-        return f"DIFFERENT: {self.failed_count} of {self.count} measurements fail{where}"
+        return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
         """The row closest to its gate, or furthest beyond."""
@@ -210,8 +215,7 @@ class Report:
             "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
             "causes": [dataclasses.asdict(cause) for cause in self.causes],
             "formats": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.formats],
-            "trajectory": self.trajectory
-            and {**dataclasses.asdict(self.trajectory), "passed": self.trajectory.passed},
+            "trajectory": None if self.trajectory is None else _trajectory(self.trajectory),
         }
         return json.dumps(_finite(payload), indent=1, allow_nan=False)
 
@@ -255,13 +259,17 @@ def tightness(row: Row) -> float:
     """How much of its gate a row uses up; a failed row more than any that passed."""
     if row.error == 0 and not row.note:
         return 0.0
-    return math.inf if row.gate == 0 or row.note else row.error / row.gate
+    return math.inf if row.gate == 0 or row.note or math.isnan(row.error) else row.error / row.gate
 
 
 def _saved(text: str, path: str | Path | None) -> str:
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text
+
+
+def _trajectory(trajectory: Trajectory) -> dict[str, Any]:
+    return {**dataclasses.asdict(trajectory), "passed": trajectory.passed}
 
 
 def _finite(value: Any) -> Any:

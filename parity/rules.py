@@ -1,12 +1,13 @@
 """How a PyTorch layer's tensors are laid out in Flax: one table of two-way rules by layer type.
 
-A rule is a permutation of axes, so it loses nothing and has an inverse by construction.
+A rule cuts, permutes and reshapes, so it loses nothing and has an inverse by construction.
 Layouts: O out, I in (per group), K K1 K2 K3 spatial; PyTorch convolutions are O I K.., flax's K.. I O.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,23 +18,48 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class LeafRule:
-    """`torch` and `jax` name the same tensor on both sides; jax = transpose(torch, axes), None for as it is."""
+    """`torch` and `jax` name the same numbers on both sides, relative to the layer.
+
+    jax = reshape(transpose(part i of n of torch, cut along its first axis; axes)); `part` is (i, n), (0, 1) for the
+    whole; `axes` None for as they are; the reshape, to the flax tensor's own shape, only if `reshape`.
+    """
 
     torch: str
     jax: str
     axes: tuple[int, ...] | None = None
+    part: tuple[int, int] = (0, 1)
+    reshape: bool = False
 
-    def to_jax(self, array: np.ndarray) -> np.ndarray:
-        return array if self.axes is None else np.ascontiguousarray(array.transpose(self.axes))
+    def to_jax(self, array: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
+        """The flax tensor (of `shape`, where it is reshaped) of PyTorch's."""
+        index, parts = self.part
+        if parts > 1:
+            array = array.reshape(parts, -1, *array.shape[1:])[index]
+        if self.axes is not None:
+            array = array.transpose(self.axes)
+        return np.ascontiguousarray(array if shape is None or not self.reshape else array.reshape(shape))
 
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
-        return array if self.axes is None else np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+    def to_torch(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """PyTorch's tensor (of `shape`), or this rule's part of it, of the flax tensor."""
+        moved = self._moved(shape)
+        array = array.reshape(moved)
+        return np.ascontiguousarray(array if self.axes is None else array.transpose(np.argsort(self.axes)))
 
-    def jax_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape in JAX of a tensor with `shape` in PyTorch; () if the rank cannot be permuted."""
-        if self.axes is None:
-            return tuple(shape)
-        return tuple(shape[axis] for axis in self.axes) if len(shape) == len(self.axes) else ()
+    def _moved(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of this rule's part of a PyTorch tensor of `shape`, with its axes in flax's order."""
+        own = (shape[0] // self.part[1], *shape[1:]) if self.part[1] > 1 else tuple(shape)
+        return own if self.axes is None else tuple(own[axis] for axis in self.axes)
+
+    def fits(self, shape: Sequence[int], jax_shape: Sequence[int]) -> bool:
+        """Whether a PyTorch tensor of `shape` gives a flax tensor of `jax_shape`."""
+        if self.axes is not None and len(self.axes) != len(shape):
+            return False
+        if self.part[1] > 1 and (not shape or shape[0] % self.part[1]):
+            return False
+        moved = self._moved(shape)
+        if self.reshape:
+            return math.prod(moved) == math.prod(jax_shape)
+        return moved == tuple(jax_shape)
 
 
 def _conv_axes(kernel_size: object) -> tuple[int, ...]:
@@ -47,6 +73,10 @@ def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
     match module:
         case nnx.Linear():
             return LeafRule("weight", "kernel", (1, 0)), LeafRule("bias", "bias")
+        case nnx.LinearGeneral():
+            return LeafRule("weight", "kernel", (1, 0), reshape=True), LeafRule("bias", "bias", reshape=True)
+        case nnx.MultiHeadAttention():
+            return _attention_rules()
         case nnx.Conv():
             return LeafRule("weight", "kernel", _conv_axes(module.kernel_size)), LeafRule("bias", "bias")
         case nnx.BatchNorm():
@@ -64,6 +94,20 @@ def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
             return ()
 
 
+def _attention_rules() -> tuple[LeafRule, ...]:
+    """torch.nn.MultiheadAttention, whose q, k and v lie fused in one tensor, as flax's three projections."""
+    fused = [
+        rule
+        for i, name in enumerate(("query", "key", "value"))
+        for rule in (
+            LeafRule("in_proj_weight", f"{name}.kernel", (1, 0), (i, 3), reshape=True),
+            LeafRule("in_proj_bias", f"{name}.bias", None, (i, 3), reshape=True),
+        )
+    ]
+    out = LeafRule("out_proj.weight", "out.kernel", (1, 0), reshape=True), LeafRule("out_proj.bias", "out.bias")
+    return (*fused, *out)
+
+
 TORCH_ONLY = ("*num_batches_tracked",)
 """Tensors without a partner in flax: the batch count of BatchNorm, which PyTorch uses only if momentum is None."""
 
@@ -73,6 +117,8 @@ class Rules:
     """What a pair of models needs besides the built-in rules. Patterns are shell-style (`*`), names dotted paths.
 
     Attributes:
+        stacked: PyTorch path of a list of like layers -> flax path of one layer whose tensors carry a leading axis for
+            the position in the list (as `nnx.scan` takes them). What happens inside is judged as one.
         rename: regular expression -> replacement, applied in order to PyTorch module paths to get the flax paths.
         leaves: flax layer type -> its leaf rules, before the built-in table.
         torch_only, jax_only: tensors that have no partner on purpose; the ledger lists them.
@@ -80,6 +126,7 @@ class Rules:
         unpaired: modules that may lack a partner although they hold parameters.
     """
 
+    stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
     leaves: Mapping[type[nnx.Module], Sequence[LeafRule]] = dataclasses.field(default_factory=dict)
     torch_only: Sequence[str] = ()
@@ -92,6 +139,20 @@ class Rules:
         for pattern, replacement in self.rename.items():
             torch_path = re.sub(pattern, replacement, torch_path)
         return torch_path
+
+    def stack_index(self, torch_name: str) -> tuple[str, int | None]:
+        """`blocks.3.attn.weight` -> (`blocks.attn.weight`, 3) if `blocks` is stacked; else the name and None."""
+        for torch_path, jax_path in self.stacked.items():
+            found = re.fullmatch(rf"{re.escape(torch_path)}\.(\d+)(?:\.(.*))?", torch_name)
+            if found:
+                rest = f".{found[2]}" if found[2] else ""
+                return f"{jax_path}{rest}", int(found[1])
+        return torch_name, None
+
+    def in_stack(self, path: str, *, torch_side: bool) -> bool:
+        """Whether a module lies inside a stack (on PyTorch's or on flax's side)."""
+        roots = self.stacked.keys() if torch_side else self.stacked.values()
+        return any(path.startswith(f"{root}.") or (path == root and not torch_side) for root in roots)
 
     def leaf_rules(self, module: nnx.Module) -> tuple[LeafRule, ...]:
         for layer_type, rules in self.leaves.items():

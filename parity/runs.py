@@ -20,7 +20,7 @@ from flax import nnx
 
 from parity.align import Axes
 from parity.capture import Call, Calls, InPlaceError, Key, jax_calls, jax_hooks, torch_calls, torch_hooks
-from parity.convert import Ledger, as_dtype, to_numpy
+from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.losses import Loss
 
 Arrays = dict[Key, Call]
@@ -195,7 +195,7 @@ class JaxSide:
         `activations` gives the shapes of the outputs in question: to each of them a zero is added, and the gradient
         of that zero is the output's. The model's own arrays are used up to save memory: it runs once.
         """
-        entries = {entry.jax: entry for entry in ledger if entry.torch in trained}
+        entries = {entry.jax for entry in ledger if entry.torch in trained}
         with self._switches():
             inputs = self.inputs(arrays)
             floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -225,7 +225,7 @@ class JaxSide:
         named = {_dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
-            {entries[name].torch: entries[name].rule.to_torch(grad) for name, grad in named.items()},
+            torch_arrays(ledger, named),
             [_back(np.asarray(g), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
             {key: [np.asarray(g) for g in found] for key, found in seen.items()},
         )

@@ -162,7 +162,7 @@ def _buffer_rows(
             "buffer",
             "train",
             "float64",
-            rel_f(entry.rule.to_torch(updated[entry.jax]), to_numpy(new[entry.torch])),
+            rel_f(entry.to_torch(updated[entry.jax]), to_numpy(new[entry.torch])),
             gates.f64,
         )
         for entry in entries
