@@ -62,7 +62,16 @@ class Convert:
     """Take the raw weights even where there is a moving average."""
 
 
-Command = Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Convert, tyro.conf.subcommand("convert")]
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Show what on this machine decides the digits, and measure the defaults that part both frameworks."""
+
+
+Command = (
+    Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
 
 
 def check(options: Check, console: Console) -> int:
@@ -102,6 +111,13 @@ def convert(options: Convert, console: Console) -> int:
     return cli.OK
 
 
+def doctor(console: Console) -> int:
+    from parity.doctor import doctor as examine
+
+    examine(console)
+    return cli.OK
+
+
 def _sizes(options: Check | Convert) -> dict[str, object]:
     sizes: dict[str, object] = {"in_chans": options.in_chans, "num_classes": options.num_classes}
     if options.img_size is not None:
@@ -132,8 +148,10 @@ def main(args: Sequence[str]) -> int:
     match command:
         case Check():
             return check(command, console)
-        case _:
+        case Convert():
             return convert(command, console)
+        case _:
+            return doctor(console)
 
 
 if __name__ == "__main__":
