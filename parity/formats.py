@@ -53,22 +53,25 @@ def _load_folder(torch_model: torch.nn.Module, path: str | Path, name: str, use_
     jax_to_torch(jax_model, torch_model)
 
 
-def saved_sizes(path: str | Path) -> dict[str, Any]:
-    """The `img_size`, `in_chans` and `num_classes` of the weights at `path`, as far as they tell.
+SIZES = ("img_size", "in_chans", "num_classes")
 
-    An Orbax folder says so itself; of a PyTorch file the shapes tell, a square image assumed.
+
+def saved_metadata(path: str | Path) -> dict[str, Any]:
+    """What the weights at `path` say of themselves: metadata written with them, and sizes that their shapes tell.
+
+    Of a PyTorch file without metadata the shapes tell `img_size` (a square assumed), `in_chans` and `num_classes`.
     """
-    if Path(path).is_dir():
-        from t2t_jax.checkpoint import load_model_state
+    from t2t_jax.checkpoint import load_metadata
 
-        known = load_model_state(path).metadata
-        sizes = {key: known[key] for key in ("img_size", "in_chans", "num_classes") if key in known}
-        if isinstance(sizes.get("img_size"), list):
-            sizes["img_size"] = tuple(sizes["img_size"])
-        return sizes
-    from t2t_torch import read_state_dict
+    known = load_metadata(path)
+    if isinstance(known.get("img_size"), list):
+        known["img_size"] = tuple(known["img_size"])
+    return known
 
-    return sizes_of(read_state_dict(path))
+
+def saved_sizes(path: str | Path) -> dict[str, Any]:
+    """The `img_size`, `in_chans` and `num_classes` of the weights at `path`, as far as they tell."""
+    return {key: value for key, value in saved_metadata(path).items() if key in SIZES}
 
 
 def sizes_of(state: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -106,13 +109,15 @@ def convert(source: str | Path, target: str | Path, name: str, *, use_ema: bool 
     import t2t_torch
     from t2t_jax.checkpoint import save_model
 
-    sizes = {**saved_sizes(source), **{key: value for key, value in sizes.items() if value is not None}}
+    known = saved_metadata(source)
+    asked = {key: value for key, value in sizes.items() if value is not None}
+    sizes = {**{key: known[key] for key in SIZES if key in known}, **asked}
     torch_model = t2t_torch.create_model(name, **sizes)
     load_into(torch_model, source, name, use_ema=use_ema, **sizes)
     jax_model: nnx.Module = nnx.eval_shape(lambda: t2t_jax.create_model(name, **sizes))
     with jax.enable_x64(True):  # so that float64 weights keep their bits
         ledger = torch_to_jax(torch_model, jax_model)
-    metadata = {"model": name, **sizes}
+    metadata = {**known, "model": name, **sizes}
     if Path(target).suffix in TORCH_SUFFIXES:
         t2t_torch.save_checkpoint(torch_model, target, metadata={key: str(value) for key, value in metadata.items()})
     else:

@@ -1,0 +1,233 @@
+"""How each model is trained: recipes as data, shared by `t2t_jax` and `t2t_torch`.
+
+Sources: T2T-ViT (arXiv 2101.11986, section 4.1 and the authors' training commands), timm's `CosineLRScheduler`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from t2t_config.models import MODELS, model_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run. Two runs of one recipe on one machine are bit-identical."""
+
+    model: str
+    """Name of the model (see list_models)."""
+    data: str | None = None
+    """"digits" (scikit-learn's own) or a folder: ImageFolder tree, IDX files, CIFAR binary files."""
+    img_size: int = 224
+    """Side of the square input, in pixels."""
+    in_chans: Literal[1, 3] = 3
+    """Channels of the input: 1 converts images to gray, 3 to RGB."""
+    num_classes: int | None = None
+    """Classes of the head; None takes as many as the data has."""
+    mean: tuple[float, ...] | None = None
+    """Mean of the pixels in 0..1, one figure per channel; None takes the model's own."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of the pixels in 0..1, one figure per channel; None takes the model's own."""
+    crop_pct: float | None = None
+    """Evaluation resizes to img_size / crop_pct, then crops the centre; None takes the model's own."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Interpolation of the evaluation's resize; None takes the model's own."""
+
+    epochs: int = 300
+    """Epochs of the cosine, warm-up included."""
+    cooldown_epochs: int = 10
+    """Further epochs at min_lr."""
+    batch_size: int = 512
+    """Images per step."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    min_lr: float = 1e-5
+    """Last learning rate."""
+    warmup_epochs: int = 10
+    """Epochs of linear warm-up; the cosine does not wait for it."""
+    warmup_lr: float = 1e-6
+    """First learning rate of the warm-up."""
+
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW; never on one-dimensional tensors, biases and class tokens."""
+    b1: float = 0.9
+    """Decay of AdamW's first moment."""
+    b2: float = 0.999
+    """Decay of AdamW's second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip_grad: float | None = None
+    """Largest global norm of the gradients; None does not clip."""
+    ema_decay: float | None = 0.99996
+    """Decay of the moving average of all weights, which is what gets evaluated; None keeps no average."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    drop_rate: float = 0.0
+    """Dropout."""
+    attn_drop_rate: float = 0.0
+    """Dropout of the attention weights."""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
+
+    augment: Literal["crop", "affine", "none"] = "crop"
+    """crop: random resized crop and flip; affine: small random shift, zoom and turn (for digits); none."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """crop: area of the crop as a share of the image."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """crop: aspect ratio of the crop."""
+    hflip: float = 0.5
+    """crop: probability of a horizontal flip."""
+    max_shift: float = 0.08
+    """affine: largest shift, as a share of the side."""
+    max_zoom: float = 0.1
+    """affine: largest change of size."""
+    max_turn: float = 10.0
+    """affine: largest rotation, in degrees."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation; parameters, optimiser and average stay float32."""
+    seed: int = 0
+    """Decides initial weights, order of images, augmentation and dropout."""
+    data_threads: int = 4
+    """Threads that prepare batches."""
+    log_every: int = 50
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: int = 1
+    """Epochs between two evaluations."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints; the last epoch always saves one."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        model_config(self.model)
+        at_least_one = ("img_size", "epochs", "batch_size", "log_every", "eval_every")
+        for name in (*at_least_one, "checkpoint_every", "keep_checkpoints"):
+            _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        not_negative = ("cooldown_epochs", "warmup_epochs", "weight_decay", "lr", "min_lr", "warmup_lr")
+        for name in (*not_negative, "seed", "data_threads", "max_shift", "max_zoom", "max_turn"):
+            _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
+        _require(self, "hflip", 0 <= self.hflip <= 1, "must lie in [0, 1]")
+        _require(self, "max_zoom", self.max_zoom < 1, "must lie in [0, 1)")
+        for name in ("ema_decay", "clip_grad", "crop_pct", "num_classes"):
+            _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "must be positive")
+        _require(self, "ema_decay", self.ema_decay is None or self.ema_decay < 1, "must lie in (0, 1)")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            _require(self, name, 0 < low <= high, "must be two positive figures, the smaller first")
+        for name in ("mean", "std"):
+            figures = getattr(self, name)
+            _require(
+                self,
+                name,
+                figures is None or len(figures) == self.in_chans,
+                f"needs {self.in_chans} figure(s)",
+            )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.epochs + self.cooldown_epochs
+
+
+def _require(recipe: Recipe, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} {rule}, got {getattr(recipe, name)!r}")
+
+
+def epoch_lr(recipe: Recipe, epoch: int) -> float:
+    """Learning rate during `epoch` (from 0): linear warm-up, cosine, then `min_lr`.
+
+    As timm's `CosineLRScheduler` without `warmup_prefix`: the cosine at epoch e uses e, not e -
+    warmup_epochs, so the first epoch after the warm-up is already a little below the peak.
+    """
+    if epoch < recipe.warmup_epochs:
+        return recipe.warmup_lr + epoch * (recipe.lr - recipe.warmup_lr) / recipe.warmup_epochs
+    if epoch >= recipe.epochs:
+        return recipe.min_lr
+    return recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * epoch / recipe.epochs))
+
+
+def digits() -> Recipe:
+    """python -m t2t_jax.train digits
+
+    Expect 99 % of the 360 held-out digits in about a minute on two CPU cores. Nothing is downloaded: the
+    images are scikit-learn's own (8x8, 1,797 of them), resized to 32x32.
+    """
+    return Recipe(
+        model="t2t_vit_tiny",
+        data="digits",
+        img_size=32,
+        in_chans=1,
+        mean=(0.5,),
+        std=(0.5,),
+        crop_pct=1.0,
+        epochs=30,
+        cooldown_epochs=0,
+        batch_size=32,
+        lr=7e-4,
+        warmup_epochs=3,
+        ema_decay=0.99,
+        drop_path_rate=0.05,
+        augment="affine",
+        max_shift=0.1,
+        log_every=10,
+        eval_every=5,
+        checkpoint_every=10,
+    )
+
+
+_LR_AND_WEIGHT_DECAY: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("t2t_vit_7", "t2t_vit_10", "t2t_vit_12"), (1e-3, 0.03)),
+    **dict.fromkeys(("t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24"), (5e-4, 0.065)),
+}
+
+
+def imagenet(model: str) -> Recipe:
+    """python -m t2t_jax.train imagenet_{model} --data /path/to/imagenet
+
+    The authors' schedule, optimiser and regularisation for ImageNet-1k (folders train/ and val/, one per
+    class). The published top-1 of {top1} was reached with RandAugment, random erasing, mixup and cutmix on
+    top of what this recipe does; expect less without them.
+    """
+    lr, weight_decay = _LR_AND_WEIGHT_DECAY.get(model, (5e-4, 0.05))
+    return Recipe(model=model, lr=lr, weight_decay=weight_decay, num_classes=1000)
+
+
+_IMAGENET_MODELS = {
+    f"imagenet_{name}": name for name, config in MODELS.items() if name.startswith("t2t_") and config.in_paper
+}
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {"digits": digits(), **{recipe: imagenet(model) for recipe, model in _IMAGENET_MODELS.items()}}
+)
+"""Every recipe by its name."""
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ValueError: unknown name; the message suggests the nearest ones.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(RECIPES)}"
+        raise ValueError(f"unknown recipe {name!r}: {hint}")
+    return RECIPES[name]
+
+
+def describe_recipe(name: str) -> str:
+    """The command that runs the recipe and the accuracy to expect, as text."""
+    recipe(name)
+    if name in _IMAGENET_MODELS:
+        model = _IMAGENET_MODELS[name]
+        return (imagenet.__doc__ or "").format(model=model, top1=MODELS[model].top1)
+    return digits.__doc__ or ""

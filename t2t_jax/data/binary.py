@@ -1,0 +1,99 @@
+"""Readers of two binary formats: IDX (the MNIST family, yann.lecun.com/exdb/mnist) and CIFAR's binary
+version.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+CIFAR_SIDE = 32
+
+
+def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images (N, H, W), labels (N,) and number of classes of an MNIST-like folder.
+
+    Args:
+        folder: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`, each also as .gz.
+        split: "train", or "val" for the t10k files.
+
+    Raises:
+        ValueError: a file is missing, truncated, or the two do not belong together.
+    """
+    prefix = "train" if split == "train" else "t10k"
+    image_file, label_file = (_idx_file(folder, f"{prefix}-{kind}") for kind in ("images", "labels"))
+    images, labels = read_idx(image_file), read_idx(label_file)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise ValueError(
+            f"{image_file} {images.shape} and {label_file} {labels.shape} do not belong "
+            "together: expected (N, H, W) and (N,)"
+        )
+    known = [read_idx(path) for path in folder.glob("*labels*idx1*")]
+    return images, labels.astype(np.int32), 1 + max(int(values.max(initial=0)) for values in known)
+
+
+def _idx_file(folder: Path, name: str) -> Path:
+    found = sorted(folder.glob(f"{name}*"))
+    if not found:
+        raise ValueError(f"no {name}-* file in {folder}: all four IDX files are needed, .gz or not")
+    return found[0]
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of one IDX file, gzipped or not.
+
+    Raises:
+        ValueError: truncated, or not an IDX file of bytes.
+    """
+    data = path.read_bytes()
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}): get it again") from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path} is no IDX file of bytes (it begins with {data[:4].hex()!r}): get it again")
+    start = 4 + 4 * data[3]
+    shape = struct.unpack(f">{data[3]}I", data[4:start].ljust(4 * data[3], b"\0"))
+    if len(data) - start != math.prod(shape):
+        raise ValueError(
+            f"{path} is truncated or damaged: {len(data)} bytes do not hold an array of shape {shape}: get it again"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def read_cifar(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images (N, 32, 32, 3), labels (N,) and number of classes of CIFAR-10 or CIFAR-100 (fine labels).
+
+    Args:
+        folder: holds `data_batch_1.bin` ... `test_batch.bin`, or `train.bin` and `test.bin`.
+        split: "train" or "val" (the test images).
+
+    Raises:
+        ValueError: a file is missing or truncated, or a label is out of range.
+    """
+    hundred = (folder / "test.bin").is_file()
+    label_bytes, num_classes = (2, 100) if hundred else (1, 10)
+    if split == "val":
+        names = ["test.bin" if hundred else "test_batch.bin"]
+    else:
+        names = ["train.bin"] if hundred else [f"data_batch_{i}.bin" for i in range(1, 6)]
+    record = label_bytes + 3 * CIFAR_SIDE**2
+    parts = []
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise ValueError(f"no {path.name} in {folder}: the binary version of CIFAR has {', '.join(names)}")
+        data = np.fromfile(path, np.uint8)
+        if not len(data) or len(data) % record:
+            raise ValueError(f"{path} is truncated: {len(data)} bytes are no multiple of {record}: get it again")
+        parts.append(data.reshape(-1, record))
+        largest = int(parts[-1][:, label_bytes - 1].max())
+        if largest >= num_classes:
+            raise ValueError(f"{path} has label {largest}, beyond {num_classes - 1}: get it again")
+    records = np.concatenate(parts)
+    images = records[:, label_bytes:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), records[:, label_bytes - 1].astype(np.int32), num_classes

@@ -1,0 +1,72 @@
+"""A model as flat dictionaries of arrays, by dotted name: `blocks.0.attn.qkv.kernel`.
+
+Everything that trains, saves or averages weights works on these plain pytrees; the module itself is rebuilt
+from its graph definition where it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+Arrays = dict[str, jax.Array]
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Arrays, Arrays]:
+    """Graph definition, trained parameters, and everything else (frozen tensors) of `model`."""
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, buffers = states
+    return graphdef, _flat(params), _flat(buffers)
+
+
+def model_arrays(model: nnx.Module) -> Arrays:
+    """All arrays of `model`, trained and frozen."""
+    return _flat(nnx.state(model))
+
+
+def merge_model(graphdef: nnx.GraphDef, arrays: Mapping[str, Any]) -> Any:
+    """The model with this graph definition and these arrays; the inverse of `split_model`."""
+    return nnx.merge(graphdef, _nested(arrays))
+
+
+def load_arrays(model: nnx.Module, arrays: Mapping[str, Any], *, fresh: tuple[str, ...] = ()) -> None:
+    """Writes `arrays` into `model`, in place and in the model's own dtypes; names in `fresh` keep their
+    values.
+
+    Raises:
+        ValueError: a name is missing, unknown, or of another shape; the message lists them. The model is
+            untouched.
+    """
+    own = model_arrays(model)
+    missing = [name for name in own if name not in arrays and name not in fresh]
+    unknown = [name for name in arrays if name not in own]
+    shared = [name for name in own if name in arrays and name not in fresh]
+    misfits = [
+        f"{name} {np.shape(arrays[name])} instead of {own[name].shape}"
+        for name in shared
+        if np.shape(arrays[name]) != own[name].shape
+    ]
+    problems = {"missing": missing, "unknown": unknown, "of another shape": misfits}
+    if any(problems.values()):
+        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"these weights belong to another model or size: {listed}")
+    nnx.update(model, _nested({name: np.asarray(arrays[name]).astype(own[name].dtype) for name in shared}))
+
+
+def _flat(state: nnx.State) -> Arrays:
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def _nested(arrays: Mapping[str, Any]) -> nnx.State:
+    tree: dict[Any, Any] = {}
+    for name, array in arrays.items():
+        *parents, last = (int(part) if part.isdigit() else part for part in name.split("."))
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = array
+    return nnx.State(tree)

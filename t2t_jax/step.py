@@ -1,0 +1,109 @@
+"""The training step and the forward pass of evaluation: pure functions of plain pytrees, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from t2t_jax.metrics import cross_entropy
+from t2t_jax.optim import update_ema
+from t2t_jax.state import Arrays, merge_model
+
+Batch = Mapping[str, Any]
+"""{"image": (B, H, W, C) float, "label": (B,) int or (B, num_classes) float}."""
+
+
+class TrainState(NamedTuple):
+    """Everything that a training run carries from step to step, besides the position in the data."""
+
+    params: Arrays
+    buffers: Arrays
+    opt_state: Any
+    ema: Arrays | None
+    step: jax.Array
+    key: jax.Array  # raw key data, uint32: the same for every checkpoint format
+
+    @property
+    def raw(self) -> Arrays:
+        """All arrays of the model as trained."""
+        return {**self.params, **self.buffers}
+
+    @property
+    def best(self) -> Arrays:
+        """All arrays of the model as it is to be used: the average where there is one."""
+        return self.raw if self.ema is None else self.ema
+
+
+def init_state(
+    params: Arrays, buffers: Arrays, tx: optax.GradientTransformation, *, seed: int, average: bool
+) -> TrainState:
+    """The state before the first step; the average, if wanted, begins at the initial weights."""
+    return TrainState(
+        params=params,
+        buffers=buffers,
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, {**params, **buffers}) if average else None,
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    *,
+    label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step, compiled at its first call: (state, batch) -> (state, {"loss", "grad_norm"}).
+
+    The state passed in is donated: its memory is reused, so it must not be read again. Randomness is keyed by
+    (seed, step). A model that returns several logits in training (distilled ones) gets the mean of their
+    losses.
+
+    Args:
+        graphdef: of the model in training mode.
+        tx: optimiser over the flat dictionary of parameters.
+        label_smoothing: for integer labels.
+        ema_decay: None if the state keeps no average.
+    """
+
+    def loss_fn(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> jax.Array:
+        model = merge_model(graphdef, {**params, **buffers})
+        outputs = model(batch["image"], rngs=nnx.Rngs(dropout=key))
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        losses = [cross_entropy(logits, batch["label"], smoothing=label_smoothing) for logits in heads]
+        return sum(losses[1:], losses[0]) / len(losses)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, state.buffers, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None and ema_decay is not None:
+            ema = update_ema(ema, {**params, **state.buffers}, ema_decay)
+        new_state = state._replace(params=params, opt_state=opt_state, ema=ema, step=state.step + 1)
+        return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_forward(graphdef: nnx.GraphDef) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:
+    """Evaluation's forward pass, compiled at its first call: (arrays, images) -> logits, float32 or wider.
+
+    Args:
+        graphdef: of the model in evaluation mode.
+    """
+
+    def forward(arrays: Arrays, image_BxHxWxC: jax.Array | np.ndarray) -> jax.Array:
+        logits = merge_model(graphdef, arrays)(image_BxHxWxC)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    return jax.jit(forward)

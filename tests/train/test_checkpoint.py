@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import t2t_jax
+import t2t_torch
+from parity import jax_to_torch
+from t2t_config import Recipe
+from t2t_jax.checkpoint import (
+    CHECKPOINTS,
+    SCRATCH,
+    TrainingCheckpoints,
+    ensure_writable,
+    init_weights,
+    load_model_state,
+    load_weights,
+    save_model,
+)
+from t2t_jax.state import model_arrays
+from t2t_jax.train import prepare
+from t2t_torch.checkpoint_file import save_checkpoint
+
+SIZES = {"img_size": 16, "in_chans": 1, "num_classes": 3}
+
+
+def micro(seed: int, **changes: object) -> nnx.Module:
+    return t2t_jax.create_model("t2t_vit_micro", **{**SIZES, **changes}, rngs=nnx.Rngs(seed))
+
+
+def test_model_folder_keeps_every_bit_and_the_metadata(tmp_path: Path):
+    arrays = {"a.kernel": np.array([1 / 3, np.pi]), "b": np.float32([[1.5]]), "n": jnp.int32(7)}
+    metadata = {"model": "t2t_vit_micro", "mean": [0.5], "nested": {"x": None}}
+    save_model(tmp_path / "m", arrays, metadata)
+    loaded = load_model_state(tmp_path / "m")
+    assert loaded.metadata == metadata
+    assert loaded.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert isinstance(loaded.arrays[name], np.ndarray)
+        assert loaded.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded.arrays[name], array)
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(tmp_path: Path):
+    for seed in range(2):
+        save_model(tmp_path / "m", micro(seed))
+    other = micro(5)
+    load_weights(other, tmp_path / "m")
+    chex.assert_trees_all_equal(model_arrays(other), model_arrays(micro(1)))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_failed_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_model(tmp_path / "m", {"a": np.ones(2)})
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables", fail)
+    with pytest.raises(ValueError, match=r"cannot write .*m \(disk full\): free space"):
+        save_model(tmp_path / "m", {"a": np.zeros(2)})
+    np.testing.assert_array_equal(load_model_state(tmp_path / "m").arrays["a"], np.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="is no checkpoint folder"):
+        save_model(tmp_path, {"a": np.ones(2)})
+    assert (tmp_path / "thesis.txt").read_text() == "all of it"
+
+
+def test_missing_and_damaged_folders_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere"):
+        load_model_state(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        load_model_state(tmp_path)
+    save_model(tmp_path / "m", {"a": np.random.RandomState(0).standard_normal(1000)})
+    for path in (tmp_path / "m" / "model").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(ValueError, match=r"cannot read the weights in .*m "):
+        load_model_state(tmp_path / "m")
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path):
+    save_model(tmp_path / "m", micro(0, num_classes=5))
+    model = micro(1)
+    with pytest.raises(ValueError, match=r"belong to another model or size: of another shape: head.bias \(5,\)"):
+        load_weights(model, tmp_path / "m")
+    chex.assert_trees_all_equal(model_arrays(model), model_arrays(micro(1)))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors"])
+def test_pytorch_files_load(tmp_path: Path, suffix: str):
+    source, twin = micro(0), t2t_torch.create_model("t2t_vit_micro", **SIZES)
+    jax_to_torch(source, twin)
+    save_checkpoint(twin, tmp_path / f"m{suffix}")
+    model = micro(1)
+    load_weights(model, tmp_path / f"m{suffix}")
+    chex.assert_trees_all_equal(model_arrays(model), model_arrays(source))
+
+
+def test_unwritable_folders_are_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write to .*file.*: choose another folder"):
+        ensure_writable(tmp_path / "file" / "run")
+
+
+RECIPE = Recipe(model="t2t_vit_micro", img_size=16, in_chans=1, num_classes=3, seed=4)
+
+
+@pytest.mark.parametrize("suffix", ["", ".pth"])
+def test_training_starts_from_weights_with_other_classes(tmp_path: Path, suffix: str):
+    """Everything is carried but the head, which is fresh: small, and the same for the same seed."""
+    source = micro(0, num_classes=7)
+    path = tmp_path / f"m{suffix}"
+    if suffix:
+        twin = t2t_torch.create_model("t2t_vit_micro", **{**SIZES, "num_classes": 7})
+        jax_to_torch(source, twin)
+        save_checkpoint(twin, path)
+    else:
+        save_model(path, source)
+    models = micro(1), micro(1)
+    for model in models:
+        torch.rand(1)  # the global generator must not matter
+        init_weights(model, path, RECIPE)
+    first, second = map(model_arrays, models)
+    chex.assert_trees_all_equal(first, second)
+    for name, array in model_arrays(source).items():
+        if name.startswith("head."):
+            assert first[name].shape[-1] == 3
+        else:
+            np.testing.assert_array_equal(first[name], array)
+    assert 0 < np.abs(first["head.kernel"]).max() < 0.2
+
+
+def test_training_checkpoints_restore_everything(tmp_path: Path, recipe: Recipe):
+    """Two steps, save, two more; a fresh run restored from the save does the same two."""
+    run = prepare(recipe)
+
+    def advance(run: object, steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            run.state, metrics = run.train_step(run.state, next(run.iterator))
+            losses.append(float(metrics["loss"]))
+        return losses
+
+    advance(run, 2)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    assert checkpoints.latest_step is None
+    assert checkpoints.metadata == {}
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    expected = advance(run, 2)
+    again = prepare(recipe)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    assert checkpoints.latest_step == 2
+    assert checkpoints.metadata == again.metadata
+    again.state = checkpoints.restore(again.state, again.iterator)
+    assert advance(again, 2) == expected
+    chex.assert_trees_all_equal(again.state, run.state)
+    checkpoints.save(again.state, again.iterator, again.metadata)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]  # keep=1
+    ema, raw = (load_model_state(tmp_path, use_ema=ema).arrays for ema in (True, False))
+    chex.assert_trees_all_equal(ema, {name: np.asarray(a) for name, a in run.state.ema.items()})
+    chex.assert_trees_all_equal(raw, {name: np.asarray(a) for name, a in run.state.raw.items()})
+    assert not np.array_equal(ema["head.kernel"], raw["head.kernel"])
+
+
+def test_a_full_disk_spares_the_checkpoints_before(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    run = prepare(recipe)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    later = run.state._replace(step=run.state.step + 1)
+
+    def fail(folder: Path, *args: object, **kwargs: object) -> None:
+        (folder / "model").mkdir(parents=True)
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables", fail)
+        with pytest.raises(ValueError, match=r"cannot write .*checkpoints/1 \(no space left\): free space"):
+            checkpoints.save(later, run.iterator, run.metadata)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["0"]
+    checkpoints.save(later, run.iterator, run.metadata)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["1"]
+
+
+def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
+    leftover = tmp_path / CHECKPOINTS / f"{SCRATCH}xyz"
+    (leftover / "new" / "model").mkdir(parents=True)
+    assert TrainingCheckpoints(tmp_path, keep=1).latest_step is None
+    assert not leftover.exists()
+
+
+def test_a_damaged_checkpoint_is_named_on_resume(tmp_path: Path, recipe: Recipe):
+    run = prepare(recipe)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    for path in (tmp_path / CHECKPOINTS / "0" / "train").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0 .*delete it"):
+        checkpoints.restore(run.state, run.iterator)
+
+
+def test_a_run_without_average_has_none(tmp_path: Path, recipe: Recipe):
+    run = prepare(dataclasses.replace(recipe, ema_decay=None))
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    run.state = checkpoints.restore(run.state, run.iterator)
+    assert run.state.ema is None
+    assert load_model_state(tmp_path).arrays.keys() == run.state.raw.keys()

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from t2t_jax.metrics import count_top_k, cross_entropy
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    return 3 * np.random.RandomState(0).standard_normal((6, 10))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_with_labels_is_pytorchs(logits: np.ndarray, smoothing: float):
+    labels = np.array([0, 9, 3, 3, 1, 5])
+    expected = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels), label_smoothing=smoothing)
+    loss = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing)
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-13)
+
+
+def test_cross_entropy_with_soft_targets_is_pytorchs(logits: np.ndarray):
+    targets = np.random.RandomState(1).dirichlet(np.ones(10), 6)
+    expected = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
+    loss = cross_entropy(jnp.asarray(logits), jnp.asarray(targets), smoothing=0.1)  # left alone
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-13)
+
+
+def test_cross_entropy_of_bfloat16_logits_is_float32():
+    loss = cross_entropy(jnp.ones((2, 4), jnp.bfloat16), jnp.array([0, 1]))
+    assert loss.dtype == jnp.float32
+    assert float(loss) == pytest.approx(np.log(4), rel=1e-6)
+
+
+def test_count_top_k(logits: np.ndarray):
+    order = np.argsort(-logits, axis=1)
+    labels = np.array([order[0, 0], order[1, 1], order[2, 4], order[3, 5], order[4, 9], order[5, 0]])
+    assert count_top_k(logits, labels, 1) == 2
+    assert count_top_k(logits, labels, 5) == 4
+    assert count_top_k(logits, labels, 50) == 6
+
+
+def test_ties_and_nan_are_not_counted_as_right():
+    assert count_top_k(np.zeros((1, 4)), np.array([3]), 1) == 0
+    assert count_top_k(np.array([[0.0, np.nan]]), np.array([1]), 1) == 0

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from t2t_jax import create_model
+from t2t_jax.layers import Buffer
+from t2t_jax.optim import adamw, decay_mask
+from t2t_jax.state import load_arrays, merge_model, model_arrays, split_model
+from t2t_jax.step import TrainState, init_state, make_forward, make_train_step
+
+
+class Toy(nnx.Module):
+    """One layer with dropout and a frozen tensor, (B, 2, 2, 1) -> (B, 3)."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([nnx.Linear(4, 3, rngs=rngs)])
+        self.offset = Buffer(jnp.arange(3, dtype=jnp.float32))
+        self.drop = nnx.Dropout(0.5)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.layers[0](self.drop(x.reshape(len(x), -1), rngs=rngs)) + self.offset
+
+
+class TwoHeads(Toy):
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, jax.Array]:
+        logits = self.layers[0](x.reshape(len(x), -1))
+        return logits, 2 * logits
+
+
+def batch(seed: int = 0) -> dict[str, np.ndarray]:
+    draws = np.random.RandomState(seed)
+    return {
+        "image": draws.standard_normal((8, 2, 2, 1)).astype(np.float32),
+        "label": draws.randint(0, 3, 8).astype(np.int32),
+    }
+
+
+def start(model: nnx.Module, *, seed: int = 0) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
+    model.train()
+    graphdef, params, buffers = split_model(model)
+    tx = adamw(1e-2, weight_decay=0.1, mask=decay_mask(params))
+    return graphdef, tx, init_state(params, buffers, tx, seed=seed, average=True)
+
+
+def test_model_goes_through_flat_arrays_and_back():
+    model = Toy(nnx.Rngs(0))
+    graphdef, params, buffers = split_model(model)
+    assert set(params) == {"layers.0.kernel", "layers.0.bias"}
+    assert set(buffers) == {"offset"}
+    rebuilt = merge_model(graphdef, {**params, **buffers})
+    assert isinstance(rebuilt.offset, Buffer)
+    chex.assert_trees_all_equal(model_arrays(rebuilt), model_arrays(model))
+
+
+def test_load_arrays_lists_every_misfit_and_changes_nothing():
+    model = Toy(nnx.Rngs(0))
+    before = model_arrays(model)
+    wrong = {"layers.0.kernel": np.zeros((4, 5)), "layers.0.bias": np.zeros(3), "extra": np.zeros(1)}
+    with pytest.raises(
+        ValueError, match=r"missing: offset; unknown: extra; of another shape: layers.0.kernel \(4, 5\)"
+    ):
+        load_arrays(model, wrong)
+    chex.assert_trees_all_equal(model_arrays(model), before)
+
+
+def test_step_is_traced_once_and_donates_its_state():
+    graphdef, tx, state = start(Toy(nnx.Rngs(0)))
+    step = make_train_step(graphdef, tx, ema_decay=0.9)
+    traced_once = jax.jit(chex.assert_max_traces(step.__wrapped__, n=1), donate_argnums=0)
+    old = state
+    for seed in range(3):
+        state, _ = traced_once(state, batch(seed))
+    assert old.params["layers.0.kernel"].is_deleted()
+    assert int(state.step) == 3
+
+
+def test_step_is_one_hand_written_update():
+    """Loss, gradient norm, parameters and average against the same arithmetic written out, without dropout."""
+    model = Toy(nnx.Rngs(0))
+    model.drop.rate = 0.0
+    graphdef, tx, state = start(model)
+    kernel, bias = (np.float64(state.params[f"layers.0.{name}"]) for name in ("kernel", "bias"))
+    data = batch()
+    x = data["image"].reshape(8, 4).astype(np.float64)
+    logits = x @ kernel + bias + np.arange(3)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    target = 0.9 * np.eye(3)[data["label"]] + 0.1 / 3
+    dlogits = (p - target) / 8
+    grads = {"kernel": x.T @ dlogits, "bias": dlogits.sum(0)}
+
+    new, metrics = make_train_step(graphdef, tx, label_smoothing=0.1, ema_decay=0.9)(state, data)
+    assert float(metrics["loss"]) == pytest.approx(-np.mean(np.sum(target * np.log(p), 1)), rel=1e-6)
+    norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-6)
+    # AdamW's first step is lr * sign(g), and decay shrinks the kernel only.
+    moved_kernel = kernel * (1 - 1e-2 * 0.1) - 1e-2 * np.sign(grads["kernel"])
+    moved_bias = bias - 1e-2 * np.sign(grads["bias"])
+    np.testing.assert_allclose(new.params["layers.0.kernel"], moved_kernel, atol=1e-6)
+    np.testing.assert_allclose(new.params["layers.0.bias"], moved_bias, atol=1e-6)
+    np.testing.assert_allclose(new.ema["layers.0.bias"], 0.9 * bias + 0.1 * moved_bias, atol=1e-6)
+    np.testing.assert_allclose(new.buffers["offset"], np.arange(3))
+    np.testing.assert_allclose(new.ema["offset"], np.arange(3), rtol=1e-6)
+
+
+def test_randomness_is_decided_by_seed_and_step():
+    def losses(seed: int) -> list[float]:
+        graphdef, _, state = start(Toy(nnx.Rngs(0)), seed=seed)
+        frozen = optax.set_to_zero()
+        state = state._replace(opt_state=frozen.init(state.params))
+        step = make_train_step(graphdef, frozen, ema_decay=0.9)
+        read = []
+        for _ in range(3):
+            state, metrics = step(state, batch())
+            read.append(float(metrics["loss"]))
+        return read
+
+    first = losses(0)
+    assert first == losses(0)
+    assert len(set(first)) == 3  # nothing moves but the dropout mask
+    assert first != losses(1)
+
+
+def test_several_heads_share_the_loss():
+    graphdef, tx, state = start(TwoHeads(nnx.Rngs(0)))
+    x = batch()["image"].reshape(8, 4)
+    logits = x @ np.asarray(state.params["layers.0.kernel"]) + np.asarray(state.params["layers.0.bias"])
+    labels = batch()["label"]
+    expected = np.mean([np.mean(np.log(np.exp(s * logits).sum(1)) - s * logits[np.arange(8), labels]) for s in (1, 2)])
+    _, metrics = make_train_step(graphdef, tx)(state, batch())
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_soft_targets_train_too():
+    graphdef, tx, state = start(TwoHeads(nnx.Rngs(0)))
+    hard = batch()
+    soft = {**hard, "label": np.eye(3, dtype=np.float32)[hard["label"]]}
+    step = make_train_step(graphdef, tx)
+    _, expected = step(jax.tree.map(jnp.copy, state), hard)
+    _, metrics = step(state, soft)
+    assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
+
+
+def test_bfloat16_computes_low_and_keeps_float32():
+    model = create_model("t2t_vit_micro", img_size=16, num_classes=3, in_chans=1, dtype=jnp.bfloat16)
+    forward = make_forward(split_model(model)[0])
+    images = np.random.RandomState(0).standard_normal((2, 16, 16, 1)).astype(np.float32)
+    low = forward(model_arrays(model), images)
+    full = create_model("t2t_vit_micro", img_size=16, num_classes=3, in_chans=1)
+    high = make_forward(split_model(full)[0])(model_arrays(full), images)
+    assert all(array.dtype == jnp.float32 for array in model_arrays(model).values())
+    assert low.dtype == jnp.float32
+    assert 0 < np.abs(low - high).max() < 0.1 * np.abs(high).max()

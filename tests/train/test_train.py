@@ -1,0 +1,235 @@
+"""Whole runs, in seconds: what two of them have in common, what survives an interruption, what the user reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import numpy as np
+import pytest
+
+from parity.formats import convert
+from t2t_config import Recipe, epoch_lr
+from t2t_jax import cli
+from t2t_jax import evaluate as evaluation
+from t2t_jax import train as training
+from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
+from t2t_jax.data import eval_batches, open_source
+from t2t_jax.evaluate import Accuracy, load_for_evaluation, predict
+from t2t_jax.report import Reporter, TrainingDivergedError
+from t2t_jax.state import model_arrays, split_model
+from t2t_jax.step import make_forward
+from t2t_jax.train import train
+from tests.train.conftest import VAL_IMAGES
+
+STEPS_PER_EPOCH, EPOCHS = 8, 5
+
+
+def metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Lines of the run's log, without times."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Accuracy]:
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(recipe, workdir)
+
+
+def test_it_learns_and_says_so(finished: tuple[Path, Accuracy], recipe: Recipe):
+    workdir, result = finished
+    lines = metrics(workdir)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
+    assert np.mean(losses[-STEPS_PER_EPOCH:]) < 0.6 < 1.2 < np.mean(losses[:STEPS_PER_EPOCH])
+    assert result.images == VAL_IMAGES
+    counted = [line for line in lines if "top1_correct" in line]
+    assert len(counted) == recipe.total_epochs
+    assert counted[-1]["top1_correct"] == result.top1_correct >= 0.9 * VAL_IMAGES
+    rates = [line["lr"] for line in lines if "lr" in line][::STEPS_PER_EPOCH]
+    assert rates == [epoch_lr(recipe, epoch) for epoch in range(EPOCHS)]
+
+
+def interrupt(at_step: int) -> Callable[..., None]:
+    original = Reporter.step
+
+    def step(self: Reporter, step: int, *args: Any, **kwargs: Any) -> None:
+        original(self, step, *args, **kwargs)
+        if step == at_step:
+            raise KeyboardInterrupt
+
+    return step
+
+
+def test_an_interrupted_run_continues_bit_for_bit(
+    finished: tuple[Path, Accuracy], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped in the middle of epoch 4, after the checkpoint of epoch 2; other threads on the way back."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "step", interrupt(28))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path)
+    assert [line["step"] for line in metrics(tmp_path)][-1] == 27
+    result = train(dataclasses.replace(recipe, data_threads=0), tmp_path)
+    assert result == finished[1]
+    assert metrics(tmp_path) == metrics(finished[0])
+    for ema in (True, False):
+        here, there = (load_model_state(folder, use_ema=ema).arrays for folder in (tmp_path, finished[0]))
+        chex.assert_trees_all_equal(here, there)
+
+
+def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: Recipe):
+    workdir, result = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert train(recipe, workdir) == result
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_recipe_is_refused_with_the_difference(finished: tuple[Path, Accuracy], recipe: Recipe):
+    with pytest.raises(ValueError, match=r"another recipe \(lr 0.005 there, 0.1 here\): choose another --workdir"):
+        train(dataclasses.replace(recipe, lr=0.1), finished[0])
+
+
+def test_nan_stops_the_run_and_spares_the_checkpoints(recipe: Recipe, tmp_path: Path):
+    hot = dataclasses.replace(recipe, lr=1e30, warmup_epochs=2, warmup_lr=0.0, checkpoint_every=1, clip_grad=None)
+    with pytest.raises(TrainingDivergedError, match=r"step \d+: .*lower --lr"):
+        train(hot, tmp_path)
+    for array in load_model_state(tmp_path).arrays.values():
+        assert np.isfinite(array).all()
+
+
+def test_evaluate_counts_what_training_counted(
+    finished: tuple[Path, Accuracy], recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir, result = finished
+    args = ["--checkpoint", str(workdir), "--data", str(recipe.data), "--json", str(tmp_path / "r.json")]
+    assert cli.run(evaluation.main, [*args, "--batch-size", "7"]) == 0
+    facts = json.loads((tmp_path / "r.json").read_text())
+    assert (facts["images"], facts["top1_correct"], facts["top5_correct"]) == result
+    assert f"({result.top1_correct} of {VAL_IMAGES})" in capsys.readouterr().out
+
+
+def test_evaluate_reads_pytorch_files_and_anonymous_folders(
+    finished: tuple[Path, Accuracy], recipe: Recipe, tmp_path: Path
+):
+    """The run as .pth, which keeps neither mean nor std, and as a folder without metadata: all said by options."""
+    workdir, result = finished
+    file, folder = tmp_path / "m.pth", tmp_path / "m"
+    convert(workdir, file, "t2t_vit_micro")
+    save_model(folder, load_model_state(workdir).arrays)
+    preparation = {"model": "t2t_vit_micro", "mean": (0.4,), "std": (0.2,)}
+    sizes = {"img_size": 16, "in_chans": 1, "num_classes": 4}
+    for options in (
+        evaluation.Options(file, str(recipe.data), **preparation),
+        evaluation.Options(folder, str(recipe.data), **preparation, **sizes),
+    ):
+        assert evaluation.evaluate(options) == result
+    with pytest.raises(ValueError, match="add --model NAME"):
+        evaluation.evaluate(evaluation.Options(folder, str(recipe.data)))
+
+
+def test_predictions_are_in_the_datas_order(finished: tuple[Path, Accuracy], recipe: Recipe):
+    options = evaluation.Options(checkpoint=finished[0], data=str(recipe.data))
+    model, how = load_for_evaluation(options)
+    source = open_source(options.data, "val")
+    forward = make_forward(split_model(model)[0])
+    predictions = predict(forward, model_arrays(model), eval_batches(source, how, 8))
+    assert predictions.logits.shape == (VAL_IMAGES, 4)
+    np.testing.assert_array_equal(predictions.labels, [source[i][1] for i in range(VAL_IMAGES)])
+    assert (predictions.logits.argmax(1) == predictions.labels).sum() == finished[1].top1_correct
+
+
+def test_a_run_starts_from_another(finished: tuple[Path, Accuracy], recipe: Recipe, tmp_path: Path):
+    """At learning rate 0 the new run is the old one's average, with its accuracy."""
+    still = dataclasses.replace(recipe, epochs=1, cooldown_epochs=0, warmup_lr=0.0, checkpoint_every=1)
+    result = train(still, tmp_path, init_from=finished[0])
+    assert result == finished[1]
+
+
+def test_bfloat16_and_no_average_train_too(recipe: Recipe, tmp_path: Path):
+    low = dataclasses.replace(recipe, dtype="bfloat16", ema_decay=None, epochs=3, cooldown_epochs=0)
+    train(low, tmp_path)
+    losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-STEPS_PER_EPOCH:]) < np.mean(losses[:STEPS_PER_EPOCH])
+    assert {str(array.dtype) for array in load_model_state(tmp_path).arrays.values()} == {"float32"}
+
+
+# --- Command line -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the recipe is missing"),
+        (["digts"], "did you mean digits"),
+        (["digits", "--lrr", "1"], "--lr"),
+        (["digits", "--dtype", "float16"], "float16"),
+        (["digits", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["imagenet_t2t_vit_7"], "add --data DIR"),
+        (["digits", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["digits", "--batch-size", "5000"], "batch_size 5000 exceeds the 1437 training images"),
+        (["digits", "--num-classes", "3"], "--num-classes 10"),
+        (["digits", "--init-from", "/no/such/file.pth"], "no checkpoint at /no/such/file.pth"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    args: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(training.main, args) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--checkpoint"),
+        (["--checkpoint", "/no/such/run", "--data", "digits"], "no checkpoint at /no/such/run"),
+        (["--checkpoint", __file__, "--data", "digits"], "no PyTorch file"),
+        (["--checkpoint", "RUN", "--data", "digits"], "the data has 10 classes, the model 4"),
+        (["--checkpoint", "RUN", "--data", "digits", "--model", "t2t_vit_micr"], "did you mean t2t_vit_micro"),
+        (["--checkpoint", "RUN", "--data", "digits", "--model", "t2t_vit_tiny"], "belong to another model"),
+        (["--checkpoint", "RUN", "--data", "digits", "--in-chans", "3"], "one figure for each of 3 channels"),
+    ],
+)
+def test_mistakes_of_evaluate(
+    args: list[str], message: str, finished: tuple[Path, Accuracy], capsys: pytest.CaptureFixture[str]
+):
+    args = [str(finished[0]) if arg == "RUN" else arg for arg in args]
+    assert cli.run(evaluation.main, args) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_diverging_is_exit_code_1(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = ["--data", str(recipe.data), "--img-size", "16", "--model", "t2t_vit_micro", "--num-classes", "10"]
+    args = [*data, "--lr", "1e30", "--warmup-epochs", "0", "--batch-size", "16", "--workdir", str(tmp_path)]
+    assert cli.run(training.main, ["digits", *args]) == 1
+    assert "lower --lr" in capsys.readouterr().err
+    assert not any((tmp_path / CHECKPOINTS).iterdir())
+
+
+def test_every_field_is_an_option():
+    done = subprocess.run(
+        [sys.executable, "-m", "t2t_jax.train", "digits", "--help"], capture_output=True, text=True, check=True
+    )
+    for field in dataclasses.fields(Recipe):
+        assert f"--{field.name.replace('_', '-')}" in done.stdout
+    assert "99 %" in done.stdout
+    assert "--init-from" in done.stdout
