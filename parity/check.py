@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from parity.align import Axes, input_axes
-from parity.capture import Call, Key
+from parity.capture import Call
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger, to_numpy
 from parity.judge import (
@@ -24,6 +24,7 @@ from parity.judge import (
     weight_rows,
 )
 from parity.losses import Loss, default_loss
+from parity.memory import release
 from parity.pairing import Pair, Pairing, pair_calls
 from parity.precision import format_rows
 from parity.report import Report
@@ -33,7 +34,7 @@ from parity.training import training_rows
 
 LEVELS = ("forward", "gradients", "train")
 
-SECTION_BYTES = 384 * 2**20
+SECTION_BYTES = 320 * 2**20
 """How much of the activations (in float64, of one framework) is held at once; beyond that the models run again."""
 
 ACTIVATION_GRADIENT_BYTES = 64 * 2**20
@@ -163,52 +164,49 @@ class Proof:
             for pair in self.pairing.with_children(section)
         }
 
-    def _sections(self) -> list[tuple[list[Pair], set[Key], set[Key], set[Key]]]:
-        """Each section with the calls it records: PyTorch's with children, PyTorch's own, JAX's own."""
-        return [
-            (
-                section,
-                {pair.torch for pair in self.pairing.with_children(section)},
-                {pair.torch for pair in section},
-                {pair.jax for pair in section},
-            )
-            for section in self.pairing.sections(SECTION_BYTES)
-        ]
-
     def forward64(self) -> list[Row]:
         """Every layer in float64: free and forced, with the noise floor."""
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
-        shaken = _shake(self.arrays)
-        rows = []
-        for section, known, torch_keys, jax_keys in self._sections():
-            oracle = ours.forward(self.arrays, only=known)
-            references = self._references(section, oracle)
-            noise = noise_floor(section, oracle, ours.forward(shaken, only=torch_keys))
-            free = theirs.forward(self.arrays, only=jax_keys)
-            rows += layer_rows(section, references, free, "free", self.gates, noise)
-            forced = theirs.forward(self.arrays, references, only=jax_keys)
-            rows += layer_rows(section, references, forced, "forced", self.gates)
-        return rows
+        return [
+            row for section in self.pairing.sections(SECTION_BYTES) for row in self._section64(ours, theirs, section)
+        ]
+
+    def _section64(self, ours: TorchSide, theirs: JaxSide, section: list[Pair]) -> list[Row]:
+        release()
+        torch_keys, jax_keys = {pair.torch for pair in section}, {pair.jax for pair in section}
+        oracle = self._oracle(ours, section)
+        references = self._references(section, oracle)
+        noise = noise_floor(section, oracle, ours.forward(_shake(self.arrays), only=torch_keys))
+        free = theirs.forward(self.arrays, only=jax_keys)
+        rows = layer_rows(section, references, free, "free", self.gates, noise)
+        del free
+        forced = theirs.forward(self.arrays, references, only=jax_keys)
+        return rows + layer_rows(section, references, forced, "forced", self.gates)
 
     def forward32(self) -> list[Row]:
         """Every layer in float32, both frameworks against the float64 oracle: free and forced."""
         double, ours, theirs = self.torch_side("float64"), self.torch_side("float32"), self.jax_side("float32")
-        shaken = _shake(self.arrays)
-        rows = []
-        for section, known, torch_keys, jax_keys in self._sections():
-            oracle = double.forward(self.arrays, only=known)
-            references = self._references(section, oracle)
-            noise = noise_floor(section, oracle, double.forward(shaken, only=torch_keys))
-            own = _in_jax(section, ours.forward(self.arrays, only=torch_keys))
-            free = theirs.forward(self.arrays, only=jax_keys)
-            rows += float32_rows(section, references, own, free, "free", self.gates, noise)
-            forced = {
-                key: Call(call.inputs if key in torch_keys else None, call.outputs) for key, call in oracle.items()
-            }
-            own = _in_jax(section, ours.forward(self.arrays, forced, only=torch_keys))
-            theirs_forced = theirs.forward(self.arrays, references, only=jax_keys)
-            rows += float32_rows(section, references, own, theirs_forced, "forced", self.gates)
-        return rows
+        sections = self.pairing.sections(SECTION_BYTES)
+        return [row for section in sections for row in self._section32(double, ours, theirs, section)]
+
+    def _section32(self, double: TorchSide, ours: TorchSide, theirs: JaxSide, section: list[Pair]) -> list[Row]:
+        release()
+        torch_keys, jax_keys = {pair.torch for pair in section}, {pair.jax for pair in section}
+        oracle = self._oracle(double, section)
+        references = self._references(section, oracle)
+        noise = noise_floor(section, oracle, double.forward(_shake(self.arrays), only=torch_keys))
+        own = _in_jax(section, ours.forward(self.arrays, only=torch_keys))
+        free = theirs.forward(self.arrays, only=jax_keys)
+        rows = float32_rows(section, references, own, free, "free", self.gates, noise)
+        del own, free
+        forced = {key: Call(call.inputs if key in torch_keys else None, call.outputs) for key, call in oracle.items()}
+        own = _in_jax(section, ours.forward(self.arrays, forced, only=torch_keys))
+        theirs_forced = theirs.forward(self.arrays, references, only=jax_keys)
+        return rows + float32_rows(section, references, own, theirs_forced, "forced", self.gates)
+
+    def _oracle(self, double: TorchSide, section: list[Pair]) -> Arrays:
+        """PyTorch's float64 calls of `section` and of what is right inside it."""
+        return double.forward(self.arrays, only={pair.torch for pair in self.pairing.with_children(section)})
 
     def gradients(self, loss: Loss) -> list[Row]:
         """Loss and gradients of every parameter, the inputs, and the outputs of the outer modules; both precisions."""
@@ -216,12 +214,14 @@ class Proof:
         names = {pair.jax: pair.name for pair in chosen}
         wanted, given = self._both_gradients("float64", loss, chosen)
         rows = gradient_rows(wanted, given, self.gates, names=names)
+        del given
         ours, theirs = self._both_gradients("float32", loss, chosen)
         return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's."""
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        release()
         shapes = {pair.jax: [g.shape for g in _activation(pair, ours)] for pair in chosen}
         theirs = self.jax_side(precision).gradients(
             self.arrays, loss, self.ledger, ours.params.keys(), activations=shapes

@@ -22,6 +22,7 @@ from parity.align import Axes
 from parity.capture import Call, Calls, InPlaceError, Key, jax_calls, jax_hooks, torch_calls, torch_hooks
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.losses import Loss
+from parity.memory import release
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -149,7 +150,7 @@ class JaxSide:
             def run(state: nnx.State, inputs: tuple[jax.Array, ...], known: Calls | None) -> Calls:
                 return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
 
-            return _to_numpy(self._jit(run)(state, self.inputs(arrays), known))
+            return _to_numpy(self._run(run, state, self.inputs(arrays), known))
 
     def updated(self, arrays: Sequence[np.ndarray], masks: Masks) -> dict[str, np.ndarray]:
         """Every variable after one run, by dotted name: running statistics change in training mode."""
@@ -166,7 +167,7 @@ class JaxSide:
                     model(*inputs)
                 return nnx.state(model)
 
-            found = self._jit(run)(state, self.inputs(arrays))
+            found = self._run(run, state, self.inputs(arrays))
         return {_dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
@@ -220,8 +221,9 @@ class JaxSide:
                 with jax_hooks(model, lambda key, arrays: None, after):
                     return loss.jax(model(*moved))
 
-            run = self._jit(jax.value_and_grad(scalar, argnums=(0, 1, 2)), donate_argnums=0)
-            value, (params, input_grads, seen) = run(state, [inputs[i] for i in floating], zeros, rest)
+            gradient = jax.value_and_grad(scalar, argnums=(0, 1, 2))
+            moving = [inputs[i] for i in floating]
+            value, (params, input_grads, seen) = self._run(gradient, state, moving, zeros, rest, donate_argnums=0)
         named = {_dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
@@ -237,10 +239,13 @@ class JaxSide:
         stack.enter_context(jax.default_matmul_precision("highest"))
         return stack
 
-    def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def _run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """`function` compiled and run once; what compiling took is given back before."""
         if self.precision == "float64" and jax.default_backend() == "cpu":
             options["compiler_options"] = {"xla_backend_optimization_level": 0}
-        return jax.jit(function, **options)
+        compiled = jax.jit(function, **options).lower(*args).compile()
+        release()
+        return compiled(*args)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
