@@ -7,15 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import tyro
 from rich.console import Console
+from tyro.conf import Positional
 
 from t2t_jax import cli
-
-Positional = tyro.conf.Positional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +142,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    command = cli.parse(Command, args, prog="python -m parity", description=__doc__ or "")
+    command: Any = cli.parse(cast("type[Any]", Command), args, prog="python -m parity", description=__doc__ or "")
     console = Console()
     match command:
         case Check():

@@ -38,11 +38,15 @@ def depth_chart(report: Report) -> Markup | None:
 
 
 def gradient_charts(report: Report) -> Iterator[Markup]:
-    """One for parameters and inputs, one for activations, as far as they were measured."""
-    for kind, what in (("gradient", "parameter and input"), ("activation gradient", "activation")):
-        rows = [row for row in report.rows if row.kind == kind and row.mode == "free"]
+    """For parameters and inputs, for activations, and for training mode, as far as they were measured."""
+    for kind, mode, what in (
+        ("gradient", "free", "parameter and input"),
+        ("activation gradient", "free", "activation"),
+        ("gradient", "train", "parameter and input, in training mode"),
+    ):
+        rows = [row for row in report.rows if (row.kind, row.mode) == (kind, mode)]
         names = list(dict.fromkeys(row.name for row in rows))
-        double, single = _by_name(rows, "float64", "free"), _by_name(rows, "float32", "free")
+        double, single = _by_name(rows, "float64", mode), _by_name(rows, "float32", mode)
         series = [
             _errors("float64", "free64", names, double, "dot", line=False),
             _gate("float64 gate", "gate64", names, double),

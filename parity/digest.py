@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from parity.compare import Row
-from parity.report import Report, around, tightness
+from parity.report import Report, Trajectory, around, tightness
 
 OK, INHERITED, INSIDE, FAILED = "ok", "inherits", "inside", "FAILED"
 """A module's status: all gates hold; fails, by the fault of others; has a module at fault inside; is at fault."""
 
 KINDS = ("weights", "layer", "calls", "output", "loss", "gradient", "activation gradient")
 PRECISIONS = ("as stored", "float64", "float32")
-MODES = ("-", "forced", "free", "between")
+MODES = ("-", "forced", "free", "train", "between")
 """The orders in which a model is proven; what is not listed comes last."""
 
 
@@ -76,6 +76,11 @@ class Node:
         """Whether its children are worth showing: in the outer two levels, and on the way to a fault."""
         return bool(self.children) and (depth < 2 or any(c.status in (FAILED, INSIDE) for c in self.children))
 
+    def text(self, figure: Figure) -> str:
+        """The module's own figure; empty where it was not measured."""
+        value = self.figure(figure)
+        return f"{value:.2g}" if value is not None and figure.attribute == "growth" else figure_text(value)
+
     def figure(self, figure: Figure) -> float | None:
         """The module's own figure; None where it was not measured."""
         for row in self.rows:
@@ -117,12 +122,6 @@ def culprits(report: Report) -> tuple[Row, ...]:
     double = [row for row in forced if row.precision == "float64"]
     weights = [row for row in report.failures if row.kind == "weights"]
     return tuple(weights + double or forced or report.failures)
-
-
-def failures(report: Report) -> list[Row]:
-    """All failures, culprits first."""
-    guilty = set(culprits(report))
-    return sorted(report.failures, key=lambda row: row not in guilty)
 
 
 def visible_figures(report: Report) -> tuple[Figure, ...]:
@@ -193,3 +192,17 @@ def describe(row: Row) -> str:
     if row.noise is not None:
         parts.append(f"(noise {row.noise:.1e})")
     return " ".join([*parts, row.note]).rstrip()
+
+
+def training(trajectory: Trajectory) -> str:
+    """What a trajectory shows, as a sentence."""
+    if not trajectory.distance64:
+        return "training: FAILED, no step was compared"
+    status = OK if trajectory.passed else FAILED
+    single, limit = max(trajectory.distance32_jax), min(trajectory.limits32)
+    return (
+        f"training, {len(trajectory.distance64)} steps: {status}; distance / travelled at most "
+        f"{figure_text(max(trajectory.distance64))} in float64 (gate {figure_text(trajectory.gate64)}), float32 "
+        f"{figure_text(single)} JAX, {figure_text(max(trajectory.distance32_torch))} PyTorch "
+        f"(tightest gate {figure_text(limit)})"
+    )

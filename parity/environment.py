@@ -23,8 +23,8 @@ def fingerprint() -> dict[str, Any]:
         "torch_matmul_precision": torch.get_float32_matmul_precision(),
         "torch_device": "cuda" if torch.cuda.is_available() else "cpu",
         "jax_devices": [device.device_kind for device in jax.devices()],
-        "jax_enable_x64": bool(jax.config.jax_enable_x64),
-        "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "jax_enable_x64": bool(jax.config.read("jax_enable_x64")),
+        "jax_default_matmul_precision": jax.config.read("jax_default_matmul_precision"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

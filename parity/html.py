@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 from parity import digest
 from parity.charts import depth_chart, gradient_charts, trajectory_charts
 from parity.compare import Row
-from parity.digest import FAILED, INSIDE, OK, Node, figure_text, place
+from parity.convert import Entry
+from parity.digest import FAILED, INHERITED, INSIDE, OK, Node, figure_text, place
 from parity.markup import Markup, join, tag
 from parity.report import Cause, Report
 
@@ -19,6 +19,9 @@ STYLE = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Content-Security-Policy: the browser itself refuses scripts and anything from elsewhere."""
 MOST_FAILURES = 100
+LEGEND = (
+    f"{FAILED}: errs on correct inputs. {INSIDE}: such a module is inside. {INHERITED}: fails by the fault of others."
+)
 
 
 def page(report: Report) -> str:
@@ -38,7 +41,7 @@ def page(report: Report) -> str:
         _section("Summary", _summary(report)),
         _section("Modules", _modules(report)),
         _section("Gradients", join(gradient_charts(report))),
-        _section("Training", join(trajectory_charts(report))),
+        _section("Training", _training(report)),
         _section("Reduced precision", _formats(report)),
         _section("Tensors", _ledger(report)),
         _section("Without a partner", _unpaired(report)),
@@ -85,10 +88,10 @@ def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]],
     styles = ["number" if number else None for number in numeric]
     head = tag("tr", *(tag("th", name, scope="col", class_=style) for name, style in zip(columns, styles, strict=True)))
     body = []
-    for row, bad in itertools.zip_longest(rows, failed, fillvalue=False):
+    for row, bad in zip(rows, failed or [False] * len(rows), strict=True):
         cells = [tag("td", _cell(cell), class_=style) for cell, style in zip(row, styles, strict=True)]
         body.append(tag("tr", *cells, class_="bad" if bad else None))
-    table = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
+    table = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body))
     return tag("div", table, class_="scroll", role="region", aria_label=caption, tabindex=0)
 
 
@@ -151,6 +154,12 @@ def _failure_table(caption: str, failed: Sequence[Row]) -> Markup:
     return _table(caption, columns, rows)
 
 
+def _training(report: Report) -> Markup | None:
+    if report.trajectory is None:
+        return None
+    return join([tag("p", digest.training(report.trajectory)), *trajectory_charts(report)])
+
+
 def _formats(report: Report) -> Markup | None:
     rows = [(_status(row.passed), row.name, row.format, row.error, row.torch_error, row.cap) for row in report.formats]
     caption = "Relative Frobenius error to the float32 run at highest precision"
@@ -165,7 +174,7 @@ def _ledger(report: Report) -> Markup | None:
             _shape(entry.torch_shape),
             entry.jax,
             _shape(entry.jax_shape),
-            "as it is" if entry.axes is None else f"transposed {_shape(entry.axes)}",
+            _carried(entry),
             entry.layer,
             entry.dtype,
         )
@@ -175,6 +184,16 @@ def _ledger(report: Report) -> Markup | None:
     rows += [("no partner", "", name, "", "", "", "") for name in report.ledger.jax_only]
     columns = ("PyTorch", "shape", "JAX", "shape", "carried", "layer", "dtype")
     return _folded(f"{len(rows)} tensors", _table("Every tensor of both models", columns, rows)) if rows else None
+
+
+def _carried(entry: Entry) -> str:
+    part, parts = entry.part
+    ways = [
+        f"part {part + 1} of {parts}" if parts > 1 else "",
+        f"axes {', '.join(map(str, entry.axes))}" if entry.axes is not None else "",
+        f"layer {entry.index} of the stack" if entry.index is not None else "",
+    ]
+    return "; ".join(filter(None, ways)) or "as it is"
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -214,7 +233,8 @@ def _modules(report: Report) -> Markup | None:
     labels = [tag("span", figure.title, class_="figure") for figure in figures]
     legend = tag("span", "verdict", class_="status")
     head = tag("div", tag("span", "module", class_="name"), *labels, legend, class_="row head", aria_hidden="true")
-    return tag("div", head, _module(digest.tree(report), figures, 0), class_="tree")
+    tree = tag("div", head, _module(digest.tree(report), figures, 0), class_="tree")
+    return tree if report.passed else join([tag("p", LEGEND, class_="about"), tree])
 
 
 def _module(node: Node, figures: Sequence[digest.Figure], depth: int) -> Markup:
@@ -231,12 +251,9 @@ def _line(node: Node, figures: Sequence[digest.Figure]) -> Iterator[Markup]:
     count = f" (+{node.size})" if node.children else ""
     yield tag("span", tag("code", node.label), f" {node.type}", tag("small", count), class_="name", title=node.name)
     for figure in figures:
-        value = figure_text(node.figure(figure))
-        # On a narrow page each figure carries its own label; to a screen reader always.
-        yield (
-            tag("span", tag("span", f"{figure.title} ", class_="label"), value, class_="figure")
-            if value
-            else tag("span", class_="figure none")
-        )
+        text = node.text(figure)
+        # A screen reader always reads the label; on a narrow page it is seen too.
+        label = [tag("span", f"{figure.title} ", class_="label")] if text else []
+        yield tag("span", *label, text, class_=f"figure {figure.attribute}{'' if text else ' none'}")
     kind = {OK: "good", FAILED: "bad", INSIDE: "bad"}.get(node.status, "warn")
     yield tag("span", node.status, class_=f"status {kind}")

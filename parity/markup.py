@@ -35,5 +35,5 @@ def join(children: Iterable[str]) -> Markup:
 
 
 def _text(value: str | float) -> str:
-    """Coordinates need no more than two decimals."""
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    """Coordinates need no more than two decimals, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

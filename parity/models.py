@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
@@ -37,12 +38,10 @@ def _powered(name: str, z: np.ndarray) -> np.ndarray:
         return 1 + 0.1 * z if leaf == "weight" else 0.1 * z
     if leaf in ("cls_token", "pos_embed", "dist_token"):
         return 0.02 * z
-    return 0.5 * z / np.sqrt(max(np.prod(z.shape[1:]), 1))
+    return 0.5 * z / math.sqrt(max(math.prod(z.shape[1:]), 1))
 
 
-def make_pair(
-    name: str, *, seed: int | None = 0, checkpoint: str | None = None, **arguments: Any
-) -> tuple[torch.nn.Module, nnx.Module]:
+def make_pair(name: str, *, seed: int | None = 0, checkpoint: str | None = None, **arguments: Any) -> tuple[Any, Any]:
     """Our model `name` in both frameworks with the same weights: from a file, powered, or (seed None) as initialised.
 
     Raises:

@@ -93,9 +93,11 @@ class LinearAxis:
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         """Height and label of each grid line."""
-        for i in range(1, 6):
-            value = self.low + (self.high - self.low) * i / 6
-            yield self.y(value), f"{value:.3g}"
+        rough = (self.high - self.low) / 6
+        decade = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * decade for factor in (1, 2, 5, 10) if factor * decade >= rough)
+        for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1):
+            yield self.y(i * step), f"{i * step:.4g}"
 
 
 Axis = LogAxis | LinearAxis
@@ -144,23 +146,30 @@ def _grid(scale: Axis) -> Iterator[Markup]:
 
 
 def _group_lines(groups: Sequence[str]) -> Iterator[Markup]:
-    """A line where each group starts, and its label below where the last one leaves room.
+    """A line where each group starts, and its label below.
 
-    The page is one of two widths to the style sheet, "wide" and "narrow"; each has its own choice of labels.
+    The page has one of two widths to the style sheet, "wide" and "narrow", each with its own choice of labels.
     """
     starts = [i for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
     for i in starts[1:]:
         x = _percent((_x(i, len(groups)) + _x(i - 1, len(groups))) / 2)
         yield tag("line", x1=x, x2=x, y1=0, y2=HEIGHT, class_="grid")
-    for width, layout in ((900, "wide"), (290, "narrow")):
-        free = 0.0
-        for i in starts:
-            x = _x(i, len(groups)) * width / 100
-            needed = 7 * len(groups[i])  # pixels: 11 px type is about 6 wide
-            if x >= free and x + needed <= width + 8:
-                label = tag("text", groups[i], x=_percent(x * 100 / width), y=HEIGHT + 16, class_=f"tick {layout}")
-                free = x + needed + 8
-                yield label
+    for pixels, layout in ((900, "wide"), (290, "narrow")):
+        for i in _with_room(groups, starts, pixels):
+            x = _percent(_x(i, len(groups)))
+            yield tag("text", groups[i], x=x, y=HEIGHT + 16, class_=f"tick {layout}")
+
+
+def _with_room(groups: Sequence[str], starts: Sequence[int], pixels: float) -> list[int]:
+    """The group starts whose labels fit side by side into a plot of this width; large groups go first."""
+    sizes = {a: b - a for a, b in itertools.pairwise([*starts, len(groups)])}
+    taken: dict[int, tuple[float, float]] = {}
+    for i in sorted(starts, key=lambda start: -sizes[start]):
+        left = _x(i, len(groups)) * pixels / 100
+        right = left + 7 * len(groups[i]) + 8  # 11 px type is about 6 wide
+        if right <= pixels + 16 and all(right <= a or left >= b for a, b in taken.values()):
+            taken[i] = (left, right)
+    return sorted(taken)
 
 
 def _drawn(series: Series, scale: Axis) -> Iterator[Markup]:

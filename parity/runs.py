@@ -200,7 +200,8 @@ class JaxSide:
         with self._switches():
             inputs = self.inputs(arrays)
             floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
-            graphdef, state, rest = nnx.split(self.model, lambda path, _: _dotted(path) in entries, ...)
+            parts: Any = nnx.split(self.model, lambda path, _: _dotted(path) in entries, ...)
+            graphdef, state, rest = parts
             zeros = {
                 key: [np.zeros(shape, self.precision) for shape in shapes]
                 for key, shapes in (activations or {}).items()

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from parity import digest
-from parity.digest import FAILED, INHERITED, INSIDE, OK, Figure, Node, describe, figure_text, place
-from parity.report import Cause, Report, Trajectory
+from parity.digest import FAILED, INHERITED, INSIDE, OK, Node, describe, figure_text, place
+from parity.report import Cause, Report
 
 STYLES = {OK: "green", INHERITED: "yellow", INSIDE: "red", FAILED: "bold red"}
 WIDE = 100
@@ -23,12 +23,11 @@ def render(report: Report, width: int | None = None, color: bool = False) -> str
     """The whole report, at most `width` columns wide (the terminal's by default)."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=color, no_color=not color, highlight=False)
-    console.print(_tree(report, wide=console.width >= WIDE))
-    console.print(_summary(report))
-    if report.formats:
-        console.print(_formats(report))
+    tables = [_tree(report, wide=console.width >= WIDE), _summary(report)]
+    for table in [*tables, _formats(report)] if report.formats else tables:
+        console.print(table, "")
     if report.trajectory is not None:
-        console.print(Text(_trajectory(report.trajectory)))
+        console.print(Text(digest.training(report.trajectory)))
     for line in (*_failures(report, 20), *_causes(report.causes)):
         console.print(Text(line), soft_wrap=True)  # a broken line cannot be searched
     if report.unpaired:
@@ -43,9 +42,16 @@ def brief(report: Report) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    # The box's own divider is one blank, which is enough.
-    style = {"box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
-    return Table(*columns, title=title, title_justify="left", **style)
+    # No padding: the box's own divider is one blank, which is enough.
+    return Table(
+        *columns,
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
 
 
 def _tree(report: Report, wide: bool) -> Table:
@@ -57,15 +63,13 @@ def _tree(report: Report, wide: bool) -> Table:
     for figure in figures:
         table.add_column(figure.title.replace(" ", "\n"), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    if not report.passed:
+        table.caption = f"{INSIDE}: a module inside fails; {INHERITED}: fails by the fault of others"
     for guide, node, closed in _lines(digest.tree(report)):
         name = f"{guide}{node.label}" + (f" (+{node.size})" if closed else "")
         types = [node.type] if wide else []
-        table.add_row(Text(name), *types, *_figures(node, figures), Text(node.status, style=STYLES[node.status]))
+        table.add_row(Text(name), *types, *map(node.text, figures), Text(node.status, style=STYLES[node.status]))
     return table
-
-
-def _figures(node: Node, figures: Sequence[Figure]) -> list[str]:
-    return [figure_text(node.figure(figure)) for figure in figures]
 
 
 def _lines(node: Node, depth: int = 0, before: str = "", here: str = "") -> Iterator[tuple[str, Node, bool]]:
@@ -97,19 +101,6 @@ def _formats(report: Report) -> Table:
         figures = map(figure_text, (row.error, row.torch_error, row.cap))
         table.add_row(Text(row.name), row.format, *figures, Text(status, style=STYLES[status]))
     return table
-
-
-def _trajectory(trajectory: Trajectory) -> str:
-    if not trajectory.distance64:
-        return "training: FAILED, no step was compared"
-    status = OK if trajectory.passed else FAILED
-    single, limit = max(trajectory.distance32_jax), min(trajectory.limits32)
-    return (
-        f"training, {len(trajectory.distance64)} steps: {status}; distance / travelled at most "
-        f"{figure_text(max(trajectory.distance64))} in float64 (gate {figure_text(trajectory.gate64)}), float32 "
-        f"{figure_text(single)} JAX, {figure_text(max(trajectory.distance32_torch))} PyTorch "
-        f"(tightest gate {figure_text(limit)})"
-    )
 
 
 def _failures(report: Report, most: int) -> list[str]:

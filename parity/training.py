@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def _first_calls(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair.torch[1] == 0]
 
 
-def _jax_module(model: nnx.Module, pair: Pair) -> nnx.Module:
+def _jax_module(model: nnx.Module, pair: Pair) -> Any:
     return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}[pair.jax[0]]
 
 

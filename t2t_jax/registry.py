@@ -14,9 +14,8 @@ from t2t_jax.t2t_vit_ghost import T2TViTGhost
 from t2t_jax.t2t_vit_se import T2TViTSE
 from t2t_jax.vit import VisionTransformer
 
-ARCHITECTURES: dict[str, type[nnx.Module]] = {
-    cls.__name__: cls for cls in (T2TViT, T2TViTSE, T2TViTDense, T2TViTGhost, VisionTransformer)
-}
+_CLASSES: tuple[Any, ...] = (T2TViT, T2TViTSE, T2TViTDense, T2TViTGhost, VisionTransformer)
+ARCHITECTURES: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
 
 
 def create_model(

@@ -52,6 +52,9 @@ class T2TModule(nnx.Module):
         self.grids = soft_split_grids(img_size)
         self.grid_size = self.grids[-1]
         self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.soft_split0: Any
+        self.soft_split1: Any
+        self.project: Any
         if tokens_type == "convolution":
             self.soft_split0 = Conv(in_chans, token_dim, *SOFT_SPLITS[0], **spec)
             self.soft_split1 = Conv(token_dim, token_dim, *SOFT_SPLITS[1], **spec)
@@ -97,7 +100,7 @@ class T2TViT(nnx.Module):
         ValueError: images of another rank, channel count or size than the model's, or not floating-point.
     """
 
-    block_class: type[nnx.Module] = Block
+    block_class: Callable[..., nnx.Module] = Block
     num_prefix_tokens = 1
 
     def __init__(

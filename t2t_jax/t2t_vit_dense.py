@@ -57,7 +57,8 @@ class T2TViTDense(T2TViT):
     def make_blocks(self, depth: int, drop_path_rate: float, **block_args: Any) -> tuple[nnx.List, int]:
         spec = {name: block_args[name] for name in ("dtype", "param_dtype", "rngs")}
         rates = drop_path_rates(drop_path_rate, depth)
-        blocks, dim = nnx.List([]), self.embed_dim
+        blocks: nnx.List = nnx.List([])
+        dim = self.embed_dim
         for stage, num_layers in enumerate(self.block_config):
             if stage > 0:
                 blocks.append(Transition(dim, dim // 2, **spec))

@@ -31,8 +31,8 @@ class CheapOperation(nnx.Conv):
             **spec,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x, kernel = self.promote_dtype((x, self.kernel[...]), dtype=self.dtype)
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        x, kernel = self.promote_dtype((inputs, self.kernel[...]), dtype=self.dtype)
         return x * kernel.reshape(-1)
 
 

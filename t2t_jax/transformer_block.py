@@ -6,6 +6,7 @@ Shapes: B batch, N M tokens, C channels, H heads, D channels per head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,8 +92,8 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)); (B, N, C) -> (B, N, C)."""
 
-    attention_class: type[nnx.Module] = Attention
-    mlp_class: type[nnx.Module] = Mlp
+    attention_class: Callable[..., nnx.Module] = Attention
+    mlp_class: Callable[..., nnx.Module] = Mlp
 
     def __init__(
         self,

@@ -1,0 +1,217 @@
+"""Every module's own derivative, on correct values: the forced run's idea, backwards.
+
+A wrong derivative spoils all gradients before it, so a wrong gradient does not say where the mistake is. Here every
+call is cut off from the others: its inputs are the reference's plus a variable z, what it gets back from the modules
+inside it is the reference's plus a variable u, and all that it computes (its outputs o, and what it passes to inner
+modules, g) is projected on fixed random directions a and b. One backward pass through
+
+    S = sum over calls of <o, a> + <g, b>
+
+then gives, for every call, the derivative of its own arithmetic and of nothing else: dS/dz by its inputs, dS/du (of
+the inner calls) by what it got back, dS/dp by its parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from parity.align import Axes
+from parity.capture import Call, Key, jax_hooks, torch_hooks
+from parity.causes import enclosing
+from parity.compare import Gates, Row, norm, relative
+from parity.convert import Ledger, to_numpy, torch_arrays
+from parity.pairing import Pair, Pairing
+from parity.runs import JaxSide, TorchSide
+
+
+@dataclasses.dataclass(frozen=True)
+class Derivatives:
+    """Derivatives of S by the inputs (z) and outputs handed back (u) of every call, and by every parameter."""
+
+    inputs: dict[Key, list[np.ndarray]]
+    outputs: dict[Key, list[np.ndarray]]
+    params: dict[str, np.ndarray]
+
+
+def backward_rows(
+    ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray], pairing: Pairing, ledger: Ledger, gates: Gates
+) -> list[Row]:
+    """One row per module, forced, float64: the derivative of its own arithmetic in JAX against PyTorch's.
+
+    Only calls whose inputs and outputs are all paired and floating take part.
+    """
+    pairs = [pair for pair in pairing.pairs if pair.inputs is not None and _whole(pair, pairing)]
+    calls = ours.forward(arrays, only={pair.torch for pair in pairs})
+    pairs = [pair for pair in pairs if _floating(calls[pair.torch])]
+    wanted = _torch_derivatives(ours, arrays, pairs, calls)
+    given = _jax_derivatives(theirs, arrays, pairs, calls, ledger, wanted.params.keys())
+    return [
+        Row(name, "derivative", "forced", "float64", error, gates.f64_gradient)
+        for name, error in _errors(pairs, pairing, wanted, given).items()
+    ]
+
+
+def _whole(pair: Pair, pairing: Pairing) -> bool:
+    return len(pair.inputs or ()) == len(pairing.shapes[pair.torch].inputs)
+
+
+def _floating(call: Call) -> bool:
+    tensors = [*(call.inputs or []), *call.outputs]
+    return all(np.issubdtype(x.dtype, np.floating) for x in tensors)
+
+
+def _direction(key: Key, what: str, index: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A fixed random direction of norm about 1, PyTorch's layout."""
+    draw = np.random.RandomState(zlib.crc32(repr((key, what, index)).encode()))
+    return draw.standard_normal(shape) / math.sqrt(math.prod(shape))
+
+
+def _torch_derivatives(
+    side: TorchSide, arrays: Sequence[np.ndarray], pairs: Sequence[Pair], calls: Mapping[Key, Call]
+) -> Derivatives:
+    chosen = {pair.torch for pair in pairs}
+    z: dict[Key, list[torch.Tensor]] = {}
+    u: dict[Key, list[torch.Tensor]] = {}
+    terms: list[torch.Tensor] = []
+
+    def project(key: Key, what: str, tensors: list[torch.Tensor]) -> None:
+        for i, x in enumerate(tensors):
+            if x.requires_grad:
+                terms.append((x * torch.from_numpy(_direction(key, what, i, tuple(x.shape))).to(x)).sum())
+
+    def before(key: Key, tensors: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        if key not in chosen:
+            return None
+        project(key, "given", tensors)
+        z[key] = [x.requires_grad_() for x in side.inputs(calls[key].inputs or [])]
+        # Not the leaf itself: a module may work in place.
+        return [x.clone() for x in z[key]]
+
+    def after(key: Key, tensors: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        if key not in chosen:
+            return None
+        project(key, "returned", tensors)
+        u[key] = [x.requires_grad_() for x in side.inputs(calls[key].outputs)]
+        return [x.clone() for x in u[key]]
+
+    side.model.zero_grad()
+    with torch_hooks(side.model, before, after):
+        side.model(*side.inputs(arrays))
+    torch.stack(terms).sum().backward()
+    params = {name: _gradient(param) for name, param in side.model.named_parameters() if param.requires_grad}
+    side.model.zero_grad()
+    return Derivatives(_gradients(z), _gradients(u), params)
+
+
+def _gradient(tensor: torch.Tensor) -> np.ndarray:
+    return to_numpy(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
+
+
+def _gradients(tensors: Mapping[Key, Sequence[torch.Tensor]]) -> dict[Key, list[np.ndarray]]:
+    return {key: [_gradient(x) for x in found] for key, found in tensors.items()}
+
+
+def _aligned(array: np.ndarray, axes: Axes) -> np.ndarray:
+    return array if axes is None else array.transpose(axes)
+
+
+def _jax_derivatives(
+    side: JaxSide,
+    arrays: Sequence[np.ndarray],
+    pairs: Sequence[Pair],
+    calls: Mapping[Key, Call],
+    ledger: Ledger,
+    trained: Collection[str],
+) -> Derivatives:
+    """The same in JAX; the result is under PyTorch's keys, in JAX's layout."""
+    by_jax = {pair.jax: pair for pair in pairs}
+    entries = {entry.jax for entry in ledger if entry.torch in trained}
+    references = {pair.jax: pair.reference(calls[pair.torch]) for pair in pairs}
+    with side._switches():
+        z = {key: [jnp.asarray(x) for x in call.inputs or []] for key, call in references.items()}
+        u = {key: [jnp.asarray(x) for x in call.outputs] for key, call in references.items()}
+        graphdef, state, rest = nnx.split(side.model, _among(entries), ...)
+        inputs = side.inputs(arrays)
+
+        def total(state: nnx.State, z: Any, u: Any, rest: nnx.State) -> jax.Array:
+            terms: list[jax.Array] = []
+
+            def project(key: Key, what: str, found: list[jax.Array], axes: Sequence[Axes]) -> None:
+                for i, (x, a) in enumerate(zip(found, axes, strict=True)):
+                    back = range(x.ndim) if a is None else np.argsort(a)
+                    shape = tuple(x.shape[int(j)] for j in back)
+                    terms.append((x * _aligned(_direction(by_jax[key].torch, what, i, shape), a)).sum())
+
+            def before(key: Key, found: list[jax.Array]) -> list[jax.Array] | None:
+                if key not in z:
+                    return None
+                project(key, "given", found, by_jax[key].input_axes)
+                return z[key]
+
+            def after(key: Key, found: list[jax.Array]) -> list[jax.Array] | None:
+                if key not in u:
+                    return None
+                project(key, "returned", found, by_jax[key].output_axes)
+                return u[key]
+
+            model = nnx.merge(graphdef, state, rest)
+            with jax_hooks(model, before, after):
+                model(*inputs)
+            return jnp.stack(terms).sum()
+
+        params, dz, du = side._run(jax.grad(total, argnums=(0, 1, 2)), state, z, u, rest)
+    named = {".".join(map(str, path)): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
+    return Derivatives(
+        {by_jax[key].torch: [np.asarray(x) for x in found] for key, found in dz.items()},
+        {by_jax[key].torch: [np.asarray(x) for x in found] for key, found in du.items()},
+        torch_arrays(ledger, named),
+    )
+
+
+def _among(names: Collection[str]) -> Callable[[Any, Any], bool]:
+    return lambda path, _: ".".join(map(str, path)) in names
+
+
+def _errors(pairs: Sequence[Pair], pairing: Pairing, wanted: Derivatives, given: Derivatives) -> dict[str, float]:
+    """Module -> the largest relative error of what its own arithmetic is differentiated by, in order of the calls.
+
+    A derivative that is zero by structure (an embedding's bias before a norm) is measured by the module's largest.
+    """
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {pair.name: [] for pair in pairs}
+    for pair in pairs:
+        own = zip(wanted.inputs[pair.torch], pair.input_axes, given.inputs[pair.torch], strict=True)
+        found[pair.name] += [(_aligned(a, axes), b) for a, axes, b in own]
+        around = enclosing(pairing.pairs, pair)
+        if around is not None and around.name in found:
+            back = zip(wanted.outputs[pair.torch], pair.output_axes, given.outputs[pair.torch], strict=True)
+            found[around.name] += [(_aligned(a, axes), b) for a, axes, b in back]
+    for name, gradient in wanted.params.items():
+        found[_owner(name, found)] += [(gradient, given.params[name])]
+    return {name: max(_relative(terms), default=0.0) for name, terms in found.items()}
+
+
+def _owner(parameter: str, modules: Collection[str]) -> str:
+    """The innermost module among `modules` that holds the parameter."""
+    path = parameter
+    while path:
+        path = path.rpartition(".")[0]
+        if path in modules:
+            return path
+    return ""
+
+
+def _relative(terms: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[float]:
+    largest = max((norm(a) for a, _ in terms), default=0.0)
+    for a, b in terms:
+        scale = norm(a)
+        yield relative(norm(np.asarray(b) - a), scale if scale > 1e-10 * largest else largest)
