@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from parity.causes import enclosing
 from parity.compare import Gates, Row, norm, relative
 from parity.convert import Ledger, to_numpy, torch_arrays
 from parity.pairing import Pair, Pairing
+from parity.report import Cause
 from parity.runs import JaxSide, TorchSide
 
 
@@ -45,8 +46,8 @@ class Derivatives:
 
 def backward_rows(
     ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray], pairing: Pairing, ledger: Ledger, gates: Gates
-) -> list[Row]:
-    """One row per module, forced, float64: the derivative of its own arithmetic in JAX against PyTorch's.
+) -> tuple[list[Row], tuple[Cause, ...]]:
+    """One row per module, forced, float64: the derivative of its own arithmetic in JAX against PyTorch's; and causes.
 
     Only calls whose inputs and outputs are all paired and floating take part.
     """
@@ -55,10 +56,42 @@ def backward_rows(
     pairs = [pair for pair in pairs if _floating(calls[pair.torch])]
     wanted = _torch_derivatives(ours, arrays, pairs, calls)
     given = _jax_derivatives(theirs, arrays, pairs, calls, ledger, wanted.params.keys())
-    return [
-        Row(name, "derivative", "forced", "float64", error, gates.f64_gradient)
-        for name, error in _errors(pairs, pairing, wanted, given).items()
-    ]
+    rows, causes = [], []
+    for name, terms in _terms(pairs, pairing, wanted, given).items():
+        errors = [term.error(max(norm(term.wanted) for term in terms)) for term in terms]
+        row = Row(name, "derivative", "forced", "float64", max(errors, default=0.0), gates.f64_gradient)
+        rows.append(row)
+        if not row.passed:
+            wrong = [term for term, error in zip(terms, errors, strict=True) if error > row.gate]
+            causes += _cause(name, wrong, row)
+    return rows, tuple(causes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Term:
+    """A module's arithmetic differentiated by one thing, in one layout."""
+
+    by: str
+    wanted: np.ndarray
+    given: np.ndarray
+
+    def error(self, largest: float) -> float:
+        """Relative; a derivative that is zero by structure is measured by the module's largest."""
+        scale = norm(self.wanted)
+        return relative(norm(self.given - self.wanted), scale if scale > 1e-10 * largest else largest)
+
+
+def _cause(module: str, wrong: Sequence[_Term], row: Row) -> list[Cause]:
+    """What is wrong alike with all wrong derivatives of a module."""
+    by = ", ".join(term.by for term in wrong)
+    if not any(term.given.any() for term in wrong):
+        return [Cause(module or "the model", "gradient cut", f"JAX's derivative by {by} is zero", row.error, 0.0)]
+    factors = [float(np.vdot(term.wanted, term.given) / norm(term.wanted) ** 2) for term in wrong]
+    after = max(relative(norm(t.given - factors[0] * t.wanted), norm(t.given)) for t in wrong)
+    if after <= row.gate:
+        text = f"JAX's derivative by {by} is {factors[0]:.6g} times PyTorch's"
+        return [Cause(module or "the model", "gradient scale", text, row.error, after)]
+    return []
 
 
 def _whole(pair: Pair, pairing: Pairing) -> bool:
@@ -182,22 +215,22 @@ def _among(names: Collection[str]) -> Callable[[Any, Any], bool]:
     return lambda path, _: ".".join(map(str, path)) in names
 
 
-def _errors(pairs: Sequence[Pair], pairing: Pairing, wanted: Derivatives, given: Derivatives) -> dict[str, float]:
-    """Module -> the largest relative error of what its own arithmetic is differentiated by, in order of the calls.
-
-    A derivative that is zero by structure (an embedding's bias before a norm) is measured by the module's largest.
-    """
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {pair.name: [] for pair in pairs}
+def _terms(pairs: Sequence[Pair], pairing: Pairing, wanted: Derivatives, given: Derivatives) -> dict[str, list[_Term]]:
+    """Module -> the derivatives of its own arithmetic, in the order of the calls."""
+    found: dict[str, list[_Term]] = {pair.name: [] for pair in pairs}
     for pair in pairs:
-        own = zip(wanted.inputs[pair.torch], pair.input_axes, given.inputs[pair.torch], strict=True)
-        found[pair.name] += [(_aligned(a, axes), b) for a, axes, b in own]
+        for i, (a, axes) in enumerate(zip(wanted.inputs[pair.torch], pair.input_axes, strict=True)):
+            found[pair.name].append(_Term(f"input {i}", _aligned(a, axes), given.inputs[pair.torch][i]))
         around = enclosing(pairing.pairs, pair)
         if around is not None and around.name in found:
-            back = zip(wanted.outputs[pair.torch], pair.output_axes, given.outputs[pair.torch], strict=True)
-            found[around.name] += [(_aligned(a, axes), b) for a, axes, b in back]
+            for i, (a, axes) in enumerate(zip(wanted.outputs[pair.torch], pair.output_axes, strict=True)):
+                by = f"the output of {pair.name}"
+                found[around.name].append(_Term(by, _aligned(a, axes), given.outputs[pair.torch][i]))
     for name, gradient in wanted.params.items():
-        found[_owner(name, found)] += [(gradient, given.params[name])]
-    return {name: max(_relative(terms), default=0.0) for name, terms in found.items()}
+        owner = _owner(name, found)
+        if owner in found:
+            found[owner].append(_Term(name, gradient, given.params[name]))
+    return found
 
 
 def _owner(parameter: str, modules: Collection[str]) -> str:
@@ -208,10 +241,3 @@ def _owner(parameter: str, modules: Collection[str]) -> str:
         if path in modules:
             return path
     return ""
-
-
-def _relative(terms: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[float]:
-    largest = max((norm(a) for a, _ in terms), default=0.0)
-    for a, b in terms:
-        scale = norm(a)
-        yield relative(norm(np.asarray(b) - a), scale if scale > 1e-10 * largest else largest)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity.compare import rel_f
-from parity.environment import fingerprint
+from parity.environment import CONFIG, fingerprint
 
 
 class Trap(NamedTuple):
@@ -46,9 +46,9 @@ def doctor(console: Console) -> list[Trap]:
 def warnings() -> list[str]:
     """What about the present switches would blur a comparison outside `parity` (which sets its own)."""
     found = []
-    if not jax.config.read("jax_enable_x64"):
+    if not CONFIG.jax_enable_x64:
         found.append("JAX has 64-bit types off: float64 arrays become float32 silently (jax.enable_x64(True))")
-    if jax.default_backend() != "cpu" and jax.config.read("jax_default_matmul_precision") is None:
+    if jax.default_backend() != "cpu" and CONFIG.jax_default_matmul_precision is None:
         found.append("float32 matrix products run in a reduced format here (jax_default_matmul_precision='highest')")
     if torch.get_float32_matmul_precision() != "highest":
         found.append("PyTorch's float32 matrix products are reduced (torch.set_float32_matmul_precision('highest'))")

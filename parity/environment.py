@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import torch
 
+CONFIG: Any = jax.config
+"""JAX defines its switches at run time; their names are not known to type checkers."""
+
 
 def fingerprint() -> dict[str, Any]:
     """Versions, devices, threads and precision switches, ready for JSON."""
@@ -23,8 +26,8 @@ def fingerprint() -> dict[str, Any]:
         "torch_matmul_precision": torch.get_float32_matmul_precision(),
         "torch_device": "cuda" if torch.cuda.is_available() else "cpu",
         "jax_devices": [device.device_kind for device in jax.devices()],
-        "jax_enable_x64": bool(jax.config.read("jax_enable_x64")),
-        "jax_default_matmul_precision": jax.config.read("jax_default_matmul_precision"),
+        "jax_enable_x64": bool(CONFIG.jax_enable_x64),
+        "jax_default_matmul_precision": CONFIG.jax_default_matmul_precision,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

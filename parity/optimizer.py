@@ -109,7 +109,10 @@ def optimizer_to_torch(
     problems += [
         f"optax's state holds {name} twice" for name, v in theirs.hyperparams if float(v) != float(values[name])
     ]
-    _, conflicts = torch_hyperparams(torch_optimizer, values)
+    present, conflicts = torch_hyperparams(torch_optimizer, values)
+    # PyTorch has no eps_root, and groups that do not decay keep to it.
+    unset = [name for name in ("eps_root", "weight_decay") if present.get(name) == 0 and float(values[name]) != 0]
+    problems += [f"the injected hyperparameter {name} has no place in PyTorch's groups" for name in unset]
     _raise([*problems, *conflicts])
 
     steps = counts[0] if counts else None

@@ -194,9 +194,8 @@ def set_hyperparams(optimizer: torch.optim.Optimizer, values: Mapping[str, float
         if group["weight_decay"] and "weight_decay" in values:
             group["weight_decay"] = values["weight_decay"]
         if "betas" in group:
-            group["betas"] = tuple(
-                values.get(name, beta) for name, beta in zip(("b1", "b2"), group["betas"], strict=True)
-            )
+            b1, b2 = group["betas"]
+            group["betas"] = (values.get("b1", b1), values.get("b2", b2))
 
 
 def load_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: Mapping[str, dict[str, Any]]) -> None:

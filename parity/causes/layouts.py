@@ -1,0 +1,212 @@
+"""Switches of where things go: kernels, windows, axes, parts, tokens, resizing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from parity.causes.replay import Step
+from parity.causes.resize import resize
+from parity.causes.values import biases
+from parity.causes.variant import Argument, Variant, changed, given, orders, picked, replaced, result
+
+_KERNEL = (1, "weight")
+
+
+def convolution(step: Step) -> Iterator[Variant]:
+    yield from biases(step)
+    x, weight = step.get(0, "input"), step.get(*_KERNEL)
+    spatial = tuple(range(2, weight.ndim))
+    flips = dict.fromkeys([spatial, *((axis,) for axis in spatial)])
+    for axes in flips:
+        yield changed("kernel flipped", f"kernel flipped along axes {axes}", _KERNEL, lambda w, a=axes: w.flip(a))
+    if len(spatial) == 2:
+        text = "kernel's height and width exchanged"
+        yield changed("kernel transposed", text, _KERNEL, lambda w: w.transpose(2, 3))
+    if weight.shape[0] == weight.shape[1]:
+        text = "kernel's channels in and out exchanged"
+        yield changed("kernel transposed", text, _KERNEL, lambda w: w.transpose(0, 1))
+        if len(spatial) == 2:
+            text = "kernel's channels in and out, and height and width, exchanged"
+            yield changed("kernel transposed", text, _KERNEL, lambda w: w.permute(1, 0, 3, 2))
+    if x.shape[1] != weight.shape[1]:
+        groups = x.shape[1] // weight.shape[1]
+        for sizes in ((groups, -1), (-1, groups)):
+            text = f"the output channels of the {groups} groups interleaved"
+            yield result("groups", text, lambda y, n=sizes: _interleaved(y, 1, n))
+            yield changed("groups", f"{text} in the kernel", _KERNEL, lambda w, n=sizes: _interleaved(w, 0, n))
+    yield from _paddings(step, len(spatial), (4, "padding"))
+
+
+def _interleaved(x: torch.Tensor, axis: int, sizes: tuple[int, int]) -> torch.Tensor:
+    return x.unflatten(axis, sizes).transpose(axis, axis + 1).flatten(axis, axis + 1)
+
+
+def _paddings(step: Step, rank: int, argument: Argument) -> Iterator[Variant]:
+    padding = step.get(*argument, 0)
+    if isinstance(padding, str):
+        return
+    sides = [padding] * rank if isinstance(padding, int) else list(padding) * (rank // len(padding))
+    first = sides[0]
+    for before, after in itertools.product(range(first + 3), repeat=2):
+        if (before, after) != (first, first) and len(set(sides)) == 1:
+            text = f"padding {first} on both sides -> {before} before, {after} after"
+            yield _padded(text, argument, [before, after] * rank)
+    for mode in ("reflect", "replicate", "circular"):
+        around = [side for side in reversed(sides) for _ in (0, 1)]
+        yield _padded(f"padding with zeros -> {mode}", argument, around, mode)
+
+
+def _padded(text: str, argument: Argument, pads: list[int], mode: str = "constant") -> Variant:
+    def alter(step: Step) -> torch.Tensor:
+        return step.run({(0, "input"): F.pad(step.get(0, "input"), pads, mode=mode), argument: 0})
+
+    return Variant("padding", text, alter)
+
+
+def unfold(step: Step) -> Iterator[Variant]:
+    """torch.nn.functional.unfold: the order of the features and of the windows."""
+    kernel = step.get(1, "kernel_size")
+    if not isinstance(kernel, int | tuple | list):
+        return  # Tensor.unfold
+    kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+    names = ("channel", "kh", "kw")
+    for order in orders(3):
+        text = f"features (channel, kh, kw) -> ({', '.join(names[i] for i in order)})"
+        yield result("unfold order", text, lambda y, o=order: _features(y, kh, kw, o))
+
+    def by_column(s: Step) -> torch.Tensor:
+        return _features(s.run({(0, "input"): s.get(0, "input").transpose(2, 3)}), kh, kw, (0, 2, 1))
+
+    yield Variant("unfold order", "windows row by row -> column by column", by_column)
+    yield from _paddings(step, 2, (3, "padding"))
+
+
+def _features(y: torch.Tensor, kh: int, kw: int, order: Sequence[int]) -> torch.Tensor:
+    return y.unflatten(1, (-1, kh, kw)).permute(0, *(1 + i for i in order), 4).flatten(1, 3)
+
+
+def joined(step: Step) -> Iterator[Variant]:
+    """cat, stack: the parts in another order."""
+    for order in orders(len(step.get(0, "tensors"))):
+        text = f"parts of {step.name} in the order {order}"
+        yield changed("concat order", text, (0, "tensors"), lambda parts, o=order: list(picked(parts, o)))
+
+
+def pieces(step: Step) -> Iterator[Variant]:
+    """chunk, split, unbind: the pieces in another order."""
+    for order in orders(len(step.output)):
+        switch = "q/k/v order" if len(order) == 3 else "parts order"
+        text = f"pieces of {step.name} in the order {order}"
+        yield result(switch, text, lambda parts, o=order: picked(parts, o))
+
+
+def item(step: Step) -> Iterator[Variant]:
+    """x[:, 0] and the like: another entry, or the mean of all."""
+    index = step.get(1, "")
+    index = index if isinstance(index, tuple) else (index,)
+    if not all(type(i) in (int, slice) for i in index):
+        return
+    for axis, entry in enumerate(index):
+        if isinstance(entry, slice):
+            continue
+        for other in {0, 1, -1} - {entry}:
+            new = (*index[:axis], other, *index[axis + 1 :])
+            text = f"entry {entry} of axis {axis} -> entry {other}"
+            yield replaced("token taken", text, lambda x, n=new: x[n])
+        rest, place = (*index[:axis], slice(None), *index[axis + 1 :]), sum(type(i) is slice for i in index[:axis])
+        for first in (0, 1):
+            text = f"entry {entry} of axis {axis} -> mean of all" + " but the first" * first
+            yield replaced("pooling", text, lambda x, r=rest, p=place, f=first: _mean_from(x[r], p, f))
+
+
+def _mean_from(x: torch.Tensor, axis: int, first: int) -> torch.Tensor:
+    return x.narrow(axis, first, x.shape[axis] - first).mean(axis)
+
+
+def permuted(step: Step) -> Iterator[Variant]:
+    """permute, transpose: the axes in another order that gives the same shape."""
+    shape = tuple(step.args[0].shape)
+    for order in itertools.permutations(range(len(shape))) if len(shape) <= 5 else ():
+        if tuple(shape[i] for i in order) == tuple(step.output.shape):
+            yield replaced("axis order", f"{step.name} -> permute{order}", lambda x, o=order: x.permute(o))
+
+
+def reshaped(step: Step) -> Iterator[Variant]:
+    """Reshapes that merge or split axes: in another order of those axes in memory."""
+    before, after = list(step.args[0].shape), list(step.output.shape)
+    head = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
+    tail = 0
+    while tail < min(len(before), len(after)) - head and before[-1 - tail] == after[-1 - tail]:
+        tail += 1
+    merged, split = range(head, len(before) - tail), after[head : len(after) - tail]
+    if 2 <= len(merged) <= 4:
+        for order in itertools.permutations(merged):
+            axes = [*range(head), *order, *range(len(before) - tail, len(before))]
+            text = f"{step.name} merges axes {tuple(merged)} in the order {order}"
+            yield replaced("axis order", text, lambda x, a=axes: x.permute(a).reshape(after))
+    if 2 <= len(split) <= 4:
+        for order in itertools.permutations(range(len(split))):
+            text = f"{step.name} splits into {tuple(split)} laid out as {tuple(split[i] for i in order)}"
+            yield replaced("axis order", text, lambda x, o=order: split_as(x, after, head, o))
+
+
+def split_as(x: torch.Tensor, shape: Sequence[int], head: int, order: Sequence[int]) -> torch.Tensor:
+    """x in `shape`, read as if the axes from `head` on lay in `order` in memory."""
+    middle, rest = shape[head : head + len(order)], shape[head + len(order) :]
+    other = x.reshape(*shape[:head], *(middle[i] for i in order), *rest)
+    back = [head + list(order).index(i) for i in range(len(order))]
+    return other.permute(*range(head), *back, *range(head + len(order), len(shape)))
+
+
+def pooling(step: Step) -> Iterator[Variant]:
+    kernel, stride, padding = step.get(1, "kernel_size"), step.get(2, "stride"), step.get(3, "padding", 0)
+    if step.name == "adaptive_avg_pool2d":
+        size = tuple(step.output.shape[2:])
+        yield replaced("pooling", "average -> max", lambda x: F.adaptive_max_pool2d(x, size))
+        yield result(
+            "pooling",
+            "average -> sum",
+            lambda y: y * (step.args[0].shape[2] * step.args[0].shape[3] // y[0, 0].numel()),
+        )
+        return
+    yield replaced("pooling", "-> max", lambda x: F.max_pool2d(x, kernel, stride, padding))
+    for counted in (True, False):
+        text = "-> average, padding " + ("" if counted else "not ") + "counted"
+        yield replaced(
+            "pooling", text, lambda x, c=counted: F.avg_pool2d(x, kernel, stride, padding, count_include_pad=c)
+        )
+
+
+def interpolation(step: Step) -> Iterator[Variant]:
+    mode, size = step.get(3, "mode", "nearest"), tuple(step.output.shape[2:])
+    for a, antialias, edge in itertools.product((-0.5, -0.75), (False, True), ("clamp", "renormalise")):
+        text = f"{mode} -> bicubic, a = {a}, {'' if antialias else 'no '}antialias, edges {edge}"
+        yield replaced("resize", text, lambda x, a=a, n=antialias, e=edge: resize(x, size, a, antialias=n, edge=e))
+    for other, corners in (("bilinear", None), ("bilinear", True), ("bicubic", True), ("nearest", None)):
+        text = f"{mode} -> {other}" + (", corners aligned" if corners else "")
+        yield replaced("resize", text, lambda x, m=other, c=corners: F.interpolate(x, size, mode=m, align_corners=c))
+
+
+def rolled(step: Step) -> Iterator[Variant]:
+    shifts = step.get(1, "shifts")
+    back = tuple(-n for n in shifts) if isinstance(shifts, tuple | list) else -shifts
+    yield given("roll", f"roll by {shifts} -> {back}", (1, "shifts"), back)
+
+
+LAYOUTS: dict[tuple[str, ...], Callable[[Step], Iterator[Variant]]] = {
+    ("conv1d", "conv2d", "conv3d"): convolution,
+    ("unfold",): unfold,
+    ("cat", "concat", "concatenate", "stack"): joined,
+    ("chunk", "split", "unbind", "tensor_split"): pieces,
+    ("getitem", "select"): item,
+    ("permute", "transpose", "movedim", "swapaxes"): permuted,
+    ("reshape", "view", "flatten", "unflatten"): reshaped,
+    ("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d"): pooling,
+    ("interpolate",): interpolation,
+    ("roll",): rolled,
+}
+"""Function names -> what is mistaken for them."""

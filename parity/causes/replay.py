@@ -1,0 +1,226 @@
+"""One call of one PyTorch module, run again with a single function call changed.
+
+The call is recorded once, inside the whole model: its arguments, and what the modules inside it returned. Replayed,
+those inner modules return the same tensors whatever they are given, so only the module's own arithmetic is left, and
+each tensor function of that arithmetic (`softmax`, `cat`, `x + y`, ...) is a step that can be altered. This needs no
+change of the model: `torch.overrides.TorchFunctionMode` sees every function that PyTorch code calls on tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from parity.capture import Key
+
+Place = tuple[str, int, int]
+"""File, line and instruction of the model's code: the same each time around a loop, or in a method called twice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call of a tensor function: from where, with what, and what came out."""
+
+    place: Place
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any = None
+
+    @property
+    def where(self) -> str:
+        """File and line, for people; nothing if the module is PyTorch's own."""
+        file, line, _ = self.place
+        return f" ({Path(file).name}:{line})" if line else ""
+
+    @property
+    def name(self) -> str:
+        """The function's name without decoration: `add` for `x + y`, `torch.add` and `x += y`."""
+        return getattr(self.function, "__name__", "").strip("_")
+
+    def get(self, position: int, keyword: str, default: Any = None) -> Any:
+        """An argument, however it was passed."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(keyword, default)
+
+    def run(self, changes: Mapping[tuple[int, str], Any] | None = None) -> Any:
+        """Calls the function, with other arguments at the given (position, keyword)."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for (position, keyword), value in (changes or {}).items():
+            if len(args) > position:
+                args[position] = value
+            else:
+                kwargs[keyword] = value
+        return self.function(*args, **kwargs)
+
+
+Alter = Callable[..., Any]
+"""Computes what takes the place of a step's output, from the step as it comes in the replay."""
+
+Sites = dict["Key | None", list[torch.Tensor]]
+"""What the module hands to each call of an inner module, and, under None, what it returns."""
+
+
+@dataclasses.dataclass
+class Recording:
+    """One call of a module: `inner` holds, for each call of an inner module, what it returned."""
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inner: dict[Key, Any]
+    modules: Mapping[str, torch.nn.Module]
+
+    def run(
+        self,
+        altered: tuple[Place, str] | None = None,
+        alter: Alter | None = None,
+        inner: Mapping[Key, Any] | None = None,
+    ) -> tuple[Sites, list[Step]]:
+        """Replays the call, with the steps at one place (and of one name) altered, or other tensors from inner modules.
+
+        Returns:
+            What the module passes on and returns, and the steps that gave tensors.
+        """
+        sites: Sites = {}
+        tape = _Tape(altered, alter)
+        results = {**self.inner, **(inner or {})}
+        args, kwargs = _copy((self.args, self.kwargs))
+        with torch.no_grad(), self._stubs(results, sites, tape), tape:
+            output = self.module.forward(*args, **kwargs)
+        sites[None] = tensors_of(output)
+        return sites, tape.steps
+
+    @contextlib.contextmanager
+    def _stubs(self, results: Mapping[Key, Any], sites: Sites, tape: _Tape) -> Iterator[None]:
+        """While open, the recorded inner modules return `results` and note in `sites` what they were given."""
+        first: dict[str, int] = {}
+        for path, count in self.inner:
+            first[path] = min(count, first.get(path, count))
+
+        def stub(path: str) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                key = (path, first[path])
+                first[path] += 1
+                with tape.paused():
+                    sites[key] = [x.clone() for x in tensors_of((args, kwargs))]
+                    return _copy(results[key])
+
+            return forward
+
+        stubbed = [(self.modules[path], vars(self.modules[path]).get("forward"), stub(path)) for path in list(first)]
+        try:
+            for module, _, forward in stubbed:
+                vars(module)["forward"] = forward
+            yield
+        finally:
+            for module, own, _ in stubbed:
+                if own is None:
+                    vars(module).pop("forward", None)
+                else:
+                    vars(module)["forward"] = own
+
+
+def record(
+    model: torch.nn.Module, inputs: Sequence[torch.Tensor], key: Key, paired: Collection[Key]
+) -> Recording | None:
+    """Runs `model` once and records the call `key`; None if it never comes.
+
+    `paired` are the calls whose results are to be held fixed; a module without a partner is part of the arithmetic of
+    the one around it.
+    """
+    modules = dict(model.named_modules())
+    count: dict[str, int] = {}
+    open_keys: list[Key] = []
+    found: dict[str, Any] = {}
+    inner: dict[Key, Any] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            current = (name, count.get(name, 0))
+            count[name] = current[1] + 1
+            open_keys.append(current)
+            if current == key:
+                found["args"], found["kwargs"] = _copy((args, kwargs))
+
+        return hook
+
+    def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        current = open_keys.pop()
+        # Only what the call itself calls: what is inside of a paired call is that one's business.
+        if key in open_keys and current in paired:
+            inside = open_keys[open_keys.index(key) + 1 :]
+            if not any(other in paired for other in inside):
+                inner[current] = _copy(output)
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        with torch.no_grad():
+            model(*_copy(tuple(inputs)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        return None
+    return Recording(modules[key[0]], found["args"], found["kwargs"], inner, modules)
+
+
+class _Tape(TorchFunctionMode):
+    """Keeps the steps that give tensors, and alters those at one place."""
+
+    def __init__(self, altered: tuple[Place, str] | None, alter: Alter | None) -> None:
+        super().__init__()
+        self.altered, self.alter = altered, alter
+        self.steps: list[Step] = []
+        self.is_paused = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.is_paused:
+            return func(*args, **kwargs)
+        step = Step(_place(), func, tuple(args), kwargs)
+        alter = self.alter if (step.place, step.name) == self.altered else None
+        output = step.run() if alter is None else alter(step)
+        if tensors_of(output):
+            self.steps.append(dataclasses.replace(step, output=_copy(output)))
+        return output
+
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def _place() -> Place:
+    """Where the model's own code is; line 0 if all of it is PyTorch's."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.startswith(_TORCH) and frame.f_back is not None:
+        frame = frame.f_back
+    inside = frame.f_code.co_filename != __file__
+    return frame.f_code.co_filename, frame.f_lineno if inside else 0, frame.f_lasti
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """The tensors in a tree, in order."""
+    return [leaf for leaf in pytree.tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _copy(tree: Any) -> Any:
+    """The tree with its tensors copied, so that nothing done in place can change what was recorded."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)

@@ -1,0 +1,127 @@
+"""The catalogue of switches for a step: those of its function, then those that make sense for any.
+
+Which of them JAX computed is found by trying: no entry has to be right, and one that changes nothing, or that PyTorch
+cannot run, is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from parity.causes.layouts import LAYOUTS, split_as
+from parity.causes.replay import Step, tensors_of
+from parity.causes.values import SCALES, VALUES
+from parity.causes.variant import Variant, changed, orders, result
+
+Pool = Sequence[tuple[str, torch.Tensor]]
+"""Tensors at hand where the step runs, by what they are."""
+
+SUMS = ("add", "sub", "iadd", "rsub")
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def specific(step: Step, sizes: Sequence[int]) -> Iterator[Variant]:
+    """The switches of the function that the step calls; `sizes` are those of the tensors around."""
+    for names, entry in (VALUES | LAYOUTS).items():
+        if step.name in names:
+            yield from entry(step)
+    for names, scale in SCALES.items():
+        if step.name in names:
+            yield from scale(step, sizes)
+
+
+def generic(step: Step, pool: Pool) -> Iterator[Variant]:
+    """Left out, applied twice, given another tensor of `pool`, shifted, transposed, rounded to a shorter format."""
+    if isinstance(step.output, torch.Tensor):
+        yield from _left_out(step)
+        yield from _operands(step, pool)
+        yield from _rounded(step)
+
+
+def _left_out(step: Step) -> Iterator[Variant]:
+    switch = "residual" if step.name in SUMS else "step left out"
+    operands = [i for i, x in enumerate(step.args[:2]) if _like(x, step.output)]
+    for i in operands:
+        text = f"{step.name} left out" + (f", its operand {i + 1} taken" if len(step.args) > 1 else "")
+        yield Variant(switch, text, lambda s, i=i: s.args[i])
+    if 0 in operands:
+        text = f"{step.name} applied twice"
+        yield Variant("step doubled", text, lambda s: Step(s.place, s.function, (s.run(), *s.args[1:]), s.kwargs).run())
+    if step.name in SUMS and len(step.args) > 1 and isinstance(step.args[1], torch.Tensor):
+        yield changed("residual", f"{step.name}: operand 2 with the other sign", (1, "other"), torch.neg)
+        for i in (0, 1):
+            yield changed("residual", f"{step.name}: operand {i + 1} counted twice", (i, ""), lambda x: 2 * x)
+
+
+def _like(x: Any, y: torch.Tensor) -> bool:
+    return isinstance(x, torch.Tensor) and x.shape == y.shape
+
+
+def _operands(step: Step, pool: Pool) -> Iterator[Variant]:
+    switch = "residual" if step.name in SUMS else "wrong tensor"
+    for i, operand in enumerate(step.args[:3]):
+        if not isinstance(operand, torch.Tensor) or operand.ndim == 0:
+            continue
+        of = f"{step.name}: operand {i + 1}"
+        for name, other in pool:
+            if other.shape == operand.shape:
+                yield changed(switch, f"{of} -> {name}", (i, ""), lambda _, other=other: other.clone())
+        for axis in range(operand.ndim) if operand.shape.numel() > 1 else ():
+            for shift in (1, -1):
+                text = f"{of} shifted by {shift} along axis {axis}"
+                yield changed("shifted by one", text, (i, ""), lambda x, n=shift, a=axis: x.roll(n, a))
+            yield changed("axis flipped", f"{of} flipped along axis {axis}", (i, ""), lambda x, a=axis: x.flip(a))
+        if operand.ndim > 1 and operand.shape[-1] == operand.shape[-2]:
+            yield changed("axis order", f"{of} transposed", (i, ""), lambda x: x.transpose(-1, -2))
+
+
+def _rounded(step: Step) -> Iterator[Variant]:
+    """A rounding to a shorter format before or after the step, all else in float64."""
+    if not step.output.is_floating_point():
+        return
+    for dtype in FORMATS:
+        name = str(dtype).removeprefix("torch.")
+        round_ = _rounding(dtype)
+        yield result(f"{name} leak", f"result of {step.name} rounded to {name}", round_)
+        for i, operand in enumerate(step.args[:2]):
+            if isinstance(operand, torch.Tensor) and operand.is_floating_point():
+                yield changed(f"{name} leak", f"operand {i + 1} of {step.name} rounded to {name}", (i, ""), round_)
+
+
+def _rounding(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x.to(dtype).to(x.dtype)
+
+
+def part_orders(tree: Any, sizes: Sequence[int]) -> Iterator[tuple[str, str, Any]]:
+    """What an inner module returned, its channels read in another order: (switch, description, tree).
+
+    Three or two equal parts (a fused q, k, v) in another order, and the channels as (parts, heads, width) in another
+    order of memory; `sizes` are the numbers that may be the count of heads.
+    """
+    tensors = tensors_of(tree)
+    if len(tensors) != 1 or tensors[0].ndim < 2 or not tensors[0].is_floating_point():
+        return
+    x = tensors[0]
+    width = x.shape[-1]
+    for count, switch in ((3, "q/k/v order"), (2, "parts order")):
+        for order in orders(count) if width % count == 0 else ():
+            parts = x.chunk(count, -1)
+            text = f"its {count} equal parts read in the order {order}"
+            yield switch, text, _instead(tree, torch.cat([parts[i] for i in order], -1))
+    names = ("part", "head", "width")
+    for parts_, heads in ((p, h) for p in (3, 1) for h in sizes if h > 1 and width % (p * h) == 0 and width > p * h):
+        shape = (parts_, heads, width // (parts_ * heads))
+        for order in orders(3):
+            text = f"its channels {shape} (part, head, width) laid out as ({', '.join(names[i] for i in order)})"
+            read = split_as(x, [*x.shape[:-1], *shape], x.ndim - 1, order).reshape(x.shape)
+            if not torch.equal(read, x):
+                yield "head order", text, _instead(tree, read)
+
+
+def _instead(tree: Any, tensor: torch.Tensor) -> Any:
+    """The tree with `tensor` for its only tensor."""
+    return pytree.tree_map(lambda leaf: tensor if isinstance(leaf, torch.Tensor) else leaf, tree)

@@ -1,0 +1,177 @@
+"""Correct pairs, small enough to be judged in a second: one of each model family, and generic ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from parity.causes.resize import weights
+from parity.convert import torch_to_jax
+from parity.models import make_pair, power
+
+Pair = tuple[torch.nn.Module, nnx.Module, np.ndarray]
+"""Both models with the same weights, and their input as PyTorch takes it."""
+
+_SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 5, "embed_dim": 32, "num_heads": 2}
+_T2T: dict[str, Any] = {**_SMALL, "depth": 1, "mlp_ratio": 2.0, "token_dim": 8}
+_VIT: dict[str, Any] = {**_SMALL, "depth": 1, "mlp_ratio": 2.0, "patch_size": 8}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "performer": ("t2t_vit_7", _T2T),
+    "transformer": ("t2t_vit_t_14", _T2T),
+    "convolution": ("t2t_vit_7", {**_T2T, "tokens_type": "convolution"}),
+    "se": ("t2t_vit_14_se", _T2T),
+    "dense": ("t2t_vit_dense", {**_SMALL, "token_dim": 8, "growth_rate": 32, "block_config": (1, 1)}),
+    "ghost": ("t2t_vit_16_ghost", {**_T2T, "mlp_ratio": 3.0}),
+    "vit": ("vit_base_patch16_224", _VIT),
+    "distilled": ("vit_deit_tiny_distilled_patch16_224", _VIT),
+}
+"""Our own models by family: the name, and the sizes that make it small."""
+
+_DROPOUT: dict[str, Any] = {"depth": 2, "drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
+_OURS = {**FAMILIES, "dropout": ("vit_base_patch16_224", {**_VIT, **_DROPOUT})}
+
+
+class TorchConvNet(torch.nn.Module):
+    """Convolutions, both batch and group normalisation, a residual, average pooling; (B, 3, H, W) -> (B, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.norm1 = torch.nn.BatchNorm2d(8)
+        self.act1 = torch.nn.ReLU()
+        self.conv2 = torch.nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.norm2 = torch.nn.GroupNorm(4, 8)
+        self.act2 = torch.nn.SiLU()
+        self.down = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act1(self.norm1(self.conv1(x)))
+        x = x + self.act2(self.norm2(self.conv2(x)))
+        return self.head(self.down(x).mean((2, 3)))
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation with PyTorch's running variance, which is unbiased (flax's is biased)."""
+
+    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        old = self.var[...]
+        y = super().__call__(x, *args, **options)
+        if not self.use_running_average:
+            count = x.size // x.shape[-1]
+            self.var[...] += (self.var[...] - self.momentum * old) / (count - 1)
+        return y
+
+
+class Relu(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x)
+
+
+class Silu(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.silu(x)
+
+
+class ConvNet(nnx.Module):
+    """Twin of `TorchConvNet`; (B, H, W, 3) -> (B, 5)."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(3, 8, (3, 3), padding=1, rngs=rngs)
+        self.norm1 = BatchNorm(8, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.act1 = Relu()
+        self.conv2 = nnx.Conv(8, 8, (3, 3), padding=1, feature_group_count=2, rngs=rngs)
+        self.norm2 = nnx.GroupNorm(8, num_groups=4, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.act2 = Silu()
+        self.down = nnx.Conv(8, 8, (3, 3), strides=2, padding=1, rngs=rngs)
+        self.head = nnx.Linear(8, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.act1(self.norm1(self.conv1(x)))
+        x = x + self.act2(self.norm2(self.conv2(x)))
+        return self.head(self.down(x).mean((1, 2)))
+
+
+class TorchOffset(torch.nn.Module):
+    """A LayerNorm whose input has the mean 1000, where a variance as E[x^2] - E[x]^2 loses six digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + 1000)
+
+
+class Offset(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.LayerNorm(64, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(x + 1000)
+
+
+class TorchResize(torch.nn.Module):
+    """Torch's bicubic resize, 8 x 8 -> 12 x 12, then a projection of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(torch.nn.functional.interpolate(x, size=(12, 12), mode="bicubic", align_corners=False))
+
+
+class Resize(nnx.Module):
+    """Twin of `TorchResize`; torch's coefficient a is -0.75."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.proj = nnx.Conv(3, 4, (1, 1), rngs=rngs)
+
+    def resized(self, x: jax.Array) -> jax.Array:
+        kernel = weights(8, 12, -0.75, antialias=False, edge="clamp").numpy()
+        return jnp.einsum("th,sw,bhwc->btsc", kernel, kernel, x)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.proj(self.resized(x))
+
+
+_GENERIC: dict[str, tuple[type[torch.nn.Module], Callable[..., nnx.Module], tuple[int, ...]]] = {
+    "convnet": (TorchConvNet, ConvNet, (2, 3, 8, 8)),
+    "offset": (TorchOffset, Offset, (4, 64)),
+    "resize": (TorchResize, Resize, (2, 3, 8, 8)),
+}
+
+PAIRS = (*_OURS, *_GENERIC)
+
+
+def make(name: str, seed: int = 0) -> Pair:
+    """The pair `name` with weights and input drawn from `seed`."""
+    draw = np.random.RandomState(seed)
+    if name in _OURS:
+        model, sizes = _OURS[name]
+        torch_model, jax_model = make_pair(model, seed=seed, **sizes)
+        return torch_model, jax_model, draw.standard_normal((2, 3, sizes["img_size"], sizes["img_size"]))
+    torch_class, make_jax, shape = _GENERIC[name]
+    torch_model, jax_model = torch_class(), make_jax(rngs=nnx.Rngs(0))
+    power(torch_model, seed)
+    torch_to_jax(torch_model, jax_model)
+    # 20 binary digits: sums of the offset pair's inputs are then exact, only its squares are not.
+    return torch_model, jax_model, np.round(draw.standard_normal(shape) * 2**20) / 2**20
+
+
+_cached = functools.cache(make)
+
+
+def fresh(name: str) -> Pair:
+    """The pair with seed 0; the JAX model is a copy that may be spoiled."""
+    torch_model, jax_model, inputs = _cached(name)
+    return torch_model, nnx.clone(jax_model), inputs
