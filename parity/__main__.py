@@ -37,8 +37,14 @@ class Check:
     """Images."""
     seed: int = 0
     """Of the random weights and images."""
+    formats: bool = False
+    """Report bfloat16 and the device's default matrix products too."""
+    html: Path | None = None
+    """Write the report as one page there."""
     json: Path | None = None
-    """Write the whole report there."""
+    """Write the whole report there, for machines."""
+    junit: Path | None = None
+    """Write the report there as JUnit XML, for CI systems."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,26 @@ class Convert:
 
 
 @dataclasses.dataclass(frozen=True)
+class Selftest:
+    """Prove that the proof can fail: every known mistake put into a correct pair has to be caught."""
+
+    seeds: int = 20
+    """Unmutated draws of every model family, none of which may be reported."""
+    json: Path | None = None
+    """Write every outcome there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Check every model of ours and write the figures of docs/parity.md."""
+
+    out: Path
+    """The page to write; the figures go beside it as JSON."""
+    names: tuple[str, ...] = ()
+    """The models; all by default."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Doctor:
     """Show what on this machine decides the digits, and measure the defaults that part both frameworks."""
 
@@ -69,6 +95,8 @@ class Doctor:
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Selftest, tyro.conf.subcommand("selftest")]
+    | Annotated[Survey, tyro.conf.subcommand("survey")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -81,7 +109,9 @@ def check(options: Check, console: Console) -> int:
     sizes = _sizes(options)
     if options.checkpoint is not None:
         sizes = {**saved_sizes(options.checkpoint), **sizes}
-    _writable(options.json)
+    targets = {name: path for name in ("html", "json", "junit") if (path := getattr(options, name)) is not None}
+    for path in targets.values():
+        _writable(path)
     checkpoint = None if options.checkpoint is None else str(options.checkpoint)
     with console.status(f"{options.name}: creating both models") as status:
         torch_model, jax_model = make_pair(options.name, seed=options.seed, checkpoint=checkpoint, **sizes)
@@ -92,12 +122,13 @@ def check(options: Check, console: Console) -> int:
             jax_model,
             images,
             level=options.level,
+            formats=options.formats,
             progress=lambda stage: status.update(f"{options.name}: {stage}"),
         )
     sys.stdout.write(report.render(width=console.width, color=console.is_terminal))
-    if options.json is not None:
-        write_text(options.json, report.to_json())
-        console.print(f"report written to {options.json}")
+    for name, path in targets.items():
+        write_text(path, getattr(report, f"to_{name}")())
+        console.print(f"report written to {path}")
     return cli.OK if report.passed else cli.FAILED
 
 
@@ -108,6 +139,33 @@ def convert(options: Convert, console: Console) -> int:
         ledger = rewrite(options.source, options.target, options.model, use_ema=not options.raw, **_sizes(options))
     console.print(f"{options.target}: {len(ledger)} tensors of {options.model}, bit for bit")
     return cli.OK
+
+
+def selftest(options: Selftest, console: Console) -> int:
+    from parity.selftest import run, table, verdict
+
+    _writable(options.json)
+    with console.status("selftest") as status:
+        outcome = run(seeds=options.seeds, progress=status.update)
+    console.print(table(outcome))
+    console.print(verdict(outcome))
+    if options.json is not None:
+        write_text(options.json, outcome.to_json())
+    return cli.OK if outcome.passed else cli.FAILED
+
+
+def survey(options: Survey, console: Console) -> int:
+    from parity.environment import fingerprint
+    from parity.survey import survey as examine
+    from parity.survey import write
+    from t2t_config import MODELS
+
+    _writable(options.out)
+    with console.status("survey") as status:
+        figures = examine(options.names or tuple(MODELS), progress=status.update)
+    write(figures, fingerprint(), options.out)
+    console.print(f"{len(figures)} models written to {options.out}")
+    return cli.OK if all(figure.passed for figure in figures) else cli.FAILED
 
 
 def doctor(console: Console) -> int:
@@ -149,6 +207,10 @@ def main(args: Sequence[str]) -> int:
             return check(command, console)
         case Convert():
             return convert(command, console)
+        case Selftest():
+            return selftest(command, console)
+        case Survey():
+            return survey(command, console)
         case _:
             return doctor(console)
 

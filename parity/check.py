@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from flax import nnx
 
 from parity.align import Axes, input_axes
 from parity.capture import Call
+from parity.causes import find_causes
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger, to_numpy
 from parity.judge import (
@@ -23,11 +25,12 @@ from parity.judge import (
     noise_floor,
     weight_rows,
 )
+from parity.leaks import leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
 from parity.pairing import Pair, Pairing, pair_calls
 from parity.precision import format_rows
-from parity.report import Report
+from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, TorchSide
 from parity.training import training_rows
@@ -83,6 +86,11 @@ def check(
     rows = weight_rows(proof.ledger, torch_model, jax_model)
     tell("float64, every layer")
     rows += proof.forward64()
+    causes: tuple[Cause, ...] = ()
+    if not all(row.passed for row in rows if row.mode == "forced"):
+        tell("causes")
+        sides = proof.torch_side("float64"), proof.jax_side("float64")
+        causes = find_causes(*sides, proof.arrays, proof.pairing, rows)
     tell("float32, every layer")
     rows += proof.forward32()
     root = proof.pairing.root
@@ -102,6 +110,7 @@ def check(
         ledger=proof.ledger,
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
+        causes=causes,
         formats=tuple(format_figures),
         settings={
             "level": level,
@@ -179,6 +188,11 @@ class Proof:
         noise = noise_floor(section, oracle, ours.forward(_shake(self.arrays), only=torch_keys))
         free = theirs.forward(self.arrays, only=jax_keys)
         rows = layer_rows(section, references, free, "free", self.gates, noise)
+        own = {pair.jax: references[pair.jax] for pair in section}
+        rows += [
+            Row(name, "leak", "free", "float64", math.inf, 0.0, note=text)
+            for name, text in leaks(section, own, free).items()
+        ]
         del free
         forced = theirs.forward(self.arrays, references, only=jax_keys)
         return rows + layer_rows(section, references, forced, "forced", self.gates)

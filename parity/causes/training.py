@@ -160,7 +160,7 @@ def series_cause(wanted: Sequence[float], given: Sequence[float], gate: float = 
     before = relative(norm(y - r), norm(r))
     for switch, text, prediction, part in _series(r, y):
         after = relative(norm(y[part] - prediction), norm(prediction))
-        if after <= gate < before and len(prediction) > len(r) // 2:
+        if after <= gate < before and len(prediction) >= len(r) // 2:
             return TrainingCause(switch, text, before, after)
     return None
 

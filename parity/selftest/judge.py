@@ -64,10 +64,10 @@ def judge64(
                 ours, theirs, proof.arrays, proof.pairing, proof.ledger, proof.gates
             )
             rows, causes = rows + found, causes + derivative_causes
-        if training:
-            shared = (proof.arrays, proof.axes, proof.ledger, proof.rules, proof.gates)
-            rows += training_rows(torch_model, jax_model, *shared)
-            causes += training_causes(proof, rows)
+    if training:  # compiled: flax lets a gradient change running statistics only there
+        shared = (proof.arrays, proof.axes, proof.ledger, proof.rules, proof.gates)
+        rows += training_rows(torch_model, jax_model, *shared)
+        causes += training_causes(proof, rows)
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+import t2t_torch.layers
 from parity.causes.resize import weights
 from parity.convert import torch_to_jax
 from parity.models import make_pair, power
@@ -34,9 +35,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilled": ("vit_deit_tiny_distilled_patch16_224", _VIT),
 }
 """Our own models by family: the name, and the sizes that make it small."""
-
-_DROPOUT: dict[str, Any] = {"depth": 2, "drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
-_OURS = {**FAMILIES, "dropout": ("vit_base_patch16_224", {**_VIT, **_DROPOUT})}
 
 
 class TorchConvNet(torch.nn.Module):
@@ -144,20 +142,44 @@ class Resize(nnx.Module):
         return self.proj(self.resized(x))
 
 
+class TorchDropout(torch.nn.Module):
+    """A residual branch with dropout and stochastic depth; (B, N, 8) -> (B, N, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.drop = torch.nn.Linear(8, 16), torch.nn.Dropout(0.1)
+        self.fc2, self.drop_path = torch.nn.Linear(16, 8), t2t_torch.layers.DropPath(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.drop_path(self.fc2(self.drop(self.fc1(x))))
+
+
+class Dropout(nnx.Module):
+    """Twin of `TorchDropout`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.fc1, self.drop = nnx.Linear(8, 16, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
+        self.fc2, self.drop_path = nnx.Linear(16, 8, rngs=rngs), nnx.Dropout(0.1, broadcast_dims=(1, 2), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.drop_path(self.fc2(self.drop(self.fc1(x))))
+
+
 _GENERIC: dict[str, tuple[type[torch.nn.Module], Callable[..., nnx.Module], tuple[int, ...]]] = {
     "convnet": (TorchConvNet, ConvNet, (2, 3, 8, 8)),
     "offset": (TorchOffset, Offset, (4, 64)),
     "resize": (TorchResize, Resize, (2, 3, 8, 8)),
+    "dropout": (TorchDropout, Dropout, (2, 3, 8)),
 }
 
-PAIRS = (*_OURS, *_GENERIC)
+PAIRS = (*FAMILIES, *_GENERIC)
 
 
 def make(name: str, seed: int = 0) -> Pair:
     """The pair `name` with weights and input drawn from `seed`."""
     draw = np.random.RandomState(seed)
-    if name in _OURS:
-        model, sizes = _OURS[name]
+    if name in FAMILIES:
+        model, sizes = FAMILIES[name]
         torch_model, jax_model = make_pair(model, seed=seed, **sizes)
         return torch_model, jax_model, draw.standard_normal((2, 3, sizes["img_size"], sizes["img_size"]))
     torch_class, make_jax, shape = _GENERIC[name]

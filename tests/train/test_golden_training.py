@@ -21,6 +21,8 @@ from tests.golden import Golden, golden, golden_weights, rel_f
 
 State = dict[str, np.ndarray]
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 
 @pytest.fixture(scope="module")
 def reference() -> Golden:

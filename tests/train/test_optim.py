@@ -16,6 +16,8 @@ from tests.golden import golden
 
 SHAPES = {"a.weight": (4, 3), "a.bias": (4,), "cls_token": (1, 1, 3)}
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 
 def draw(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
     draws = np.random.RandomState(seed)

@@ -1,0 +1,203 @@
+"""Runs the mutations and the unmutated pairs, and judges the judge."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from parity.compare import Gates
+from parity.report import Report
+from parity.selftest.backward import GRADIENT
+from parity.selftest.forward import FORWARD
+from parity.selftest.judge import judge64
+from parity.selftest.modes import TRAIN
+from parity.selftest.mutation import Mutation
+from parity.selftest.optimisers import CORRECT, OPTIMISERS, SCHEDULES, Trial
+from parity.selftest.pairs import FAMILIES, fresh, make
+from parity.selftest.weights import CONVERSION, DATA
+
+MUTATIONS: tuple[Mutation | Trial, ...] = (
+    *FORWARD,
+    *GRADIENT,
+    *CONVERSION,
+    *DATA,
+    *TRAIN,
+    *OPTIMISERS,
+    *SCHEDULES,
+)
+
+MARGIN = 100.0
+"""A mistake has to stand this far above its gate: otherwise luck decides whether it is seen."""
+
+CAUSES_NAMED = 0.9
+"""The share of mistakes with a cause in the catalogue whose cause has to be named."""
+
+SEEDS = 20
+"""So many draws of weights and images per family must raise no alarm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one mutation.
+
+    Attributes:
+        margin: the largest failing float64 error over its gate; inf where the failure is not a matter of size.
+        module, cause: what was named; None for nothing.
+        module_right, cause_right: whether that is what should be; None where there is nothing to name.
+    """
+
+    mutation: str
+    group: str
+    caught: bool
+    margin: float
+    module: str | None
+    module_right: bool | None
+    cause: str | None
+    cause_right: bool | None
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Caught, by a margin, and the right module named; causes are judged all together."""
+        return self.caught and self.margin >= MARGIN and self.module_right is not False
+
+
+@dataclasses.dataclass(frozen=True)
+class Selftest:
+    """All outcomes, and the unmutated runs that failed nevertheless."""
+
+    outcomes: tuple[Outcome, ...]
+    false_alarms: tuple[str, ...]
+    correct_runs: int
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Everything caught, nothing reported that is right, and both were tried."""
+        tried = bool(self.outcomes) and self.correct_runs > 0
+        named = self.causes_named >= CAUSES_NAMED
+        return tried and named and not self.false_alarms and all(outcome.passed for outcome in self.outcomes)
+
+    @property
+    def causes_named(self) -> float:
+        """The share of causes that were named rightly, of those that there are; 1 if there are none."""
+        judged = [outcome.cause_right for outcome in self.outcomes if outcome.cause_right is not None]
+        return sum(judged) / len(judged) if judged else 1.0
+
+    def to_json(self) -> str:
+        """Everything; an infinite margin is the string "inf"."""
+        payload = {"passed": self.passed, "causes_named": self.causes_named, **dataclasses.asdict(self)}
+        payload["outcomes"] = [
+            {**dataclasses.asdict(o), "margin": o.margin if math.isfinite(o.margin) else "inf", "passed": o.passed}
+            for o in self.outcomes
+        ]
+        return json.dumps(payload, indent=1)
+
+
+def run(
+    mutations: Sequence[Mutation | Trial] = MUTATIONS,
+    *,
+    seeds: int = SEEDS,
+    families: Sequence[str] = tuple(FAMILIES),
+    gates: Gates | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Selftest:
+    """Judges every mutation, then `seeds` unmutated draws of every family."""
+    start, tell = time.perf_counter(), progress or (lambda line: None)
+    outcomes = []
+    for i, mutation in enumerate(mutations, 1):
+        tell(f"{i} of {len(mutations)}: {mutation.name}")
+        outcomes.append(try_trial(mutation) if isinstance(mutation, Trial) else try_mutation(mutation, gates))
+    alarms, runs = [], 0
+    for name, alarm in correct_runs(seeds, families, gates):
+        tell(f"nothing wrong: {name}")
+        runs += 1
+        alarms += [alarm] if alarm else []
+    return Selftest(tuple(outcomes), tuple(alarms), runs, round(time.perf_counter() - start, 1))
+
+
+def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
+    """Puts the mistake into a fresh copy of its pair and judges it."""
+    start = time.perf_counter()
+    torch_model, jax_model, inputs = fresh(mutation.pair)
+    with mutation.apply(jax_model) or contextlib.nullcontext():
+        report = judge64(
+            torch_model,
+            jax_model,
+            inputs,
+            backward=mutation.group == "gradient",
+            training=mutation.group == "train",
+            gates=gates,
+        )
+    module = blamed(report)
+    cause = next((cause.switch for cause in report.causes if cause.module == module), None)
+    return Outcome(
+        mutation.name,
+        mutation.group,
+        caught=not report.passed,
+        margin=_margin(report),
+        module=module,
+        module_right=None if mutation.module is None else module == mutation.module,
+        cause=cause,
+        cause_right=None if mutation.cause is None else cause == mutation.cause,
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def try_trial(trial: Trial) -> Outcome:
+    """Runs an optimiser or a schedule that is set up wrongly."""
+    start = time.perf_counter()
+    error, gate, cause = trial.run()
+    switch = None if cause is None else cause.switch
+    return Outcome(
+        trial.name,
+        trial.group,
+        caught=error > gate,
+        margin=error / gate,
+        module=None,
+        module_right=None,
+        cause=switch,
+        cause_right=None if trial.cause is None else switch == trial.cause,
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def blamed(report: Report) -> str | None:
+    """The module that the report names: of the forced rows, or else of those of training mode."""
+    if report.first_divergence is not None:
+        return report.first_divergence
+    training = [row for row in report.failures if row.mode == "train" and row.kind not in ("loss", "gradient")]
+    if not training:
+        return None
+    row = training[0]
+    return row.name.rpartition(".")[0] if row.kind == "buffer" else row.name
+
+
+def _margin(report: Report) -> float:
+    """The largest failing error over its gate; where equality has to be exact, over the gate of float64."""
+    exact = Gates().f64
+    failed = [row for row in report.failures if row.precision != "float32" or row.kind == "weights"]
+    if any(row.note and row.error == 0 for row in failed):
+        return math.inf
+    return max((row.error / (row.gate or exact) for row in failed), default=0.0)
+
+
+def correct_runs(
+    seeds: int, families: Sequence[str] = tuple(FAMILIES), gates: Gates | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """(what was run, the false alarm): every family with other weights and images; optimisers that are right."""
+    for family in families:
+        for seed in range(seeds):
+            report = judge64(*make(family, seed), gates=gates, backward=seed == 0)
+            name = f"{family}, seed {seed}"
+            worst: Any = max(report.failures, key=lambda row: row.error, default=None)
+            alarm = None if report.passed else f"{name}: {worst.name} [{worst.kind}, {worst.mode}] {worst.error:.1e}"
+            yield name, alarm
+    for trial in CORRECT:
+        error, gate, _ = trial.run()
+        yield trial.name, f"{trial.name}: {error:.1e}" if error > gate else None
