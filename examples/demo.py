@@ -51,9 +51,7 @@ def main(folder: Path) -> int:
         logits = [torch_model(torch.from_numpy(np.moveaxis(batch["image"], -1, 1).copy())) for batch in batches]
     real = np.concatenate([batch["mask"] for batch in batches]).astype(bool)
     in_torch = torch.cat(logits).numpy()[real]
-    top1_jax, top1_torch = (
-        100 * np.mean(x.argmax(axis=1) == in_jax.labels) for x in (in_jax.logits, in_torch)
-    )
+    top1_jax, top1_torch = (100 * np.mean(x.argmax(axis=1) == in_jax.labels) for x in (in_jax.logits, in_torch))
     agree = int(np.sum(in_jax.logits.argmax(axis=1) == in_torch.argmax(axis=1)))
     console.print(f"top-1 in JAX {top1_jax:.2f} %, in PyTorch {top1_torch:.2f} %")
     console.print(f"same prediction on {agree} of {len(in_torch)} images")

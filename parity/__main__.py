@@ -68,6 +68,18 @@ class Convert:
 
 
 @dataclasses.dataclass(frozen=True)
+class Render:
+    """Show a report that `check --json` wrote, in any other form."""
+
+    source: Positional[Path]
+    """The JSON file."""
+    html: Path | None = None
+    """Write it as one page there."""
+    junit: Path | None = None
+    """Write it as JUnit XML there."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Selftest:
     """Prove that the proof can fail: every known mistake put into a correct pair has to be caught."""
 
@@ -95,6 +107,7 @@ class Doctor:
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Render, tyro.conf.subcommand("report")]
     | Annotated[Selftest, tyro.conf.subcommand("selftest")]
     | Annotated[Survey, tyro.conf.subcommand("survey")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
@@ -109,9 +122,7 @@ def check(options: Check, console: Console) -> int:
     sizes = _sizes(options)
     if options.checkpoint is not None:
         sizes = {**saved_sizes(options.checkpoint), **sizes}
-    targets = {name: path for name in ("html", "json", "junit") if (path := getattr(options, name)) is not None}
-    for path in targets.values():
-        _writable(path)
+    targets = _targets(options, "html", "json", "junit")
     checkpoint = None if options.checkpoint is None else str(options.checkpoint)
     with console.status(f"{options.name}: creating both models") as status:
         torch_model, jax_model = make_pair(options.name, seed=options.seed, checkpoint=checkpoint, **sizes)
@@ -125,6 +136,30 @@ def check(options: Check, console: Console) -> int:
             formats=options.formats,
             progress=lambda stage: status.update(f"{options.name}: {stage}"),
         )
+    report = dataclasses.replace(report, settings={**report.settings, "name": options.name})
+    return _show(report, targets, console)
+
+
+def render(options: Render, console: Console) -> int:
+    from parity.report import Report
+
+    targets = _targets(options, "html", "junit")
+    if not options.source.is_file():
+        raise FileNotFoundError(
+            f"no report at {options.source}: write one with python -m parity check NAME --json FILE"
+        )
+    return _show(Report.from_json(options.source.read_text(encoding="utf-8")), targets, console)
+
+
+def _targets(options: Check | Render, *names: str) -> dict[str, Path]:
+    """The files to write, by format, each in a folder that exists."""
+    targets = {name: path for name in names if (path := getattr(options, name)) is not None}
+    for path in targets.values():
+        _writable(path)
+    return targets
+
+
+def _show(report: Any, targets: dict[str, Path], console: Console) -> int:
     sys.stdout.write(report.render(width=console.width, color=console.is_terminal))
     for name, path in targets.items():
         write_text(path, getattr(report, f"to_{name}")())
@@ -207,6 +242,8 @@ def main(args: Sequence[str]) -> int:
             return check(command, console)
         case Convert():
             return convert(command, console)
+        case Render():
+            return render(command, console)
         case Selftest():
             return selftest(command, console)
         case Survey():

@@ -217,7 +217,7 @@ class Report:
             "formats": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.formats],
             "trajectory": None if self.trajectory is None else _trajectory(self.trajectory),
         }
-        return json.dumps(_finite(payload), indent=1, allow_nan=False)
+        return json.dumps(finite(payload), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -272,14 +272,14 @@ def _trajectory(trajectory: Trajectory) -> dict[str, Any]:
     return {**dataclasses.asdict(trajectory), "passed": trajectory.passed}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinity and no NaN: those become strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

@@ -41,7 +41,7 @@ def training_rows(
     seed: int = 0,
 ) -> list[Row]:
     """Laws of the random modules; then, with shared masks, loss, gradients and updated buffers in training mode."""
-    silent_torch, silent_jax = _silenced(torch_model, jax_model, rules)
+    silent_torch, silent_jax = silenced(torch_model, jax_model, rules)
     sides = TorchSide.of(silent_torch, "float64", training=True), JaxSide.of(silent_jax, "float64", axes, training=True)
     pairing = pair_calls(*sides, arrays, rules, torch_model)
     random = [pair for pair in pairing.pairs if isinstance(_jax_module(jax_model, pair), nnx.Dropout)]
@@ -74,7 +74,7 @@ def _rate_name(module: torch.nn.Module) -> str | None:
     return next((name for name in RATES if isinstance(getattr(module, name, None), float | int)), None)
 
 
-def _silenced(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> tuple[torch.nn.Module, nnx.Module]:
+def silenced(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> tuple[torch.nn.Module, nnx.Module]:
     """Copies of both models whose dropouts do nothing."""
     torch_copy, jax_copy = copy.deepcopy(torch_model), nnx.clone(jax_model)
     dropouts = {

@@ -1,4 +1,4 @@
-"""The float64 half of a check, quickly: many short runs, so JAX goes step by step instead of compiling each."""
+"""A check, quickly: mostly float64, and JAX goes step by step, because compiling takes longer than many short runs."""
 
 from __future__ import annotations
 
@@ -37,18 +37,20 @@ def stepwise() -> Iterator[None]:
         JaxSide._run = compiled  # type: ignore[method-assign]
 
 
-def judge64(
+def judge(
     torch_model: torch.nn.Module,
     jax_model: nnx.Module,
     inputs: np.ndarray,
     *,
     backward: bool = False,
     training: bool = False,
+    float32: bool = False,
     gates: Gates | None = None,
 ) -> Report:
     """Weights and every layer in float64, free and forced, with causes.
 
-    With `backward` every module's own derivative too; with `training` training mode with shared masks.
+    With `backward` every module's own derivative too; with `training` training mode with shared masks; with `float32`
+    the forward pass in float32 too.
 
     Raises:
         ValueError: see `parity.check`.
@@ -64,6 +66,8 @@ def judge64(
                 ours, theirs, proof.arrays, proof.pairing, proof.ledger, proof.gates
             )
             rows, causes = rows + found, causes + derivative_causes
+        if float32:
+            rows += proof.forward32()
     if training:  # compiled: flax lets a gradient change running statistics only there
         shared = (proof.arrays, proof.axes, proof.ledger, proof.rules, proof.gates)
         rows += training_rows(torch_model, jax_model, *shared)

@@ -14,7 +14,7 @@ from parity.compare import Gates
 from parity.report import Report
 from parity.selftest.backward import GRADIENT
 from parity.selftest.forward import FORWARD
-from parity.selftest.judge import judge64
+from parity.selftest.judge import judge
 from parity.selftest.modes import TRAIN
 from parity.selftest.mutation import Mutation
 from parity.selftest.optimisers import CORRECT, OPTIMISERS, SCHEDULES, Trial
@@ -126,7 +126,7 @@ def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
     start = time.perf_counter()
     torch_model, jax_model, inputs = fresh(mutation.pair)
     with mutation.apply(jax_model) or contextlib.nullcontext():
-        report = judge64(
+        report = judge(
             torch_model,
             jax_model,
             inputs,
@@ -193,7 +193,7 @@ def correct_runs(
     """(what was run, the false alarm): every family with other weights and images; optimisers that are right."""
     for family in families:
         for seed in range(seeds):
-            report = judge64(*make(family, seed), gates=gates, backward=seed == 0)
+            report = judge(*make(family, seed), gates=gates, backward=True, float32=True)
             name = f"{family}, seed {seed}"
             worst: Any = max(report.failures, key=lambda row: row.error, default=None)
             alarm = None if report.passed else f"{name}: {worst.name} [{worst.kind}, {worst.mode}] {worst.error:.1e}"

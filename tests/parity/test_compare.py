@@ -1,0 +1,104 @@
+"""The measure: what it sees that others miss, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity import Gates, Row, rel_f
+from parity.compare import norm, relative
+from tests.parity.pairs import images
+
+INF, NAN = float("inf"), float("nan")
+
+
+def test_rel_f_by_hand():
+    assert rel_f([3.0, 4.0], [3.0, 0.0]) == pytest.approx(4 / 3)
+    assert rel_f(images(3, 4), images(3, 4)) == 0
+
+
+@given(st.integers(-130, 130), st.integers(0, 11))
+def test_rel_f_has_no_scale_and_sees_one_element(exponent: int, place: int):
+    a = images(12) * 10.0**exponent
+    b = a.copy()
+    b[place] *= 1 + 1e-9
+    expected = 1e-9 * abs(a[place]) / norm(b / 10.0**exponent) / 10.0**exponent
+    assert rel_f(a, b) == pytest.approx(expected, rel=1e-4)
+
+
+def test_errors_of_opposite_sign_do_not_cancel():
+    assert rel_f([2.0, 0.0], [1.0, 1.0]) == 1
+
+
+def test_frameworks_mix():
+    x = images(3).astype(np.float32)
+    for a in (x, torch.from_numpy(x), jnp.asarray(x)):
+        assert rel_f(a, x) == 0
+    assert rel_f(torch.ones(2, dtype=torch.bfloat16), np.ones(2)) == 0
+
+
+def test_zeros():
+    assert rel_f([0.0], [0.0]) == 0
+    assert rel_f([1e-300], [0.0]) == INF
+    assert relative(0.0, 0.0) == 0
+    assert relative(1.0, 0.0) == INF
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "expected"),
+    [
+        ([1.0, NAN], [1.0, 1.0], INF),
+        ([1.0, 1.0], [1.0, NAN], INF),
+        ([1.0, INF], [1.0, 1.0], INF),
+        ([1.0, INF], [1.0, -INF], INF),
+        ([1.0, INF], [1.0, NAN], INF),
+        ([2.0, INF, NAN], [1.0, INF, NAN], 1.0),
+        ([1e300, 1e300], [1e300, 1e300], 0.0),
+        ([2e300], [1e300], 1.0),
+        ([1e300, 1.0], [-1e300, 1.0], 2.0),
+    ],
+)
+def test_what_is_not_finite(value: list[float], reference: list[float], expected: float):
+    assert rel_f(value, reference) == pytest.approx(expected)
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        rel_f(np.zeros((0, 3)), np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="shapes differ"):
+        rel_f(np.zeros(3), np.zeros((3, 1)))
+
+
+def test_norm_is_frobenius():
+    x = images(5, 6, 7)
+    assert norm(x) == pytest.approx(np.linalg.norm(x), rel=1e-14)
+    assert norm(x.astype(np.float32).T) == pytest.approx(np.linalg.norm(x.astype(np.float32)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("error", "note", "passed"),
+    [
+        (0.0, "", True),
+        (1e-13, "", True),
+        (1.1e-13, "", False),
+        (INF, "", False),
+        (NAN, "", False),
+        (0.0, "leak", False),
+    ],
+)
+def test_a_row_passes_within_its_gate_and_without_a_note(error: float, note: str, passed: bool):
+    assert Row("a", "layer", "free", "float64", error, 1e-13, note=note).passed is passed
+
+
+def test_the_gates_are_those_of_the_docs():
+    gates = Gates()
+    assert (gates.f64, gates.f64_gradient) == (1e-13, 1e-12)
+    assert (gates.f32_ratio, gates.f32_floor, gates.f32_gradient_floor) == (3.0, 2**-22, 2**-21)
+    assert (gates.f32_between, gates.f32_logits, gates.f32_loss) == (1e-5, 3e-6, 1e-6)
+    assert not math.isinf(max(vars(gates).values()))

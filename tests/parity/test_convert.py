@@ -1,0 +1,279 @@
+"""Weights carried there and back: bit for bit, every tensor once, or not at all."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import t2t_jax
+import t2t_torch
+from parity import Rules, build_ledger, jax_to_torch, torch_to_jax
+from parity.convert import as_dtype, jax_variables, state_equal, to_numpy, to_tensor
+from t2t_config import MODELS
+from tests.parity.pairs import FlaxResNet, FlaxTwice, TorchResNet, TorchTwice, micro, resnet, twice
+
+OFFICIAL = [name for name, config in MODELS.items() if name.startswith("t2t_") and config.in_paper]
+
+
+def bits(model: nnx.Module) -> dict[str, bytes]:
+    return {name: np.asarray(variable[...]).tobytes() for name, variable in jax_variables(model).items()}
+
+
+# ---- there and back ----
+
+
+@pytest.mark.parametrize("name", [*OFFICIAL, "vit_deit_tiny_distilled_patch16_224"])
+def test_round_trips_are_bit_for_bit(name: str):
+    """PyTorch -> JAX -> PyTorch and JAX -> PyTorch -> JAX, at full size, with random bits in every tensor."""
+    with torch.device("meta"):
+        source, target = t2t_torch.create_model(name), t2t_torch.create_model(name)
+    generator = torch.Generator().manual_seed(0)
+    state = {key: torch.randn(value.shape, generator=generator) for key, value in source.state_dict().items()}
+    there, again = (nnx.eval_shape(lambda: t2t_jax.create_model(name)) for _ in range(2))
+    ledger = torch_to_jax(state, there)
+    assert [entry.torch for entry in ledger] == list(state)
+    assert len({entry.jax for entry in ledger}) == len(jax_variables(there)) == len(state)
+    target.to_empty(device="cpu")
+    jax_to_torch(there, target)
+    assert all(torch.equal(value, state[key]) for key, value in target.state_dict().items())
+    torch_to_jax(target, again)
+    assert bits(again) == bits(there)
+    assert state_equal(ledger, target, there) == []
+
+
+DTYPES = {
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: ml_dtypes.bfloat16,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_are_carried_too(x64: None, dtype: torch.dtype):
+    source, model = resnet()
+    source.to(dtype)
+    with torch.no_grad():
+        source.stem.weight[0, 0, 0] = torch.tensor([float("nan"), float("-inf"), -0.0]).to(dtype)
+    ledger = torch_to_jax(source, model)
+    assert {v.dtype for v in jax_variables(model).values()} == {np.dtype(DTYPES[dtype])}
+    target = TorchResNet()
+    jax_to_torch(model, target)
+    for key, value in target.state_dict().items():
+        expected = source.state_dict()[key]
+        assert value.dtype == expected.dtype
+        assert to_numpy(value).tobytes() == to_numpy(expected).tobytes() or key.endswith("num_batches_tracked")
+    assert state_equal(ledger, source, model) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numpy_and_back(dtype: torch.dtype):
+    tensor = torch.randn(3, 4).to(dtype).T
+    array = to_numpy(tensor)
+    assert array.dtype == DTYPES[dtype]
+    assert torch.equal(to_tensor(array), tensor)
+    assert to_tensor(array).untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+
+
+def test_float64_without_64_bit_types_is_an_error_and_changes_nothing():
+    source, model = twice()
+    before = bits(model)
+    with torch.no_grad():
+        source.fc.weight += 1
+    source.norm.double()  # the layers before it would have been carried already
+    with pytest.raises(ValueError, match=r"norm.*float64.*jax_enable_x64"):
+        torch_to_jax(source, model)
+    assert bits(model) == before
+
+
+def test_cast_keeps_the_models_own_dtype():
+    source, model = twice()
+    source.double()
+    with torch.no_grad():
+        source.fc.weight += 1 / 3
+    torch_to_jax(source, model, cast=True)
+    np.testing.assert_array_equal(model.fc.kernel[...], source.fc.weight.detach().float().T)
+    assert model.fc.kernel.dtype == jnp.float32
+    low = as_dtype(model, jnp.bfloat16)
+    jax_to_torch(low, source, cast=True)
+    assert source.fc.weight.dtype == torch.float64
+    assert torch.equal(source.fc.weight, to_tensor(np.asarray(low.fc.kernel[...])).T.double())
+
+
+def test_jax_to_torch_keeps_parameters_in_their_places():
+    """An optimiser that holds the parameters sees the new values."""
+    target, model = twice()
+    held = list(target.parameters())
+    model.fc.kernel[...] = model.fc.kernel[...] + 1
+    jax_to_torch(model, target)
+    assert all(a is b for a, b in zip(held, target.parameters(), strict=True))
+    assert torch.equal(held[0], to_tensor(np.asarray(model.fc.kernel[...])).T)
+
+
+def test_a_converted_model_does_not_share_memory():
+    source, model = twice()
+    before = bits(model)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter += 1
+    assert bits(model) == before
+
+
+def test_batch_counts_stay_in_pytorch():
+    source, model = resnet()
+    source.bn1.num_batches_tracked += 7
+    ledger = torch_to_jax(source, model)
+    assert ledger.torch_only == ("bn1.num_batches_tracked", "bn2.num_batches_tracked")
+    np.testing.assert_array_equal(model.bn1.var[...], source.bn1.running_var)
+    np.testing.assert_array_equal(model.bn1.mean[...], source.bn1.running_mean)
+    jax_to_torch(model, source)
+    assert source.bn1.num_batches_tracked == 7
+
+
+# ---- errors ----
+
+
+def test_every_problem_is_listed_at_once_and_nothing_is_changed():
+    source, model = twice()
+    before = bits(model)
+    state = {key: value + 1 for key, value in source.state_dict().items()}
+    del state["norm.bias"]
+    state["fc.weight"] = torch.zeros(7, 6)
+    state["extra.one"], state["extra.two"] = torch.zeros(2), torch.zeros(3)
+    with pytest.raises(ValueError, match="4 tensors cannot be carried over") as error:
+        torch_to_jax(state, model)
+    for problem in (
+        "extra.one [2] of PyTorch has no partner",
+        "extra.two [3] of PyTorch has no partner",
+        "fc.weight [7, 6] does not fit fc.kernel [6, 6]",
+        "norm.bias [6] of JAX has no partner",
+    ):
+        assert problem in str(error.value)
+    assert bits(model) == before
+
+
+def test_nothing_is_changed_in_pytorch_either():
+    target, model = twice()
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    model.fc.kernel[...] = model.fc.kernel[...] + 1
+    model.norm.scale = nnx.Param(jnp.ones(5))
+    with pytest.raises(ValueError, match=r"norm.weight \[6\] does not fit norm.scale \[5\]"):
+        jax_to_torch(model, target)
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_two_claims_on_one_tensor_are_an_error():
+    state = {**TorchTwice().state_dict()}
+    state |= {key.replace("fc", "other"): value for key, value in state.items() if key.startswith("fc")}
+    with pytest.raises(ValueError, match=r"other.weight and fc.weight of PyTorch both claim fc.kernel"):
+        build_ledger(state, nnx.eval_shape(FlaxTwice), Rules(rename={"^other$": "fc"}))
+
+
+def test_nothing_on_either_side_is_an_error():
+    class Empty(nnx.Module):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x
+
+    with pytest.raises(ValueError, match="no tensor on either side"):
+        build_ledger(torch.nn.Identity(), Empty())
+
+
+def test_a_leaf_of_another_type_is_not_taken():
+    """`kernel` belongs to `weight` in a Linear; a bare parameter of that name does not."""
+
+    class Bare(nnx.Module):
+        def __init__(self) -> None:
+            self.kernel = nnx.Param(jnp.ones((3, 2)))
+
+    with pytest.raises(ValueError, match=r"weight.*kernel"):
+        build_ledger({"weight": torch.ones(2, 3)}, Bare())
+    assert [entry.axes for entry in build_ledger({"kernel": torch.ones(3, 2)}, Bare())] == [None]
+
+
+# ---- rules ----
+
+
+def test_renames_reach_every_tensor():
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = TorchTwice()
+
+    ledger = torch_to_jax(Outer(), nnx.eval_shape(FlaxTwice), rules=Rules(rename={r"^backbone\.": ""}))
+    assert {entry.torch: entry.jax for entry in ledger} == {
+        "backbone.fc.weight": "fc.kernel",
+        "backbone.fc.bias": "fc.bias",
+        "backbone.norm.weight": "norm.scale",
+        "backbone.norm.bias": "norm.bias",
+    }
+
+
+def test_partners_may_be_missing_on_purpose_only():
+    state = {**TorchTwice().state_dict(), "queue": torch.zeros(3)}
+    model = nnx.eval_shape(FlaxTwice)
+    model.table = nnx.Variable(jnp.zeros(4))
+    with pytest.raises(ValueError, match="2 tensors"):
+        build_ledger(state, model)
+    ledger = build_ledger(state, model, Rules(torch_only=["queue"], jax_only=["tab*"]))
+    assert (ledger.torch_only, ledger.jax_only) == (("queue",), ("table",))
+    assert "queue only in PyTorch" in str(ledger)
+    assert "fc.weight [6, 6] <-> fc.kernel [6, 6] transposed (1, 0) float32" in str(ledger)
+
+
+def stacked_linear(layers: int) -> nnx.Module:
+    return nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs))(nnx.Rngs(0).split(layers))
+
+
+def test_stacked_layers_are_carried_one_by_one():
+    class Stack(nnx.Module):
+        def __init__(self, layers: int) -> None:
+            self.blocks = nnx.eval_shape(lambda: stacked_linear(layers))
+
+    source, rules = torch.nn.Module(), Rules(stacked={"blocks": "blocks"})
+    source.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+    model = Stack(3)
+    ledger = torch_to_jax(source, model, rules=rules)
+    assert len(ledger) == 6
+    for i in range(3):
+        np.testing.assert_array_equal(model.blocks.kernel[...][i], source.blocks[i].weight.detach().T)
+    again = torch.nn.Module()
+    again.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+    jax_to_torch(model, again, rules=rules)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in again.state_dict().items())
+    with pytest.raises(ValueError, match=r"blocks.kernel of JAX has 4 layers, PyTorch fills 3"):
+        build_ledger(source, Stack(4), rules)
+    with pytest.raises(ValueError, match=r"blocks\.2\.weight"):
+        build_ledger(source, Stack(2), rules)
+
+
+# ---- copies in another precision ----
+
+
+def test_as_dtype_is_a_copy_in_which_everything_changes(x64: None):
+    _, model = micro()
+    before = bits(model)
+    double = as_dtype(model, jnp.float64)
+    assert {v.dtype for v in jax_variables(double).values()} == {np.dtype(np.float64)}
+    assert bits(model) == before
+    assert type(double) is type(model)
+    low = nnx.Linear(2, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert as_dtype(low, jnp.float64)(jnp.zeros(2)).dtype == np.float64
+    assert low(jnp.zeros(2)).dtype == jnp.bfloat16
+
+
+def test_state_equal_sees_a_single_bit():
+    source, model = twice()
+    ledger = build_ledger(source, model)
+    with torch.no_grad():
+        source.fc.weight[1, 2] = torch.nextafter(source.fc.weight[1, 2], torch.tensor(9.0))
+        source.norm.bias[0] = -source.norm.bias[0]
+    assert state_equal(ledger, source, model) == ["fc.weight", "norm.bias"]
+
+
+def test_flax_models_of_the_same_weights_keep_their_ledger():
+    assert str(build_ledger(TorchResNet(), nnx.eval_shape(FlaxResNet))) == str(build_ledger(*resnet()))

@@ -1,0 +1,174 @@
+"""Optimiser states of any shape there and back; everything that has no partner is refused, and listed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import torch
+from flax import nnx
+
+from parity.optimizer import ema_to_jax, ema_to_torch, optimizer_to_jax, optimizer_to_torch
+from t2t_jax.state import model_arrays, split_model
+from tests.parity.handover import (
+    TorchRun,
+    batch,
+    rate,
+    schedule,
+    toy,
+    worst,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def nnx_optimizer(model: nnx.Module) -> Any:
+    return nnx.Optimizer(model, optax.adamw(0.1), wrt=nnx.Param).opt_state
+
+
+def partitioned(model: nnx.Module) -> Any:
+    tx = {"a": optax.adam(0.1), "b": optax.chain(optax.clip(1.0), optax.adam(0.2))}
+    params = split_model(model)[1]
+    return optax.multi_transform(tx, {name: "a" if "conv" in name else "b" for name in params}).init(params)
+
+
+def injected(model: nnx.Module) -> Any:
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return optax.inject_hyperparams(optax.adamw)(learning_rate=0.5, weight_decay=0.3).init(params)
+
+
+def injected_schedule(model: nnx.Module) -> Any:
+    return optax.inject_hyperparams(optax.adamw)(learning_rate=schedule).init(split_model(model)[1])
+
+
+@pytest.mark.parametrize("make", [nnx_optimizer, partitioned, injected, injected_schedule])
+def test_any_tree_of_states(make: Callable[[nnx.Module], Any]):
+    """NNX states, partitions with their masks, and injected hyperparameters, there and back."""
+    torch_model, jax_model, ledger = toy()
+    run = TorchRun(torch_model, "adamw").go(0, 3)
+    template = make(jax_model)
+    state = optimizer_to_jax(run.optimizer, run.model, template, ledger)
+    assert jax.tree.structure(state) == jax.tree.structure(template)
+    counts = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "count" in str(path)]
+    assert counts
+    assert {int(count) for count in counts} == {3}
+    fresh = TorchRun(torch_model, "adamw")
+    assert optimizer_to_torch(state, ledger, fresh.model, fresh.optimizer) == 3
+    for ours, theirs in zip(run.model.parameters(), fresh.model.parameters(), strict=True):
+        for key, value in run.optimizer.state[ours].items():
+            assert torch.equal(value, fresh.optimizer.state[theirs][key])
+
+
+def test_injected_hyperparameters_are_carried():
+    torch_model, jax_model, ledger = toy()
+    run = TorchRun(torch_model, "adamw").go(0, 3)
+    state = optimizer_to_jax(run.optimizer, run.model, injected(jax_model), ledger)
+    assert float(state.hyperparams["learning_rate"]) == rate(3)
+    assert float(state.hyperparams["weight_decay"]) == 0.1
+    state.hyperparams["b1"] = jnp.asarray(0.7)
+    state.hyperparams["weight_decay"] = jnp.asarray(0.25)
+    optimizer_to_torch(state, ledger, run.model, run.optimizer)
+    assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.0, 0.25]
+    assert [group["betas"] for group in run.optimizer.param_groups] == [(0.7, 0.999)] * 2
+    state.hyperparams["eps_root"] = jnp.asarray(1e-3)
+    with pytest.raises(ValueError, match="eps_root has no place"):
+        optimizer_to_torch(state, ledger, run.model, run.optimizer)
+    run.optimizer.param_groups[0]["lr"] = 0.7
+    with pytest.raises(ValueError, match="learning_rate differs between"):
+        optimizer_to_jax(run.optimizer, run.model, injected(jax_model), ledger)
+
+
+def test_everything_that_has_no_partner_is_listed():
+    torch_model, jax_model, ledger = toy()
+    optimizer = torch.optim.AdamW(torch_model.parameters(), lr=0.1, amsgrad=True)
+    torch_model(torch.from_numpy(batch(0)[0])).sum().backward()
+    optimizer.step()
+    optimizer.state[torch_model.conv.bias]["step"] += 1
+    params = split_model(jax_model)[1]
+    del params["layers.1.kernel"]
+    state = optax.chain(optax.ema(0.9), optax.adam(0.1)).init({**params, "extra": jnp.ones(2)})
+    with pytest.raises(ValueError, match="cannot be carried over") as caught:
+        optimizer_to_jax(optimizer, torch_model, state, ledger)
+    message = str(caught.value)
+    for part in (
+        "max_exp_avg_sq of conv.weight has no partner",
+        "amsgrad of layers.1.weight",
+        "conv.bias 2",
+        "mu of layers.1.weight in PyTorch has no partner layers.1.kernel",
+        "nu of extra is not in the ledger",
+        "[0].ema['conv.kernel'] of optax's state has no partner",
+    ):
+        assert part in message
+
+
+def test_errors_leave_pytorch_as_it_was():
+    torch_model, jax_model, ledger = toy()
+    run, params = TorchRun(torch_model, "adamw").go(0, 2), split_model(jax_model)[1]
+    state = optax.chain(optax.adam(0.1), optax.trace(0.9)).init(params)
+    before = copy.deepcopy(run.optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"trace of conv\.kernel in JAX has no partner conv\.weight"):
+        optimizer_to_torch(state, ledger, run.model, run.optimizer)
+    after = run.optimizer.state_dict()
+    assert all(torch.equal(before["state"][i]["exp_avg"], after["state"][i]["exp_avg"]) for i in before["state"])
+
+
+def test_unequal_counts_of_optax():
+    torch_model, jax_model, ledger = toy()
+    adam, *rest = optax.adam(schedule).init(split_model(jax_model)[1])
+    state = (adam._replace(count=jnp.asarray(4, jnp.int32)), *rest)
+    run = TorchRun(torch_model, "adamw")
+    with pytest.raises(ValueError, match="one count of steps is needed, optax's state has 0, 4"):
+        optimizer_to_torch(state, ledger, run.model, run.optimizer)
+
+
+def test_dtypes_must_agree():
+    torch_model, jax_model, ledger = toy()
+    state = optax.adam(0.1, mu_dtype=jnp.bfloat16).init(split_model(jax_model)[1])
+    run = TorchRun(torch_model, "adamw")
+    with pytest.raises(ValueError, match=r"mu of conv.bias float64 \[4\] does not fit conv.bias bfloat16 \[4\]"):
+        optimizer_to_jax(run.optimizer, run.model, state, ledger)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [({"dampening": 0.1}, "dampening of conv.weight"), ({"maximize": True}, "maximize of conv.weight"), ({}, "steps=")],
+)
+def test_sgd_that_optax_cannot_follow(options: dict[str, Any], complaint: str):
+    torch_model, jax_model, ledger = toy()
+    optimizer = torch.optim.SGD(torch_model.parameters(), lr=0.1, momentum=0.9, **options)
+    state = optax.sgd(schedule, momentum=0.9).init(split_model(jax_model)[1])
+    with pytest.raises(ValueError, match=complaint):
+        optimizer_to_jax(optimizer, torch_model, state, ledger)
+
+
+def test_sgd_without_momentum_remembers_nothing():
+    torch_model, jax_model, ledger = toy()
+    optimizer = torch.optim.SGD(torch_model.parameters(), lr=0.1)
+    state = optax.sgd(0.1).init(split_model(jax_model)[1])
+    assert optimizer_to_jax(optimizer, torch_model, state, ledger) == state
+    with pytest.raises(ValueError, match=r"trace of conv\.kernel in JAX has no partner"):
+        optimizer_to_jax(optimizer, torch_model, optax.sgd(0.1, 0.9).init(split_model(jax_model)[1]), ledger)
+
+
+def test_other_optimisers_are_refused():
+    torch_model, jax_model, ledger = toy()
+    optimizer = torch.optim.RMSprop(torch_model.parameters())
+    with pytest.raises(ValueError, match="RMSprop cannot be carried, that of Adam, AdamW, SGD can"):
+        optimizer_to_jax(optimizer, torch_model, optax.rmsprop(0.1).init(split_model(jax_model)[1]), ledger)
+
+
+def test_averages_without_partners_are_listed():
+    torch_model, jax_model, ledger = toy()
+    ema, like = dict(torch_model.state_dict()), model_arrays(jax_model)
+    assert worst({k: v.numpy() for k, v in ema_to_torch(nnx.state(jax_model), ledger).items()}, ema) == 0
+    shift = ema.pop("shift")
+    with pytest.raises(ValueError, match="average of shift in JAX has no partner"):
+        ema_to_jax({**ema, "other": shift}, like, ledger)
+    del like["shift"]
+    with pytest.raises(ValueError, match="shift is missing; wrong is unknown"):
+        ema_to_torch({**like, "wrong": jnp.ones(1)}, ledger)
