@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from parity.train_command import Train, run_train
 from t2t_jax import cli
 
 
@@ -107,6 +108,7 @@ class Doctor:
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Render, tyro.conf.subcommand("report")]
     | Annotated[Selftest, tyro.conf.subcommand("selftest")]
     | Annotated[Survey, tyro.conf.subcommand("survey")]
@@ -242,6 +244,8 @@ def main(args: Sequence[str]) -> int:
             return check(command, console)
         case Convert():
             return convert(command, console)
+        case Train():
+            return run_train(command, console)
         case Render():
             return render(command, console)
         case Selftest():

@@ -173,7 +173,8 @@ def _jax_derivatives(
     with side._switches():
         z = {key: [jnp.asarray(x) for x in call.inputs or []] for key, call in references.items()}
         u = {key: [jnp.asarray(x) for x in call.outputs] for key, call in references.items()}
-        graphdef, state, rest = nnx.split(side.model, _among(entries), ...)
+        parts: Any = nnx.split(side.model, _among(entries), ...)
+        graphdef, state, rest = parts
         inputs = side.inputs(arrays)
 
         def total(state: nnx.State, z: Any, u: Any, rest: nnx.State) -> jax.Array:

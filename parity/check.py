@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from parity.align import Axes, input_axes
-from parity.capture import Call
+from parity.capture import Call, Key
 from parity.causes import find_causes
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger, to_numpy
@@ -36,9 +36,16 @@ from parity.runs import Arrays, Gradients, JaxSide, TorchSide
 from parity.training import training_rows
 
 LEVELS = ("forward", "gradients", "train")
+PRECISIONS = ("float64", "float32")
 
-SECTION_BYTES = 320 * 2**20
-"""How much of the activations (in float64, of one framework) is held at once; beyond that the models run again."""
+MEMORY_BYTES = 2.5 * 2**30
+"""What models and activations may take together, besides the two frameworks themselves."""
+
+SECTION_BYTES = 256 * 2**20
+"""The least of the activations (in float64, of one framework) that is held at once, however large the models are.
+
+Where the activations do not fit, both models run again for each part of the layers.
+"""
 
 ACTIVATION_GRADIENT_BYTES = 64 * 2**20
 """How much of the activations, the outer modules first, has its gradients compared too."""
@@ -84,15 +91,12 @@ def check(
     tell("weights and modules")
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates())
     rows = weight_rows(proof.ledger, torch_model, jax_model)
-    tell("float64, every layer")
-    rows += proof.forward64()
+    rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()
     if not all(row.passed for row in rows if row.mode == "forced"):
         tell("causes")
         sides = proof.torch_side("float64"), proof.jax_side("float64")
         causes = find_causes(*sides, proof.arrays, proof.pairing, rows)
-    tell("float32, every layer")
-    rows += proof.forward32()
     root = proof.pairing.root
     evaluation_loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
     if level != "forward":
@@ -173,19 +177,44 @@ class Proof:
             for pair in self.pairing.with_children(section)
         }
 
-    def forward64(self) -> list[Row]:
-        """Every layer in float64: free and forced, with the noise floor."""
-        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
-        return [
-            row for section in self.pairing.sections(SECTION_BYTES) for row in self._section64(ours, theirs, section)
-        ]
+    def forward(self, precisions: Sequence[str] = PRECISIONS, tell: Callable[[str], None] | None = None) -> list[Row]:
+        """Every layer, free and forced: float64 against PyTorch, float32 of both against float64; noise floors."""
+        double = self.torch_side("float64")
+        ours = self.torch_side("float32") if "float32" in precisions else None
+        theirs = {precision: self.jax_side(precision) for precision in precisions}
+        sections = list(self.pairing.sections(self.section_bytes))
+        rows: list[Row] = []
+        for i, section in enumerate(sections, 1):
+            release()
+            if tell:
+                tell("every layer" + (f", part {i} of {len(sections)}" if len(sections) > 1 else ""))
+            oracle = double.forward(self.arrays, only={pair.torch for pair in self.pairing.with_children(section)})
+            references = self._references(section, oracle)
+            shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
+            noise = noise_floor(section, oracle, shaken)
+            del shaken
+            if "float64" in precisions:
+                rows += self._section64(theirs["float64"], section, references, noise)
+            if ours is not None:
+                rows += self._section32(ours, theirs["float32"], section, oracle, references, noise)
+        return rows
 
-    def _section64(self, ours: TorchSide, theirs: JaxSide, section: list[Pair]) -> list[Row]:
-        release()
-        torch_keys, jax_keys = {pair.torch for pair in section}, {pair.jax for pair in section}
-        oracle = self._oracle(ours, section)
-        references = self._references(section, oracle)
-        noise = noise_floor(section, oracle, ours.forward(_shake(self.arrays), only=torch_keys))
+    def forward64(self) -> list[Row]:
+        return self.forward(("float64",))
+
+    def forward32(self) -> list[Row]:
+        return self.forward(("float32",))
+
+    @property
+    def section_bytes(self) -> float:
+        """How much of the activations to hold at once: what both models, in both precisions, leave of the budget."""
+        weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
+        return max((MEMORY_BYTES - 5.5 * weights) / 1.6, SECTION_BYTES)
+
+    def _section64(
+        self, theirs: JaxSide, section: list[Pair], references: Arrays, noise: Mapping[Key, float]
+    ) -> list[Row]:
+        jax_keys = {pair.jax for pair in section}
         free = theirs.forward(self.arrays, only=jax_keys)
         rows = layer_rows(section, references, free, "free", self.gates, noise)
         own = {pair.jax: references[pair.jax] for pair in section}
@@ -197,18 +226,16 @@ class Proof:
         forced = theirs.forward(self.arrays, references, only=jax_keys)
         return rows + layer_rows(section, references, forced, "forced", self.gates)
 
-    def forward32(self) -> list[Row]:
-        """Every layer in float32, both frameworks against the float64 oracle: free and forced."""
-        double, ours, theirs = self.torch_side("float64"), self.torch_side("float32"), self.jax_side("float32")
-        sections = self.pairing.sections(SECTION_BYTES)
-        return [row for section in sections for row in self._section32(double, ours, theirs, section)]
-
-    def _section32(self, double: TorchSide, ours: TorchSide, theirs: JaxSide, section: list[Pair]) -> list[Row]:
-        release()
+    def _section32(
+        self,
+        ours: TorchSide,
+        theirs: JaxSide,
+        section: list[Pair],
+        oracle: Arrays,
+        references: Arrays,
+        noise: Mapping[Key, float],
+    ) -> list[Row]:
         torch_keys, jax_keys = {pair.torch for pair in section}, {pair.jax for pair in section}
-        oracle = self._oracle(double, section)
-        references = self._references(section, oracle)
-        noise = noise_floor(section, oracle, double.forward(_shake(self.arrays), only=torch_keys))
         own = _in_jax(section, ours.forward(self.arrays, only=torch_keys))
         free = theirs.forward(self.arrays, only=jax_keys)
         rows = float32_rows(section, references, own, free, "free", self.gates, noise)
@@ -217,10 +244,6 @@ class Proof:
         own = _in_jax(section, ours.forward(self.arrays, forced, only=torch_keys))
         theirs_forced = theirs.forward(self.arrays, references, only=jax_keys)
         return rows + float32_rows(section, references, own, theirs_forced, "forced", self.gates)
-
-    def _oracle(self, double: TorchSide, section: list[Pair]) -> Arrays:
-        """PyTorch's float64 calls of `section` and of what is right inside it."""
-        return double.forward(self.arrays, only={pair.torch for pair in self.pairing.with_children(section)})
 
     def gradients(self, loss: Loss) -> list[Row]:
         """Loss and gradients of every parameter, the inputs, and the outputs of the outer modules; both precisions."""

@@ -74,6 +74,7 @@ def adamw(
     lr: float = 1e-3,
     *,
     weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
     decays: Callable[[tuple[int, ...]], bool] = lambda shape: len(shape) > 1,
     factor: Callable[[int], float] | None = None,
     schedule: optax.Schedule | None = None,
@@ -100,12 +101,12 @@ def adamw(
             {"params": [p for p in params if decays(tuple(p.shape)) == flag], "weight_decay": weight_decay * flag}
             for flag in (False, True)
         ]
-        optimizer = torch.optim.AdamW(groups, lr=lr)
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
         return optimizer, None if factor is None else torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def in_jax(params: Flat) -> optax.GradientTransformation:
         mask = {name: decays(p.shape) for name, p in params.items()}
-        return optax.adamw(rate, weight_decay=weight_decay, mask=mask)
+        return optax.adamw(rate, *betas, weight_decay=weight_decay, mask=mask)
 
     if ema_decay is None:
         return Training(in_torch, in_jax, rate, loss or classification())
@@ -120,7 +121,7 @@ def adamw(
 
 
 class SwaAverage:
-    """The moving average of `torch.optim.swa_utils` over every entry of a `state_dict`, from its start."""
+    """The moving average of `torch.optim.swa_utils` over a `state_dict`, from its start; integers are just kept."""
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -129,4 +130,5 @@ class SwaAverage:
     def update(self, model: torch.nn.Module) -> None:
         """Takes the model's present values into the average."""
         values = model.state_dict()
-        self._merge(list(self.state.values()), [values[name] for name in self.state], 1)
+        names = [name for name, value in self.state.items() if value.is_floating_point()]
+        self._merge([self.state[name] for name in names], [values[name] for name in names], 1)

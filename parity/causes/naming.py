@@ -160,7 +160,8 @@ def _name(module: str, recording: Recording, wrong: Sequence[Wrong]) -> Cause | 
         cause = judge(switch, text, replayed, rounding)
         if cause is not None:
             return cause
-    return partial or _related(module, recording, wrong[0], sites, steps) or _float32_sized(module, max(before), wrong[0], sites)
+    related = _related(module, recording, wrong[0], sites, steps)
+    return partial or related or _float32_sized(module, max(before), wrong[0], sites)
 
 
 def _excess(error: float, item: Wrong, replayed: Sites, reference: list[np.ndarray] | None) -> float:

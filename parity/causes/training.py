@@ -49,9 +49,7 @@ class AdamW:
     clip_eps: float = 1e-6
     ema: float | None = None
 
-    def run(
-        self, params: State, gradients: Sequence[State]
-    ) -> dict[str, np.ndarray]:
+    def run(self, params: State, gradients: Sequence[State]) -> dict[str, np.ndarray]:
         """The parameters (their moving averages if there are any) after one step for each set of gradients."""
         p = {name: x.astype(np.float64) for name, x in params.items()}
         m = {name: np.zeros_like(x) for name, x in p.items()}
@@ -117,9 +115,7 @@ def _variants(mine: AdamW, names: frozenset[str], vectors: frozenset[str]) -> It
         yield "learning rate", f"learning rate times {factor:g}", to(lr=factor * mine.lr)
 
 
-def travelled(
-    given: State, wanted: State, start: State
-) -> float:
+def travelled(given: State, wanted: State, start: State) -> float:
     """Distance between two trained states over the distance travelled from `start`."""
     apart, path = (
         norm(np.concatenate([(a[name] - b[name]).ravel() for name in start]))

@@ -180,7 +180,9 @@ def make(name: str, seed: int = 0) -> Pair:
     draw = np.random.RandomState(seed)
     if name in FAMILIES:
         model, sizes = FAMILIES[name]
-        torch_model, jax_model = make_pair(model, seed=seed, **sizes)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # frozen tensors keep what the model drew
+            torch_model, jax_model = make_pair(model, seed=seed, **sizes)
         return torch_model, jax_model, draw.standard_normal((2, 3, sizes["img_size"], sizes["img_size"]))
     torch_class, make_jax, shape = _GENERIC[name]
     torch_model, jax_model = torch_class(), make_jax(rngs=nnx.Rngs(0))

@@ -6,9 +6,13 @@ import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
+
+import torch
 
 from parity.compare import Gates
 from parity.report import Report
@@ -38,7 +42,10 @@ CAUSES_NAMED = 0.9
 """The share of mistakes with a cause in the catalogue whose cause has to be named."""
 
 SEEDS = 20
-"""So many draws of weights and images per family must raise no alarm."""
+"""So many draws of weights and images per family must raise no alarm in float64."""
+
+FULL_SEEDS = 4
+"""So many of them are judged by their derivatives and in float32 too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,20 +112,62 @@ def run(
     seeds: int = SEEDS,
     families: Sequence[str] = tuple(FAMILIES),
     gates: Gates | None = None,
+    workers: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Selftest:
-    """Judges every mutation, then `seeds` unmutated draws of every family."""
+    """Judges every mutation, then `seeds` unmutated draws of every family.
+
+    With several `workers`, processes that share the work: then `mutations` have to be of MUTATIONS.
+    """
     start, tell = time.perf_counter(), progress or (lambda line: None)
-    outcomes = []
-    for i, mutation in enumerate(mutations, 1):
-        tell(f"{i} of {len(mutations)}: {mutation.name}")
-        outcomes.append(try_trial(mutation) if isinstance(mutation, Trial) else try_mutation(mutation, gates))
-    alarms, runs = [], 0
-    for name, alarm in correct_runs(seeds, families, gates):
-        tell(f"nothing wrong: {name}")
-        runs += 1
-        alarms += [alarm] if alarm else []
-    return Selftest(tuple(outcomes), tuple(alarms), runs, round(time.perf_counter() - start, 1))
+    # What shares a pair shares compiled operations, so it stays together.
+    pairs = dict.fromkeys(getattr(mutation, "pair", "") for mutation in mutations)
+    tasks = [Task(tuple(m.name for m in mutations if getattr(m, "pair", "") == pair), None, 0, gates) for pair in pairs]
+    tasks += [Task((), family, seeds, gates) for family in families if seeds]
+    outcomes: list[Outcome] = []
+    correct: list[tuple[str, str | None]] = [try_correct(trial) for trial in CORRECT]
+    known = {mutation.name: mutation for mutation in mutations}
+    for done, (found, unmutated) in enumerate(_results(tasks, known, workers), 1):
+        outcomes += found
+        correct += unmutated
+        tell(f"{done} of {len(tasks)} parts, {len(outcomes)} mutations, {len(correct)} correct runs")
+    order = list(known)
+    outcomes.sort(key=lambda outcome: order.index(outcome.mutation))
+    alarms = tuple(alarm for _, alarm in correct if alarm)
+    return Selftest(tuple(outcomes), alarms, len(correct), round(time.perf_counter() - start, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Some mutations by name, or one family's unmutated draws."""
+
+    mutations: tuple[str, ...]
+    family: str | None
+    seeds: int
+    gates: Gates | None
+
+
+Result = tuple[list[Outcome], list[tuple[str, str | None]]]
+"""Outcomes, and (what was run unmutated, what was wrongly reported)."""
+
+
+def _results(tasks: Sequence[Task], known: Mapping[str, Mutation | Trial], workers: int) -> Iterator[Result]:
+    if workers == 1:
+        yield from (_perform(task, known) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        for future in as_completed([pool.submit(_perform, task) for task in tasks]):
+            yield future.result()
+
+
+def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) -> Result:
+    known = known or {mutation.name: mutation for mutation in MUTATIONS}
+    mutations = [known[name] for name in task.mutations]
+    outcomes = [try_trial(m) if isinstance(m, Trial) else try_mutation(m, task.gates) for m in mutations]
+    if task.family is None:
+        return outcomes, []
+    return outcomes, [try_unmutated(task.family, seed, task.gates) for seed in range(task.seeds)]
 
 
 def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
@@ -187,17 +236,16 @@ def _margin(report: Report) -> float:
     return max((row.error / (row.gate or exact) for row in failed), default=0.0)
 
 
-def correct_runs(
-    seeds: int, families: Sequence[str] = tuple(FAMILIES), gates: Gates | None = None
-) -> Iterator[tuple[str, str | None]]:
-    """(what was run, the false alarm): every family with other weights and images; optimisers that are right."""
-    for family in families:
-        for seed in range(seeds):
-            report = judge(*make(family, seed), gates=gates, backward=True, float32=True)
-            name = f"{family}, seed {seed}"
-            worst: Any = max(report.failures, key=lambda row: row.error, default=None)
-            alarm = None if report.passed else f"{name}: {worst.name} [{worst.kind}, {worst.mode}] {worst.error:.1e}"
-            yield name, alarm
-    for trial in CORRECT:
-        error, gate, _ = trial.run()
-        yield trial.name, f"{trial.name}: {error:.1e}" if error > gate else None
+def try_unmutated(family: str, seed: int, gates: Gates | None = None) -> tuple[str, str | None]:
+    """(what was run, what was wrongly reported): a correct pair with weights and images drawn from `seed`."""
+    every = seed < FULL_SEEDS
+    report = judge(*make(family, seed), gates=gates, backward=every, float32=every)
+    name = f"{family}, seed {seed}"
+    worst: Any = max(report.failures, key=lambda row: row.error, default=None)
+    return name, None if report.passed else f"{name}: {worst.name} [{worst.kind}, {worst.mode}] {worst.error:.1e}"
+
+
+def try_correct(trial: Trial) -> tuple[str, str | None]:
+    """The same for an optimiser or a schedule that is set up rightly."""
+    error, gate, _ = trial.run()
+    return trial.name, f"{trial.name}: {error:.1e}" if error > gate else None

@@ -51,8 +51,9 @@ class FlaxToy(nnx.Module):
 
 def toy() -> tuple[torch.nn.Module, nnx.Module, Ledger]:
     """The same weights in float64 on both sides."""
-    torch_model, jax_model = TorchToy().double(), FlaxToy()
-    carried(torch_model, jax_model)
+    with jax.enable_x64(True):
+        torch_model, jax_model = TorchToy().double(), FlaxToy()
+        carried(torch_model, jax_model)
     return torch_model, jax_model, build_ledger(torch_model, jax_model)
 
 

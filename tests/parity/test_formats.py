@@ -1,0 +1,139 @@
+"""Weights in any format: PyTorch files, safetensors, Orbax folders; bit for bit, or nothing written."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import t2t_torch
+from parity.formats import convert, load_into, saved_sizes
+from parity.models import power
+from t2t_jax.checkpoint import load_model_state
+
+SIZES = {"img_size": 32, "in_chans": 1, "num_classes": 3}
+NAME = "t2t_vit_micro"
+ENDINGS = ("a.pth", "a.pth.tar", "a.safetensors", "folder")
+
+
+def model(seed: int = 0, **changes: object) -> torch.nn.Module:
+    torch.manual_seed(seed)  # the performers' features, which are frozen and so kept
+    net = t2t_torch.create_model(NAME, **SIZES | changes)
+    power(net, seed)
+    return net
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    net = model(seed=9)
+    load_into(net, path, NAME, **SIZES)
+    return net.state_dict()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.pth"
+    t2t_torch.save_checkpoint(model(), path)
+    return path
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(ENDINGS, ENDINGS)])
+def test_any_format_to_any_other_and_back(tmp_path: Path, source: Path, first: str, second: str):
+    (tmp_path / "then").mkdir()
+    ledger = convert(source, tmp_path / first, NAME)
+    convert(tmp_path / first, tmp_path / "then" / second, NAME)
+    expected = model().state_dict()
+    assert {entry.torch for entry in ledger} == set(expected)
+    for key, value in weights(tmp_path / "then" / second).items():
+        assert value.dtype == expected[key].dtype
+        assert torch.equal(value, expected[key])
+    assert saved_sizes(tmp_path / "then" / second) == SIZES
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("ending", ["a.safetensors", "folder"])
+def test_dtypes_are_kept(tmp_path: Path, dtype: torch.dtype, ending: str):
+    t2t_torch.save_checkpoint(model().to(dtype), tmp_path / "source.pth")
+    convert(tmp_path / "source.pth", tmp_path / ending, NAME)
+    convert(tmp_path / ending, tmp_path / "back.pth", NAME)
+    for key, value in weights(tmp_path / "back.pth").items():
+        assert value.dtype == dtype
+        assert torch.equal(value, model().to(dtype).state_dict()[key])
+
+
+def test_an_orbax_folder_names_its_model(tmp_path: Path, source: Path):
+    convert(source, tmp_path / "folder", NAME)
+    saved = load_model_state(tmp_path / "folder")
+    assert saved.metadata["model"] == NAME
+    np.testing.assert_array_equal(saved.arrays["head.kernel"], model().head.weight.detach().T)
+
+
+def test_sizes_asked_for_win(tmp_path: Path):
+    wide = t2t_torch.create_model(NAME, img_size=(32, 64), num_classes=3)
+    t2t_torch.save_checkpoint(wide, tmp_path / "wide.pth")
+    convert(tmp_path / "wide.pth", tmp_path / "folder", NAME, img_size=(32, 64))
+    assert saved_sizes(tmp_path / "folder")["img_size"] == (32, 64)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_the_moving_average_is_preferred(tmp_path: Path, ema: bool):
+    state = {"state_dict": model(0).state_dict(), "state_dict_ema": model(1).state_dict()}
+    torch.save(state, tmp_path / "both.pth.tar")
+    convert(tmp_path / "both.pth.tar", tmp_path / "folder", NAME, use_ema=ema)
+    assert torch.equal(weights(tmp_path / "folder")["head.weight"], model(int(ema)).head.weight)
+
+
+# ---- what goes wrong leaves nothing behind ----
+
+
+def nothing_else(folder: Path, *names: str) -> bool:
+    return sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_weights_of_another_model_are_refused(tmp_path: Path, source: Path, ending: str):
+    with pytest.raises(ValueError, match="t2t_vit_micro"):
+        convert(source, tmp_path / ending, "t2t_vit_tiny")
+    assert nothing_else(tmp_path, "source.pth")
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path: Path, source: Path):
+    convert(source, tmp_path / "folder", NAME)
+    with pytest.raises(ValueError, match=r"folder does not fit t2t_vit_tiny"):
+        convert(tmp_path / "folder", tmp_path / "a.pth", "t2t_vit_tiny")
+    assert nothing_else(tmp_path, "source.pth", "folder")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_damaged_file_is_refused(tmp_path: Path, source: Path, ending: str):
+    source.write_bytes(source.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"source\.pth"):
+        convert(source, tmp_path / ending, NAME)
+    assert nothing_else(tmp_path, "source.pth")
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        convert(tmp_path / "nowhere.pth", tmp_path / "a.safetensors", NAME)
+    assert nothing_else(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, source: Path, ending: str, monkeypatch: pytest.MonkeyPatch):
+    """The disk is full in the middle of writing."""
+    target = tmp_path / ending
+    convert(source, target, NAME)
+    before = weights(target)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for writer in ("torch.save", "safetensors.torch.save_file", "safetensors.torch.save"):
+        monkeypatch.setattr(writer, full)
+    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables", full)
+    with pytest.raises((OSError, ValueError), match="No space left"):
+        convert(source, target, NAME)
+    assert all(torch.equal(value, before[key]) for key, value in weights(target).items())
+    assert nothing_else(tmp_path, "source.pth", ending)

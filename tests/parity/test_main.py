@@ -1,0 +1,154 @@
+"""`python -m parity`: what it prints, what it writes, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import t2t_torch
+from parity.__main__ import main, write_text
+from parity.models import power
+from t2t_jax import cli
+
+SMALL = ["--img-size", "32", "--num-classes", "10", "--level", "forward"]
+MICRO = ["check", "t2t_vit_micro", *SMALL]
+
+
+def run(*args: object) -> int:
+    return cli.run(main, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    model = t2t_torch.create_model("t2t_vit_micro", img_size=32, num_classes=10)
+    power(model)
+    t2t_torch.save_checkpoint(model, tmp_path / "m.pth")
+    return tmp_path / "m.pth"
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err
+
+
+# ---- check ----
+
+
+def test_equal_models_end_with_zero_and_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(*MICRO, "--json", tmp_path / "report.json") == 0
+    assert "EQUAL" in capsys.readouterr().out
+    payload = json.loads((tmp_path / "report.json").read_text())
+    assert payload["passed"] is True
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_different_models_end_with_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    from t2t_jax.layers import GELU
+
+    monkeypatch.setattr(GELU, "__call__", lambda self, x: x)
+    assert run(*MICRO, "--json", tmp_path / "report.json") == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+    payload = json.loads((tmp_path / "report.json").read_text())
+    assert payload["passed"] is False
+    assert payload["first_divergence"] == "tokens_to_token.attention1.mlp.1"
+
+
+def test_weights_from_a_file_bring_their_sizes(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("check", "t2t_vit_micro", "--checkpoint", checkpoint, "--level", "forward") == 0
+    assert "EQUAL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["check", "t2t_vit_13"], "t2t_vit_14"),
+        (["check", "t2t_vit_micro", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
+        ([*MICRO, "--json", "no/such/folder/r.json"], "no/such/folder"),
+        (["check", "t2t_vit_micro", "--img-size", "2"], "too small"),
+        (["check", "t2t_vit_micro", "--img-size", "1", "2", "3"], "img-size"),
+        (["check", "t2t_vit_micro", "--level", "all"], "level"),
+        (["check"], "Required options"),
+        (["prove", "t2t_vit_micro"], "prove"),
+        (["convert", "nowhere.pth", "a.safetensors", "--model", "t2t_vit_micro"], "nowhere.pth"),
+        ([], "check"),
+    ],
+)
+def test_a_call_that_makes_no_sense_ends_with_two_and_one_line(
+    args: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*args) == 2
+    assert says in complaint(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    assert run("check", "t2t_vit_micro", "--checkpoint", checkpoint) == 2
+    assert "m.pth" in complaint(capsys)
+
+
+def test_weights_of_another_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("check", "t2t_vit_tiny", "--checkpoint", checkpoint) == 2
+    assert "t2t_vit_micro" in complaint(capsys)  # what the file looks like
+
+
+def test_a_json_path_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(*MICRO, "--json", tmp_path) == 2
+    assert str(tmp_path) in complaint(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path: Path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "\ud800")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+# ---- convert ----
+
+
+def test_convert_and_back(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    for source, target in (("m.pth", "folder"), ("folder", "m.safetensors"), ("m.safetensors", "back.pth.tar")):
+        assert run("convert", tmp_path / source, tmp_path / target, "--model", "t2t_vit_micro") == 0
+        assert f"{target}: " in capsys.readouterr().out.replace("\n", "")
+    ours, theirs = (t2t_torch.read_state_dict(tmp_path / name) for name in ("m.pth", "back.pth.tar"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_convert_of_another_models_weights_writes_nothing(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run("convert", checkpoint, tmp_path / "folder", "--model", "t2t_vit_tiny") == 2
+    assert "t2t_vit_micro" in complaint(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
+# ---- the process ----
+
+
+def test_as_a_process():
+    def call(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "parity", *args], capture_output=True, text=True, check=False)
+
+    shown = call("--help")
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in ("check", "convert", "doctor"))
+    wrong = call("check", "t2t_vit_13")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: unknown model 't2t_vit_13': did you mean ")
+    assert wrong.stderr.count("\n") == 1

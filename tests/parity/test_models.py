@@ -1,0 +1,158 @@
+"""Our models, all of them, at the gates; and random weights that show every mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import t2t_torch
+from parity import assert_parity, build_ledger
+from parity.convert import state_equal
+from parity.models import make_pair, power
+from t2t_config import MODELS
+from tests.parity.pairs import images
+
+OFFICIAL = [name for name, config in MODELS.items() if name.startswith("t2t_") and config.in_paper]
+TOKENS = ("performer", "transformer", "convolution")
+SHALLOW = {"T2TViTDense": {"block_config": (1, 1)}}
+
+
+def prove(name: str, *, level: str = "forward", img_size: Any = 32, in_chans: int = 3, **arguments: Any) -> None:
+    height, width = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+    arguments = {"img_size": img_size, "in_chans": in_chans, "num_classes": 10} | arguments
+    report = assert_parity(*make_pair(name, **arguments), images(2, in_chans, height, width), level=level)
+    assert report.unpaired == ()
+
+
+# ---- every size, forward; goldens of the authors' code hold the gradients (tests/jax/test_golden.py) ----
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_every_layer_of_every_t2t_model(name: str):
+    assert len(OFFICIAL) == 14
+    prove(name)
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_14"])
+def test_every_layer_at_full_size(name: str):
+    prove(name, img_size=224, num_classes=1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_deit_tiny_patch16_224", {}),
+        ("vit_deit_tiny_distilled_patch16_224", {}),
+        ("vit_small_patch16_224", {}),
+        ("vit_base_patch16_224_in21k", {"representation_size": 768, "depth": 3}),
+        ("vit_base_patch32_384", {"depth": 3}),
+        ("vit_base_patch16_224_miil", {"depth": 3}),
+        ("vit_huge_patch14_224_in21k", {"depth": 1, "img_size": 30}),
+    ],
+)
+def test_every_layer_of_vit_and_deit(name: str, arguments: dict[str, Any]):
+    prove(name, **{"img_size": 64} | arguments)
+
+
+# ---- every architecture, gradients and training mode too ----
+
+
+@pytest.mark.parametrize("tokens_type", TOKENS)
+def test_gradients_and_training_mode(tokens_type: str):
+    rates = {"drop_rate": 0.1, "attn_drop_rate": 0.2, "drop_path_rate": 0.3}
+    prove("t2t_vit_micro", level="train", tokens_type=tokens_type, **rates)
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_16_ghost", "t2t_vit_14_resnext"])
+def test_gradients_of_every_architecture(name: str):
+    prove(name, level="gradients", **SHALLOW.get(MODELS[name].arch, {"depth": 2}))
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_gradients_of_vit(distilled: bool):
+    prove("vit_deit_tiny_patch16_224", level="train", depth=2, distilled=distilled, representation_size=48)
+
+
+# ---- sizes and heads ----
+
+
+@pytest.mark.parametrize("tokens_type", TOKENS)
+@pytest.mark.parametrize("img_size", [(48, 32), (33, 47), (16, 90)])
+def test_images_that_are_no_square(img_size: tuple[int, int], tokens_type: str):
+    prove("t2t_vit_micro", img_size=img_size, tokens_type=tokens_type)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"in_chans": 1},
+        {"in_chans": 4},
+        {"num_classes": 0},
+        {"num_classes": 1},
+        {"qk_scale": 0.1, "qkv_bias": True},
+        {"img_size": 3},
+    ],
+)
+def test_other_channels_heads_and_options(arguments: dict[str, Any]):
+    prove("t2t_vit_micro", **arguments)
+
+
+def test_vit_of_any_shape():
+    prove("vit_deit_tiny_patch16_224", depth=1, img_size=(37, 50), in_chans=1, num_classes=0)
+
+
+# ---- weights ----
+
+
+def test_powered_weights_leave_nothing_neutral():
+    model = t2t_torch.create_model("t2t_vit_micro", img_size=32)
+    power(model, seed=3)
+    for name, tensor in model.state_dict().items():
+        values = tensor.flatten()[:16]
+        assert not torch.isin(values, torch.tensor([0.0, 1.0])).all(), name
+        assert len(values.unique()) > 1, name
+    scales = [module.weight for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert all(not torch.equal(scales[0], other) for other in scales[1:] if other.shape == scales[0].shape)
+
+
+def test_frozen_tensors_keep_their_values():
+    model = t2t_torch.create_model("t2t_vit_micro", img_size=32)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    power(model)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in frozen.items())
+    w = model.tokens_to_token.attention1.w
+    assert torch.allclose(w @ w.T, 8 * torch.eye(8), atol=1e-4)
+
+
+def test_the_seed_decides():
+    """Every tensor, the performers' frozen features too."""
+    a, b, c = (make_pair("t2t_vit_micro", seed=seed, img_size=32)[0].state_dict() for seed in (0, 0, 1))
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+    assert [name for name in a if torch.equal(a[name], c[name])] == ["pos_embed"]
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_pair_has_the_same_bits(seed: int | None):
+    torch_model, jax_model = make_pair("t2t_vit_micro", seed=seed, img_size=32, num_classes=4)
+    assert isinstance(jax_model, nnx.Module)
+    assert state_equal(build_ledger(torch_model, jax_model), torch_model, jax_model) == []
+    assert bool(torch_model.head.bias.any()) == (seed is not None)  # None: as initialised
+
+
+def test_a_pair_from_a_checkpoint(tmp_path: Any):
+    source, _ = make_pair("t2t_vit_micro", seed=7, img_size=32, num_classes=4)
+    source.double()
+    t2t_torch.save_checkpoint(source, tmp_path / "m.pth")
+    torch_model, jax_model = make_pair("t2t_vit_micro", checkpoint=str(tmp_path / "m.pth"), img_size=32, num_classes=4)
+    assert torch.equal(torch_model.head.weight, source.head.weight)
+    assert jax_model.head.kernel.dtype == np.float64  # the bits are kept
+    assert state_equal(build_ledger(torch_model, jax_model), torch_model, jax_model) == []
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(ValueError, match="t2t_vit_14"):
+        make_pair("t2t_vit_13")
