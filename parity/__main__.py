@@ -222,6 +222,8 @@ def _sizes(options: Check | Convert) -> dict[str, object]:
 
 
 def _writable(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
     if path is not None and not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.absolute().parent} first")
 

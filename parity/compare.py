@@ -30,14 +30,27 @@ def rel_f(value: Any, reference: Any) -> float:
     if a.size == 0:
         raise ValueError("nothing to compare: the tensors are empty")
     a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
-    error, scale = norm(a - b), norm(b)
-    if math.isfinite(error) and math.isfinite(scale):
-        return relative(error, scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error, scale = norm(a - b), norm(b)
+    if TINY < error < HUGE and TINY < scale < HUGE:
+        return error / scale
+    return 0.0 if np.array_equal(a, b) else _careful(a, b)
+
+
+TINY, HUGE = 1e-140, 1e140
+"""Norms beyond these may have lost squares to underflow or overflow."""
+
+
+def _careful(a: np.ndarray, b: np.ndarray) -> float:
+    """relF of unequal arrays that hold infinities, NaN, or numbers whose squares float64 cannot hold; never 0."""
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
         return math.inf
-    top = np.abs(b[finite]).max(initial=1.0)  # finite numbers whose squares are not
-    return relative(norm((a[finite] - b[finite]) / top), norm(b[finite] / top))
+    a, b = a[finite], b[finite]
+    if np.array_equal(a, b):
+        return 0.0
+    top = max(np.abs(a).max(), np.abs(b).max())
+    return max(relative(norm(a / top - b / top), norm(b / top)), np.finfo(np.float64).tiny)
 
 
 def norm(array: np.ndarray) -> float:

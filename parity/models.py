@@ -51,7 +51,9 @@ def make_pair(name: str, *, seed: int | None = 0, checkpoint: str | None = None,
     import t2t_torch
     from parity.formats import load_into
 
-    torch_model = t2t_torch.create_model(name, **arguments)
+    with torch.random.fork_rng(devices=[]):  # frozen tensors keep their first values: the seed decides them too
+        torch.manual_seed(seed or 0)
+        torch_model = t2t_torch.create_model(name, **arguments)
     if checkpoint is not None:
         load_into(torch_model, checkpoint, name, **arguments)
     elif seed is not None:

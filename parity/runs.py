@@ -95,8 +95,9 @@ class TorchSide:
             if masks and key in masks:
                 outputs = [x * torch.from_numpy(masks[key]).to(x) for x in outputs]
             if key in activations:
-                # An alias: a module that hands its input through would share its tensor's other uses.
-                outputs = [x.clone() if self.in_place else x.view_as(x) for x in outputs]
+                # A copy: a module that hands its input through would share its tensor's other uses, and one that
+                # works in place would take the tensor's history over.
+                outputs = [x.clone() for x in outputs]
                 grads[key] = [None] * len(outputs)
                 for i, x in enumerate(outputs):
                     if x.requires_grad:
@@ -218,7 +219,8 @@ class JaxSide:
                 moved = list(inputs)
                 for i, x in zip(floating, moving, strict=True):
                     moved[i] = x
-                model = nnx.merge(graphdef, state, rest)
+                # Variables made anew at this level of tracing: running statistics are written in training mode.
+                model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
                 with jax_hooks(model, lambda key, arrays: None, after):
                     return loss.jax(model(*moved))
 

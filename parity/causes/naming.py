@@ -156,7 +156,7 @@ def _name(module: str, recording: Recording, wrong: Sequence[Wrong]) -> Cause | 
             partial = Cause(module, switch, f"{text} (explains the first of {len(after)} errors)", before[0], after[0])
         return None
 
-    for switch, text, replayed, rounding in _replays(recording, steps, deadline, module):
+    for switch, text, replayed, rounding in _replays(recording, steps, deadline):
         cause = judge(switch, text, replayed, rounding)
         if cause is not None:
             return cause
@@ -174,9 +174,7 @@ def _excess(error: float, item: Wrong, replayed: Sites, reference: list[np.ndarr
     return 0.0 if explains else math.inf
 
 
-def _replays(
-    recording: Recording, steps: Sequence[Step], deadline: float, module: str
-) -> Iterator[tuple[str, str, Sites, bool]]:
+def _replays(recording: Recording, steps: Sequence[Step], deadline: float) -> Iterator[tuple[str, str, Sites, bool]]:
     """(switch, description, what the module then computes, whether it only rounds otherwise), until time is up."""
     sizes = sorted({n for step in steps for x in tensors_of((step.args, step.output)) for n in x.shape if n > 1})
     for switch, text, inner in _inner_changes(recording, sizes):

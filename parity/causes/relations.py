@@ -116,8 +116,9 @@ def _scaled(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
     kept = (y != 0) & (r != 0)
     if kept.any() and not kept.all():
         factor = float(np.median(y[kept] / r[kept]))
-        text = f"dropout left on: {1 - kept.mean():.0%} zeros, the rest multiplied by {factor:.6g}"
-        yield Relation("dropout on", text, np.where(kept, factor * r, 0.0))
+        if factor > 1 + 1e-6:  # what is left is scaled up to keep the mean; otherwise it is an activation
+            text = f"dropout left on: {1 - kept.mean():.0%} zeros, the rest multiplied by {factor:.6g}"
+            yield Relation("dropout on", text, np.where(kept, factor * r, 0.0))
 
 
 def _temperature(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:

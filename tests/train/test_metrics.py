@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from t2t_jax.metrics import count_top_k, cross_entropy
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 
 @pytest.fixture
 def logits() -> np.ndarray:
