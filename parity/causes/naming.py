@@ -13,7 +13,7 @@ import torch
 from parity.capture import Call, Key
 from parity.causes.relations import relations
 from parity.causes.replay import Place, Recording, Sites, Step, record, tensors_of
-from parity.causes.switches import generic, part_orders, specific
+from parity.causes.switches import generic, part_orders, rounded_to, specific
 from parity.causes.variant import Variant
 from parity.compare import Row, rel_f
 from parity.pairing import Pair, Pairing, aligned
@@ -31,9 +31,6 @@ GATE = 1e-13
 
 SAME_SIZE = 30.0
 """Two errors by rounding are of one size if their ratio is within this."""
-
-FLOAT32_ERRORS = (2.0**-32, 2.0**-18)
-"""Errors between these are what float32 arithmetic makes: 2^-24 per operation, more after a sum, less after a mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +158,7 @@ def _name(module: str, recording: Recording, wrong: Sequence[Wrong]) -> Cause | 
         if cause is not None:
             return cause
     related = _related(module, recording, wrong[0], sites, steps)
-    return partial or related or _float32_sized(module, max(before), wrong[0], sites)
+    return partial or related or _float32_sized(module, recording, wrong[0], sites)
 
 
 def _excess(error: float, item: Wrong, replayed: Sites, reference: list[np.ndarray] | None) -> float:
@@ -264,14 +261,14 @@ def _layouts(tensor: torch.Tensor, shape: tuple[int, ...]) -> list[np.ndarray]:
     return [a for a in (x, *([last] if x.ndim > 2 else [])) if a.shape == shape and np.issubdtype(a.dtype, np.floating)]
 
 
-def _float32_sized(module: str, error: float, wrong: Wrong, sites: Sites) -> Cause | None:
-    """An error that no switch explains, of the size of float32 rounding, in most elements: arithmetic in float32."""
-    low, high = FLOAT32_ERRORS
-    wanted = wrong.wanted(sites)
-    if not low <= error <= high or wanted is None:
+def _float32_sized(module: str, recording: Recording, wrong: Wrong, sites: Sites) -> Cause | None:
+    """An error that no switch explains, in most elements, and of the size that float32 makes here."""
+    wanted, error = wrong.wanted(sites), wrong.error(sites)
+    rounded, _ = recording.run(None, lambda step: rounded_to(torch.float32, step.run()))
+    if wanted is None or _excess(error, wrong, rounded, wanted) > 0:
         return None
-    rounded = [np.abs(a - b) > 2.0**-40 * np.abs(b) for a, b in zip(wrong.value, wanted, strict=True)]
-    if np.mean([x.mean() for x in rounded]) < 0.5:
+    affected = [np.abs(a - b) > 2.0**-40 * np.abs(b) for a, b in zip(wrong.value, wanted, strict=True)]
+    if np.mean([x.mean() for x in affected]) < 0.5:
         return None
     text = f"something inside is computed in float32: the error is {error * 2**24:.2g} of its roundings (2^-24)"
     return Cause(module, "float32 leak", text, error, 0.0)

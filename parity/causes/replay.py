@@ -84,7 +84,7 @@ class Recording:
         alter: Alter | None = None,
         inner: Mapping[Key, Any] | None = None,
     ) -> tuple[Sites, list[Step]]:
-        """Replays the call, with the steps at one place (and of one name) altered, or other tensors from inner modules.
+        """Replays the call, altered at one place (and of one name; None: everywhere), or with other inner results.
 
         Returns:
             What the module passes on and returns, and the steps that gave tensors.
@@ -197,7 +197,7 @@ class _Tape(TorchFunctionMode):
         if self.is_paused:
             return func(*args, **kwargs)
         step = Step(_place(), func, tuple(args), kwargs)
-        alter = self.alter if (step.place, step.name) == self.altered else None
+        alter = self.alter if self.altered in (None, (step.place, step.name)) else None
         output = step.run() if alter is None else alter(step)
         if tensors_of(output):
             self.steps.append(dataclasses.replace(step, output=_copy(output)))

@@ -6,7 +6,8 @@ cannot run, is passed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -85,15 +86,18 @@ def _rounded(step: Step) -> Iterator[Variant]:
         return
     for dtype in FORMATS:
         name = str(dtype).removeprefix("torch.")
-        round_ = _rounding(dtype)
+        round_ = functools.partial(rounded_to, dtype)
         yield result(f"{name} leak", f"result of {step.name} rounded to {name}", round_)
         for i, operand in enumerate(step.args[:2]):
             if isinstance(operand, torch.Tensor) and operand.is_floating_point():
                 yield changed(f"{name} leak", f"operand {i + 1} of {step.name} rounded to {name}", (i, ""), round_)
 
 
-def _rounding(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: x.to(dtype).to(x.dtype)
+def rounded_to(dtype: torch.dtype, tree: Any) -> Any:
+    """The tree with its floating tensors rounded to `dtype`, and back in their own."""
+    return pytree.tree_map(
+        lambda x: x.to(dtype).to(x.dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, tree
+    )
 
 
 def part_orders(tree: Any, sizes: Sequence[int]) -> Iterator[tuple[str, str, Any]]:
