@@ -183,7 +183,7 @@ def selftest(options: Selftest, console: Console) -> int:
 
     _writable(options.json)
     with console.status("selftest") as status:
-        outcome = run(seeds=options.seeds, progress=status.update)
+        outcome = run(seeds=options.seeds, workers=2, progress=status.update)
     console.print(table(outcome))
     console.print(verdict(outcome))
     if options.json is not None:

@@ -6,24 +6,25 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from parity.capture import Call, Key
 from parity.causes.relations import relations
-from parity.causes.replay import Place, Recording, Sites, Step, record, tensors_of
-from parity.causes.switches import generic, part_orders, rounded_to, specific
+from parity.causes.replay import Recording, Sites, Step, record, tensors_of
+from parity.causes.switches import generic, head_orders, part_orders, rounded_to, specific
 from parity.causes.variant import Variant
 from parity.compare import Row, rel_f
 from parity.pairing import Pair, Pairing, aligned
 from parity.report import Cause
 from parity.runs import JaxSide, TorchSide
 
-MODULES = 8
+MODULES = 4
 """So many failing modules are looked into, in the order of computation."""
 
-SECONDS = 20.0
+SECONDS = 15.0
 """So long is searched for one module's cause."""
 
 GATE = 1e-13
@@ -171,39 +172,43 @@ def _excess(error: float, item: Wrong, replayed: Sites, reference: list[np.ndarr
     return 0.0 if explains else math.inf
 
 
+Change = tuple[str, str, dict[str, Any], bool]
+"""Switch, description, arguments of the replay, and whether it only rounds otherwise."""
+
+
 def _replays(recording: Recording, steps: Sequence[Step], deadline: float) -> Iterator[tuple[str, str, Sites, bool]]:
     """(switch, description, what the module then computes, whether it only rounds otherwise), until time is up."""
+    for switch, text, arguments, rounding in _changes(recording, steps):
+        if time.monotonic() > deadline:
+            return
+        sites = _attempt(recording, arguments)
+        if sites is not None:
+            yield switch, text, sites, rounding
+
+
+def _changes(recording: Recording, steps: Sequence[Step]) -> Iterator[Change]:
+    """All single switches, the most telling first; each step stands for all at its place."""
     sizes = sorted({n for step in steps for x in tensors_of((step.args, step.output)) for n in x.shape if n > 1})
-    for switch, text, inner in _inner_changes(recording, sizes):
-        if time.monotonic() > deadline:
-            return
-        sites = _attempt(recording, inner=inner)
-        if sites is not None:
-            yield switch, text, sites, False
+    first = list({(step.place, step.name): step for step in reversed(steps)}.values())[::-1]
+    for (path, index), tree in recording.inner.items():
+        for switch, text, other in part_orders(tree):
+            yield switch, f"{path}: {text}", {"inner": {(path, index): other}}, False
+    variants = [(step, variant) for step in first for variant in _safely(specific(step, sizes))]
+    yield from (_altered(step, variant) for step, variant in variants if not variant.rounding)
+    for (path, index), tree in recording.inner.items():
+        for switch, text, other in head_orders(tree, [n for n in sizes if n <= 64]):
+            yield switch, f"{path}: {text}", {"inner": {(path, index): other}}, False
     pool = _pool(recording)
-    first: list[Step] = []
-    for step in steps:
-        if (step.place, step.name) not in {(known.place, known.name) for known in first}:
-            first.append(step)
-    every = [(step, variant) for step in first for variant in _safely(specific(step, sizes))]
     for step in first:
-        every += [(step, variant) for variant in _safely(generic(step, list(pool)))]
+        yield from (_altered(step, variant) for variant in _safely(generic(step, list(pool))))
         pool += [(f"the result of {step.name}{step.where}", x) for x in tensors_of(step.output)[:1]]
-    every.sort(key=lambda item: item[1].rounding)
-    for step, variant in every:
-        if time.monotonic() > deadline:
-            return
-        sites = _attempt(recording, (step.place, step.name), variant)
-        if sites is not None:
-            text = variant.description if step.name in variant.description else f"{step.name}: {variant.description}"
-            yield variant.switch, text + step.where, sites, variant.rounding
+    yield from (_altered(step, variant) for step, variant in variants if variant.rounding)
 
 
-def _inner_changes(recording: Recording, sizes: Sequence[int]) -> Iterator[tuple[str, str, dict[Key, object]]]:
-    """What inner modules returned, with its parts in another order."""
-    for key, tree in recording.inner.items():
-        for switch, text, other in part_orders(tree, [n for n in sizes if n <= 64]):
-            yield switch, f"{key[0]}: {text}", {key: other}
+def _altered(step: Step, variant: Variant) -> Change:
+    text = variant.description if step.name in variant.description else f"{step.name}: {variant.description}"
+    arguments: dict[str, Any] = {"altered": (step.place, step.name), "alter": variant.alter}
+    return variant.switch, text + step.where, arguments, variant.rounding
 
 
 def _safely(variants: Iterator[Variant]) -> list[Variant]:
@@ -214,15 +219,10 @@ def _safely(variants: Iterator[Variant]) -> list[Variant]:
         return []
 
 
-def _attempt(
-    recording: Recording,
-    altered: tuple[Place, str] | None = None,
-    variant: Variant | None = None,
-    inner: Mapping[Key, object] | None = None,
-) -> Sites | None:
+def _attempt(recording: Recording, arguments: Mapping[str, Any]) -> Sites | None:
     """A replay; None if PyTorch cannot run it so."""
     try:
-        sites, _ = recording.run(altered, None if variant is None else variant.alter, inner)
+        sites, _ = recording.run(**arguments)
     except Exception:  # whatever a foreign module raises on tensors that it never expected
         return None
     return sites

@@ -77,6 +77,8 @@ class Recording:
     kwargs: dict[str, Any]
     inner: dict[Key, Any]
     modules: Mapping[str, torch.nn.Module]
+    in_place: bool = True
+    """Whether the module changes tensors in place, so that each replay needs copies; the first one finds out."""
 
     def run(
         self,
@@ -87,19 +89,30 @@ class Recording:
         """Replays the call, altered at one place (and of one name; None: everywhere), or with other inner results.
 
         Returns:
-            What the module passes on and returns, and the steps that gave tensors.
+            What the module passes on and returns; and, unless altered, the steps that gave tensors.
         """
         sites: Sites = {}
         tape = _Tape(altered, alter)
         results = {**self.inner, **(inner or {})}
-        args, kwargs = _copy((self.args, self.kwargs))
-        with torch.no_grad(), self._stubs(results, sites, tape), tape:
+        handed: list[tuple[torch.Tensor, int]] = []
+        args, kwargs = self._handed((self.args, self.kwargs), handed)
+        with torch.no_grad(), self._stubs(results, sites, tape, handed), tape:
             output = self.module.forward(*args, **kwargs)
         sites[None] = tensors_of(output)
+        if alter is None and inner is None:
+            self.in_place = any(tensor._version != version for tensor, version in handed)
         return sites, tape.steps
 
+    def _handed(self, tree: Any, handed: list[tuple[torch.Tensor, int]]) -> Any:
+        """The tree, copied if it has to be, and noted together with how often its tensors were changed."""
+        tree = _copy(tree) if self.in_place else tree
+        handed += [(tensor, tensor._version) for tensor in tensors_of(tree)]
+        return tree
+
     @contextlib.contextmanager
-    def _stubs(self, results: Mapping[Key, Any], sites: Sites, tape: _Tape) -> Iterator[None]:
+    def _stubs(
+        self, results: Mapping[Key, Any], sites: Sites, tape: _Tape, handed: list[tuple[torch.Tensor, int]]
+    ) -> Iterator[None]:
         """While open, the recorded inner modules return `results` and note in `sites` what they were given."""
         first: dict[str, int] = {}
         for path, count in self.inner:
@@ -110,8 +123,10 @@ class Recording:
                 key = (path, first[path])
                 first[path] += 1
                 with tape.paused():
-                    sites[key] = [x.clone() for x in tensors_of((args, kwargs))]
-                    return _copy(results[key])
+                    given = tensors_of((args, kwargs))
+                    handed.extend((tensor, tensor._version) for tensor in given)
+                    sites[key] = [x.clone() for x in given] if self.in_place else given
+                    return self._handed(results[key], handed)
 
             return forward
 
@@ -199,7 +214,7 @@ class _Tape(TorchFunctionMode):
         step = Step(_place(), func, tuple(args), kwargs)
         alter = self.alter if self.altered in (None, (step.place, step.name)) else None
         output = step.run() if alter is None else alter(step)
-        if tensors_of(output):
+        if self.alter is None and tensors_of(output):
             self.steps.append(dataclasses.replace(step, output=_copy(output)))
         return output
 

@@ -100,30 +100,44 @@ def rounded_to(dtype: torch.dtype, tree: Any) -> Any:
     )
 
 
-def part_orders(tree: Any, sizes: Sequence[int]) -> Iterator[tuple[str, str, Any]]:
-    """What an inner module returned, its channels read in another order: (switch, description, tree).
+def part_orders(tree: Any) -> Iterator[tuple[str, str, Any]]:
+    """What an inner module returned, its three or two equal parts (a fused q, k, v) read in another order.
 
-    Three or two equal parts (a fused q, k, v) in another order, and the channels as (parts, heads, width) in another
-    order of memory; `sizes` are the numbers that may be the count of heads.
+    Gives (switch, description, tree).
     """
-    tensors = tensors_of(tree)
-    if len(tensors) != 1 or tensors[0].ndim < 2 or not tensors[0].is_floating_point():
+    x = _tokens(tree)
+    if x is None:
         return
-    x = tensors[0]
-    width = x.shape[-1]
     for count, switch in ((3, "q/k/v order"), (2, "parts order")):
-        for order in orders(count) if width % count == 0 else ():
+        for order in orders(count) if x.shape[-1] % count == 0 else ():
             parts = x.chunk(count, -1)
             text = f"its {count} equal parts read in the order {order}"
             yield switch, text, _instead(tree, torch.cat([parts[i] for i in order], -1))
-    names = ("part", "head", "width")
-    for parts_, heads in ((p, h) for p in (3, 1) for h in sizes if h > 1 and width % (p * h) == 0 and width > p * h):
-        shape = (parts_, heads, width // (parts_ * heads))
+
+
+def head_orders(tree: Any, sizes: Sequence[int]) -> Iterator[tuple[str, str, Any]]:
+    """The same with the channels as (parts, heads, width) in another order of memory.
+
+    `sizes` are the numbers that may be the count of heads.
+    """
+    x = _tokens(tree)
+    if x is None:
+        return
+    width, names = x.shape[-1], ("part", "head", "width")
+    for parts, heads in ((p, h) for p in (3, 1) for h in sizes if h > 1 and width % (p * h) == 0 and width > p * h):
+        shape = (parts, heads, width // (parts * heads))
         for order in orders(3):
             text = f"its channels {shape} (part, head, width) laid out as ({', '.join(names[i] for i in order)})"
             read = split_as(x, [*x.shape[:-1], *shape], x.ndim - 1, order).reshape(x.shape)
             if not torch.equal(read, x):
                 yield "head order", text, _instead(tree, read)
+
+
+def _tokens(tree: Any) -> torch.Tensor | None:
+    """The only tensor of a tree, if it has channels."""
+    tensors = tensors_of(tree)
+    fits = len(tensors) == 1 and tensors[0].ndim > 1 and tensors[0].is_floating_point()
+    return tensors[0] if fits else None
 
 
 def _instead(tree: Any, tensor: torch.Tensor) -> Any:

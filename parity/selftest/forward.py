@@ -202,7 +202,7 @@ FORWARD = (
         "heads before q, k, v",
         "performer",
         "blocks.0.attn",
-        "head order",
+        "axis order",
         calling("blocks.0.attn", _heads_first, "attend"),
     ),
     _forward(

@@ -332,6 +332,38 @@ def test_inner_modules_are_held_fixed_and_left_as_they_were() -> None:
     assert all("forward" not in vars(module) for module in model.modules())
 
 
+class InPlace(torch.nn.Module):
+    """Changes what it was given, and what its inner module got and returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x *= 2
+        y = self.fc(x)
+        x += 1
+        y += x
+        return y.tanh_()
+
+
+def test_work_in_place_spoils_no_replay() -> None:
+    model = double(InPlace())
+    key = ("fc", 0)
+    recording = record(model, (TOKENS.clone(),), ROOT, {ROOT, key})
+    assert recording is not None
+    wanted = model(TOKENS.clone())
+    for _ in range(3):
+        sites, _ = recording.run()
+        assert rel_f(sites[None][0], wanted) < 1e-15
+        assert torch.equal(sites[key][0], 2 * TOKENS)
+    assert recording.in_place
+    calls = {ROOT: Call([TOKENS.numpy()], [torch.tanh(model.fc(2 * TOKENS) + 2 * TOKENS).detach().numpy()])}
+    rows = [Row("", "output", "forced", "float64", 1.0, 1e-13)]
+    (cause,) = name_causes(model, (TOKENS.clone(),), [pair(model.fc, key), pair(model)], calls, rows)
+    assert cause.error_after <= 1e-13
+
+
 def test_the_enclosing_call_is_the_innermost_that_was_called() -> None:
     _, pairs = outer()
     by_name = {pair.name: pair for pair in pairs}
