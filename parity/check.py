@@ -247,6 +247,7 @@ class Proof:
 
     def gradients(self, loss: Loss) -> list[Row]:
         """Loss and gradients of every parameter, the inputs, and the outputs of the outer modules; both precisions."""
+        release()
         chosen = self._activations()
         names = {pair.jax: pair.name for pair in chosen}
         wanted, given = self._both_gradients("float64", loss, chosen)

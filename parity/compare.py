@@ -72,7 +72,8 @@ class Gates:
     """The largest errors that still count as equal (docs: How equality is judged).
 
     In float64 the two frameworks are compared directly. In float32 each is measured against the float64 oracle, and
-    JAX may stray at most `f32_ratio` times as far as PyTorch itself does, plus a few roundings.
+    JAX may stray at most `f32_ratio` times as far as PyTorch itself does, plus a few roundings; see `float32` for
+    tensors of few numbers and for long sums.
     """
 
     f64: float = 1e-13
@@ -83,6 +84,24 @@ class Gates:
     f32_between: float = 1e-5
     f32_logits: float = 3e-6
     f32_loss: float = 1e-6
+
+    def float32(self, own: float, size: int, limit: float, *, floor: float | None = None, terms: int = 0) -> float:
+        """The gate of one float32 tensor's error to the oracle (derivation: docs, How equality is judged).
+
+        Args:
+            own: PyTorch's error there.
+            size: how many numbers the tensor has (or the one before it that hands its error on). Of few, PyTorch's
+                error is small by chance now and then: then the ratio rises to 2 * 10^(6 / size), which is above 3 for
+                fewer than 35 numbers, as long as the gate stays below `limit`.
+            limit: the gate of the two float32 runs against each other.
+            floor: a few roundings; `f32_floor` by default.
+            terms: how many products each number sums; adding them left to right costs 0.3 * sqrt(terms) roundings,
+                and twice that passes below `limit`, however the library sums.
+        """
+        floor = self.f32_floor if floor is None else floor
+        by_chance = 2 * 10 ** (6 / size)
+        left_to_right = 0.6 * math.sqrt(terms) * 2.0**-24
+        return max(self.f32_ratio * own + floor, min(max(by_chance * own + floor, left_to_right), limit))
 
 
 @dataclasses.dataclass(frozen=True)

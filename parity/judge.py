@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.capture import Key
+from parity.capture import Call, Key
 from parity.compare import Gates, Row, norm, rel_f, relative
 from parity.convert import Ledger, jax_variables, state_equal, to_numpy
 from parity.pairing import Pair
@@ -128,11 +128,15 @@ def float32_rows(
 ) -> list[Row]:
     """float32: both frameworks against the float64 oracle, and, running free, against each other."""
     rows = []
+    terms = 0
     for pair in pairs:
+        # What adds up nothing itself still shows, running free, the roundings of the sum before it.
+        terms = summed(pair.module) or (terms if mode == "free" else 0)
         wanted, ours, theirs = (calls[pair.jax] for calls in (oracle, torch_calls, jax_calls))
         torch_error, _ = distance(ours.outputs, wanted.outputs)
         error, note = distance(theirs.outputs, wanted.outputs)
-        gate = gates.f32_ratio * torch_error + gates.f32_floor
+        limit = gates.f32_between if pair.torch[0] else gates.f32_logits
+        gate = gates.float32(torch_error, _independent(wanted, mode), limit, terms=terms)
         growth = None
         if mode == "free" and wanted.inputs:
             before, _ = distance(theirs.inputs or [], wanted.inputs)
@@ -140,10 +144,23 @@ def float32_rows(
         floor = noise[pair.jax] if noise else None
         rows.append(Row(pair.name, _kind(pair), mode, "float32", error, gate, torch_error, note, floor, growth))
         if mode == "free":
-            limit = gates.f32_between if pair.torch[0] else gates.f32_logits
             between, note = distance(theirs.outputs, ours.outputs)
             rows.append(Row(pair.name, _kind(pair), "between", "float32", between, limit, note=note))
     return rows
+
+
+def _independent(call: Call, mode: str) -> int:
+    """How many rounding errors make up a call's error: one per number, or, handed on by its input, per number there."""
+    size = sum(x.size for x in call.outputs)
+    return min(size, sum(x.size for x in call.inputs or ()) or size) if mode == "free" else size
+
+
+def summed(module: torch.nn.Module) -> int:
+    """How many products the module's own weights sum to one number: the largest fan-in; 0 without such weights."""
+    if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+        return 0
+    own = module.named_parameters(recurse=False)
+    return max((w.numel() // len(w) for name, w in own if name.endswith("weight") and w.ndim > 1), default=0)
 
 
 def gradient_rows(
@@ -166,15 +183,16 @@ def float32_gradient_rows(
 ) -> list[Row]:
     """float32: the same figures of both frameworks against the float64 oracle."""
     torch_loss, jax_loss, between = (_loss_error(a, b) for a, b in ((ours, oracle), (theirs, oracle), (theirs, ours)))
-    gate = gates.f32_ratio * torch_loss + gates.f32_floor
+    gate = gates.float32(torch_loss, 1, gates.f32_loss)
     rows = [
         Row("loss", "loss", mode, "float32", jax_loss, gate, torch_loss),
         Row("loss", "loss", "between", "float32", between, gates.f32_loss),
     ]
     torch_errors, jax_errors = _gradient_errors(ours, oracle, names), _gradient_errors(theirs, oracle, names)
+    sizes = _gradient_sizes(oracle, names)
     for (name, kind), error in jax_errors.items():
         own = torch_errors[name, kind]
-        gate = gates.f32_ratio * own + gates.f32_gradient_floor
+        gate = gates.float32(own, sizes[name, kind], gates.f32_between, floor=gates.f32_gradient_floor)
         rows.append(Row(name, kind, mode, "float32", error, gate, own))
     return rows
 
@@ -198,6 +216,15 @@ def _gradient_errors(
         pairs = zip(value.activations[key], reference.activations[key], strict=True)
         errors[name, "activation gradient"] = max(_gradient_error(a, b, largest) for a, b in pairs)
     return errors
+
+
+def _gradient_sizes(reference: Gradients, names: Mapping[Key, str] | None) -> dict[tuple[str, str], int]:
+    sizes = {(name, "gradient"): g.size for name, g in reference.params.items()}
+    sizes |= {(f"input {i}", "gradient"): g.size for i, g in enumerate(reference.inputs)}
+    return sizes | {
+        (name, "activation gradient"): min(g.size for g in reference.activations[key])
+        for key, name in (names or {}).items()
+    }
 
 
 def _gradient_error(value: np.ndarray, reference: np.ndarray, global_norm: float) -> float:

@@ -86,7 +86,8 @@ def test_every_layer_is_measured_in_every_mode():
             assert row.gate <= (gates.f64_gradient if "gradient" in row.kind else gates.f64)
         elif row.torch_error is not None:
             floor = gates.f32_gradient_floor if "gradient" in row.kind else gates.f32_floor
-            assert row.gate == 3 * row.torch_error + floor
+            usual = 3 * row.torch_error + floor
+            assert usual <= row.gate <= max(usual, gates.f32_between)
 
 
 def test_rearrangements_are_held_to_every_bit():

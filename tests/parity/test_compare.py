@@ -102,3 +102,39 @@ def test_the_gates_are_those_of_the_docs():
     assert (gates.f32_ratio, gates.f32_floor, gates.f32_gradient_floor) == (3.0, 2**-22, 2**-21)
     assert (gates.f32_between, gates.f32_logits, gates.f32_loss) == (1e-5, 3e-6, 1e-6)
     assert not math.isinf(max(vars(gates).values()))
+
+
+def test_the_float32_gate_of_many_numbers_is_three_times_the_reference_and_four_roundings():
+    gates = Gates()
+    assert gates.float32(2e-7, 35, 1e-5) == 6e-7 + 2**-22
+    assert gates.float32(2e-7, 35, 1e-5, floor=gates.f32_gradient_floor) == 6e-7 + 2**-21
+    assert gates.float32(1.0, 1, 1e-5) == 3.0 + 2**-22  # the limit never tightens
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 33])
+def test_the_float32_gate_of_few_numbers_covers_chance(size: int):
+    """Errors of `size` independent roundings: their ratio leaves the gate's once in a million, bounded by (2 / r)^n."""
+    draw = np.random.RandomState(size)
+    ours, theirs = (np.linalg.norm(draw.standard_normal((100_000, size)), axis=1) for _ in range(2))
+    ratio = theirs / ours
+    allowed = Gates(f32_floor=0.0).float32(1e-9, size, 1.0) / 1e-9
+    assert allowed == pytest.approx(max(3, 2 * 10 ** (6 / size)))
+    assert (ratio > allowed).sum() <= 1
+    for r in (3.0, 5.0):
+        assert (ratio > r).mean() <= (2 / r) ** size
+    assert Gates().float32(1e-7, size, 1e-5) <= 1e-5
+
+
+@pytest.mark.parametrize("terms", [147, 384, 1152, 3136])
+def test_the_float32_gate_of_a_long_sum_is_twice_that_of_adding_left_to_right(terms: int):
+    """0.30 u sqrt(terms), u = 2^-24: what float32 costs where each product is added to the sum before it."""
+    draw = np.random.RandomState(terms)
+    x, w = (draw.standard_normal((2000, terms)).astype(np.float32) for _ in range(2))
+    exact = np.einsum("nk,nk->n", x.astype(np.float64), w.astype(np.float64))
+    total = np.zeros(len(x), np.float32)
+    for i in range(terms):
+        total = (total + x[:, i].astype(np.float64) * w[:, i]).astype(np.float32)  # a fused multiply-add
+    error = rel_f(total, exact)
+    assert error == pytest.approx(0.30 * math.sqrt(terms) * 2**-24, rel=0.1)
+    assert Gates().float32(0.0, 2000, 1e-5, terms=terms) == max(0.6 * math.sqrt(terms) * 2**-24, 2**-22)
+    assert Gates().float32(0.0, 2000, 3e-7, terms=terms) <= 3e-7
