@@ -170,7 +170,7 @@ def _jax_derivatives(
     by_jax = {pair.jax: pair for pair in pairs}
     entries = {entry.jax for entry in ledger if entry.torch in trained}
     references = {pair.jax: pair.reference(calls[pair.torch]) for pair in pairs}
-    with side._switches():
+    with side.switches():
         z = {key: [jnp.asarray(x) for x in call.inputs or []] for key, call in references.items()}
         u = {key: [jnp.asarray(x) for x in call.outputs] for key, call in references.items()}
         parts: Any = nnx.split(side.model, _among(entries), ...)
@@ -203,7 +203,7 @@ def _jax_derivatives(
                 model(*inputs)
             return jnp.stack(terms).sum()
 
-        params, dz, du = side._run(jax.grad(total, argnums=(0, 1, 2)), state, z, u, rest)
+        params, dz, du = side.run(jax.grad(total, argnums=(0, 1, 2)), state, z, u, rest)
     named = {".".join(map(str, path)): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
     return Derivatives(
         {by_jax[key].torch: [np.asarray(x) for x in found] for key, found in dz.items()},

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from parity.pairing import Pair, Pairing, pair_calls
 from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
-from parity.runs import Arrays, Gradients, JaxSide, TorchSide
+from parity.runs import Arrays, Gradients, JaxSide, Program, TorchSide
 from parity.training import training_rows
 
 LEVELS = ("forward", "gradients", "train")
@@ -184,19 +185,26 @@ class Proof:
         theirs = {precision: self.jax_side(precision) for precision in precisions}
         sections = list(self.pairing.sections(self.section_bytes))
         rows: list[Row] = []
-        for i, section in enumerate(sections, 1):
-            release()
-            if tell:
-                tell("every layer" + (f", part {i} of {len(sections)}" if len(sections) > 1 else ""))
-            oracle = double.forward(self.arrays, only={pair.torch for pair in self.pairing.with_children(section)})
-            references = self._references(section, oracle)
-            shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
-            noise = noise_floor(section, oracle, shaken)
-            del shaken
-            if "float64" in precisions:
-                rows += self._section64(theirs["float64"], section, references, noise)
-            if ours is not None:
-                rows += self._section32(ours, theirs["float32"], section, oracle, references, noise)
+        with ThreadPoolExecutor(2) as pool:
+            for i, section in enumerate(sections, 1):
+                release()
+                if tell:
+                    tell("every layer" + (f", part {i} of {len(sections)}" if len(sections) > 1 else ""))
+                oracle = double.forward(self.arrays, only={pair.torch for pair in self.pairing.with_children(section)})
+                references = self._references(section, oracle)
+                keys = {pair.jax for pair in section}
+                programs = {
+                    precision: tuple(side.compiling(pool, self.arrays, x, only=keys) for x in (None, references))
+                    for precision, side in theirs.items()
+                }
+                shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
+                noise = noise_floor(section, oracle, shaken)
+                del shaken
+                if "float64" in precisions:
+                    rows += self._section64(theirs["float64"], programs.pop("float64"), section, references, noise)
+                if ours is not None:
+                    given = section, oracle, references, noise
+                    rows += self._section32(ours, theirs["float32"], programs.pop("float32"), *given)
         return rows
 
     def forward64(self) -> list[Row]:
@@ -212,10 +220,15 @@ class Proof:
         return max((MEMORY_BYTES - 5.5 * weights) / 1.6, SECTION_BYTES)
 
     def _section64(
-        self, theirs: JaxSide, section: list[Pair], references: Arrays, noise: Mapping[Key, float]
+        self,
+        theirs: JaxSide,
+        programs: Sequence[Program | None],
+        section: list[Pair],
+        references: Arrays,
+        noise: Mapping[Key, float],
     ) -> list[Row]:
         jax_keys = {pair.jax for pair in section}
-        free = theirs.forward(self.arrays, only=jax_keys)
+        free = theirs.forward(self.arrays, only=jax_keys, program=programs[0])
         rows = layer_rows(section, references, free, "free", self.gates, noise)
         own = {pair.jax: references[pair.jax] for pair in section}
         rows += [
@@ -223,13 +236,14 @@ class Proof:
             for name, text in leaks(section, own, free).items()
         ]
         del free
-        forced = theirs.forward(self.arrays, references, only=jax_keys)
+        forced = theirs.forward(self.arrays, references, only=jax_keys, program=programs[1])
         return rows + layer_rows(section, references, forced, "forced", self.gates)
 
     def _section32(
         self,
         ours: TorchSide,
         theirs: JaxSide,
+        programs: Sequence[Program | None],
         section: list[Pair],
         oracle: Arrays,
         references: Arrays,
@@ -237,12 +251,12 @@ class Proof:
     ) -> list[Row]:
         torch_keys, jax_keys = {pair.torch for pair in section}, {pair.jax for pair in section}
         own = _in_jax(section, ours.forward(self.arrays, only=torch_keys))
-        free = theirs.forward(self.arrays, only=jax_keys)
+        free = theirs.forward(self.arrays, only=jax_keys, program=programs[0])
         rows = float32_rows(section, references, own, free, "free", self.gates, noise)
         del own, free
         forced = {key: Call(call.inputs if key in torch_keys else None, call.outputs) for key, call in oracle.items()}
         own = _in_jax(section, ours.forward(self.arrays, forced, only=torch_keys))
-        theirs_forced = theirs.forward(self.arrays, references, only=jax_keys)
+        theirs_forced = theirs.forward(self.arrays, references, only=jax_keys, program=programs[1])
         return rows + float32_rows(section, references, own, theirs_forced, "forced", self.gates)
 
     def gradients(self, loss: Loss) -> list[Row]:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import jax
@@ -26,6 +27,9 @@ from parity.memory import release
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
+
+Program = Future[jax.stages.Compiled]
+"""A forward pass that is being compiled."""
 
 Masks = Mapping[Key, np.ndarray]
 """What the output of a call is multiplied with (dropout with chosen draws)."""
@@ -141,17 +145,45 @@ class JaxSide:
         return jnp.asarray(array.astype(self.precision) if np.issubdtype(array.dtype, np.floating) else array)
 
     def forward(
-        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+        program: Program | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (JAX's layout) is given."""
-        with self._switches():
+        """The calls; forced if `reference` (JAX's layout) is given. `program` is what `compiling` gave for the same."""
+        with self.switches():
             graphdef, state = nnx.split(self.model)
-            known = reference and {key: self._call(call) for key, call in reference.items()}
+            args = state, self.inputs(arrays), reference and {k: self._call(call) for k, call in reference.items()}
+            if program is None:
+                return _to_numpy(self.run(_calls(graphdef, only), *args))
+            compiled = program.result()
+            release()
+            return _to_numpy(compiled(*args))
 
-            def run(state: nnx.State, inputs: tuple[jax.Array, ...], known: Calls | None) -> Calls:
-                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
+    def compiling(
+        self,
+        pool: Executor,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+    ) -> Program | None:
+        """The program of `forward`, compiled in the background; None if nothing is to be compiled."""
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return None
+        with self.switches():
+            graphdef, state = nnx.split(self.model)
+            known = reference and {
+                key: Call(None if call.inputs is None else self._abstract(call.inputs), self._abstract(call.outputs))
+                for key, call in reference.items()
+            }
+            lowered = jax.jit(_calls(graphdef, only)).lower(state, self.inputs(arrays), known)
+        return pool.submit(lowered.compile, _compiler_options())
 
-            return _to_numpy(self._run(run, state, self.inputs(arrays), known))
+    def _abstract(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+        return [jax.ShapeDtypeStruct(x.shape, self._array(np.zeros(1, x.dtype)).dtype) for x in arrays]
 
     def updated(self, arrays: Sequence[np.ndarray], masks: Masks) -> dict[str, np.ndarray]:
         """Every variable after one run, by dotted name: running statistics change in training mode."""
@@ -159,7 +191,7 @@ class JaxSide:
         def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
             return [x * jnp.asarray(masks[key], x.dtype) for x in outputs] if key in masks else None
 
-        with self._switches():
+        with self.switches():
             graphdef, state = nnx.split(self.model)
 
             def run(state: nnx.State, inputs: tuple[jax.Array, ...]) -> nnx.State:
@@ -168,12 +200,12 @@ class JaxSide:
                     model(*inputs)
                 return nnx.state(model)
 
-            found = self._run(run, state, self.inputs(arrays))
+            found = self.run(run, state, self.inputs(arrays))
         return {_dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
         """The calls with shapes for arrays; nothing is computed."""
-        with self._switches():
+        with self.switches():
             graphdef, state = nnx.split(self.model)
             inputs = self.inputs(arrays)
             return jax.eval_shape(lambda state, inputs: jax_calls(nnx.merge(graphdef, state), inputs), state, inputs)
@@ -198,7 +230,7 @@ class JaxSide:
         of that zero is the output's. The model's own arrays are used up to save memory: it runs once.
         """
         entries = {entry.jax for entry in ledger if entry.torch in trained}
-        with self._switches():
+        with self.switches():
             inputs = self.inputs(arrays)
             floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
             parts: Any = nnx.split(self.model, lambda path, _: _dotted(path) in entries, ...)
@@ -226,7 +258,7 @@ class JaxSide:
 
             gradient = jax.value_and_grad(scalar, argnums=(0, 1, 2))
             moving = [inputs[i] for i in floating]
-            value, (params, input_grads, seen) = self._run(gradient, state, moving, zeros, rest, donate_argnums=0)
+            value, (params, input_grads, seen) = self.run(gradient, state, moving, zeros, rest, donate_argnums=0)
         named = {_dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
@@ -235,20 +267,31 @@ class JaxSide:
             {key: [np.asarray(g) for g in found] for key, found in seen.items()},
         )
 
-    def _switches(self) -> Any:
+    def switches(self) -> Any:
         """64-bit types only for float64, so that a float32 run cannot lean on them; matrix products left whole."""
         stack = contextlib.ExitStack()
         stack.enter_context(jax.enable_x64(self.precision == "float64"))
         stack.enter_context(jax.default_matmul_precision("highest"))
         return stack
 
-    def _run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """`function` compiled and run once; what compiling took is given back before."""
-        if jax.default_backend() == "cpu":
-            options["compiler_options"] = {"xla_backend_optimization_level": 0}
-        compiled = jax.jit(function, **options).lower(*args).compile()
+    def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return function(*args)
+        compiled = jax.jit(function, **options).lower(*args).compile(_compiler_options())
         release()
         return compiled(*args)
+
+
+def _calls(graphdef: Any, only: Collection[Key] | None) -> Callable[..., Calls]:
+    def run(state: nnx.State, inputs: tuple[jax.Array, ...], known: Calls | None) -> Calls:
+        return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
+
+    return run
+
+
+def _compiler_options() -> dict[str, Any]:
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

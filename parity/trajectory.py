@@ -215,7 +215,7 @@ class JaxTrainer:
         def is_trained(path: tuple[Any, ...], _: Any) -> bool:
             return ".".join(map(str, path)) in names
 
-        with self.side._switches():
+        with self.side.switches():
             parts: Any = nnx.split(self.side.model, is_trained, ...)
             graphdef, params, self.rest = parts
             self.params: dict[str, jax.Array] = {}
@@ -242,14 +242,14 @@ class JaxTrainer:
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step`, from 0."""
-        with self.side._switches():
+        with self.side.switches():
             rate = self.training.jax_rate
             return float(rate(jnp.asarray(step, jnp.int32)) if callable(rate) else rate)
 
     def step(self, batch: Batch) -> float:
         """One step; the loss before it."""
         self.side.input_axes = [input_axes(x.ndim) for x in batch[0]]
-        with self.side._switches():
+        with self.side.switches():
             inputs, target = self.side.inputs(batch[0]), self.side._array(batch[1])
             found = self._compiled(self.params, self.rest, self.opt_state, inputs, target)
         loss, self.params, self.rest, self.opt_state = found
@@ -348,7 +348,7 @@ def _decayed_torch(trainer: TorchTrainer, training: Training, steps: int) -> set
 
 def _decayed_jax(trainer: JaxTrainer, ledger: Ledger, steps: int) -> set[str]:
     """As `_decayed_torch`, by PyTorch's names."""
-    with trainer.side._switches():
+    with trainer.side.switches():
         params = {name: jnp.ones_like(p) for name, p in trainer.params.items()}
         grads, state = jax.tree.map(jnp.zeros_like, params), trainer.opt_state
         for _ in range(steps):

@@ -1,11 +1,10 @@
-"""A check, quickly: mostly float64, and JAX goes step by step, because compiling takes longer than many short runs."""
+"""A check, quickly: mostly float64, and JAX uncompiled: compiling takes longer than many short runs."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,18 +22,6 @@ from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import JaxSide, TorchSide
 from parity.training import training_rows
-
-
-@contextlib.contextmanager
-def stepwise() -> Iterator[None]:
-    """While open, JAX runs each operation as it comes: compiling a whole model takes longer than running it once."""
-    compiled = JaxSide._run
-    JaxSide._run = lambda self, function, *args, **options: function(*args)  # type: ignore[method-assign]
-    try:
-        with jax.disable_jit():
-            yield
-    finally:
-        JaxSide._run = compiled  # type: ignore[method-assign]
 
 
 def judge(
@@ -56,7 +43,7 @@ def judge(
         ValueError: see `parity.check`.
     """
     start = time.perf_counter()
-    with stepwise():
+    with jax.disable_jit():
         proof = Proof.of(torch_model, jax_model, inputs, Rules(), gates or Gates())
         ours, theirs = proof.torch_side("float64"), proof.jax_side("float64")
         rows = weight_rows(proof.ledger, torch_model, jax_model) + proof.forward64()
