@@ -96,12 +96,12 @@ class Gates:
             limit: the gate of the two float32 runs against each other.
             floor: a few roundings; `f32_floor` by default.
             terms: how many products each number sums; adding them left to right costs 0.3 * sqrt(terms) roundings,
-                and twice that passes below `limit`, however the library sums.
+                and twice that takes the place of the few roundings, below `limit`, however the library sums.
         """
         floor = self.f32_floor if floor is None else floor
-        by_chance = 2 * 10 ** (6 / size)
+        ratio = max(self.f32_ratio, 2 * 10 ** (6 / size))
         left_to_right = 0.6 * math.sqrt(terms) * 2.0**-24
-        return max(self.f32_ratio * own + floor, min(max(by_chance * own + floor, left_to_right), limit))
+        return max(self.f32_ratio * own + floor, min(ratio * own + max(floor, left_to_right), limit))
 
 
 @dataclasses.dataclass(frozen=True)

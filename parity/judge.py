@@ -128,10 +128,13 @@ def float32_rows(
 ) -> list[Row]:
     """float32: both frameworks against the float64 oracle, and, running free, against each other."""
     rows = []
-    terms = 0
+    terms = last = 0
     for pair in pairs:
-        # What adds up nothing itself still shows, running free, the roundings of the sum before it.
-        terms = summed(pair.module) or (terms if mode == "free" else 0)
+        own = summed(pair.module)
+        if mode == "forced":
+            terms = own
+        elif own:  # running free, a layer still shows the roundings of the sum before its own
+            terms, last = max(own, last), own
         wanted, ours, theirs = (calls[pair.jax] for calls in (oracle, torch_calls, jax_calls))
         torch_error, _ = distance(ours.outputs, wanted.outputs)
         error, note = distance(theirs.outputs, wanted.outputs)

@@ -35,3 +35,12 @@ def x64() -> Iterator[None]:
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """JAX operation by operation: where every program is small and runs once, compiling it takes the most time."""
+    import jax
+
+    with jax.disable_jit():
+        yield

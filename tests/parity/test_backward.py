@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 import pytest
@@ -18,10 +16,7 @@ from parity.selftest.pairs import fresh
 stop = jax.lax.stop_gradient
 
 
-@pytest.fixture(autouse=True)
-def _stepwise() -> Iterator[None]:
-    with jax.disable_jit():
-        yield
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def rows_of(pair: str, apply: Apply | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
