@@ -144,7 +144,12 @@ class Report:
         # float32 rows only speak where float64 is silent.
         precision = "float64" if any(row.precision == "float64" for row in failed) else "float32"
         first = min((row for row in failed if row.precision == precision), key=lambda row: order[row.name])
-        return around(first.name) or "the model" if first.kind == "calls" else first.name or "the model"
+        owner = first.name
+        if first.kind == "calls":
+            owner = around(owner)
+            while owner and owner not in order:  # a list of modules is not called
+                owner = around(owner)
+        return owner or "the model"
 
     @property
     def title(self) -> str:

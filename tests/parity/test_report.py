@@ -60,6 +60,12 @@ def test_what_is_passed_on_is_the_work_of_the_module_around():
     assert around("a.b.c#2") == "a.b"
 
 
+def test_a_list_of_modules_is_never_to_blame():
+    wrong = row("blocks.0", 1.0, kind="calls")
+    found = dataclasses.replace(report(*RIGHT, wrong), layers=(("blocks.0", "Block"), ("", "Model")))
+    assert found.first_divergence == "the model"
+
+
 def test_float32_speaks_only_where_float64_is_silent():
     early = row("a", 1.0, precision="float32")
     assert report(*RIGHT, early, row("b", 1.0)).first_divergence == "b"
