@@ -95,13 +95,13 @@ class Gates:
                 fewer than 35 numbers, as long as the gate stays below `limit`.
             limit: the gate of the two float32 runs against each other.
             floor: a few roundings; `f32_floor` by default.
-            terms: how many products each number sums; adding them left to right costs 0.3 * sqrt(terms) roundings,
-                and twice that takes the place of the few roundings, below `limit`, however the library sums.
+            terms: how many products each number sums. Adding them left to right costs 0.3 * sqrt(terms) roundings;
+                twice that, and twice PyTorch's error for what was handed on, passes below `limit`.
         """
         floor = self.f32_floor if floor is None else floor
-        ratio = max(self.f32_ratio, 2 * 10 ** (6 / size))
-        left_to_right = 0.6 * math.sqrt(terms) * 2.0**-24
-        return max(self.f32_ratio * own + floor, min(ratio * own + max(floor, left_to_right), limit))
+        by_chance = 2 * 10 ** (6 / size) * own + floor
+        left_to_right = 2 * own + 0.6 * math.sqrt(terms) * 2.0**-24
+        return max(self.f32_ratio * own + floor, min(max(by_chance, left_to_right if terms else 0.0), limit))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,4 +137,5 @@ def test_the_float32_gate_of_a_long_sum_is_twice_that_of_adding_left_to_right(te
     error = rel_f(total, exact)
     assert error == pytest.approx(0.30 * math.sqrt(terms) * 2**-24, rel=0.1)
     assert Gates().float32(0.0, 2000, 1e-5, terms=terms) == max(0.6 * math.sqrt(terms) * 2**-24, 2**-22)
+    assert Gates().float32(1e-7, 2000, 1e-5, terms=terms) == max(2e-7 + 0.6 * math.sqrt(terms) * 2**-24, 3e-7 + 2**-22)
     assert Gates().float32(0.0, 2000, 3e-7, terms=terms) <= 3e-7
