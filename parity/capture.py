@@ -49,6 +49,10 @@ class InPlaceError(Exception):
     """A model changes its activations in place, so they have to be copied as they are recorded."""
 
 
+class OtherTypeError(Exception):
+    """A tensor is of another type than the reference's: one program cannot pass on the one or the other."""
+
+
 # PyTorch
 
 
@@ -207,22 +211,43 @@ def jax_calls(
     reference: Mapping[Key, Call] | None = None,
     *,
     only: Collection[Key] | None = None,
+    forced: jax.Array | None = None,
 ) -> Calls:
-    """Runs `model` once and records the calls of its modules; forced if `reference` is given. May be traced."""
+    """Runs `model` once and records the calls of its modules; forced if `reference` is given. May be traced.
+
+    `forced`, a boolean of the program, decides as it runs: so one program makes both the free and the forced run.
+
+    Raises:
+        OtherTypeError: with `forced`, where a tensor differs from the reference's in shape or dtype.
+    """
     calls: Calls = {}
     given: dict[Key, list[jax.Array]] = {}
     known = reference or {}
 
+    def chosen(wanted: list[jax.Array] | None, arrays: list[jax.Array]) -> list[jax.Array] | None:
+        return wanted if wanted is None or forced is None else _either(forced, wanted, arrays)
+
     def replace_inputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if only is None or key in only:
             given[key] = arrays
-        return known[key].inputs if key in known else None
+        return chosen(known[key].inputs, arrays) if key in known else None
 
     def replace_outputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if key in given:
             calls[key] = Call(given.pop(key), arrays)
-        return known[key].outputs if key in known else None
+        return chosen(known[key].outputs, arrays) if key in known else None
 
     with jax_hooks(model, replace_inputs, replace_outputs):
         model(*inputs)
     return calls
+
+
+def _either(forced: jax.Array, wanted: list[jax.Array], arrays: list[jax.Array]) -> list[jax.Array]:
+    """`wanted` if forced, else `arrays`, bit for bit."""
+    if [_type(x) for x in wanted] != [_type(x) for x in arrays]:
+        raise OtherTypeError
+    return [jax.lax.select(forced, a, b) for a, b in zip(wanted, arrays, strict=True)]
+
+
+def _type(array: jax.Array) -> tuple[Any, ...]:
+    return array.shape, array.dtype, array.weak_type

@@ -33,7 +33,7 @@ from parity.pairing import Pair, Pairing, pair_calls
 from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
-from parity.runs import Arrays, Gradients, JaxSide, Program, TorchSide
+from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
 from parity.training import training_rows
 
 LEVELS = ("forward", "gradients", "train")
@@ -193,18 +193,14 @@ class Proof:
                 oracle = double.forward(self.arrays, only={pair.torch for pair in self.pairing.with_children(section)})
                 references = self._references(section, oracle)
                 keys = {pair.jax for pair in section}
-                programs = {
-                    precision: tuple(side.compiling(pool, self.arrays, x, only=keys) for x in (None, references))
-                    for precision, side in theirs.items()
-                }
+                runs = {p: side.both(pool, self.arrays, references, only=keys) for p, side in theirs.items()}
                 shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
                 noise = noise_floor(section, oracle, shaken)
                 del shaken
                 if "float64" in precisions:
-                    rows += self._section64(theirs["float64"], programs.pop("float64"), section, references, noise)
+                    rows += self._section64(runs.pop("float64"), section, references, noise)
                 if ours is not None:
-                    given = section, oracle, references, noise
-                    rows += self._section32(ours, theirs["float32"], programs.pop("float32"), *given)
+                    rows += self._section32(ours, runs.pop("float32"), section, oracle, references, noise)
         return rows
 
     def forward64(self) -> list[Row]:
@@ -219,16 +215,8 @@ class Proof:
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
         return max((MEMORY_BYTES - 5.5 * weights) / 1.6, SECTION_BYTES)
 
-    def _section64(
-        self,
-        theirs: JaxSide,
-        programs: Sequence[Program | None],
-        section: list[Pair],
-        references: Arrays,
-        noise: Mapping[Key, float],
-    ) -> list[Row]:
-        jax_keys = {pair.jax for pair in section}
-        free = theirs.forward(self.arrays, only=jax_keys, program=programs[0])
+    def _section64(self, theirs: Run, section: list[Pair], references: Arrays, noise: Mapping[Key, float]) -> list[Row]:
+        free = theirs(False)
         rows = layer_rows(section, references, free, "free", self.gates, noise)
         own = {pair.jax: references[pair.jax] for pair in section}
         rows += [
@@ -236,28 +224,25 @@ class Proof:
             for name, text in leaks(section, own, free).items()
         ]
         del free
-        forced = theirs.forward(self.arrays, references, only=jax_keys, program=programs[1])
-        return rows + layer_rows(section, references, forced, "forced", self.gates)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates)
 
     def _section32(
         self,
         ours: TorchSide,
-        theirs: JaxSide,
-        programs: Sequence[Program | None],
+        theirs: Run,
         section: list[Pair],
         oracle: Arrays,
         references: Arrays,
         noise: Mapping[Key, float],
     ) -> list[Row]:
-        torch_keys, jax_keys = {pair.torch for pair in section}, {pair.jax for pair in section}
+        torch_keys = {pair.torch for pair in section}
         own = _in_jax(section, ours.forward(self.arrays, only=torch_keys))
-        free = theirs.forward(self.arrays, only=jax_keys, program=programs[0])
+        free = theirs(False)
         rows = float32_rows(section, references, own, free, "free", self.gates, noise)
         del own, free
         forced = {key: Call(call.inputs if key in torch_keys else None, call.outputs) for key, call in oracle.items()}
         own = _in_jax(section, ours.forward(self.arrays, forced, only=torch_keys))
-        theirs_forced = theirs.forward(self.arrays, references, only=jax_keys, program=programs[1])
-        return rows + float32_rows(section, references, own, theirs_forced, "forced", self.gates)
+        return rows + float32_rows(section, references, own, theirs(True), "forced", self.gates)
 
     def gradients(self, loss: Loss) -> list[Row]:
         """Loss and gradients of every parameter, the inputs, and the outputs of the outer modules; both precisions."""

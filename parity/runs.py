@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -20,7 +21,17 @@ import torch
 from flax import nnx
 
 from parity.align import Axes
-from parity.capture import Call, Calls, InPlaceError, Key, jax_calls, jax_hooks, torch_calls, torch_hooks
+from parity.capture import (
+    Call,
+    Calls,
+    InPlaceError,
+    Key,
+    OtherTypeError,
+    jax_calls,
+    jax_hooks,
+    torch_calls,
+    torch_hooks,
+)
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.losses import Loss
 from parity.memory import release
@@ -28,8 +39,8 @@ from parity.memory import release
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
 
-Program = Future[jax.stages.Compiled]
-"""A forward pass that is being compiled."""
+Run = Callable[[bool], Arrays]
+"""A forward pass: free, or (True) forced."""
 
 Masks = Mapping[Key, np.ndarray]
 """What the output of a call is multiplied with (dropout with chosen draws)."""
@@ -141,49 +152,53 @@ class JaxSide:
         return tuple(self._array(x) for x in aligned)
 
     def _array(self, array: np.ndarray) -> jax.Array:
-        """In this run's precision if floating; integers as they are."""
-        return jnp.asarray(array.astype(self.precision) if np.issubdtype(array.dtype, np.floating) else array)
+        return jnp.asarray(array.astype(self._dtype(array), copy=False))
+
+    def _dtype(self, array: np.ndarray) -> np.dtype:
+        """This run's precision for floating arrays; integers as they are."""
+        return jax.dtypes.canonicalize_dtype(self.precision if np.issubdtype(array.dtype, np.floating) else array.dtype)
 
     def forward(
-        self,
-        arrays: Sequence[np.ndarray],
-        reference: Arrays | None = None,
-        *,
-        only: Collection[Key] | None = None,
-        program: Program | None = None,
+        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
     ) -> Arrays:
-        """The calls; forced if `reference` (JAX's layout) is given. `program` is what `compiling` gave for the same."""
+        """The calls; forced if `reference` (JAX's layout) is given."""
         with self.switches():
             graphdef, state = nnx.split(self.model)
-            args = state, self.inputs(arrays), reference and {k: self._call(call) for k, call in reference.items()}
-            if program is None:
-                return _to_numpy(self.run(_calls(graphdef, only), *args))
-            compiled = program.result()
-            release()
-            return _to_numpy(compiled(*args))
+            return _to_numpy(self.run(_calls(graphdef, only), state, self.inputs(arrays), self._calls(reference)))
 
-    def compiling(
-        self,
-        pool: Executor,
-        arrays: Sequence[np.ndarray],
-        reference: Arrays | None = None,
-        *,
-        only: Collection[Key] | None = None,
-    ) -> Program | None:
-        """The program of `forward`, compiled in the background; None if nothing is to be compiled."""
+    def both(
+        self, pool: Executor, arrays: Sequence[np.ndarray], reference: Arrays, *, only: Collection[Key] | None = None
+    ) -> Run:
+        """The free and the forced run of the same calls, compiled in the background.
+
+        One program that passes on its own tensors or the reference's, as it is told, takes half the time of two. Where
+        a tensor is of another type than the reference's, passing on either would change the free run: then it is two.
+        """
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            return None
+            return lambda forced: self.forward(arrays, reference if forced else None, only=only)
         with self.switches():
             graphdef, state = nnx.split(self.model)
-            known = reference and {
-                key: Call(None if call.inputs is None else self._abstract(call.inputs), self._abstract(call.outputs))
-                for key, call in reference.items()
-            }
-            lowered = jax.jit(_calls(graphdef, only)).lower(state, self.inputs(arrays), known)
-        return pool.submit(lowered.compile, _compiler_options())
+            inputs, known = self.inputs(arrays), {key: self._abstract(call) for key, call in reference.items()}
+            start = functools.partial(_compiling, pool, _calls(graphdef, only))
+            try:
+                program = start(state, inputs, known, np.bool_(False))
+            except OtherTypeError:
+                separate = {False: start(state, inputs, None), True: start(state, inputs, known)}
+                return lambda forced: self._finish(separate[forced], state, inputs, reference if forced else None)
+        return lambda forced: self._finish(program, state, inputs, reference, np.bool_(forced))
 
-    def _abstract(self, arrays: Sequence[np.ndarray]) -> list[Any]:
-        return [jax.ShapeDtypeStruct(x.shape, self._array(np.zeros(1, x.dtype)).dtype) for x in arrays]
+    def _finish(self, program: Program, state: nnx.State, inputs: Any, reference: Arrays | None, *rest: Any) -> Arrays:
+        """Runs a program; what compiling it took is given back before."""
+        compiled = program.result()
+        release()
+        with self.switches():
+            return _to_numpy(compiled(state, inputs, self._calls(reference), *rest))
+
+    def _abstract(self, call: Call) -> Call:
+        def shapes(arrays: Sequence[np.ndarray]) -> list[Any]:
+            return [jax.ShapeDtypeStruct(x.shape, self._dtype(x)) for x in arrays]
+
+        return Call(None if call.inputs is None else shapes(call.inputs), shapes(call.outputs))
 
     def updated(self, arrays: Sequence[np.ndarray], masks: Masks) -> dict[str, np.ndarray]:
         """Every variable after one run, by dotted name: running statistics change in training mode."""
@@ -210,9 +225,9 @@ class JaxSide:
             inputs = self.inputs(arrays)
             return jax.eval_shape(lambda state, inputs: jax_calls(nnx.merge(graphdef, state), inputs), state, inputs)
 
-    def _call(self, call: Call) -> Call:
-        inputs = None if call.inputs is None else [self._array(x) for x in call.inputs]
-        return Call(inputs, [self._array(x) for x in call.outputs])
+    def _calls(self, reference: Arrays | None) -> Calls | None:
+        """In this run's precision, all brought over at once: one by one they take several times as long."""
+        return reference and jax.device_put(jax.tree.map(lambda x: x.astype(self._dtype(x), copy=False), reference))
 
     def gradients(
         self,
@@ -284,10 +299,17 @@ class JaxSide:
 
 
 def _calls(graphdef: Any, only: Collection[Key] | None) -> Callable[..., Calls]:
-    def run(state: nnx.State, inputs: tuple[jax.Array, ...], known: Calls | None) -> Calls:
-        return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
+    def run(state: nnx.State, inputs: Any, known: Calls | None, forced: jax.Array | None = None) -> Calls:
+        return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only, forced=forced)
 
     return run
+
+
+Program = Future[jax.stages.Compiled]
+
+
+def _compiling(pool: Executor, function: Callable[..., Any], *args: Any) -> Program:
+    return pool.submit(jax.jit(function).lower(*args).compile, _compiler_options())
 
 
 def _compiler_options() -> dict[str, Any]:
