@@ -1,7 +1,7 @@
 """Runs of both models in one precision: forward with every module's calls, and gradients.
 
-JAX runs compiled, as it is used. On CPU the last stage, LLVM's optimiser, is off: it may not change a rounding, and
-each program runs once, so that compiling it takes longer than running it.
+JAX runs compiled, as it is used. On CPU the last stage, LLVM's optimiser, does little (for a forward pass, which runs
+twice) or nothing (for gradients): it may not change a rounding, and takes longer than it saves.
 """
 
 from __future__ import annotations
@@ -309,11 +309,11 @@ Program = Future[jax.stages.Compiled]
 
 
 def _compiling(pool: Executor, function: Callable[..., Any], *args: Any) -> Program:
-    return pool.submit(jax.jit(function).lower(*args).compile, _compiler_options())
+    return pool.submit(jax.jit(function).lower(*args).compile, _compiler_options(1))
 
 
-def _compiler_options() -> dict[str, Any]:
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+def _compiler_options(level: int = 0) -> dict[str, Any]:
+    return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else {}
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
