@@ -14,6 +14,7 @@ import torch
 from flax import nnx
 
 from parity.align import Axes, input_axes
+from parity.backward import backward_rows
 from parity.capture import Call, Key
 from parity.causes import find_causes
 from parity.compare import Gates, Row
@@ -94,19 +95,24 @@ def check(
     rows = weight_rows(proof.ledger, torch_model, jax_model)
     rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()
-    if not all(row.passed for row in rows if row.mode == "forced"):
+    if _fails(rows, mode="forced"):
         tell("causes")
-        sides = proof.torch_side("float64"), proof.jax_side("float64")
-        causes = find_causes(*sides, proof.arrays, proof.pairing, rows)
+        causes = proof.causes(rows)
     root = proof.pairing.root
     evaluation_loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
     if level != "forward":
         tell("gradients")
-        rows += proof.gradients(evaluation_loss)
+        gradients = proof.gradients(evaluation_loss)
+        rows += gradients
+        # A wrong gradient does not say where it comes from; where the forward pass is right, this does.
+        if _fails(gradients, precision="float64") and not _fails(rows, mode="forced"):
+            tell("derivative of every module")
+            derivatives, found = proof.derivatives()
+            rows, causes = rows + derivatives, causes + found
     if level == "train":
         tell("training mode")
-        shared = (proof.arrays, proof.axes, proof.ledger, proof.rules, proof.gates)
-        rows += training_rows(torch_model, jax_model, *shared, loss)
+        found_rows, found = proof.training(loss)
+        rows, causes = rows + found_rows, causes + found
     if formats:
         tell("reduced formats")
     format_figures = format_rows(torch_model, proof.jax_side("float32"), proof.arrays, root) if formats else ()
@@ -134,6 +140,11 @@ def assert_parity(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: A
     if not report.passed:
         raise AssertionError(f"the models differ\n{report}")
     return report
+
+
+def _fails(rows: Sequence[Row], **of: str) -> bool:
+    """Whether one of these rows fails, among those whose fields are as given."""
+    return any(not row.passed for row in rows if all(getattr(row, key) == value for key, value in of.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +265,23 @@ class Proof:
         del given
         ours, theirs = self._both_gradients("float32", loss, chosen)
         return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+
+    def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
+        """Why modules fail, as far as it can be told: see `parity.causes`."""
+        sides = self.torch_side("float64"), self.jax_side("float64")
+        return find_causes(*sides, self.arrays, self.pairing, rows)
+
+    def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
+        """Every module's own derivative, and what is wrong with it: see `parity.backward`."""
+        release()
+        sides = self.torch_side("float64"), self.jax_side("float64")
+        return backward_rows(*sides, self.arrays, self.pairing, self.ledger, self.gates)
+
+    def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
+        """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
+        release()
+        shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
+        return training_rows(self.torch_model, self.jax_model, *shared, loss)
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's."""

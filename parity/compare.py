@@ -111,8 +111,11 @@ class Row:
     Attributes:
         name: dotted path of the module or tensor, PyTorch's.
         kind: "weights", "layer" (a module's own arithmetic), "calls" (what it passes to a module inside it),
-            "output", "loss" or "gradient".
-        mode: "forced" (correct inputs), "free", or "jit" for all else that runs through.
+            "output", "leak" (float32 numbers in a float64 run), "loss", "gradient" (of a parameter or an input),
+            "activation gradient", "derivative" (of a module's own arithmetic); in training mode "dropout rate",
+            "dropout draws" and "buffer" too.
+        mode: "forced" (correct inputs), "free", "train" (training mode, shared masks), "between" (the two float32
+            runs against each other), or "-".
         precision: "float64" or "float32".
         error: relF of JAX: to PyTorch (float64), to the float64 oracle (float32).
         gate: the largest error that passes.

@@ -11,7 +11,7 @@ from parity.report import Report, Trajectory, around, tightness
 OK, INHERITED, INSIDE, FAILED = "ok", "inherits", "inside", "FAILED"
 """A module's status: all gates hold; fails, by the fault of others; has a module at fault inside; is at fault."""
 
-KINDS = ("weights", "layer", "calls", "output", "loss", "gradient", "activation gradient")
+KINDS = ("weights", "layer", "calls", "output", "loss", "gradient", "activation gradient", "derivative")
 PRECISIONS = ("as stored", "float64", "float32")
 MODES = ("-", "forced", "free", "train", "between")
 """The orders in which a model is proven; what is not listed comes last."""

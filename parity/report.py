@@ -136,11 +136,12 @@ class Report:
 
         Among forced rows alone: there every module got the reference's inputs, and its children's correct outputs.
         What a module passes on to its children is its own work, so a wrong "calls" row names the module around.
+        Where all of these hold, it is the first module that draws or updates something else in training mode.
         """
         order = {name: i for i, (name, _) in enumerate(self.layers)}
         failed = [row for row in self.rows if row.mode == "forced" and not row.passed and row.name in order]
         if not failed:
-            return None
+            return self._first_in_training
         # float32 rows only speak where float64 is silent.
         precision = "float64" if any(row.precision == "float64" for row in failed) else "float32"
         first = min((row for row in failed if row.precision == precision), key=lambda row: order[row.name])
@@ -150,6 +151,13 @@ class Report:
             while owner and owner not in order:  # a list of modules is not called
                 owner = around(owner)
         return owner or "the model"
+
+    @property
+    def _first_in_training(self) -> str | None:
+        laws = ("dropout rate", "dropout draws", "buffer")
+        failed = [row for row in self.failures if row.kind in laws]
+        names = [row.name.rpartition(".")[0] if row.kind == "buffer" else row.name for row in failed]
+        return names[0] or "the model" if names else None
 
     @property
     def title(self) -> str:

@@ -28,7 +28,7 @@ def render(report: Report, width: int | None = None, color: bool = False) -> str
         console.print(table, "")
     if report.trajectory is not None:
         console.print(Text(digest.training(report.trajectory)))
-    for line in (*_failures(report, 20), *_causes(report.causes)):
+    for line in (*_failures(report, 20), *cause_lines(report.causes)):
         console.print(Text(line), soft_wrap=True)  # a broken line cannot be searched
     if report.unpaired:
         console.print(f"{len(report.unpaired)} calls without a partner, judged with the module around them")
@@ -38,7 +38,7 @@ def render(report: Report, width: int | None = None, color: bool = False) -> str
 
 def brief(report: Report) -> str:
     """Verdict, causes and the first failures."""
-    return "\n".join([report.verdict, *_causes(report.causes), *_failures(report, 8)])
+    return "\n".join([report.verdict, *cause_lines(report.causes), *_failures(report, 8)])
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -110,7 +110,8 @@ def _failures(report: Report, most: int) -> list[str]:
     return [f"FAILED {describe(row)}" for row in shown] + ([f"... and {rest} more"] if rest else [])
 
 
-def _causes(causes: Sequence[Cause]) -> list[str]:
+def cause_lines(causes: Sequence[Cause]) -> list[str]:
+    """Each cause as a sentence."""
     return [
         f"CAUSE {place(cause.module)}: {cause.description} ({cause.switch}: relF {figure_text(cause.error_before)} "
         f"becomes {figure_text(cause.error_after)})"

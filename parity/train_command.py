@@ -151,8 +151,9 @@ def line(number: int, step: Step) -> str:
 
 
 def summary(proof: TrainingProof) -> list[str]:
-    """What was compared besides the trajectory, all failures, and the verdict."""
+    """What was compared besides the trajectory, all failures, their causes, and the verdict."""
     from parity import digest
+    from parity.terminal import cause_lines
 
     lines = []
     for kind in dict.fromkeys(row.kind for row in proof.rows):
@@ -162,4 +163,5 @@ def summary(proof: TrainingProof) -> list[str]:
         where = f" {worst.name}" if worst.name else ""
         note = f": {worst.note}" if worst.note else ""
         lines.append(f"{kind}: {status}, worst {worst.error:.1e}, gate {worst.gate:.1e}{where}{note}")
-    return [*lines, digest.training(proof.trajectory), "EQUAL" if proof.passed else "DIFFERENT"]
+    lines += [digest.training(proof.trajectory), *cause_lines(proof.causes)]
+    return [*lines, "EQUAL" if proof.passed else "DIFFERENT"]

@@ -8,6 +8,7 @@ What the modules themselves would draw is compared by its law: the rate, and whi
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +18,15 @@ import torch
 from flax import nnx
 
 from parity.align import Axes
+from parity.causes.training import statistics_cause
 from parity.compare import Gates, Row, rel_f
-from parity.convert import Ledger, jax_variables, to_numpy
+from parity.convert import Entry, Ledger, jax_variables, to_numpy
 from parity.judge import float32_gradient_rows, gradient_rows
 from parity.losses import Loss, default_loss
 from parity.pairing import Pair, pair_calls
+from parity.report import Cause
 from parity.rules import Rules
-from parity.runs import JaxSide, Masks, TorchSide
+from parity.runs import JaxSide, TorchSide
 
 RATES = ("p", "drop_prob", "rate")
 """What PyTorch modules call their dropout rate: torch's, timm's, ours."""
@@ -39,14 +42,18 @@ def training_rows(
     gates: Gates,
     loss: Loss | None = None,
     seed: int = 0,
-) -> list[Row]:
-    """Laws of the random modules; then, with shared masks, loss, gradients and updated buffers in training mode."""
+) -> tuple[list[Row], tuple[Cause, ...]]:
+    """Laws of the random modules; then, with shared masks, loss, gradients and updated buffers in training mode.
+
+    With the causes of what is wrong there, as far as it can be told.
+    """
     silent_torch, silent_jax = silenced(torch_model, jax_model, rules)
     sides = TorchSide.of(silent_torch, "float64", training=True), JaxSide.of(silent_jax, "float64", axes, training=True)
     pairing = pair_calls(*sides, arrays, rules, torch_model)
     random = [pair for pair in pairing.pairs if isinstance(_jax_module(jax_model, pair), nnx.Dropout)]
     rows = [row for pair in _first_calls(random) for row in _law_rows(pair, _jax_module(jax_model, pair))]
     loss = loss or default_loss(pairing.shapes[pairing.root.torch].outputs, pairing.root.output_axes)
+    causes = _law_causes(rows)
     torch_masks, jax_masks = draw_masks(random, jax_model, pairing.shapes, seed)
 
     results = {}
@@ -55,11 +62,45 @@ def training_rows(
         theirs = JaxSide.of(silent_jax, precision, axes, training=True)
         wanted = ours.gradients(arrays, loss, masks=torch_masks)
         if precision == "float64":
-            rows += _buffer_rows(ledger, torch_model, ours.model, theirs, arrays, jax_masks, gates)
+            moved = _moved(ledger, torch_model, ours.model, theirs)
+            updated = theirs.updated(arrays, jax_masks) if moved else {}
+            buffers = _buffer_rows(moved, updated, ours.model, gates)
+            wrong = [entry for entry, row in zip(moved, buffers, strict=True) if not row.passed]
+            causes += _statistics_causes(torch_model, ours.model, updated, wrong, pairing.shapes)
+            rows += buffers
         results[precision] = wanted, theirs.gradients(arrays, loss, ledger, wanted.params.keys(), masks=jax_masks)
     rows += gradient_rows(*results["float64"], gates, mode="train")
     rows += float32_gradient_rows(results["float64"][0], *results["float32"], gates, mode="train")
-    return rows
+    return rows, tuple(causes)
+
+
+def _law_causes(rows: Sequence[Row]) -> list[Cause]:
+    """What the laws of the random modules show by themselves."""
+    failed = [row for row in rows if "dropout" in row.kind and not row.passed]
+    return [Cause(row.name, row.kind, row.note or row.kind, row.error, 0.0) for row in failed]
+
+
+def _statistics_causes(
+    before: torch.nn.Module,
+    after: torch.nn.Module,
+    theirs: Mapping[str, np.ndarray],
+    wrong: Sequence[Entry],
+    shapes: Any,
+) -> list[Cause]:
+    """By which rule running statistics move in JAX, from one step of both."""
+    modules, old, new = dict(after.named_modules()), before.state_dict(), after.state_dict()
+    causes = []
+    for entry in wrong:
+        path = entry.torch.rpartition(".")[0]
+        momentum = getattr(modules[path], "momentum", None)
+        if momentum is None or (path, 0) not in shapes:
+            continue
+        shape = shapes[path, 0].inputs[0]
+        states = to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch]), entry.to_torch(theirs[entry.jax])
+        cause = statistics_cause(*states, momentum, math.prod(shape) // shape[1])
+        if cause is not None:
+            causes.append(Cause(path, cause.switch, cause.description, cause.error_before, cause.error_after))
+    return causes
 
 
 def _first_calls(pairs: Sequence[Pair]) -> list[Pair]:
@@ -134,37 +175,22 @@ def _law_rows(pair: Pair, module: nnx.Dropout) -> list[Row]:
     return [*rows, Row(pair.name, "dropout draws", "train", "-", float(wrong), 0.0, note=note)]
 
 
-def _buffer_rows(
-    ledger: Ledger,
-    before: torch.nn.Module,
-    after: torch.nn.Module,
-    theirs: JaxSide,
-    arrays: Sequence[np.ndarray],
-    masks: Masks,
-    gates: Gates,
-) -> list[Row]:
-    """Buffers that a training step changes (running statistics), after one step of both."""
+def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, theirs: JaxSide) -> list[Entry]:
+    """Buffers that a training step changes (running statistics), in either framework."""
     old, new = before.state_dict(), after.state_dict()
     trained = {name for name, _ in before.named_parameters()}
-    changed = [
-        entry
-        for entry in ledger
-        if entry.torch not in trained
-        and not np.array_equal(to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch].double()))
-    ]
     statistics = {name for name, v in jax_variables(theirs.model).items() if isinstance(v, nnx.BatchStat)}
-    entries = changed + [entry for entry in ledger if entry.jax in statistics and entry not in changed]
-    if not entries:
-        return []
-    updated = theirs.updated(arrays, masks)
-    return [
-        Row(
-            entry.torch,
-            "buffer",
-            "train",
-            "float64",
-            rel_f(entry.to_torch(updated[entry.jax]), to_numpy(new[entry.torch])),
-            gates.f64,
-        )
-        for entry in entries
-    ]
+
+    def moves(entry: Entry) -> bool:
+        return not np.array_equal(to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch].double()))
+
+    buffers = [entry for entry in ledger if entry.torch not in trained]
+    return [entry for entry in buffers if entry.jax in statistics or moves(entry)]
+
+
+def _buffer_rows(
+    moved: Sequence[Entry], theirs: Mapping[str, np.ndarray], after: torch.nn.Module, gates: Gates
+) -> list[Row]:
+    new = after.state_dict()
+    errors = [rel_f(entry.to_torch(theirs[entry.jax]), to_numpy(new[entry.torch])) for entry in moved]
+    return [Row(e.torch, "buffer", "train", "float64", x, gates.f64) for e, x in zip(moved, errors, strict=True)]

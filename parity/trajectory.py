@@ -36,12 +36,13 @@ import torch
 from flax import nnx
 
 from parity.align import input_axes
+from parity.causes.optimiser import optimiser_causes, schedule_causes
 from parity.compare import Row, norm, rel_f, relative
 from parity.convert import Ledger, build_ledger, jax_arrays, to_numpy, torch_arrays
 from parity.environment import fingerprint
 from parity.optimizer_state import named
 from parity.recipes import Training
-from parity.report import Trajectory, finite
+from parity.report import Cause, Trajectory, finite
 from parity.rules import Rules
 from parity.runs import JaxSide, TorchSide
 from parity.training import silenced
@@ -80,12 +81,14 @@ class TrainingProof:
     """What training side by side showed.
 
     `rows` are of kind "decay mask" (how many names differ), "schedule", "average", and "step": after the first step,
-    each parameter's share of the distance between the frameworks over the whole distance travelled.
+    each parameter's share of the distance between the frameworks over the whole distance travelled. `causes` tell what
+    is wrong with the schedule or the optimiser, where one switch of AdamW explains it.
     """
 
     rows: tuple[Row, ...]
     trajectory: Trajectory
     ledger: Ledger
+    causes: tuple[Cause, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -100,6 +103,7 @@ class TrainingProof:
             "environment": fingerprint(),
             "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
             "trajectory": {**dataclasses.asdict(self.trajectory), "passed": self.trajectory.passed},
+            "causes": [dataclasses.asdict(cause) for cause in self.causes],
         }
         return json.dumps(finite(payload), indent=1, allow_nan=False)
 
@@ -164,7 +168,12 @@ def train_side_by_side(
     series: dict[str, Any] = dict(zip(Step._fields, map(tuple, zip(*found, strict=True)), strict=True))
     limits: Any = {"gate64": gates.distance64, "gate32": gates.distance32}
     trajectory = Trajectory(**series, **limits, ratio32=gates.ratio32, floor32=gates.floor32)
-    return TrainingProof(tuple(rows), trajectory, ledger)
+    wrong = {row.kind for row in rows if not row.passed}
+    causes = schedule_causes(rates) if "schedule" in wrong else []
+    if ("decay mask" in wrong or max(trajectory.distance64) > gates.distance64) and not causes:
+        fresh = JaxTrainer(pair[1], "float64", training, ledger, trained)
+        causes = optimiser_causes(TorchTrainer(pair[0], "float64", training), fresh)
+    return TrainingProof(tuple(rows), trajectory, ledger, tuple(causes))
 
 
 class TorchTrainer:

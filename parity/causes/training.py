@@ -49,16 +49,21 @@ class AdamW:
     clip_eps: float = 1e-6
     ema: float | None = None
 
-    def run(self, params: State, gradients: Sequence[State]) -> dict[str, np.ndarray]:
-        """The parameters (their moving averages if there are any) after one step for each set of gradients."""
+    def run(
+        self, params: State, gradients: Sequence[State], factors: Sequence[float] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The parameters (their moving averages if there are any) after one step for each set of gradients.
+
+        The learning rate of step i is multiplied by `factors[i]`.
+        """
         p = {name: x.astype(np.float64) for name, x in params.items()}
         m = {name: np.zeros_like(x) for name, x in p.items()}
         v = {name: np.zeros_like(x) for name, x in p.items()}
         average = dict(p)
         for t, given in enumerate(gradients, 1):
-            scale = self._clip_scale(given)
+            scale, lr = self._clip_scale(given), self.lr * (1.0 if factors is None else factors[t - 1])
             for name in p:
-                p[name], m[name], v[name] = self._step(t, name, p[name], m[name], v[name], given[name] * scale)
+                p[name], m[name], v[name] = self._step(t, name, p[name], m[name], v[name], given[name] * scale, lr)
             if self.ema is not None:
                 average = {name: self.ema * average[name] + (1 - self.ema) * p[name] for name in p}
         return p if self.ema is None else average
@@ -69,7 +74,7 @@ class AdamW:
         return min(1.0, self.clip / (norm(np.concatenate([g.ravel() for g in gradients.values()])) + self.clip_eps))
 
     def _step(
-        self, t: int, name: str, p: np.ndarray, m: np.ndarray, v: np.ndarray, g: np.ndarray
+        self, t: int, name: str, p: np.ndarray, m: np.ndarray, v: np.ndarray, g: np.ndarray, lr: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         decay = self.weight_decay if self.decayed is None or name in self.decayed else 0.0
         g = g + decay * p if self.coupled else g
@@ -78,8 +83,8 @@ class AdamW:
         top = (self.b1 * m / (1 - self.b1 ** (t + 1)) + (1 - self.b1) * g / first) if self.nesterov else m / first
         bottom = np.sqrt(v / second + self.eps) if self.eps_inside else np.sqrt(v / second) + self.eps
         if not self.coupled:
-            p = p - (self.lr if self.decay_by_lr else 1.0) * decay * p
-        return p - self.lr * top / bottom, m, v
+            p = p - (lr if self.decay_by_lr else 1.0) * decay * p
+        return p - lr * top / bottom, m, v
 
 
 def _variants(mine: AdamW, names: frozenset[str], vectors: frozenset[str]) -> Iterator[tuple[str, str, AdamW]]:
@@ -139,12 +144,13 @@ def optimizer_cause(
     start: State,
     gradients: Sequence[State],
     given: State,
+    factors: Sequence[float] | None = None,
 ) -> TrainingCause | None:
     """Which single switch of the optimiser leads from `start` to JAX's state `given`, step for step."""
-    before = travelled(given, settings.run(start, gradients), start)
+    before = travelled(given, settings.run(start, gradients, factors), start)
     names, vectors = frozenset(start), frozenset(name for name, x in start.items() if x.ndim <= 1)
     for switch, text, other in _variants(settings, names, vectors):
-        after = travelled(given, other.run(start, gradients), start)
+        after = travelled(given, other.run(start, gradients, factors), start)
         if after <= GATE < before:
             return TrainingCause(switch, text, before, after)
     return None

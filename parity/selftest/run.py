@@ -183,7 +183,7 @@ def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
             training=mutation.group == "train",
             gates=gates,
         )
-    module = blamed(report)
+    module = report.first_divergence
     cause = next((cause.switch for cause in report.causes if cause.module == module), None)
     return Outcome(
         mutation.name,
@@ -214,17 +214,6 @@ def try_trial(trial: Trial) -> Outcome:
         cause_right=None if trial.cause is None else switch == trial.cause,
         seconds=round(time.perf_counter() - start, 1),
     )
-
-
-def blamed(report: Report) -> str | None:
-    """The module that the report names: of the forced rows, or else of those of training mode."""
-    if report.first_divergence is not None:
-        return report.first_divergence
-    training = [row for row in report.failures if row.mode == "train" and row.kind not in ("loss", "gradient")]
-    if not training:
-        return None
-    row = training[0]
-    return row.name.rpartition(".")[0] if row.kind == "buffer" else row.name
 
 
 def _margin(report: Report) -> float:

@@ -40,6 +40,11 @@ def test_a_residual_network_with_batch_norm_passes(level: str):
     if level == "train":  # flax keeps the biased variance, PyTorch the unbiased one
         report = check(torch_model, jax_model, images(2, 3, 16, 12), rules=rules, level=level)
         assert {row.name for row in report.failures} == {"bn1.running_var", "bn2.running_var"}
+        assert report.first_divergence == "bn1"
+        assert [(c.module, c.switch) for c in report.causes] == [
+            ("bn1", "running variance"),
+            ("bn2", "running variance"),
+        ]
     else:
         assert_parity(torch_model, jax_model, images(2, 3, 16, 12), rules=rules, level=level)
 

@@ -233,7 +233,10 @@ def test_a_gradient_that_stops_is_found_by_the_gradients_alone():
     torch_model, jax_model = micro()
     jax_model.blocks[1].mlp.act = NoGradient()
     report = check(torch_model, jax_model, IMAGES)
-    assert {row.kind for row in report.failures} <= {"gradient", "activation gradient"}
+    assert {row.kind for row in report.failures} == {"gradient", "activation gradient", "derivative"}
+    assert [row.name for row in report.failures if row.kind == "derivative"] == ["blocks.1.mlp.act"]
+    assert report.first_divergence == "blocks.1.mlp.act"
+    assert [(cause.module, cause.switch) for cause in report.causes] == [("blocks.1.mlp.act", "gradient cut")]
     assert "blocks.1.mlp.fc1.weight" in {row.name for row in report.failures}
     assert "blocks.1.mlp.fc2.weight" not in {row.name for row in report.failures}
 
@@ -256,7 +259,9 @@ def test_batch_norm_conventions(attribute: str, value: float):
     report = check(torch_model, jax_model, images(2, 3, 16, 12), level="train")
     assert not report.passed
     failing = {row.name for row in report.failures}
-    assert report.first_divergence == ("bn2" if attribute == "epsilon" else None)
+    assert report.first_divergence == "bn2"
+    named = {cause.switch for cause in report.causes if cause.module == "bn2"}
+    assert named == ({"norm eps"} if attribute == "epsilon" else {"batch norm momentum"})
     assert ("bn2.running_mean" in failing) == (attribute == "momentum")
     assert "bn1.running_mean" not in failing
 

@@ -59,6 +59,7 @@ def test_the_same_training():
     seen: list[tuple[int, Step]] = []
     proof = train(toy_training(), progress=lambda number, step: seen.append((number, step)))
     assert proof.passed
+    assert proof.causes == ()
     assert [number for number, _ in seen] == [1, 2, 3, 4]
     assert tuple(step.distance64 for _, step in seen) == proof.trajectory.distance64
     assert {row.kind for row in proof.rows} == {"decay mask", "schedule", "average", "step"}
@@ -95,7 +96,7 @@ def changed_tx(make: Callable[[Any], optax.GradientTransformation]) -> Training:
 def with_adamw(**changes: Any) -> Training:
     def make(params: Any) -> optax.GradientTransformation:
         mask = {name: p.ndim > 1 for name, p in params.items()}
-        return optax.adamw(schedule, **{"weight_decay": 0.1, "mask": mask} | changes)
+        return optax.adamw(**{"learning_rate": schedule, "weight_decay": 0.1, "mask": mask} | changes)
 
     return changed_tx(make)
 
@@ -116,6 +117,28 @@ def test_another_optimiser_goes_elsewhere(changes: dict[str, Any], smallest: flo
     proof = train(with_adamw(**changes))
     assert not proof.trajectory.passed
     assert max(proof.trajectory.distance64) > smallest
+
+
+@pytest.mark.parametrize(
+    ("changes", "switch", "text"),
+    [
+        ({"weight_decay": 1e-4}, "weight decay", "weight decay 0.1 -> 0.0001"),
+        ({"eps": 1e-7}, "optimiser eps", "eps 1e-08 -> 1e-07"),
+        ({"b2": 0.99}, "betas", "b2 0.999 -> 0.99"),
+        ({"nesterov": True}, "nesterov", "plain -> Nesterov momentum"),
+        ({"mask": None}, "decay mask", "decays all parameters"),
+        ({"learning_rate": lambda step: 2 * schedule(step)}, "learning rate", "learning rate times 2"),
+    ],
+)
+def test_the_switch_of_a_wrong_optimiser_is_named(changes: dict[str, Any], switch: str, text: str):
+    (cause,) = train(with_adamw(**changes)).causes
+    assert (cause.module, cause.switch, cause.description) == ("", switch, text)
+    assert cause.error_after <= 1e-10 < cause.error_before
+
+
+def test_what_no_switch_explains_has_no_cause():
+    assert train(with_adamw(weight_decay=0.101)).causes == ()
+    assert train(dataclasses.replace(toy_training(), jax=lambda params: optax.sgd(0.01))).causes == ()
 
 
 def test_decay_of_one_parameter_more():
@@ -145,6 +168,7 @@ def test_a_schedule_one_step_late():
 
     proof = train(dataclasses.replace(toy_training(schedule=late), jax_rate=late))
     assert failures(proof) == {"schedule"}
+    assert [(cause.switch, cause.description) for cause in proof.causes] == [("schedule shift", "JAX is 1 behind")]
     assert proof.trajectory.distance64[0] <= 1e-10 < proof.trajectory.distance64[1]
 
 
