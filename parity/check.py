@@ -27,7 +27,7 @@ from parity.judge import (
     noise_floor,
     weight_rows,
 )
-from parity.leaks import leaks
+from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
 from parity.pairing import Pair, Pairing, pair_calls
@@ -230,10 +230,7 @@ class Proof:
         free = theirs(False)
         rows = layer_rows(section, references, free, "free", self.gates, noise)
         own = {pair.jax: references[pair.jax] for pair in section}
-        rows += [
-            Row(name, "leak", "free", "float64", math.inf, 0.0, note=text)
-            for name, text in leaks(section, own, free).items()
-        ]
+        rows += _leak_rows(leaks(section, own, free))
         del free
         return rows + layer_rows(section, references, theirs(True), "forced", self.gates)
 
@@ -262,6 +259,7 @@ class Proof:
         names = {pair.jax: pair.name for pair in chosen}
         wanted, given = self._both_gradients("float64", loss, chosen)
         rows = gradient_rows(wanted, given, self.gates, names=names)
+        rows += _leak_rows(gradient_leaks(wanted.params, given.params))
         del given
         ours, theirs = self._both_gradients("float32", loss, chosen)
         return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
@@ -302,6 +300,10 @@ class Proof:
                 break
             chosen.append(pair)
         return chosen
+
+
+def _leak_rows(found: Mapping[str, str]) -> list[Row]:
+    return [Row(name, "leak", "free", "float64", math.inf, 0.0, note=text) for name, text in found.items()]
 
 
 def _activation(pair: Pair, gradients: Gradients) -> list[np.ndarray]:

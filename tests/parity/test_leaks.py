@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
+from parity import check, torch_to_jax
 from parity.capture import Call
 from parity.leaks import gradient_leaks, leaked_format, leaks, short_format
 from parity.pairing import Pair
@@ -80,4 +84,37 @@ def test_a_table_that_is_looked_up_is_no_leak() -> None:
 
 
 def test_gradients() -> None:
-    assert set(gradient_leaks({"a": SHORT, "b": X, "c": np.zeros(9)})) == {"a"}
+    right, short = {"a": X, "b": X, "c": np.zeros(9)}, {"a": SHORT, "b": X, "c": np.zeros(9)}
+    assert gradient_leaks(right, right) == {}
+    assert gradient_leaks(right, short).keys() == {"a"}
+    assert "JAX" in gradient_leaks(right, short)["a"]
+    assert "PyTorch" in gradient_leaks(short, right)["a"]
+
+
+class TorchShortWeight(torch.nn.Module):
+    """Its weight is a float32 number anyway, so that nothing but its gradient loses digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.rand(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale.float().to(x.dtype)
+
+
+class JaxShortWeight(nnx.Module):
+    def __init__(self) -> None:
+        self.scale = nnx.Param(jnp.zeros(16))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.scale[...].astype(jnp.float32).astype(x.dtype)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_leak_that_both_frameworks_share_and_only_gradients_show() -> None:
+    torch_model, jax_model = TorchShortWeight(), JaxShortWeight()
+    torch_to_jax(torch_model, jax_model)
+    report = check(torch_model, jax_model, np.random.RandomState(0).standard_normal((1, 16)))
+    assert [(row.name, row.kind) for row in report.failures if row.precision == "float64"] == [("scale", "leak")]
+    assert "PyTorch" in report.failures[0].note
+    assert "JAX" in report.failures[0].note
