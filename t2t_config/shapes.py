@@ -52,6 +52,15 @@ def token_grid(img_size: int | tuple[int, int], patch_size: int | None = None) -
     return soft_split_grids(size)[-1] if patch_size is None else patch_grid(size, patch_size)
 
 
+def saved_grid(img_size: Any, positions: int, patch_size: int | None = None) -> tuple[int, int] | None:
+    """The grid of a saved table of `positions` by the `img_size` saved with it; None where the two do not agree."""
+    try:
+        grid = token_grid(img_size, patch_size)
+    except (TypeError, ValueError):
+        return None
+    return grid if grid[0] * grid[1] == positions else None
+
+
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
     """The stochastic depth decay rule: `depth` rates from 0 to `drop_path_rate`, linearly.
 

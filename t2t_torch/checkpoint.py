@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from t2t_config import MODELS
 from t2t_config.load_report import LoadReport, few
-from t2t_config.shapes import token_grid
+from t2t_config.shapes import saved_grid
 from t2t_torch.checkpoint_file import (
     Checkpoint,
     StateDict,
@@ -23,7 +23,7 @@ from t2t_torch.checkpoint_file import (
     read_state_dict,
     save_checkpoint,
 )
-from t2t_torch.fit import CLASSIFIERS, CONVOLUTIONS, fit, resize_pos_embed
+from t2t_torch.fit import CLASSIFIERS, fit, resize_pos_embed
 from t2t_torch.registry import create_model
 
 
@@ -67,15 +67,15 @@ def load_checkpoint(
 
 
 def _saved_grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """The grid of the position table as far as the file's metadata tell it and the table agrees."""
+    """The grid of the position table as far as the file's metadata tell it."""
+    state_dict = checkpoint.state_dict
     try:
         img_size = ast.literal_eval(checkpoint.metadata["img_size"])
-        patch = checkpoint.state_dict[CONVOLUTIONS[0]].shape[-1] if CONVOLUTIONS[0] in checkpoint.state_dict else None
-        grid = token_grid(img_size, patch)
-        positions = checkpoint.state_dict["pos_embed"].shape[1] - grid[0] * grid[1]
-    except (KeyError, ValueError, SyntaxError, TypeError, IndexError):
+        positions = state_dict["pos_embed"].shape[1] - (2 if "dist_token" in state_dict else 1)
+    except (KeyError, ValueError, SyntaxError, IndexError):
         return None
-    return grid if positions == (2 if "dist_token" in checkpoint.state_dict else 1) else None
+    patch = state_dict.get("patch_embed.proj.weight")
+    return saved_grid(img_size, positions, None if patch is None else patch.shape[-1])
 
 
 def _looks_like(state_dict: StateDict) -> str:
