@@ -191,28 +191,24 @@ def _how(old: int, new: int) -> str:
 
 def _adapt_soft_split(weights: Arrays, own: Mapping[str, Any]) -> dict[str, str]:
     linear = "attn.qkv" if f"{SOFT_SPLIT}attn.qkv.kernel" in own else "kqv"
-    names = [f"{SOFT_SPLIT}{name}" for name in ("norm1.scale", "norm1.bias", f"{linear}.kernel", f"{linear}.bias")]
-    names = [name for name in names if name in own]
+    names = [f"{SOFT_SPLIT}{name}" for name in ("norm1.scale", "norm1.bias", f"{linear}.kernel")]
     window = SOFT_SPLITS[0][0] ** 2
-    features = {weights[name].shape[0] for name in names[:3] if name in weights}
-    if len(names) < 3 or any(name not in weights for name in names) or len(features) != 1:
-        return {}  # no soft split, or something is wrong that `load_arrays` names
-    old, new = features.pop() // window, own[names[0]].shape[0] // window
-    if old == new or weights[names[2]].shape != (old * window, own[names[2]].shape[1]):
-        return {}
-    scale, shift = (weights[name].astype(np.float64).reshape(old, window, 1) for name in names[:2])  # (C, K, 1)
-    weight = weights[names[2]].astype(np.float64).reshape(old, window, -1)  # (C, K, O)
+    if any(name not in weights or name not in own for name in names):
+        return {}  # no soft split
+    old, new = weights[names[0]].shape[0] // window, own[names[0]].shape[0] // window
+    shapes = [weights[name].shape for name in names]
+    if old == new or shapes != [(old * window,), (old * window,), (old * window, own[names[2]].shape[1])]:
+        return {}  # nothing to adapt, or something is wrong that `load_arrays` names
+    scale, shift, weight = (
+        weights[name].astype(np.float64).reshape(old, window, -1) for name in names
+    )  # (C, K, 1 or O)
     if linear == "attn.qkv":
         q, k, v = np.split(weight, 3, axis=2)
         weight = np.concatenate((q * math.sqrt(new / old), k, v), axis=2)
-    fitted = dict(zip(names, (_repeat(scale, new), _repeat(shift, new), _adapt(weight, new)), strict=False))
     if new == 1:
-        folded, offset = _adapt(weight * scale, new), (weight * shift).sum(axis=(0, 1))
-        if linear == "kqv":
-            fitted = {names[3]: weights[names[3]].astype(np.float64) + offset}
-            shift = np.zeros_like(scale[:1])
-        else:
-            shift = np.linalg.lstsq(folded[0].T, offset, rcond=None)[0]
-        fitted |= dict(zip(names, (np.ones_like(scale[:1]), shift, folded), strict=False))
-    weights |= {name: value.reshape(own[name].shape) for name, value in fitted.items()}
-    return {name: _how(old, new) for name in fitted}
+        folded, offset = (weight * scale).sum(axis=0), (weight * shift).sum(axis=(0, 1))
+        fitted = np.ones(window), np.ones(window), folded + (offset - folded.sum(axis=0)) / window
+    else:
+        fitted = _repeat(scale, new), _repeat(shift, new), _adapt(weight, new)
+    weights |= {name: value.reshape(own[name].shape) for name, value in zip(names, fitted, strict=True)}
+    return dict.fromkeys(names, _how(old, new))

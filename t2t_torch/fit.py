@@ -150,11 +150,12 @@ def adapt_in_chans(weights: StateDict, own: Mapping[str, Tensor]) -> dict[str, s
     three equal channels; more channels repeat the old ones in turn, scaled by old / new, so that an image whose
     channels are repeated whole (3 -> 6) gives what it gave.
 
-    After a soft split both stay exact although a LayerNorm stands before the linear layer. Repeated features have the
-    same mean and variance; for one channel the norm's scale and shift, which differ between the old channels, go
-    into the linear layer, and the norm keeps ones and zeros. A TokenTransformer's scale 1/sqrt(C * K) changes
-    with C, so its q is scaled back. Its qkv has no bias to take the norm's shift: there the shift stays in
-    the norm, as near as it gets (least squares); exact if the old channels' ratio of shift to scale is one.
+    After a soft split both stay exact although a LayerNorm stands before the linear layer: repeated features have the
+    same mean and variance as one of each. For one channel the norm's scale and shift, which differ between the
+    old channels, go into the linear layer: with M its weights times the scale, summed over channels, and v its
+    weights times the shift, summed over features, the new weights are M + (v - M 1) 1^T / K, and the norm's scale
+    and shift all ones. What a LayerNorm normalised sums to zero, so the second term adds nothing to M n, and the
+    shift gives v. A TokenTransformer's scale (C * K)^-0.5 changes with C, so its q is scaled back.
 
     Computed in float64, rounded once.
     """
@@ -186,33 +187,28 @@ def _how(old: int, new: int) -> str:
 
 def _adapt_soft_split(weights: StateDict, own: Mapping[str, Tensor]) -> dict[str, str]:
     linear = "attn.qkv" if f"{SOFT_SPLIT}attn.qkv.weight" in own else "kqv"
-    names = [f"{SOFT_SPLIT}{name}" for name in ("norm1.weight", "norm1.bias", f"{linear}.weight", f"{linear}.bias")]
-    names = [name for name in names if name in own]
+    names = [f"{SOFT_SPLIT}{name}" for name in ("norm1.weight", "norm1.bias", f"{linear}.weight")]
     window = SOFT_SPLITS[0][0] ** 2
-    features = {weights[name].shape[-1] for name in names[:3] if name in weights}
-    if len(names) < 3 or any(name not in weights for name in names) or len(features) != 1:
-        return {}  # no soft split, or something is wrong that `_check_fit` names
-    old, new = features.pop() // window, own[names[0]].shape[0] // window
-    if old == new or weights[names[2]].shape != (own[names[2]].shape[0], old * window):
-        return {}
-    scale, shift = (weights[name].double().unflatten(0, (old, window))[None] for name in names[:2])  # (1, C, K)
-    weight = weights[names[2]].double().unflatten(1, (old, window))  # (O, C, K)
+    if any(name not in weights or name not in own for name in names):
+        return {}  # no soft split
+    old, new = weights[names[0]].shape[0] // window, own[names[0]].shape[0] // window
+    shapes = [tuple(weights[name].shape) for name in names]
+    if old == new or shapes != [(old * window,), (old * window,), (len(own[names[2]]), old * window)]:
+        return {}  # nothing to adapt, or something is wrong that `_check_fit` names
+    scale, shift, weight = (weights[name].double().reshape(-1, old, window) for name in names)  # (1 or O, C, K)
     if linear == "attn.qkv":
         q, k, v = weight.chunk(3)
         weight = torch.cat((q * math.sqrt(new / old), k, v))
-    fitted = dict(zip(names, (_repeat(scale, new), _repeat(shift, new), _adapt(weight, new)), strict=False))
     if new == 1:
-        folded, offset = _adapt(weight * scale, new), (weight * shift).sum(dim=(1, 2))
-        if linear == "kqv":
-            fitted = {names[3]: weights[names[3]].double() + offset}
-            shift = torch.zeros_like(scale[:, :1])
-        else:
-            shift = torch.linalg.lstsq(folded.flatten(1), offset[:, None]).solution
-        fitted |= dict(zip(names, (torch.ones_like(scale[:, :1]), shift, folded), strict=False))
-    for name, value in fitted.items():
+        folded, offset = (weight * scale).sum(dim=1), (weight * shift).sum(dim=(1, 2))
+        folded += (offset - folded.sum(dim=1))[:, None] / window
+        fitted = torch.ones(window), torch.ones(window), folded
+    else:
+        fitted = _repeat(scale, new), _repeat(shift, new), _adapt(weight, new)
+    for name, value in zip(names, fitted, strict=True):
         dtype = torch.promote_types(weights[name].dtype, own[name].dtype)
         weights[name] = value.reshape(own[name].shape).to(dtype)
-    return {name: _how(old, new) for name in fitted}
+    return dict.fromkeys(names, _how(old, new))
 
 
 # ---- everything else ----
