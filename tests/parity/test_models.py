@@ -72,6 +72,11 @@ def test_gradients_of_every_architecture(name: str):
     prove(name, level="gradients", **({"block_config": (1, 1)} if name == "t2t_vit_dense" else {"depth": 1}))
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_gradients_of_token_labeling():
+    prove("t2t_vit_micro", level="train", depth=1, aux_head=True)
+
+
 @pytest.mark.parametrize("arguments", [{"distilled": True}, {"representation_size": 48}])
 @pytest.mark.usefixtures("uncompiled")
 def test_gradients_of_vit(arguments: dict[str, Any]):
