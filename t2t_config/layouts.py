@@ -3,6 +3,9 @@
 Sources of the names: open-mmlab/mmpretrain (mmpretrain/models/backbones/t2t_vit.py), timm's pull request 2426
 (timm/models/t2t_vit.py), BR-IDL/PaddleViT (image_classification/T2T_ViT/t2t_vit.py and load_pytorch_weights.py),
 zihangJiang/TokenLabeling (tlt/models/lvvit.py, for `aux_head`).
+
+Names only: here all weights run in the official model. PaddleViT runs the official weights with LayerNorm eps 1e-6 in
+place of 1e-5, and mmpretrain 1.x scales its token transformers by head_dim^-0.5 whatever scale it is given.
 """
 
 from __future__ import annotations
