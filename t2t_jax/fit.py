@@ -211,4 +211,5 @@ def _adapt_soft_split(weights: Arrays, own: Mapping[str, Any]) -> dict[str, str]
     else:
         fitted = _repeat(scale, new), _repeat(shift, new), _adapt(weight, new)
     weights |= {name: value.reshape(own[name].shape) for name, value in zip(names, fitted, strict=True)}
-    return dict.fromkeys(names, _how(old, new))
+    norm = f"{old} -> {new} channels ({'taken into the next layer' if new == 1 else 'repeated'})"
+    return {names[0]: norm, names[1]: norm, names[2]: _how(old, new)}

@@ -148,7 +148,7 @@ def adapt_in_chans(weights: StateDict, own: Mapping[str, Tensor]) -> dict[str, s
 
     As timm's `adapt_input_conv`: one channel gets the sum over the old ones, so that a grey image gives what it gave as
     three equal channels; more channels repeat the old ones in turn, scaled by old / new, so that an image whose
-    channels are repeated whole (3 -> 6) gives what it gave.
+    channels are repeated whole (3 -> 6) gives what it gave. (Other numbers, 3 -> 4, are timm's approximation.)
 
     After a soft split both stay exact although a LayerNorm stands before the linear layer: repeated features have the
     same mean and variance as one of each. For one channel the norm's scale and shift, which differ between the
@@ -208,7 +208,8 @@ def _adapt_soft_split(weights: StateDict, own: Mapping[str, Tensor]) -> dict[str
     for name, value in zip(names, fitted, strict=True):
         dtype = torch.promote_types(weights[name].dtype, own[name].dtype)
         weights[name] = value.reshape(own[name].shape).to(dtype)
-    return dict.fromkeys(names, _how(old, new))
+    norm = f"{old} -> {new} channels ({'taken into the next layer' if new == 1 else 'repeated'})"
+    return {names[0]: norm, names[1]: norm, names[2]: _how(old, new)}
 
 
 # ---- everything else ----
