@@ -87,6 +87,7 @@ MIRROR = (
     "t2t_vit_ghost",
     "vit",
     "registry",
+    "fit",
 )
 TORCH_LAYERS = {"Linear", "LayerNorm", "Conv", "Dropout", "GELU", "Identity", "Sequential", "Unfold", "Activation"}
 """Written in t2t_jax/layers.py so that they mean what PyTorch's own mean, with what flax lacks."""
@@ -112,7 +113,7 @@ def test_mirror_files_hold_the_same_classes(file: str):
         for package in ("t2t_torch", "t2t_jax")
     ]
     assert functions[0] - functions[1] <= {"init_weights"}
-    assert functions[1] - functions[0] <= {"trunc_normal", "symmetric_uniform"}
+    assert functions[1] - functions[0] <= {"trunc_normal", "symmetric_uniform", "cubic_weights"}
 
 
 @pytest.mark.parametrize("file", MIRROR)

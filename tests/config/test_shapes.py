@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from t2t_config.shapes import SOFT_SPLITS, drop_path_rates, patch_grid, soft_split_grids, to_pair
+from t2t_config.shapes import (
+    SOFT_SPLITS,
+    drop_path_rates,
+    patch_grid,
+    saved_grid,
+    sizes_of,
+    soft_split_grids,
+    to_pair,
+    token_grid,
+)
+from t2t_torch import create_model
 
 
 def windows(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -42,3 +52,40 @@ def test_drop_path_rates_grow_linearly():
 def test_to_pair():
     assert to_pair(224) == (224, 224)
     assert to_pair((224, 160)) == (224, 160)
+
+
+def test_token_grid_is_what_the_models_have():
+    for img_size in (224, (37, 90)):
+        assert token_grid(img_size) == create_model("t2t_vit_micro", img_size=img_size).grid_size
+        assert token_grid(img_size, 16) == create_model("deit_tiny_patch16_224", depth=1, img_size=img_size).grid_size
+
+
+def test_saved_grid_believes_only_what_agrees():
+    assert saved_grid((288, 160), 18 * 10) == saved_grid([288, 160], 18 * 10) == (18, 10)
+    assert saved_grid(224, 196, 16) == (14, 14)
+    for img_size in (224, (288, 161, 3), (288, 176), "288", None, 1):
+        assert saved_grid(img_size, 18 * 10) is None
+
+
+SIZES = {"img_size": 48, "in_chans": 2, "num_classes": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("t2t_vit_micro", {}),
+        ("t2t_vit_micro", {"tokens_type": "transformer", "aux_head": True}),
+        ("t2t_vit_micro", {"tokens_type": "convolution"}),
+        ("deit_tiny_distilled_patch16_224", {"depth": 1}),
+        ("t2t_vit_micro", {"num_classes": 0}),
+    ],
+)
+def test_sizes_of_a_model_by_its_shapes(name: str, arguments: dict[str, object]):
+    state = create_model(name, **{**SIZES, **arguments}).state_dict()
+    expected = {**SIZES, **{key: arguments[key] for key in ("aux_head", "num_classes") if key in arguments}}
+    assert sizes_of({key: value.shape for key, value in state.items()}) == expected
+
+
+def test_sizes_of_what_is_not_square_leave_the_image_open():
+    state = create_model("t2t_vit_micro", img_size=(32, 48)).state_dict()
+    assert "img_size" not in sizes_of({key: value.shape for key, value in state.items()})

@@ -94,6 +94,22 @@ def test_reset_classifier():
     assert not net.head.bias[...].any()
 
 
+def test_token_labeling_gives_both_heads_in_training_and_their_sum_after():
+    net, x = model(aux_head=True, performer_drop_rate=0.0), normal(2, 32, 32, 3)
+    tokens = net.forward_features(x)
+    net.train()
+    logits, token_logits = net(x, nnx.Rngs(dropout=0))
+    np.testing.assert_array_equal(logits, net.head(tokens[:, 0]))
+    np.testing.assert_array_equal(token_logits, net.aux_head(tokens[:, 1:]))
+    net.eval()
+    np.testing.assert_array_equal(net(x), logits + 0.5 * token_logits.max(axis=1))
+    assert net.get_classifier() == (net.head, net.aux_head)
+    net.reset_classifier(4, rngs=nnx.Rngs(0))
+    assert net(x).shape == (2, 4)
+    net.reset_classifier(0, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(net(x), tokens[:, 0])
+
+
 def test_positions_are_the_sinusoid_table_and_are_added():
     net, x = model(), normal(1, 32, 32, 3)
     np.testing.assert_array_equal(net.pos_embed[...], get_sinusoid_encoding(5, 64))

@@ -63,6 +63,19 @@ def test_dtypes_are_kept(tmp_path: Path, dtype: torch.dtype, ending: str):
         assert torch.equal(value, model().to(dtype).state_dict()[key])
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_head_of_token_labeling_goes_along(tmp_path: Path, ending: str):
+    source = model(aux_head=True)
+    torch.save({"state_dict_ema": source.state_dict()}, tmp_path / "source.pth.tar")
+    convert(tmp_path / "source.pth.tar", tmp_path / ending, NAME)
+    assert saved_sizes(tmp_path / ending) == SIZES | {"aux_head": True}
+    (tmp_path / "then").mkdir()
+    convert(tmp_path / ending, tmp_path / "then" / "back.pth", NAME)
+    back = t2t_torch.read_state_dict(tmp_path / "then" / "back.pth")
+    assert back.keys() == source.state_dict().keys()
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in back.items())
+
+
 def test_an_orbax_folder_names_its_model(tmp_path: Path, source: Path):
     convert(source, tmp_path / "folder", NAME)
     saved = load_model_state(tmp_path / "folder")

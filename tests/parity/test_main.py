@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,6 +131,61 @@ def test_convert_and_back(tmp_path: Path, checkpoint: Path, capsys: pytest.Captu
     ours, theirs = (t2t_torch.read_state_dict(tmp_path / name) for name in ("m.pth", "back.pth.tar"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+BAD = {
+    "malicious": (".pth", "would run code"),
+    "malicious pickle": (".pdparams", "would run code"),
+    "truncated": (".pth", "truncated"),
+    "truncated safetensors": (".safetensors", "truncated"),
+    "zip bomb": (".pth.tar", "unpacks to"),
+    "half the keys": (".pth", "missing"),
+    "wrong variant": (".pth", "looks like t2t_vit_tiny"),
+    "foreign names": (".pth", "like none of list_models()"),
+}
+
+
+class Malicious:
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def write_bad(kind: str, path: Path, trace: Path) -> None:
+    name = "t2t_vit_tiny" if kind == "wrong variant" else "t2t_vit_micro"
+    state = t2t_torch.create_model(name, img_size=32, num_classes=10).state_dict()
+    if kind == "malicious":
+        torch.save({"state_dict": state, "args": Malicious(trace)}, path)
+    elif kind == "malicious pickle":
+        path.write_bytes(pickle.dumps({"head.weight": Malicious(trace)}))
+    elif kind == "half the keys":
+        torch.save(dict(list(state.items())[::2]), path)
+    elif kind == "foreign names":
+        torch.save({f"net.{name}": value for name, value in state.items()}, path)
+    else:
+        t2t_torch.save_checkpoint(state, path)
+    if kind.startswith("truncated"):
+        path.write_bytes(path.read_bytes()[:-200])
+    if kind == "zip bomb":
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("bomb", bytes(64 << 20))
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_refused_in_one_line_and_nothing_is_written(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+):
+    suffix, complains_of = BAD[kind]
+    source = tmp_path / f"bad{suffix}"
+    write_bad(kind, source, tmp_path / "trace")
+    for target in ("out.pth", "out.safetensors", "folder"):
+        assert run("convert", source, tmp_path / target, "--model", "t2t_vit_micro") == 2
+        line = complaint(capsys)
+        assert source.name in line
+        assert complains_of in line
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 def test_convert_of_another_models_weights_writes_nothing(

@@ -63,7 +63,8 @@ def test_every_layer_of_vit_and_deit(name: str, arguments: dict[str, Any]):
 @pytest.mark.parametrize("tokens_type", ["performer", "transformer", "convolution"])
 def test_gradients_and_training_mode(tokens_type: str):
     rates = {"drop_rate": 0.1, "attn_drop_rate": 0.2, "drop_path_rate": 0.3}
-    prove("t2t_vit_micro", level="train", tokens_type=tokens_type, depth=1, **rates)
+    aux_head = tokens_type == "transformer"  # token labeling's pair of outputs
+    prove("t2t_vit_micro", level="train", tokens_type=tokens_type, depth=1, aux_head=aux_head, **rates)
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_16_ghost", "t2t_vit_14_resnext"])

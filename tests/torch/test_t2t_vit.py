@@ -146,6 +146,22 @@ def test_reset_classifier(name: str):
     assert net.head.bias.abs().max() == 0
 
 
+def test_token_labeling_gives_both_heads_in_training_and_their_sum_after():
+    """logits + 0.5 * max over tokens (TokenLabeling, tlt/models/lvvit.py)."""
+    net, x = model(aux_head=True, performer_drop_rate=0.0), images(2, 3, 32, 32)
+    tokens = net.forward_features(x)
+    logits, token_logits = net.train()(x)
+    assert torch.equal(logits, net.head(tokens[:, 0]))
+    assert torch.equal(token_logits, net.aux_head(tokens[:, 1:]))
+    assert torch.equal(net.eval()(x), logits + 0.5 * token_logits.max(dim=1).values)
+    assert net.get_classifier() == (net.head, net.aux_head)
+    net.reset_classifier(4)
+    assert net(x).shape == (2, 4)
+    net.reset_classifier(0)
+    assert torch.equal(net(x), tokens[:, 0])
+    assert model().aux_head is None
+
+
 def test_positions_are_added():
     net = model()
     x = images(1, 3, 32, 32)
