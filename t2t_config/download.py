@@ -115,7 +115,7 @@ def _complete(url: str, path: Path, part: IO[bytes], num_bytes: int | None, sha2
             break
         except _BrokenError as error:
             reason = str(error)
-        attempt = 1 if os.fstat(part.fileno()).st_size > before else attempt + 1
+        attempt = 0 if os.fstat(part.fileno()).st_size > before else attempt + 1
         time.sleep(PAUSE * 2 ** (attempt - 1) if attempt < ATTEMPTS else 0)
     else:
         have = os.fstat(part.fileno()).st_size
