@@ -7,21 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import ml_dtypes
-import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from t2t_config.hub import WEIGHTS, differences, fetch, read_metadata, upload, write_folder
-from t2t_config.metadata import ARGUMENTS, create_arguments, describe_model, to_text
+from t2t_config.metadata import create_arguments, describe_model, to_text
+from t2t_jax.checkpoint import init_weights
 from t2t_jax.registry import create_model
-from t2t_jax.state import load_arrays, model_arrays
-
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""Of weights, by safetensors' names."""
+from t2t_jax.state import model_arrays
+from t2t_jax.torch_file import save_safetensors
 
 
 def save_pretrained(model: nnx.Module, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
@@ -45,7 +40,7 @@ def _save(model: nnx.Module, folder: str | Path, metadata: Mapping[str, Any] | N
     problems = differences(_shapes(model), _shapes(like))
     if problems:
         raise ValueError(f"the model is no {facts['model']} any more: {problems}")
-    write_folder(folder, facts, lambda path: save_safetensors(model, path, metadata=to_text(facts)), where)
+    write_folder(folder, facts, lambda path: save_safetensors(model_arrays(model), path, to_text(facts)), where)
 
 
 def _shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -93,79 +88,18 @@ def from_pretrained(
 ) -> nnx.Module:
     """The model of a hub id or of a folder, with its weights, in evaluation mode and in `param_dtype` (float32).
 
-    PyTorch is needed only where `arguments` ask for other sizes than the saved ones.
-
     Args:
         repo_or_folder: a folder, else the id of a model on the hub.
         revision, cache_dir, token: as of huggingface_hub; not for folders.
-        arguments: of `create_model`, in place of the saved ones; other sizes are fitted (see `load_pretrained`).
+        arguments: of `create_model`, in place of the saved ones; other sizes are fitted (see `init_weights`).
 
     Raises:
         FileNotFoundError, ValueError: no such model, damaged files, or sizes that cannot be fitted.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    saved = create_arguments(read_metadata(folder))
-    model = create_model(**{**saved, **arguments})
-    if all(arguments.get(name) in (None, saved.get(name)) for name in ARGUMENTS):
-        load_safetensors(model, folder / WEIGHTS)
-    else:
-        source_grid = cast(Any, nnx.eval_shape(lambda: create_model(**saved))).grid_size
-        load_pretrained(model, folder / WEIGHTS, source_grid=source_grid)
+    model = create_model(**{**create_arguments(read_metadata(folder)), **arguments})
+    init_weights(model, folder / WEIGHTS)
     return model
-
-
-def load_pretrained(model: nnx.Module, path: str | Path, *, source_grid: tuple[int, int] | None = None) -> None:
-    """Fills `model` (of `create_model`) from a PyTorch file, in place, through its PyTorch twin.
-
-    The twin's `load_checkpoint` reads every layout and fits other sizes; what the file does not fill, such as a head
-    for other classes, keeps the values it has.
-
-    Raises:
-        FileNotFoundError, ValueError: as `t2t_torch.load_checkpoint`, or PyTorch is not installed.
-    """
-    try:
-        import t2t_torch
-        from parity import jax_to_torch, torch_to_jax
-    except ImportError as error:
-        raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
-    twin = t2t_torch.create_model(**create_arguments(describe_model(model)))
-    jax_to_torch(model, twin, cast=True)
-    t2t_torch.load_checkpoint(twin, path, source_grid=source_grid)
-    torch_to_jax(twin, model, cast=True)
-
-
-def save_safetensors(model: nnx.Module, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the weights of `model` under PyTorch's names and in its layouts, in their own dtypes; without PyTorch.
-
-    The file is written in place: see `save_pretrained` for the atomic way.
-    """
-    from parity.ledger import build_ledger, torch_arrays, torch_twin
-
-    arrays = {name: np.asarray(array) for name, array in model_arrays(model).items()}
-    tensors = torch_arrays(build_ledger(torch_twin(model), model), arrays)
-    safetensors.numpy.save_file(tensors, path, dict(metadata or {}))
-
-
-def load_safetensors(model: nnx.Module, path: str | Path) -> None:
-    """Fills `model` from a file in PyTorch's names and layouts, in place and in its own dtypes; without PyTorch.
-
-    Raises:
-        ValueError: damaged, or weights of another model or size; `model` is untouched.
-    """
-    from parity.ledger import build_ledger, jax_arrays
-
-    try:
-        content = safetensors.deserialize(Path(path).read_bytes())
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({error}): get it again") from error
-    tensors = {
-        name: np.frombuffer(found["data"], DTYPES[found["dtype"]]).reshape(found["shape"]) for name, found in content
-    }
-    try:
-        arrays = jax_arrays(build_ledger(tensors, model), tensors)
-    except ValueError as error:
-        raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}") from None
-    load_arrays(model, arrays)
 
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]

@@ -41,7 +41,7 @@ def create_model(
         name: one of `list_models()`.
         pretrained: fill it with published weights: True for the model's default, or a tag of
             `t2t_config.PRETRAINED[name]`. Downloaded once; sizes that differ from the file's are fitted
-            (see `load_checkpoint`).
+            (see `init_weights`).
         img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384), or
             that of the published weights.
         in_chans: channels of the images.
@@ -80,9 +80,9 @@ def create_model(
     model.spec = ModelSpec.of(name, overrides)
     model.eval()
     if pretrained:
-        from t2t_jax.hub import load_pretrained  # which needs create_model
+        from t2t_jax.checkpoint import init_weights
 
-        load_pretrained(model, published.download())
+        init_weights(model, published.download())
     return model
 
 

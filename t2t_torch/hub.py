@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,11 +93,8 @@ def from_pretrained(
         FileNotFoundError, ValueError: no such model, damaged files, or sizes that cannot be fitted.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    saved = create_arguments(read_metadata(folder))
-    model = create_model(**{**saved, **arguments})
-    with torch.device("meta"):
-        source_grid = cast(Any, create_model(**saved)).grid_size
-    load_checkpoint(model, folder / WEIGHTS, source_grid=source_grid)
+    model = create_model(**{**create_arguments(read_metadata(folder)), **arguments})
+    load_checkpoint(model, folder / WEIGHTS)
     return model.eval()
 
 
