@@ -159,7 +159,7 @@ def _with_tensors(content: Any, depth: int = 2) -> Any:
     """A state dict, or a dictionary of them, with tensors in place of arrays."""
     if isinstance(content, Array):
         array = content.numpy
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy: the bytes are read-only
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))  # a copy: bytes are read-only
     if isinstance(content, dict) and depth:
         return {key: _with_tensors(value, depth - 1) for key, value in content.items() if key != PADDLE_NAMES}
     return _with_tensors(content[1]) if _is_named_array(content) else content

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,42 +89,6 @@ def test_use_ema_picks(tmp_path: Path):
 # ---- another image size ----
 
 
-def cubic_weights(size: int, new_size: int) -> np.ndarray:
-    """(new_size, size) matrix of cubic convolution, a = -0.75, half-pixel centres, edges repeated (Keys 1981)."""
-    a, matrix = -0.75, np.zeros((new_size, size))
-    for i in range(new_size):
-        centre = (i + 0.5) * size / new_size - 0.5
-        for j in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
-            d = abs(centre - j)
-            near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-            far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-            matrix[i, min(max(j, 0), size - 1)] += near if d <= 1 else far
-    return matrix
-
-
-@pytest.mark.parametrize("grid", [(4, 6), (14, 14), (3, 2), (18, 10)])
-@pytest.mark.parametrize("prefix", [1, 2])
-def test_resize_is_bicubic_and_keeps_the_first_tokens(grid: tuple[int, int], prefix: int):
-    table = torch.randn(1, prefix + 5 * 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    resized = resize_pos_embed(table, (5, 7), grid, num_prefix_tokens=prefix)
-    assert torch.equal(resized[:, :prefix], table[:, :prefix])
-    image = table[0, prefix:].numpy().reshape(5, 7, 3)
-    expected = np.einsum("yh,xw,hwc->yxc", cubic_weights(5, grid[0]), cubic_weights(7, grid[1]), image)
-    assert rel_f(resized[0, prefix:], expected.reshape(-1, 3)) <= 1e-13
-
-
-def test_resize_needs_the_right_grid():
-    with pytest.raises(ValueError, match=r"\(1, 17, 3\) does not hold 1 \+ 3x5 tokens"):
-        resize_pos_embed(torch.zeros(1, 17, 3), (3, 5), (4, 4))
-
-
-def test_resize_never_computes_below_float32():
-    table = torch.randn(1, 17, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    resized = resize_pos_embed(table, (4, 4), (7, 7))
-    assert resized.dtype == torch.bfloat16
-    assert torch.equal(resized, resize_pos_embed(table.float(), (4, 4), (7, 7)).bfloat16())
-
-
 @pytest.mark.parametrize("make", [micro, vit])
 @pytest.mark.parametrize("img_size", [64, (48, 80)])
 def test_load_for_another_image_size(tmp_path: Path, make, img_size: int | tuple[int, int]):
@@ -171,6 +134,55 @@ def test_as_many_tokens_on_another_grid(tmp_path: Path):
     assert load_checkpoint(model, path, source_grid=(2, 3)).resized == {"pos_embed": "2x3 -> 3x2 (bicubic)"}
 
 
+def test_the_grid_that_the_file_tells(tmp_path: Path):
+    """Metadata give the img_size of a table that is for no square, or for another with as many tokens."""
+    source = micro(img_size=(32, 48))
+    save_checkpoint(source, tmp_path / "w.pth", metadata={"img_size": "(32, 48)"})
+    for size, grid in (64, (4, 4)), ((48, 32), (3, 2)):
+        model = micro(1, img_size=size)
+        report = load_checkpoint(model, tmp_path / "w.pth")
+        assert report.resized == {"pos_embed": f"2x3 -> {grid[0]}x{grid[1]} (bicubic)"}
+        assert torch.equal(model.pos_embed, resize_pos_embed(source.pos_embed.detach(), (2, 3), grid))
+
+
+@pytest.mark.parametrize("text", ["(32, 64)", "32, 48, 3", "big", "None", "-7", "[[]]"])
+def test_an_img_size_that_the_table_belies_is_not_believed(tmp_path: Path, text: str):
+    source = micro(img_size=(32, 48))
+    save_checkpoint(source, tmp_path / "w.pth", metadata={"img_size": text})
+    assert load_checkpoint(micro(1, img_size=(48, 32)), tmp_path / "w.pth").resized == {}
+
+
+# ---- other channels (what is done: test_fit.py) ----
+
+
+@pytest.mark.parametrize("tokens_type", ["performer", "transformer", "convolution"])
+def test_another_number_of_channels(tmp_path: Path, tokens_type: str):
+    source = micro(tokens_type=tokens_type)
+    model = micro(1, tokens_type=tokens_type, in_chans=4)
+    report = load_checkpoint(model, write(source.state_dict(), tmp_path))
+    layers = {"performer": "kqv", "transformer": "attn.qkv"}
+    linear = [f"attention1.{layers.get(tokens_type)}.weight", "attention1.norm1.weight", "attention1.norm1.bias"]
+    names = ["soft_split0.weight"] if tokens_type == "convolution" else linear
+    assert report.resized == {f"tokens_to_token.{name}": "3 -> 4 channels (repeated, times 3/4)" for name in names}
+    assert f"resized: tokens_to_token.{names[0]} 3 -> 4 channels" in str(report)
+    assert (report.left_out, report.missing) == ((), ())
+    rest = {name: value for name, value in model.state_dict().items() if name not in report.resized}
+    assert_equal(rest, {name: value for name, value in source.state_dict().items() if name not in report.resized})
+
+
+def test_everything_at_once(tmp_path: Path):
+    model = micro(1, img_size=(48, 80), in_chans=1, num_classes=7)
+    report = load_checkpoint(model, write(micro().state_dict(), tmp_path))
+    assert report.resized.keys() == {
+        "pos_embed",
+        "tokens_to_token.attention1.kqv.weight",
+        "tokens_to_token.attention1.norm1.weight",
+        "tokens_to_token.attention1.norm1.bias",
+    }
+    assert report.left_out == report.missing == ("head.weight", "head.bias")
+    assert set(report.loaded) | set(report.missing) == set(model.state_dict())
+
+
 # ---- other classes ----
 
 
@@ -190,6 +202,20 @@ def test_both_heads_of_a_distilled_model(tmp_path: Path):
     model = vit(1, num_classes=7)
     report = load_checkpoint(model, write(vit(0).state_dict(), tmp_path))
     assert report.left_out == ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
+
+
+def test_the_second_head_of_token_labeling(tmp_path: Path):
+    source, plain, other = micro(aux_head=True), micro(1), micro(1, aux_head=True, num_classes=7)
+    path = write(source.state_dict(), tmp_path)
+    report = load_checkpoint(plain, path)
+    assert (report.layout, report.left_out) == ("token labeling", ("aux_head.weight", "aux_head.bias"))
+    report = load_checkpoint(other, path)
+    assert report.left_out == ("head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
+    model = micro(2, aux_head=True)
+    assert load_checkpoint(model, path).left_out == ()
+    assert_equal(model.state_dict(), source.state_dict())
+    report = load_checkpoint(model, write(plain.state_dict(), tmp_path))
+    assert (report.layout, report.missing) == ("official", ("aux_head.weight", "aux_head.bias"))
 
 
 def test_features_only(tmp_path: Path):
@@ -264,11 +290,6 @@ def test_half_the_names_missing(tmp_path: Path):
 def test_one_unexpected_name(tmp_path: Path):
     weights = snapshot(micro()) | {"extra.weight": torch.zeros(2)}
     assert "1 unexpected (extra.weight)" in refusal(micro(1), write(weights, tmp_path))
-
-
-def test_other_channels(tmp_path: Path):
-    message = refusal(micro(in_chans=1), write(micro().state_dict(), tmp_path))
-    assert "tokens_to_token.attention1.kqv.weight (48, 147) in place of (48, 49)" in message
 
 
 def test_unreadable_file_leaves_the_model(tmp_path: Path):

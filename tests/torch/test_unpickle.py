@@ -1,0 +1,237 @@
+"""Pickles: nothing of theirs is run, and no small file fills the memory."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import time
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from t2t_torch.checkpoint_file import read_checkpoint, read_state_dict
+from t2t_torch.unpickle import MAX_EXPANSION, read_pickle
+from tests import foreign
+
+WEIGHTS = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([1.0, 2.0])}
+
+
+def refusal(path: Path) -> str:
+    """The message of the ValueError: one line that names the file."""
+    with pytest.raises(ValueError, match=path.name) as error:
+        read_state_dict(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+    return str(error.value)
+
+
+# ---- files that would fill the memory ----
+
+
+def zip_bomb(path: Path, member: str, size: int) -> None:
+    """A file of torch.save with a member in it that is `size` zeros, compressed a thousandfold."""
+    torch.save(WEIGHTS, path)
+    block = bytes(1 << 20)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open(f"{path.stem}/{member}", "w") as out:
+        for _ in range(size // len(block)):
+            out.write(block)
+
+
+@pytest.mark.parametrize("member", ["data/99", "data.pkl", "readme"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path: Path, member: str, monkeypatch: pytest.MonkeyPatch):
+    zip_bomb(tmp_path / "bomb.pth", member, size=64 << 20)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was read"))
+    message = refusal(tmp_path / "bomb.pth")
+    assert "unpacks to 67,1" in message
+    assert "refused" in message
+
+
+def test_a_bomb_of_overlapping_members(tmp_path: Path):
+    """A directory that names the same bytes many times (Fifield 2019)."""
+    path = tmp_path / "bomb.pth"
+    torch.save({"x": torch.zeros(25_000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        whole = max(archive.infolist(), key=lambda info: info.file_size)
+        archive.filelist += [whole] * 100
+        archive._didModify = True  # so that the directory is written anew
+    assert "unpacks to" in refusal(path)
+
+
+def test_a_file_that_is_compressed_a_little_is_read(tmp_path: Path):
+    torch.save({"x": torch.zeros(1000), "y": torch.rand(1000)}, tmp_path / "stored.pth")
+    with zipfile.ZipFile(tmp_path / "stored.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "w.pth").stat().st_size < (tmp_path / "stored.pth").stat().st_size
+    assert torch.equal(read_state_dict(tmp_path / "w.pth")["x"], torch.zeros(1000))
+
+
+@pytest.mark.parametrize("save", [foreign.save_zip, foreign.save_legacy])
+def test_one_number_as_a_huge_tensor(tmp_path: Path, save: Any):
+    """Strides of zero: a view of any shape of four bytes."""
+    save({"pos_embed": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "w.pth")
+    assert "unpacks to 4,000,000,000,000 bytes" in refusal(tmp_path / "w.pth")
+
+
+def test_a_legacy_file_that_declares_a_huge_storage(tmp_path: Path):
+    foreign.save_legacy({"x": torch.zeros(1234567)}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    size = (1234567).to_bytes(4, "little")
+    assert content.count(b"J" + size) >= 2  # of the storage and of the tensor
+    (tmp_path / "w.pth").write_bytes(content.replace(b"J" + size, b"J" + (2**31 - 1).to_bytes(4, "little"))[:5000])
+    start = time.perf_counter()
+    assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
+    assert time.perf_counter() - start < 5
+
+
+def test_the_same_array_many_times(tmp_path: Path):
+    """pickle remembers: many names, one memory; as tensors they would all be copies."""
+    array = np.zeros(100_000, np.float32)
+    foreign.save_paddle({f"x{i}": array for i in range(100)}, tmp_path / "w.pdparams")
+    assert (tmp_path / "w.pdparams").stat().st_size < 500_000
+    assert "unpacks to 40,000,000 bytes" in refusal(tmp_path / "w.pdparams")
+
+
+def test_the_same_text_encoded_many_times(tmp_path: Path):
+    """Protocol 2 keeps bytes as text, to be encoded when read: again for every use, if somebody wants so."""
+    call = b"c_codecs\nencode\nq\x01"
+    text = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"q\x02"
+    uses = b"h\x01h\x02X\x06\x00\x00\x00latin1\x86R" * 5000
+    (tmp_path / "w.pdparams").write_bytes(b"\x80\x02(" + call + text + uses + b"l.")
+    assert "truncated, corrupt" in refusal(tmp_path / "w.pdparams")
+
+
+# ---- files that would run code ----
+
+
+class Malicious:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_malicious_paddle_file(tmp_path: Path, protocol: int):
+    content = {"head.weight": np.zeros((2, 3), np.float32), "x": Malicious(tmp_path / "trace")}
+    foreign.save_paddle(content, tmp_path / "w.pdparams", protocol)
+    assert "would run code" in refusal(tmp_path / "w.pdparams")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("builtins eval", "('1')"),
+        ("builtins getattr", "('a', 'b')"),
+        ("numpy fromfile", "('/etc/passwd')"),
+        ("numpy load", "('x')"),
+        ("numpy.lib.npyio load", "('x')"),
+        ("torch load", "('x')"),
+        ("operator attrgetter", "('x')"),
+        ("argparse FileType", "('w')"),
+        ("argparse Namespace.__init__.__globals__", "('x')"),
+    ],
+)
+def test_anything_that_is_not_listed(tmp_path: Path, function: str, arguments: str):
+    module, name = function.split()
+    (tmp_path / "w.pth").write_bytes(f"c{module}\n{name}\n(S{arguments[1:-1].split(',')[0]}\ntR.".encode())
+    assert f"would run code when loaded ({module}.{name})" in refusal(tmp_path / "w.pth")
+
+
+def test_a_dotted_name_does_not_reach_inside(tmp_path: Path):
+    """STACK_GLOBAL may name attributes of attributes."""
+    parts = [b"argparse", b"Namespace.__init__"]
+    texts = b"".join(b"\x8c" + bytes([len(part)]) + part for part in parts)
+    (tmp_path / "w.pth").write_bytes(b"\x80\x04" + texts + b"\x93.")
+    assert "would run code when loaded (argparse.Namespace.__init__)" in refusal(tmp_path / "w.pth")
+
+
+# ---- numpy's pickles ----
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2", "<i8", "|u1", "|b1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_keep_every_bit(tmp_path: Path, protocol: int, dtype: str, order: Any):
+    array = np.asarray(np.random.RandomState(0).standard_normal((3, 5)) * 100, order=order).astype(dtype)
+    foreign.save_paddle({"x": array}, tmp_path / "w.pdparams", protocol)
+    loaded = read_pickle(tmp_path / "w.pdparams")
+    assert loaded["x"].is_contiguous()
+    np.testing.assert_array_equal(loaded["x"].numpy(), array)
+    assert loaded["x"].numpy().dtype == array.dtype.newbyteorder("=")
+
+
+def test_files_of_numpy_1(tmp_path: Path):
+    foreign.save_paddle({"x": np.ones(3, np.float32)}, tmp_path / "w.pdparams", protocol=2)
+    content = (tmp_path / "w.pdparams").read_bytes()
+    assert b"numpy._core.multiarray" in content
+    (tmp_path / "w.pdparams").write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert torch.equal(read_state_dict(tmp_path / "w.pdparams")["x"], torch.ones(3))
+
+
+@pytest.mark.parametrize("array", [np.array([{}]), np.array(["a"]), np.zeros(1, "c8"), np.zeros(1, "f4,f4")])
+def test_arrays_that_are_no_weights(tmp_path: Path, array: np.ndarray):
+    foreign.save_paddle({"x": array}, tmp_path / "w.pdparams")
+    assert "truncated, corrupt" in refusal(tmp_path / "w.pdparams")
+
+
+def test_paddles_training_files(tmp_path: Path):
+    """Nested tensors are pickled as (name, array); `model_ema` is taken like everybody's."""
+
+    class Tensor:
+        def __init__(self, name: str, value: float) -> None:
+            self.name, self.value = name, np.full((2, 3), value, np.float32)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return tuple, ((self.name, self.value),)
+
+    content = {"model": {"a": Tensor("p_0", 1.0)}, "model_ema": {"a": Tensor("p_1", 2.0)}, "epoch": 3}
+    foreign.save_paddle(content, tmp_path / "w.pdparams")
+    checkpoint = read_checkpoint(tmp_path / "w.pdparams")
+    assert (checkpoint.entry, checkpoint.is_ema) == ("model_ema", True)
+    assert torch.equal(checkpoint.state_dict["a"], torch.full((2, 3), 2.0))
+    assert torch.equal(read_state_dict(tmp_path / "w.pdparams", use_ema=False)["a"], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_truncated_paddle_files(tmp_path: Path, protocol: int):
+    foreign.save_paddle({"a.weight": np.ones((4, 5), np.float32)}, tmp_path / "whole.pdparams", protocol)
+    content = (tmp_path / "whole.pdparams").read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut.pdparams").write_bytes(content[:length])
+        assert "truncated, corrupt" in refusal(tmp_path / "cut.pdparams")
+
+
+def test_numpy_scalars_beside_the_weights(tmp_path: Path):
+    """timm keeps metrics, which may be numpy's; torch.load alone refuses such a file."""
+    content = {
+        "state_dict": OrderedDict(WEIGHTS),
+        "metric": np.float64(81.5),
+        "metrics": OrderedDict(top1=np.float32(81.5), history=np.arange(3.0)),
+        "args": argparse.Namespace(lr=np.float64(5e-4), mean=(0.5,)),
+    }
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "w.pth", weights_only=True)
+    assert torch.equal(read_state_dict(tmp_path / "w.pth")["head.weight"], WEIGHTS["head.weight"])
+    assert read_pickle(tmp_path / "w.pth")["metric"] == 81.5
+
+
+def test_names_that_are_no_text(tmp_path: Path):
+    torch.save({0: torch.zeros(1)}, tmp_path / "w.pth")
+    assert "holds no state dict (0)" in refusal(tmp_path / "w.pth")
+
+
+def test_the_limit_leaves_room():
+    assert MAX_EXPANSION >= 2
