@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import t2t_torch
-from parity.formats import convert, load_into, parity_figures, saved_metadata, saved_sizes
-from parity.models import make_pair, power
+from parity.formats import convert, load_into, saved_metadata, saved_sizes
+from parity.models import power
 from t2t_config.metadata import describe, to_text
 from t2t_jax.checkpoint import load_model_state
 from tests.golden import golden
@@ -125,11 +126,12 @@ def test_the_authors_loader_finds_its_layout(tmp_path: Path):
 # ---- the figures of the check ----
 
 
-def test_models_that_differ_are_not_written_as_equal():
-    torch_model, jax_model = make_pair(NAME, **SIZES)
-    jax_model.blocks[0].attn.scale *= 1.01
+def test_models_that_differ_are_not_written_as_equal(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch):
+    different = SimpleNamespace(passed=False, verdict="DIFFERENT: first divergence: blocks.0.attn")
+    monkeypatch.setattr(sys.modules["parity.check"], "check", lambda *args, **options: different)
     with pytest.raises(ValueError, match=r"do not compute the same .*first divergence: blocks\.0\.attn"):
-        parity_figures(torch_model, jax_model)
+        convert(source, tmp_path / "folder", NAME, check=True)
+    assert nothing_else(tmp_path, "source.pth")
 
 
 # ---- what goes wrong leaves nothing behind ----
