@@ -103,7 +103,7 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 def ask(hub: FakeHub, code: str, home: Path) -> str:
-    """Output of a process of its own that runs `code` against `hub`; huggingface_hub reads its address when imported."""
+    """Output of a process of its own (huggingface_hub reads the hub's address when imported) that runs `code`."""
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(home), "no_proxy": "127.0.0.1"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

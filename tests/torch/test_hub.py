@@ -158,5 +158,6 @@ def test_to_the_hub_and_back(tmp_path: Path):
         assert hub.repos["me/micro"]["README.md"] == b"mine"
         assert json.loads(hub.repos["me/micro"]["config.json"])["metadata"]["metrics"] == {"top1": 1.0}
         assert hub.messages == ["first", "Upload model"]
-        assert refused.startswith("cannot push to me/micro (") and "401" in refused
+        assert refused.startswith("cannot push to me/micro (")
+        assert "401" in refused
         assert unknown.startswith("me/none is neither a folder nor a model that the hub gives (")
