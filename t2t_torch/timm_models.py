@@ -59,11 +59,8 @@ def _cfg(config: ModelConfig, published: Pretrained | None) -> dict[str, Any]:
 NAMES = tuple(name for name in MODELS if name.startswith("t2t_"))
 
 default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.{tag}" if tag else name: _cfg(MODELS[name], published)
-        for name in NAMES
-        for tag, published in (PRETRAINED.get(name) or {"": None}).items()
-    }
+    {f"{name}.{tag}": _cfg(MODELS[name], file) for name in NAMES for tag, file in PRETRAINED.get(name, {}).items()}
+    | {name: _cfg(MODELS[name], None) for name in NAMES if name not in PRETRAINED}
 )
 
 
