@@ -2,14 +2,18 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+TIMM = .venv-timm
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-timm lint clean
 
 demo: $(INSTALLED)  ## train on real images, carry the weights into PyTorch, prove both models equal
 	$(RUN) examples/demo.py
 
 test: $(INSTALLED)  ## the whole suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+test-timm: $(TIMM)/.installed  ## our models in timm's registry; timm needs torchvision, so in an environment of its own
+	OMP_NUM_THREADS=1 $(TIMM)/bin/python -m pytest tests/timm
 
 lint: $(INSTALLED)  ## style and types
 	$(RUN) -m ruff format --check .
@@ -21,5 +25,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(TIMM)/.installed: constraints-timm.txt
+	$(PYTHON) -m venv $(TIMM)
+	$(TIMM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-timm.txt \
+		torch torchvision timm safetensors pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(TIMM) demo

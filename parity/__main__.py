@@ -66,6 +66,8 @@ class Convert:
     """Classes, where the source does not tell."""
     raw: bool = False
     """Take the raw weights even where there is a moving average."""
+    check: bool = True
+    """Prove that both frameworks compute the same with these weights, and note the figures in the metadata."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,14 @@ def convert(options: Convert, console: Console) -> int:
     from parity.formats import convert as rewrite
 
     with console.status(f"converting {options.source}"):
-        ledger = rewrite(options.source, options.target, options.model, use_ema=not options.raw, **_sizes(options))
+        ledger = rewrite(
+            options.source,
+            options.target,
+            options.model,
+            use_ema=not options.raw,
+            check=options.check,
+            **_sizes(options),
+        )
     console.print(f"{options.target}: {len(ledger)} tensors of {options.model}, bit for bit")
     return cli.OK
 

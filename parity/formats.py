@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 from flax import nnx
 
@@ -74,33 +75,73 @@ def saved_sizes(path: str | Path) -> dict[str, Any]:
     return {key: value for key, value in saved_metadata(path).items() if key in SIZES}
 
 
-def convert(source: str | Path, target: str | Path, name: str, *, use_ema: bool = True, **sizes: Any) -> Ledger:
+def convert(
+    source: str | Path, target: str | Path, name: str, *, use_ema: bool = True, check: bool = False, **sizes: Any
+) -> Ledger:
     """Rewrites the weights of our model `name` from one format into another, bit for bit, atomically.
 
     The target's format follows from its name: `.pth`, `.pth.tar`, `.pt`, `.bin` (official layout), `.safetensors`,
-    anything else an Orbax folder. `sizes` (img_size, in_chans, num_classes) win over what the source tells.
+    anything else an Orbax folder. The metadata go along (see `t2t_config.metadata`).
+
+    Args:
+        source, target: file or folder.
+        name: of the model.
+        use_ema: prefer the moving average where there is one.
+        check: prove that both frameworks compute the same with these weights, and note the figures as `parity`.
+        sizes: arguments of `create_model`, which win over what the source tells.
 
     Returns:
         The ledger of every tensor.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_into`; or the target cannot be written. Nothing is written then.
+        ValueError, FileNotFoundError: see `load_into`; or the check fails; or the target cannot be written. Nothing is
+            written then.
     """
     import t2t_jax
     import t2t_torch
+    from t2t_config.metadata import describe_model, to_text
     from t2t_jax.checkpoint import save_model
 
     known = saved_metadata(source)
     asked = {key: value for key, value in sizes.items() if value is not None}
-    sizes = {**{key: known[key] for key in SIZES if key in known}, **asked}
+    sizes = {**{key: known[key] for key in SIZES if key in known}, **(known.get("overrides") or {}), **asked}
     torch_model = t2t_torch.create_model(name, **sizes)
     load_into(torch_model, source, name, use_ema=use_ema, **sizes)
     jax_model: nnx.Module = nnx.eval_shape(lambda: t2t_jax.create_model(name, **sizes))
     with jax.enable_x64(True):  # so that float64 weights keep their bits
         ledger = torch_to_jax(torch_model, jax_model)
-    metadata = {**known, "model": name, **sizes}
+    metadata = describe_model(torch_model, {key: value for key, value in known.items() if key != "model"})
+    if check:
+        metadata["parity"] = parity_figures(torch_model, jax_model)
     if Path(target).suffix in TORCH_SUFFIXES:
-        t2t_torch.save_checkpoint(torch_model, target, metadata={key: str(value) for key, value in metadata.items()})
+        t2t_torch.save_checkpoint(torch_model, target, metadata=to_text(metadata))
     else:
         save_model(target, jax_model, metadata)
     return ledger
+
+
+def parity_figures(torch_model: Any, jax_model: nnx.Module) -> dict[str, Any]:
+    """What a forward check of one random image finds: the worst relative Frobenius errors, and under which versions.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    from parity.check import check
+    from parity.environment import fingerprint
+
+    image = np.random.RandomState(0).standard_normal((1, torch_model.in_chans, *torch_model.img_size))
+    report = check(torch_model, jax_model, image, level="forward")
+    if not report.passed:
+        raise ValueError(f"the two frameworks do not compute the same with these weights: {report.verdict}")
+
+    def worst(kind: str, precision: str) -> float:
+        return max(row.error for row in report.rows if (row.kind, row.precision) == (kind, precision))
+
+    figures: dict[str, Any] = {"verdict": report.verdict}
+    for precision in ("float64", "float32"):
+        figures |= {
+            f"worst layer, {precision}": worst("layer", precision),
+            f"logits, {precision}": worst("output", precision),
+        }
+    versions = fingerprint()["versions"]
+    return {**figures, "torch": versions["torch"], "jax": versions["jax"], "flax": versions["flax"]}

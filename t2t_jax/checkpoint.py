@@ -27,6 +27,7 @@ from flax import nnx
 from t2t_config.load_report import LoadReport
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
+from t2t_jax.replace import exchange
 from t2t_jax.state import load_arrays, model_arrays
 from t2t_jax.step import TrainState
 from t2t_jax.torch_file import Weights, read_torch_file
@@ -61,13 +62,14 @@ def save_model(
 
 
 def _write_folder(path: Path, items: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Writes a checkpoint in a scratch folder beside `path`, then renames it."""
+    """Writes a checkpoint in a scratch folder beside `path`, then puts it in its place in one step."""
     try:
         with _scratch_folder(path.parent) as scratch, _no_log():
             ocp.save_checkpointables(scratch / "new", dict(items), custom_metadata=dict(metadata))
             if path.exists():
-                path.rename(scratch / "old")
-            (scratch / "new").rename(path)
+                exchange(scratch / "new", path)
+            else:
+                (scratch / "new").rename(path)
     except Exception as error:  # a full disk raises OSError here, ValueError from tensorstore
         raise ValueError(f"cannot write {path} ({_reason(error)}): free space, or choose another folder") from error
 

@@ -129,6 +129,7 @@ def load_for_evaluation(options: Options) -> tuple[Any, Preprocess]:
     config: ModelConfig = model_config(name)
     how = Preprocess.of_model(config, known)
     overrides: dict[str, Any] = {"aux_head": True} if known.get("aux_head") else {}
+    overrides |= known.get("overrides") or {}
     model = create_model(
         name,
         img_size=how.img_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +9,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from t2t_config.layouts import to_official
+from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
 
 DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8"}
@@ -52,7 +53,7 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
         state = {name: _to_numpy(tensor) for name, tensor in found.state_dict.items()}
         texts, entry, is_ema, layout = found.metadata, found.entry, found.is_ema, found.layout
     metadata = sizes_of({name: array.shape for name, array in state.items()})
-    metadata |= {key: _parse(text) for key, text in texts.items()}
+    metadata |= from_text(texts)
     return Weights(from_torch(state), metadata, entry, is_ema, layout)
 
 
@@ -83,14 +84,6 @@ def _to_numpy(tensor: Any) -> np.ndarray:
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
-def _parse(text: str) -> Any:
-    """A Python literal, or the text itself: PyTorch files keep metadata as text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """An official state dict in this package's names and layouts.
 
@@ -106,3 +99,23 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             name, array = f"{path}.kernel", array.transpose(*range(2, array.ndim), 1, 0)
         arrays[name] = array
     return arrays
+
+
+def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`."""
+    state_dict = {}
+    for name, array in arrays.items():
+        path, _, leaf = name.rpartition(".")
+        array = np.asarray(array)
+        if leaf == "kernel":
+            array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+        name = f"{path}.weight" if leaf in ("kernel", "scale") else name
+        state_dict[name] = np.ascontiguousarray(array)
+    return state_dict
+
+
+def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays of a model (see `model_arrays`) as `t2t_torch.save_checkpoint` writes them: official names and
+    layouts, in their own dtypes. Needs no torch. The caller gives the file its final name when it is whole.
+    """
+    safetensors.numpy.save_file(to_torch(arrays), path, dict(metadata) if metadata else None)

@@ -66,7 +66,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _pick_entry(path, read_pickle(path), use_ema)
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else pick_entry(path, read_pickle(path), use_ema)
     try:
         state_dict, layout = to_official(found.state_dict)
     except ValueError as error:
@@ -84,7 +84,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(state_dict, metadata=metadata)
 
 
-def _pick_entry(path: Path, content: Any, use_ema: bool) -> Checkpoint:
+def pick_entry(path: str | Path, content: Any, use_ema: bool) -> Checkpoint:
+    """The weights in what a file (called `path` in errors) was loaded to, in its own names; see `read_checkpoint`."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, no state dict: save model.state_dict()")
     metadata = content["metadata"] if isinstance(content.get("metadata"), Mapping) else {}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 import t2t_torch
-from t2t_config import ALIASES, MODELS
+from t2t_config import ALIASES, MODELS, Pretrained
 from t2t_jax import create_model, list_models
+from t2t_jax.state import model_arrays
+from t2t_jax.torch_file import to_torch
+from tests.config.server import serve
 from tests.jax.helpers import abstract, variables
 
 
@@ -86,3 +94,37 @@ def test_in21k_head_layer_goes_with_other_classes():
     name = "vit_base_patch16_224_in21k"
     assert "pre_logits.fc.kernel" in variables(abstract(lambda: create_model(name)))
     assert "pre_logits.fc.kernel" not in variables(abstract(lambda: create_model(name, num_classes=10)))
+
+
+# ---- published weights, from a server on loopback in place of theirs ----
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """A release file of the micro model (32x32, 3 classes) in the authors' form, listed as its default."""
+    torch.manual_seed(0)
+    weights = t2t_torch.create_model("t2t_vit_micro", img_size=32, num_classes=3).state_dict()
+    torch.save({"state_dict_ema": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "a.pth.tar")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("T2T_CACHE", str(tmp_path / "cache"))
+    with serve() as server:
+        server.files["/a.pth.tar"] = (tmp_path / "a.pth.tar").read_bytes()
+        listed = Pretrained(f"{server.address}/a.pth.tar", img_size=32, num_classes=3)
+        monkeypatch.setattr("t2t_config.pretrained.PRETRAINED", {"t2t_vit_micro": {"in1k": listed}})
+        yield weights
+    assert len(server.requests) <= 1  # once; then the cache
+
+
+def test_pretrained_gives_the_published_weights(release: dict[str, torch.Tensor]):
+    model = create_model("t2t_vit_micro", pretrained=True)
+    found = to_torch(model_arrays(model))
+    assert found.keys() == release.keys()
+    assert all(np.array_equal(value, release[key].numpy()) for key, value in found.items())
+    assert model.blocks[0].attn.scale == 32**-0.5  # never changed by `pretrained`, as it is upstream
+    other = create_model("t2t_vit_micro", pretrained="in1k", img_size=64, num_classes=5)
+    assert (other.pos_embed.shape, other.head.kernel.shape) == ((1, 17, 64), (64, 5))
+
+
+def test_pretrained_without_published_weights():
+    with pytest.raises(ValueError, match="no published weights of t2t_vit_14_se"):
+        create_model("t2t_vit_14_se", pretrained=True)

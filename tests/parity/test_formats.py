@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import t2t_torch
-from parity.formats import convert, load_into, saved_sizes
+from parity.formats import convert, load_into, saved_metadata, saved_sizes
 from parity.models import power
+from t2t_config.metadata import describe, to_text
 from t2t_jax.checkpoint import load_model_state
+from tests.golden import golden
 
 SIZES = {"img_size": 32, "in_chans": 1, "num_classes": 3}
 NAME = "t2t_vit_micro"
+KNOWN = {
+    "recipe": {"lr": 1e-3, "scale": [0.08, 1.0], "mean": None, "data": "digits"},
+    "metrics": {"top1": 98.89},
+    "parity": {"verdict": "EQUAL: every gate holds"},
+    "mean": [0.25],
+    "note": "as it is",
+    "number": "7",
+}
+"""Metadata of every kind; a word, a text that looks like a number, and preprocessing that is not the model's own."""
 ENDINGS = ("a.pth", "a.pth.tar", "a.safetensors", "folder")
 
 
@@ -35,7 +50,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "source.pth"
-    t2t_torch.save_checkpoint(model(), path)
+    t2t_torch.save_checkpoint(model(), path, metadata=to_text(KNOWN))
     return path
 
 
@@ -50,6 +65,7 @@ def test_any_format_to_any_other_and_back(tmp_path: Path, source: Path, first: s
         assert value.dtype == expected[key].dtype
         assert torch.equal(value, expected[key])
     assert saved_sizes(tmp_path / "then" / second) == SIZES
+    assert saved_metadata(tmp_path / "then" / second) == describe(NAME, **SIZES) | KNOWN
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -90,12 +106,45 @@ def test_sizes_asked_for_win(tmp_path: Path):
     assert saved_sizes(tmp_path / "folder")["img_size"] == (32, 64)
 
 
+def test_overrides_come_along(tmp_path: Path):
+    """A scale of the attention leaves no trace in the shapes: only the metadata tell it."""
+    own = t2t_torch.create_model(NAME, **SIZES, qk_scale=0.3)
+    t2t_torch.save_pretrained(own, tmp_path / "hub")
+    convert(tmp_path / "hub" / "model.safetensors", tmp_path / "folder", NAME)
+    convert(tmp_path / "folder", tmp_path / "a.pth", NAME)
+    assert saved_metadata(tmp_path / "a.pth")["overrides"] == {"qk_scale": 0.3}
+
+
 @pytest.mark.parametrize("ema", [True, False])
 def test_the_moving_average_is_preferred(tmp_path: Path, ema: bool):
     state = {"state_dict": model(0).state_dict(), "state_dict_ema": model(1).state_dict()}
     torch.save(state, tmp_path / "both.pth.tar")
     convert(tmp_path / "both.pth.tar", tmp_path / "folder", NAME, use_ema=ema)
     assert torch.equal(weights(tmp_path / "folder")["head.weight"], model(int(ema)).head.weight)
+
+
+def test_the_authors_loader_finds_its_layout(tmp_path: Path):
+    """Their `load_for_transfer_learning` takes the entry `state_dict`, with use_ema or without, and loads it strictly;
+    today's `torch.load` reads it without allowances."""
+    reference = golden("t2t_vit_7_img64")
+    official = t2t_torch.create_model("t2t_vit_7", img_size=64, num_classes=reference.meta["num_classes"])
+    t2t_torch.save_checkpoint(official, tmp_path / "source.safetensors")
+    convert(tmp_path / "source.safetensors", tmp_path / "out.pth", "t2t_vit_7")
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert "state_dict_ema" not in content
+    found = {key: tuple(value.shape) for key, value in content["state_dict"].items()}
+    assert list(found.items()) == reference.keys_and_shapes
+
+
+# ---- the figures of the check ----
+
+
+def test_models_that_differ_are_not_written_as_equal(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch):
+    different = SimpleNamespace(passed=False, verdict="DIFFERENT: first divergence: blocks.0.attn")
+    monkeypatch.setattr(sys.modules["parity.check"], "check", lambda *args, **options: different)
+    with pytest.raises(ValueError, match=r"do not compute the same .*first divergence: blocks\.0\.attn"):
+        convert(source, tmp_path / "folder", NAME, check=True)
+    assert nothing_else(tmp_path, "source.pth")
 
 
 # ---- what goes wrong leaves nothing behind ----
@@ -150,3 +199,29 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, source: Path, ending:
         convert(source, target, NAME)
     assert all(torch.equal(value, before[key]) for key, value in weights(target).items())
     assert nothing_else(tmp_path, "source.pth", ending)
+
+
+KILLED = """
+import resource, signal, sys
+from parity.formats import convert
+import orbax.checkpoint.experimental.v1
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+convert(sys.argv[1], sys.argv[2], sys.argv[3])
+"""
+"""The kernel kills the process when a file of it grows beyond 20 kB."""
+
+
+@pytest.mark.parametrize("ending", ["a.pth", "a.safetensors", "folder"])
+def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file(tmp_path: Path, source: Path, ending: str):
+    target = tmp_path / ending
+    convert(source, target, NAME)
+    before = weights(target)
+    t2t_torch.save_checkpoint(model(seed=1), source)
+    command = [sys.executable, "-c", KILLED, str(source), str(target), NAME]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGXFSZ, done.stderr
+    assert all(torch.equal(value, before[key]) for key, value in weights(target).items())
+    convert(source, target, NAME)
+    assert not torch.equal(weights(target)["head.weight"], before["head.weight"])

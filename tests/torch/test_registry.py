@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from t2t_config import ALIASES, MODELS
+import t2t_torch
+from t2t_config import ALIASES, MODELS, Pretrained
 from t2t_torch import create_model, list_models
+from tests.config.server import serve
 
 # Counted on the authors' code, frozen tensors included (paper, tables 1-3, in millions).
 T2T_PARAMETERS = {
@@ -117,3 +122,41 @@ def test_overrides_win_over_the_table():
 def test_in21k_head_layer_goes_with_other_classes():
     assert "pre_logits.fc.weight" in on_meta("vit_base_patch16_224_in21k").state_dict()
     assert "pre_logits.fc.weight" not in on_meta("vit_base_patch16_224_in21k", num_classes=10).state_dict()
+
+
+# ---- published weights, from a server on loopback in place of theirs ----
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """A release file of the micro model (32x32, 3 classes) in the authors' form, listed as its default."""
+    torch.manual_seed(0)
+    weights = t2t_torch.create_model("t2t_vit_micro", img_size=32, num_classes=3).state_dict()
+    torch.save({"state_dict_ema": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "a.pth.tar")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("T2T_CACHE", str(tmp_path / "cache"))
+    with serve() as server:
+        server.files["/a.pth.tar"] = (tmp_path / "a.pth.tar").read_bytes()
+        listed = Pretrained(f"{server.address}/a.pth.tar", img_size=32, num_classes=3)
+        monkeypatch.setattr("t2t_config.pretrained.PRETRAINED", {"t2t_vit_micro": {"in1k": listed}})
+        yield weights
+    assert len(server.requests) <= 1  # once; then the cache
+
+
+@pytest.mark.parametrize("tag", [True, "in1k"])
+def test_pretrained_gives_the_published_weights(release: dict[str, torch.Tensor], tag: bool | str):
+    model = create_model("t2t_vit_micro", pretrained=tag)
+    assert (model.img_size, model.num_classes) == ((32, 32), 3)
+    assert all(torch.equal(value, release[key]) for key, value in model.state_dict().items())
+    assert model.blocks[0].attn.scale == 32**-0.5  # never changed by `pretrained`, as it is upstream
+
+
+def test_pretrained_fits_other_sizes(release: dict[str, torch.Tensor]):
+    model = create_model("t2t_vit_micro", pretrained=True, img_size=64, num_classes=5)
+    assert torch.equal(model.blocks[0].attn.qkv.weight, release["blocks.0.attn.qkv.weight"])
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_pretrained_without_published_weights():
+    with pytest.raises(ValueError, match="no published weights of t2t_vit_14_se"):
+        create_model("t2t_vit_14_se", pretrained=True)

@@ -1,0 +1,117 @@
+"""Models to and from a hub folder and a hub. Twin: tests/torch/test_hub.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import t2t_jax
+import t2t_torch
+from parity import rel_f
+from parity.convert import as_dtype
+from t2t_config.hub import read_metadata
+from t2t_jax.state import model_arrays
+from t2t_jax.torch_file import to_torch
+from tests.config.fake_hub import ask, fake_hub
+
+SIZES = {"img_size": (32, 48), "in_chans": 1, "num_classes": 3}
+NAMES = ["t2t_vit_micro", "vit_deit_tiny_distilled_patch16_224"]
+
+
+def same(one: nnx.Module, other: nnx.Module) -> bool:
+    ours, theirs = model_arrays(one), model_arrays(other)
+    return ours.keys() == theirs.keys() and all(
+        a.dtype == theirs[name].dtype and bool((a == theirs[name]).all()) for name, a in ours.items()
+    )
+
+
+def test_a_folder_gives_the_same_model_back(tmp_path: Path):
+    model = t2t_jax.create_model("t2t_vit_micro", **SIZES, qk_scale=0.3, rngs=nnx.Rngs(1))
+    t2t_jax.save_pretrained(model, tmp_path, metadata={"recipe": {"lr": 1e-3}})
+    again = t2t_jax.from_pretrained(tmp_path, drop_path_rate=0.1)
+    assert same(model, again)
+    assert (again.spec, again.img_size, again.blocks[0].attn.scale) == (model.spec, (32, 48), 0.3)
+    assert read_metadata(tmp_path)["recipe"] == {"lr": 1e-3}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_frameworks_write_the_same_folder(tmp_path: Path, name: str):
+    """The same bits under the same names, the same config.json and card; and each reads the other's."""
+    torch_model = t2t_torch.create_model(name, **SIZES)
+    t2t_torch.save_pretrained(torch_model, tmp_path / "a")
+    jax_model = t2t_jax.from_pretrained(tmp_path / "a")
+    t2t_jax.save_pretrained(jax_model, tmp_path / "b")
+    assert read_metadata(tmp_path / "a") == read_metadata(tmp_path / "b")
+    again = t2t_torch.from_pretrained(tmp_path / "b").state_dict()
+    assert again.keys() == torch_model.state_dict().keys()
+    assert all(torch.equal(value, again[key]) for key, value in torch_model.state_dict().items())
+    images = np.random.RandomState(0).standard_normal((2, 1, 32, 48)).astype(np.float32)
+    with torch.no_grad():
+        expected = torch_model.eval()(torch.from_numpy(images)).numpy()
+    found = np.asarray(jax_model(images.transpose(0, 2, 3, 1)))
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_bfloat16_is_kept_in_the_file(tmp_path: Path):
+    model = as_dtype(t2t_jax.create_model("t2t_vit_micro", **SIZES), jnp.bfloat16)
+    t2t_jax.save_pretrained(model, tmp_path)
+    saved = t2t_torch.read_state_dict(tmp_path / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+    assert same(as_dtype(t2t_jax.from_pretrained(tmp_path), jnp.bfloat16), model)
+
+
+def test_other_sizes_are_fitted_as_in_pytorch(tmp_path: Path):
+    t2t_torch.save_pretrained(t2t_torch.create_model("t2t_vit_micro", **SIZES), tmp_path)
+    other = {"img_size": 64, "in_chans": 3}
+    expected = t2t_torch.from_pretrained(tmp_path, **other).state_dict()
+    found = to_torch(model_arrays(t2t_jax.from_pretrained(tmp_path, **other)))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert rel_f(found[key], value.numpy()) <= 1e-6, key
+    assert t2t_jax.from_pretrained(tmp_path, num_classes=5).head.kernel.shape == (64, 5)
+
+
+def test_a_model_of_unknown_name_or_changed_shape_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="make it with create_model"):
+        t2t_jax.save_pretrained(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path)
+    model = t2t_jax.create_model("t2t_vit_micro", **SIZES)
+    model.head = nnx.Linear(64, 5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"no t2t_vit_micro any more: head\.bias \(5,\) in place of \(3,\)"):
+        t2t_jax.save_pretrained(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_named(tmp_path: Path):
+    t2t_jax.save_pretrained(t2t_jax.create_model("t2t_vit_micro", **SIZES), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
+        t2t_jax.from_pretrained(tmp_path)
+
+
+PUSH = """
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+import t2t_jax
+from t2t_jax.state import model_arrays
+model = t2t_jax.create_model("t2t_vit_micro", img_size=32, num_classes=3)
+print(t2t_jax.push_to_hub(model, "me/micro", token="hf_test"))
+again = model_arrays(t2t_jax.from_pretrained("me/micro"))
+print(all((value == again[key]).all() for key, value in model_arrays(model).items()))
+fitted = t2t_jax.from_pretrained("me/micro", img_size=64, num_classes=5)
+print(fitted.pos_embed.shape, fitted.head.kernel.shape)
+"""
+
+
+def test_to_the_hub_and_back_without_pytorch(tmp_path: Path):
+    with fake_hub() as hub:
+        address, equal, shapes = ask(hub, PUSH, tmp_path).splitlines()
+        assert address.startswith(f"{hub.address}/me/micro/commit/")
+        assert equal == "True"
+        assert shapes == "(1, 17, 64) (64, 5)"
+        assert sorted(hub.repos["me/micro"]) == ["README.md", "config.json", "model.safetensors"]
