@@ -1,4 +1,4 @@
-"""Sizes, recipes, published weights and the names in checkpoint files, once for both frameworks. Standard library only."""
+"""Sizes, recipes, published weights, the names in checkpoint files: once for both frameworks. Stdlib only."""
 
 from t2t_config.download import cached_download
 from t2t_config.metadata import ModelSpec
