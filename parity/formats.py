@@ -29,7 +29,12 @@ def load_into(torch_model: torch.nn.Module, path: str | Path, name: str, *, use_
 
     dtypes = {x.dtype for x in read_state_dict(path, use_ema=use_ema).values() if x.is_floating_point()}
     torch_model.to(dtype=functools.reduce(torch.promote_types, dtypes, torch.bfloat16))
-    load_checkpoint(torch_model, path, use_ema=use_ema)
+    report = load_checkpoint(torch_model, path, use_ema=use_ema)
+    if report.missing:  # a fresh head is for training, not for weights that go on as they are
+        raise ValueError(
+            f"{path} has nothing for {', '.join(report.missing)} of this {name}: give the num_classes of its own "
+            "classifier, or 0 for features"
+        )
 
 
 def _load_folder(torch_model: torch.nn.Module, path: str | Path, name: str, use_ema: bool, sizes: Any) -> None:

@@ -225,3 +225,12 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file(tmp_path: 
     assert all(torch.equal(value, before[key]) for key, value in weights(target).items())
     convert(source, target, NAME)
     assert not torch.equal(weights(target)["head.weight"], before["head.weight"])
+
+
+@pytest.mark.parametrize("ending", ["b.pth", "folder"])
+def test_a_classifier_that_would_be_random_is_refused(tmp_path: Path, source: Path, ending: str):
+    with pytest.raises(ValueError, match=r"head\.weight, head\.bias .* num_classes of its own"):
+        convert(source, tmp_path / ending, NAME, num_classes=7)
+    assert not (tmp_path / ending).exists()
+    convert(source, tmp_path / ending, NAME, num_classes=0)
+    assert not any(entry.torch.startswith("head") for entry in convert(tmp_path / ending, tmp_path / "c.pth", NAME))
