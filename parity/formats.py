@@ -53,7 +53,7 @@ def _load_folder(torch_model: torch.nn.Module, path: str | Path, name: str, use_
     jax_to_torch(jax_model, torch_model)
 
 
-SIZES = ("img_size", "in_chans", "num_classes")
+SIZES = ("img_size", "in_chans", "num_classes", "aux_head")
 
 
 def saved_metadata(path: str | Path) -> dict[str, Any]:
@@ -70,27 +70,8 @@ def saved_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def saved_sizes(path: str | Path) -> dict[str, Any]:
-    """The `img_size`, `in_chans` and `num_classes` of the weights at `path`, as far as they tell."""
+    """The `SIZES` of the weights at `path`, as far as they tell."""
     return {key: value for key, value in saved_metadata(path).items() if key in SIZES}
-
-
-def sizes_of(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What the shapes of a state dict say about classes, channels and (square) image size; absent where unclear."""
-    sizes: dict[str, Any] = {"num_classes": state["head.weight"].shape[0] if "head.weight" in state else 0}
-    prefix = 2 if "dist_token" in state else 1
-    patch = 16
-    if "patch_embed.proj.weight" in state:
-        sizes["in_chans"] = state["patch_embed.proj.weight"].shape[1]
-        patch = state["patch_embed.proj.weight"].shape[-1]
-    elif "tokens_to_token.soft_split0.weight" in state:
-        sizes["in_chans"] = state["tokens_to_token.soft_split0.weight"].shape[1]
-    elif "tokens_to_token.attention1.norm1.weight" in state:
-        sizes["in_chans"] = state["tokens_to_token.attention1.norm1.weight"].shape[0] // 49
-    if "pos_embed" in state:
-        side = round((state["pos_embed"].shape[1] - prefix) ** 0.5)
-        if side * side == state["pos_embed"].shape[1] - prefix:
-            sizes["img_size"] = side * patch
-    return sizes
 
 
 def convert(source: str | Path, target: str | Path, name: str, *, use_ema: bool = True, **sizes: Any) -> Ledger:

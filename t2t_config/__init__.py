@@ -1,17 +1,26 @@
-"""Sizes and recipes, once for both frameworks. Standard library only."""
+"""Sizes, recipes, published weights and their descriptions, once for both frameworks. Standard library only."""
 
+from t2t_config.download import cached_download
+from t2t_config.metadata import ModelSpec
 from t2t_config.models import ALIASES, MODELS, ModelConfig, list_models, model_arguments, model_config
+from t2t_config.pretrained import PRETRAINED, Pretrained, find_pretrained, list_pretrained
 from t2t_config.recipes import RECIPES, Recipe, describe_recipe, epoch_lr, recipe
 
 __all__ = [
     "ALIASES",
     "MODELS",
+    "PRETRAINED",
     "RECIPES",
     "ModelConfig",
+    "ModelSpec",
+    "Pretrained",
     "Recipe",
+    "cached_download",
     "describe_recipe",
     "epoch_lr",
+    "find_pretrained",
     "list_models",
+    "list_pretrained",
     "model_arguments",
     "model_config",
     "recipe",

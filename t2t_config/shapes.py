@@ -1,6 +1,9 @@
-"""Arithmetic of sizes that both frameworks share: token grids, stochastic depth rates."""
+"""Arithmetic of sizes that both frameworks share: token grids, stochastic depth rates, what shapes tell of a model."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 """Kernel, stride and padding of the three soft splits (T2T-ViT paper, section 3.1)."""
@@ -43,6 +46,21 @@ def patch_grid(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     return grid
 
 
+def token_grid(img_size: int | tuple[int, int], patch_size: int | None = None) -> tuple[int, int]:
+    """Grid (height, width) of a model's position table: of `patch_size` patches, or (None) after the soft splits."""
+    size = to_pair(img_size)
+    return soft_split_grids(size)[-1] if patch_size is None else patch_grid(size, patch_size)
+
+
+def saved_grid(img_size: Any, positions: int, patch_size: int | None = None) -> tuple[int, int] | None:
+    """The grid of a saved table of `positions` by the `img_size` saved with it; None where the two do not agree."""
+    try:
+        grid = token_grid(img_size, patch_size)
+    except (TypeError, ValueError):
+        return None
+    return grid if grid[0] * grid[1] == positions else None
+
+
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
     """The stochastic depth decay rule: `depth` rates from 0 to `drop_path_rate`, linearly.
 
@@ -52,3 +70,27 @@ def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
     if not 0 <= drop_path_rate <= 1:
         raise ValueError(f"drop_path_rate {drop_path_rate} is not a probability: give a number from 0 to 1")
     return [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What the shapes of an official state dict say about the model that they belong to.
+
+    `num_classes` always; `in_chans`, (square) `img_size` and `aux_head` where they can be told.
+    """
+    sizes: dict[str, Any] = {"num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0}
+    patch = 16
+    if "patch_embed.proj.weight" in shapes:
+        sizes["in_chans"] = shapes["patch_embed.proj.weight"][1]
+        patch = shapes["patch_embed.proj.weight"][-1]
+    elif "tokens_to_token.soft_split0.weight" in shapes:
+        sizes["in_chans"] = shapes["tokens_to_token.soft_split0.weight"][1]
+    elif "tokens_to_token.attention1.norm1.weight" in shapes:
+        sizes["in_chans"] = shapes["tokens_to_token.attention1.norm1.weight"][0] // 49
+    if "pos_embed" in shapes:
+        positions = shapes["pos_embed"][1] - (2 if "dist_token" in shapes else 1)
+        side = round(positions**0.5)
+        if side * side == positions:
+            sizes["img_size"] = side * patch
+    if "aux_head.weight" in shapes:
+        sizes["aux_head"] = True
+    return sizes

@@ -9,7 +9,6 @@ is written beside its final name and renamed, so a folder is there whole or not 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import logging
 import shutil
@@ -17,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
@@ -25,19 +24,15 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
-from t2t_config import Recipe
+from t2t_config.load_report import LoadReport
+from t2t_config.shapes import saved_grid
+from t2t_jax.fit import fit
 from t2t_jax.state import load_arrays, model_arrays
 from t2t_jax.step import TrainState
+from t2t_jax.torch_file import Weights, read_torch_file
 
 CHECKPOINTS = "checkpoints"
 SCRATCH = ".unfinished-"
-
-
-class Weights(NamedTuple):
-    """Arrays by dotted name, and the metadata saved with them (`model`, `img_size`, `in_chans`, ...)."""
-
-    arrays: dict[str, np.ndarray]
-    metadata: dict[str, Any]
 
 
 def save_model(
@@ -127,7 +122,7 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
         arrays = ocp.load_checkpointables(folder, {item: like})[item]
     except Exception as error:  # damaged files raise almost anything, from tensorstore upwards
         raise ValueError(f"cannot read the weights in {folder} ({_reason(error)}): get it again") from error
-    return Weights(arrays, dict(saved.custom_metadata or {}))
+    return Weights(arrays, dict(saved.custom_metadata or {}), item, item == "ema", "Orbax")
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
@@ -139,11 +134,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: nothing at `path`, or not readable.
     """
     if Path(path).is_file():
-        with _needs_torch(path):
-            from parity.formats import sizes_of
-            from t2t_torch.checkpoint import read_checkpoint
-        checkpoint = read_checkpoint(path)
-        return sizes_of(checkpoint.state_dict) | {key: _parse(text) for key, text in checkpoint.metadata.items()}
+        return read_torch_file(path).metadata
     folder = find_checkpoint(path)
     try:
         return dict(ocp.metadata(folder, checkpointable_name="model").custom_metadata or {})
@@ -151,76 +142,67 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"cannot read the metadata in {folder} ({_reason(error)}): get it again") from error
 
 
-def _parse(text: str) -> Any:
-    """A Python literal, or the text itself: PyTorch files keep metadata as text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def load_weights(
+    model: nnx.Module, path: str | Path, *, use_ema: bool = True, source_grid: tuple[int, int] | None = None
+) -> LoadReport:
+    """Fills `model` from an Orbax folder or a PyTorch file (.pth, .pth.tar, .safetensors, .pdparams, ...), in place.
 
-
-def load_weights(model: nnx.Module, path: str | Path, *, use_ema: bool = True) -> None:
-    """Fills `model` from an Orbax folder or a PyTorch file (.pth, .pth.tar, .safetensors, ...), in place.
+    A position table for another grid is resized and a first layer for other channels adapted (see fit.py); the
+    report says so. Everything else has to be there and to fit, the classifier too.
 
     Args:
-        model: of the same name and sizes as the weights.
-        path: folder or file. A PyTorch file needs torch installed.
+        model: of the same name and number of classes as the weights.
+        path: folder or file. Pickled files need torch installed, .safetensors do not.
         use_ema: prefer the moving average where there is one.
+        source_grid: the grid of the position table, needed only where that is for no square and `path` does
+            not tell its img_size.
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: not readable, or weights of another model; the message lists the names.
+        ValueError: not readable, or weights of another model; the message names some. `model` stays untouched.
     """
-    if Path(path).is_file():
-        with _needs_torch(path):
-            from parity import torch_to_jax
-            from t2t_torch.checkpoint import read_state_dict
-        torch_to_jax(read_state_dict(path, use_ema=use_ema), model, cast=True)
-    else:
-        _load_folder(model, path, use_ema=use_ema)
+    return _load(model, path, use_ema, source_grid, fresh_classifiers=False)
 
 
-def init_weights(model: nnx.Module, path: str | Path, recipe: Recipe) -> None:
-    """Fills the model of `recipe` from `path` to train it further; a head for other classes is fresh.
-
-    A PyTorch file goes through the PyTorch twin, whose loader also resizes position tables.
+def init_weights(
+    model: nnx.Module, path: str | Path, *, use_ema: bool = True, source_grid: tuple[int, int] | None = None
+) -> LoadReport:
+    """Fills `model` from `path` to train it further: as `load_weights`, but a head for other classes stays fresh.
 
     Raises:
         FileNotFoundError, ValueError: as `load_weights`.
     """
-    if not Path(path).is_file():
-        _load_folder(model, path, fresh=("head", "head_dist"))
-        return
-    with _needs_torch(path):
-        import torch
-
-        from parity import torch_to_jax
-        from t2t_torch import create_model
-        from t2t_torch.checkpoint import load_checkpoint
-    torch.manual_seed(recipe.seed)  # the fresh head
-    twin = create_model(
-        recipe.model, img_size=recipe.img_size, in_chans=recipe.in_chans, num_classes=recipe.num_classes
-    )
-    load_checkpoint(twin, path)
-    torch_to_jax(twin, model, cast=True)
+    return _load(model, path, use_ema, source_grid, fresh_classifiers=True)
 
 
-def _load_folder(model: nnx.Module, path: str | Path, *, use_ema: bool = True, fresh: tuple[str, ...] = ()) -> None:
-    arrays, own = load_model_state(path, use_ema=use_ema).arrays, model_arrays(model)
-    misfits = [name for name in own if name not in arrays or arrays[name].shape != own[name].shape]
-    kept = tuple(name for name in misfits if name.split(".")[0] in fresh)
+def _load(
+    model: nnx.Module,
+    path: str | Path,
+    use_ema: bool,
+    source_grid: tuple[int, int] | None,
+    fresh_classifiers: bool,
+) -> LoadReport:
+    found = read_torch_file(path, use_ema=use_ema) if Path(path).is_file() else load_model_state(path, use_ema=use_ema)
     try:
-        load_arrays(model, arrays, fresh=kept)
+        fitted = fit(found.arrays, model, source_grid or _saved_grid(found), fresh_classifiers=fresh_classifiers)
+        load_arrays(model, fitted.weights, fresh=fitted.missing)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        theirs = found.metadata.get("model")
+        hint = f"; the file says that it is {theirs}" if theirs else ""
+        raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}{hint}") from None
+    loaded = tuple(name for name in model_arrays(model) if name in fitted.weights)
+    return LoadReport(
+        str(path), found.entry, found.is_ema, found.layout, loaded, fitted.resized, fitted.left_out, fitted.missing
+    )
 
 
-@contextlib.contextmanager
-def _needs_torch(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
+def _saved_grid(found: Weights) -> tuple[int, int] | None:
+    """The grid of the position table as far as the metadata tell it."""
+    table, patch = found.arrays.get("pos_embed"), found.arrays.get("patch_embed.proj.kernel")
+    if table is None or table.ndim != 3 or "img_size" not in found.metadata:
+        return None
+    positions = table.shape[1] - (2 if "dist_token" in found.arrays else 1)
+    return saved_grid(found.metadata["img_size"], positions, None if patch is None else patch.shape[0])
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -95,6 +95,8 @@ class Options:
     """Channels of the input."""
     num_classes: int | None = None
     """Classes of the head."""
+    aux_head: bool | None = None
+    """Token labeling's second output: logits + 0.5 * max over tokens in place of the class token's alone."""
     mean: tuple[float, ...] | None = None
     """Mean of the pixels in 0..1, one figure per channel."""
     std: tuple[float, ...] | None = None
@@ -126,14 +128,18 @@ def load_for_evaluation(options: Options) -> tuple[Any, Preprocess]:
     known |= {field: value for field, value in vars(options).items() if value is not None}
     config: ModelConfig = model_config(name)
     how = Preprocess.of_model(config, known)
+    overrides: dict[str, Any] = {"aux_head": True} if known.get("aux_head") else {}
     model = create_model(
         name,
         img_size=how.img_size,
         in_chans=how.in_chans,
         num_classes=known.get("num_classes"),
         dtype=None if options.dtype == "float32" else jnp.bfloat16,
+        **overrides,
     )
-    load_weights(model, options.checkpoint, use_ema=options.ema)
+    report = load_weights(model, options.checkpoint, use_ema=options.ema)
+    if report.resized or report.left_out:
+        print(report, file=sys.stderr)
     return model, how
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from t2t_config import list_models, model_arguments
+from t2t_config import ModelSpec, find_pretrained, list_models, model_arguments
 from t2t_jax.t2t_vit import T2TViT
 from t2t_jax.t2t_vit_dense import T2TViTDense
 from t2t_jax.t2t_vit_ghost import T2TViTGhost
@@ -21,6 +21,7 @@ ARCHITECTURES: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
 def create_model(
     name: str,
     *,
+    pretrained: bool | str = False,
     img_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     num_classes: int | None = None,
@@ -38,9 +39,14 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384).
+        pretrained: fill it with published weights: True for the model's default, or a tag of
+            `t2t_config.PRETRAINED[name]`. Downloaded once; sizes that differ from the file's are fitted
+            (see `init_weights`).
+        img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384), or
+            that of the published weights.
         in_chans: channels of the images.
-        num_classes: width of the head; 0 for features; None for the model's own (1000; in21k: 21843).
+        num_classes: width of the head; 0 for features; None for the model's own (1000; in21k: 21843), or
+            that of the published weights.
         drop_rate, attn_drop_rate, drop_path_rate: probabilities of dropout, attention dropout, stochastic depth.
         dtype: of the computation, e.g. `jnp.bfloat16`; None: that of parameters and images together.
         param_dtype: of the parameters. (float64 needs `jax_enable_x64`.)
@@ -48,8 +54,13 @@ def create_model(
         overrides: any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
 
     Raises:
-        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together.
+        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together; no
+            such weights, or no way to get them.
     """
+    if pretrained:
+        published = find_pretrained(name, pretrained)
+        img_size = published.img_size if img_size is None else img_size
+        num_classes = published.num_classes if num_classes is None else num_classes
     arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
     try:
         model = ARCHITECTURES[arch](
@@ -66,7 +77,12 @@ def create_model(
         if "unexpected keyword argument" in str(error):
             raise ValueError(f"{name}: {error}; overrides are the arguments of {arch}") from error
         raise
+    model.spec = ModelSpec.of(name, overrides)
     model.eval()
+    if pretrained:
+        from t2t_jax.checkpoint import init_weights
+
+        init_weights(model, published.download())
     return model
 
 

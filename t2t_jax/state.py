@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from t2t_config.load_report import few
+
 Arrays = dict[str, jax.Array]
 
 
@@ -38,8 +40,8 @@ def load_arrays(model: nnx.Module, arrays: Mapping[str, Any], *, fresh: tuple[st
     values.
 
     Raises:
-        ValueError: a name is missing, unknown, or of another shape; the message lists them. The model is
-            untouched.
+        ValueError: a name is missing, unknown, or of another shape; the message names some of each. The model
+            is untouched.
     """
     own = model_arrays(model)
     missing = [name for name in own if name not in arrays and name not in fresh]
@@ -52,7 +54,7 @@ def load_arrays(model: nnx.Module, arrays: Mapping[str, Any], *, fresh: tuple[st
     ]
     problems = {"missing": missing, "unknown": unknown, "of another shape": misfits}
     if any(problems.values()):
-        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        listed = "; ".join(f"{kind}: {few(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"these weights belong to another model or size: {listed}")
     nnx.update(model, _nested({name: np.asarray(arrays[name]).astype(own[name].dtype) for name in shared}))
 

@@ -93,8 +93,10 @@ def _as_image(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
 class T2TViT(nnx.Module):
     """T2T-ViT: T2T module, class token, fixed sinusoid positions, `depth` blocks; (B, H, W, in_chans) -> logits.
 
-    `num_classes=0` gives the class token's features (B, embed_dim) in place of logits. In training, pass `rngs`
-    (stream `dropout`) with the call.
+    `num_classes=0` gives the class token's features (B, embed_dim) in place of logits. `aux_head` adds the second
+    classifier of token labeling (arXiv 2104.10858), over the N tokens: in training the pair (logits, token logits
+    (B, N, num_classes)), in evaluation logits + 0.5 * max over tokens. In training, pass `rngs` (stream `dropout`)
+    with the call.
 
     Raises (when called):
         ValueError: images of another rank, channel count or size than the model's, or not floating-point.
@@ -120,6 +122,7 @@ class T2TViT(nnx.Module):
         drop_path_rate: float = 0.0,
         token_dim: int = 64,
         performer_drop_rate: float = 0.1,
+        aux_head: bool = False,
         *,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -130,6 +133,7 @@ class T2TViT(nnx.Module):
         self.img_size = to_pair(img_size)
         self.in_chans = in_chans
         self.embed_dim = embed_dim
+        self.deterministic = False  # set by train() and eval(), as in Dropout
         self.tokens_to_token = T2TModule(
             self.img_size, tokens_type, in_chans, embed_dim, token_dim, performer_drop_rate, **spec
         )
@@ -150,6 +154,7 @@ class T2TViT(nnx.Module):
             **spec,
         )
         self.norm = LayerNorm(self.num_features, **spec)
+        self.has_aux_head = aux_head
         self.reset_classifier(num_classes, rngs=rngs)
 
     def make_blocks(self, depth: int, drop_path_rate: float, **block_args: Any) -> tuple[nnx.List, int]:
@@ -164,14 +169,18 @@ class T2TViT(nnx.Module):
         """Parameters that weight decay leaves alone, besides the one-dimensional ones."""
         return {"cls_token"}
 
-    def get_classifier(self) -> nnx.Module:
-        return self.head
+    def get_classifier(self) -> nnx.Module | tuple[nnx.Module, nnx.Module]:
+        return self.head if self.aux_head is None else (self.head, self.aux_head)
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """A new head for `num_classes`; 0 for none."""
+        """A new head (two with `aux_head`) for `num_classes`; 0 for none."""
         self.num_classes = num_classes
+        self.head = self._make_head(rngs) if num_classes > 0 else Identity()
+        self.aux_head = nnx.data(self._make_head(rngs) if num_classes > 0 and self.has_aux_head else None)
+
+    def _make_head(self, rngs: nnx.Rngs) -> nnx.Module:
         spec = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
-        self.head = Linear(self.num_features, num_classes, **spec) if num_classes > 0 else Identity()
+        return Linear(self.num_features, self.num_classes, **spec)
 
     def forward_features(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """All tokens after the last norm, class token first: (B, 1 + N, num_features)."""
@@ -184,5 +193,10 @@ class T2TViT(nnx.Module):
             x = block(x, rngs)
         return self.norm(x)
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.head(self.forward_features(x, rngs)[:, 0])
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array | tuple[jax.Array, jax.Array]:
+        x = self.forward_features(x, rngs)
+        logits = self.head(x[:, 0])
+        if self.aux_head is None:
+            return logits
+        token_logits = self.aux_head(x[:, 1:])
+        return logits + 0.5 * token_logits.max(axis=1) if self.deterministic else (logits, token_logits)

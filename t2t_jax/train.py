@@ -22,6 +22,7 @@ from flax import nnx
 
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
+from t2t_config.load_report import LoadReport
 from t2t_jax import cli
 from t2t_jax.checkpoint import TrainingCheckpoints, ensure_writable, init_weights
 from t2t_jax.data import (
@@ -54,6 +55,7 @@ class Run:
     state: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[Arrays], Accuracy]
+    started_from: LoadReport | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -82,8 +84,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
-    if init_from is not None:
-        init_weights(model, init_from, recipe)
+    started_from = None if init_from is None else init_weights(model, init_from)
     forward = make_forward(split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)
@@ -100,6 +101,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
         evaluate=lambda arrays: accuracy(
             forward, arrays, eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads)
         ),
+        started_from=started_from,
     )
 
 
@@ -136,6 +138,8 @@ def train(recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None =
     ) as reporter:
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+        elif run.started_from is not None:
+            reporter.say(str(run.started_from))
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
             train_epoch(run, epoch, reporter)
             is_last = epoch + 1 == recipe.total_epochs

@@ -1,6 +1,17 @@
 """The canonical PyTorch T2T-ViT. `state_dict` keys are exactly the official checkpoints'."""
 
 from t2t_torch.checkpoint import LoadReport, load_checkpoint, read_state_dict, save_checkpoint
+from t2t_torch.hub import from_pretrained, push_to_hub, save_pretrained
 from t2t_torch.registry import create_model, list_models
 
-__all__ = ["LoadReport", "create_model", "list_models", "load_checkpoint", "read_state_dict", "save_checkpoint"]
+__all__ = [
+    "LoadReport",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_checkpoint",
+    "push_to_hub",
+    "read_state_dict",
+    "save_checkpoint",
+    "save_pretrained",
+]

@@ -2,19 +2,16 @@
 
 Layouts read: the release files of T2T-ViT (`{'state_dict_ema': ...}`), timm training checkpoints
 (`state_dict`, `state_dict_ema`, `args`, ...), the authors' transfer-learning files (`{'net', 'acc', 'epoch'}`
-with `module.` prefixes), DeiT's (`{'model': ...}`), bare state dicts and `.safetensors`.
+with `module.` prefixes), DeiT's (`{'model': ...}`), bare state dicts, `.safetensors` and Paddle's `.pdparams`.
+Other projects' names become the official ones (see `t2t_config.layouts`).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import os
-import pickle
-import pickletools
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,26 +20,27 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from t2t_config.layouts import OFFICIAL, to_official
+from t2t_config.load_report import few
+from t2t_torch.unpickle import read_pickle
+
 StateDict = dict[str, Tensor]
 
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 RAW_ENTRIES = ("state_dict", "model", "net")
-
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
-
-SAFE_CLASSES: list[Any] = [argparse.Namespace]
-"""All that a PyTorch file may hold besides tensors and plain values: timm keeps its command line (`args`)."""
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a file, the entry they came from ('' for a bare state dict), the file's own metadata."""
+    """The weights of a file by official name, the entry they came from ('' for a bare state dict), whose names
+    the file carries, and its own metadata.
+    """
 
     state_dict: StateDict
     entry: str = ""
+    layout: str = OFFICIAL.name
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -63,14 +61,17 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated or corrupt, would run code, or holds no state dict.
+        ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _pick_entry(path, _read_pickle(path), use_ema)
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _pick_entry(path, read_pickle(path), use_ema)
+    try:
+        state_dict, layout = to_official(found.state_dict)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
+    return dataclasses.replace(found, state_dict=state_dict, layout=layout.name)
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -80,39 +81,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({error}): get it again") from error
-    return Checkpoint(_without_wrapper(state_dict), metadata=metadata)
-
-
-def _read_pickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        if _is_plain_pickle_with_code(file):
-            raise ValueError(_would_run_code(path, "a plain pickle, not written by torch.save"))
-        file.seek(0)
-        try:
-            with torch.serialization.safe_globals(SAFE_CLASSES):
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged bytes raise nearly anything: KeyError, EOFError, OSError ...
-            code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-            if code:
-                raise ValueError(_would_run_code(path, code[1])) from error
-            raise ValueError(
-                f"{path} is truncated, corrupt or no PyTorch file ({type(error).__name__}): get it again"
-            ) from error
-
-
-def _is_plain_pickle_with_code(file: IO[bytes]) -> bool:
-    """Whether a file is a pickle that names classes or functions; read, never run.
-
-    Files of `torch.save` are not: they begin with a zip header, or (before PyTorch 1.6) with a pickled number.
-    """
-    try:
-        return any(op.name in ("GLOBAL", "STACK_GLOBAL", "INST") for op, _, _ in pickletools.genops(file))
-    except (ValueError, OverflowError, MemoryError):
-        return False  # no pickle, or a damaged one
-
-
-def _would_run_code(path: Path, what: str) -> str:
-    return f"{path} would run code when loaded ({what}), so it is refused: only a state_dict is read"
+    return Checkpoint(state_dict, metadata=metadata)
 
 
 def _pick_entry(path: Path, content: Any, use_ema: bool) -> Checkpoint:
@@ -122,28 +91,13 @@ def _pick_entry(path: Path, content: Any, use_ema: bool) -> Checkpoint:
     order = EMA_ENTRIES + RAW_ENTRIES if use_ema else RAW_ENTRIES + EMA_ENTRIES
     entry = next((name for name in order if isinstance(content.get(name), Mapping)), "")
     weights = content[entry] if entry else content
-    strangers = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
+    strangers = [str(k) for k, value in weights.items() if not isinstance(k, str) or not isinstance(value, Tensor)]
     if strangers or not weights:
         raise ValueError(
             f"{path} holds no state dict ({few(strangers) or 'empty'}): it has to be the file or one of "
             f"{', '.join(EMA_ENTRIES + RAW_ENTRIES)}"
         )
-    return Checkpoint(_without_wrapper(weights), entry, metadata)
-
-
-def _without_wrapper(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """`state_dict` without the prefixes that every one of its names carries."""
-    weights = dict(state_dict)
-    while weights and (prefix := next((p for p in WRAPPER_PREFIXES if all(k.startswith(p) for k in weights)), "")):
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
-
-
-def few(names: Iterable[str], count: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest
+    return Checkpoint(dict(weights), entry, metadata=metadata)
 
 
 def save_checkpoint(

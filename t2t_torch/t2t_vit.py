@@ -82,7 +82,9 @@ def _as_image(x: Tensor, grid: tuple[int, int]) -> Tensor:
 class T2TViT(nn.Module):
     """T2T-ViT: T2T module, class token, fixed sinusoid positions, `depth` blocks; (B, in_chans, H, W) -> logits.
 
-    `num_classes=0` gives the class token's features (B, embed_dim) in place of logits.
+    `num_classes=0` gives the class token's features (B, embed_dim) in place of logits. `aux_head` adds the second
+    classifier of token labeling (arXiv 2104.10858), over the N tokens: in training the pair (logits, token logits
+    (B, N, num_classes)), in evaluation logits + 0.5 * max over tokens.
 
     Raises (when called):
         ValueError: images of another rank, channel count or size than the model's.
@@ -108,6 +110,7 @@ class T2TViT(nn.Module):
         drop_path_rate: float = 0.0,
         token_dim: int = 64,
         performer_drop_rate: float = 0.1,
+        aux_head: bool = False,
     ) -> None:
         super().__init__()
         self.img_size = to_pair(img_size)
@@ -132,6 +135,7 @@ class T2TViT(nn.Module):
             attn_drop=attn_drop_rate,
         )
         self.norm = nn.LayerNorm(self.num_features)
+        self.has_aux_head = aux_head
         self.reset_classifier(num_classes)
 
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -149,14 +153,17 @@ class T2TViT(nn.Module):
         """Parameters that weight decay leaves alone, besides the one-dimensional ones."""
         return {"cls_token"}
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        return self.head if self.aux_head is None else (self.head, self.aux_head)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new head for `num_classes`; 0 for none."""
+        """A new head (two with `aux_head`) for `num_classes`; 0 for none."""
         self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        self.head.apply(init_weights)
+        self.head = self._make_head() if num_classes > 0 else nn.Identity()
+        self.aux_head = self._make_head() if num_classes > 0 and self.has_aux_head else None
+
+    def _make_head(self) -> nn.Module:
+        return nn.Linear(self.num_features, self.num_classes).apply(init_weights)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """All tokens after the last norm, class token first: (B, 1 + N, num_features)."""
@@ -168,5 +175,10 @@ class T2TViT(nn.Module):
             x = block(x)
         return self.norm(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.forward_features(x)[:, 0])
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.forward_features(x)
+        logits = self.head(x[:, 0])
+        if self.aux_head is None:
+            return logits
+        token_logits = self.aux_head(x[:, 1:])
+        return (logits, token_logits) if self.training else logits + 0.5 * token_logits.amax(dim=1)

@@ -262,8 +262,8 @@ def test_half_the_names_missing(tmp_path: Path):
 
 
 def test_one_unexpected_name(tmp_path: Path):
-    weights = snapshot(micro()) | {"aux_head.weight": torch.zeros(2)}
-    assert "1 unexpected (aux_head.weight)" in refusal(micro(1), write(weights, tmp_path))
+    weights = snapshot(micro()) | {"extra.weight": torch.zeros(2)}
+    assert "1 unexpected (extra.weight)" in refusal(micro(1), write(weights, tmp_path))
 
 
 def test_other_channels(tmp_path: Path):

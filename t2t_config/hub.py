@@ -1,0 +1,145 @@
+"""Hub folders: `model.safetensors` (PyTorch's names and layouts, read by both frameworks), `config.json`, `README.md`.
+
+Twins of its users: t2t_torch/hub.py and t2t_jax/hub.py. Needs `huggingface_hub` only where the hub itself is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2t_config.card import from_config, model_card, to_config
+from t2t_config.metadata import Metadata
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+def write_folder(folder: str | Path, metadata: Metadata, write_weights: Callable[[Path], object], where: str) -> None:
+    """Writes a hub folder: everything beside it first, then each file takes its place. A README.md there stays.
+
+    Args:
+        folder: created if need be.
+        metadata: of `describe_model`, with `recipe`, `metrics`, `parity` where known.
+        write_weights: writes the weights to the path it is given.
+        where: hub id or folder for the card's examples.
+
+    Raises:
+        ValueError: it cannot be written; what was there stays.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): choose another folder") from error
+    try:
+        write_weights(scratch / WEIGHTS)
+        (scratch / CONFIG).write_text(json.dumps(to_config(metadata), indent=2) + "\n", encoding="utf-8")
+        if not (folder / CARD).exists():
+            (scratch / CARD).write_text(model_card(metadata, where), encoding="utf-8")
+        for path in sorted(scratch.iterdir(), key=lambda path: path.name == WEIGHTS):  # the weights last
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): free space, or choose another") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """The first tensors, by name, whose shapes differ between both; '' where none does."""
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    told = [f"{name} {found.get(name, 'missing')} in place of {expected.get(name, 'nothing')}" for name in names[:3]]
+    return "; ".join(told) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def read_metadata(folder: str | Path) -> Metadata:
+    """The metadata of a hub folder.
+
+    Raises:
+        FileNotFoundError: no config.json or no weights there.
+        ValueError: config.json is damaged, or not of a model of ours.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}: name a folder that save_pretrained wrote, or a hub id")
+    try:
+        return from_config(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
+
+
+def fetch(
+    repo_or_folder: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None, token: Any = None
+) -> Path:
+    """The local folder of a model: itself, or the hub's files of that id in huggingface_hub's cache.
+
+    Raises:
+        ValueError, FileNotFoundError: no such folder and no such model on the hub, or the hub cannot be reached.
+    """
+    if Path(repo_or_folder).is_dir():
+        return Path(repo_or_folder)
+    hub = _huggingface_hub()
+    try:
+        return Path(
+            hub.snapshot_download(
+                str(repo_or_folder),
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                allow_patterns=[WEIGHTS, CONFIG],
+            )
+        )
+    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{repo_or_folder} is neither a folder nor a model that the hub gives ({_line(error)})"
+        ) from error
+
+
+def upload(
+    write: Callable[[Path], object],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: Any = None,
+    message: str = "Upload model",
+) -> str:
+    """Makes the repository if need be, lets `write` fill a folder, and uploads it in one commit. Returns its address.
+
+    A README.md that the repository already has stays as it is.
+
+    Raises:
+        ValueError: the hub refuses or cannot be reached.
+    """
+    hub = _huggingface_hub()
+    api = hub.HfApi(token=token, library_name="t2t-vit")
+    with tempfile.TemporaryDirectory() as scratch:
+        write(Path(scratch))
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            if api.file_exists(repo_id, CARD, revision=revision):
+                (Path(scratch) / CARD).unlink()
+            commit = api.upload_folder(repo_id=repo_id, folder_path=scratch, revision=revision, commit_message=message)
+        except (hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+            raise ValueError(f"cannot push to {repo_id} ({_line(error)}): log in with `hf auth login`?") from error
+    return str(commit.commit_url)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _huggingface_hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ModuleNotFoundError as error:
+        raise ValueError("the hub needs huggingface_hub: pip install 't2t-vit[hub]'") from error
+    return huggingface_hub

@@ -1,0 +1,96 @@
+"""Whose names a checkpoint file carries: one table of renames to the official names, for both frameworks.
+
+Sources of the names: open-mmlab/mmpretrain (mmpretrain/models/backbones/t2t_vit.py), timm's pull request 2426
+(timm/models/t2t_vit.py), BR-IDL/PaddleViT (image_classification/T2T_ViT/t2t_vit.py and load_pytorch_weights.py),
+zihangJiang/TokenLabeling (tlt/models/lvvit.py, for `aux_head`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One project's names.
+
+    Attributes:
+        name: what reports call it.
+        mark: regular expression; a file with a name that it matches has this layout.
+        renames: regular expression -> official spelling, applied to every name in this order.
+        transposed: whether matrices lie the other way round, (in, out); the performers' `w` never does.
+    """
+
+    name: str
+    mark: str
+    renames: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    transposed: bool = False
+
+
+LAYOUTS = (
+    Layout(
+        "mmpretrain",
+        mark=r"^(backbone\.)?encoder\.\d+\.ln1\.",
+        renames={
+            r"^backbone\.": "",
+            r"^encoder\.": "blocks.",
+            r"\.ln([12])\.": r".norm\1.",
+            r"\.ffn\.layers\.0\.0\.": ".mlp.fc1.",
+            r"\.ffn\.layers\.1\.": ".mlp.fc2.",
+            r"^head\.layers\.head\.": "head.",
+        },
+    ),
+    Layout(
+        "timm pull request",
+        mark=r"^patch_embed\.attention1\.",
+        renames={r"^patch_embed\.": "tokens_to_token."},
+    ),
+    Layout(
+        "PaddleViT",
+        mark=r"^patch_embed\.attn1\.",
+        renames={
+            r"^patch_embed\.attn([12])\.": r"tokens_to_token.attention\1.",
+            r"^patch_embed\.proj\.": "tokens_to_token.project.",
+        },
+        transposed=True,
+    ),
+    Layout("token labeling", mark=r"^aux_head\."),
+)
+
+OFFICIAL = Layout("official", mark="")
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
+
+def recognise(names: Mapping[str, Any]) -> Layout:
+    """The layout of a file with these names; the official one where no other's mark is found."""
+    return next((layout for layout in LAYOUTS if any(re.search(layout.mark, name) for name in names)), OFFICIAL)
+
+
+def to_official(weights: Mapping[str, Any]) -> tuple[dict[str, Any], Layout]:
+    """Weights under their official names, matrices as PyTorch lays them (out, in), and the layout they came in.
+
+    Args:
+        weights: name -> array of any framework that has `ndim` and `T`; a prefix that every name carries
+            (`WRAPPERS`) is dropped.
+
+    Raises:
+        ValueError: two names become one.
+    """
+    renamed = dict(weights)
+    while renamed and (prefix := next((p for p in WRAPPERS if all(k.startswith(p) for k in renamed)), "")):
+        renamed = {name.removeprefix(prefix): value for name, value in renamed.items()}
+    layout = recognise(renamed)
+    official: dict[str, Any] = {}
+    for name, value in renamed.items():
+        for pattern, spelling in layout.renames.items():
+            name = re.sub(pattern, spelling, name)
+        if name in official:
+            raise ValueError(f"two tensors are called {name} in {layout.name} layout")
+        turned = layout.transposed and value.ndim == 2 and not name.endswith(".w")
+        official[name] = value.T if turned else value
+    return official, layout

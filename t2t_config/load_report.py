@@ -1,0 +1,51 @@
+"""What both frameworks tell about a checkpoint that was loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What `load_checkpoint` did, in the names of the framework that loaded.
+
+    Attributes:
+        path: the file or folder.
+        entry: the entry of it that was taken, '' for a bare state dict.
+        is_ema: whether that entry holds EMA weights.
+        layout: whose names the file carries: 'official', 'mmpretrain', ... (see `t2t_config.layouts`), or 'Orbax'.
+        loaded: the model's tensors that now hold the file's values, resized and adapted ones included.
+        resized: name -> how it was fitted to the model: position tables to another grid, the first layer to other
+            channels.
+        left_out: names of the file that the model has no place for.
+        missing: names of the model that the file did not fill; they keep the values they had, in a new model
+            their initialisation.
+    """
+
+    path: str
+    entry: str
+    is_ema: bool
+    layout: str
+    loaded: tuple[str, ...]
+    resized: Mapping[str, str]
+    left_out: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kind = "EMA" if self.is_ema else "raw"
+        source = f"entry {self.entry!r} ({kind} weights)" if self.entry else "a bare state dict"
+        lines = [f"{self.path}: {len(self.loaded)} tensors loaded from {source}, {self.layout} layout"]
+        lines += [f"  resized: {name} {how}" for name, how in self.resized.items()]
+        if self.left_out:
+            lines.append(f"  left out of the file: {', '.join(self.left_out)}")
+        if self.missing:
+            lines.append(f"  kept as they were in the model: {', '.join(self.missing)}")
+        return "\n".join(lines)
+
+
+def few(names: Iterable[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + rest

@@ -1,0 +1,121 @@
+"""PyTorch's checkpoint files as arrays in this package's names and layouts; `.safetensors` need no torch installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from t2t_config.layouts import to_official
+from t2t_config.metadata import from_text
+from t2t_config.shapes import sizes_of
+
+DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8"}
+"""Of safetensors files. (`safetensors.numpy` knows no bfloat16.)"""
+
+
+class Weights(NamedTuple):
+    """Arrays by dotted name, the metadata saved with them (`model`, `img_size`, `in_chans`, ...), and their origin.
+
+    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had.
+    """
+
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+    entry: str
+    is_ema: bool
+    layout: str
+
+
+def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
+    """The weights of a `.pth`, `.pth.tar`, `.safetensors`, `.pdparams`, ... file in any layout that `t2t_torch` reads.
+
+    The metadata are those that the shapes tell (see `t2t_config.shapes.sizes_of`), and over them the file's own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not readable, or a pickled file without torch installed.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        state, texts, entry, is_ema, layout = _read_safetensors(path)
+    else:
+        try:
+            from t2t_torch.checkpoint_file import read_checkpoint
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
+        found = read_checkpoint(path, use_ema=use_ema)
+        state = {name: _to_numpy(tensor) for name, tensor in found.state_dict.items()}
+        texts, entry, is_ema, layout = found.metadata, found.entry, found.is_ema, found.layout
+    metadata = sizes_of({name: array.shape for name, array in state.items()})
+    metadata |= from_text(texts)
+    return Weights(from_torch(state), metadata, entry, is_ema, layout)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str], str, bool, str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({error}): get it again") from error
+    arrays = {}
+    for name, tensor in tensors:
+        if tensor["dtype"] not in DTYPES:
+            raise ValueError(f"{path} holds no state dict ({name} is {tensor['dtype']}): save model.state_dict()")
+        arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    try:
+        official, layout = to_official(arrays)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
+    return official, metadata, "", False, layout.name
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor as an array; bfloat16, which numpy lacks, widened to float32."""
+    tensor = tensor.detach()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An official state dict in this package's names and layouts.
+
+    Paths are the same; of the leaves only `weight` has another name and order of axes, by its layer: LayerNorm's
+    `scale`, Linear's `kernel` (in, out), a convolution's `kernel` (K.., in, out).
+    """
+    arrays = {}
+    for name, array in state_dict.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight" and array.ndim == 1:
+            name = f"{path}.scale"
+        elif leaf == "weight":
+            name, array = f"{path}.kernel", array.transpose(*range(2, array.ndim), 1, 0)
+        arrays[name] = array
+    return arrays
+
+
+def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`."""
+    state_dict = {}
+    for name, array in arrays.items():
+        path, _, leaf = name.rpartition(".")
+        array = np.asarray(array)
+        if leaf == "kernel":
+            array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+        name = f"{path}.weight" if leaf in ("kernel", "scale") else name
+        state_dict[name] = np.ascontiguousarray(array)
+    return state_dict
+
+
+def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays of a model (see `model_arrays`) as `t2t_torch.save_checkpoint` writes them: official names and
+    layouts, in their own dtypes. Needs no torch. The caller gives the file its final name when it is whole.
+    """
+    safetensors.numpy.save_file(to_torch(arrays), path, dict(metadata) if metadata else None)

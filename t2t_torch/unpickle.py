@@ -1,0 +1,169 @@
+"""Pickled files, read without running code of theirs and in memory bounded by their size.
+
+PyTorch's files (zip, or the pickles before PyTorch 1.6) go through `torch.load(weights_only=True)`. Plain pickles
+(Paddle's `.pdparams`: a dictionary of numpy arrays) go through an unpickler that knows nothing but `ALLOWED`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_EXPANSION = 10
+"""torch.save does not compress: a file whose content is this many times its size was made to fill the memory."""
+
+DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+
+ZIP_START, LEGACY_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save, new and old
+
+PADDLE_NAMES = "StructuredToParameterName@@"
+"""Where Paddle keeps the names of its variables, beside the weights."""
+
+
+class Dtype:
+    """Stands for `numpy.dtype` in a pickle: numbers only."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if code not in DTYPES:
+            raise pickle.UnpicklingError(f"arrays of {code!r} are not weights")
+        self.numpy = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.numpy = self.numpy.newbyteorder(state[1])
+
+
+class Array:
+    """Stands for `numpy.ndarray` in a pickle: nothing is allocated, the numbers stay in the bytes that were read."""
+
+    numpy: np.ndarray
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self.numpy = np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if is_fortran else "C")
+
+
+def scalar(dtype: Dtype, data: bytes) -> Any:
+    """Stands for numpy's reconstruction of a scalar."""
+    return np.frombuffer(data, dtype.numpy, count=1)[0].item()
+
+
+_NUMPY = {
+    "numpy.ndarray": Array,
+    "numpy.dtype": Dtype,
+    **{f"numpy.{core}.multiarray._reconstruct": Array for core in ("core", "_core")},  # before and since numpy 2
+    **{f"numpy.{core}.multiarray.scalar": scalar for core in ("core", "_core")},
+}
+
+ALLOWED: dict[str, Any] = {"argparse.Namespace": argparse.Namespace, **_NUMPY}
+"""All that a file may call besides what tensors and plain values need: timm keeps its command line (`args`) and
+metrics, Paddle its arrays. numpy's own constructors are not called: they allocate whatever they are told."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Plain pickles; `budget` is how many characters may be encoded, which protocol 2 does for every array."""
+
+    def __init__(self, file: IO[bytes], budget: int) -> None:
+        super().__init__(file)
+        self.budget = budget
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f"{module}.{name}"
+        if full_name == "_codecs.encode":
+            return self._encode
+        if full_name in ("builtins.tuple", "__builtin__.tuple"):  # Paddle's (name, array)
+            return tuple
+        if full_name not in ALLOWED:
+            raise pickle.UnpicklingError(f"GLOBAL {full_name}")
+        return ALLOWED[full_name]
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        self.budget -= len(text)
+        if encoding != "latin1" or self.budget < 0:
+            raise pickle.UnpicklingError("these are not arrays")
+        return text.encode("latin1")
+
+
+def read_pickle(path: Path) -> Any:
+    """The content of a pickled file; its arrays as tensors on the CPU.
+
+    Raises:
+        ValueError: the file is truncated or corrupt, would run code, or would fill the memory; one line that names it.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_START))
+        file.seek(0)
+        size = path.stat().st_size
+        try:
+            if start.startswith(ZIP_START):
+                _check_expansion(path, _unpacked_size(file), size)
+                file.seek(0)
+            if start.startswith(ZIP_START) or start == LEGACY_START:
+                with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                content = _Unpickler(file, budget=MAX_EXPANSION * size).load()
+            _check_expansion(path, _content_size(content), size)
+            return _with_tensors(content)
+        except _TooLargeError as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:  # damaged bytes raise nearly anything: KeyError, EOFError, OSError ...
+            code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+            if code:
+                raise ValueError(
+                    f"{path} would run code when loaded ({code[1]}), so it is refused: only a state_dict is read"
+                ) from error
+            raise ValueError(
+                f"{path} is truncated, corrupt or no PyTorch file ({type(error).__name__}): get it again"
+            ) from error
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+def _check_expansion(path: Path, content: int, size: int) -> None:
+    if content > MAX_EXPANSION * size:
+        raise _TooLargeError(
+            f"{path} unpacks to {content:,} bytes from {size:,}, so it is refused: no checkpoint is packed like that"
+        )
+
+
+def _unpacked_size(file: IO[bytes]) -> int:
+    with zipfile.ZipFile(file) as archive:
+        return sum(info.file_size for info in archive.infolist())
+
+
+def _content_size(content: Any, depth: int = 2) -> int:
+    """Bytes of the tensors and arrays in a state dict or a dictionary of them, views of one memory counted each."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Array):
+        return content.numpy.nbytes
+    if isinstance(content, dict) and depth:
+        return sum(_content_size(value, depth - 1) for value in content.values())
+    return _content_size(content[1], depth) if _is_named_array(content) else 0
+
+
+def _with_tensors(content: Any, depth: int = 2) -> Any:
+    """A state dict, or a dictionary of them, with tensors in place of arrays."""
+    if isinstance(content, Array):
+        array = content.numpy
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy: the bytes are read-only
+    if isinstance(content, dict) and depth:
+        return {key: _with_tensors(value, depth - 1) for key, value in content.items() if key != PADDLE_NAMES}
+    return _with_tensors(content[1]) if _is_named_array(content) else content
+
+
+def _is_named_array(content: Any) -> bool:
+    return isinstance(content, tuple) and len(content) == 2 and isinstance(content[1], Array)

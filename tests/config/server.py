@@ -1,0 +1,84 @@
+"""A web server on loopback that serves files and misbehaves as told."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Server:
+    """Serves `files` (path -> bytes) with these faults.
+
+    Attributes:
+        breaks: how many bytes each coming answer sends before its connection breaks; answers after these are whole.
+        ranges: whether it can resume.
+        version: the ETag; None for none.
+        lengths: whether it tells sizes.
+        status: of each coming answer, in place of the file.
+        requests: (path, Range header) of everything that was asked.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.breaks: list[int] = []
+        self.ranges, self.lengths = True, True
+        self.version: str | None = '"one"'
+        self.status: list[int] = []
+        self.requests: list[tuple[str, str | None]] = []
+        self.address = ""
+
+
+def _handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            server.requests.append((self.path, asked))
+            content = server.files.get(self.path)
+            if server.status or content is None:
+                self.send_error(server.status.pop(0) if server.status else 404)
+                return
+            start = 0
+            same = self.headers.get("If-Range") in (None, server.version)
+            if asked and server.ranges and same:
+                start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])  # type: ignore[index]
+                if start >= len(content):
+                    self.send_error(416)
+                    return
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            else:
+                self.send_response(200)
+            if server.lengths:
+                self.send_header("Content-Length", str(len(content) - start))
+            if server.version is not None:
+                self.send_header("ETag", server.version)
+            self.end_headers()
+            limit = server.breaks.pop(0) if server.breaks else len(content)
+            self.wfile.write(content[start : start + limit])
+            self.wfile.flush()
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[Server]:
+    server = Server()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(server)) as listener:
+        server.address = f"http://127.0.0.1:{listener.server_address[1]}"
+        thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            listener.shutdown()
+            thread.join()
