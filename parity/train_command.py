@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from t2t_config import Recipe
-from t2t_jax import cli
+from t2t_common import cli
 
 if TYPE_CHECKING:
     import numpy as np

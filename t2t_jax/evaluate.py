@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2t_config import ModelConfig, model_config
-from t2t_jax import cli
+from t2t_common import cli
 from t2t_jax.checkpoint import load_metadata, load_weights
 from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
 from t2t_jax.metrics import count_top_k

@@ -16,7 +16,7 @@ import pytest
 
 from parity.formats import convert
 from t2t_config import Recipe, epoch_lr
-from t2t_jax import cli
+from t2t_common import cli
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
 from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
