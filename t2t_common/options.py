@@ -48,7 +48,7 @@ class WeightsOptions:
         return self.checkpoint
 
     def choose(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocess]:
-        """Arguments of `create_model`, and the preprocessing: options, else the checkpoint's metadata, else the model's.
+        """Arguments of `create_model`, and the preprocessing: by option, else as saved, else the model's own.
 
         Raises:
             ValueError: no name of a model anywhere, or figures that make no sense.

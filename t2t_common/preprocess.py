@@ -80,7 +80,7 @@ class Preprocess:
 
 
 def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
-    """Resize to img_size / crop_pct (rounded down), keeping the ratio and covering it, centre crop, normalise; (H, W, C)."""
+    """Resize to cover floor(img_size / crop_pct) in the image's own ratio, centre crop, normalise; (H, W, C)."""
     image = convert(image, how)
     size = _resized(image.size, how)
     if size != image.size:

@@ -106,7 +106,9 @@ def load_exported(path: str | Path) -> ExportedModel:
             program, metadata = file.read(PROGRAM), json.loads(file.read(METADATA))
         return ExportedModel(export.deserialize(bytearray(program)), metadata)
     except Exception as error:  # damaged files raise almost anything
-        raise ValueError(f"{path} is no exported model ({type(error).__name__}): make it with t2t_jax.export") from error
+        raise ValueError(
+            f"{path} is no exported model ({type(error).__name__}): make it with t2t_jax.export"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

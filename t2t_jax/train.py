@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
+from t2t_common import cli
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.load_report import LoadReport
-from t2t_common import cli
 from t2t_jax.checkpoint import TrainingCheckpoints, ensure_writable, init_weights
 from t2t_jax.data import (
     Preprocess,

@@ -2,7 +2,7 @@
 
 Writes a model with its weights as one file for any batch size: OUT.pt2 (of `torch.export`) or OUT.onnx. The file is
 tried (ONNX in onnxruntime) before it takes its name: exit code 1, and nothing written, if it does not compute what the
-model computes. Model, sizes and preprocessing are in the file, as `metadata.json` (.pt2) or metadata properties (.onnx).
+model computes. Model, sizes and preprocessing are in the file, as `metadata.json` (.pt2) or properties (.onnx).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ExportedModel:
         return self.run(images)
 
 
-def export_model(model: nn.Module, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> list[Agreement]:
+def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> list[Agreement]:
     """Writes `model` with its weights, in evaluation mode, to `path`, whole or not at all, and proves what was written.
 
     Args:

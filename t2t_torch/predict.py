@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from t2t_common import cli
 from t2t_common.options import WeightsOptions
@@ -24,7 +23,7 @@ from t2t_torch.checkpoint import load_checkpoint, read_checkpoint
 from t2t_torch.registry import create_model
 
 
-def load_for_evaluation(options: WeightsOptions) -> tuple[nn.Module, Preprocess, dict[str, Any]]:
+def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[str, Any]]:
     """The model of `options` with its weights, in evaluation mode; how its images are prepared; the file's metadata.
 
     Raises:

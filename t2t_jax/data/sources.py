@@ -47,7 +47,8 @@ class FolderSource:
     """Images in folders, one folder per class; classes are numbered in the order of `classes`."""
 
     def __init__(self, root: Path, classes: list[str]) -> None:
-        self.num_classes, self.class_names = len(classes), classes
+        self.num_classes = len(classes)
+        self.class_names: list[str] | None = classes
         self._files = [(path, label) for label, name in enumerate(classes) for path in image_files(root / name)]
         if not self._files:
             raise ValueError(f"no images in {root}: expected folders of .jpg or .png files, one folder per class")

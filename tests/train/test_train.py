@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from parity.formats import convert
-from t2t_config import Recipe, epoch_lr
 from t2t_common import cli
+from t2t_config import Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
 from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
@@ -137,7 +137,7 @@ def test_evaluate_reads_pytorch_files_and_anonymous_folders(
 
 def test_predictions_are_in_the_datas_order(finished: tuple[Path, Accuracy], recipe: Recipe):
     options = evaluation.Options(checkpoint=finished[0], data=str(recipe.data))
-    model, how = load_for_evaluation(options)
+    model, how, _ = load_for_evaluation(options)
     source = open_source(options.data, "val")
     forward = make_forward(split_model(model)[0])
     predictions = predict(forward, model_arrays(model), eval_batches(source, how, 8))
