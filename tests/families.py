@@ -15,11 +15,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "se": ("t2t_vit_14_se", _T2T),
     "dense": (
         "t2t_vit_dense",
-        {**SMALL, "embed_dim": 16, "growth_rate": 8, "block_config": (1, 1, 1, 1), "num_heads": 2, "token_dim": 8},
+        {**SMALL, "embed_dim": 32, "growth_rate": 16, "block_config": (1, 1, 1, 1), "num_heads": 2, "token_dim": 8},
     ),
     "ghost": ("t2t_vit_16_ghost", _T2T),
     "resnext": ("t2t_vit_14_resnext", {**_T2T, "embed_dim": 64, "num_heads": 32}),
-    "gray": ("t2t_vit_micro", {**_T2T, "in_chans": 1}),
     "vit": ("vit_base_patch16_224", _VIT),
     "in21k": ("vit_base_patch16_224_in21k", {**_VIT, "num_classes": 21_843, "representation_size": 16}),
     "distilled": ("vit_deit_tiny_distilled_patch16_224", _VIT),
