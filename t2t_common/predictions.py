@@ -44,7 +44,8 @@ class PredictOptions(WeightsOptions):
             raise ValueError("no images: name files or folders")
 
 
-class Guess(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Guess:
     """One of an image's best classes."""
 
     index: int
@@ -110,7 +111,9 @@ def show_predictions(
         print(prediction.image)
         for guess in prediction.guesses:
             print(f"  {100 * guess.probability:6.2f} %  {guess.name}")
-        found.append({"image": str(prediction.image), "top": [guess._asdict() for guess in prediction.guesses]})
+        found.append(
+            {"image": str(prediction.image), "top": [dataclasses.asdict(guess) for guess in prediction.guesses]}
+        )
     if options.json is not None:
         facts = {"checkpoint": str(options.checkpoint), "preprocessing": dataclasses.asdict(how), "predictions": found}
         write_text(options.json, json.dumps(facts, indent=1) + "\n")

@@ -84,6 +84,8 @@ def accuracy(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Accu
 class Options(WeightsOptions):
     """Options of the command line."""
 
+    checkpoint: Path
+    """A run's folder, a checkpoint folder, or a .pth, .pth.tar or .safetensors file."""
     data: str
     """"digits" or a folder (see open_source); its val or test images are used."""
     batch_size: int = 64

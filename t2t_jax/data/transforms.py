@@ -57,7 +57,7 @@ def _random_resized_crop(
 
 def _random_affine(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
     """Turns, zooms and shifts the resized image about its centre; what comes into view is background (0)."""
-    side = recipe.img_size or how.size[0]
+    side, _ = how.size  # recipes have square images
     image = image.resize((side, side), RESAMPLING[how.interpolation])
     turn = math.radians(rng.uniform(-recipe.max_turn, recipe.max_turn))
     zoom = 1 + rng.uniform(-recipe.max_zoom, recipe.max_zoom)
