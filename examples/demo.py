@@ -41,7 +41,7 @@ def main(folder: Path) -> int:
     console.print(f"{len(ledger)} tensors, bit for bit: {workdir} -> {weights}")
 
     console.rule("3. Evaluate both on the held-out images")
-    model, how = load_for_evaluation(Options(checkpoint=workdir, data="digits"))
+    model, how, _ = load_for_evaluation(Options(checkpoint=workdir, data="digits"))
     batches = list(eval_batches(open_source("digits", "val"), how, 60))
     in_jax = predict(make_forward(split_model(model)[0]), model_arrays(model), batches)
     sizes = {"img_size": how.img_size, "in_chans": how.in_chans, "num_classes": model.num_classes}

@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from parity.train_command import Train, run_train
-from t2t_jax import cli
+from t2t_common import cli
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from t2t_common import cli
 from t2t_config import Recipe
-from t2t_jax import cli
 
 if TYPE_CHECKING:
     import numpy as np

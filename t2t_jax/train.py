@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
+from t2t_common import cli
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.load_report import LoadReport
-from t2t_jax import cli
 from t2t_jax.checkpoint import TrainingCheckpoints, ensure_writable, init_weights
 from t2t_jax.data import (
     Preprocess,
@@ -50,6 +50,7 @@ class Run:
 
     recipe: Recipe
     how: Preprocess
+    class_names: list[str] | None
     steps_per_epoch: int
     iterator: grain.DatasetIterator
     state: TrainState
@@ -60,7 +61,9 @@ class Run:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
-        facts = {"model": self.recipe.model, "num_classes": self.recipe.num_classes}
+        facts: dict[str, Any] = {"model": self.recipe.model, "num_classes": self.recipe.num_classes}
+        if self.class_names is not None:
+            facts["class_names"] = self.class_names
         everything = {**facts, **dataclasses.asdict(self.how), "recipe": dataclasses.asdict(self.recipe)}
         return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
 
@@ -94,6 +97,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     return Run(
         recipe=recipe,
         how=how,
+        class_names=train_source.class_names,
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how),
         state=init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None),

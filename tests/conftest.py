@@ -20,7 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", r"error:::(parity|t2t_config|t2t_jax|t2t_torch|tests)\b")
+    config.addinivalue_line("filterwarnings", r"error:::(parity|t2t_common|t2t_config|t2t_jax|t2t_torch|tests)\b")
 
 
 def pytest_unconfigure() -> None:

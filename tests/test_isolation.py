@@ -49,7 +49,13 @@ def modules_of(package: str) -> list[str]:
 def test_t2t_config_imports_the_standard_library_only():
     found = imported(*modules_of("t2t_config"))
     assert "t2t_config" in found
-    assert not {"torch", "jax", "jaxlib", "flax", "numpy", "t2t_torch", "t2t_jax", "parity"} & found
+    assert not {"torch", "jax", "jaxlib", "flax", "numpy", "t2t_common", "t2t_torch", "t2t_jax", "parity"} & found
+
+
+def test_t2t_common_imports_no_framework():
+    found = imported(*modules_of("t2t_common"))
+    assert {"t2t_common", "t2t_config", "PIL", "numpy"} <= found
+    assert not {"torch", "jax", "jaxlib", "flax", "t2t_torch", "t2t_jax", "parity"} & found
 
 
 def test_t2t_jax_never_imports_torch():

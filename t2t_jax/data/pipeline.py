@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from t2t_common.preprocess import Preprocess, evaluation_image
 from t2t_config import Recipe
 from t2t_jax.data.sources import Source
-from t2t_jax.data.transforms import Preprocess, evaluation_image, training_image
+from t2t_jax.data.transforms import training_image
 
 Batch = dict[str, np.ndarray]
 

@@ -8,18 +8,19 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from t2t_common.images import image_files, open_image
 from t2t_jax.data.binary import read_cifar, read_idx_pair
 
 Split = Literal["train", "val"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 HELD_OUT_PER_DIGIT = 36
 
 
 class Source(Protocol):
-    """Random access to labelled images."""
+    """Random access to labelled images; `class_names` where the data tell them."""
 
     num_classes: int
+    class_names: list[str] | None
 
     def __len__(self) -> int: ...
 
@@ -29,8 +30,11 @@ class Source(Protocol):
 class ArraySource:
     """Images held in memory: uint8, (N, H, W) gray or (N, H, W, 3) RGB; labels (N,)."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-        self._images, self._labels, self.num_classes = images, labels, num_classes
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, num_classes: int, class_names: list[str] | None = None
+    ) -> None:
+        self._images, self._labels = images, labels
+        self.num_classes, self.class_names = num_classes, class_names
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -44,7 +48,8 @@ class FolderSource:
 
     def __init__(self, root: Path, classes: list[str]) -> None:
         self.num_classes = len(classes)
-        self._files = [(path, label) for label, name in enumerate(classes) for path in _image_files(root / name)]
+        self.class_names: list[str] | None = classes
+        self._files = [(path, label) for label, name in enumerate(classes) for path in image_files(root / name)]
         if not self._files:
             raise ValueError(f"no images in {root}: expected folders of .jpg or .png files, one folder per class")
 
@@ -53,13 +58,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self._files[index]
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return image, label
-        except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, ValueError ...
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"unreadable image {path} ({reason}): replace or delete it") from error
+        return open_image(path), label
 
 
 def open_source(data: str | Path, split: Split) -> Source:
@@ -108,7 +107,7 @@ def _digits(split: Split) -> ArraySource:
     shuffled = np.random.RandomState(0).permutation(len(images))
     held_out = np.concatenate([shuffled[digits.target[shuffled] == digit][:HELD_OUT_PER_DIGIT] for digit in range(10)])
     chosen = np.isin(np.arange(len(images)), held_out, invert=split == "train")
-    return ArraySource(images[chosen], digits.target[chosen].astype(np.int32), 10)
+    return ArraySource(images[chosen], digits.target[chosen].astype(np.int32), 10, list("0123456789"))
 
 
 def _image_folder(root: Path, split: Split) -> FolderSource:
@@ -129,7 +128,3 @@ def _image_folder(root: Path, split: Split) -> FolderSource:
 
 def _class_names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())

@@ -1,100 +1,35 @@
-"""What happens to one image: PIL in, normalised float32 array (H, W, C) out.
+"""What happens to one training image: PIL in, normalised float32 array (H, W, C) out.
 
-Sources: torchvision's `RandomResizedCrop`, `Resize`, `CenterCrop` on PIL images; timm's evaluation transform.
+Evaluation's part, which both frameworks share, is t2t_common/preprocess.py. Source: torchvision's `RandomResizedCrop`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from t2t_config import ModelConfig, Recipe, model_config
-
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """How images become the model's input: what evaluation has to know about training."""
-
-    img_size: int
-    in_chans: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
-    interpolation: str
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.in_chans:
-                raise ValueError(f"{name} {getattr(self, name)} needs one figure for each of {self.in_chans} channels")
-
-    @classmethod
-    def of_recipe(cls, recipe: Recipe) -> Preprocess:
-        """The recipe's own figures, and the model's where it has none."""
-        return cls.of_model(
-            model_config(recipe.model),
-            {field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)},
-        )
-
-    @classmethod
-    def of_model(cls, config: ModelConfig, known: Mapping[str, Any]) -> Preprocess:
-        """`known` wins where it has a value; one channel takes the averages of the model's mean and std."""
-        in_chans = known.get("in_chans") or 3
-        own: dict[str, Any] = {
-            "img_size": config.img_size,
-            "crop_pct": config.crop_pct,
-            "interpolation": config.interpolation,
-        }
-        for name, figures in (("mean", config.mean), ("std", config.std)):
-            own[name] = figures if in_chans == 3 else (sum(figures) / len(figures),)
-        chosen = {name: own[name] if known.get(name) is None else known[name] for name in own}
-        chosen["mean"], chosen["std"] = tuple(chosen["mean"]), tuple(chosen["std"])
-        return cls(in_chans=in_chans, **chosen)
-
-
-def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
-    """Resize of the shorter side to floor(img_size / crop_pct), centre crop, normalise; (H, W, C)."""
-    image = _convert(image, how)
-    width, height = image.size
-    short = math.floor(how.img_size / how.crop_pct)
-    size = (short, short * height // width) if width <= height else (short * width // height, short)
-    if size != image.size:
-        image = image.resize(size, RESAMPLING[how.interpolation])
-    left, top = (round((side - how.img_size) / 2) for side in image.size)
-    return _normalise(image.crop((left, top, left + how.img_size, top + how.img_size)), how)
+from t2t_common.preprocess import RESAMPLING, Preprocess, convert, evaluation_image, normalise
+from t2t_config import Recipe
 
 
 def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
     """Augmentation of `recipe`, all drawn from `rng`, then normalise; (H, W, C)."""
     if recipe.augment == "none":
         return evaluation_image(image, how)
-    image = _convert(image, how)
+    image = convert(image, how)
     if recipe.augment == "affine":
-        return _normalise(_random_affine(image, how, recipe, rng), how)
-    image = _random_resized_crop(image, how.img_size, recipe.scale, recipe.ratio, rng)
+        return normalise(_random_affine(image, how, recipe, rng), how)
+    image = _random_resized_crop(image, how.size, recipe.scale, recipe.ratio, rng)
     if rng.random() < recipe.hflip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _normalise(image, how)
-
-
-def _convert(image: Image.Image, how: Preprocess) -> Image.Image:
-    return image.convert("L" if how.in_chans == 1 else "RGB")
-
-
-def _normalise(image: Image.Image, how: Preprocess) -> np.ndarray:
-    pixels_HxWxC = np.asarray(image, np.float32).reshape(how.img_size, how.img_size, how.in_chans) / np.float32(255)
-    return (pixels_HxWxC - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
+    return normalise(image, how)
 
 
 def _random_resized_crop(
     image: Image.Image,
-    img_size: int,
+    size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
     rng: np.random.Generator,
@@ -117,12 +52,12 @@ def _random_resized_crop(
         w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - w) // 2, (height - h) // 2
     # Cropped first: with `box`, PIL would let pixels outside the crop into its edges.
-    return image.crop((left, top, left + w, top + h)).resize((img_size, img_size), resample)
+    return image.crop((left, top, left + w, top + h)).resize(size[::-1], resample)
 
 
 def _random_affine(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
     """Turns, zooms and shifts the resized image about its centre; what comes into view is background (0)."""
-    side = how.img_size
+    side, _ = how.size  # recipes have square images
     image = image.resize((side, side), RESAMPLING[how.interpolation])
     turn = math.radians(rng.uniform(-recipe.max_turn, recipe.max_turn))
     zoom = 1 + rng.uniform(-recipe.max_zoom, recipe.max_zoom)

@@ -17,7 +17,7 @@ import t2t_torch
 from parity.__main__ import main, write_text
 from parity.formats import saved_metadata
 from parity.models import power
-from t2t_jax import cli
+from t2t_common import cli
 
 SMALL = ["--img-size", "32", "--num-classes", "10", "--level", "forward"]
 MICRO = ["check", "t2t_vit_micro", *SMALL]

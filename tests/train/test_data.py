@@ -136,6 +136,7 @@ def test_image_folder(tmp_path: Path):
     write_tree(tmp_path)
     train, val = open_source(tmp_path, "train"), open_source(tmp_path, "val")
     assert (len(train), len(val), train.num_classes) == (6, 4, 2)
+    assert train.class_names == val.class_names == ["cat", "dog"]
     image, label = val[3]
     assert (label, image.getpixel((0, 0)), image.size) == (1, (100, 0, 0), (20, 10))
     assert len(open_source(tmp_path / "val", "val")) == 4  # class folders alone will do

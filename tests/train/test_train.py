@@ -13,10 +13,11 @@ from typing import Any
 import chex
 import numpy as np
 import pytest
+from PIL import Image
 
 from parity.formats import convert
+from t2t_common import cli
 from t2t_config import Recipe, epoch_lr
-from t2t_jax import cli
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
 from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
@@ -25,7 +26,7 @@ from t2t_jax.evaluate import Accuracy, load_for_evaluation, predict
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward
-from t2t_jax.train import train
+from t2t_jax.train import prepare, train
 from tests.train.conftest import VAL_IMAGES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
@@ -127,17 +128,17 @@ def test_evaluate_reads_pytorch_files_and_anonymous_folders(
     preparation = {"model": "t2t_vit_micro", "mean": (0.4,), "std": (0.2,)}
     sizes = {"img_size": 16, "in_chans": 1, "num_classes": 4}
     for options in (
-        evaluation.Options(file, str(recipe.data), **preparation),
-        evaluation.Options(folder, str(recipe.data), **preparation, **sizes),
+        evaluation.Options(checkpoint=file, data=str(recipe.data), **preparation),
+        evaluation.Options(checkpoint=folder, data=str(recipe.data), **preparation, **sizes),
     ):
         assert evaluation.evaluate(options) == result
     with pytest.raises(ValueError, match="add --model NAME"):
-        evaluation.evaluate(evaluation.Options(folder, str(recipe.data)))
+        evaluation.evaluate(evaluation.Options(checkpoint=folder, data=str(recipe.data)))
 
 
 def test_predictions_are_in_the_datas_order(finished: tuple[Path, Accuracy], recipe: Recipe):
     options = evaluation.Options(checkpoint=finished[0], data=str(recipe.data))
-    model, how = load_for_evaluation(options)
+    model, how, _ = load_for_evaluation(options)
     source = open_source(options.data, "val")
     forward = make_forward(split_model(model)[0])
     predictions = predict(forward, model_arrays(model), eval_batches(source, how, 8))
@@ -151,6 +152,16 @@ def test_a_run_starts_from_another(finished: tuple[Path, Accuracy], recipe: Reci
     still = dataclasses.replace(recipe, epochs=1, cooldown_epochs=0, warmup_lr=0.0, checkpoint_every=1)
     result = train(still, tmp_path, init_from=finished[0])
     assert result == finished[1]
+
+
+def test_a_run_keeps_the_names_of_the_classes(recipe: Recipe, tmp_path: Path):
+    """Folders have names, IDX files have not."""
+    for path in (tmp_path / split / name / "0.png" for split in ("train", "val") for name in ("cat", "dog")):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (20, 10)).save(path)
+    named = prepare(dataclasses.replace(recipe, data=str(tmp_path), batch_size=2))
+    assert named.metadata["class_names"] == ["cat", "dog"]
+    assert "class_names" not in prepare(recipe).metadata
 
 
 def test_bfloat16_and_no_average_train_too(recipe: Recipe, tmp_path: Path):

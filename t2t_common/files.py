@@ -1,0 +1,44 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def check_target(path: Path) -> None:
+    """Raises before the work is done if no file can be written at `path`.
+
+    Raises:
+        ValueError: a folder is there.
+        FileNotFoundError: its folder is not there.
+    """
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.absolute().parent} first")
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A name in a scratch folder beside `path`; the file written there takes its place, unless the body raises.
+
+    Raises:
+        ValueError: it cannot be written; an older file at `path` stays.
+    """
+    check_target(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as scratch:
+            temporary = Path(scratch, path.name)
+            yield temporary
+            temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}): choose another file") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` as UTF-8, whole or not at all; raises as `replace_file`."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,62 @@
+"""Names of classes: of ImageNet-1k, from a file, or those that a checkpoint holds."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+
+@functools.cache
+def imagenet_classes() -> Mapping[str, str]:
+    """wnid -> words ("n01440764" -> "tench, Tinca tinca") of the 1000 classes in the order of the head.
+
+    Source: WordNet 3.0 (its notice is in the file), by tools/imagenet_classes.py.
+    """
+    text = files("t2t_config").joinpath("imagenet_classes.tsv").read_text(encoding="utf-8")
+    return dict(line.split("\t") for line in text.splitlines() if not line.startswith("#"))
+
+
+def class_names(num_classes: int, *, file: Path | None = None, saved: Sequence[str] | None = None) -> list[str]:
+    """A name for each of `num_classes` outputs.
+
+    From `file`; else those `saved` with the weights; else ImageNet-1k's for 1000 classes; else "class 17". A name that
+    is a wnid of ImageNet-1k (its folders are called so) is put into words; outputs beyond the names are "class 17" too.
+
+    Args:
+        num_classes: width of the head.
+        file: one name per line, or JSON: a list, or names by index ({"0": "cat", ...}).
+        saved: names in a checkpoint's metadata.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is unreadable, or does not hold `num_classes` names.
+    """
+    words = imagenet_classes()
+    if file is not None:
+        names = _read(file)
+        if len(names) != num_classes:
+            raise ValueError(f"{file} holds {len(names)} class names, the model has {num_classes}: give one for each")
+    elif saved:
+        names = [str(name) for name in saved][:num_classes]
+    else:
+        names = list(words) if num_classes == len(words) else []
+    numbered = [f"class {index}" for index in range(len(names), num_classes)]
+    return [words.get(name, name) for name in names] + numbered
+
+
+def _read(file: Path) -> list[str]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no file of class names at {file}: check the path")
+    try:
+        text = file.read_text(encoding="utf-8").rstrip()
+        names = json.loads(text) if file.suffix == ".json" else [line.strip() for line in text.splitlines()]
+        if isinstance(names, dict):
+            names = [names[str(index)] for index in range(len(names))]
+    except (ValueError, KeyError) as error:  # no UTF-8, no JSON, an index left out
+        raise ValueError(f"cannot read the class names in {file} ({error}): one per line, or a JSON list") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} holds no JSON list of names: write one name for each class")
+    return names

@@ -1,0 +1,139 @@
+"""python -m t2t_jax.export OUT --checkpoint PATH [--model NAME]
+
+Writes a model with its weights as one file of StableHLO: any batch size, on CPU, CUDA and TPU. The file is tried before
+it takes its name: exit code 1, and nothing written, if it does not compute what the model computes.
+
+OUT is a zip of `model.jax_export` (of `jax.export`, with the weights) and `metadata.json` (model, sizes,
+preprocessing). `load_exported` reads it; without this package that is
+`jax.export.deserialize(zipfile.ZipFile(OUT).read("model.jax_export")).call(images)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax import export
+
+from t2t_common import cli
+from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample_images
+from t2t_common.files import check_target, replace_file
+from t2t_common.options import WeightsOptions
+from t2t_config.metadata import describe_model
+from t2t_jax.evaluate import load_for_evaluation
+
+PROGRAM, METADATA = "model.jax_export", "metadata.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+MAX_BYTES = 2**31 - 2**20
+"""Of the weights: the file format of `jax.export` ends at 2 GiB."""
+
+
+class ExportedModel:
+    """A model read from a file: call it with images (B, H, W, C) float32 for logits (B, num_classes), any B."""
+
+    def __init__(self, exported: export.Exported, metadata: dict[str, Any]) -> None:
+        self.exported, self.metadata = exported, metadata
+        self._call = jax.jit(exported.call)
+
+    def __call__(self, images: Any) -> jax.Array:
+        return self._call(images)
+
+
+def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> list[Agreement]:
+    """Writes `model` with its weights to `path`, whole or not at all, and proves what was written.
+
+    Args:
+        model: of `create_model`, in evaluation mode and float32.
+        path: the file.
+        metadata: JSON values that go along; name, sizes and preprocessing are the model's own where they are not here.
+
+    Returns:
+        The errors of each batch size that was tried.
+
+    Raises:
+        ExportError: the file does not compute what the model computes.
+        ValueError: the model is too large for one file, or `path` cannot be written.
+    """
+    facts = describe_model(model, metadata)
+    graphdef, state = nnx.split(model)
+    size = sum(array.nbytes for array in jax.tree.leaves(state))
+    if size > MAX_BYTES:
+        raise ValueError(f"the model has {size / 2**30:.1f} GiB, an export takes up to 2: choose a smaller one")
+
+    def forward(images: jax.Array, state: nnx.State = state) -> jax.Array:
+        return nnx.merge(graphdef, state)(images)
+
+    (batch,) = export.symbolic_shape("batch")
+    shape = (*model.img_size, model.in_chans)
+    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    exported = export.export(jax.jit(lambda images: forward(images)), platforms=PLATFORMS)(images)
+    with replace_file(Path(path)) as temporary:
+        with zipfile.ZipFile(temporary, "w") as file:
+            file.writestr(PROGRAM, exported.serialize())
+            file.writestr(METADATA, json.dumps(facts, indent=1) + "\n")
+        return demand(_compare(load_exported(temporary), forward, state, sample_images(shape)))
+
+
+def _compare(exported: ExportedModel, forward: Any, state: nnx.State, images: np.ndarray) -> list[Agreement]:
+    model = np.asarray(jax.jit(forward)(images, state))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda array: array.astype(np.float64), state)
+        oracle = np.asarray(jax.jit(forward)(images.astype(np.float64), wide))
+    return [Agreement.of(np.asarray(exported(images[:size])), model[:size], oracle[:size]) for size in BATCHES]
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """The model in a file that `export_model` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another file, or a damaged one.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no exported model at {path}: check the path")
+    try:
+        with zipfile.ZipFile(path) as file:
+            program, metadata = file.read(PROGRAM), json.loads(file.read(METADATA))
+        return ExportedModel(export.deserialize(bytearray(program)), metadata)
+    except Exception as error:  # damaged files raise almost anything
+        raise ValueError(
+            f"{path} is no exported model ({type(error).__name__}): make it with t2t_jax.export"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(WeightsOptions):
+    """Options of the command line."""
+
+    out: tyro.conf.Positional[Path]
+    """The file to write."""
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    description = (__doc__ or "").strip()
+    options = cli.parse(Options, args, prog="python -m t2t_jax.export", description=description)
+    check_target(options.out)
+    model, how, saved = load_for_evaluation(options)
+    known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(how)
+    try:
+        found = export_model(model, options.out, metadata=known)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.FAILED
+    print(*found, f"{options.out}: {', '.join(PLATFORMS)}, any batch size", sep="\n")
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,32 @@
+"""python -m t2t_jax.predict IMAGE... --checkpoint PATH [--model NAME]
+
+The best classes of images (files, or folders of them) with their probabilities. Images are prepared exactly as timm
+does for evaluation. The checkpoint is a run's folder, a checkpoint folder, or a .pth, .pth.tar or .safetensors file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from t2t_common import cli
+from t2t_common.predictions import PredictOptions, show_predictions
+from t2t_jax.evaluate import load_for_evaluation
+from t2t_jax.state import model_arrays, split_model
+from t2t_jax.step import make_forward
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    description = (__doc__ or "").strip()
+    options = cli.parse(PredictOptions, args, prog="python -m t2t_jax.predict", description=description)
+    model, how, saved = load_for_evaluation(options)
+    forward, arrays = make_forward(split_model(model)[0]), model_arrays(model)
+    show_predictions(options, how, lambda images: np.asarray(forward(arrays, images)), model.num_classes, saved)
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

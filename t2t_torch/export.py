@@ -1,0 +1,196 @@
+"""python -m t2t_torch.export OUT --checkpoint PATH [--model NAME]
+
+Writes a model with its weights as one file for any batch size: OUT.pt2 (of `torch.export`) or OUT.onnx. The file is
+tried (ONNX in onnxruntime) before it takes its name: exit code 1, and nothing written, if it does not compute what the
+model computes. Model, sizes and preprocessing are in the file, as `metadata.json` (.pt2) or properties (.onnx).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import nn
+
+from t2t_common import cli
+from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample_images
+from t2t_common.files import check_target, replace_file
+from t2t_common.options import WeightsOptions
+from t2t_config.metadata import describe_model, from_text, to_text
+from t2t_torch.predict import load_for_evaluation
+
+SUFFIXES = (".pt2", ".onnx")
+METADATA = "metadata.json"
+MAX_BYTES = 2**31 - 2**20
+"""Of the weights in ONNX: a protobuf ends at 2 GiB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedModel:
+    """A model read from a file: call it with images (B, C, H, W) float32 for logits (B, num_classes), any B."""
+
+    run: Callable[[np.ndarray], np.ndarray]
+    metadata: dict[str, Any]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.run(images)
+
+
+def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> list[Agreement]:
+    """Writes `model` with its weights, in evaluation mode, to `path`, whole or not at all, and proves what was written.
+
+    Args:
+        model: of `create_model`, on the CPU and in float32; stays as it is.
+        path: the file, .pt2 or .onnx.
+        metadata: JSON values that go along; name, sizes and preprocessing are the model's own where they are not here.
+
+    Returns:
+        The errors of each batch size that was tried.
+
+    Raises:
+        ExportError: the file does not compute what the model computes.
+        ValueError: another suffix, onnx is not installed, the model is too large, or `path` cannot be written.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    facts = describe_model(model, metadata)
+    model = copy.deepcopy(model).eval()
+    shape = (model.in_chans, *model.img_size)
+    images = torch.zeros(2, *shape)  # traced with a batch that is not 1, which might be taken for a constant
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(model, (images,), dynamic_shapes=batch)
+    with replace_file(path) as temporary:
+        if path.suffix == ".pt2":
+            torch.export.save(program, temporary, extra_files={METADATA: json.dumps(facts)})
+        else:
+            _save_onnx(program, images, batch, temporary, facts)
+        return demand(_compare(load_exported(temporary), model, sample_images(shape)))
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"cannot export to {path}: its name has to end with {' or '.join(SUFFIXES)}")
+
+
+def _save_onnx(
+    program: torch.export.ExportedProgram, images: torch.Tensor, batch: Any, path: Path, facts: Mapping[str, Any]
+) -> None:
+    size = sum(tensor.nbytes for tensor in program.state_dict.values())
+    if size > MAX_BYTES:
+        raise ValueError(f"the model has {size / 2**30:.1f} GiB, an ONNX file takes up to 2: export to .pt2")
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": batch}
+    with _needs_onnx(), _quiet():
+        exported = torch.onnx.export(program, (images,), dynamo=True, verbose=False, **names)
+    assert exported is not None
+    exported.model.metadata_props.update(to_text(facts))
+    exported.save(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what the exporters say about themselves: a deprecation inside of torch, torchvision's absence."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _needs_onnx() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ONNX needs further packages ({error}): pip install 't2t-vit[onnx]'") from error
+
+
+def _compare(exported: ExportedModel, model: nn.Module, images: np.ndarray) -> list[Agreement]:
+    with torch.inference_mode():
+        own = model(torch.from_numpy(images)).numpy()
+        oracle = copy.deepcopy(model).double()(torch.from_numpy(images).double()).numpy()
+    return [Agreement.of(exported(images[:size]), own[:size], oracle[:size]) for size in BATCHES]
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """The model in a file that `export_model` wrote; an ONNX file runs in onnxruntime, on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another file, or a damaged one; or onnxruntime is not installed.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no exported model at {path}: check the path")
+    try:
+        return _load_pt2(path) if path.suffix == ".pt2" else _load_onnx(path)
+    except ValueError:
+        raise
+    except Exception as error:  # damaged files raise almost anything
+        raise ValueError(
+            f"{path} is no exported model ({type(error).__name__}): make it with t2t_torch.export"
+        ) from error
+
+
+def _load_pt2(path: Path) -> ExportedModel:
+    extra = {METADATA: ""}
+    module = torch.export.load(path, extra_files=extra).module()
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> np.ndarray:
+        return module(torch.from_numpy(images)).numpy()
+
+    return ExportedModel(run, json.loads(extra[METADATA]))
+
+
+def _load_onnx(path: Path) -> ExportedModel:
+    with _needs_onnx():
+        import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = from_text(session.get_modelmeta().custom_metadata_map)
+    return ExportedModel(lambda images: session.run(None, {"images": images})[0], metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(WeightsOptions):
+    """Options of the command line."""
+
+    out: tyro.conf.Positional[Path]
+    """The file to write, .pt2 or .onnx."""
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    description = (__doc__ or "").strip()
+    options = cli.parse(Options, args, prog="python -m t2t_torch.export", description=description)
+    _check_suffix(options.out)
+    check_target(options.out)
+    model, how, saved = load_for_evaluation(options)
+    known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(how)
+    try:
+        found = export_model(model, options.out, metadata=known)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.FAILED
+    print(*found, f"{options.out}: any batch size", sep="\n")
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
