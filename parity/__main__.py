@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tyro.conf import Positional
 
 from parity.train_command import Train, run_train
 from t2t_common import cli
+from t2t_common.files import check_target, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _targets(options: Check | Render, *names: str) -> dict[str, Path]:
     """The files to write, by format, each in a folder that exists."""
     targets = {name: path for name in names if (path := getattr(options, name)) is not None}
     for path in targets.values():
-        _writable(path)
+        check_target(path)
     return targets
 
 
@@ -190,7 +190,8 @@ def convert(options: Convert, console: Console) -> int:
 def selftest(options: Selftest, console: Console) -> int:
     from parity.selftest import run, table, verdict
 
-    _writable(options.json)
+    if options.json is not None:
+        check_target(options.json)
     with console.status("selftest") as status:
         outcome = run(seeds=options.seeds, workers=2, progress=status.update)
     console.print(table(outcome))
@@ -206,7 +207,7 @@ def survey(options: Survey, console: Console) -> int:
     from parity.survey import write
     from t2t_config import MODELS
 
-    _writable(options.out)
+    check_target(options.out)
     with console.status("survey") as status:
         figures = examine(options.names or tuple(MODELS), progress=status.update)
     write(figures, fingerprint(), options.out)
@@ -228,23 +229,6 @@ def _sizes(options: Check | Convert) -> dict[str, object]:
             raise ValueError(f"--img-size takes one number or two, got {len(options.img_size)}")
         sizes["img_size"] = options.img_size[0] if len(options.img_size) == 1 else options.img_size
     return {key: value for key, value in sizes.items() if value is not None}
-
-
-def _writable(path: Path | None) -> None:
-    if path is not None and path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: create the folder {path.absolute().parent} first")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes `path` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(args: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from t2t_common import cli
+from t2t_common.files import check_target, write_text
 from t2t_config import Recipe
 
 if TYPE_CHECKING:
@@ -112,10 +113,8 @@ def run_train(options: Train, console: Console) -> int:
     from parity.models import make_pair
     from parity.trajectory import train_side_by_side
 
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot write {options.json}: create the folder {options.json.absolute().parent} first"
-        )
+    if options.json is not None:
+        check_target(options.json)
     sizes: dict[str, Any] = {} if options.img_size is None else {"img_size": options.img_size}
     with console.status(f"{options.name}: creating both models"):
         torch_model, jax_model = make_pair(options.name, seed=options.seed, num_classes=options.num_classes, **sizes)
@@ -136,7 +135,7 @@ def run_train(options: Train, console: Console) -> int:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     if options.json is not None:
         settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(options).items()}
-        options.json.write_text(proof.to_json(settings), encoding="utf-8")
+        write_text(options.json, proof.to_json(settings))
         console.print(f"figures written to {options.json}", soft_wrap=True)
     return cli.OK if proof.passed else cli.FAILED
 

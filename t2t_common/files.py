@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,11 @@ def replace_file(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as scratch:
             temporary = Path(scratch, path.name)
             yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # or a power cut could leave the new name without the content
             temporary.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}): choose another file") from error
+        raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or choose another") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,18 +8,18 @@ Other projects' names become the official ones (see `t2t_config.layouts`).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from t2t_common.files import check_target, replace_file
 from t2t_config.layouts import OFFICIAL, to_official
 from t2t_config.load_report import few
 from t2t_torch.unpickle import read_pickle
@@ -113,36 +113,19 @@ def save_checkpoint(
     goes along in both. A crash leaves the old file or the new one, never a half.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or the file cannot be written (a full disk ...).
         FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
     if path.suffix != ".safetensors" and path.suffix not in TORCH_SUFFIXES:
         raise ValueError(f"cannot write {path}: its name has to end with .safetensors, {', '.join(TORCH_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
+    check_target(path)  # before the tensors are copied
     source = model_or_state_dict
     tensors = source.state_dict() if isinstance(source, nn.Module) else source
     # Cloned, so that a view does not drag its whole storage into the file.
     weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    if path.suffix == ".safetensors":
-        data = safetensors.torch.save(weights, metadata=dict(metadata) if metadata else None)
-        _write_atomically(path, lambda file: file.write(data))
-    else:
-        content = {"state_dict": weights} | ({"metadata": dict(metadata)} if metadata else {})
-        _write_atomically(path, lambda file: torch.save(content, file))
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`write` fills a new file beside `path`, which then takes its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        if path.suffix == ".safetensors":
+            file.write(safetensors.torch.save(weights, metadata=dict(metadata) if metadata else None))
+        else:
+            torch.save({"state_dict": weights} | ({"metadata": dict(metadata)} if metadata else {}), file)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import t2t_torch
-from parity.__main__ import main, write_text
+from parity.__main__ import main
 from parity.formats import saved_metadata
 from parity.models import power
 from t2t_common import cli
@@ -112,14 +112,6 @@ def test_a_json_path_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(*MICRO, "--json", tmp_path) == 2
     assert str(tmp_path) in complaint(capsys)
     assert not list(tmp_path.iterdir())
-
-
-def test_text_is_written_whole_or_not_at_all(tmp_path: Path):
-    write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "a.txt", "\ud800")
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 # ---- convert ----
