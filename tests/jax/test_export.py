@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from t2t_jax.checkpoint import save_model
 from tests.families import FAMILIES, SMALL
 
 CONVOLUTION: dict[str, Any] = {**SMALL, "tokens_type": "convolution"}
+
+
+@pytest.fixture(autouse=True)
+def little_compilation() -> Iterator[None]:
+    """The programs run once: optimising them would take most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def micro() -> Any:
