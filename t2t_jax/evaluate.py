@@ -84,7 +84,7 @@ def accuracy(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Accu
 class Options(WeightsOptions):
     """Options of the command line."""
 
-    checkpoint: Path
+    checkpoint: Path = dataclasses.field()  # required here
     """A run's folder, a checkpoint folder, or a .pth, .pth.tar or .safetensors file."""
     data: str
     """"digits" or a folder (see open_source); its val or test images are used."""
