@@ -99,7 +99,7 @@ class Survey:
     out: Path
     """The page to write; the figures go beside it as JSON."""
     names: tuple[str, ...] = ()
-    """The models; all by default."""
+    """The models; all by default. Figures of others that are in the page already stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,9 +208,12 @@ def survey(options: Survey, console: Console) -> int:
     from t2t_config import MODELS
 
     check_target(options.out)
+    figures = []
     with console.status("survey") as status:
-        figures = examine(options.names or tuple(MODELS), progress=status.update)
-    write(figures, fingerprint(), options.out)
+        for figure in examine(options.names or tuple(MODELS), progress=status.update):
+            figures.append(figure)
+            write(figures, fingerprint(), options.out)
+            console.print(f"{figure.name}: {'every gate holds' if figure.passed else 'FAILED'}, {figure.seconds:.0f} s")
     console.print(f"{len(figures)} models written to {options.out}")
     return cli.OK if all(figure.passed for figure in figures) else cli.FAILED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ import numpy as np
 from parity.check import check
 from parity.models import make_pair
 from parity.report import Report
-from t2t_config import MODELS
+from t2t_common.files import write_text
+from t2t_config import ALIASES, MODELS
 
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     name: {"depth": 2} for name in MODELS if name.startswith(("vit_base", "vit_large", "vit_huge", "vit_deit_base"))
@@ -38,21 +39,19 @@ class Figure(NamedTuple):
     seconds: float
 
 
-def survey(names: Sequence[str], *, batch: int = 2, progress: Callable[[str], None] | None = None) -> list[Figure]:
+def survey(names: Sequence[str], *, batch: int = 2, progress: Callable[[str], None] | None = None) -> Iterator[Figure]:
     """Checks each of the models with powered weights at its own image size, gradients included."""
-    figures = []
-    for name in names:
+    for name in (ALIASES.get(name, name) for name in names):
         if progress:
             progress(name)
         changes = REDUCED.get(name, {})
         torch_model, jax_model = make_pair(name, **changes)
         images = np.random.RandomState(0).standard_normal((batch, torch_model.in_chans, *torch_model.img_size))
         report = check(torch_model, jax_model, images)
-        figures.append(_figure(name, ", ".join(f"{k} {v}" for k, v in changes.items()), report))
+        yield _figure(name, ", ".join(f"{k} {v}" for k, v in changes.items()), report)
         del torch_model, jax_model
         jax.clear_caches()
         gc.collect()
-    return figures
 
 
 def _figure(name: str, changes: str, report: Report) -> Figure:
@@ -113,6 +112,20 @@ def as_json(figures: Sequence[Figure], environment: Mapping[str, Any]) -> str:
 
 
 def write(figures: Sequence[Figure], environment: Mapping[str, Any], path: Path) -> None:
-    """The page, and the same figures as JSON beside it."""
-    path.write_text(as_markdown(figures, environment), encoding="utf-8")
-    path.with_suffix(".json").write_text(as_json(figures, environment) + "\n", encoding="utf-8")
+    """The page, and the same figures as JSON beside it.
+
+    Figures of other models that are there already stay, unless they were made with other versions.
+    """
+    data = path.with_suffix(".json")
+    known = {figure.name: figure for figure in (*_read(data, environment), *figures)}
+    kept = [known[name] for name in MODELS if name in known]
+    write_text(data, as_json(kept, environment) + "\n")
+    write_text(path, as_markdown(kept, environment))
+
+
+def _read(path: Path, environment: Mapping[str, Any]) -> list[Figure]:
+    if not path.is_file():
+        return []
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    same = saved["environment"]["versions"] == environment["versions"]
+    return [Figure(**figure) for figure in saved["figures"]] if same else []
