@@ -120,12 +120,12 @@ Command = (
 
 def check(options: Check, console: Console) -> int:
     from parity.check import check as prove
-    from parity.formats import saved_sizes
+    from parity.formats import saved_arguments
     from parity.models import make_pair
 
     sizes = _sizes(options)
     if options.checkpoint is not None:
-        sizes = {**saved_sizes(options.checkpoint), **sizes}
+        sizes = {**saved_arguments(options.checkpoint), **sizes}
     targets = _targets(options, "html", "json", "junit")
     checkpoint = None if options.checkpoint is None else str(options.checkpoint)
     with console.status(f"{options.name}: creating both models") as status:

@@ -259,7 +259,7 @@ class Proof:
         names = {pair.jax: pair.name for pair in chosen}
         wanted, given = self._both_gradients("float64", loss, chosen)
         rows = gradient_rows(wanted, given, self.gates, names=names)
-        rows += _leak_rows(gradient_leaks(wanted.params, given.params))
+        rows += _leak_rows(gradient_leaks(wanted.params, given.params, self.arrays))
         del given
         ours, theirs = self._both_gradients("float32", loss, chosen)
         return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)

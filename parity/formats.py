@@ -28,7 +28,8 @@ def load_into(torch_model: torch.nn.Module, path: str | Path, name: str, *, use_
     from t2t_torch import load_checkpoint, read_state_dict
 
     dtypes = {x.dtype for x in read_state_dict(path, use_ema=use_ema).values() if x.is_floating_point()}
-    torch_model.to(dtype=functools.reduce(torch.promote_types, dtypes, torch.bfloat16))
+    if dtypes:
+        torch_model.to(dtype=functools.reduce(torch.promote_types, dtypes))
     report = load_checkpoint(torch_model, path, use_ema=use_ema)
     if report.missing:  # a fresh head is for training, not for weights that go on as they are
         raise ValueError(
@@ -75,9 +76,10 @@ def saved_metadata(path: str | Path) -> dict[str, Any]:
     return known
 
 
-def saved_sizes(path: str | Path) -> dict[str, Any]:
-    """The `SIZES` of the weights at `path`, as far as they tell."""
-    return {key: value for key, value in saved_metadata(path).items() if key in SIZES}
+def saved_arguments(path: str | Path) -> dict[str, Any]:
+    """Arguments of `create_model` for the weights at `path`, as far as they tell: `SIZES`, and what else was chosen."""
+    known = saved_metadata(path)
+    return {key: value for key, value in known.items() if key in SIZES} | (known.get("overrides") or {})
 
 
 def convert(
@@ -109,7 +111,7 @@ def convert(
 
     known = saved_metadata(source)
     asked = {key: value for key, value in sizes.items() if value is not None}
-    sizes = {**{key: known[key] for key in SIZES if key in known}, **(known.get("overrides") or {}), **asked}
+    sizes = {**saved_arguments(source), **asked}
     torch_model = t2t_torch.create_model(name, **sizes)
     load_into(torch_model, source, name, use_ema=use_ema, **sizes)
     jax_model: nnx.Module = nnx.eval_shape(lambda: t2t_jax.create_model(name, **sizes))

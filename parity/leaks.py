@@ -53,11 +53,16 @@ def _inside(inner: Pair, outer: Pair) -> bool:
     return inner is not outer and (not outer.torch[0] or inner.torch[0].startswith(outer.torch[0] + "."))
 
 
-def gradient_leaks(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Parameter -> what leaks there, in PyTorch or in JAX: a float64 gradient that holds only shorter numbers."""
+def gradient_leaks(
+    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], inputs: Sequence[np.ndarray] = ()
+) -> dict[str, str]:
+    """Parameter -> what leaks there, in PyTorch or in JAX: a float64 gradient that holds only shorter numbers.
+
+    Those of `inputs` do not count: the gradient of a first layer may be the input itself.
+    """
     found: dict[str, str] = {}
     for framework, gradients in (("PyTorch", ours), ("JAX", theirs)):
-        formats = {name: leaked_format([gradient], []) for name, gradient in gradients.items()}
+        formats = {name: leaked_format([gradient], inputs) for name, gradient in gradients.items()}
         for name, format_ in formats.items():
             if format_ is not None:
                 text = f"{framework}'s gradient holds only {format_} numbers in a float64 run"

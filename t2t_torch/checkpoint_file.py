@@ -88,7 +88,8 @@ def pick_entry(path: str | Path, content: Any, use_ema: bool) -> Checkpoint:
     """The weights in what a file (called `path` in errors) was loaded to, in its own names; see `read_checkpoint`."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, no state dict: save model.state_dict()")
-    metadata = content["metadata"] if isinstance(content.get("metadata"), Mapping) else {}
+    notes = content["metadata"] if isinstance(content.get("metadata"), Mapping) else {}
+    metadata = {key: text for key, text in notes.items() if isinstance(key, str) and isinstance(text, str)}  # ours
     order = EMA_ENTRIES + RAW_ENTRIES if use_ema else RAW_ENTRIES + EMA_ENTRIES
     entry = next((name for name in order if isinstance(content.get(name), Mapping)), "")
     weights = content[entry] if entry else content

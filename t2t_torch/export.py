@@ -32,8 +32,8 @@ from t2t_torch.predict import load_for_evaluation
 
 SUFFIXES = (".pt2", ".onnx")
 METADATA = "metadata.json"
-MAX_BYTES = 2**31 - 2**20
-"""Of the weights in ONNX: a protobuf ends at 2 GiB."""
+MAX_BYTES = 1536 * 2**20
+"""Of the weights in ONNX: beyond, PyTorch writes them to a file of their own."""
 
 
 @dataclasses.dataclass(frozen=True)

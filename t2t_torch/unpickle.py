@@ -7,9 +7,12 @@ PyTorch's files (zip, or the pickles before PyTorch 1.6) go through `torch.load(
 from __future__ import annotations
 
 import argparse
+import io
 import pickle
+import pickletools
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,8 +73,11 @@ ALLOWED: dict[str, Any] = {"argparse.Namespace": argparse.Namespace, **_NUMPY}
 metrics, Paddle its arrays. numpy's own constructors are not called: they allocate whatever they are told."""
 
 
-class _Unpickler(pickle.Unpickler):
-    """Plain pickles; `budget` is how many characters may be encoded, which protocol 2 does for every array."""
+class _Unpickler(pickle._Unpickler):
+    """Plain pickles; `budget` is how many characters may be encoded, which protocol 2 does for every array.
+
+    The Python one: its memory of objects is a dictionary, where the C one's is a list of as many places as a file says.
+    """
 
     def __init__(self, file: IO[bytes], budget: int) -> None:
         super().__init__(file)
@@ -109,9 +115,14 @@ def read_pickle(path: Path) -> Any:
                 _check_expansion(path, _unpacked_size(file), size)
                 file.seek(0)
             if start.startswith(ZIP_START) or start == LEGACY_START:
+                _check_allocations(file, MAX_EXPANSION * size)
+                file.seek(0)
                 with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
                     content = torch.load(file, map_location="cpu", weights_only=True)
             else:
+                for _ in pickletools.genops(file):
+                    pass  # raises where it is cut off: the unpickler would take half a name for a whole one
+                file.seek(0)
                 content = _Unpickler(file, budget=MAX_EXPANSION * size).load()
             _check_expansion(path, _content_size(content), size)
             return _with_tensors(content)
@@ -130,6 +141,38 @@ def read_pickle(path: Path) -> Any:
 
 class _TooLargeError(Exception):
     pass
+
+
+def _check_allocations(file: IO[bytes], budget: int) -> None:
+    """Refuses what `torch.load(weights_only=True)` lets a few bytes allocate.
+
+    A bytearray of any size, and one text that is encoded again and again: so all calls times the longest text have to
+    be within `budget`.
+    """
+    calls, longest, encodes = 0, 0, False
+    for pickled, count in _pickles(file):
+        for _ in range(count):
+            for op, arg, _position in pickletools.genops(pickled):
+                calls += op.name in ("REDUCE", "NEWOBJ", "BUILD")
+                longest = max(longest, len(arg)) if isinstance(arg, str | bytes) else longest
+                if op.name == "GLOBAL":
+                    encodes |= arg == "_codecs encode"
+                    if arg in ("builtins bytearray", "__builtin__ bytearray"):
+                        raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
+    if encodes and calls * longest > budget:
+        raise pickle.UnpicklingError("one text, encoded many times")
+
+
+def _pickles(file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
+    """The pickles of a file of torch.save, and how many stand one behind the other."""
+    if not file.read(len(ZIP_START)).startswith(ZIP_START):
+        file.seek(0)
+        yield file, 5  # magic number, protocol, system, content, names of storages; then the storages
+        return
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                yield io.BytesIO(archive.read(name)), 1
 
 
 def _check_expansion(path: Path, content: int, size: int) -> None:

@@ -54,7 +54,7 @@ def _settings(trainer: TorchTrainer) -> AdamW | None:
     if type(optimizer) is not torch.optim.AdamW:
         return None
     groups = optimizer.param_groups
-    figures = {(group["betas"], group["eps"], group["amsgrad"], group["maximize"]) for group in groups}
+    figures = {(tuple(group["betas"]), group["eps"], group["amsgrad"], group["maximize"]) for group in groups}
     decays = {group["weight_decay"] for group in groups} - {0}
     if len(figures) > 1 or len(decays) > 1 or groups[0]["amsgrad"] or groups[0]["maximize"]:
         return None

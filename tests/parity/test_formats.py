@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import t2t_torch
-from parity.formats import convert, load_into, saved_metadata, saved_sizes
+from parity.formats import convert, load_into, saved_arguments, saved_metadata
 from parity.models import power
 from t2t_config.metadata import describe, to_text
 from t2t_jax.checkpoint import load_model_state
@@ -64,11 +64,11 @@ def test_any_format_to_any_other_and_back(tmp_path: Path, source: Path, first: s
     for key, value in weights(tmp_path / "then" / second).items():
         assert value.dtype == expected[key].dtype
         assert torch.equal(value, expected[key])
-    assert saved_sizes(tmp_path / "then" / second) == SIZES
+    assert saved_arguments(tmp_path / "then" / second) == SIZES
     assert saved_metadata(tmp_path / "then" / second) == describe(NAME, **SIZES) | KNOWN
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("ending", ["a.safetensors", "folder"])
 def test_dtypes_are_kept(tmp_path: Path, dtype: torch.dtype, ending: str):
     t2t_torch.save_checkpoint(model().to(dtype), tmp_path / "source.pth")
@@ -84,7 +84,7 @@ def test_the_head_of_token_labeling_goes_along(tmp_path: Path, ending: str):
     source = model(aux_head=True)
     torch.save({"state_dict_ema": source.state_dict()}, tmp_path / "source.pth.tar")
     convert(tmp_path / "source.pth.tar", tmp_path / ending, NAME)
-    assert saved_sizes(tmp_path / ending) == SIZES | {"aux_head": True}
+    assert saved_arguments(tmp_path / ending) == SIZES | {"aux_head": True}
     (tmp_path / "then").mkdir()
     convert(tmp_path / ending, tmp_path / "then" / "back.pth", NAME)
     back = t2t_torch.read_state_dict(tmp_path / "then" / "back.pth")
@@ -103,7 +103,7 @@ def test_sizes_asked_for_win(tmp_path: Path):
     wide = t2t_torch.create_model(NAME, img_size=(32, 64), num_classes=3)
     t2t_torch.save_checkpoint(wide, tmp_path / "wide.pth")
     convert(tmp_path / "wide.pth", tmp_path / "folder", NAME, img_size=(32, 64))
-    assert saved_sizes(tmp_path / "folder")["img_size"] == (32, 64)
+    assert saved_arguments(tmp_path / "folder")["img_size"] == (32, 64)
 
 
 def test_overrides_come_along(tmp_path: Path):

@@ -91,6 +91,10 @@ def test_gradients() -> None:
     assert "PyTorch" in gradient_leaks(short, right)["a"]
 
 
+def test_the_input_as_a_gradient_is_no_leak() -> None:
+    assert gradient_leaks({"a": SHORT}, {"a": SHORT}, [SHORT]) == {}
+
+
 class TorchShortWeight(torch.nn.Module):
     """Its weight is a float32 number anyway, so that nothing but its gradient loses digits."""
 

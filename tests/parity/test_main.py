@@ -18,6 +18,7 @@ from parity.__main__ import main
 from parity.formats import saved_metadata
 from parity.models import power
 from t2t_common import cli
+from t2t_config.metadata import describe_model, to_text
 
 SMALL = ["--img-size", "32", "--num-classes", "10", "--level", "forward"]
 MICRO = ["check", "t2t_vit_micro", *SMALL]
@@ -101,6 +102,17 @@ def test_a_truncated_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     assert run("check", "t2t_vit_micro", "--checkpoint", checkpoint) == 2
     assert "m.pth" in complaint(capsys)
+
+
+def test_what_a_checkpoint_says_of_its_model_counts(tmp_path: Path):
+    model = t2t_torch.create_model("t2t_vit_micro", img_size=32, num_classes=3, depth=1, qk_scale=0.3)
+    t2t_torch.save_checkpoint(model, tmp_path / "w.pth", metadata=to_text(describe_model(model)))
+    json_file = tmp_path / "report.json"
+    options = ("--checkpoint", tmp_path / "w.pth", "--level", "forward", "--json", json_file)
+    assert run("check", "t2t_vit_micro", *options) == 0
+    layers = {layer["name"] for layer in json.loads(json_file.read_text())["layers"]}
+    assert "blocks.0" in layers
+    assert "blocks.1" not in layers
 
 
 def test_weights_of_another_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import subprocess
+import sys
 import time
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,52 @@ def test_the_same_text_encoded_many_times(tmp_path: Path):
     uses = b"h\x01h\x02X\x06\x00\x00\x00latin1\x86R" * 5000
     (tmp_path / "w.pdparams").write_bytes(b"\x80\x02(" + call + text + uses + b"l.")
     assert "truncated, corrupt" in refusal(tmp_path / "w.pdparams")
+
+
+def with_pickle(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """A file of torch.save whose pickle `change` made another."""
+    torch.save(WEIGHTS, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, change(content) if name.endswith("data.pkl") else content)
+
+
+def peak_memory_of_refusal(path: Path) -> int:
+    """Bytes by which refusing a file raises the most memory that its process ever had."""
+    script = (
+        "import resource, sys; from t2t_torch.checkpoint_file import read_state_dict\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "try: read_state_dict(sys.argv[1])\n"
+        "except ValueError: print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_a_bytearray_of_any_size(tmp_path: Path):
+    call = b"cbuiltins\nbytearray\n" + b"J" + (400_000_000).to_bytes(4, "little") + b"\x85R0"
+    with_pickle(tmp_path / "w.pth", lambda content: content[:2] + call + content[2:])
+    assert "would run code when loaded (builtins.bytearray)" in refusal(tmp_path / "w.pth")
+    assert peak_memory_of_refusal(tmp_path / "w.pth") < 50e6
+
+
+def test_the_same_text_encoded_many_times_by_torch(tmp_path: Path):
+    call = b"c_codecs\nencode\nr\x00\x01\x00\x00"
+    text = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"r\x01\x01\x00\x00"
+    uses = b"j\x00\x01\x00\x00j\x01\x01\x00\x00X\x06\x00\x00\x00latin1\x86R" * 5000
+    with_pickle(tmp_path / "w.pth", lambda content: content[:2] + call + text + b"]" + uses + content[2:])
+    assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
+    assert peak_memory_of_refusal(tmp_path / "w.pth") < 50e6
+
+
+def test_a_memory_with_places_for_billions(tmp_path: Path):
+    """LONG_BINPUT names the place where an object is remembered."""
+    (tmp_path / "w.pdparams").write_bytes(b"\x80\x02}r" + (20_000_000).to_bytes(4, "little") + b".")
+    assert "no state dict" in refusal(tmp_path / "w.pdparams")
+    assert peak_memory_of_refusal(tmp_path / "w.pdparams") < 50e6
 
 
 # ---- files that would run code ----
