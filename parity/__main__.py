@@ -40,6 +40,8 @@ class Check:
     """Of the random weights and images."""
     formats: bool = False
     """Report bfloat16 and the device's default matrix products too."""
+    memory: float = 2.5
+    """GiB that models and activations may take; more makes the check of a large model quicker."""
     html: Path | None = None
     """Write the report as one page there."""
     json: Path | None = None
@@ -100,6 +102,8 @@ class Survey:
     """The page to write; the figures go beside it as JSON."""
     names: tuple[str, ...] = ()
     """The models; all by default. Figures of others that are in the page already stay."""
+    memory: float = 2.5
+    """GiB that models and activations may take; more makes the check of a large model quicker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +142,7 @@ def check(options: Check, console: Console) -> int:
             images,
             level=options.level,
             formats=options.formats,
+            memory=options.memory,
             progress=lambda stage: status.update(f"{options.name}: {stage}"),
         )
     report = dataclasses.replace(report, settings={**report.settings, "name": options.name})
@@ -210,7 +215,7 @@ def survey(options: Survey, console: Console) -> int:
     check_target(options.out)
     figures = []
     with console.status("survey") as status:
-        for figure in examine(options.names or tuple(MODELS), progress=status.update):
+        for figure in examine(options.names or tuple(MODELS), memory=options.memory, progress=status.update):
             figures.append(figure)
             write(figures, fingerprint(), options.out)
             console.print(f"{figure.name}: {'every gate holds' if figure.passed else 'FAILED'}, {figure.seconds:.0f} s")

@@ -40,8 +40,8 @@ from parity.training import training_rows
 LEVELS = ("forward", "gradients", "train")
 PRECISIONS = ("float64", "float32")
 
-MEMORY_BYTES = 2.5 * 2**30
-"""What models and activations may take together, besides the two frameworks themselves."""
+MEMORY = 2.5
+"""GiB that models and activations may take together, besides the two frameworks themselves."""
 
 SECTION_BYTES = 256 * 2**20
 """The least of the activations (in float64, of one framework) that is held at once, however large the models are.
@@ -63,6 +63,7 @@ def check(
     gates: Gates | None = None,
     loss: Loss | None = None,
     formats: bool = False,
+    memory: float = MEMORY,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
@@ -78,6 +79,8 @@ def check(
         gates: the largest errors that pass; the defaults are derived in the docs.
         loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
         formats: report bfloat16 and the device's default matrix products too.
+        memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
+            part of the layers: more memory makes the check of a large model quicker.
         progress: called with a line before each stage.
 
     Returns:
@@ -91,7 +94,7 @@ def check(
     tell = progress or (lambda stage: None)
     start = time.perf_counter()
     tell("weights and modules")
-    proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates())
+    proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, torch_model, jax_model)
     rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()
@@ -159,9 +162,18 @@ class Proof:
     pairing: Pairing
     rules: Rules
     gates: Gates
+    memory: float = MEMORY
 
     @classmethod
-    def of(cls, torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, rules: Rules, gates: Gates) -> Proof:
+    def of(
+        cls,
+        torch_model: torch.nn.Module,
+        jax_model: nnx.Module,
+        inputs: Any,
+        rules: Rules,
+        gates: Gates,
+        memory: float = MEMORY,
+    ) -> Proof:
         """Pairs tensors and calls.
 
         Raises:
@@ -172,7 +184,7 @@ class Proof:
         ledger = build_ledger(torch_model, jax_model, rules)
         sides = TorchSide.of(torch_model, "float64"), JaxSide.of(jax_model, "float64", axes)
         pairing = pair_calls(*sides, arrays, rules, torch_model)
-        return cls(torch_model, jax_model, arrays, axes, ledger, pairing, rules, gates)
+        return cls(torch_model, jax_model, arrays, axes, ledger, pairing, rules, gates, memory)
 
     def torch_side(self, precision: str) -> TorchSide:
         return TorchSide.of(self.torch_model, precision)
@@ -224,7 +236,7 @@ class Proof:
     def section_bytes(self) -> float:
         """How much of the activations to hold at once: what both models, in both precisions, leave of the budget."""
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
-        return max((MEMORY_BYTES - 5.5 * weights) / 1.6, SECTION_BYTES)
+        return max((self.memory * 2**30 - 5.5 * weights) / 1.6, SECTION_BYTES)
 
     def _section64(self, theirs: Run, section: list[Pair], references: Arrays, noise: Mapping[Key, float]) -> list[Row]:
         free = theirs(False)

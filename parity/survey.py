@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from parity.check import check
+from parity.check import MEMORY, check
 from parity.models import make_pair
 from parity.report import Report
 from t2t_common.files import write_text
@@ -47,7 +47,7 @@ def survey(names: Sequence[str], *, batch: int = 2, progress: Callable[[str], No
         changes = REDUCED.get(name, {})
         torch_model, jax_model = make_pair(name, **changes)
         images = np.random.RandomState(0).standard_normal((batch, torch_model.in_chans, *torch_model.img_size))
-        report = check(torch_model, jax_model, images)
+        report = check(torch_model, jax_model, images, memory=memory)
         yield _figure(name, ", ".join(f"{k} {v}" for k, v in changes.items()), report)
         del torch_model, jax_model
         jax.clear_caches()
