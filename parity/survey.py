@@ -39,7 +39,9 @@ class Figure(NamedTuple):
     seconds: float
 
 
-def survey(names: Sequence[str], *, batch: int = 2, progress: Callable[[str], None] | None = None) -> Iterator[Figure]:
+def survey(
+    names: Sequence[str], *, batch: int = 2, memory: float = MEMORY, progress: Callable[[str], None] | None = None
+) -> Iterator[Figure]:
     """Checks each of the models with powered weights at its own image size, gradients included."""
     for name in (ALIASES.get(name, name) for name in names):
         if progress:
