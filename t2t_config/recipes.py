@@ -127,8 +127,8 @@ class Recipe:
         for name in (*at_least_one, "checkpoint_every", "keep_checkpoints"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         not_negative = ("cooldown_epochs", "warmup_epochs", "weight_decay", "lr", "min_lr", "warmup_lr")
-        not_negative = (*not_negative, "seed", "data_threads", "max_shift", "max_zoom", "max_turn", "mixup", "cutmix")
-        for name in not_negative:
+        not_negative_either = ("seed", "data_threads", "max_shift", "max_zoom", "max_turn", "mixup", "cutmix")
+        for name in (*not_negative, *not_negative_either):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2"):
             _require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")

@@ -22,12 +22,12 @@ Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 class MixupDraws(NamedTuple):
     """What chance decides. D is 1 for a whole batch, B / 2 for pairs, B for images."""
 
-    lam_D: jax.Array
-    """Share of its own that an image keeps, before it is corrected for a clipped box; 1 leaves images alone."""
-    use_cutmix_D: jax.Array
-    """Whether a box is exchanged (cutmix) instead of values mixed (mixup)."""
-    centre_Dx2: jax.Array
-    """Row and column of the box's centre, int32."""
+    lam: jax.Array
+    """(D,) Share of its own that an image keeps, before it is corrected for a clipped box; 1 leaves images alone."""
+    use_cutmix: jax.Array
+    """(D,) Whether a box is exchanged (cutmix) instead of values mixed (mixup)."""
+    centre: jax.Array
+    """(D, 2) Row and column of the box's centre, int32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Mixup:
         """
         batch, height, width, _ = images_BxHxWxC.shape
         (top_B, bottom_B, left_B, right_B), box_lam_B = cutmix_bbox_and_lam(
-            (height, width), *(_per_image(draw, batch) for draw in (draws.lam_D, draws.centre_Dx2))
+            (height, width), *(_per_image(draw, batch) for draw in (draws.lam, draws.centre))
         )
-        use_cutmix_B = _per_image(draws.use_cutmix_D, batch)
-        lam_B = jnp.where(use_cutmix_B, box_lam_B, _per_image(draws.lam_D, batch))
+        use_cutmix_B = _per_image(draws.use_cutmix, batch)
+        lam_B = jnp.where(use_cutmix_B, box_lam_B, _per_image(draws.lam, batch))
         rows_HxW, columns_HxW = jnp.mgrid[:height, :width]
         inside_BxHxW = _within(rows_HxW, top_B, bottom_B) & _within(columns_HxW, left_B, right_B)
 

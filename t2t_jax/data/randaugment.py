@@ -127,20 +127,17 @@ def _solarize_add(image: Image.Image, strength: float, layer: Layer, fill: Fill)
     return image.point(table * len(image.getbands()))
 
 
-def _enhance(enhancer: type[ImageEnhance._Enhance], *, increasing: bool) -> Operation:
+def _enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance], *, increasing: bool) -> Operation:
     """Mixes the image with a dull version of itself: factor 0 is that, 1 the image, above 1 goes beyond."""
 
     def operation(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
-        if increasing:
-            factor = max(0.1, 1.0 + _signed(strength * 0.9, layer))
-        else:
-            factor = strength * 1.8 + 0.1
+        factor = max(0.1, 1.0 + _signed(strength * 0.9, layer)) if increasing else strength * 1.8 + 0.1
         return enhancer(image).enhance(factor)
 
     return operation
 
 
-_ENHANCERS = {
+_ENHANCERS: Mapping[str, Callable[[Image.Image], ImageEnhance._Enhance]] = {
     "Color": ImageEnhance.Color,
     "Contrast": ImageEnhance.Contrast,
     "Brightness": ImageEnhance.Brightness,
@@ -168,8 +165,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
 )
 """Every operation by timm's name."""
 
-_ALWAYS = ("AutoContrast", "Equalize", "Invert", "Rotate", "SolarizeAdd")
-_ALWAYS += ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+_ALWAYS = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "SolarizeAdd"),
+    *("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
+)
 _EITHER = ("Posterize", "Solarize", *_ENHANCERS)
 
 PLAIN = (*_ALWAYS, *_EITHER)
