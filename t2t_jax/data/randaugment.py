@@ -106,6 +106,8 @@ def _posterize(bits: Callable[[int], int]) -> Operation:
 
     def operation(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
         kept = bits(int(strength * 4))
+        if kept < 1:  # black, as Pillow had it when the recipes were made; by now it refuses
+            return Image.new(image.mode, image.size)
         return image if kept >= 8 else ImageOps.posterize(image, kept)
 
     return operation
