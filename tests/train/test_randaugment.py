@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -41,6 +42,7 @@ def digest(*images: Image.Image) -> str:
     return hashlib.sha256(b"".join(np.asarray(image).tobytes() for image in images)).hexdigest()
 
 
+@functools.cache
 def photograph(name: str, box: tuple[int, int, int, int] = (180, 90, 270, 160)) -> Image.Image:
     return open_image(PHOTOGRAPHS / name).crop(box)
 

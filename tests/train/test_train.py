@@ -17,10 +17,10 @@ from PIL import Image
 
 from parity.formats import convert
 from t2t_common import cli
-from t2t_config import Recipe, epoch_lr
+from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
-from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
+from t2t_jax.checkpoint import CHECKPOINTS, TrainingCheckpoints, load_model_state, save_model
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import Accuracy, load_for_evaluation, predict
 from t2t_jax.report import Reporter, TrainingDivergedError
@@ -30,6 +30,7 @@ from t2t_jax.train import prepare, train
 from tests.train.conftest import VAL_IMAGES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
+AUGMENTATION = ("auto_augment", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "re_prob")
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -84,6 +85,34 @@ def test_an_interrupted_run_continues_bit_for_bit(
     for ema in (True, False):
         here, there = (load_model_state(folder, use_ema=ema).arrays for folder in (tmp_path, finished[0]))
         chex.assert_trees_all_equal(here, there)
+
+
+def test_an_augmented_run_continues_bit_for_bit(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every augmentation of the official recipe is on; stopped in epoch 2, after the checkpoint of epoch 1."""
+    official = {name: getattr(RECIPES["imagenet_t2t_vit_14"], name) for name in AUGMENTATION}
+    short = {"epochs": 2, "cooldown_epochs": 0, "checkpoint_every": 1, "eval_every": 2}
+    recipe = dataclasses.replace(recipe, augment="crop", **official, **short)
+    result = train(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "step", interrupt(12))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "stopped")
+    assert train(dataclasses.replace(recipe, data_threads=0), tmp_path / "stopped") == result
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    here, there = (load_model_state(tmp_path / run, use_ema=False).arrays for run in ("stopped", "whole"))
+    chex.assert_trees_all_equal(here, there)
+
+
+def test_a_run_from_before_a_field_existed_continues_with_its_default(
+    finished: tuple[Path, Accuracy], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+):
+    old = TrainingCheckpoints(finished[0], keep=2).metadata
+    for name in AUGMENTATION:
+        del old["recipe"][name]
+    monkeypatch.setattr(TrainingCheckpoints, "metadata", old)
+    assert train(recipe, finished[0]) == finished[1]
+    with pytest.raises(ValueError, match=r"another recipe \(mixup 0.0 there, 0.8 here\)"):
+        train(dataclasses.replace(recipe, mixup=0.8), finished[0])
 
 
 def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: Recipe):
@@ -185,6 +214,8 @@ def test_bfloat16_and_no_average_train_too(recipe: Recipe, tmp_path: Path):
         (["digits", "--dtype", "float16"], "float16"),
         (["digits", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["imagenet_t2t_vit_7"], "add --data DIR"),
+        (["imagenet_t2t_vit_7", "--auto-augment", "rand-x1"], "auto_augment 'x1' of 'rand-x1' is unknown"),
+        (["imagenet_t2t_vit_7", "--batch-size", "7"], "batch_size must be even"),
         (["digits", "--data", "/no/such/folder"], "/no/such/folder"),
         (["digits", "--batch-size", "5000"], "batch_size 5000 exceeds the 1437 training images"),
         (["digits", "--num-classes", "3"], "--num-classes 10"),
