@@ -34,7 +34,9 @@ from t2t_jax.data import (
     train_iterator,
 )
 from t2t_jax.evaluate import Accuracy, accuracy
+from t2t_jax.mixup import Mixup
 from t2t_jax.optim import recipe_optimizer
+from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.registry import create_model
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import Arrays, split_model
@@ -101,7 +103,14 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how),
         state=init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None),
-        train_step=make_train_step(graphdef, tx, label_smoothing=recipe.label_smoothing, ema_decay=recipe.ema_decay),
+        train_step=make_train_step(
+            graphdef,
+            tx,
+            label_smoothing=recipe.label_smoothing,
+            ema_decay=recipe.ema_decay,
+            mixup=build_mixup(recipe, num_classes),
+            random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
+        ),
         evaluate=lambda arrays: accuracy(
             forward, arrays, eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads)
         ),
@@ -121,6 +130,21 @@ def build_model(recipe: Recipe) -> Any:
         drop_path_rate=recipe.drop_path_rate,
         dtype=jnp.bfloat16 if recipe.dtype == "bfloat16" else None,
         rngs=nnx.Rngs(recipe.seed),
+    )
+
+
+def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    """Mixup and cutmix of `recipe`; None without."""
+    if not recipe.mixes:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        mode=recipe.mixup_mode,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=num_classes,
     )
 
 
@@ -196,6 +220,8 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    # A field that the checkpoint does not have came later: its default is what the run did without it.
+    there = {**{field.name: field.default for field in dataclasses.fields(Recipe)}, **there}
     names = [name for name in here if name not in FREE_TO_CHANGE and there.get(name) != here[name]]
     return ", ".join(f"{name} {there.get(name)!r} there, {here[name]!r} here" for name in names)
 

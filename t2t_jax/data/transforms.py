@@ -1,17 +1,34 @@
 """What happens to one training image: PIL in, normalised float32 array (H, W, C) out.
 
-Evaluation's part, which both frameworks share, is t2t_common/preprocess.py. Source: torchvision's `RandomResizedCrop`.
+Evaluation's part, which both frameworks share, is t2t_common/preprocess.py. The crop is timm's training transform
+(`timm.data.create_transform(is_training=True, interpolation="random")`): `draw_crop` decides, `cropped` is a pure
+function of what was decided and gives timm's pixels for timm's draws.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from t2t_common.preprocess import RESAMPLING, Preprocess, convert, evaluation_image, normalise
 from t2t_config import Recipe
+from t2t_config.randaugment import RandAugmentConfig
+from t2t_jax.data.randaugment import RANDOM_INTERPOLATION, Layer, apply_layers, draw_layers, fill_colour
+
+
+class CropDraws(NamedTuple):
+    """All that chance decides about one image of `augment="crop"`."""
+
+    box: tuple[int, int, int, int]
+    """left, top, right, bottom, in pixels."""
+    resample: Image.Resampling
+    flip: bool
+    layers: list[Layer]
+    """Operations of RandAugment."""
 
 
 def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
@@ -21,25 +38,40 @@ def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.
     image = convert(image, how)
     if recipe.augment == "affine":
         return normalise(_random_affine(image, how, recipe, rng), how)
-    image = _random_resized_crop(image, how.size, recipe.scale, recipe.ratio, rng)
-    if rng.random() < recipe.hflip:
+    return normalise(cropped(image, how, recipe, draw_crop(image.size, recipe, rng)), how)
+
+
+def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -> CropDraws:
+    """Draws for an image of `size` (width, height)."""
+    resample = RANDOM_INTERPOLATION[rng.integers(2)]
+    box = _draw_box(size, recipe.scale, recipe.ratio, rng)
+    flip = bool(rng.random() < recipe.hflip)
+    config = _randaugment(recipe.auto_augment)
+    return CropDraws(box, resample, flip, [] if config is None else draw_layers(config, rng))
+
+
+def cropped(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
+    """Crop, resize, flip, RandAugment: the image in the model's size."""
+    # Cropped first: with `box`, PIL would let pixels outside the crop into its edges.
+    image = image.crop(draws.box).resize(how.size[::-1], draws.resample)
+    if draws.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return normalise(image, how)
+    config = _randaugment(recipe.auto_augment)
+    if config is None:
+        return image
+    return apply_layers(image, draws.layers, limit=config.limit, fill=fill_colour(how.mean))
 
 
-def _random_resized_crop(
-    image: Image.Image,
-    size: tuple[int, int],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
-) -> Image.Image:
-    """torchvision's rule: ten tries for a crop that fits, else the central one nearest to the wanted ratio.
+@functools.cache
+def _randaugment(text: str | None) -> RandAugmentConfig | None:
+    return None if text is None else RandAugmentConfig.parse(text)
 
-    The interpolation is drawn too, bilinear or bicubic, as timm's "random".
-    """
-    resample = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[rng.integers(2)]
-    width, height = image.size
+
+def _draw_box(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """torchvision's `RandomResizedCrop`: ten tries for a crop that fits, else the central one nearest to the ratio."""
+    width, height = size
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -51,8 +83,7 @@ def _random_resized_crop(
         aspect = min(max(width / height, ratio[0]), ratio[1])
         w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - w) // 2, (height - h) // 2
-    # Cropped first: with `box`, PIL would let pixels outside the crop into its edges.
-    return image.crop((left, top, left + w, top + h)).resize(size[::-1], resample)
+    return left, top, left + w, top + h
 
 
 def _random_affine(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> Image.Image:

@@ -211,7 +211,7 @@ def test_crops_follow_scale_and_ratio():
     coded = np.zeros((side, side, 3))
     coded[..., 0], coded[..., 1] = ramp[None, :], ramp[:, None]
     image = Image.fromarray(coded.astype(np.uint8))
-    recipe = dataclasses.replace(RECIPES["imagenet_t2t_vit_14"], scale=(0.2, 0.5), hflip=0.5)
+    recipe = dataclasses.replace(RECIPES["imagenet_t2t_vit_14"], auto_augment=None, scale=(0.2, 0.5), hflip=0.5)
     areas, ratios, flips = [], [], 0
     for seed in range(300):
         out = training_image(image, PLAIN, recipe, np.random.default_rng(seed))
@@ -229,7 +229,7 @@ def test_crops_follow_scale_and_ratio():
 def test_a_crop_that_cannot_fit_is_central():
     """A 4:1 image has no crop of nearly all its area and ratio below 4/3."""
     image = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (50, 1, 3)))
-    recipe = dataclasses.replace(RECIPES["imagenet_t2t_vit_14"], scale=(0.99, 1.0), hflip=0.0)
+    recipe = dataclasses.replace(RECIPES["imagenet_t2t_vit_14"], auto_augment=None, scale=(0.99, 1.0), hflip=0.0)
     out = 255 * training_image(image, PLAIN, recipe, np.random.default_rng(0))
     assert out[..., 0].mean() == pytest.approx(99.5, abs=1)
     assert out[0, -1, 0] - out[0, 0, 0] == pytest.approx(50 * 4 / 3, abs=5)

@@ -37,6 +37,13 @@ def test_official_figures():
         assert (made.lr, made.weight_decay) == expected
         assert (made.epochs, made.cooldown_epochs, made.batch_size, made.ema_decay) == (300, 10, 512, 0.99996)
         assert (made.label_smoothing, made.drop_path_rate, made.b1, made.b2) == (0.1, 0.1, 0.9, 0.999)
+        assert (made.auto_augment, made.re_prob, made.mixup, made.cutmix) == ("rand-m9-mstd0.5-inc1", 0.25, 0.8, 1.0)
+        assert (made.mixup_prob, made.mixup_switch_prob, made.mixup_mode) == (1.0, 0.5, "batch")
+
+
+def test_augmentation_is_off_by_default():
+    for plain in (Recipe(model="t2t_vit_14"), RECIPES["digits"]):
+        assert (plain.auto_augment, plain.re_prob, plain.mixes) == (None, 0.0, False)
 
 
 def test_every_official_model_has_a_recipe_that_opens_with_its_command():
@@ -64,11 +71,24 @@ def test_unknown_recipe_suggests_the_nearest():
         ("scale", (0.9, 0.1)),
         ("mean", (0.5,)),
         ("lr", -1.0),
+        ("auto_augment", "rand-x9"),
+        ("auto_augment", ""),
+        ("mixup", -0.1),
+        ("mixup_prob", 1.1),
+        ("re_prob", -0.1),
     ],
 )
 def test_impossible_fields_are_refused_by_name(field: str, value: object):
     with pytest.raises(ValueError, match=field):
         dataclasses.replace(OFFICIAL, **{field: value})
+
+
+def test_fields_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="auto_augment goes with augment 'crop' only"):
+        dataclasses.replace(OFFICIAL, augment="affine")
+    with pytest.raises(ValueError, match="batch_size must be even, as mixup and cutmix make pairs, got 7"):
+        dataclasses.replace(OFFICIAL, batch_size=7)
+    assert dataclasses.replace(OFFICIAL, batch_size=7, mixup=0.0, cutmix=0.0).batch_size == 7
 
 
 def test_unknown_model_is_refused():

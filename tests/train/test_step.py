@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from flax import nnx
 
 from t2t_jax import create_model
 from t2t_jax.layers import Buffer
+from t2t_jax.mixup import Mixup
 from t2t_jax.optim import adamw, decay_mask
+from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.state import load_arrays, merge_model, model_arrays, split_model
 from t2t_jax.step import TrainState, init_state, make_forward, make_train_step
 
@@ -31,6 +35,9 @@ class TwoHeads(Toy):
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, jax.Array]:
         logits = self.layers[0](x.reshape(len(x), -1))
         return logits, 2 * logits
+
+
+AUGMENTED = {"mixup": Mixup(0.8, 1.0, num_classes=3), "random_erasing": RandomErasing(0.5)}
 
 
 def batch(seed: int = 0) -> dict[str, np.ndarray]:
@@ -69,9 +76,11 @@ def test_load_arrays_lists_every_misfit_and_changes_nothing():
     chex.assert_trees_all_equal(model_arrays(model), before)
 
 
-def test_step_is_traced_once_and_donates_its_state():
+@pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["plain", "augmented"])
+def test_step_is_traced_once_and_donates_its_state(augmentation: dict[str, Any]):
     graphdef, tx, state = start(Toy(nnx.Rngs(0)))
-    step = make_train_step(graphdef, tx, ema_decay=0.9)
+    step = make_train_step(graphdef, tx, ema_decay=0.9, **augmentation)
+    chex.clear_trace_counter()
     traced_once = jax.jit(chex.assert_max_traces(step.__wrapped__, n=1), donate_argnums=0)
     old = state
     for seed in range(3):
@@ -124,6 +133,43 @@ def test_randomness_is_decided_by_seed_and_step():
     assert first == losses(0)
     assert len(set(first)) == 3  # nothing moves but the dropout mask
     assert first != losses(1)
+
+
+def test_augmentation_is_mixup_then_erasing_on_its_own_keys():
+    """Losses of a model without dropout against loss and augmentation written out, step by step."""
+    model = Toy(nnx.Rngs(0))
+    model.drop.rate = 0.0
+    graphdef, _, state = start(model, seed=3)
+    frozen = optax.set_to_zero()
+    state = state._replace(opt_state=frozen.init(state.params))
+    kernel, bias = (np.asarray(state.params[f"layers.0.{name}"]) for name in ("kernel", "bias"))
+    step = make_train_step(graphdef, frozen, label_smoothing=0.3, ema_decay=0.9, **AUGMENTED)
+
+    @jax.jit
+    def expected(number: int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), number), 2**32 - 1)
+        mixup_key, erasing_key = jax.random.split(key)
+        images, targets = AUGMENTED["mixup"](batch()["image"], batch()["label"], mixup_key)
+        images = AUGMENTED["random_erasing"](images, erasing_key)
+        logits = images.reshape(8, 4) @ kernel + bias + np.arange(3)
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=1))
+
+    seen = set()
+    for number in range(4):
+        state, metrics = step(state, batch())
+        assert float(metrics["loss"]) == pytest.approx(float(expected(number)), rel=1e-5)
+        seen.add(float(metrics["loss"]))
+    assert len(seen) == 4
+
+
+def test_augmentation_leaves_the_keys_of_dropout_alone():
+    """An augmentation that never acts changes no loss of a model with dropout: old runs go on as they were."""
+    losses = []
+    for augmentation in ({}, {"mixup": Mixup(prob=0.0, num_classes=3), "random_erasing": RandomErasing(0.0)}):
+        graphdef, tx, state = start(Toy(nnx.Rngs(0)))
+        _, metrics = make_train_step(graphdef, tx, label_smoothing=0.1, **augmentation)(state, batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_several_heads_share_the_loss():

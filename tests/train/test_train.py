@@ -11,25 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from parity.formats import convert
 from t2t_common import cli
-from t2t_config import Recipe, epoch_lr
+from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
-from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
+from t2t_jax.checkpoint import CHECKPOINTS, TrainingCheckpoints, load_model_state, save_model
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import Accuracy, load_for_evaluation, predict
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward
-from t2t_jax.train import prepare, train
+from t2t_jax.train import Run, prepare, resume, train
 from tests.train.conftest import VAL_IMAGES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
+AUGMENTATION = ("auto_augment", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "re_prob")
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -84,6 +87,55 @@ def test_an_interrupted_run_continues_bit_for_bit(
     for ema in (True, False):
         here, there = (load_model_state(folder, use_ema=ema).arrays for folder in (tmp_path, finished[0]))
         chex.assert_trees_all_equal(here, there)
+
+
+class OneLayer(nnx.Module):
+    """A model that compiles in no time, (B, 16, 16, 1) -> (B, 4)."""
+
+    def __init__(self) -> None:
+        self.head = nnx.Linear(256, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.head(x.reshape(len(x), -1))
+
+    def no_weight_decay(self) -> frozenset[str]:
+        return frozenset()
+
+
+def test_an_augmented_run_continues_bit_for_bit(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every augmentation of the official recipe is on; saved after three steps, continued by a fresh run."""
+    monkeypatch.setattr(training, "build_model", lambda recipe: OneLayer())
+    official = {name: getattr(RECIPES["imagenet_t2t_vit_14"], name) for name in AUGMENTATION}
+    recipe = dataclasses.replace(recipe, augment="crop", **official)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+
+    def losses(run: Run) -> list[float]:
+        read = []
+        for _ in range(3):
+            run.state, step_metrics = run.train_step(run.state, next(run.iterator))
+            read.append(float(step_metrics["loss"]))
+        return read
+
+    whole, fresh = prepare(recipe), prepare(dataclasses.replace(recipe, data_threads=0))
+    before = losses(whole)
+    checkpoints.save(whole.state, whole.iterator, whole.metadata)
+    assert resume(fresh, checkpoints, tmp_path) == 3
+    after = losses(whole)
+    assert losses(fresh) == after
+    assert len({*before, *after}) == 6
+    chex.assert_trees_all_equal(fresh.state._asdict(), whole.state._asdict())
+
+
+def test_a_run_from_before_a_field_existed_continues_with_its_default(
+    finished: tuple[Path, Accuracy], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+):
+    old = TrainingCheckpoints(finished[0], keep=2).metadata
+    for name in AUGMENTATION:
+        del old["recipe"][name]
+    monkeypatch.setattr(TrainingCheckpoints, "metadata", old)
+    assert train(recipe, finished[0]) == finished[1]
+    with pytest.raises(ValueError, match=r"another recipe \(mixup 0.0 there, 0.8 here\)"):
+        train(dataclasses.replace(recipe, mixup=0.8), finished[0])
 
 
 def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: Recipe):
@@ -185,6 +237,8 @@ def test_bfloat16_and_no_average_train_too(recipe: Recipe, tmp_path: Path):
         (["digits", "--dtype", "float16"], "float16"),
         (["digits", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["imagenet_t2t_vit_7"], "add --data DIR"),
+        (["imagenet_t2t_vit_7", "--auto-augment", "rand-x1"], "auto_augment 'x1' of 'rand-x1' is unknown"),
+        (["imagenet_t2t_vit_7", "--batch-size", "7"], "batch_size must be even"),
         (["digits", "--data", "/no/such/folder"], "/no/such/folder"),
         (["digits", "--batch-size", "5000"], "batch_size 5000 exceeds the 1437 training images"),
         (["digits", "--num-classes", "3"], "--num-classes 10"),
