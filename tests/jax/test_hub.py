@@ -18,6 +18,7 @@ from t2t_config.hub import read_metadata
 from t2t_jax.state import model_arrays
 from t2t_jax.torch_file import to_torch
 from tests.config.fake_hub import ask, fake_hub
+from tests.full_disk import on_full_disk
 
 SIZES = {"img_size": (32, 48), "in_chans": 1, "num_classes": 3}
 NAMES = ["t2t_vit_micro", "vit_deit_tiny_distilled_patch16_224"]
@@ -115,3 +116,20 @@ def test_to_the_hub_and_back_without_pytorch(tmp_path: Path):
         assert equal == "True"
         assert shapes == "(1, 17, 64) (64, 5)"
         assert sorted(hub.repos["me/micro"]) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_keeps_the_old_folder(tmp_path: Path):
+    model = t2t_jax.create_model("t2t_vit_micro", **SIZES)
+    t2t_jax.save_pretrained(model, tmp_path)
+    said = on_full_disk(
+        "import t2t_jax\nmodel = t2t_jax.create_model('t2t_vit_micro', num_classes=5, img_size=32)",
+        f"t2t_jax.save_pretrained(model, {str(tmp_path)!r})",
+    )
+    assert said == f"cannot write to {tmp_path} (File too large): free space, or choose another\n"
+    assert len(list(tmp_path.iterdir())) == 3
+    assert same(t2t_jax.from_pretrained(tmp_path), model)
+
+
+def test_others_may_read_the_weights_where_they_may_read_the_rest(tmp_path: Path):
+    t2t_jax.save_pretrained(t2t_jax.create_model("t2t_vit_micro", **SIZES), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
