@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -142,6 +143,26 @@ for attempt in (lambda: t2t_torch.push_to_hub(model, "me/micro", token="wrong"),
     except ValueError as error:
         print(error)
 """
+
+
+UNREACHABLE = """
+import t2t_torch
+model = t2t_torch.create_model("t2t_vit_micro", img_size=32, num_classes=3)
+for attempt in (lambda: t2t_torch.push_to_hub(model, "me/micro", token="hf_test"),
+                lambda: t2t_torch.from_pretrained("me/micro")):
+    try:
+        attempt()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path):
+    with fake_hub() as hub:
+        pass  # its port is closed now
+    pushed, fetched = ask(hub, UNREACHABLE, tmp_path).splitlines()
+    assert re.fullmatch(r"cannot push to me/micro \(.*refused.*\): check the connection and HF_ENDPOINT", pushed)
+    assert fetched.startswith("me/micro is neither a folder nor a model that the hub gives (")
 
 
 def test_to_the_hub_and_back(tmp_path: Path):
