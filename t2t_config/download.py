@@ -1,7 +1,8 @@
 """Files from the web into a cache: resumed where they broke off, checked, and there whole or not at all.
 
 Standard library only. A file grows as NAME.part beside its final name, with the server's mark of its version (ETag or
-Last-Modified) in NAME.part.version, so that the parts of two versions are never put together.
+Last-Modified) in NAME.part.version, so that the parts of two versions are never put together. NAME.json keeps the
+address and the size of a file that is whole, so that a cut one, or another of that name, is not taken for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import re
 import sys
@@ -52,7 +54,7 @@ def cached_download(
 
     Args:
         url: http or https; the last part of its path becomes the file's name.
-        num_bytes: size the file has to have; None holds to what the server announces.
+        num_bytes: size the file has to have; None holds to what the server announced, in the cache too.
         sha256: the first digits of its SHA-256, or all of them.
         folder: in place of `cache_dir()`.
         progress: a line on stderr that counts; None: if stderr is a terminal.
@@ -63,21 +65,42 @@ def cached_download(
     """
     folder = cache_dir() if folder is None else Path(folder)
     path = folder / unquote(urlsplit(url).path.rpartition("/")[2])
-    if _is_whole(path, num_bytes):
+    if _is_whole(path, url, num_bytes):
         return path
     show = sys.stderr.isatty() if progress is None else progress
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f"{path.name}.part")) as part:
-            if not _is_whole(path, num_bytes):  # another process may have been faster
+            if _is_whole(path, url, num_bytes):  # another process was faster
+                pass
+            elif num_bytes is None and sha256 is not None and path.is_file() and _sha256(path).startswith(sha256):
+                _note(path, url, path.stat().st_size)  # it came here by other means
+            else:
                 _complete(url, path, part, num_bytes, sha256, show)
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or set T2T_CACHE") from error
     return path
 
 
-def _is_whole(path: Path, num_bytes: int | None) -> bool:
-    return path.is_file() and num_bytes in (None, path.stat().st_size)
+def _is_whole(path: Path, url: str, num_bytes: int | None) -> bool:
+    if not path.is_file():
+        return False
+    size = path.stat().st_size
+    if num_bytes is not None:
+        return size == num_bytes
+    try:
+        return bool(json.loads(_noted(path).read_text()) == {"url": url, "num_bytes": size})
+    except (OSError, ValueError):  # none, or a damaged one
+        return False
+
+
+def _noted(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _note(path: Path, url: str, num_bytes: int) -> None:
+    """Notes beside `path` what `_is_whole` will hold it to."""
+    _noted(path).write_text(json.dumps({"url": url, "num_bytes": num_bytes}))
 
 
 @contextlib.contextmanager
@@ -119,15 +142,17 @@ def _complete(url: str, path: Path, part: IO[bytes], num_bytes: int | None, sha2
         time.sleep(PAUSE * 2 ** (attempt - 1) if attempt < ATTEMPTS else 0)
     else:
         have = os.fstat(part.fileno()).st_size
+        then = "and load that file" if num_bytes is None and sha256 is None else f"to {path}"
         raise ValueError(
             f"cannot download {url} ({reason}): {have:,} bytes have arrived, call again to go on from there, or "
-            f"download it by other means to {path}"
+            f"download it by other means {then}"
         )
-    part.flush()
     os.fsync(part.fileno())
     if sha256 is not None and not _sha256(Path(part.name)).startswith(sha256):
         _forget(part, version)
         raise ValueError(f"{url} gave another file than expected (its SHA-256 does not begin with {sha256}): try again")
+    path.unlink(missing_ok=True)  # so that what is noted never stands beside an older file
+    _note(path, url, os.fstat(part.fileno()).st_size)
     os.replace(part.name, path)
     version.unlink(missing_ok=True)
 
@@ -174,12 +199,15 @@ def _fetch(url: str, part: IO[bytes], version: Path, num_bytes: int | None, show
             raise _BrokenError("the file has changed")
         version.write_text(_version(answer))
         line = _Line(Path(part.name).stem, total, show)
-        for chunk in _chunks(answer):
-            part.write(chunk)
-            have += len(chunk)
-            line.count(have)
+        try:
+            for chunk in _chunks(answer):
+                part.write(chunk)
+                have += len(chunk)
+                line.count(have)
+        finally:
+            part.flush()  # also of what arrived before a break: the next connection goes on after it
         line.end()
-        part.flush()
+    have = os.fstat(part.fileno()).st_size
     if total is not None and have != total:
         if have > total:
             _forget(part, version)

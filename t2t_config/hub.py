@@ -94,7 +94,7 @@ def fetch(
                 allow_patterns=[WEIGHTS, CONFIG],
             )
         )
-    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, ValueError, OSError) as error:
+    except _failures(hub) as error:
         raise ValueError(
             f"{repo_or_folder} is neither a folder nor a model that the hub gives ({_line(error)})"
         ) from error
@@ -127,9 +127,21 @@ def upload(
             if api.file_exists(repo_id, CARD, revision=revision):
                 (Path(scratch) / CARD).unlink()
             commit = api.upload_folder(repo_id=repo_id, folder_path=scratch, revision=revision, commit_message=message)
-        except (hub.errors.HfHubHTTPError, ValueError, OSError) as error:
-            raise ValueError(f"cannot push to {repo_id} ({_line(error)}): log in with `hf auth login`?") from error
+        except _failures(hub) as error:
+            refused = isinstance(error, (hub.errors.HfHubHTTPError, ValueError))
+            then = "log in with `hf auth login`?" if refused else "check the connection and HF_ENDPOINT"
+            raise ValueError(f"cannot push to {repo_id} ({_line(error)}): {then}") from error
     return str(commit.commit_url)
+
+
+def _failures(hub: Any) -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub refuses, cannot be reached, or its own files cannot be written.
+
+    The errors of its HTTP client (requests, httpx or httpx2 by its version) among them: no OSErrors from httpx on, but
+    HfHubHTTPError is made of their base class.
+    """
+    client = [base for base in hub.errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
+    return (*client, hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, ValueError, OSError)
 
 
 def _line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 
 
@@ -31,6 +32,25 @@ class LoadReport:
     resized: Mapping[str, str]
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
+
+    def warn(self, *, fresh_classifiers: bool, stacklevel: int = 3) -> None:
+        """Says by a UserWarning what is not as the file has it, if anything.
+
+        Args:
+            fresh_classifiers: whether other classes or another auxiliary head than the file's were asked for, so that
+                classifiers may be without its values.
+            stacklevel: of `warnings.warn`; 3 is the caller of the function that calls this.
+
+        Raises:
+            ValueError: tensors of the model are not in the file, although nothing else was asked for.
+        """
+        if self.missing and not fresh_classifiers:
+            raise ValueError(
+                f"{self.path} lacks {few(self.missing)}: get it again, or give the num_classes of your own data to "
+                "train a new classifier"
+            )
+        if self.resized or self.left_out or self.missing:
+            warnings.warn(str(self), UserWarning, stacklevel=stacklevel)
 
     def __str__(self) -> str:
         kind = "EMA" if self.is_ema else "raw"

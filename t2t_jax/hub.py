@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import nnx
 
+from t2t_config import model_config
 from t2t_config.hub import WEIGHTS, differences, fetch, read_metadata, upload, write_folder
 from t2t_config.metadata import create_arguments, describe_model, to_text
 from t2t_jax.checkpoint import init_weights
@@ -91,14 +92,20 @@ def from_pretrained(
     Args:
         repo_or_folder: a folder, else the id of a model on the hub.
         revision, cache_dir, token: as of huggingface_hub; not for folders.
-        arguments: of `create_model`, in place of the saved ones; other sizes are fitted (see `init_weights`).
+        arguments: of `create_model`, in place of the saved ones; other sizes are fitted (see `init_weights`), and a
+            UserWarning tells how.
 
     Raises:
-        FileNotFoundError, ValueError: no such model, damaged files, or sizes that cannot be fitted.
+        FileNotFoundError, ValueError: no such model, damaged files, no classifier in them, or sizes that cannot be
+            fitted.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    model = create_model(**{**create_arguments(read_metadata(folder)), **arguments})
-    init_weights(model, folder / WEIGHTS)
+    saved = create_arguments(read_metadata(folder))
+    model: Any = create_model(**{**saved, **arguments})
+    other_classes = model.num_classes != saved.get("num_classes", model_config(saved["name"]).num_classes)
+    other_head = arguments.get("aux_head", False) and not saved.get("aux_head", False)
+    report = init_weights(model, folder / WEIGHTS)
+    report.warn(fresh_classifiers=other_classes or other_head)
     return model
 
 

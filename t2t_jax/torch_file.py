@@ -118,4 +118,5 @@ def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapp
     """Writes arrays of a model (see `model_arrays`) as `t2t_torch.save_checkpoint` writes them: official names and
     layouts, in their own dtypes. Needs no torch. The caller gives the file its final name when it is whole.
     """
-    safetensors.numpy.save_file(to_torch(arrays), path, dict(metadata) if metadata else None)
+    # Not `save_file`: it hides a full disk behind a SafetensorError, and gives the file to its owner alone.
+    Path(path).write_bytes(safetensors.numpy.save(to_torch(arrays), dict(metadata) if metadata else None))

@@ -9,6 +9,7 @@ Other projects' names become the official ones (see `t2t_config.layouts`).
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,4 +130,7 @@ def save_checkpoint(
         if path.suffix == ".safetensors":
             file.write(safetensors.torch.save(weights, metadata=dict(metadata) if metadata else None))
         else:
-            torch.save({"state_dict": weights} | ({"metadata": dict(metadata)} if metadata else {}), file)
+            # In memory first: its zip writer, given a file, hides a full disk behind a RuntimeError.
+            content = io.BytesIO()
+            torch.save({"state_dict": weights} | ({"metadata": dict(metadata)} if metadata else {}), content)
+            file.write(content.getbuffer())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from t2t_config import model_config
 from t2t_config.hub import WEIGHTS, differences, fetch, read_metadata, upload, write_folder
 from t2t_config.metadata import create_arguments, describe_model, to_text
 from t2t_torch.checkpoint import load_checkpoint, save_checkpoint
@@ -87,14 +88,20 @@ def from_pretrained(
     Args:
         repo_or_folder: a folder, else the id of a model on the hub.
         revision, cache_dir, token: as of huggingface_hub; not for folders.
-        arguments: of `create_model`, in place of the saved ones; other sizes are fitted (see `load_checkpoint`).
+        arguments: of `create_model`, in place of the saved ones; other sizes are fitted (see `load_checkpoint`), and a
+            UserWarning tells how.
 
     Raises:
-        FileNotFoundError, ValueError: no such model, damaged files, or sizes that cannot be fitted.
+        FileNotFoundError, ValueError: no such model, damaged files, no classifier in them, or sizes that cannot be
+            fitted.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    model = create_model(**{**create_arguments(read_metadata(folder)), **arguments})
-    load_checkpoint(model, folder / WEIGHTS)
+    saved = create_arguments(read_metadata(folder))
+    model: Any = create_model(**{**saved, **arguments})
+    other_classes = model.num_classes != saved.get("num_classes", model_config(saved["name"]).num_classes)
+    other_head = arguments.get("aux_head", False) and not saved.get("aux_head", False)
+    report = load_checkpoint(model, folder / WEIGHTS)
+    report.warn(fresh_classifiers=other_classes or other_head)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from t2t_config import ModelSpec, find_pretrained, list_models, model_arguments
+from t2t_config import ModelSpec, find_pretrained, list_models, model_arguments, model_config
 from t2t_torch.t2t_vit import T2TViT
 from t2t_torch.t2t_vit_dense import T2TViTDense
 from t2t_torch.t2t_vit_ghost import T2TViTGhost
@@ -36,7 +36,7 @@ def create_model(
         name: one of `list_models()`.
         pretrained: fill it with published weights: True for the model's default, or a tag of
             `t2t_config.PRETRAINED[name]`. Downloaded once; sizes that differ from the file's are fitted
-            (see `load_checkpoint`).
+            (see `load_checkpoint`), and a UserWarning tells how.
         img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384), or
             that of the published weights.
         in_chans: channels of the images.
@@ -47,12 +47,13 @@ def create_model(
 
     Raises:
         ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together; no
-            such weights, or no way to get them.
+            such weights, no way to get them, or no classifier in them.
     """
     if pretrained:
         published = find_pretrained(name, pretrained)
         img_size = published.img_size if img_size is None else img_size
-        num_classes = published.num_classes if num_classes is None else num_classes
+        own_classes = model_config(name).num_classes if published.num_classes is None else published.num_classes
+        num_classes = own_classes if num_classes is None else num_classes
     arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
     try:
         model: Any = ARCHITECTURES[arch](
@@ -70,7 +71,8 @@ def create_model(
     if pretrained:
         from t2t_torch.checkpoint import load_checkpoint  # which needs create_model
 
-        load_checkpoint(model, published.download())
+        report = load_checkpoint(model, published.download())
+        report.warn(fresh_classifiers=model.num_classes != own_classes or bool(overrides.get("aux_head")))
     return model
 
 

@@ -19,6 +19,7 @@ class Server:
         ranges: whether it can resume.
         version: the ETag; None for none.
         lengths: whether it tells sizes.
+        chunked: whether it sends the file in chunks of 1000 bytes, without its length.
         status: of each coming answer, in place of the file.
         requests: (path, Range header) of everything that was asked.
     """
@@ -26,7 +27,7 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.breaks: list[int] = []
-        self.ranges, self.lengths = True, True
+        self.ranges, self.lengths, self.chunked = True, True, False
         self.version: str | None = '"one"'
         self.status: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
@@ -53,13 +54,20 @@ def _handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             else:
                 self.send_response(200)
-            if server.lengths:
+            if server.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+            elif server.lengths:
                 self.send_header("Content-Length", str(len(content) - start))
             if server.version is not None:
                 self.send_header("ETag", server.version)
             self.end_headers()
             limit = server.breaks.pop(0) if server.breaks else len(content)
-            self.wfile.write(content[start : start + limit])
+            sent = content[start : start + limit]
+            if server.chunked:
+                parts = [sent[i : i + 1000] for i in range(0, len(sent), 1000)]
+                parts += [b""] if start + limit >= len(content) else []  # the end
+                sent = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+            self.wfile.write(sent)
             self.wfile.flush()
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,14 +41,47 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path):
     path = get(server, tmp_path / "new", num_bytes=len(CONTENT), sha256=SHA256[:8])
     assert path == tmp_path / "new" / "file.pth"
     assert path.read_bytes() == CONTENT
-    assert names(path.parent) == {"file.pth"}
+    assert names(path.parent) == {"file.pth", "file.pth.json"}
     assert get(server, tmp_path / "new") == path
     assert server.requests == [("/a/file.pth", None)]
 
 
-def test_a_cached_file_of_another_size_is_replaced(server: Server, tmp_path: Path):
-    (tmp_path / "file.pth").write_bytes(b"short")
-    assert get(server, tmp_path, num_bytes=len(CONTENT)).read_bytes() == CONTENT
+@pytest.mark.parametrize("known", [{}, {"num_bytes": len(CONTENT)}, {"sha256": SHA256[:8]}])
+def test_a_cached_file_that_is_not_whole_or_another_is_replaced(server: Server, tmp_path: Path, known: dict[str, Any]):
+    (tmp_path / "file.pth").write_bytes(b"of another origin")
+    assert get(server, tmp_path, **known).read_bytes() == CONTENT
+    (tmp_path / "file.pth").write_bytes(CONTENT[:-1])
+    assert get(server, tmp_path, **known).read_bytes() == CONTENT
+
+
+def test_a_cached_file_of_another_address_is_replaced(server: Server, tmp_path: Path):
+    server.files["/b/file.pth"] = CONTENT[::-1]
+    get(server, tmp_path)
+    path = cached_download(f"{server.address}/b/file.pth", folder=tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT[::-1]
+
+
+def test_a_cached_file_is_kept_where_the_download_of_its_successor_fails(server: Server, tmp_path: Path):
+    (tmp_path / "file.pth").write_bytes(b"old")
+    server.breaks = [0] * download.ATTEMPTS
+    with pytest.raises(ValueError, match="cannot download"):
+        get(server, tmp_path)
+    assert (tmp_path / "file.pth").read_bytes() == b"old"
+
+
+def test_a_file_of_known_content_may_come_by_other_means(server: Server, tmp_path: Path):
+    (tmp_path / "file.pth").write_bytes(CONTENT)
+    for _ in range(2):
+        assert get(server, tmp_path, sha256=SHA256[:8]).read_bytes() == CONTENT
+    assert server.requests == []
+    assert names(tmp_path) == {"file.pth", "file.pth.json"}
+
+
+@pytest.mark.parametrize("sent", [1000, 263_000])
+def test_chunks_that_break_off_are_in_the_file_once(server: Server, tmp_path: Path, sent: int):
+    server.chunked, server.breaks = True, [sent]
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, f"bytes={sent}-"]
 
 
 def test_a_broken_connection_is_resumed_where_it_ended(server: Server, tmp_path: Path):
@@ -69,7 +103,7 @@ def test_the_next_call_goes_on_where_the_last_one_gave_up(server: Server, tmp_pa
     server.requests.clear()
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.requests == [("/a/file.pth", "bytes=300000-")]
-    assert names(tmp_path) == {"file.pth"}
+    assert names(tmp_path) == {"file.pth", "file.pth.json"}
 
 
 def test_a_server_without_ranges_sends_everything_again(server: Server, tmp_path: Path):
@@ -138,6 +172,8 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with serve() as server:
         address = server.address
     with pytest.raises(ValueError, match=r"cannot download .*file\.pth \(.*refused.*by other means to .*file\.pth"):
+        cached_download(f"{address}/file.pth", folder=tmp_path, progress=False, sha256=SHA256)
+    with pytest.raises(ValueError, match="by other means and load that file"):
         cached_download(f"{address}/file.pth", folder=tmp_path, progress=False)
     assert names(tmp_path) == set()
 
@@ -154,7 +190,7 @@ def test_processes_that_want_one_file_take_turns(server: Server, tmp_path: Path)
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
     assert [process.communicate()[1] for process in running] == [b""] * 4
     assert (tmp_path / "file.pth").read_bytes() == CONTENT
-    assert names(tmp_path) == {"file.pth"}
+    assert names(tmp_path) == {"file.pth", "file.pth.json"}
     assert len(server.requests) == 1
 
 

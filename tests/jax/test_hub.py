@@ -18,6 +18,7 @@ from t2t_config.hub import read_metadata
 from t2t_jax.state import model_arrays
 from t2t_jax.torch_file import to_torch
 from tests.config.fake_hub import ask, fake_hub
+from tests.full_disk import on_full_disk
 
 SIZES = {"img_size": (32, 48), "in_chans": 1, "num_classes": 3}
 NAMES = ["t2t_vit_micro", "vit_deit_tiny_distilled_patch16_224"]
@@ -68,12 +69,29 @@ def test_bfloat16_is_kept_in_the_file(tmp_path: Path):
 def test_other_sizes_are_fitted_as_in_pytorch(tmp_path: Path):
     t2t_torch.save_pretrained(t2t_torch.create_model("t2t_vit_micro", **SIZES), tmp_path)
     other = {"img_size": 64, "in_chans": 3}
-    expected = t2t_torch.from_pretrained(tmp_path, **other).state_dict()
-    found = to_torch(model_arrays(t2t_jax.from_pretrained(tmp_path, **other)))
+    with pytest.warns(UserWarning, match="resized: pos_embed 2x3 -> 4x4"):
+        expected = t2t_torch.from_pretrained(tmp_path, **other).state_dict()
+    with pytest.warns(UserWarning, match="resized: pos_embed 2x3 -> 4x4") as told:
+        fitted = t2t_jax.from_pretrained(tmp_path, **other)
+    assert told[0].filename == __file__
+    found = to_torch(model_arrays(fitted))
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert rel_f(found[key], value.numpy()) <= 1e-6, key
-    assert t2t_jax.from_pretrained(tmp_path, num_classes=5).head.kernel.shape == (64, 5)
+    with pytest.warns(UserWarning, match="left out of the file: head.kernel, head.bias"):
+        assert t2t_jax.from_pretrained(tmp_path, num_classes=5).head.kernel.shape == (64, 5)
+
+
+def test_a_file_without_classifier_is_refused_unless_other_classes_are_asked_for(tmp_path: Path):
+    t2t_torch.save_pretrained(t2t_torch.create_model("t2t_vit_micro", **SIZES), tmp_path)
+    weights = t2t_torch.read_state_dict(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    t2t_torch.save_checkpoint(kept, tmp_path / "model.safetensors", metadata={"img_size": "(32, 48)"})
+    for same_classes in ({}, {"num_classes": 3}, {"img_size": 64}):
+        with pytest.raises(ValueError, match=r"model\.safetensors lacks head\."):
+            t2t_jax.from_pretrained(tmp_path, **same_classes)
+    with pytest.warns(UserWarning, match=r"kept as they were in the model: head\."):
+        assert t2t_jax.from_pretrained(tmp_path, num_classes=5).head.kernel.shape == (64, 5)
 
 
 def test_a_model_of_unknown_name_or_changed_shape_is_refused(tmp_path: Path):
@@ -115,3 +133,20 @@ def test_to_the_hub_and_back_without_pytorch(tmp_path: Path):
         assert equal == "True"
         assert shapes == "(1, 17, 64) (64, 5)"
         assert sorted(hub.repos["me/micro"]) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_keeps_the_old_folder(tmp_path: Path):
+    model = t2t_jax.create_model("t2t_vit_micro", **SIZES)
+    t2t_jax.save_pretrained(model, tmp_path)
+    said = on_full_disk(
+        "import t2t_jax\nmodel = t2t_jax.create_model('t2t_vit_micro', num_classes=5, img_size=32)",
+        f"t2t_jax.save_pretrained(model, {str(tmp_path)!r})",
+    )
+    assert said == f"cannot write to {tmp_path} (File too large): free space, or choose another\n"
+    assert len(list(tmp_path.iterdir())) == 3
+    assert same(t2t_jax.from_pretrained(tmp_path), model)
+
+
+def test_others_may_read_the_weights_where_they_may_read_the_rest(tmp_path: Path):
+    t2t_jax.save_pretrained(t2t_jax.create_model("t2t_vit_micro", **SIZES), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode

@@ -121,8 +121,21 @@ def test_pretrained_gives_the_published_weights(release: dict[str, torch.Tensor]
     assert found.keys() == release.keys()
     assert all(np.array_equal(value, release[key].numpy()) for key, value in found.items())
     assert model.blocks[0].attn.scale == 32**-0.5  # never changed by `pretrained`, as it is upstream
-    other = create_model("t2t_vit_micro", pretrained="in1k", img_size=64, num_classes=5)
+    with pytest.warns(UserWarning, match="resized: pos_embed 2x2 -> 4x4") as told:
+        other = create_model("t2t_vit_micro", pretrained="in1k", img_size=64, num_classes=5)
+    assert told[0].filename == __file__
     assert (other.pos_embed.shape, other.head.kernel.shape) == ((1, 17, 64), (64, 5))
+
+
+def test_a_published_file_without_classifier_is_refused_unless_other_classes_are_asked_for(
+    release: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    torch.save({name: value for name, value in release.items() if "head" not in name}, tmp_path / "bare.pth")
+    monkeypatch.setattr(Pretrained, "download", lambda self: tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match=r"bare\.pth lacks head\."):
+        create_model("t2t_vit_micro", pretrained=True)
+    with pytest.warns(UserWarning, match=r"kept as they were in the model: head\."):
+        create_model("t2t_vit_micro", pretrained=True, num_classes=5)
 
 
 def test_pretrained_without_published_weights():

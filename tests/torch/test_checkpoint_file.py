@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from t2t_torch.checkpoint_file import read_checkpoint, read_state_dict, save_checkpoint
+from tests.full_disk import on_full_disk
 
 RAW = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([1.0, 2.0])}
 EMA = {name: value + 0.5 for name, value in RAW.items()}
@@ -232,3 +233,18 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatc
         save_checkpoint(EMA, path)
     assert same(read_state_dict(path), RAW)
     assert [file.name for file in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_leaves_the_old_files(tmp_path: Path):
+    paths = [tmp_path / "w.pth", tmp_path / "w.safetensors"]
+    for path in paths:
+        save_checkpoint(RAW, path)
+    for path in paths:
+        said = on_full_disk(
+            "import torch\nfrom t2t_torch import save_checkpoint",
+            f"save_checkpoint({{'a': torch.zeros(5000)}}, {str(path)!r})",
+        )
+        assert said.startswith(f"cannot write {path} (File too large): free space")
+        assert said.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == paths
+    assert all(read_state_dict(path).keys() == RAW.keys() for path in paths)

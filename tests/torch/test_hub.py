@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -62,10 +63,35 @@ def test_a_card_that_somebody_wrote_stays(tmp_path: Path):
 def test_other_sizes_are_fitted(tmp_path: Path):
     """From a grid that is not square, which only config.json and the metadata tell."""
     t2t_torch.save_pretrained(make(), tmp_path)
-    other = t2t_torch.from_pretrained(tmp_path, img_size=64, in_chans=3, num_classes=5)
+    with pytest.warns(
+        UserWarning, match=r"(?s)resized: pos_embed 2x3 -> 4x4.*left out of the file: head\.bias"
+    ) as told:
+        other = t2t_torch.from_pretrained(tmp_path, img_size=64, in_chans=3, num_classes=5)
+    assert told[0].filename == __file__
     assert other.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 5)
     expected = resize_pos_embed(make().pos_embed, (2, 3), (4, 4))
     torch.testing.assert_close(other.pos_embed, expected, rtol=0, atol=1e-6)
+
+
+def test_a_file_without_classifier(tmp_path: Path):
+    """Refused, whatever the size of the images, unless other classes were asked for."""
+    t2t_torch.save_pretrained(make(), tmp_path)
+    weights = t2t_torch.read_state_dict(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    t2t_torch.save_checkpoint(kept, tmp_path / "model.safetensors", metadata={"img_size": "(32, 48)"})
+    for same_classes in ({}, {"num_classes": 3}, {"img_size": 64}):
+        with pytest.raises(ValueError, match=r"model\.safetensors lacks head\.weight, head\.bias: "):
+            t2t_torch.from_pretrained(tmp_path, **same_classes)
+    with pytest.warns(UserWarning, match=r"kept as they were in the model: head\.weight"):
+        assert t2t_torch.from_pretrained(tmp_path, num_classes=5).head.out_features == 5
+    with pytest.warns(UserWarning, match=r"kept as they were in the model: head\.weight"):
+        t2t_torch.from_pretrained(tmp_path, aux_head=True)
+
+
+def test_an_exact_load_says_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    t2t_torch.save_pretrained(make(aux_head=True), tmp_path)
+    t2t_torch.from_pretrained(tmp_path, num_classes=3, img_size=(32, 48), aux_head=True)
+    assert not recwarn.list
 
 
 def test_a_model_of_unknown_name_or_changed_shape_is_refused(tmp_path: Path):
@@ -142,6 +168,26 @@ for attempt in (lambda: t2t_torch.push_to_hub(model, "me/micro", token="wrong"),
     except ValueError as error:
         print(error)
 """
+
+
+UNREACHABLE = """
+import t2t_torch
+model = t2t_torch.create_model("t2t_vit_micro", img_size=32, num_classes=3)
+for attempt in (lambda: t2t_torch.push_to_hub(model, "me/micro", token="hf_test"),
+                lambda: t2t_torch.from_pretrained("me/micro")):
+    try:
+        attempt()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path):
+    with fake_hub() as hub:
+        pass  # its port is closed now
+    pushed, fetched = ask(hub, UNREACHABLE, tmp_path).splitlines()
+    assert re.fullmatch(r"cannot push to me/micro \(.*refused.*\): check the connection and HF_ENDPOINT", pushed)
+    assert fetched.startswith("me/micro is neither a folder nor a model that the hub gives (")
 
 
 def test_to_the_hub_and_back(tmp_path: Path):

@@ -152,9 +152,22 @@ def test_pretrained_gives_the_published_weights(release: dict[str, torch.Tensor]
 
 
 def test_pretrained_fits_other_sizes(release: dict[str, torch.Tensor]):
-    model = create_model("t2t_vit_micro", pretrained=True, img_size=64, num_classes=5)
+    with pytest.warns(UserWarning, match="resized: pos_embed 2x2 -> 4x4") as told:
+        model = create_model("t2t_vit_micro", pretrained=True, img_size=64, num_classes=5)
+    assert told[0].filename == __file__
     assert torch.equal(model.blocks[0].attn.qkv.weight, release["blocks.0.attn.qkv.weight"])
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_a_published_file_without_classifier_is_refused_unless_other_classes_are_asked_for(
+    release: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    torch.save({name: value for name, value in release.items() if "head" not in name}, tmp_path / "bare.pth")
+    monkeypatch.setattr(Pretrained, "download", lambda self: tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match=r"bare\.pth lacks head\."):
+        create_model("t2t_vit_micro", pretrained=True)
+    with pytest.warns(UserWarning, match=r"kept as they were in the model: head\."):
+        create_model("t2t_vit_micro", pretrained=True, num_classes=5)
 
 
 def test_pretrained_without_published_weights():

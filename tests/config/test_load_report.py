@@ -1,0 +1,40 @@
+"""What is said of a checkpoint that does not fill the model as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+
+from t2t_config.load_report import LoadReport
+
+EXACT = LoadReport("w.pth", "", False, "official", ("norm.weight",), {}, (), ())
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_an_exact_load_is_silent(fresh: bool):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EXACT.warn(fresh_classifiers=fresh)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"resized": {"pos_embed": "2x2 -> 4x4 (bicubic)"}}, "resized: pos_embed 2x2 -> 4x4"),
+        ({"left_out": ("aux_head.bias",)}, "left out of the file: aux_head.bias"),
+        ({"missing": ("head.bias",)}, "kept as they were in the model: head.bias"),
+    ],
+)
+def test_every_difference_is_told_at_the_line_of_the_caller(change: dict[str, object], says: str):
+    report = dataclasses.replace(EXACT, **change)
+    with pytest.warns(UserWarning, match=says) as told:
+        (lambda: report.warn(fresh_classifiers=True))()
+    assert told[0].filename == __file__
+
+
+def test_what_is_missing_is_refused_unless_it_was_asked_for():
+    report = dataclasses.replace(EXACT, missing=("head.bias", "head.weight"))
+    with pytest.raises(ValueError, match=r"w\.pth lacks head\.bias, head\.weight: .* num_classes"):
+        report.warn(fresh_classifiers=False)

@@ -1,0 +1,24 @@
+"""Code that finds the disk full."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write beyond the limit raises OSError, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+"""
+
+
+def on_full_disk(before: str, then: str) -> str:
+    """The ValueError that `then` raises in a process that can write no more than 4096 bytes to a file.
+
+    `before` runs in that process too, while files may still have any size.
+    """
+    body = "".join(f"    {line}\n" for line in then.strip().splitlines())
+    code = f"{before}\n{FULL}\ntry:\n{body}except ValueError as error:\n    print(error)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
