@@ -27,7 +27,7 @@ from flax import nnx
 from t2t_config.load_report import LoadReport
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
-from t2t_jax.replace import exchange
+from t2t_jax.replace import ASIDE, exchange, recover, set_aside
 from t2t_jax.state import load_arrays, model_arrays
 from t2t_jax.step import TrainState
 from t2t_jax.torch_file import Weights, read_torch_file
@@ -64,6 +64,7 @@ def save_model(
 def _write_folder(path: Path, items: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Writes a checkpoint in a scratch folder beside `path`, then puts it in its place in one step."""
     try:
+        recover(path)
         with _scratch_folder(path.parent) as scratch, _no_log():
             ocp.save_checkpointables(scratch / "new", dict(items), custom_metadata=dict(metadata))
             if path.exists():
@@ -215,6 +216,8 @@ def find_checkpoint(path: str | Path) -> Path:
         ValueError: no checkpoint there.
     """
     path = Path(path).absolute()
+    if not path.exists() and _is_checkpoint(set_aside(path)):
+        return set_aside(path)  # its successor is just taking its place, or died when it was
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     for folder in (path / CHECKPOINTS, path):
@@ -256,6 +259,8 @@ class TrainingCheckpoints:
         self._folder, self._keep = ensure_writable(Path(workdir) / CHECKPOINTS), keep
         for leftover in self._folder.glob(f"{SCRATCH}*"):  # of a run that was killed while it wrote
             shutil.rmtree(leftover)
+        for aside in self._folder.glob(f"{ASIDE}*"):
+            recover(self._folder / aside.name.removeprefix(ASIDE))
 
     @property
     def latest_step(self) -> int | None:

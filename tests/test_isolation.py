@@ -47,9 +47,11 @@ def modules_of(package: str) -> list[str]:
 
 
 def test_t2t_config_imports_the_standard_library_only():
-    found = imported(*modules_of("t2t_config"))
+    modules = modules_of("t2t_config")
+    assert {"t2t_config", "t2t_config.hub", "t2t_config.download"} <= set(modules)
+    found = imported(*modules) - imported()  # less what the interpreter loads itself, for editable installs
     assert "t2t_config" in found
-    assert not {"torch", "jax", "jaxlib", "flax", "numpy", "t2t_common", "t2t_torch", "t2t_jax", "parity"} & found
+    assert found <= sys.stdlib_module_names | {"t2t_config"}
 
 
 def test_t2t_common_imports_no_framework():

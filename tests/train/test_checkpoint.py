@@ -14,6 +14,7 @@ import t2t_jax
 import t2t_torch
 from parity import jax_to_torch
 from t2t_config import Recipe
+from t2t_jax import replace
 from t2t_jax.checkpoint import (
     CHECKPOINTS,
     SCRATCH,
@@ -27,6 +28,7 @@ from t2t_jax.checkpoint import (
 from t2t_jax.state import model_arrays
 from t2t_jax.train import prepare
 from t2t_torch.checkpoint_file import save_checkpoint
+from tests.train.test_replace import fail_to_rename
 
 SIZES = {"img_size": 16, "in_chans": 1, "num_classes": 3}
 
@@ -68,6 +70,34 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
         save_model(tmp_path / "m", {"a": np.zeros(2)})
     np.testing.assert_array_equal(load_model_state(tmp_path / "m").arrays["a"], np.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_failed_exchange_in_two_steps_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replace, "_exchanged", lambda one, other: False)
+    save_model(tmp_path / "m", {"a": np.ones(2)})
+    with monkeypatch.context() as patch:
+        fail_to_rename(patch, "new")
+        with pytest.raises(ValueError, match=r"cannot write .*/m \(no rename\)"):
+            save_model(tmp_path / "m", {"a": np.zeros(2)})
+    assert load_model_state(tmp_path / "m").arrays["a"].tolist() == [1, 1]
+    save_model(tmp_path / "m", {"a": np.zeros(2)})
+    assert load_model_state(tmp_path / "m").arrays["a"].tolist() == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_checkpoint_set_aside_when_the_process_died_is_found_again(tmp_path: Path):
+    """Read where it is, and given its name by whoever writes there next."""
+    save_model(tmp_path / "m", {"a": np.ones(2)})
+    (tmp_path / "m").rename(replace.set_aside(tmp_path / "m"))
+    assert load_model_state(tmp_path / "m").arrays["a"].tolist() == [1, 1]
+    save_model(tmp_path / "m", {"a": np.zeros(2)})
+    assert load_model_state(tmp_path / "m").arrays["a"].tolist() == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+    step = tmp_path / "run" / CHECKPOINTS / "7"
+    save_model(step, {"a": np.ones(2)})
+    step.rename(replace.set_aside(step))
+    assert TrainingCheckpoints(tmp_path / "run", keep=1).latest_step == 7
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path):

@@ -10,6 +10,18 @@ import pytest
 from t2t_jax import replace
 
 
+def fail_to_rename(monkeypatch: pytest.MonkeyPatch, folder: Path | str) -> None:
+    """Lets the renaming of `folder`, or of any of that name, fail."""
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if folder in (self, self.name):
+            raise OSError("no rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+
+
 @pytest.mark.parametrize("in_one_step", [True, False])
 def test_two_folders_swap_their_names(tmp_path: Path, in_one_step: bool, monkeypatch: pytest.MonkeyPatch):
     if not in_one_step:
@@ -20,6 +32,34 @@ def test_two_folders_swap_their_names(tmp_path: Path, in_one_step: bool, monkeyp
     replace.exchange(tmp_path / "a", tmp_path / "b")
     assert [(tmp_path / name / "file").read_text() for name in ("a", "b")] == ["b", "a"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_second_rename_that_fails_leaves_both_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replace, "_exchanged", lambda one, other: False)
+    one, other = tmp_path / ".unfinished-1" / "new", tmp_path / "b"
+    for folder in (one, other):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(folder.name)
+    fail_to_rename(monkeypatch, one)
+    with pytest.raises(OSError, match="no rename"):
+        replace.exchange(one, other)
+    assert (one / "file").read_text() == "new"
+    assert (other / "file").read_text() == "b"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_died_between_two_renames_is_found_again(tmp_path: Path):
+    path, aside = tmp_path / "b", replace.set_aside(tmp_path / "b")
+    replace.recover(path)
+    assert not path.exists()
+    aside.mkdir()
+    (aside / "file").write_text("old")
+    replace.recover(path)
+    assert (path / "file").read_text() == "old"
+    aside.mkdir()
+    replace.recover(path)  # died after the second one: the new one is there
+    assert (path / "file").read_text() == "old"
+    assert not aside.exists()
 
 
 def test_nobody_ever_finds_none(tmp_path: Path):
