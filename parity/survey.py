@@ -106,6 +106,9 @@ def as_markdown(figures: Sequence[Figure], environment: Mapping[str, Any]) -> st
         "|" + "---|" * len(COLUMNS),
         *("| " + " | ".join(cell(figure) for _, cell in COLUMNS) + " |" for figure in figures),
     ]
+    missing = [f"`{name}`" for name in MODELS if name not in {figure.name for figure in figures}]
+    if missing:
+        lines += ["", f"Not run with these versions yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
