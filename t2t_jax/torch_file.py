@@ -67,7 +67,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, s
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({error}): get it again") from error
     arrays = {}
-    for name, tensor in tensors:
+    for name, tensor in sorted(tensors):  # the library's order changes from call to call
         if tensor["dtype"] not in DTYPES:
             raise ValueError(f"{path} holds no state dict ({name} is {tensor['dtype']}): save model.state_dict()")
         arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
