@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +136,6 @@ def check(options: Check, console: Console) -> int:
         torch_model, jax_model = make_pair(options.name, seed=options.seed, checkpoint=checkpoint, **sizes)
         shape = (options.batch, torch_model.in_chans, *torch_model.img_size)
         images = np.random.RandomState(options.seed).standard_normal(shape)
-        gc.freeze()  # the frameworks' own objects never become garbage; to look through them takes seconds in all
         report = prove(
             torch_model,
             jax_model,
