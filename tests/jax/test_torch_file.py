@@ -113,3 +113,10 @@ def test_a_truncated_file(tmp_path: Path, length: int):
 def test_a_missing_file(tmp_path: Path, name: str):
     with pytest.raises(FileNotFoundError, match=name):
         read_torch_file(tmp_path / name)
+
+
+def test_safetensors_are_read_in_the_order_of_their_names(tmp_path: Path):
+    """The library gives them in an order of chance; with 50 tensors that is never this one."""
+    names = [f"block{i:02}.bias" for i in range(50)]
+    t2t_torch.save_checkpoint({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    assert list(read_torch_file(tmp_path / "model.safetensors").arrays) == names
