@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import torch
@@ -43,6 +43,35 @@ Calls = dict[Key, Call]
 
 Replace = Callable[[Key, list[Any]], "list[Any] | None"]
 """Given a call and its tensors, those to take their place; None leaves them as they are."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Passed:
+    """In place of a tensor that was an earlier call's: a program need not return it again. See `resolved`.
+
+    `replaced`: in a forced run it is the reference's.
+    """
+
+    key: Key
+    where: Literal["inputs", "outputs"]
+    index: int
+    replaced: bool
+
+
+def resolved(calls: Calls, reference: Mapping[Key, Call] | None) -> Calls:
+    """`calls` with the tensors that `Passed` stands for; `reference` is what forced them (None: they ran free)."""
+
+    def tensor(found: Any) -> Any:
+        while isinstance(found, Passed):
+            source = reference if found.replaced and reference is not None else calls
+            found = getattr(source[found.key], found.where)[found.index]
+        return found
+
+    def tensors(found: list[Any] | None) -> list[Any] | None:
+        return None if found is None else [tensor(x) for x in found]
+
+    return {key: Call(tensors(call.inputs), tensors(call.outputs) or []) for key, call in calls.items()}
 
 
 class InPlaceError(Exception):
@@ -216,26 +245,43 @@ def jax_calls(
     """Runs `model` once and records the calls of its modules; forced if `reference` is given. May be traced.
 
     `forced`, a boolean of the program, decides as it runs: so one program makes both the free and the forced run.
+    What one call hands to another is then recorded once (see `Passed`).
 
     Raises:
         OtherTypeError: with `forced`, where a tensor differs from the reference's in shape or dtype.
     """
     calls: Calls = {}
-    given: dict[Key, list[jax.Array]] = {}
+    given: dict[Key, list[Any]] = {}
     known = reference or {}
+    passed: dict[int, tuple[jax.Array, Passed]] = {}  # by identity, of arrays that are kept alive
 
-    def chosen(wanted: list[jax.Array] | None, arrays: list[jax.Array]) -> list[jax.Array] | None:
-        return wanted if wanted is None or forced is None else _either(forced, wanted, arrays)
+    def record(key: Key, where: Literal["inputs", "outputs"], arrays: list[jax.Array]) -> list[Any]:
+        if forced is None:
+            return arrays
+        found = [passed[id(x)][1] if id(x) in passed else x for x in arrays]
+        for i, x in enumerate(arrays):
+            passed.setdefault(id(x), (x, Passed(key, where, i, replaced=False)))
+        return found
+
+    def chosen(
+        key: Key, where: Literal["inputs", "outputs"], wanted: list[jax.Array] | None, arrays: list[jax.Array]
+    ) -> list[jax.Array] | None:
+        if wanted is None or forced is None:
+            return wanted
+        new = _either(forced, wanted, arrays)
+        if only is None or key in only:
+            passed.update({id(x): (x, Passed(key, where, i, replaced=True)) for i, x in enumerate(new)})
+        return new
 
     def replace_inputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if only is None or key in only:
-            given[key] = arrays
-        return chosen(known[key].inputs, arrays) if key in known else None
+            given[key] = record(key, "inputs", arrays)
+        return chosen(key, "inputs", known[key].inputs, arrays) if key in known else None
 
     def replace_outputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if key in given:
-            calls[key] = Call(given.pop(key), arrays)
-        return chosen(known[key].outputs, arrays) if key in known else None
+            calls[key] = Call(given.pop(key), record(key, "outputs", arrays))
+        return chosen(key, "outputs", known[key].outputs, arrays) if key in known else None
 
     with jax_hooks(model, replace_inputs, replace_outputs):
         model(*inputs)

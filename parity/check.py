@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,7 +31,7 @@ from parity.judge import (
 from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
-from parity.pairing import Pair, Pairing, pair_calls
+from parity.pairing import Pair, Pairing, aligned, pair_calls
 from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
@@ -203,27 +204,30 @@ class Proof:
 
     def forward(self, precisions: Sequence[str] = PRECISIONS, tell: Callable[[str], None] | None = None) -> list[Row]:
         """Every layer, free and forced: float64 against PyTorch, float32 of both against float64; noise floors."""
-        double = self.torch_side("float64")
-        ours = self.torch_side("float32") if "float32" in precisions else None
-        theirs = {precision: self.jax_side(precision) for precision in precisions}
+        # Made when they are needed: the first program compiles while the others' sides are made.
+        torch_side, jax_side = functools.cache(self.torch_side), functools.cache(self.jax_side)
+        double = torch_side("float64")
         sections = list(self.pairing.sections(self.section_bytes))
         rows: list[Row] = []
         with ThreadPoolExecutor(2) as pool:
             for i, section in enumerate(sections, 1):
-                release()
+                if i > 1:
+                    release()
                 if tell:
                     tell("every layer" + (f", part {i} of {len(sections)}" if len(sections) > 1 else ""))
                 oracle = double.forward(self.arrays, only={pair.torch for pair in self.pairing.with_children(section)})
                 references = self._references(section, oracle)
                 keys = {pair.jax for pair in section}
-                runs = {p: side.both(pool, self.arrays, references, only=keys) for p, side in theirs.items()}
+                runs = {p: jax_side(p).both(pool, self.arrays, references, only=keys) for p in precisions}
                 shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
                 noise = noise_floor(section, oracle, shaken)
                 del shaken
                 if "float64" in precisions:
                     rows += self._section64(runs.pop("float64"), section, references, noise)
-                if ours is not None:
-                    rows += self._section32(ours, runs.pop("float32"), section, oracle, references, noise)
+                if "float32" in precisions:
+                    rows += self._section32(
+                        torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
+                    )
         return rows
 
     def forward64(self) -> list[Row]:
@@ -294,19 +298,23 @@ class Proof:
         return training_rows(self.torch_model, self.jax_model, *shared, loss)
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
-        """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's."""
-        ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.
+
+        JAX first: its backward pass needs the most memory, and PyTorch's gradients are not there yet.
+        """
+        trained = [name for name, param in self.torch_model.named_parameters() if param.requires_grad]
+        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
+        theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
-        shapes = {pair.jax: [g.shape for g in _activation(pair, ours)] for pair in chosen}
-        theirs = self.jax_side(precision).gradients(
-            self.arrays, loss, self.ledger, ours.params.keys(), activations=shapes
-        )
-        return dataclasses.replace(ours, activations={pair.jax: _activation(pair, ours) for pair in chosen}), theirs
+        ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        activations = {pair.jax: aligned(ours.activations[pair.torch], pair.output_axes) for pair in chosen}
+        return dataclasses.replace(ours, activations=activations), theirs
 
     def _activations(self) -> list[Pair]:
         """The calls whose outputs have their gradients compared: the outer ones first, as many as fit."""
         chosen, size = [], 0
-        for pair in sorted(self.pairing.pairs, key=lambda pair: pair.torch[0].count(".")):
+        moving = [pair for pair in self.pairing.pairs if self.pairing.shapes[pair.torch].floating]
+        for pair in sorted(moving, key=lambda pair: pair.torch[0].count(".")):
             size += 8 * sum(int(np.prod(shape)) for shape in self.pairing.shapes[pair.torch].outputs)
             if size > ACTIVATION_GRADIENT_BYTES:
                 break
@@ -318,10 +326,12 @@ def _leak_rows(found: Mapping[str, str]) -> list[Row]:
     return [Row(name, "leak", "free", "float64", math.inf, 0.0, note=text) for name, text in found.items()]
 
 
-def _activation(pair: Pair, gradients: Gradients) -> list[np.ndarray]:
-    """PyTorch's gradients of a call's outputs, in JAX's layout."""
-    found = gradients.activations[pair.torch]
-    return [g if axes is None else g.transpose(axes) for g, axes in zip(found, pair.output_axes, strict=True)]
+def _output_shapes(pair: Pair, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The shapes of a call's outputs in JAX's layout."""
+    return [
+        shape if axes is None else tuple(shape[axis] for axis in axes)
+        for shape, axes in zip(shapes, pair.output_axes, strict=True)
+    ]
 
 
 def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:

@@ -97,11 +97,16 @@ def aligned(arrays: Sequence[np.ndarray], axes: Sequence[Axes]) -> list[np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """One call, shapes in place of tensors. `repeats` says of each input whether it is the very tensor before it."""
+    """One call, shapes in place of tensors.
+
+    `repeats` says of each input whether it is the very tensor before it, `floating` whether all outputs are numbers
+    that have a gradient.
+    """
 
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     repeats: tuple[bool, ...] = ()
+    floating: bool = True
 
 
 Values = Callable[[Key, Key], tuple[Call, Call]]
@@ -119,7 +124,8 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray]) -> dict[Key, Sha
 
     def after(key: Key, tensors: list[torch.Tensor]) -> None:
         inputs, repeats = given.pop(key)
-        found[key] = Shapes(inputs, tuple(tuple(tensor.shape) for tensor in tensors), repeats)
+        floating = all(tensor.is_floating_point() for tensor in tensors)
+        found[key] = Shapes(inputs, tuple(tuple(tensor.shape) for tensor in tensors), repeats, floating)
 
     with torch_hooks(side.model, before, after), torch.no_grad():
         side.model(*side.inputs(arrays))

@@ -29,12 +29,13 @@ from parity.capture import (
     OtherTypeError,
     jax_calls,
     jax_hooks,
+    resolved,
     torch_calls,
     torch_hooks,
 )
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.losses import Loss
-from parity.memory import release
+from parity.memory import release, trim
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -102,9 +103,9 @@ class TorchSide:
         masks: Masks | None = None,
         activations: Collection[Key] = (),
     ) -> Gradients:
-        """Loss and gradients of parameters, inputs, and the outputs of the calls in `activations`."""
+        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`."""
         tensors = tuple(x.requires_grad_(x.is_floating_point()) for x in self.inputs(arrays))
-        grads: dict[Key, list[torch.Tensor | None]] = {}
+        grads: dict[Key, list[torch.Tensor]] = {}
 
         def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
             if masks and key in masks:
@@ -112,11 +113,10 @@ class TorchSide:
             if key in activations:
                 # A copy: a module that hands its input through would share its tensor's other uses, and one that
                 # works in place would take the tensor's history over.
-                outputs = [x.clone() for x in outputs]
-                grads[key] = [None] * len(outputs)
+                outputs = [x.clone().requires_grad_() for x in outputs]
+                grads[key] = [x.detach().new_zeros(()).expand(x.shape) for x in outputs]  # of what is not used
                 for i, x in enumerate(outputs):
-                    if x.requires_grad:
-                        x.register_hook(lambda g, key=key, i=i: grads[key].__setitem__(i, g.detach()))
+                    x.register_hook(lambda g, key=key, i=i: grads[key].__setitem__(i, g.detach()))
             return outputs
 
         self.model.zero_grad()
@@ -128,7 +128,7 @@ class TorchSide:
             for name, param in self.model.named_parameters()
             if param.requires_grad
         }
-        seen = {key: [to_numpy(g) for g in found if g is not None] for key, found in grads.items()}
+        seen = {key: [to_numpy(g) for g in found] for key, found in grads.items()}
         return Gradients(float(value.detach()), params, [to_numpy(x.grad) for x in tensors if x.grad is not None], seen)
 
 
@@ -190,9 +190,11 @@ class JaxSide:
     def _finish(self, program: Program, state: nnx.State, inputs: Any, reference: Arrays | None, *rest: Any) -> Arrays:
         """Runs a program; what compiling it took is given back before."""
         compiled = program.result()
-        release()
+        trim()
         with self.switches():
-            return _to_numpy(compiled(state, inputs, self._calls(reference), *rest))
+            known = self._calls(reference)
+            # Resolved with the reference as this run saw it, in its own precision.
+            return _to_numpy(resolved(compiled(state, inputs, known, *rest), known if rest and rest[0] else None))
 
     def _abstract(self, call: Call) -> Call:
         def shapes(arrays: Sequence[np.ndarray]) -> list[Any]:
@@ -226,8 +228,18 @@ class JaxSide:
             return jax.eval_shape(lambda state, inputs: jax_calls(nnx.merge(graphdef, state), inputs), state, inputs)
 
     def _calls(self, reference: Arrays | None) -> Calls | None:
-        """In this run's precision, all brought over at once: one by one they take several times as long."""
-        return reference and jax.device_put(jax.tree.map(lambda x: x.astype(self._dtype(x), copy=False), reference))
+        """In this run's precision, all brought over at once: one by one they take several times as long.
+
+        What one call hands to another is the same memory twice: it is brought over once.
+        """
+        if not reference:
+            return reference
+        leaves, tree = jax.tree.flatten(reference)
+        places = [(x.__array_interface__["data"], x.shape, x.strides, x.dtype.str) for x in leaves]
+        different = dict(zip(places, leaves, strict=True))
+        moved = jax.device_put([x.astype(self._dtype(x), copy=False) for x in different.values()])
+        found = dict(zip(different, moved, strict=True))
+        return jax.tree.unflatten(tree, [found[place] for place in places])
 
     def gradients(
         self,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from parity.capture import Call, InPlaceError, jax_calls, jax_hooks, torch_calls, torch_hooks
+from parity.capture import Call, InPlaceError, Passed, jax_calls, jax_hooks, resolved, torch_calls, torch_hooks
 from tests.golden import rel_f
 from tests.parity.pairs import images, micro, resnet, twice
 
@@ -62,6 +62,23 @@ def test_forced_calls_get_the_references_inputs_and_their_callers_its_outputs():
         outputs_only = calls(model, x, {("fc", 1): Call(None, [convert(ones)])})
         assert rel_f(outputs_only["fc", 1].outputs[0], free["fc", 1].outputs[0]) < 1e-6
         assert rel_f(outputs_only["norm", 0].inputs[0], ones * GATE) < 1e-6
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_one_program_for_both_runs_returns_what_is_handed_on_once(forced: bool):
+    _, jax_model = micro()
+    x = jnp.asarray(images(1, 32, 32, 3).astype(np.float32))
+    free = jax_calls(jax_model, (x,))
+    reference = {key: Call([2 * x for x in call.inputs], [3 * x for x in call.outputs]) for key, call in free.items()}
+    found = jax_calls(jax_model, (x,), reference, forced=jnp.asarray(forced))
+    handed = [x for call in found.values() for x in (*call.inputs, *call.outputs) if isinstance(x, Passed)]
+    assert len(handed) > len(found) / 2
+    given = resolved(found, reference if forced else None)
+    wanted = jax_calls(jax_model, (x,), reference) if forced else free
+    for key, call in wanted.items():
+        for a, b in zip(given[key].inputs + given[key].outputs, call.inputs + call.outputs, strict=True):
+            assert a.dtype == b.dtype
+            assert (a == b).all()
 
 
 def test_work_in_place_is_found_out_and_does_no_harm():

@@ -16,7 +16,7 @@ from flax import nnx
 from parity import Gates, Report, Rules, assert_parity, check, projection
 from parity.check import Proof
 from parity.convert import jax_variables
-from tests.parity.pairs import TorchTwice, images, micro, resnet, text, twice
+from tests.parity.pairs import TorchTwice, carried, images, micro, resnet, text, twice
 
 X, GATE = images(3, 6), images(3, 6, seed=2)
 
@@ -211,3 +211,41 @@ def test_stages_can_be_used_alone():
     assert all(row.passed for row in proof.forward64())
     assert {row.precision for row in proof.forward32()} == {"float32"}
     assert isinstance(proof.torch_side("float64").model, TorchTwice)
+
+
+class TorchPick(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.argmax(-1, keepdim=True)
+
+
+class TorchPicking(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(6, 6)
+        self.pick = TorchPick()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc(x)
+        return x * x.gather(-1, self.pick(x))
+
+
+class FlaxPick(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x.argmax(-1, keepdims=True)
+
+
+class FlaxPicking(nnx.Module):
+    def __init__(self) -> None:
+        self.fc = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+        self.pick = FlaxPick()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.fc(x)
+        return x * jnp.take_along_axis(x, self.pick(x), axis=-1)
+
+
+def test_a_module_that_returns_integers_has_no_activation_gradient():
+    report = check(*carried(TorchPicking(), nnx.eval_shape(FlaxPicking)), images(4, 6))
+    assert report.passed
+    assert {row.name for row in report.rows if row.kind == "activation gradient"} == {"", "fc"}
+    assert "pick" in {row.name for row in report.rows if row.kind == "layer"}
