@@ -277,6 +277,7 @@ class Proof:
         rows = gradient_rows(wanted, given, self.gates, names=names)
         rows += _leak_rows(gradient_leaks(wanted.params, given.params, self.arrays))
         del given
+        release()
         ours, theirs = self._both_gradients("float32", loss, chosen)
         return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
 
