@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Of the files in a folder that are taken for images."""
@@ -34,16 +35,29 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
+class UnreadableImageError(ValueError):
+    """Bytes that are no image, or a damaged one."""
+
+
 def open_image(path: Path) -> Image.Image:
     """The image, decoded; as stored, whatever an EXIF orientation says (as timm).
 
     Raises:
-        ValueError: no image, or a damaged one.
+        UnreadableImageError: no image, or a damaged one.
     """
+    return decode_image(path, lambda: str(path))
+
+
+def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image:
+    """As `open_image`, of a path or of bytes; `name` is asked for only if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             return image
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(
+            f"unreadable image {name()} (no image format known): replace or delete it"
+        ) from error
     except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, ValueError ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"unreadable image {path} ({reason}): replace or delete it") from error
+        raise UnreadableImageError(f"unreadable image {name()} ({reason}): replace or delete it") from error

@@ -23,7 +23,8 @@ class Recipe:
     model: str
     """Name of the model (see list_models)."""
     data: str | None = None
-    """"digits" (scikit-learn's own) or a folder: ImageFolder tree, IDX files, CIFAR binary files."""
+    """"digits" (scikit-learn's own) or a folder: ImageFolder tree, tar or ArrayRecord shards, IDX or CIFAR binary
+    files."""
     img_size: int = 224
     """Side of the square input, in pixels."""
     in_chans: Literal[1, 3] = 3
@@ -111,7 +112,13 @@ class Recipe:
     seed: int = 0
     """Decides initial weights, order of images, augmentation and dropout."""
     data_threads: int = 4
-    """Threads that prepare batches."""
+    """Threads that prepare batches; with workers, of each of them."""
+    data_workers: int = 0
+    """Processes that prepare batches; 0 prepares them in threads of this one."""
+    device_prefetch: int = 2
+    """Batches on the device ahead of the one in use."""
+    max_corrupt_images: int = 10
+    """Training images that may be unreadable: they are named and replaced by others; one more ends the run."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
     eval_every: int = 1
@@ -127,6 +134,8 @@ class Recipe:
         for name in (*at_least_one, "checkpoint_every", "keep_checkpoints"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         not_negative = ("cooldown_epochs", "warmup_epochs", "weight_decay", "lr", "min_lr", "warmup_lr")
+        for name in ("data_workers", "device_prefetch", "max_corrupt_images"):
+            _require(self, name, getattr(self, name) >= 0, "must not be negative")
         not_negative_either = ("seed", "data_threads", "max_shift", "max_zoom", "max_turn", "mixup", "cutmix")
         for name in (*not_negative, *not_negative_either):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import tyro
@@ -27,6 +26,7 @@ from t2t_config.load_report import LoadReport
 from t2t_jax.checkpoint import TrainingCheckpoints, ensure_writable, init_weights
 from t2t_jax.data import (
     Preprocess,
+    TrainIterator,
     check_classes,
     eval_batches,
     open_source,
@@ -42,7 +42,10 @@ from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import Arrays, split_model
 from t2t_jax.step import Batch, TrainState, init_state, make_forward, make_train_step
 
-FREE_TO_CHANGE = ("data", "data_threads", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+FREE_TO_CHANGE = (
+    *("data", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
+    *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"),
+)
 """Fields that do not change what a run computes, so a resumed run may have others."""
 
 
@@ -54,7 +57,7 @@ class Run:
     how: Preprocess
     class_names: list[str] | None
     steps_per_epoch: int
-    iterator: grain.DatasetIterator
+    iterator: TrainIterator
     state: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[Arrays], Accuracy]
@@ -101,7 +104,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
         how=how,
         class_names=train_source.class_names,
         steps_per_epoch=epoch_steps,
-        iterator=train_iterator(train_source, recipe, how),
+        iterator=train_iterator(train_source, recipe, how, put=jax.device_put),
         state=init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None),
         train_step=make_train_step(
             graphdef,
@@ -164,6 +167,7 @@ def train(recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None =
     with Reporter(
         workdir, first_step=first_step, last_step=last_step, batch_size=recipe.batch_size, log_every=recipe.log_every
     ) as reporter:
+        run.iterator.say = reporter.say
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
         elif run.started_from is not None:
@@ -176,6 +180,7 @@ def train(recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None =
                 report_accuracy(run, epoch, result, reporter)
             if is_last or (epoch + 1) % recipe.checkpoint_every == 0:
                 checkpoints.save(run.state, run.iterator, run.metadata)
+        report_corrupt(run, last_step, reporter)
     return run.evaluate(run.state.best) if result is None else result
 
 
@@ -202,6 +207,13 @@ def report_accuracy(run: Run, epoch: int, result: Accuracy, reporter: Reporter) 
         f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
         {"step": (epoch + 1) * run.steps_per_epoch, "epoch": epoch, **result._asdict()},
     )
+
+
+def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
+    """One line about the images that could not be read, if there were any."""
+    if run.iterator.corrupt:
+        text = f"corrupt images skipped: {len(run.iterator.corrupt)}: {'; '.join(run.iterator.corrupt)}"
+        reporter.line(text, {"step": step, "corrupt_images": run.iterator.corrupt})
 
 
 def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:

@@ -169,7 +169,7 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None):
     noise(30, 30).save(path)
     path.write_bytes(path.read_bytes()[:-500] if content is None else content)
     source = open_source(tmp_path, "train")
-    recipe = Recipe(model="t2t_vit_micro", img_size=16, batch_size=6, epochs=1, cooldown_epochs=0)
+    recipe = Recipe(model="t2t_vit_micro", img_size=16, batch_size=6, epochs=1, cooldown_epochs=0, max_corrupt_images=0)
     iterator = train_iterator(source, recipe, Preprocess.of_recipe(recipe))
     with pytest.raises(ValueError, match=r"unreadable image .*dog.1.png.*replace or delete it"):
         next(iterator)

@@ -1,0 +1,168 @@
+"""How fast the input is by itself, where its time goes, and whether it can feed a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from t2t_common.images import UnreadableImageError
+from t2t_common.preprocess import Preprocess
+from t2t_config import Recipe
+from t2t_jax.data.pipeline import train_iterator
+from t2t_jax.data.sources import Source
+from t2t_jax.data.transforms import training_image
+
+MEASURED_BATCH = 32
+"""Largest batch that is measured: figures per image hardly depend on it, the time to wait does."""
+
+ENDLESS = 10_000
+"""Epochs, so that little data do not run out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Throughput of the whole input in one setting."""
+
+    threads: int
+    workers: int
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What `bench` measured; times are milliseconds per image on one thread.
+
+    Attributes:
+        decode_ms: reading and decoding.
+        augment_ms: all of the recipe that happens on the host, normalising included.
+        batch_ms: putting images together.
+        rates: by setting.
+        cores: that this process may use.
+        needed: images per second that the device takes; None where no step time was given.
+    """
+
+    images: int
+    batch_size: int
+    decode_ms: float
+    augment_ms: float
+    batch_ms: float
+    rates: tuple[Rate, ...]
+    cores: int
+    needed: float | None
+
+    @property
+    def best(self) -> Rate:
+        return max(self.rates, key=lambda rate: rate.images_per_second)
+
+    @property
+    def feeds(self) -> bool | None:
+        """Whether the best setting is as fast as the device; None where no step time was given."""
+        return None if self.needed is None else self.best.images_per_second >= self.needed
+
+    @property
+    def cores_needed(self) -> float | None:
+        """Cores like these that would feed the device, by the time of one image; None without a step time."""
+        return None if self.needed is None else self.needed * self._total_ms / 1000
+
+    @property
+    def _total_ms(self) -> float:
+        return self.decode_ms + self.augment_ms + self.batch_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines: everything, as JSON values."""
+        facts = dataclasses.asdict(self)
+        return {**facts, "feeds": self.feeds, "cores_needed": self.cores_needed}
+
+    def __str__(self) -> str:
+        lines = [f"{self.images:,} training images, batches of {self.batch_size}, {self.cores} cores", ""]
+        for name in ("decode", "augment", "batch"):
+            ms = getattr(self, f"{name}_ms")
+            lines.append(f"{name:<10}{ms:9.3f} ms/image {100 * ms / self._total_ms:5.0f} %")
+        lines += ["", f"{'threads':>7} {'workers':>8} {'images/s':>12}"]
+        lines += [f"{rate.threads:>7} {rate.workers:>8} {rate.images_per_second:>12,.0f}" for rate in self.rates]
+        if self.needed is not None:
+            verdict = "feeds the device" if self.feeds else "cannot feed the device"
+            lines += [
+                "",
+                f"{verdict}: {self.best.images_per_second:,.0f} images/s, the step takes {self.needed:,.0f}; "
+                f"about {self.cores_needed:.1f} cores like these would do",
+            ]
+        return "\n".join(lines)
+
+
+def bench(
+    source: Source,
+    recipe: Recipe,
+    *,
+    settings: Sequence[tuple[int, int]],
+    seconds: float,
+    step_ms: float | None = None,
+    processes: int = 1,
+) -> Bench:
+    """Measures the training input of `recipe` from `source`, each figure for about `seconds`.
+
+    Args:
+        source: training images.
+        recipe: gives batch size, augmentation and sizes.
+        settings: (data_threads, data_workers) to try.
+        seconds: for the split of the time, and for each setting.
+        step_ms: what one training step takes on the device, in milliseconds.
+        processes: how many share a batch, each on a machine of its own like this one.
+
+    Raises:
+        ValueError: not one whole batch, or images that cannot be read.
+    """
+    how = Preprocess.of_recipe(recipe)
+    decode, augment, batch = _split_time(source, recipe, how, seconds)
+    rates = tuple(Rate(*setting, _throughput(source, recipe, how, *setting, seconds)) for setting in settings)
+    needed = None if step_ms is None else 1000 * recipe.batch_size / processes / step_ms
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Bench(len(source), recipe.batch_size, decode, augment, batch, rates, cores, needed)
+
+
+def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float) -> tuple[float, float, float]:
+    """Milliseconds per image of decoding, augmenting and batching, on this thread."""
+    order = np.random.default_rng(0).permutation(len(source))
+    spent, count = np.zeros(3), 0
+    while spent.sum() < seconds:
+        images = []
+        for index in order[np.arange(count, count + MEASURED_BATCH) % len(order)].tolist():
+            start = time.perf_counter()
+            try:
+                image, _ = source[index]
+            except UnreadableImageError:
+                continue  # named when whole batches are measured
+            decoded = time.perf_counter()
+            images.append(training_image(image, how, recipe, np.random.default_rng((0, index))))
+            spent[:2] += decoded - start, time.perf_counter() - decoded
+        start = time.perf_counter()
+        if images:
+            np.stack(images)
+        spent[2] += time.perf_counter() - start
+        count += MEASURED_BATCH
+    return tuple((1000 * spent / count).tolist())
+
+
+def _throughput(source: Source, recipe: Recipe, how: Preprocess, threads: int, workers: int, seconds: float) -> float:
+    """Images per second of `train_iterator`."""
+    size = min(recipe.batch_size, MEASURED_BATCH)
+    changed = dataclasses.replace(recipe, data_threads=threads, data_workers=workers, batch_size=size, epochs=ENDLESS)
+    iterator = train_iterator(source, changed, how)
+    # Batches are made in parallel, one in each thread, and come in bursts: whole bursts are counted.
+    burst, buffered = max(1, threads) * max(1, workers), 3 * max(1, threads) * max(1, workers)
+    try:
+        for _ in range(burst + buffered):  # starts threads and workers, and takes what they made meanwhile
+            next(iterator)
+        start, bursts = time.perf_counter(), 0
+        while not bursts or time.perf_counter() - start < seconds:
+            for _ in range(burst):
+                next(iterator)
+            bursts += 1
+        return bursts * burst * size / (time.perf_counter() - start)
+    finally:
+        iterator.close()
