@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from t2t_common.images import UnreadableImageError, decode_image
 from t2t_config import Recipe
+from t2t_jax import train as training
 from t2t_jax.data import Preprocess, TrainIterator, eval_batches, open_source, train_iterator
 from t2t_jax.data.pipeline import TRIES
 from t2t_jax.data.sources import EncodedSource
-from t2t_jax.train import train
 
 CLASSES = 10
 
@@ -33,7 +33,7 @@ SMALL = Recipe(
     cooldown_epochs=0,
     batch_size=6,
     augment="affine",
-    data_threads=2,
+    data_threads=0,
 )
 HOW = Preprocess.of_recipe(SMALL)
 
@@ -105,8 +105,7 @@ def test_a_batch_that_processes_cannot_share_is_refused():
 # --- Position -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3])
-@pytest.mark.parametrize("consumed", [0, 1, 5, 11, 12])
+@pytest.mark.parametrize(("ahead", "consumed"), [(0, 5), (1, 0), (1, 1), (3, 5), (3, 11), (2, 12)])
 def test_a_saved_position_is_that_of_the_last_batch_taken(ahead: int, consumed: int):
     """However many lie ready on the device."""
     recipe = dataclasses.replace(SMALL, device_prefetch=ahead)
@@ -114,7 +113,7 @@ def test_a_saved_position_is_that_of_the_last_batch_taken(ahead: int, consumed: 
     first = train_iterator(Files(), recipe, HOW, put=jax.device_put)
     for _ in range(consumed):
         next(first)
-    second = train_iterator(Files(), dataclasses.replace(recipe, device_prefetch=2, data_threads=0), HOW)
+    second = train_iterator(Files(), dataclasses.replace(recipe, device_prefetch=2, data_threads=2), HOW)
     next(second)
     second.set_state(first.get_state())
     rest = list(second)
@@ -144,7 +143,7 @@ def test_worker_processes_change_nothing():
     whole = train_iterator(source, SMALL, HOW)
     whole.say = lambda text: None
     expected = list(whole)
-    iterator = train_iterator(source, dataclasses.replace(SMALL, data_workers=2, data_threads=1), HOW)
+    iterator = train_iterator(source, dataclasses.replace(SMALL, data_workers=2), HOW)
     said: list[str] = []
     iterator.say = said.append
     iterator.set_state({"next_index": 5})
@@ -167,9 +166,8 @@ def test_a_damaged_image_is_named_once_and_replaced_by_another():
     recipe = dataclasses.replace(SMALL, augment="none", epochs=8)
     clean, _ = run_out(train_iterator(Files(), recipe, HOW))
     shown, said = run_out(train_iterator(Files(damaged=(4, 9)), recipe, HOW))
-    assert sorted(said) == [
-        f"skipped unreadable image file{i}.jpg (image file is truncated (0 bytes not processed)): replace or delete it"
-        for i in (4, 9)
+    assert [text.partition(" (image file is truncated")[0] for text in sorted(said)] == [
+        f"skipped unreadable image file{i}.jpg" for i in (4, 9)
     ]
     replacements = []
     for ours, theirs in zip(shown, clean, strict=True):
@@ -189,7 +187,7 @@ def test_a_damaged_image_is_named_once_and_replaced_by_another():
 def test_replacements_are_the_same_in_any_threads_and_after_a_resume():
     source = Files(damaged=(4, 9, 10))
     whole, said = run_out(train_iterator(source, SMALL, HOW))
-    again, said_again = run_out(train_iterator(source, dataclasses.replace(SMALL, data_threads=0), HOW))
+    again, said_again = run_out(train_iterator(source, dataclasses.replace(SMALL, data_threads=3), HOW))
     assert_same(again, whole)
     assert said == said_again
     resumed = train_iterator(source, SMALL, HOW)
@@ -231,7 +229,9 @@ def test_evaluation_never_leaves_an_image_out():
         list(eval_batches(Files(damaged=(9,)), HOW, 6))
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: data[:30], lambda data: b"", lambda data: b"x"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-40], lambda data: data[:30], lambda data: b"", lambda data: b"x"]
+)
 def test_truncated_images_do_not_pass_for_whole_ones(damage: Callable[[bytes], bytes]):
     data = Files().read(3)[0]
     decode_image(io.BytesIO(data), lambda: "whole")
@@ -239,7 +239,23 @@ def test_truncated_images_do_not_pass_for_whole_ones(damage: Callable[[bytes], b
         decode_image(io.BytesIO(damage(data)), lambda: "part")
 
 
-def test_a_run_names_its_damaged_images(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+class OneLayer(nnx.Module):
+    """A model that compiles in no time, (B, 16, 16, 1) -> (B, 2)."""
+
+    def __init__(self) -> None:
+        self.head = nnx.Linear(256, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.head(x.reshape(len(x), -1))
+
+    def no_weight_decay(self) -> frozenset[str]:
+        return frozenset()
+
+
+def test_a_run_names_its_damaged_images(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "build_model", lambda recipe: OneLayer())
     for split, count in (("train", 16), ("val", 4)):
         for i in range(count):
             path = tmp_path / "data" / split / "ab"[i % 2] / f"{i}.png"
@@ -247,8 +263,8 @@ def test_a_run_names_its_damaged_images(recipe: Recipe, tmp_path: Path, capsys: 
             Image.new("L", (16, 16), 12 * i).save(path)
     bad = tmp_path / "data" / "train" / "a" / "2.png"
     bad.write_bytes(bad.read_bytes()[:40])
-    recipe = dataclasses.replace(recipe, data=str(tmp_path / "data"), epochs=1, cooldown_epochs=0, warmup_epochs=0)
-    train(recipe, tmp_path / "run")
+    changes = {"data": str(tmp_path / "data"), "epochs": 2, "cooldown_epochs": 0, "data_threads": 0}
+    training.train(dataclasses.replace(recipe, **changes), tmp_path / "run")
     out = capsys.readouterr().out
     assert out.count(f"skipped unreadable image {bad}") == 1
     assert f"corrupt images skipped: 1: unreadable image {bad}" in out

@@ -251,7 +251,7 @@ def test_a_folder_of_tfds_opens_as_it_is(tmp_path: Path):
     assert read_all(source) == [(jpeg(0), 1)] * 2
     assert source.class_names == ["tench", "goldfish"]
     (tmp_path / "imagenet2012-validation.array_record-00000-of-00002").unlink()
-    with pytest.raises(ValueError, match="1 of 2 shards are missing .* number 0"):
+    with pytest.raises(ValueError, match=r"1 of 2 shards are missing .* number 0"):
         open_source(tmp_path, "val")
 
 
