@@ -229,14 +229,12 @@ def test_evaluation_never_leaves_an_image_out():
         list(eval_batches(Files(damaged=(9,)), HOW, 6))
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-40], lambda data: data[:30], lambda data: b"", lambda data: b"x"]
-)
-def test_truncated_images_do_not_pass_for_whole_ones(damage: Callable[[bytes], bytes]):
+@pytest.mark.parametrize("kept", [slice(-40), slice(30), slice(1), slice(0)])
+def test_truncated_images_do_not_pass_for_whole_ones(kept: slice):
     data = Files().read(3)[0]
     decode_image(io.BytesIO(data), lambda: "whole")
     with pytest.raises(UnreadableImageError, match="unreadable image part "):
-        decode_image(io.BytesIO(damage(data)), lambda: "part")
+        decode_image(io.BytesIO(data[kept]), lambda: "part")
 
 
 class OneLayer(nnx.Module):
