@@ -53,7 +53,8 @@ def test_every_official_model_has_a_recipe_that_opens_with_its_command():
         text = describe_recipe(f"imagenet_{name}")
         assert text.startswith(f"python -m t2t_jax.train imagenet_{name} --data")
         assert str(MODELS[name].top1) in text
-    assert describe_recipe("digits").startswith("python -m t2t_jax.train digits")
+    for name in ("digits", "fashion_mnist"):
+        assert describe_recipe(name).startswith(f"python -m t2t_jax.train {name}")
 
 
 def test_unknown_recipe_suggests_the_nearest():
