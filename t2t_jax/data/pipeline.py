@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 from absl import flags
+from PIL import Image
 
 from t2t_common.images import UnreadableImageError
 from t2t_common.preprocess import Preprocess, evaluation_image
@@ -83,10 +84,10 @@ def train_iterator(
         step, row = divmod(number, len(rows))
         position = step * recipe.batch_size + rows[row]
         epoch, index = position // per_epoch, order[position]
-        image, label, unreadable = _read(source, index, (recipe.seed, epoch, index))
-        rng = np.random.default_rng((recipe.seed, epoch, index))
-        image = training_image(image, how, recipe, rng)
-        return {"image": image, "label": np.asarray(label, np.int32), UNREADABLE: unreadable}
+        key = (recipe.seed, epoch, index)
+        image, label, unreadable = _read(source, index, key)
+        pixels = training_image(image, how, recipe, np.random.default_rng(key))
+        return {"image": pixels, "label": np.asarray(label, np.int32), UNREADABLE: unreadable}
 
     mine = grain.MapDataset.range(steps * recipe.total_epochs * len(rows)).map(load)
     batches = mine.batch(len(rows), drop_remainder=True)
@@ -103,14 +104,15 @@ def train_iterator(
     return TrainIterator(batches_from, source, max_corrupt_images=recipe.max_corrupt_images, put=put, ahead=ahead)
 
 
-def _read(source: Source, index: int, key: tuple[int, ...]) -> tuple[object, int, np.ndarray]:
+def _read(source: Source, index: int, key: tuple[int, ...]) -> tuple[Image.Image, int, np.ndarray]:
     """Image and label of `index`, or of the first of others drawn by `key` that can be read; and which cannot."""
     unreadable = np.full(TRIES, -1, np.int64)
     for attempt in range(TRIES):
         # The key's own stream is the augmentation's; numpy takes a final 0 for no figure at all.
         chosen = int(np.random.default_rng((*key, attempt)).integers(len(source))) if attempt else index
         try:
-            return *source[chosen], unreadable
+            image, label = source[chosen]
+            return image, label, unreadable
         except UnreadableImageError:
             unreadable[attempt] = chosen
             if attempt == TRIES - 1:

@@ -58,13 +58,14 @@ class ArrayRecordSource(EncodedSource):
 
     def read(self, index: int) -> tuple[bytes, int]:
         try:
-            example = example_class().FromString(self._records[index])
+            record: bytes = self._records[index]
+            example = example_class().FromString(record)
         except (RuntimeError, DecodeError) as error:  # RuntimeError: the checksum of the record does not hold
             reason = str(error).splitlines()[0]
             raise UnreadableImageError(f"unreadable record {self.name(index)} ({reason}): write it anew") from error
         feature = example.features.feature
-        images = feature["image"].bytes_list.value if "image" in feature else ()
-        labels = feature["label"].int64_list.value if "label" in feature else ()
+        images: Sequence[bytes] = feature["image"].bytes_list.value if "image" in feature else ()
+        labels: Sequence[int] = feature["label"].int64_list.value if "label" in feature else ()
         if len(images) != 1 or len(labels) != 1:
             raise ValueError(
                 f"{self.name(index)} has the features {sorted(feature)}: expected image (bytes) and label (int64)"

@@ -110,8 +110,8 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
     index = _read_index(shards)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(kept) as temporary, temporary.open("wb") as file:
-            np.savez(file, stamp=stamp, **index._asdict())
+        with replace_file(kept) as temporary, temporary.open("wb") as target:
+            np.savez(target, stamp=stamp, **index._asdict())
     except (OSError, ValueError) as error:
         print(f"the index of {shards[0].parent} is not kept ({error}): set T2T_CACHE", file=sys.stderr)
     return index
