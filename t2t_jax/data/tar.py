@@ -1,8 +1,8 @@
 """Tar shards in WebDataset's layout: KEY.jpg (or .jpeg, .png) with its label in KEY.cls, or as "label" in KEY.json.
 
 Read by random access, so that order and resume are the same as with any other source: the headers are read once and
-tell where each image lies; an image is then one seek and one read. Reading the headers of ImageNet's shards takes a
-minute or two, so the index is kept in the cache folder (`$T2T_CACHE`) and used as long as the shards stay as they are.
+tell where each image lies; an image is then one seek and one read. Reading the headers of ImageNet's shards takes
+some minutes, so the index is kept in the cache folder (`$T2T_CACHE`) and used as long as the shards stay as they are.
 """
 
 from __future__ import annotations
