@@ -35,7 +35,7 @@ from t2t_jax.data import (
 )
 from t2t_jax.evaluate import Accuracy, accuracy
 from t2t_jax.mixup import Mixup
-from t2t_jax.optim import recipe_optimizer
+from t2t_jax.optim import freeze, recipe_optimizer
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.registry import create_model
 from t2t_jax.report import Reporter, TrainingDivergedError
@@ -92,7 +92,8 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     started_from = None if init_from is None else init_weights(model, init_from)
     forward = make_forward(split_model(model)[0])
     model.train()
-    graphdef, params, buffers = split_model(model)
+    graphdef, *arrays = split_model(model)
+    params, buffers = freeze(*arrays, recipe.frozen or ())
 
     # --- Optimiser, state, step -----------------------------------------------------------------------------
     tx = recipe_optimizer(recipe, params, steps_per_epoch=epoch_steps, no_decay=model.no_weight_decay())
