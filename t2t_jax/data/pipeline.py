@@ -31,18 +31,25 @@ def train_iterator(source: Source, recipe: Recipe, how: Preprocess) -> grain.Dat
 
     Random draws of an image are keyed by (seed, epoch, its index), so neither threads nor a resume change
     them. The iterator's position is what `get_state` gives and Orbax saves.
+
+    With `recipe.repeated_aug` = n each image comes n times in a row, and the key tells its copies apart: repeated
+    augmentation (arXiv 1902.05509) as DeiT's `RASampler` has it, whose epoch is as long as any other and sees one
+    n-th of the images.
     """
-    per_epoch = steps_per_epoch(source, recipe.batch_size) * recipe.batch_size
+    per_epoch, repeats = steps_per_epoch(source, recipe.batch_size) * recipe.batch_size, recipe.repeated_aug
 
     def load(position: int, index: int) -> Batch:
-        rng = np.random.default_rng((recipe.seed, position // per_epoch, index))
+        epoch, place = divmod(position, per_epoch)
+        copy = (place % repeats,) if repeats > 1 else ()
+        rng = np.random.default_rng((recipe.seed, epoch, index, *copy))
         image, label = source[index]
         return {"image": training_image(image, how, recipe, rng), "label": np.asarray(label, np.int32)}
 
+    order = grain.MapDataset.range(len(source)).shuffle(seed=recipe.seed)
+    if repeats > 1:
+        order = grain.MapDataset.mix([order] * repeats)  # takes one of each in turn
     dataset = (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=recipe.seed)
-        .slice(slice(per_epoch))
+        order.slice(slice(per_epoch))
         .repeat(recipe.total_epochs)
         .map_with_index(load)
         .batch(recipe.batch_size, drop_remainder=True)
