@@ -92,8 +92,8 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     started_from = None if init_from is None else init_weights(model, init_from)
     forward = make_forward(split_model(model)[0])
     model.train()
-    graphdef, *arrays = split_model(model)
-    params, buffers = freeze(*arrays, recipe.frozen or ())
+    graphdef, params, buffers = split_model(model)
+    params, buffers = freeze(params, buffers, recipe.frozen or ())
 
     # --- Optimiser, state, step -----------------------------------------------------------------------------
     tx = recipe_optimizer(recipe, params, steps_per_epoch=epoch_steps, no_decay=model.no_weight_decay())
