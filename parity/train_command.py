@@ -15,6 +15,7 @@ from t2t_config import Recipe
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from flax import nnx
 
     from parity.recipes import Training
@@ -27,8 +28,10 @@ class Train:
 
     name: Annotated[str, tyro.conf.Positional]
     """A model of t2t_torch.list_models()."""
+    recipe: str | None = None
+    """A recipe of t2t_config.RECIPES, such as cifar10_t2t_vit_14; the model's ImageNet one by default."""
     steps: int = 20
-    """AdamW steps; the schedule of the recipe is drawn together to that many."""
+    """Optimiser steps; the schedule of the recipe is drawn together to that many."""
     lr: float | None = None
     """Peak learning rate; the model's own by default."""
     weight_decay: float | None = None
@@ -52,40 +55,38 @@ class Train:
 
 
 def recipe(options: Train) -> Recipe:
-    """The model's ImageNet recipe in `steps` epochs of one step: a quarter warm-up from lr / 10, then the cosine."""
+    """The recipe in `steps` epochs of one step: a quarter warm-up from lr / 10, if it has one, then the cosine."""
+    from t2t_config import recipe as named_recipe
     from t2t_config.recipes import imagenet
 
-    own = imagenet(options.name)
+    own = imagenet(options.name) if options.recipe is None else named_recipe(options.recipe)
     lr = own.lr if options.lr is None else options.lr
     return dataclasses.replace(
         own,
+        model=options.name,
         lr=lr,
         # float32 cannot resolve steps of the recipe's own 1e-6: they are of the size of the weights' rounding.
         warmup_lr=lr / 10,
         min_lr=min(own.min_lr, lr),
         weight_decay=own.weight_decay if options.weight_decay is None else options.weight_decay,
         epochs=options.steps,
-        warmup_epochs=options.steps // 4,
+        warmup_epochs=options.steps // 4 if own.warmup_epochs else 0,
         num_classes=options.num_classes,
     )
 
 
 def training(recipe: Recipe, jax_model: nnx.Module) -> Training:
     """What `t2t_jax.train` does with `recipe` at one step per epoch, and its twin in PyTorch."""
-    import torch
-
     from parity.recipes import Training, classification
-    from t2t_config import epoch_lr
     from t2t_jax import optim
-    from t2t_torch.optim import Ema, param_groups
+    from t2t_torch import optim as torch_optim
 
     model: Any = jax_model
-    decay = recipe.ema_decay or 0.0
+    decay = recipe.ema_decay
 
     def in_torch(model: torch.nn.Module) -> Any:
-        groups = param_groups(model, recipe.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(recipe.b1, recipe.b2), eps=recipe.eps)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: epoch_lr(recipe, step))
+        torch_optim.freeze(model, recipe.frozen or ())
+        return torch_optim.recipe_optimizer(recipe, model, steps_per_epoch=1)
 
     def in_jax(params: dict[str, Any]) -> Any:
         return optim.recipe_optimizer(recipe, params, steps_per_epoch=1, no_decay=model.no_weight_decay())
@@ -95,8 +96,8 @@ def training(recipe: Recipe, jax_model: nnx.Module) -> Training:
         jax=in_jax,
         jax_rate=optim.schedule(recipe, 1),
         loss=classification(recipe.label_smoothing),
-        torch_ema=lambda model: Ema(model, decay),
-        jax_ema=lambda ema, values: optim.update_ema(ema, values, decay),
+        torch_ema=None if decay is None else lambda model: torch_optim.Ema(model, decay),
+        jax_ema=None if decay is None else lambda ema, values: optim.update_ema(ema, values, decay),
     )
 
 
@@ -115,12 +116,14 @@ def run_train(options: Train, console: Console) -> int:
 
     if options.json is not None:
         check_target(options.json)
+    ours = recipe(options)
     sizes: dict[str, Any] = {} if options.img_size is None else {"img_size": options.img_size}
     with console.status(f"{options.name}: creating both models"):
         torch_model, jax_model = make_pair(options.name, seed=options.seed, num_classes=options.num_classes, **sizes)
     model: Any = torch_model
     shape = (model.in_chans, *model.img_size)
-    console.print(f"{options.name}, {options.steps} AdamW steps, batch {options.batch}, images {list(shape)}")
+    optimizer = "SGD" if ours.optimizer == "sgd" else "AdamW"
+    console.print(f"{options.name}, {options.steps} {optimizer} steps, batch {options.batch}, images {list(shape)}")
     console.print("distance between the frameworks / distance travelled", HEADER, sep="\n", highlight=False)
     with console.status(f"{options.name}: first step, compiling"):
         proof = train_side_by_side(
@@ -128,7 +131,7 @@ def run_train(options: Train, console: Console) -> int:
             jax_model,
             lambda step: images(options, shape, step),
             options.steps,
-            training(recipe(options), jax_model),
+            training(ours, jax_model),
             progress=lambda number, step: console.print(line(number, step), highlight=False),
         )
     for text in summary(proof):

@@ -82,7 +82,7 @@ class Preprocess:
 def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
     """Resize to cover floor(img_size / crop_pct) in the image's own ratio, centre crop, normalise; (H, W, C)."""
     image = convert(image, how)
-    size = _resized(image.size, how)
+    size = covering_size(image.size, how)
     if size != image.size:
         image = image.resize(size, RESAMPLING[how.interpolation])
     height, width = how.size
@@ -90,8 +90,8 @@ def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
     return normalise(image.crop((left, top, left + width, top + height)), how)
 
 
-def _resized(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
-    """(width, height) of the image before the crop.
+def covering_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """(width, height) that an image of `size` (width, height) is resized to before the crop.
 
     timm rounds in two ways: as torchvision's `Resize` where the target is a square, else as its own `ResizeKeepRatio`.
     """

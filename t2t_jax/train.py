@@ -35,7 +35,7 @@ from t2t_jax.data import (
 )
 from t2t_jax.evaluate import Accuracy, accuracy
 from t2t_jax.mixup import Mixup
-from t2t_jax.optim import recipe_optimizer
+from t2t_jax.optim import freeze, recipe_optimizer
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.registry import create_model
 from t2t_jax.report import Reporter, TrainingDivergedError
@@ -96,6 +96,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     forward = make_forward(split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)
+    params, buffers = freeze(params, buffers, recipe.frozen or ())
 
     # --- Optimiser, state, step -----------------------------------------------------------------------------
     tx = recipe_optimizer(recipe, params, steps_per_epoch=epoch_steps, no_decay=model.no_weight_decay())

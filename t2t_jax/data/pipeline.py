@@ -65,6 +65,10 @@ def train_iterator(
     resume change them. An image that cannot be read is replaced by another one, drawn by the same key; the
     iterator names it, and fails beyond `recipe.max_corrupt_images`.
 
+    With `recipe.repeated_aug` = n each image comes n times in a row, and the key tells its copies apart: repeated
+    augmentation (arXiv 1902.05509) as DeiT's `RASampler` has it, whose epoch is as long as any other and sees one
+    n-th of the images.
+
     Args:
         source: the training images.
         recipe: its batch_size is that of all processes together.
@@ -76,15 +80,18 @@ def train_iterator(
     """
     rows = rows_of_process(recipe.batch_size, process_index, process_count)
     steps = steps_per_epoch(source, recipe.batch_size)
-    per_epoch = steps * recipe.batch_size
-    order = grain.MapDataset.range(len(source)).shuffle(seed=recipe.seed).slice(slice(per_epoch))
-    order = order.repeat(recipe.total_epochs)
+    per_epoch, repeats = steps * recipe.batch_size, recipe.repeated_aug
+    order = grain.MapDataset.range(len(source)).shuffle(seed=recipe.seed)
+    if repeats > 1:
+        order = grain.MapDataset.mix([order] * repeats)  # takes one of each in turn
+    order = order.slice(slice(per_epoch)).repeat(recipe.total_epochs)
 
     def load(number: int) -> Batch:
         step, row = divmod(number, len(rows))
         position = step * recipe.batch_size + rows[row]
-        epoch, index = position // per_epoch, order[position]
-        key = (recipe.seed, epoch, index)
+        epoch, place = divmod(position, per_epoch)
+        index = order[position]
+        key = (recipe.seed, epoch, index, *((place % repeats,) if repeats > 1 else ()))
         image, label, unreadable = _read(source, index, key)
         pixels = training_image(image, how, recipe, np.random.default_rng(key))
         return {"image": pixels, "label": np.asarray(label, np.int32), UNREADABLE: unreadable}

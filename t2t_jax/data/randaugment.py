@@ -34,8 +34,15 @@ class Layer(NamedTuple):
     """Of operations that move pixels."""
 
 
-def draw_layers(config: RandAugmentConfig, rng: np.random.Generator) -> list[Layer]:
-    """The operations that one image goes through, by timm's rule; those that its coin decides against are left out."""
+def draw_layers(
+    config: RandAugmentConfig,
+    rng: np.random.Generator,
+    interpolation: Sequence[Image.Resampling] = RANDOM_INTERPOLATION,
+) -> list[Layer]:
+    """The operations that one image goes through, by timm's rule; those that its coin decides against are left out.
+
+    Operations that move pixels draw one of `interpolation`.
+    """
     names = INCREASING if config.increasing else PLAIN
     layers = []
     for index in rng.integers(len(names), size=config.num_layers):
@@ -46,7 +53,7 @@ def draw_layers(config: RandAugmentConfig, rng: np.random.Generator) -> list[Lay
             magnitude = rng.uniform(0, magnitude)
         elif config.magnitude_std > 0:
             magnitude = rng.normal(magnitude, config.magnitude_std)
-        negate, resample = rng.random() < 0.5, RANDOM_INTERPOLATION[rng.integers(2)]
+        negate, resample = rng.random() < 0.5, interpolation[int(rng.integers(len(interpolation)))]
         layers.append(Layer(names[index], magnitude, negate, resample))
     return layers
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from t2t_common.preprocess import RESAMPLING, Preprocess, convert, evaluation_image, normalise
 from t2t_config import Recipe
 from t2t_config.randaugment import RandAugmentConfig
+from t2t_jax.data.pad_crop import draw_pad_crop, pad_cropped
 from t2t_jax.data.randaugment import RANDOM_INTERPOLATION, Layer, apply_layers, draw_layers, fill_colour
 
 
@@ -38,16 +40,21 @@ def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.
     image = convert(image, how)
     if recipe.augment == "affine":
         return normalise(_random_affine(image, how, recipe, rng), how)
+    if recipe.augment == "pad_crop":
+        return normalise(pad_cropped(image, how, draw_pad_crop(image.size, how, recipe, rng)), how)
     return normalise(cropped(image, how, recipe, draw_crop(image.size, recipe, rng)), how)
 
 
 def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -> CropDraws:
     """Draws for an image of `size` (width, height)."""
-    resample = RANDOM_INTERPOLATION[rng.integers(2)]
+    choice: Sequence[Image.Resampling] = RANDOM_INTERPOLATION
+    if recipe.train_interpolation != "random":
+        choice = [RESAMPLING[recipe.train_interpolation]]
+    resample = choice[int(rng.integers(len(choice)))]
     box = _draw_box(size, recipe.scale, recipe.ratio, rng)
     flip = bool(rng.random() < recipe.hflip)
     config = _randaugment(recipe.auto_augment)
-    return CropDraws(box, resample, flip, [] if config is None else draw_layers(config, rng))
+    return CropDraws(box, resample, flip, [] if config is None else draw_layers(config, rng, choice))
 
 
 def cropped(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:

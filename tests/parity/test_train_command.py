@@ -39,6 +39,21 @@ def test_our_smallest_model(tmp_path: Path):
     assert "blocks.0.attn.qkv.weight" in {row["name"] for row in payload["rows"]}
 
 
+def test_by_cifars_recipe(tmp_path: Path):
+    """SGD, two rates, frozen parts and no average."""
+    file = tmp_path / "figures.json"
+    options = Train("t2t_vit_micro", recipe="cifar10_t2t_vit_14", steps=3, img_size=16, num_classes=3, json=file)
+    code, text = run(options)
+    assert code == 0
+    assert "3 SGD steps" in text
+    payload = json.loads(file.read_text())
+    assert max(payload["trajectory"]["distance64"]) <= 1e-12
+    trained = {row["name"] for row in payload["rows"] if row["kind"] == "step"}
+    assert {"head.bias", "blocks.0.norm1.weight"} <= trained
+    assert not {"cls_token", "norm.weight", "norm.bias"} & trained
+    assert {row["kind"] for row in payload["rows"]} == {"decay mask", "step", "schedule"}
+
+
 def failing(*args: Any, **options: Any) -> TrainingProof:
     row = Row("", "decay mask", "train", "float64", 1.0, 0.0, note="cls_token decays only in JAX")
     return TrainingProof((row,), Trajectory((1.0,), (1.0,), (1e-12,), (1e-6,), (1e-6,)), Ledger(()))
@@ -72,6 +87,14 @@ def test_the_recipe_is_the_models_own_drawn_together():
     assert rates[0] == pytest.approx(2e-4)
     assert max(rates) <= 2e-3
     assert len(set(rates)) == 20
+
+
+def test_another_recipe_is_drawn_together_without_a_warm_up_of_its_own():
+    ours = recipe(Train("t2t_vit_7", recipe="cifar10_t2t_vit_14", steps=20))
+    assert (ours.model, ours.optimizer, ours.epochs, ours.warmup_epochs) == ("t2t_vit_7", "sgd", 20, 0)
+    assert epoch_lr(ours, 0) == 0.05
+    with pytest.raises(ValueError, match="unknown recipe 'cifar'"):
+        recipe(Train("t2t_vit_7", recipe="cifar"))
 
 
 def test_both_sides_follow_the_recipe():

@@ -21,6 +21,8 @@ from t2t_jax.data import (
     training_image,
 )
 from t2t_jax.data.binary import read_idx
+from t2t_jax.data.pad_crop import draw_pad_crop
+from t2t_jax.data.transforms import draw_crop
 from tests.train.conftest import CLASSES, TRAIN_IMAGES, VAL_IMAGES, idx_bytes, write_idx_folder
 
 PLAIN = Preprocess(32, 3, (0.0,) * 3, (1.0,) * 3, 1.0, "bicubic")
@@ -235,6 +237,41 @@ def test_a_crop_that_cannot_fit_is_central():
     assert out[0, -1, 0] - out[0, 0, 0] == pytest.approx(50 * 4 / 3, abs=5)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+def test_pad_crop_cuts_from_the_resized_image_in_its_border(size: tuple[int, int]):
+    """Written out with numpy: bilinear to 32, 4 black pixels around, a window of 32, perhaps mirrored."""
+    recipe = dataclasses.replace(RECIPES["cifar10_t2t_vit_14"], img_size=32)
+    how, image = Preprocess.of_recipe(recipe), noise(size[1], size[0])
+    resized = np.asarray(image.resize((32 * size[0] // 64, 32), Image.Resampling.BILINEAR))
+    bordered = np.pad(resized, ((4, 4), (4, 4), (0, 0)))
+    seen = set()
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        draws = draw_pad_crop(image.size, how, recipe, rng)
+        window = bordered[draws.top + 4 : draws.top + 36, draws.left + 4 : draws.left + 36]
+        expected = (window[:, ::-1] if draws.flip else window) / 255.0
+        expected = (expected - how.mean) / how.std
+        ours = training_image(image, how, recipe, np.random.default_rng(seed))
+        np.testing.assert_allclose(ours, expected, atol=2e-6)
+        seen.add(draws)
+    lefts = {draws.left for draws in seen}
+    assert (min(lefts), max(lefts)) == (-4, resized.shape[1] - 28)
+    assert {draws.top for draws in seen} == set(range(-4, 5))
+    assert 150 < sum(draw_pad_crop(image.size, how, recipe, np.random.default_rng(s)).flip for s in range(400)) < 250
+
+
+def test_a_fixed_interpolation_holds_for_crop_and_randaugment():
+    recipe = dataclasses.replace(RECIPES["imagenet_t2t_vit_14"], auto_augment="rand-m9-n4")
+    kinds = {}
+    for name in ("random", "bilinear", "bicubic"):
+        fixed = dataclasses.replace(recipe, train_interpolation=name)
+        draws = [draw_crop((64, 64), fixed, np.random.default_rng(seed)) for seed in range(30)]
+        kinds[name] = {(d.resample, *(layer.resample for layer in d.layers)) for d in draws}
+    assert set(sum(kinds["bicubic"], ())) == {Image.Resampling.BICUBIC}
+    assert set(sum(kinds["bilinear"], ())) == {Image.Resampling.BILINEAR}
+    assert len(kinds["random"]) > 10
+
+
 def spot(x: int, y: int) -> Image.Image:
     pixels = np.zeros((64, 64), np.uint8)
     pixels[y - 2 : y + 3, x - 2 : x + 3] = 255
@@ -322,6 +359,23 @@ def test_an_epoch_shows_no_image_twice_and_the_next_is_in_another_order(numbers:
     assert all(len(set(order)) == 8 for order in orders)
     assert len(set(orders)) == 4
     assert set(sum(orders, ())) == set(range(10))  # what one epoch drops, another shows
+
+
+def test_repeated_augmentation_shows_fewer_images_more_often(numbers: Source):
+    """Two epochs of 8 in batches of 4: each of 8 / 2 images twice in a row, every time anew."""
+    recipe = dataclasses.replace(SMALL, repeated_aug=2)
+    labels = [b["label"] for b in train_iterator(numbers, recipe, HOW)]
+    orders = [np.concatenate(labels[e : e + 2]) for e in range(0, 8, 2)]
+    assert len(labels) == 8
+    for order in orders:
+        np.testing.assert_array_equal(order[::2], order[1::2])
+        assert len(set(order)) == 4
+    assert len({tuple(order) for order in orders}) == 4
+    source = open_source("digits", "train")
+    recipe = dataclasses.replace(RECIPES["digits"], repeated_aug=3, batch_size=300)
+    batch = next(train_iterator(source, recipe, Preprocess.of_recipe(recipe)))
+    assert len(set(map(bytes, batch["image"]))) == 300
+    np.testing.assert_array_equal(batch["label"][::3], batch["label"][2::3])
 
 
 def test_batches_depend_on_the_seed_and_on_nothing_else():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -9,8 +11,18 @@ from flax import nnx
 
 import t2t_jax
 import t2t_torch
-from t2t_jax.optim import adamw, clip_by_global_norm, decay_mask, update_ema
+from t2t_config import RECIPES, Recipe
+from t2t_jax.optim import (
+    adamw,
+    clip_by_global_norm,
+    decay_mask,
+    freeze,
+    recipe_optimizer,
+    sgd,
+    update_ema,
+)
 from t2t_jax.state import split_model
+from t2t_torch import optim as torch_optim
 from t2t_torch.optim import Ema, param_groups
 from tests.golden import golden
 
@@ -49,6 +61,96 @@ def test_adamw_is_pytorchs(clip_grad: float | None):
     for name, parameter in theirs.items():
         assert ours[name].dtype == jnp.float64
         np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_pytorchs(momentum: float, clip_grad: float | None):
+    """Ten steps in float64: decay is added to the gradient, before momentum; no Nesterov."""
+    start = draw(0)
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in start.items()}
+    groups = [{"params": [p], "weight_decay": 0.1 * (name == "a.weight")} for name, p in theirs.items()]
+    reference = torch.optim.SGD(groups, lr=0.05, momentum=momentum)
+    ours = {name: jnp.asarray(value) for name, value in start.items()}
+    mask = decay_mask(ours, {"cls_token"})
+    tx = sgd(0.05, weight_decay=0.1, mask=mask, momentum=momentum, clip_grad=clip_grad)
+    state = tx.init(ours)
+    for step in range(10):
+        grads = draw(step + 1)
+        for name, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(grads[name].copy())
+        if clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(list(theirs.values()), clip_grad)
+        reference.step()
+        updates, state = tx.update({name: jnp.asarray(g) for name, g in grads.items()}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for name, parameter in theirs.items():
+        np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=1e-13, atol=1e-13)
+
+
+class Toy(torch.nn.Module):
+    """Head, backbone, token and norm, named as in the models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.norm, self.head = torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)
+        self.cls_token = torch.nn.Parameter(torch.ones(1, 1, 3))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token"}
+
+
+GROUPS = {
+    "cifar": dataclasses.replace(RECIPES["cifar10_t2t_vit_14"], epochs=4),
+    "adamw": Recipe(model="t2t_vit_micro", epochs=4, warmup_epochs=2, backbone_lr_scale=0.1, weight_decay=0.2),
+    "clipped": dataclasses.replace(RECIPES["cifar10_t2t_vit_14"], epochs=4, clip_grad=0.5, decay_all=False),
+    "one group": Recipe(model="t2t_vit_micro", epochs=4, warmup_epochs=2, optimizer="sgd", frozen=("blocks",)),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_recipes_train_alike_in_both_frameworks(name: str):
+    """Two steps an epoch, to the end of the cosine: groups, rates, decay and what is frozen, in float64."""
+    recipe, model = GROUPS[name], Toy().double()
+    arrays = {key: jnp.asarray(p.detach().numpy().copy()) for key, p in model.named_parameters()}
+    start = dict(arrays)
+    torch_optim.freeze(model, recipe.frozen or ())
+    optimizer, scheduler = torch_optim.recipe_optimizer(recipe, model, steps_per_epoch=2)
+    params, still = freeze(arrays, {}, recipe.frozen or ())
+    tx = recipe_optimizer(recipe, params, steps_per_epoch=2, no_decay=model.no_weight_decay())
+    state, draws = tx.init(params), np.random.RandomState(0)
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert trained.keys() == params.keys()
+    for _ in range(8):
+        grads = {key: draws.standard_normal(p.shape) for key, p in trained.items()}
+        for key, p in trained.items():
+            p.grad = torch.from_numpy(grads[key].copy())
+        if recipe.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(list(trained.values()), recipe.clip_grad)
+        optimizer.step()
+        scheduler.step()
+        updates, state = tx.update({key: jnp.asarray(g) for key, g in grads.items()}, state, params)
+        params = optax.apply_updates(params, updates)
+    for key, p in model.named_parameters():
+        np.testing.assert_allclose({**params, **still}[key], p.detach().numpy(), rtol=1e-13, atol=1e-13)
+        assert np.array_equal(start[key], p.detach().numpy()) == (key in still)
+    frozen = {"cifar": {"cls_token", "norm.weight", "norm.bias"}, "one group": {"blocks.weight", "blocks.bias"}}
+    assert still.keys() == frozen.get(name if name != "clipped" else "cifar", set())
+
+
+def test_the_backbone_has_a_rate_of_its_own():
+    """One step of plain gradients: the head goes lr, the rest lr * scale, and 1 % of the way decays."""
+    recipe = dataclasses.replace(RECIPES["cifar10_t2t_vit_14"], weight_decay=0.01, momentum=0.0)
+    params = {name: jnp.ones(2) for name in ("head.kernel", "head.bias", "headless.kernel", "blocks.0.bias")}
+    tx = recipe_optimizer(recipe, params, steps_per_epoch=1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    for name, rate in (("head.kernel", 0.05), ("head.bias", 0.05), ("headless.kernel", 5e-4), ("blocks.0.bias", 5e-4)):
+        np.testing.assert_allclose(updates[name], -1.01 * rate * np.ones(2), rtol=1e-6)
+
+
+def test_what_cannot_be_frozen_is_refused():
+    with pytest.raises(ValueError, match="no parameter 'hea' nor a module with some; it has blocks, head"):
+        freeze({"blocks.0.kernel": jnp.ones(1), "head.kernel": jnp.ones(1)}, {}, ("hea",))
 
 
 def test_clipping_has_pytorchs_epsilon():

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
+import torch
+from flax import nnx
 
 from t2t_config import MODELS, RECIPES, Recipe, describe_recipe, epoch_lr, list_models, recipe
-from t2t_jax.optim import schedule
+from t2t_jax import create_model
+from t2t_jax import train as training
+from t2t_jax.optim import freeze, schedule
+from t2t_jax.state import split_model
 from tests.golden import golden
 
 OFFICIAL = RECIPES["imagenet_t2t_vit_14"]
@@ -57,6 +64,80 @@ def test_every_official_model_has_a_recipe_that_opens_with_its_command():
         assert describe_recipe(name).startswith(f"python -m t2t_jax.train {name}")
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "digits"])
+def test_every_recipe_builds_its_model(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Abstractly, with one block: nothing is computed. The head has the data's classes."""
+    made = recipe(name)
+    short = {"block_config": (1, 1, 1, 1)} if "dense" in name else {"depth": 1}
+    monkeypatch.setattr(training, "create_model", functools.partial(create_model, **short))
+    model = nnx.eval_shape(lambda: training.build_model(made))
+    assert (model.img_size, model.num_classes) == ((made.img_size, made.img_size), made.num_classes)
+    arrays = jax.eval_shape(lambda: split_model(training.build_model(made))[1:])
+    params, buffers = freeze(*arrays, made.frozen or ())
+    assert params.keys() | buffers.keys() == arrays[0].keys() | arrays[1].keys()
+    assert params["head.kernel"].shape[-1] == {"cifar10": 10, "cifar100": 100}.get(name.split("_")[0], 1000)
+    assert describe_recipe(name).startswith(f"python -m t2t_jax.train {name} --data")
+    assert ("--init-from" in describe_recipe(name)) == (name.startswith(("cifar", "finetune")))
+
+
+PUBLISHED = {
+    "imagenet_t2t_vit_14_384": 83.3,
+    "imagenet_vit_deit_tiny_patch16_224": 72.2,
+    "imagenet_vit_deit_small_patch16_224": 79.9,
+    "imagenet_vit_deit_base_patch16_224": 81.8,
+    "finetune_vit_deit_base_384": 82.9,
+    "cifar10_t2t_vit_14": 98.3,
+    "cifar100_t2t_vit_14": 88.4,
+    "cifar10_t2t_vit_19": 98.4,
+    "cifar100_t2t_vit_19": 89.0,
+}
+
+
+def test_texts_tell_what_was_published_and_where_nothing_was():
+    official = {f"imagenet_{name}": MODELS[name].top1 for name in MODELS if name.startswith("t2t_")}
+    for name in RECIPES:
+        if name != "digits":
+            top1 = PUBLISHED.get(name) or official.get(name)
+            expected = "No top-1 is published for this recipe." if top1 is None else f"published top-1 is {top1} %."
+            assert expected in describe_recipe(name)
+            assert max(map(len, describe_recipe(name).splitlines())) <= 120
+
+
+def test_deits_figures():
+    for name in (name for name in RECIPES if name.startswith("imagenet_vit_")):
+        made = recipe(name)
+        assert (made.optimizer, made.lr, made.batch_size, made.weight_decay) == ("adamw", 1e-3, 1024, 0.05)
+        assert (made.total_epochs, made.warmup_epochs, made.warmup_lr, made.min_lr) == (300, 5, 1e-6, 1e-5)
+        assert (made.repeated_aug, made.train_interpolation, made.crop_pct) == (3, "bicubic", 0.875)
+        assert (made.auto_augment, made.re_prob, made.mixup, made.cutmix) == ("rand-m9-mstd0.5-inc1", 0.25, 0.8, 1.0)
+        assert (made.ema_decay, made.drop_path_rate, made.label_smoothing, made.clip_grad) == (None, 0.1, 0.1, None)
+
+
+@pytest.mark.parametrize("name", ["finetune_t2t_vit_14_384", "finetune_vit_deit_base_384"])
+def test_fine_tuning_keeps_to_one_low_rate_after_the_warm_up(name: str):
+    made = recipe(name)
+    rates = [epoch_lr(made, epoch) for epoch in range(made.total_epochs)]
+    np.testing.assert_allclose(rates, [*np.linspace(1e-6, 5e-6, 6)[:5], *25 * [5e-6]], rtol=1e-12)
+    assert (made.img_size, made.weight_decay, made.drop_path_rate) == (384, 1e-8, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_cifars_rates_are_pytorchs_cosine(scale: float):
+    """Of head and backbone, as the authors' transfer_learning.py has them: one eta_min for both."""
+    made = recipe("cifar10_t2t_vit_19")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=scale * 0.05)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, eta_min=2e-4, T_max=60)
+    expected = []
+    for _ in range(60):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert made.total_epochs == 60
+    np.testing.assert_allclose([epoch_lr(made, epoch, scale) for epoch in range(60)], expected, rtol=1e-12)
+    rate = schedule(made, 7, scale)
+    np.testing.assert_allclose([float(rate(7 * epoch + 6)) for epoch in range(60)], expected, rtol=1e-6)
+
+
 def test_unknown_recipe_suggests_the_nearest():
     with pytest.raises(ValueError, match="'digts': did you mean digits"):
         recipe("digts")
@@ -77,6 +158,10 @@ def test_unknown_recipe_suggests_the_nearest():
         ("mixup", -0.1),
         ("mixup_prob", 1.1),
         ("re_prob", -0.1),
+        ("repeated_aug", 0),
+        ("padding", -0.1),
+        ("momentum", 1.0),
+        ("backbone_lr_scale", -1.0),
     ],
 )
 def test_impossible_fields_are_refused_by_name(field: str, value: object):

@@ -206,6 +206,22 @@ def test_a_run_starts_from_another(finished: tuple[Path, Accuracy], recipe: Reci
     assert result == finished[1]
 
 
+def test_a_run_starts_at_another_size_with_parts_that_stay(finished: tuple[Path, Accuracy], recipe: Recipe):
+    """As fine-tuning at 384 px and transfer: the position table is resized, what is frozen is saved, not trained."""
+    larger = dataclasses.replace(recipe, img_size=32, frozen=("cls_token", "norm"))
+    run = prepare(larger, init_from=finished[0])
+    assert run.started_from is not None
+    assert run.started_from.resized == {"pos_embed": "1x1 -> 2x2 (bicubic)"}
+    assert run.state.raw["pos_embed"].shape == (1, 5, 64)
+    assert {"cls_token", "norm.scale", "norm.bias", "pos_embed"} <= run.state.buffers.keys()
+    before = load_model_state(finished[0]).arrays
+    for name in ("cls_token", "norm.scale", "head.kernel", "blocks.1.mlp.fc2.kernel"):
+        np.testing.assert_array_equal(run.state.raw[name], before[name])
+        assert (name in run.state.params) == name.startswith(("head", "blocks"))
+    with pytest.raises(ValueError, match="frozen: the model has no parameter 'block' nor a module"):
+        prepare(dataclasses.replace(recipe, frozen=("block",)))
+
+
 def test_a_run_keeps_the_names_of_the_classes(recipe: Recipe, tmp_path: Path):
     """Folders have names, IDX files have not."""
     for path in (tmp_path / split / name / "0.png" for split in ("train", "val") for name in ("cat", "dog")):

@@ -1,18 +1,12 @@
-"""How each model is trained: recipes as data, shared by `t2t_jax` and `t2t_torch`.
-
-Sources: T2T-ViT (arXiv 2101.11986, section 4.1 and the authors' training commands), timm's `CosineLRScheduler`.
-"""
+"""What a recipe is: everything that decides a training run, and the learning rate of each epoch."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
-from t2t_config.models import MODELS, model_config
+from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
 
 
@@ -55,8 +49,18 @@ class Recipe:
     warmup_lr: float = 1e-6
     """First learning rate of the warm-up."""
 
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, with decoupled weight decay; or sgd: momentum without Nesterov, weight decay added to the gradient."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of AdamW; never on one-dimensional tensors, biases and class tokens."""
+    """Weight decay; not on one-dimensional tensors, biases and class tokens, unless decay_all is set."""
+    decay_all: bool = False
+    """Decay every parameter."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    backbone_lr_scale: float = 1.0
+    """Share of lr that everything but the classifier peaks at. warmup_lr and min_lr are not scaled: all share them."""
+    frozen: tuple[str, ...] | None = None
+    """Modules and parameters that stay as they are, by name; None trains all."""
     b1: float = 0.9
     """Decay of AdamW's first moment."""
     b2: float = 0.999
@@ -76,14 +80,21 @@ class Recipe:
     drop_path_rate: float = 0.1
     """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
 
-    augment: Literal["crop", "affine", "none"] = "crop"
-    """crop: random resized crop and flip; affine: small random shift, zoom and turn (for digits); none."""
+    repeated_aug: int = 1
+    """How often a batch shows an image, each time augmented anew; an epoch then sees this fraction of the images."""
+    augment: Literal["crop", "pad_crop", "affine", "none"] = "crop"
+    """crop: random resized crop and flip; pad_crop: resize, black border, random crop and flip (for CIFAR); affine:
+    small random shift, zoom and turn (for digits); none."""
     scale: tuple[float, float] = (0.08, 1.0)
     """crop: area of the crop as a share of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """crop: aspect ratio of the crop."""
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    """crop: interpolation of the crop and of RandAugment; random draws bilinear or bicubic each time."""
+    padding: float = 1 / 8
+    """pad_crop: width of the border, as a share of the side."""
     hflip: float = 0.5
-    """crop: probability of a horizontal flip."""
+    """crop, pad_crop: probability of a horizontal flip."""
     auto_augment: str | None = None
     """crop: RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1 (see RandAugmentConfig.parse); None does
     without."""
@@ -130,16 +141,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         model_config(self.model)
-        at_least_one = ("img_size", "epochs", "batch_size", "log_every", "eval_every")
+        at_least_one = ("img_size", "epochs", "batch_size", "log_every", "eval_every", "repeated_aug")
         for name in (*at_least_one, "checkpoint_every", "keep_checkpoints"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         not_negative = ("cooldown_epochs", "warmup_epochs", "weight_decay", "lr", "min_lr", "warmup_lr")
-        for name in ("data_workers", "device_prefetch", "max_corrupt_images"):
-            _require(self, name, getattr(self, name) >= 0, "must not be negative")
         not_negative_either = ("seed", "data_threads", "max_shift", "max_zoom", "max_turn", "mixup", "cutmix")
-        for name in (*not_negative, *not_negative_either):
+        input_figures = ("data_workers", "device_prefetch", "max_corrupt_images")
+        for name in (*not_negative, *not_negative_either, *input_figures, "padding", "backbone_lr_scale"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
-        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2"):
+        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
         for name in ("hflip", "mixup_prob", "mixup_switch_prob", "re_prob"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
@@ -184,132 +194,17 @@ def _require(recipe: Recipe, name: str, holds: bool, rule: str) -> None:
         raise ValueError(f"{name} {rule}, got {getattr(recipe, name)!r}")
 
 
-def epoch_lr(recipe: Recipe, epoch: int) -> float:
-    """Learning rate during `epoch` (from 0): linear warm-up, cosine, then `min_lr`.
+def epoch_lr(recipe: Recipe, epoch: int, scale: float = 1.0) -> float:
+    """Learning rate during `epoch` (from 0) of parameters that peak at `scale * recipe.lr`: linear warm-up, cosine,
+    then `min_lr`.
 
     As timm's `CosineLRScheduler` without `warmup_prefix`: the cosine at epoch e uses e, not e -
-    warmup_epochs, so the first epoch after the warm-up is already a little below the peak.
+    warmup_epochs, so the first epoch after the warm-up is already a little below the peak. In timm as in
+    PyTorch's `CosineAnnealingLR` all groups of parameters share `warmup_lr` and `min_lr`, whatever they peak at.
     """
+    peak = scale * recipe.lr
     if epoch < recipe.warmup_epochs:
-        return recipe.warmup_lr + epoch * (recipe.lr - recipe.warmup_lr) / recipe.warmup_epochs
+        return recipe.warmup_lr + epoch * (peak - recipe.warmup_lr) / recipe.warmup_epochs
     if epoch >= recipe.epochs:
         return recipe.min_lr
-    return recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * epoch / recipe.epochs))
-
-
-def digits() -> Recipe:
-    """python -m t2t_jax.train digits
-
-    Expect 99 % of the 360 held-out digits in about a minute on two CPU cores. Nothing is downloaded: the
-    images are scikit-learn's own (8x8, 1,797 of them), resized to 32x32.
-    """
-    return Recipe(
-        model="t2t_vit_tiny",
-        data="digits",
-        img_size=32,
-        in_chans=1,
-        mean=(0.5,),
-        std=(0.5,),
-        crop_pct=1.0,
-        epochs=30,
-        cooldown_epochs=0,
-        batch_size=32,
-        lr=7e-4,
-        warmup_epochs=3,
-        ema_decay=0.99,
-        drop_path_rate=0.05,
-        augment="affine",
-        max_shift=0.1,
-        log_every=10,
-        eval_every=5,
-        checkpoint_every=10,
-    )
-
-
-def fashion_mnist() -> Recipe:
-    """python -m t2t_jax.train fashion_mnist --data /usr/share/datasets/fashion-mnist
-
-    Made for 88 % of the 10,000 test images in ten minutes on two CPU cores. The folder is that of Debian's
-    `dataset-fashion-mnist`: four IDX files, gzipped (28x28, 60,000 training images), resized to 32x32.
-    """
-    return Recipe(
-        model="t2t_vit_tiny",
-        img_size=32,
-        in_chans=1,
-        num_classes=10,
-        mean=(0.286,),
-        std=(0.353,),
-        crop_pct=1.0,
-        epochs=6,
-        cooldown_epochs=0,
-        batch_size=64,
-        lr=1e-3,
-        warmup_epochs=0,
-        ema_decay=0.99,
-        label_smoothing=0.05,
-        drop_path_rate=0.05,
-        augment="affine",
-        max_shift=0.05,
-        max_turn=5.0,
-    )
-
-
-_LR_AND_WEIGHT_DECAY: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("t2t_vit_7", "t2t_vit_10", "t2t_vit_12"), (1e-3, 0.03)),
-    **dict.fromkeys(("t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24"), (5e-4, 0.065)),
-}
-
-
-def imagenet(model: str) -> Recipe:
-    """python -m t2t_jax.train imagenet_{model} --data /path/to/imagenet
-
-    The authors' whole recipe for ImageNet-1k (folders train/ and val/, one per class): schedule, optimiser,
-    RandAugment, mixup, cutmix, random erasing. Its published top-1 is {top1}.
-    """
-    lr, weight_decay = _LR_AND_WEIGHT_DECAY.get(model, (5e-4, 0.05))
-    return Recipe(
-        model=model,
-        lr=lr,
-        weight_decay=weight_decay,
-        num_classes=1000,
-        auto_augment="rand-m9-mstd0.5-inc1",
-        mixup=0.8,
-        cutmix=1.0,
-        re_prob=0.25,
-    )
-
-
-_IMAGENET_MODELS = {
-    f"imagenet_{name}": name for name, config in MODELS.items() if name.startswith("t2t_") and config.in_paper
-}
-
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        "digits": digits(),
-        "fashion_mnist": fashion_mnist(),
-        **{recipe: imagenet(model) for recipe, model in _IMAGENET_MODELS.items()},
-    }
-)
-"""Every recipe by its name."""
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe called `name`.
-
-    Raises:
-        ValueError: unknown name; the message suggests the nearest ones.
-    """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(RECIPES)}"
-        raise ValueError(f"unknown recipe {name!r}: {hint}")
-    return RECIPES[name]
-
-
-def describe_recipe(name: str) -> str:
-    """The command that runs the recipe and the accuracy to expect, as text."""
-    recipe(name)
-    if name in _IMAGENET_MODELS:
-        model = _IMAGENET_MODELS[name]
-        return (imagenet.__doc__ or "").format(model=model, top1=MODELS[model].top1)
-    return (fashion_mnist if name == "fashion_mnist" else digits).__doc__ or ""
+    return recipe.min_lr + 0.5 * (peak - recipe.min_lr) * (1 + math.cos(math.pi * epoch / recipe.epochs))

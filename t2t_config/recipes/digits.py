@@ -1,0 +1,62 @@
+"""Recipes for small images: minutes on two CPU cores."""
+
+from __future__ import annotations
+
+from t2t_config.recipes.base import Recipe
+
+
+def digits() -> Recipe:
+    """python -m t2t_jax.train digits
+
+    Expect 99 % of the 360 held-out digits in about a minute on two CPU cores. Nothing is downloaded: the
+    images are scikit-learn's own (8x8, 1,797 of them), resized to 32x32.
+    """
+    return Recipe(
+        model="t2t_vit_tiny",
+        data="digits",
+        img_size=32,
+        in_chans=1,
+        mean=(0.5,),
+        std=(0.5,),
+        crop_pct=1.0,
+        epochs=30,
+        cooldown_epochs=0,
+        batch_size=32,
+        lr=7e-4,
+        warmup_epochs=3,
+        ema_decay=0.99,
+        drop_path_rate=0.05,
+        augment="affine",
+        max_shift=0.1,
+        log_every=10,
+        eval_every=5,
+        checkpoint_every=10,
+    )
+
+
+def fashion_mnist() -> Recipe:
+    """python -m t2t_jax.train fashion_mnist --data /usr/share/datasets/fashion-mnist
+
+    Made for 88 % of the 10,000 test images in ten minutes on two CPU cores. The folder is that of Debian's
+    `dataset-fashion-mnist`: four IDX files, gzipped (28x28, 60,000 training images), resized to 32x32.
+    """
+    return Recipe(
+        model="t2t_vit_tiny",
+        img_size=32,
+        in_chans=1,
+        num_classes=10,
+        mean=(0.286,),
+        std=(0.353,),
+        crop_pct=1.0,
+        epochs=6,
+        cooldown_epochs=0,
+        batch_size=64,
+        lr=1e-3,
+        warmup_epochs=0,
+        ema_decay=0.99,
+        label_smoothing=0.05,
+        drop_path_rate=0.05,
+        augment="affine",
+        max_shift=0.05,
+        max_turn=5.0,
+    )
