@@ -20,9 +20,11 @@ import numpy as np
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
 from t2t_common.options import WeightsOptions
+from t2t_config.class_names import class_names
 from t2t_jax.checkpoint import load_metadata, load_weights
 from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
-from t2t_jax.metrics import count_top_k
+from t2t_jax.metrics import count_top_k, first_guess
+from t2t_jax.per_class import ClassAccuracy, as_text, class_report
 from t2t_jax.registry import create_model
 from t2t_jax.state import Arrays, model_arrays, split_model
 from t2t_jax.step import Batch, make_forward
@@ -46,6 +48,11 @@ class Accuracy(NamedTuple):
     def top5(self) -> float:
         """Share of labels among the five best guesses, in per cent."""
         return 100 * self.top5_correct / self.images
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Everything by name."""
+        return {**self._asdict(), "top1": self.top1, "top5": self.top5}
 
 
 class Predictions(NamedTuple):
@@ -71,11 +78,18 @@ def predict(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Predi
     return Predictions(np.concatenate(logits), np.concatenate(labels))
 
 
-def accuracy(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Accuracy:
-    """Exact counts over every real image in `batches`; arguments as of `predict`."""
+def accuracy(
+    forward: Forward, arrays: Arrays, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
+) -> Accuracy:
+    """Exact counts over every real image in `batches`; arguments as of `predict`.
+
+    Every image is also added to `confusion` (num_classes, num_classes): row its class, column the first guess.
+    """
     total = np.zeros(3, np.int64)
     for batch in batches:
         logits, labels = predict(forward, arrays, [batch])
+        if confusion is not None:
+            np.add.at(confusion, (labels, first_guess(logits)), 1)
         total += [len(labels), count_top_k(logits, labels, 1), count_top_k(logits, labels, 5)]
     return Accuracy(*map(int, total))
 
@@ -92,8 +106,13 @@ class Options(WeightsOptions):
     """Images per step."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation."""
+    per_class: bool = False
+    """Also show the accuracy of every class, worst first, and what it is taken for."""
+    classes: Path | None = None
+    """Names of the classes, one per line or JSON; None takes the checkpoint's or the data's, or ImageNet's for 1000
+    classes."""
     json: Path | None = None
-    """Also write the result to this file."""
+    """Also write the result to this file, with the accuracy of every class."""
 
 
 def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[Any, Preprocess, dict[str, Any]]:
@@ -112,18 +131,29 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
     return model, how, saved
 
 
-def evaluate(options: Options) -> Accuracy:
+class Result(NamedTuple):
+    """Accuracy over all images, and of every class, worst first."""
+
+    accuracy: Accuracy
+    classes: list[ClassAccuracy]
+
+
+def evaluate(options: Options) -> Result:
     """Accuracy of the checkpoint on the validation images.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint or the data cannot be used; the message says why.
     """
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
-    model, how, _ = load_for_evaluation(options, dtype=dtype)
+    model, how, saved = load_for_evaluation(options, dtype=dtype)
     source = open_source(options.data, "val")
     check_classes(source, model.num_classes)
+    names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
     forward = make_forward(split_model(model)[0])
-    return accuracy(forward, model_arrays(model), eval_batches(source, how, options.batch_size))
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    batches = eval_batches(source, how, options.batch_size)
+    counts = accuracy(forward, model_arrays(model), batches, confusion=confusion)
+    return Result(counts, class_report(confusion, names))
 
 
 def main(args: Sequence[str]) -> int:
@@ -132,14 +162,16 @@ def main(args: Sequence[str]) -> int:
     options = cli.parse(Options, args, prog="python -m t2t_jax.evaluate", description=description)
     if options.json is not None:
         check_target(options.json)
-    result = evaluate(options)
+    result, classes = evaluate(options)
+    if options.per_class:
+        print(as_text(classes))
     print(
         f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})   "
         f"top-5 {result.top5:.2f} % ({result.top5_correct} of {result.images})"
     )
     if options.json is not None:
-        facts = {**result._asdict(), "top1": result.top1, "top5": result.top5}
-        facts |= {"checkpoint": str(options.checkpoint), "data": options.data}
+        facts = {**result.figures, "checkpoint": str(options.checkpoint), "data": options.data}
+        facts["classes"] = [one.to_json() for one in classes]
         write_text(options.json, json.dumps(facts, indent=1) + "\n")
     return cli.OK
 

@@ -34,3 +34,8 @@ def count_top_k(logits_BxN: np.ndarray, labels_B: np.ndarray, k: int) -> int:
     """
     order_BxN = np.argsort(-logits_BxN, axis=-1, kind="stable")
     return int(np.sum(order_BxN[:, :k] == labels_B[:, None]))
+
+
+def first_guess(logits_BxN: np.ndarray) -> np.ndarray:
+    """The class (B,) with the largest logit, by the rule of `count_top_k`."""
+    return np.argsort(-logits_BxN, axis=-1, kind="stable")[:, 0]

@@ -1,58 +1,96 @@
-"""What a run says about itself: progress bar, lines in the terminal, `metrics.jsonl`; and the guard against NaN."""
+"""What a run says about itself: progress bar, lines in the terminal, figures for the writers; the guard against NaN.
+
+Lines of `metrics.jsonl`; each has `step`, the steps done, and `epoch`, from 0:
+
+- every `log_every` steps: `loss` and `grad_norm` (global, before clipping) of this step, `lr`; since the line before,
+  without evaluations and checkpoints: `images_per_second`, `data_wait` (share of the time spent waiting for the next
+  batch), and where the device's peak is known `mfu` (see t2t_config/flops.py and peak.py);
+- every epoch: `epoch_loss` (mean over its steps), `seconds`;
+- every evaluation: `images`, `top1_correct`, `top5_correct`, `top1`, `top5` (per cent).
+"""
 
 from __future__ import annotations
 
 import collections
-import json
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
-METRICS_FILE = "metrics.jsonl"
+from t2t_jax.curves import write_curves
+from t2t_jax.meter import Meter
+from t2t_jax.peak import run_peak
+from t2t_jax.watch import Trace, Watch
+from t2t_jax.writers import METRICS_FILE, Writer, open_writers
+
+__all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss or the gradient is no longer finite."""
+    """The loss or the gradient is no longer finite.
+
+    Attributes:
+        step: the first such step, from 1.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
-class _Rate(ProgressColumn):
-    """Images per second."""
+class _Bar(Progress):
+    """A progress bar, and below it a line of figures."""
 
-    def __init__(self, batch_size: int) -> None:
-        super().__init__()
-        self._batch_size = batch_size
+    figures = ""
 
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("- images/s" if speed is None else f"{speed * self._batch_size:,.0f} images/s")
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
 
 
 class Reporter:
     """Takes the metrics of every step, fetches them one step late, and reports; a context manager.
 
-    Late, because fetching waits for the device: while step s runs, step s - 1 is read.
+    Late, because fetching waits for the device: while step s runs, step s - 1 is read. Of several processes, the
+    first one alone prints and writes.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, last_step: int, batch_size: int, log_every: int) -> None:
-        self._path = workdir / METRICS_FILE
-        self._log_every = log_every
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_step: int,
+        last_step: int,
+        batch_size: int,
+        log_every: int,
+        flops_per_image: int = 0,
+        config: Mapping[str, Any] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """`batch_size` is that of all processes together; `config`, what is run, goes to Weights & Biases."""
+        watch = watch or Watch()
+        leads = jax.process_index() == 0
+        self._workdir, self._log_every = workdir, log_every
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], dict[str, Any]]] = collections.deque()
         self._losses: list[float] = []
-        self._console = Console(highlight=False, soft_wrap=True)
-        columns = (BarColumn(), MofNCompleteColumn(), _Rate(batch_size), TextColumn("left"), Eta())
-        self._bar = Progress(TextColumn("step"), *columns, TextColumn("{task.fields[loss]}"), console=self._console)
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not leads)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), Eta())
+        self._bar = _Bar(TextColumn("step"), *columns, console=self._console)
         self._bar.disable = not self._console.is_terminal
-        self._task = self._bar.add_task("steps", total=last_step, completed=first_step, loss="")
-        _forget_after(self._path, first_step)
-        self._file: IO[str] = self._path.open("a")
+        self._task = self._bar.add_task("steps", total=last_step, completed=first_step)
+        self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak=run_peak(watch.peak_tflops))
+        self._trace = Trace(workdir, first_step=first_step) if watch.profile else None
+        self._writers: list[Writer] = []
+        if leads:
+            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {})
 
     def __enter__(self) -> Reporter:
         self._bar.start()
@@ -62,18 +100,28 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._file.close()
+        if self._trace is not None:
+            self._trace.close()
+        for writer in self._writers:
+            writer.close(failed=error is not None)
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Around what fetches the next batch, so that the wait for it is measured."""
+        return self._meter.waiting()
 
     def step(self, step: int, metrics: dict[str, jax.Array], **facts: Any) -> None:
         """Takes the metrics of `step` (from 1), still on the device, and reads those of the step before."""
         self._pending.append((step, metrics, facts))
         if len(self._pending) > 1:
             self._read_one()
+        if self._trace is not None and self._trace.after(step, metrics):
+            self.say("the trace is written")
 
     def flush(self) -> float:
         """Reads all that is pending; the mean loss since the last flush."""
         while self._pending:
             self._read_one()
+        self._meter.pause()
         mean = sum(self._losses) / max(1, len(self._losses))
         self._losses.clear()
         return mean
@@ -87,36 +135,41 @@ class Reporter:
         """One line in the terminal."""
         self._console.print(text)
 
+    def draw(self, *, title: str, steps_per_epoch: int) -> None:
+        """Draws loss and accuracy so far into `curves.svg`."""
+        if self._writers:
+            write_curves(self._workdir, title=title, steps_per_epoch=steps_per_epoch)
+
     def _read_one(self) -> None:
         step, metrics, facts = self._pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if broken:
             raise TrainingDivergedError(
-                f"step {step}: {' and '.join(broken)}: lower --lr or set --clip-grad 1; the last checkpoint is sound"
+                f"step {step}: {' and '.join(broken)}: lower --lr or set --clip-grad 1; the last checkpoint is sound",
+                step,
             )
-        self._bar.update(self._task, completed=step, loss=f"loss {values['loss']:.4f}")
+        self._meter.step()
         self._losses.append(values["loss"])
+        self._bar.figures = _figures({**values, **facts, **self._meter.rates()})
+        self._bar.update(self._task, completed=step)
         if step % self._log_every == 0:
-            self._write({"step": step, **values, **facts})
+            self._write({"step": step, **values, **facts, **self._meter.read()})
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        for writer in self._writers:
+            writer.write(values)
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drops lines after `step`, which a resumed run will write again, and a last line cut off by a crash."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if values["step"] <= step:
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "lr": "lr {:.2e}",
+    "grad_norm": "gradient {:.3g}",
+    "images_per_second": "{:,.0f} images/s",
+    "mfu": "MFU {:.1%}",
+    "data_wait": "waits for data {:.0%}",
+}
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return "   ".join(text.format(values[name]) for name, text in _SHOWN.items() if name in values)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -103,6 +104,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         batch = augmented(batch, key)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, state.buffers, batch, key)
+        _show(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -112,6 +114,24 @@ def make_train_step(
         return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return jax.jit(step, donate_argnums=0)
+
+
+_observers: list[Callable[[Arrays], None]] = []
+
+
+@contextlib.contextmanager
+def observing(observer: Callable[[Arrays], None]) -> Iterator[None]:
+    """While open, `observer` gets the gradients of every training step that is traced."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def _show(grads: Arrays) -> None:
+    for observer in _observers:
+        observer(grads)
 
 
 def make_forward(graphdef: nnx.GraphDef) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:

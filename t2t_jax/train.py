@@ -1,16 +1,17 @@
 """python -m t2t_jax.train RECIPE [--data DIR] [--init-from CHECKPOINT] [--workdir DIR] [any field]
 
-Trains a model. The run lives in its workdir: checkpoints/ and metrics.jsonl. The same command again continues
+Trains a model. The run lives in its workdir: checkpoints/, metrics.jsonl, curves.svg. The same command again continues
 from the last checkpoint, bit for bit as if it had never stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flax import nnx
 from t2t_common import cli
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
+from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_jax.checkpoint import TrainingCheckpoints, ensure_writable, init_weights
 from t2t_jax.data import (
@@ -33,6 +35,7 @@ from t2t_jax.data import (
     steps_per_epoch,
     train_iterator,
 )
+from t2t_jax.diverged import explain
 from t2t_jax.evaluate import Accuracy, accuracy
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import freeze, recipe_optimizer
@@ -41,6 +44,7 @@ from t2t_jax.registry import create_model
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import Arrays, split_model
 from t2t_jax.step import Batch, TrainState, init_state, make_forward, make_train_step
+from t2t_jax.watch import Watch
 
 FREE_TO_CHANGE = (
     *("data", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
@@ -152,12 +156,15 @@ def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
     )
 
 
-def train(recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None) -> Accuracy:
+def train(
+    recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None, watch: Watch | None = None
+) -> Accuracy:
     """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy.
 
     Raises:
         FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
-        TrainingDivergedError: loss or gradient is no longer finite; the checkpoints written before are sound.
+        TrainingDivergedError: loss or gradient is no longer finite; the message says what went first, and the
+            checkpoints written before are sound.
     """
     run = prepare(recipe, init_from=init_from)
     workdir = ensure_writable(workdir)
@@ -165,9 +172,21 @@ def train(recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None =
     result = None
     checkpoints = TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints)
     first_step = resume(run, checkpoints, workdir)
-    with Reporter(
-        workdir, first_step=first_step, last_step=last_step, batch_size=recipe.batch_size, log_every=recipe.log_every
-    ) as reporter:
+    with (
+        explained(recipe, checkpoints, workdir, init_from),
+        Reporter(
+            workdir,
+            first_step=first_step,
+            last_step=last_step,
+            batch_size=recipe.batch_size,
+            log_every=recipe.log_every,
+            flops_per_image=training_flops(
+                recipe.model, img_size=recipe.img_size, in_chans=recipe.in_chans, num_classes=recipe.num_classes
+            ),
+            config=run.metadata,
+            watch=watch,
+        ) as reporter,
+    ):
         run.iterator.say = reporter.say
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
@@ -190,7 +209,9 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter) -> None:
     lr = epoch_lr(run.recipe, epoch)
     start = time.perf_counter()
     for step in range(epoch * run.steps_per_epoch + 1, (epoch + 1) * run.steps_per_epoch + 1):
-        run.state, metrics = run.train_step(run.state, next(run.iterator))
+        with reporter.waiting():
+            batch = next(run.iterator)
+        run.state, metrics = run.train_step(run.state, batch)
         reporter.step(step, metrics, lr=lr, epoch=epoch)
     loss = reporter.flush()
     seconds = time.perf_counter() - start
@@ -202,12 +223,30 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter) -> None:
     )
 
 
+@contextlib.contextmanager
+def explained(
+    recipe: Recipe, checkpoints: TrainingCheckpoints, workdir: Path, init_from: str | Path | None
+) -> Iterator[None]:
+    """Adds to a `TrainingDivergedError` what went first, by a second run from the last good state (see diverged.py)."""
+    try:
+        yield
+    except TrainingDivergedError as error:
+        try:
+            run = prepare(recipe, init_from=init_from)
+            done = resume(run, checkpoints, workdir)
+            finding = explain(run.train_step, run.state, run.iterator, done=done, broken=error.step)
+        except Exception as failure:  # whatever it is, the divergence is the news
+            finding = f"what went first cannot be told ({failure})"
+        raise TrainingDivergedError(f"{error}; {finding}", error.step) from error
+
+
 def report_accuracy(run: Run, epoch: int, result: Accuracy, reporter: Reporter) -> None:
-    """One line about the validation images."""
+    """One line about the validation images, and the picture of the run so far."""
     reporter.line(
         f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
-        {"step": (epoch + 1) * run.steps_per_epoch, "epoch": epoch, **result._asdict()},
+        {"step": (epoch + 1) * run.steps_per_epoch, "epoch": epoch, **result.figures},
     )
+    reporter.draw(title=f"{run.recipe.model}: top-1 {result.top1:.2f} %", steps_per_epoch=run.steps_per_epoch)
 
 
 def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
@@ -251,6 +290,7 @@ class Options:
     """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors; a head for other classes starts anew."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
+    watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
 
 
 def main(args: Sequence[str]) -> int:
@@ -267,7 +307,7 @@ def main(args: Sequence[str]) -> int:
     options = cli.parse(Options, args[1:], prog=command, description=describe_recipe(name), default=start)
     workdir = options.workdir or Path("workdir") / name
     try:
-        result = train(options.recipe, workdir, init_from=options.init_from)
+        result = train(options.recipe, workdir, init_from=options.init_from, watch=options.watch)
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED

@@ -1,0 +1,126 @@
+"""Where the figures of a run go: `metrics.jsonl` always, TensorBoard and Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+METRICS_FILE = "metrics.jsonl"
+
+Service = Literal["tensorboard", "wandb"]
+PACKAGES: Mapping[Service, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+class Writer(Protocol):
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Takes the figures of one moment; "step" is among them."""
+
+    def close(self, *, failed: bool) -> None:
+        """The run is over."""
+
+
+def require(service: Service) -> Any:
+    """The package that writes for `service`.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    package = PACKAGES[service]
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(f"--log {service} needs {package} ({error}): pip install {package}") from None
+
+
+def open_writers(
+    workdir: Path, services: Sequence[Service], *, first_step: int, config: Mapping[str, Any]
+) -> list[Writer]:
+    """The writers of a run that continues after `first_step` (0: begins); `config` is what is run."""
+    writers: list[Writer] = [JsonLines(workdir / METRICS_FILE, first_step=first_step)]
+    if "tensorboard" in services:
+        writers.append(TensorBoard(workdir, first_step=first_step))
+    if "wandb" in services:
+        writers.append(Wandb(workdir, config=config))
+    return writers
+
+
+class JsonLines:
+    """One JSON object per line. A continued run drops the lines after its checkpoint and writes them again."""
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        _forget_after(path, first_step)
+        self._file = path.open("a")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def close(self, *, failed: bool) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars in `workdir/tensorboard`: `tensorboard --logdir WORKDIR`."""
+
+    def __init__(self, workdir: Path, *, first_step: int) -> None:
+        SummaryWriter = require("tensorboard").SummaryWriter
+        # What an interrupted run wrote beyond its checkpoint is hidden.
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        for name, value in _figures(values).items():
+            self._writer.add_scalar(name, value, values["step"])
+        self._writer.flush()
+
+    def close(self, *, failed: bool) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases, named like the workdir; a continued run goes on in it (`workdir/wandb_id`)."""
+
+    def __init__(self, workdir: Path, *, config: Mapping[str, Any]) -> None:
+        path = workdir / "wandb_id"
+        if not path.exists():
+            path.write_text(secrets.token_hex(8))
+        self._run = require("wandb").init(
+            project="t2t-vit",
+            name=workdir.name,
+            id=path.read_text(),
+            resume="allow",
+            dir=str(workdir),
+            config=dict(config),
+        )
+        # wandb's own step never goes back, as it does when a run continues from a checkpoint.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self._run.log({"step": values["step"], **_figures(values)})
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops lines after `step`, which a resumed run will write again, and a last line cut off by a crash."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if values["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
