@@ -1,7 +1,8 @@
 """Runs of both models in one precision: forward with every module's calls, and gradients.
 
 JAX runs compiled, as it is used. On CPU the last stage, LLVM's optimiser, does little (for a forward pass, which runs
-twice) or nothing (for gradients): it may not change a rounding, and takes longer than it saves.
+twice) or nothing (for gradients): it may not change a rounding, and takes longer than it saves. Only a convolution is
+worth its full effort: left as plain loops, that of ViT's patches takes minutes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -179,7 +181,7 @@ class JaxSide:
         with self.switches():
             graphdef, state = nnx.split(self.model)
             inputs, known = self.inputs(arrays), {key: self._abstract(call) for key, call in reference.items()}
-            start = functools.partial(_compiling, pool, _calls(graphdef, only))
+            start = functools.partial(_compiling, pool, self._compiler_options(1), _calls(graphdef, only))
             try:
                 program = start(state, inputs, known, np.bool_(False))
             except OtherTypeError:
@@ -305,9 +307,14 @@ class JaxSide:
         """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
-        compiled = jax.jit(function, **options).lower(*args).compile(_compiler_options())
+        compiled = jax.jit(function, **options).lower(*args).compile(self._compiler_options(0))
         release()
         return compiled(*args)
+
+    def _compiler_options(self, level: int) -> dict[str, Any]:
+        if jax.default_backend() != "cpu" or _convolves(self.model):
+            return {}
+        return {"xla_backend_optimization_level": level}
 
 
 def _calls(graphdef: Any, only: Collection[Key] | None) -> Callable[..., Calls]:
@@ -320,12 +327,14 @@ def _calls(graphdef: Any, only: Collection[Key] | None) -> Callable[..., Calls]:
 Program = Future[jax.stages.Compiled]
 
 
-def _compiling(pool: Executor, function: Callable[..., Any], *args: Any) -> Program:
-    return pool.submit(jax.jit(function).lower(*args).compile, _compiler_options(1))
+def _compiling(pool: Executor, options: dict[str, Any], function: Callable[..., Any], *args: Any) -> Program:
+    return pool.submit(jax.jit(function).lower(*args).compile, options)
 
 
-def _compiler_options(level: int = 0) -> dict[str, Any]:
-    return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else {}
+def _convolves(model: nnx.Module) -> bool:
+    """Whether there is a convolution over more than one pixel."""
+    convolutions = (module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Conv))
+    return any(math.prod(module.kernel_size) > 1 for module in convolutions)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
