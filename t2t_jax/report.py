@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -45,7 +45,7 @@ class Reporter:
         self._path = workdir / METRICS_FILE
         self._log_every = log_every
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], dict[str, Any]]] = collections.deque()
-        self._losses: list[float] = []
+        self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
         self._console = Console(highlight=False, soft_wrap=True)
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(batch_size), TextColumn("left"), Eta())
         self._bar = Progress(TextColumn("step"), *columns, TextColumn("{task.fields[loss]}"), console=self._console)
@@ -72,11 +72,19 @@ class Reporter:
 
     def flush(self) -> float:
         """Reads all that is pending; the mean loss since the last flush."""
+        total, count = self.epoch_loss() or (0.0, 0)
+        self.continue_epoch((0.0, 0))
+        return total / max(1, count)
+
+    def epoch_loss(self) -> tuple[float, int] | None:
+        """Reads all that is pending; sum and number of the losses since the last flush, None if there are none."""
         while self._pending:
             self._read_one()
-        mean = sum(self._losses) / max(1, len(self._losses))
-        self._losses.clear()
-        return mean
+        return (self._loss_sum, self._loss_count) if self._loss_count else None
+
+    def continue_epoch(self, loss: Sequence[Any]) -> None:
+        """Begins with the losses that `epoch_loss` gave before the run was interrupted."""
+        self._loss_sum, self._loss_count = loss
 
     def line(self, text: str, values: Mapping[str, Any]) -> None:
         """One line in the terminal and one in the file."""
@@ -96,7 +104,7 @@ class Reporter:
                 f"step {step}: {' and '.join(broken)}: lower --lr or set --clip-grad 1; the last checkpoint is sound"
             )
         self._bar.update(self._task, completed=step, loss=f"loss {values['loss']:.4f}")
-        self._losses.append(values["loss"])
+        self._loss_sum, self._loss_count = self._loss_sum + values["loss"], self._loss_count + 1
         if step % self._log_every == 0:
             self._write({"step": step, **values, **facts})
 
