@@ -1,10 +1,10 @@
-"""Everything that touches Orbax: model folders, training checkpoints, and loading weights from any format.
+"""Model folders by Orbax, and loading weights from any format; a run's checkpoints are in training_checkpoints.py.
 
 A checkpoint folder holds one item per part, so that evaluation reads only the weights:
 `model` (all arrays by dotted name), and for training `ema` (the same names), `train` (optimiser, step, key)
 and `data` (position of the Grain iterator); plus JSON metadata that names the model. Everything
 is written beside its final name and renamed, so a folder is there whole or not at all. A run's folder
-(`--workdir`) keeps its checkpoints in `checkpoints/STEP`.
+(`--workdir`) keeps its checkpoints in `checkpoints/STEP`; `checkpoints/best` is a link to the best of them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
@@ -27,12 +27,11 @@ from flax import nnx
 from t2t_config.load_report import LoadReport
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
-from t2t_jax.replace import ASIDE, exchange, recover, set_aside
+from t2t_jax.replace import exchange, recover, set_aside
 from t2t_jax.state import load_arrays, model_arrays
-from t2t_jax.step import TrainState
 from t2t_jax.torch_file import Weights, read_torch_file
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
 SCRATCH = ".unfinished-"
 
 
@@ -58,35 +57,64 @@ def save_model(
     ensure_writable(path.parent)
     if isinstance(model_or_arrays, nnx.Module):
         model_or_arrays = model_arrays(model_or_arrays)
-    _write_folder(path, {"model": {name: np.asarray(a) for name, a in model_or_arrays.items()}}, metadata or {})
+    start_writing(path, {"model": {name: np.asarray(a) for name, a in model_or_arrays.items()}}, metadata or {})()
 
 
-def _write_folder(path: Path, items: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Writes a checkpoint in a scratch folder beside `path`, then puts it in its place in one step."""
-    try:
+def start_writing(
+    path: Path, items: Mapping[str, Any], metadata: Mapping[str, Any], *, scratch: Path | None = None
+) -> Callable[[], None]:
+    """Copies `items` and begins to write them; the function returned waits until they are at `path`, in one step.
+
+    When this returns, arrays of JAX may be donated and iterators move on: what is written belongs to the
+    moment of the call. The function returned may run in another thread. Of several processes, each calls both.
+
+    Args:
+        path: the folder to create; an older one is replaced.
+        items: the parts of the checkpoint by name: arrays in any pytree, or an iterator of Grain.
+        metadata: JSON values.
+        scratch: folder, in that of `path`, to write in; the same for each process. None makes one for a single process.
+
+    Raises:
+        ValueError: this, and the function returned: cannot be written. Nothing of it is left, an older folder stays.
+    """
+    folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
+    with writing(path), _swept_on_failure(folder), _no_log():
         recover(path)
-        with _scratch_folder(path.parent) as scratch, _no_log():
-            ocp.save_checkpointables(scratch / "new", dict(items), custom_metadata=dict(metadata))
+        folder.mkdir(exist_ok=True)
+        written = ocp.save_checkpointables_async(folder / "new", dict(items), custom_metadata=dict(metadata))
+
+    def finish() -> None:
+        with writing(path), _swept_on_failure(folder), _no_log():
+            written.result()
+            if jax.process_index() > 0:
+                return
             if path.exists():
-                exchange(scratch / "new", path)
+                exchange(folder / "new", path)
             else:
-                (scratch / "new").rename(path)
-    except Exception as error:  # a full disk raises OSError here, ValueError from tensorstore
-        raise ValueError(f"cannot write {path} ({_reason(error)}): free space, or choose another folder") from error
+                (folder / "new").rename(path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return finish
 
 
 @contextlib.contextmanager
-def _scratch_folder(parent: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=SCRATCH))
+def writing(path: Path) -> Iterator[None]:
+    """Makes what fails inside a ValueError that names `path`; a full disk raises OSError, and others in tensorstore."""
     try:
-        yield folder
+        yield
+    except Exception as error:
+        raise ValueError(f"cannot write {path} ({reason(error)}): free space, or choose another folder") from error
+
+
+@contextlib.contextmanager
+def _swept_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         for _ in range(10):  # Orbax's threads go on writing for a moment
             shutil.rmtree(folder, ignore_errors=True)
             time.sleep(0.1)
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -100,8 +128,8 @@ def _no_log() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what `error` says; its middle, mostly paths, is left out when it is long."""
+def reason(error: Exception) -> str:
+    """The first line of what `error` says, for a message; its middle, mostly paths, is left out when it is long."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}"
 
@@ -124,7 +152,7 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
         like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.metadata.items()}
         arrays = ocp.load_checkpointables(folder, {item: like})[item]
     except Exception as error:  # damaged files raise almost anything, from tensorstore upwards
-        raise ValueError(f"cannot read the weights in {folder} ({_reason(error)}): get it again") from error
+        raise ValueError(f"cannot read the weights in {folder} ({reason(error)}): get it again") from error
     return Weights(arrays, dict(saved.custom_metadata or {}), item, item == "ema", "Orbax")
 
 
@@ -142,7 +170,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     try:
         return dict(ocp.metadata(folder, checkpointable_name="model").custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything
-        raise ValueError(f"cannot read the metadata in {folder} ({_reason(error)}): get it again") from error
+        raise ValueError(f"cannot read the metadata in {folder} ({reason(error)}): get it again") from error
 
 
 def load_weights(
@@ -155,7 +183,8 @@ def load_weights(
 
     Args:
         model: of the same name and number of classes as the weights.
-        path: folder or file. Pickled files need torch installed, .safetensors do not.
+        path: folder or file; of a run's folder the latest checkpoint, and `WORKDIR/checkpoints/best` is the one
+            with the best accuracy. Pickled files need torch installed, .safetensors do not.
         use_ema: prefer the moving average where there is one.
         source_grid: the grid of the position table, needed only where that is for no square and `path` does
             not tell its img_size.
@@ -211,24 +240,29 @@ def _saved_grid(found: Weights) -> tuple[int, int] | None:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint folder that `path` means: itself, or the latest step of a run's folder.
 
+    The best of a run is named by its link: `WORKDIR/checkpoints/best`.
+
     Raises:
         FileNotFoundError: nothing at `path`.
         ValueError: no checkpoint there.
     """
     path = Path(path).absolute()
+    if path.is_symlink():
+        path = path.resolve()  # all that is read from now on is of one checkpoint, wherever a run points the link next
     if not path.exists() and _is_checkpoint(set_aside(path)):
         return set_aside(path)  # its successor is just taking its place, or died when it was
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     for folder in (path / CHECKPOINTS, path):
-        if folder.is_dir() and (steps := _steps(folder)):
+        if folder.is_dir() and (steps := checkpoint_steps(folder)):
             return folder / str(steps[-1])
     if not path.is_dir() or not _is_checkpoint(path):
         raise ValueError(f"{path} holds no checkpoint: name a run's folder, a checkpoint folder or a .pth file")
     return path
 
 
-def _steps(folder: Path) -> list[int]:
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints are in `folder`, in order."""
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and _is_checkpoint(p))
 
 
@@ -250,66 +284,3 @@ def ensure_writable(folder: str | Path) -> Path:
             return folder
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}): choose another folder") from error
-
-
-class TrainingCheckpoints:
-    """The checkpoints of one run: `workdir/checkpoints/STEP`, the latest `keep` of them."""
-
-    def __init__(self, workdir: str | Path, *, keep: int) -> None:
-        self._folder, self._keep = ensure_writable(Path(workdir) / CHECKPOINTS), keep
-        for leftover in self._folder.glob(f"{SCRATCH}*"):  # of a run that was killed while it wrote
-            shutil.rmtree(leftover)
-        for aside in self._folder.glob(f"{ASIDE}*"):
-            recover(self._folder / aside.name.removeprefix(ASIDE))
-
-    @property
-    def latest_step(self) -> int | None:
-        """Step of the latest checkpoint; None without one."""
-        steps = _steps(self._folder)
-        return steps[-1] if steps else None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Metadata of the latest checkpoint; empty without one."""
-        return {} if self.latest_step is None else load_metadata(self._folder)
-
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, metadata: Mapping[str, Any]) -> None:
-        """Saves everything that the run needs to continue; returns when it is on disk, as the step reuses the memory.
-
-        Raises:
-            ValueError: it cannot be written; earlier checkpoints stay as they are.
-        """
-        _write_folder(self._folder / str(int(state.step)), {**_items(state), "data": iterator}, metadata)
-        for step in _steps(self._folder)[: -self._keep]:
-            shutil.rmtree(self._folder / str(step))
-
-    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The saved state of the latest checkpoint; sets `iterator` to its position.
-
-        Args:
-            state: any state of the same run; gives shapes, dtypes and devices.
-            iterator: over the same data with the same seed and batch size.
-
-        Raises:
-            ValueError: the checkpoint is damaged; the message names it.
-        """
-        folder = find_checkpoint(self._folder)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
-        try:
-            saved = ocp.load_checkpointables(folder, {**like, "data": iterator})
-        except Exception as error:  # damaged files raise almost anything
-            raise ValueError(
-                f"cannot read {folder} ({_reason(error)}): delete it to continue from the checkpoint before"
-            ) from error
-        return TrainState(
-            params={name: saved["model"][name] for name in state.params},
-            buffers={name: saved["model"][name] for name in state.buffers},
-            ema=saved.get("ema"),
-            **saved["train"],
-        )
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """The parts of a training checkpoint that hold arrays."""
-    rest = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
-    return {"model": state.raw, "train": rest, **({} if state.ema is None else {"ema": state.ema})}

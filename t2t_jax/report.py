@@ -14,7 +14,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,7 +80,7 @@ class Reporter:
         leads = jax.process_index() == 0
         self._workdir, self._log_every = workdir, log_every
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], dict[str, Any]]] = collections.deque()
-        self._losses: list[float] = []
+        self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
         self._console = Console(highlight=False, soft_wrap=True, quiet=not leads)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), Eta())
         self._bar = _Bar(TextColumn("step"), *columns, console=self._console)
@@ -119,12 +119,20 @@ class Reporter:
 
     def flush(self) -> float:
         """Reads all that is pending; the mean loss since the last flush."""
+        total, count = self.epoch_loss() or (0.0, 0)
+        self.continue_epoch((0.0, 0))
+        return total / max(1, count)
+
+    def epoch_loss(self) -> tuple[float, int] | None:
+        """Reads all that is pending; sum and number of the losses since the last flush, None if there are none."""
         while self._pending:
             self._read_one()
         self._meter.pause()
-        mean = sum(self._losses) / max(1, len(self._losses))
-        self._losses.clear()
-        return mean
+        return (self._loss_sum, self._loss_count) if self._loss_count else None
+
+    def continue_epoch(self, loss: Sequence[Any]) -> None:
+        """Begins with the losses that `epoch_loss` gave before the run was interrupted."""
+        self._loss_sum, self._loss_count = loss
 
     def line(self, text: str, values: Mapping[str, Any]) -> None:
         """One line in the terminal and one in the file."""
@@ -150,7 +158,7 @@ class Reporter:
                 step,
             )
         self._meter.step()
-        self._losses.append(values["loss"])
+        self._loss_sum, self._loss_count = self._loss_sum + values["loss"], self._loss_count + 1
         self._bar.figures = _figures({**values, **facts, **self._meter.rates()})
         self._bar.update(self._task, completed=step)
         if step % self._log_every == 0:

@@ -1,7 +1,8 @@
 """python -m t2t_jax.train RECIPE [--data DIR] [--init-from CHECKPOINT] [--workdir DIR] [any field]
 
 Trains a model. The run lives in its workdir: checkpoints/, metrics.jsonl, curves.svg. The same command again continues
-from the last checkpoint, bit for bit as if it had never stopped.
+from the last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after its current
+step and ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
-from t2t_jax.checkpoint import TrainingCheckpoints, ensure_writable, init_weights
+from t2t_jax.checkpoint import ensure_writable, init_weights
 from t2t_jax.data import (
     Preprocess,
     TrainIterator,
@@ -37,18 +38,23 @@ from t2t_jax.data import (
 )
 from t2t_jax.diverged import explain
 from t2t_jax.evaluate import Accuracy, accuracy
+from t2t_jax.interrupt import Interruption, RunInterruptedError
+from t2t_jax.lock import locked
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import freeze, recipe_optimizer
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.registry import create_model
 from t2t_jax.report import Reporter, TrainingDivergedError
+from t2t_jax.saving import EPOCH_LOSS, Saving
 from t2t_jax.state import Arrays, split_model
 from t2t_jax.step import Batch, TrainState, init_state, make_forward, make_train_step
+from t2t_jax.training_checkpoints import TrainingCheckpoints
 from t2t_jax.watch import Watch
 
 FREE_TO_CHANGE = (
     *("data", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
-    *("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"),
+    *("log_every", "eval_every"),
+    *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
 )
 """Fields that do not change what a run computes, so a resumed run may have others."""
 
@@ -165,61 +171,73 @@ def train(
         FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
         TrainingDivergedError: loss or gradient is no longer finite; the message says what went first, and the
             checkpoints written before are sound.
+        RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
     run = prepare(recipe, init_from=init_from)
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None
-    checkpoints = TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints)
-    first_step = resume(run, checkpoints, workdir)
-    with (
-        explained(recipe, checkpoints, workdir, init_from),
-        Reporter(
-            workdir,
-            first_step=first_step,
-            last_step=last_step,
-            batch_size=recipe.batch_size,
-            log_every=recipe.log_every,
-            flops_per_image=training_flops(
-                recipe.model, img_size=recipe.img_size, in_chans=recipe.in_chans, num_classes=recipe.num_classes
-            ),
-            config=run.metadata,
-            watch=watch,
-        ) as reporter,
-    ):
+    with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        if jax.process_index() == 0:
+            stack.enter_context(locked(workdir))
+        checkpoints = stack.enter_context(
+            TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
+        )
+        first_step = resume(run, checkpoints, workdir)
+        stack.enter_context(explained(recipe, checkpoints, workdir, init_from))
+        reporter = stack.enter_context(
+            Reporter(
+                workdir,
+                first_step=first_step,
+                last_step=last_step,
+                batch_size=recipe.batch_size,
+                log_every=recipe.log_every,
+                flops_per_image=training_flops(
+                    recipe.model, img_size=recipe.img_size, in_chans=recipe.in_chans, num_classes=recipe.num_classes
+                ),
+                config=run.metadata,
+                watch=watch,
+            )
+        )
         run.iterator.say = reporter.say
+        reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
+        saving = Saving(run, reporter, checkpoints, interruption)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
-            train_epoch(run, epoch, reporter)
-            is_last = epoch + 1 == recipe.total_epochs
-            if is_last or (epoch + 1) % recipe.eval_every == 0:
-                result = run.evaluate(run.state.best)
+            train_epoch(run, epoch, reporter, saving, first_step)
+            is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
+            result = run.evaluate(run.state.best) if is_due else None
+            if result is not None:
                 report_accuracy(run, epoch, result, reporter)
-            if is_last or (epoch + 1) % recipe.checkpoint_every == 0:
-                checkpoints.save(run.state, run.iterator, run.metadata)
+            saving.after_epoch(epoch, result)
         report_corrupt(run, last_step, reporter)
     return run.evaluate(run.state.best) if result is None else result
 
 
-def train_epoch(run: Run, epoch: int, reporter: Reporter) -> None:
-    """One epoch; every loss of it has been read, and was finite, when this returns."""
+def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_done: int) -> None:
+    """One epoch, or what `steps_done` leave of it; every loss of it has been read, and was finite, at the end."""
     lr = epoch_lr(run.recipe, epoch)
     start = time.perf_counter()
-    for step in range(epoch * run.steps_per_epoch + 1, (epoch + 1) * run.steps_per_epoch + 1):
+    last = (epoch + 1) * run.steps_per_epoch
+    first = max(epoch * run.steps_per_epoch, steps_done) + 1
+    for step in range(first, last + 1):
         with reporter.waiting():
             batch = next(run.iterator)
         run.state, metrics = run.train_step(run.state, batch)
         reporter.step(step, metrics, lr=lr, epoch=epoch)
+        if step < last:
+            saving.after_step(step)
     loss = reporter.flush()
     seconds = time.perf_counter() - start
-    images = run.steps_per_epoch * run.recipe.batch_size
+    images = (last + 1 - first) * run.recipe.batch_size
     reporter.line(
         f"epoch {epoch + 1:>3}/{run.recipe.total_epochs}   loss {loss:.4f}   lr {lr:.2e}   "
         f"{images / seconds:,.0f} images/s",
-        {"step": (epoch + 1) * run.steps_per_epoch, "epoch": epoch, "epoch_loss": loss, "seconds": seconds},
+        {"step": last, "epoch": epoch, "epoch_loss": loss, "seconds": seconds},
     )
 
 
@@ -232,6 +250,7 @@ def explained(
         yield
     except TrainingDivergedError as error:
         try:
+            checkpoints.wait()
             run = prepare(recipe, init_from=init_from)
             done = resume(run, checkpoints, workdir)
             finding = explain(run.train_step, run.state, run.iterator, done=done, broken=error.step)
@@ -311,6 +330,9 @@ def main(args: Sequence[str]) -> int:
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED
+    except RunInterruptedError as stop:
+        print(stop)
+        return cli.OK
     print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 

@@ -136,8 +136,12 @@ class Recipe:
     """Epochs between two evaluations."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints; the last epoch always saves one."""
+    checkpoint_every_steps: int | None = None
+    """Steps between two checkpoints, beside those of the epochs; None saves at the end of epochs only."""
     keep_checkpoints: int = 2
     """Latest checkpoints to keep."""
+    keep_best: bool = True
+    """Keep the checkpoint of the best evaluation too, as checkpoints/best; a better one is saved at once."""
 
     def __post_init__(self) -> None:
         model_config(self.model)
@@ -154,7 +158,7 @@ class Recipe:
         for name in ("hflip", "mixup_prob", "mixup_switch_prob", "re_prob"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
         _require(self, "max_zoom", self.max_zoom < 1, "must lie in [0, 1)")
-        for name in ("ema_decay", "clip_grad", "crop_pct", "num_classes"):
+        for name in ("ema_decay", "clip_grad", "crop_pct", "num_classes", "checkpoint_every_steps"):
             _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "must be positive")
         _require(self, "ema_decay", self.ema_decay is None or self.ema_decay < 1, "must lie in (0, 1)")
         for name in ("scale", "ratio"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import chex
@@ -13,12 +12,8 @@ from flax import nnx
 import t2t_jax
 import t2t_torch
 from parity import jax_to_torch
-from t2t_config import Recipe
 from t2t_jax import replace
 from t2t_jax.checkpoint import (
-    CHECKPOINTS,
-    SCRATCH,
-    TrainingCheckpoints,
     ensure_writable,
     init_weights,
     load_model_state,
@@ -26,7 +21,6 @@ from t2t_jax.checkpoint import (
     save_model,
 )
 from t2t_jax.state import model_arrays
-from t2t_jax.train import prepare
 from t2t_torch.checkpoint_file import save_checkpoint
 from tests.train.test_replace import fail_to_rename
 
@@ -65,7 +59,7 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables", fail)
+    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables_async", fail)
     with pytest.raises(ValueError, match=r"cannot write .*m \(disk full\): free space"):
         save_model(tmp_path / "m", {"a": np.zeros(2)})
     np.testing.assert_array_equal(load_model_state(tmp_path / "m").arrays["a"], np.ones(2))
@@ -93,11 +87,6 @@ def test_a_checkpoint_set_aside_when_the_process_died_is_found_again(tmp_path: P
     save_model(tmp_path / "m", {"a": np.zeros(2)})
     assert load_model_state(tmp_path / "m").arrays["a"].tolist() == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-    step = tmp_path / "run" / CHECKPOINTS / "7"
-    save_model(step, {"a": np.ones(2)})
-    step.rename(replace.set_aside(step))
-    assert TrainingCheckpoints(tmp_path / "run", keep=1).latest_step == 7
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path):
@@ -167,81 +156,3 @@ def test_training_starts_from_weights_with_other_classes(tmp_path: Path, suffix:
         else:
             np.testing.assert_array_equal(first[name], array)
     assert 0 < np.abs(first["head.kernel"]).max() < 0.2
-
-
-def test_training_checkpoints_restore_everything(tmp_path: Path, recipe: Recipe):
-    """Two steps, save, two more; a fresh run restored from the save does the same two."""
-    run = prepare(recipe)
-
-    def advance(run: object, steps: int) -> list[float]:
-        losses = []
-        for _ in range(steps):
-            run.state, metrics = run.train_step(run.state, next(run.iterator))
-            losses.append(float(metrics["loss"]))
-        return losses
-
-    advance(run, 2)
-    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
-    assert checkpoints.latest_step is None
-    assert checkpoints.metadata == {}
-    checkpoints.save(run.state, run.iterator, run.metadata)
-    expected = advance(run, 2)
-    again = prepare(recipe)
-    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
-    assert checkpoints.latest_step == 2
-    assert checkpoints.metadata == again.metadata
-    again.state = checkpoints.restore(again.state, again.iterator)
-    assert advance(again, 2) == expected
-    chex.assert_trees_all_equal(again.state, run.state)
-    checkpoints.save(again.state, again.iterator, again.metadata)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]  # keep=1
-    ema, raw = (load_model_state(tmp_path, use_ema=ema).arrays for ema in (True, False))
-    chex.assert_trees_all_equal(ema, {name: np.asarray(a) for name, a in run.state.ema.items()})
-    chex.assert_trees_all_equal(raw, {name: np.asarray(a) for name, a in run.state.raw.items()})
-    assert not np.array_equal(ema["head.kernel"], raw["head.kernel"])
-
-
-def test_a_full_disk_spares_the_checkpoints_before(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
-    run = prepare(recipe)
-    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
-    checkpoints.save(run.state, run.iterator, run.metadata)
-    later = run.state._replace(step=run.state.step + 1)
-
-    def fail(folder: Path, *args: object, **kwargs: object) -> None:
-        (folder / "model").mkdir(parents=True)
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables", fail)
-        with pytest.raises(ValueError, match=r"cannot write .*checkpoints/1 \(no space left\): free space"):
-            checkpoints.save(later, run.iterator, run.metadata)
-    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["0"]
-    checkpoints.save(later, run.iterator, run.metadata)
-    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["1"]
-
-
-def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
-    leftover = tmp_path / CHECKPOINTS / f"{SCRATCH}xyz"
-    (leftover / "new" / "model").mkdir(parents=True)
-    assert TrainingCheckpoints(tmp_path, keep=1).latest_step is None
-    assert not leftover.exists()
-
-
-def test_a_damaged_checkpoint_is_named_on_resume(tmp_path: Path, recipe: Recipe):
-    run = prepare(recipe)
-    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
-    checkpoints.save(run.state, run.iterator, run.metadata)
-    for path in (tmp_path / CHECKPOINTS / "0" / "train").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0 .*delete it"):
-        checkpoints.restore(run.state, run.iterator)
-
-
-def test_a_run_without_average_has_none(tmp_path: Path, recipe: Recipe):
-    run = prepare(dataclasses.replace(recipe, ema_decay=None))
-    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
-    checkpoints.save(run.state, run.iterator, run.metadata)
-    run.state = checkpoints.restore(run.state, run.iterator)
-    assert run.state.ema is None
-    assert load_model_state(tmp_path).arrays.keys() == run.state.raw.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,13 +23,16 @@ from t2t_common import cli
 from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
-from t2t_jax.checkpoint import CHECKPOINTS, TrainingCheckpoints, load_model_state, save_model
+from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import Accuracy, load_for_evaluation, predict
+from t2t_jax.interrupt import RunInterruptedError
+from t2t_jax.lock import locked
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward
 from t2t_jax.train import Run, prepare, resume, train
+from t2t_jax.training_checkpoints import TrainingCheckpoints
 from tests.train.conftest import VAL_IMAGES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
@@ -73,21 +77,65 @@ def interrupt(at_step: int) -> Callable[..., None]:
     return step
 
 
+@pytest.mark.parametrize(("every_steps", "saved_at"), [(None, 16), (3, 27)])
 def test_an_interrupted_run_continues_bit_for_bit(
-    finished: tuple[Path, Accuracy], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every_steps: int | None,
+    saved_at: int,
+    finished: tuple[Path, Accuracy],
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """Stopped in the middle of epoch 4, after the checkpoint of epoch 2; other threads on the way back."""
+    """Stopped in the middle of epoch 4, saved in epoch 2 or in the middle of epoch 4; other threads afterwards."""
+    recipe = dataclasses.replace(recipe, checkpoint_every_steps=every_steps, keep_best=False)
     with monkeypatch.context() as patch:
         patch.setattr(Reporter, "step", interrupt(28))
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path)
     assert [line["step"] for line in metrics(tmp_path)][-1] == 27
-    result = train(dataclasses.replace(recipe, data_threads=0), tmp_path)
-    assert result == finished[1]
-    assert metrics(tmp_path) == metrics(finished[0])
+    assert TrainingCheckpoints(tmp_path, keep=2).latest_step == saved_at
+    continue_and_compare(recipe, tmp_path, finished)
+
+
+def continue_and_compare(recipe: Recipe, workdir: Path, finished: tuple[Path, Accuracy]) -> None:
+    """Ends the run in `workdir`; all it leaves is what the finished one left."""
+    assert train(dataclasses.replace(recipe, data_threads=0), workdir) == finished[1]
+    assert metrics(workdir) == metrics(finished[0])
     for ema in (True, False):
-        here, there = (load_model_state(folder, use_ema=ema).arrays for folder in (tmp_path, finished[0]))
+        here, there = (load_model_state(folder, use_ema=ema).arrays for folder in (workdir, finished[0]))
         chex.assert_trees_all_equal(here, there)
+
+
+def test_a_run_that_gets_sigterm_saves_and_continues(
+    finished: tuple[Path, Accuracy], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the middle of epoch 3; the step that it came in is done and saved."""
+    original = Reporter.step
+
+    def step(self: Reporter, step: int, *args: Any, **kwargs: Any) -> None:
+        original(self, step, *args, **kwargs)
+        if step == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "step", step)
+        with pytest.raises(RunInterruptedError, match="stopped by SIGTERM, saved at step 20 of 40: the same command"):
+            train(recipe, tmp_path)
+    assert TrainingCheckpoints(tmp_path, keep=2, keep_best=True).latest_step == 20
+    assert metrics(tmp_path)[-1]["step"] == 20
+    continue_and_compare(recipe, tmp_path, finished)
+
+
+def test_a_workdir_holds_one_run(finished: tuple[Path, Accuracy], recipe: Recipe):
+    with locked(finished[0]), pytest.raises(ValueError, match=r"is in use by process .* choose another --workdir"):
+        train(recipe, finished[0])
+
+
+def test_the_best_evaluation_is_kept(finished: tuple[Path, Accuracy]):
+    """With its accuracy, whether its epoch was to be saved or not."""
+    best = load_model_state(finished[0] / CHECKPOINTS / "best").metadata["top1"]
+    counted = [line["top1_correct"] for line in metrics(finished[0]) if "top1_correct" in line]
+    assert best == 100 * max(counted) / VAL_IMAGES
 
 
 class OneLayer(nnx.Module):
@@ -120,6 +168,7 @@ def test_an_augmented_run_continues_bit_for_bit(recipe: Recipe, tmp_path: Path, 
     whole, fresh = prepare(recipe), prepare(dataclasses.replace(recipe, data_threads=0))
     before = losses(whole)
     checkpoints.save(whole.state, whole.iterator, whole.metadata)
+    checkpoints.wait()
     assert resume(fresh, checkpoints, tmp_path) == 3
     after = losses(whole)
     assert losses(fresh) == after
@@ -305,6 +354,17 @@ def test_diverging_is_exit_code_1(recipe: Recipe, tmp_path: Path, capsys: pytest
     assert cli.run(training.main, ["digits", *args]) == 1
     assert "lower --lr" in capsys.readouterr().err
     assert not any((tmp_path / CHECKPOINTS).iterdir())
+
+
+def test_being_interrupted_is_one_line_and_exit_code_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def stop(*args: object, **kwargs: object) -> None:
+        raise RunInterruptedError("stopped by SIGTERM, saved")
+
+    monkeypatch.setattr(training, "train", stop)
+    assert cli.run(training.main, ["digits"]) == 0
+    assert capsys.readouterr().out == "stopped by SIGTERM, saved\n"
 
 
 def test_every_field_is_an_option():

@@ -1,0 +1,40 @@
+"""One run per workdir: a second process on it is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` for this process; the system frees it when the process ends, however it ends.
+
+    The file stays; it says which process holds the lock, or was the last to do so.
+
+    Raises:
+        ValueError: another run holds it, or the folder cannot be written to.
+    """
+    path = workdir / LOCK_FILE
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise ValueError(f"cannot write to {workdir} ({error.strerror}): choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"{workdir} is in use by {holder}: wait for it, or choose another --workdir") from None
+        except OSError as error:
+            raise ValueError(f"cannot lock {path} ({error.strerror}): choose another folder") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {os.uname().nodename}\n")
+        file.flush()
+        yield

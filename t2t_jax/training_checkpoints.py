@@ -1,0 +1,199 @@
+"""The checkpoints of a run, written while it goes on: the latest ones and the best one.
+
+Each is one bundle that belongs to one step: weights, average, optimiser, step, key and the position in the data.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+
+from t2t_jax.checkpoint import (
+    BEST,
+    CHECKPOINTS,
+    SCRATCH,
+    checkpoint_steps,
+    ensure_writable,
+    find_checkpoint,
+    load_metadata,
+    reason,
+    start_writing,
+    writing,
+)
+from t2t_jax.replace import ASIDE, recover
+from t2t_jax.step import TrainState
+
+TOP1 = "top1"
+"""In a checkpoint's metadata: accuracy of the evaluation at its step; absent where there was none."""
+
+
+class TrainingCheckpoints:
+    """The checkpoints of one run, `workdir/checkpoints/STEP`; a context manager that ends when all is on disk.
+
+    They are written in the background, one at a time. Only one process, or one group of processes that train
+    together, may use a workdir (see `lock.py`): what an earlier one left half done is swept away here.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool = False) -> None:
+        """
+        Args:
+            workdir: folder of the run; created if need be.
+            keep: how many of the latest checkpoints to keep.
+            keep_best: keep the one with the highest `TOP1` in its metadata as well, and `checkpoints/best` as a link
+                to it; of equals the earliest.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
+        self._folder, self._keep = ensure_writable(Path(workdir) / CHECKPOINTS), keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._top1: dict[int, float] = {}
+        self._keeps_best = keep_best
+        if keep_best:
+            for step in checkpoint_steps(self._folder):
+                self._note_top1(step, load_metadata(self._folder / str(step)))
+        if jax.process_index() == 0:
+            with writing(self._folder):
+                self._sweep()
+                if keep_best:
+                    self._link_best()
+
+    def __enter__(self) -> TrainingCheckpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except ValueError as failure:
+            if error is None:
+                raise
+            logging.getLogger(__name__).error("error: %s", failure)  # `error` is the one that is raised
+        finally:
+            self._writer.shutdown()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the latest checkpoint; None without one."""
+        steps = checkpoint_steps(self._folder)
+        return steps[-1] if steps else None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the latest checkpoint; empty without one."""
+        return {} if self.latest_step is None else load_metadata(self._folder)
+
+    def is_best(self, top1: float) -> bool:
+        """Whether a checkpoint of this accuracy would become the best one; never where the best is not kept."""
+        return self._keeps_best and top1 > max(self._top1.values(), default=-math.inf)
+
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, metadata: Mapping[str, Any]) -> None:
+        """Begins to save everything that the run needs to continue, once the save before is on disk.
+
+        It returns when all is copied to the host: the next step may take the state's memory. `wait`, the next save
+        and the end of the context tell how it went.
+
+        Raises:
+            ValueError: this one or the one before cannot be written; earlier checkpoints stay as they are.
+        """
+        self.wait()
+        step = int(state.step)
+        items = {**_items(state), "data": iterator}
+        finish = start_writing(self._folder / str(step), items, metadata, scratch=self._folder / f"{SCRATCH}{step}")
+        if self._keeps_best:
+            self._note_top1(step, metadata)
+        self._pending = self._writer.submit(self._finish, finish)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk.
+
+        Raises:
+            ValueError: it cannot be written; earlier checkpoints stay as they are.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """The saved state of the latest checkpoint; sets `iterator` to its position.
+
+        Args:
+            state: any state of the same run; gives shapes, dtypes and devices.
+            iterator: over the same data with the same seed and batch size.
+
+        Raises:
+            ValueError: the checkpoint is damaged; the message names it.
+        """
+        folder = find_checkpoint(self._folder)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
+        try:
+            saved = ocp.load_checkpointables(folder, {**like, "data": iterator})
+        except Exception as error:  # damaged files raise almost anything
+            raise ValueError(
+                f"cannot read {folder} ({reason(error)}): delete it to continue from the checkpoint before"
+            ) from error
+        return TrainState(
+            params={name: saved["model"][name] for name in state.params},
+            buffers={name: saved["model"][name] for name in state.buffers},
+            ema=saved.get("ema"),
+            **saved["train"],
+        )
+
+    def _finish(self, finish: Callable[[], None]) -> None:
+        finish()
+        if jax.process_index() == 0:
+            with writing(self._folder):
+                self._link_best()
+                self._forget_old()
+
+    def _note_top1(self, step: int, metadata: Mapping[str, Any]) -> None:
+        if metadata.get(TOP1) is not None:
+            self._top1[step] = metadata[TOP1]
+
+    @property
+    def _best_step(self) -> int | None:
+        return min(self._top1, key=lambda step: (-self._top1[step], step), default=None)
+
+    def _link_best(self) -> None:
+        link, successor = self._folder / BEST, self._folder / f"{SCRATCH}{BEST}"
+        if self._best_step is None:
+            link.unlink(missing_ok=True)
+        else:
+            successor.symlink_to(str(self._best_step))
+            successor.replace(link)
+
+    def _forget_old(self) -> None:
+        for step in checkpoint_steps(self._folder)[: -self._keep]:
+            if step != self._best_step:
+                # Not a checkpoint any more from the first moment on, so that none is ever there in part.
+                doomed = self._folder / f"{SCRATCH}{step}"
+                (self._folder / str(step)).rename(doomed)
+                shutil.rmtree(doomed)
+                self._top1.pop(step, None)
+
+    def _sweep(self) -> None:
+        for leftover in self._folder.glob(f"{SCRATCH}*"):  # of a run that was killed while it wrote
+            if leftover.is_symlink():
+                leftover.unlink()
+            else:
+                shutil.rmtree(leftover)
+        for aside in self._folder.glob(f"{ASIDE}*"):
+            recover(self._folder / aside.name.removeprefix(ASIDE))
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The parts of a training checkpoint that hold arrays."""
+    rest = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+    return {"model": state.raw, "train": rest, **({} if state.ema is None else {"ema": state.ema})}

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import chex
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2t_config import Recipe
+from t2t_jax import checkpoint, replace
+from t2t_jax.checkpoint import BEST, CHECKPOINTS, SCRATCH, find_checkpoint, load_model_state, save_model
+from t2t_jax.step import TrainState
+from t2t_jax.train import prepare
+from t2t_jax.training_checkpoints import TOP1, TrainingCheckpoints
+from tests.full_disk import on_full_disk
+
+
+def state_at(step: int) -> TrainState:
+    """A state whose every array is of that step, large enough to fill a disk of 4096 bytes."""
+    array = jnp.asarray(np.random.RandomState(step).standard_normal(5000), jnp.float32)
+    arrays = {"a": array}
+    return TrainState(arrays, {}, {"mu": array + 1}, {"a": array + 2}, jnp.int32(step), jnp.zeros(2, jnp.uint32))
+
+
+def numbers() -> grain.DatasetIterator:
+    """An iterator over 0, 1, 2, ..."""
+    return iter(grain.MapDataset.range(100).to_iter_dataset())
+
+
+def names(workdir: Path) -> list[str]:
+    """What is in the folder of checkpoints."""
+    return sorted(path.name for path in (workdir / CHECKPOINTS).iterdir())
+
+
+def test_a_checkpoint_set_aside_when_the_process_died_is_found_again(tmp_path: Path):
+    step = tmp_path / "run" / CHECKPOINTS / "7"
+    save_model(step, {"a": np.ones(2)})
+    step.rename(replace.set_aside(step))
+    assert TrainingCheckpoints(tmp_path / "run", keep=1).latest_step == 7
+
+
+def test_training_checkpoints_restore_everything(tmp_path: Path, recipe: Recipe):
+    """Two steps, save, two more; a fresh run restored from the save does the same two."""
+    run = prepare(recipe)
+
+    def advance(run: object, steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            run.state, metrics = run.train_step(run.state, next(run.iterator))
+            losses.append(float(metrics["loss"]))
+        return losses
+
+    advance(run, 2)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    assert checkpoints.latest_step is None
+    assert checkpoints.metadata == {}
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    expected = advance(run, 2)
+    checkpoints.wait()
+    again = prepare(recipe)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    assert checkpoints.latest_step == 2
+    assert checkpoints.metadata == again.metadata
+    again.state = checkpoints.restore(again.state, again.iterator)
+    assert advance(again, 2) == expected
+    chex.assert_trees_all_equal(again.state, run.state)
+    checkpoints.save(again.state, again.iterator, again.metadata)
+    checkpoints.wait()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]  # keep=1
+    ema, raw = (load_model_state(tmp_path, use_ema=ema).arrays for ema in (True, False))
+    chex.assert_trees_all_equal(ema, {name: np.asarray(a) for name, a in run.state.ema.items()})
+    chex.assert_trees_all_equal(raw, {name: np.asarray(a) for name, a in run.state.raw.items()})
+    assert not np.array_equal(ema["head.kernel"], raw["head.kernel"])
+
+
+def test_a_full_disk_spares_the_checkpoints_before(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    run = prepare(recipe)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    checkpoints.wait()
+    later = run.state._replace(step=run.state.step + 1)
+
+    def fail(folder: Path, *args: object, **kwargs: object) -> None:
+        (folder / "model").mkdir(parents=True)
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables_async", fail)
+        with pytest.raises(ValueError, match=r"cannot write .*checkpoints/1 \(no space left\): free space"):
+            checkpoints.save(later, run.iterator, run.metadata)
+    checkpoints.wait()
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["0"]
+    checkpoints.save(later, run.iterator, run.metadata)
+    checkpoints.wait()
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["1"]
+
+
+def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
+    leftover = tmp_path / CHECKPOINTS / f"{SCRATCH}xyz"
+    (leftover / "new" / "model").mkdir(parents=True)
+    assert TrainingCheckpoints(tmp_path, keep=1).latest_step is None
+    assert not leftover.exists()
+
+
+def test_a_damaged_checkpoint_is_named_on_resume(tmp_path: Path, recipe: Recipe):
+    run = prepare(recipe)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    checkpoints.wait()
+    for path in (tmp_path / CHECKPOINTS / "0" / "train").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0 .*delete it"):
+        checkpoints.restore(run.state, run.iterator)
+
+
+def test_a_run_without_average_has_none(tmp_path: Path, recipe: Recipe):
+    run = prepare(dataclasses.replace(recipe, ema_decay=None))
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    checkpoints.wait()
+    run.state = checkpoints.restore(run.state, run.iterator)
+    assert run.state.ema is None
+    assert load_model_state(tmp_path).arrays.keys() == run.state.raw.keys()
+
+
+# --- In the background --------------------------------------------------------------------------------------
+
+
+def in_background(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object]) -> None:
+    """Has the background do `before` ahead of each write."""
+    original = checkpoint.start_writing
+
+    def start_writing(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        finish = original(*args, **kwargs)
+
+        def late() -> None:
+            before()
+            finish()
+
+        return late
+
+    monkeypatch.setattr("t2t_jax.training_checkpoints.start_writing", start_writing)
+
+
+def test_training_goes_on_while_one_moment_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The memory of the state is taken and the iterator moves on before the writer comes to its end."""
+    go = threading.Event()
+    in_background(monkeypatch, go.wait)
+    state, iterator = state_at(7), numbers()
+    expected = jax.tree.map(np.array, state)
+    assert [next(iterator) for _ in range(3)] == [0, 1, 2]
+    next_step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, iterator, {"of": "step 7"})
+        for _ in range(3):
+            state = jax.block_until_ready(next_step(state))
+            next(iterator)
+        assert checkpoints.latest_step is None
+        go.set()
+        checkpoints.wait()
+        assert checkpoints.latest_step == 7
+        assert checkpoints.metadata == {"of": "step 7"}
+        fresh = numbers()
+        restored = checkpoints.restore(state, fresh)
+    chex.assert_trees_all_equal(jax.tree.map(np.array, restored), expected)
+    assert next(fresh) == 3
+
+
+def no_space() -> None:
+    raise ValueError("no space")
+
+
+@pytest.mark.parametrize("notice", ["wait", "next save", "end"])
+def test_what_fails_in_the_background_is_told(notice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state_at(1), numbers(), {})
+    monkeypatch.setattr("t2t_jax.training_checkpoints.start_writing", lambda *args, **kwargs: no_space)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(state_at(2), numbers(), {})
+    tell: dict[str, Callable[[], None]] = {
+        "wait": checkpoints.wait,
+        "next save": lambda: checkpoints.save(state_at(3), numbers(), {}),
+        "end": lambda: checkpoints.__exit__(None, None, None),
+    }
+    with pytest.raises(ValueError, match="no space"):
+        tell[notice]()
+    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest_step == 1
+    assert names(tmp_path) == ["1"]
+
+
+def test_another_error_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("t2t_jax.training_checkpoints.start_writing", lambda *args, **kwargs: no_space)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(state_at(1), numbers(), {})
+    with caplog.at_level(logging.ERROR), pytest.raises(RuntimeError, match="diverged"), checkpoints:
+        raise RuntimeError("diverged")
+    assert "no space" in caplog.text
+
+
+def test_a_disk_that_fills_up_in_the_background_spares_the_checkpoint_before(tmp_path: Path):
+    before = f"""
+from tests.train.test_training_checkpoints import TrainingCheckpoints, numbers, state_at
+checkpoints = TrainingCheckpoints({str(tmp_path)!r}, keep=1)
+checkpoints.save(state_at(1), numbers(), {{}})
+checkpoints.wait()
+"""
+    said = on_full_disk(before, "checkpoints.save(state_at(2), numbers(), {})\ncheckpoints.wait()")
+    assert f"cannot write {tmp_path}/checkpoints/2 (" in said
+    assert said.strip().endswith("): free space, or choose another folder")
+    assert said.count("\n") == 1
+    assert names(tmp_path) == ["1"]
+    restored = TrainingCheckpoints(tmp_path, keep=1).restore(state_at(0), numbers())
+    chex.assert_trees_all_equal(restored, state_at(1))
+
+
+# --- What is kept -------------------------------------------------------------------------------------------
+
+
+def save_all(checkpoints: TrainingCheckpoints, top1: Mapping[int, float | None]) -> None:
+    for step, value in top1.items():
+        checkpoints.save(state_at(step), numbers(), {} if value is None else {TOP1: value})
+    checkpoints.wait()
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path):
+    with TrainingCheckpoints(tmp_path, keep=2, keep_best=True) as checkpoints:
+        assert checkpoints.is_best(0.0)
+        save_all(checkpoints, {1: 50.0, 2: 70.0, 3: 60.0})
+        save_all(checkpoints, {4: 70.0, 5: None, 6: 40.0})
+    assert names(tmp_path) == ["2", "5", "6", BEST]
+    best = tmp_path / CHECKPOINTS / BEST
+    assert os.readlink(best) == "2"  # relative: the folder can be moved
+    assert find_checkpoint(best) == tmp_path / CHECKPOINTS / "2"
+    assert load_model_state(best).metadata == {TOP1: 70.0}
+    np.testing.assert_array_equal(load_model_state(best, use_ema=False).arrays["a"], state_at(2).params["a"])
+    np.testing.assert_array_equal(load_model_state(tmp_path, use_ema=False).arrays["a"], state_at(6).params["a"])
+
+    best.unlink()  # the process died before it made the link
+    with TrainingCheckpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
+        assert os.readlink(best) == "2"
+        assert not checkpoints.is_best(70.0)
+        assert checkpoints.is_best(70.1)
+        save_all(checkpoints, {7: 80.0, 8: 75.0})
+    assert names(tmp_path) == ["7", "8", BEST]
+    assert os.readlink(best) == "7"
+
+
+def test_without_keep_best_only_the_latest_stay(tmp_path: Path):
+    with TrainingCheckpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
+        save_all(checkpoints, {1: 50.0, 2: 40.0})
+    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+        assert not checkpoints.is_best(100.0)
+        save_all(checkpoints, {3: 30.0})
+    assert names(tmp_path) == ["3"]
+
+
+def test_a_checkpoint_that_was_being_deleted_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed while the old checkpoint was deleted, file by file."""
+    original = shutil.rmtree
+
+    def rmtree(path: Path, *args: Any, **kwargs: Any) -> None:
+        if Path(path).name == f"{SCRATCH}1":
+            raise OSError("killed")
+        original(path, *args, **kwargs)
+
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    save_all(checkpoints, {1: None})
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", rmtree)
+        with pytest.raises(ValueError, match=r"cannot write .*checkpoints \(killed\)"):
+            save_all(checkpoints, {2: None})
+    assert names(tmp_path) == [f"{SCRATCH}1", "2"]
+    assert TrainingCheckpoints(tmp_path, keep=1).latest_step == 2
+    assert names(tmp_path) == ["2"]
