@@ -16,18 +16,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
 from t2t_common.options import WeightsOptions
 from t2t_jax.checkpoint import load_metadata, load_weights
 from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
+from t2t_jax.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.metrics import count_top_k
 from t2t_jax.registry import create_model
 from t2t_jax.state import Arrays, model_arrays, split_model
 from t2t_jax.step import Batch, make_forward
 
-Forward = Callable[[Arrays, Any], jax.Array]
+Forward = Callable[[Arrays, Any], "jax.Array | np.ndarray"]
 
 
 class Accuracy(NamedTuple):
@@ -72,12 +75,25 @@ def predict(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Predi
 
 
 def accuracy(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Accuracy:
-    """Exact counts over every real image in `batches`; arguments as of `predict`."""
+    """Exact counts over every real image in `batches`, of all processes together; arguments as of `predict`."""
     total = np.zeros(3, np.int64)
     for batch in batches:
         logits, labels = predict(forward, arrays, [batch])
         total += [len(labels), count_top_k(logits, labels, 1), count_top_k(logits, labels, 5)]
-    return Accuracy(*map(int, total))
+    return Accuracy(*map(int, sum_processes(total)))
+
+
+def forward_on(mesh: Mesh, graphdef: nnx.GraphDef) -> Forward:
+    """`make_forward` on the devices of `mesh`: (arrays, this process's images) -> their logits.
+
+    Args:
+        mesh: devices; the images have to divide among them.
+        graphdef: of the model in evaluation mode.
+    """
+    if mesh.size == 1:
+        return make_forward(graphdef)
+    forward = make_forward(graphdef, mesh)
+    return lambda arrays, images: local_rows(forward(arrays, put_batch(images, mesh)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,8 +138,10 @@ def evaluate(options: Options) -> Accuracy:
     model, how, _ = load_for_evaluation(options, dtype=dtype)
     source = open_source(options.data, "val")
     check_classes(source, model.num_classes)
-    forward = make_forward(split_model(model)[0])
-    return accuracy(forward, model_arrays(model), eval_batches(source, how, options.batch_size))
+    mesh = make_mesh()
+    forward = forward_on(mesh, split_model(model)[0])
+    batch_size = -(-options.batch_size // mesh.size) * mesh.size
+    return accuracy(forward, put_tree(model_arrays(model), mesh), eval_batches(source, how, batch_size))
 
 
 def main(args: Sequence[str]) -> int:

@@ -10,15 +10,17 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+import optax
 import tyro
 from flax import nnx
+from jax.sharding import Mesh
 
 from t2t_common import cli
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
@@ -33,14 +35,17 @@ from t2t_jax.data import (
     steps_per_epoch,
     train_iterator,
 )
-from t2t_jax.evaluate import Accuracy, accuracy
+from t2t_jax.evaluate import Accuracy, accuracy, forward_on
+from t2t_jax.mesh import check_batch, join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import recipe_optimizer
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.registry import create_model
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import Arrays, split_model
-from t2t_jax.step import Batch, TrainState, init_state, make_forward, make_train_step
+from t2t_jax.step import Batch, TrainState, init_state, make_train_step
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 FREE_TO_CHANGE = ("data", "data_threads", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
 """Fields that do not change what a run computes, so a resumed run may have others."""
@@ -56,7 +61,7 @@ class Run:
     steps_per_epoch: int
     iterator: grain.DatasetIterator
     state: TrainState
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: TrainStep
     evaluate: Callable[[Arrays], Accuracy]
     started_from: LoadReport | None = None
 
@@ -70,12 +75,22 @@ class Run:
         return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
 
 
-def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
+def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
     """Opens the data, builds model and optimiser, and sets the state before the first step.
+
+    Args:
+        recipe: what to train.
+        init_from: weights to start from.
+        mesh: the devices and what they share, such as "data=4,fsdp=2"; None takes all, for data.
 
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
     """
+    # --- Devices --------------------------------------------------------------------------------------------
+    devices = make_mesh(mesh)
+    check_recipe(recipe, devices)
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
     # --- Data -----------------------------------------------------------------------------------------------
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
@@ -90,32 +105,69 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
     started_from = None if init_from is None else init_weights(model, init_from)
-    forward = make_forward(split_model(model)[0])
+    forward = forward_on(devices, split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)
 
     # --- Optimiser, state, step -----------------------------------------------------------------------------
-    tx = recipe_optimizer(recipe, params, steps_per_epoch=epoch_steps, no_decay=model.no_weight_decay())
+    no_decay = model.no_weight_decay()
+    tx, train_step = build_step(recipe, graphdef, params, no_decay, steps_per_epoch=epoch_steps, mesh=devices)
+    state = init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None)
     return Run(
         recipe=recipe,
         how=how,
         class_names=train_source.class_names,
         steps_per_epoch=epoch_steps,
-        iterator=train_iterator(train_source, recipe, how),
-        state=init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None),
-        train_step=make_train_step(
-            graphdef,
-            tx,
-            label_smoothing=recipe.label_smoothing,
-            ema_decay=recipe.ema_decay,
-            mixup=build_mixup(recipe, num_classes),
-            random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
-        ),
+        iterator=train_iterator(train_source, recipe, how, **processes),
+        state=put_tree(state, devices),
+        train_step=lambda state, batch: train_step(state, put_batch(batch, devices)),
         evaluate=lambda arrays: accuracy(
-            forward, arrays, eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads)
+            forward,
+            arrays,
+            eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads, **processes),
         ),
         started_from=started_from,
     )
+
+
+def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
+    """Raises ValueError unless the batch of `recipe` divides among the devices of `mesh` (see `check_batch`)."""
+    group = (recipe.mixup_group or recipe.batch_size) if recipe.mixes else None
+    check_batch(recipe.batch_size, mesh, parts=recipe.grad_accum_steps, group=group)
+
+
+def build_step(
+    recipe: Recipe,
+    graphdef: nnx.GraphDef,
+    params: Arrays,
+    no_decay: Collection[str],
+    *,
+    steps_per_epoch: int,
+    mesh: Mesh,
+) -> tuple[optax.GradientTransformation, TrainStep]:
+    """Optimiser and training step of `recipe`, whose num_classes is set, on the devices of `mesh`.
+
+    Args:
+        recipe: what to train.
+        graphdef: of the model in training mode.
+        params: its parameters; shapes are enough.
+        no_decay: names that weight decay leaves alone.
+        steps_per_epoch: of the data.
+        mesh: devices of the state and of the batches.
+    """
+    tx = recipe_optimizer(recipe, params, steps_per_epoch=steps_per_epoch, no_decay=no_decay)
+    step = make_train_step(
+        graphdef,
+        tx,
+        label_smoothing=recipe.label_smoothing,
+        ema_decay=recipe.ema_decay,
+        mixup=build_mixup(recipe),
+        random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
+        grad_accum_steps=recipe.grad_accum_steps,
+        remat=recipe.remat,
+        mesh=mesh if mesh.size > 1 else None,
+    )
+    return tx, step
 
 
 def build_model(recipe: Recipe) -> Any:
@@ -133,9 +185,9 @@ def build_model(recipe: Recipe) -> Any:
     )
 
 
-def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
-    """Mixup and cutmix of `recipe`; None without."""
-    if not recipe.mixes:
+def build_mixup(recipe: Recipe) -> Mixup | None:
+    """Mixup and cutmix of `recipe`, whose num_classes is set; None without."""
+    if not recipe.mixes or recipe.num_classes is None:
         return None
     return Mixup(
         mixup_alpha=recipe.mixup,
@@ -144,18 +196,21 @@ def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
         switch_prob=recipe.mixup_switch_prob,
         mode=recipe.mixup_mode,
         label_smoothing=recipe.label_smoothing,
-        num_classes=num_classes,
+        num_classes=recipe.num_classes,
+        group=recipe.mixup_group,
     )
 
 
-def train(recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None) -> Accuracy:
-    """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy.
+def train(
+    recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None, mesh: str | None = None
+) -> Accuracy:
+    """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy. Other arguments: `prepare`.
 
     Raises:
         FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
         TrainingDivergedError: loss or gradient is no longer finite; the checkpoints written before are sound.
     """
-    run = prepare(recipe, init_from=init_from)
+    run = prepare(recipe, init_from=init_from, mesh=mesh)
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None
@@ -238,6 +293,12 @@ class Options:
     """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors; a head for other classes starts anew."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
+    mesh: str | None = None
+    """Devices for parts of the batch and for parts of the weights too, such as data=4,fsdp=2; None takes all for
+    data."""
+    distributed: str | None = None
+    """Processes on several machines: HOST:PORT,COUNT,INDEX, or auto, or off; None joins them where the cluster's
+    environment (TPU pod, Slurm, Open MPI) tells of others."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -253,8 +314,9 @@ def main(args: Sequence[str]) -> int:
     command = f"python -m t2t_jax.train {name}"
     options = cli.parse(Options, args[1:], prog=command, description=describe_recipe(name), default=start)
     workdir = options.workdir or Path("workdir") / name
+    join_processes(options.distributed)
     try:
-        result = train(options.recipe, workdir, init_from=options.init_from)
+        result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh)
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED
