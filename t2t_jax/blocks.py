@@ -8,16 +8,15 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
 
-from t2t_jax.mesh import split_batch
+from t2t_jax.mesh import AnyMesh, split_batch
 
 
 class Bordered(nnx.Module):
     """`block` with its output (B, N, C) split over the devices of `mesh`; with `remat` its backward pass starts from
     its input alone, all inside is computed again (arXiv 1604.06174)."""
 
-    def __init__(self, block: nnx.Module, mesh: Mesh | None, remat: bool) -> None:
+    def __init__(self, block: nnx.Module, mesh: AnyMesh | None, remat: bool) -> None:
         self.block, self.mesh, self.remat = block, mesh, remat
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -29,7 +28,7 @@ def _call(block: Callable[..., jax.Array], x: jax.Array, rngs: nnx.Rngs | None) 
     return block(x, rngs)
 
 
-def border_blocks(model: Any, mesh: Mesh | None = None, *, remat: bool = False) -> Any:
+def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = False) -> Any:
     """`model`, changed in place, with every block and both layers of the T2T module `Bordered`.
 
     The paths of its tensors change, so this is for a model that a step has just merged. A model without `blocks`

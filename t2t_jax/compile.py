@@ -25,14 +25,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
 from t2t_config import Recipe, recipes
 from t2t_config.flops import training_flops
 from t2t_jax import hlo
-from t2t_jax.mesh import AXES, BATCH, mesh_shape, tree_shardings
+from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, tree_shardings
 from t2t_jax.state import split_model
 from t2t_jax.step import init_state
 from t2t_jax.topology import HBM_GIB, num_chips, topology_name, tpu_topology
@@ -158,11 +158,11 @@ def recipe_of(options: Options, num_devices: int) -> Recipe:
         dtype=options.dtype,
         grad_accum_steps=options.grad_accum_steps,
         remat=options.remat,
-        mixup_group=group if group % 2 == 0 else start.mixup_group,
+        mixup_group=group if group % 2 == 0 else None,
     )
 
 
-def abstract_step(recipe: Recipe, mesh: Mesh | AbstractMesh) -> tuple[TrainStep, tuple[Any, Any]]:
+def abstract_step(recipe: Recipe, mesh: AnyMesh) -> tuple[TrainStep, tuple[Any, Any]]:
     """The training step of `recipe`, and shapes and shardings of the state and the batch that it takes."""
     model = nnx.eval_shape(lambda: build_model(recipe))
     no_decay = model.no_weight_decay()
@@ -193,6 +193,7 @@ def compile_step(options: Options) -> tuple[Report, str]:
         ValueError: the options do not fit together, libtpu is missing or does not know the topology.
         RuntimeError: what was compiled is no program for TPUs.
     """
+    mesh: AnyMesh
     if options.export_only:
         count = num_chips(options.topology)
         mesh = AbstractMesh(mesh_shape(options.mesh, count), AXES, (AxisType.Auto,) * len(AXES))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
@@ -36,6 +36,8 @@ RULES: tuple[tuple[str, bool], ...] = (
 small stays whole: a message of its own would cost more than the memory."""
 
 Tree = TypeVar("Tree")
+AnyMesh = Mesh | AbstractMesh
+"""Of devices, or of their number alone: enough to lower a program."""
 
 
 def mesh_shape(text: str | None, num_devices: int) -> tuple[int, int]:
@@ -73,7 +75,7 @@ def make_mesh(text: str | None = None) -> Mesh:
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
 
 
-def check_batch(batch_size: int, mesh: Mesh, *, parts: int = 1, group: int | None = None) -> None:
+def check_batch(batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | None = None) -> None:
     """Whether every device gets an equal part of a batch, each part whole micro-batches and whole groups of mixup.
 
     Args:
@@ -89,7 +91,7 @@ def check_batch(batch_size: int, mesh: Mesh, *, parts: int = 1, group: int | Non
         micro = f" in {parts} micro-batches" if parts > 1 else ""
         raise ValueError(
             f"batch_size {batch_size} does not divide among {mesh.size} devices{micro}: choose a multiple of "
-            f"{mesh.size * parts}, or another --mesh"
+            f"{mesh.size * parts}, or another mesh"
         )
     own = batch_size // mesh.size
     if group is not None and mesh.size > 1 and own % group:
@@ -97,7 +99,7 @@ def check_batch(batch_size: int, mesh: Mesh, *, parts: int = 1, group: int | Non
         remedy = f"--mixup-group {smaller}, or another " if smaller % 2 == 0 else "another "
         raise ValueError(
             f"mixup_group {group} does not divide the {own} images of each device, so that images would travel "
-            f"between devices: choose {remedy}--batch-size or --mesh"
+            f"between devices: choose {remedy}batch size or mesh"
         )
 
 
@@ -111,7 +113,7 @@ def param_spec(name: str, shape: Sequence[int], fsdp: int) -> P:
     return P(*(AXES[1] if axis == largest else None for axis in range(largest + 1)))
 
 
-def tree_shardings(tree: Tree, mesh: Mesh) -> Tree:
+def tree_shardings(tree: Tree, mesh: AnyMesh) -> Tree:
     """Shardings of every array of `tree`, a state or part of one.
 
     An array under a parameter's dotted name (moments of the optimiser and the average have the same) lies as the
@@ -185,17 +187,17 @@ def sum_processes(counts: np.ndarray) -> np.ndarray:
 # --- Inside a compiled step; without a mesh all of these leave everything as it is ---------------------------
 
 
-def split_batch(tree: Tree, mesh: Mesh | None) -> Tree:
+def split_batch(tree: Tree, mesh: AnyMesh | None) -> Tree:
     """`tree` with the first axis of every array split over all devices."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, BATCH))
 
 
-def gather(tree: Tree, mesh: Mesh | None) -> Tree:
+def gather(tree: Tree, mesh: AnyMesh | None) -> Tree:
     """`tree` whole on every device."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
-def scatter(tree: Tree, mesh: Mesh | None) -> Tree:
+def scatter(tree: Tree, mesh: AnyMesh | None) -> Tree:
     """`tree` as `tree_shardings` says."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, tree_shardings(tree, mesh))
 

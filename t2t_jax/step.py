@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
 from t2t_jax.blocks import border_blocks
-from t2t_jax.mesh import gather, scatter, split_batch
+from t2t_jax.mesh import AnyMesh, gather, scatter, split_batch
 from t2t_jax.metrics import cross_entropy
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import update_ema
@@ -74,7 +73,7 @@ def make_train_step(
     random_erasing: RandomErasing | None = None,
     grad_accum_steps: int = 1,
     remat: bool = False,
-    mesh: Mesh | None = None,
+    mesh: AnyMesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step, compiled at its first call: (state, batch) -> (state, {"loss", "grad_norm"}).
 
@@ -144,7 +143,7 @@ def make_train_step(
 
 
 def make_forward(
-    graphdef: nnx.GraphDef, mesh: Mesh | None = None
+    graphdef: nnx.GraphDef, mesh: AnyMesh | None = None
 ) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:
     """Evaluation's forward pass, compiled at its first call: (arrays, images) -> logits, float32 or wider.
 

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import optax
 import tyro
 from flax import nnx
-from jax.sharding import Mesh
 
 from t2t_common import cli
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
@@ -36,7 +35,7 @@ from t2t_jax.data import (
     train_iterator,
 )
 from t2t_jax.evaluate import Accuracy, accuracy, forward_on
-from t2t_jax.mesh import check_batch, join_processes, make_mesh, put_batch, put_tree
+from t2t_jax.mesh import AnyMesh, check_batch, join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import recipe_optimizer
 from t2t_jax.random_erasing import RandomErasing
@@ -130,7 +129,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
     )
 
 
-def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
+def check_recipe(recipe: Recipe, mesh: AnyMesh) -> None:
     """Raises ValueError unless the batch of `recipe` divides among the devices of `mesh` (see `check_batch`)."""
     group = (recipe.mixup_group or recipe.batch_size) if recipe.mixes else None
     check_batch(recipe.batch_size, mesh, parts=recipe.grad_accum_steps, group=group)
@@ -143,7 +142,7 @@ def build_step(
     no_decay: Collection[str],
     *,
     steps_per_epoch: int,
-    mesh: Mesh,
+    mesh: AnyMesh,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """Optimiser and training step of `recipe`, whose num_classes is set, on the devices of `mesh`.
 
