@@ -115,7 +115,7 @@ def make_train_step(
             return jax.value_and_grad(loss_fn)(params, buffers, batch, key)
 
         def add(total: tuple[jax.Array, Arrays], part: tuple[jax.Array, Batch]):
-            part_key = jax.random.fold_in(key, ACCUMULATION - part[0])
+            part_key = jax.random.fold_in(key, jnp.uint32(ACCUMULATION) - part[0])
             result = jax.value_and_grad(loss_fn)(params, buffers, split_batch(part[1], mesh), part_key)
             return jax.tree.map(jnp.add, total, result), None
 
