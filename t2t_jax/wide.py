@@ -20,7 +20,7 @@ def wide_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return _rounding_einsum(subscripts, a, b)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rounding_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
