@@ -32,7 +32,7 @@ from t2t_common.files import check_target, write_text
 from t2t_config import Recipe, recipes
 from t2t_config.flops import training_flops
 from t2t_jax import hlo
-from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, tree_shardings
+from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, shard_shapes, tree_shardings
 from t2t_jax.state import split_model
 from t2t_jax.step import init_state
 from t2t_jax.topology import HBM_GIB, num_chips, topology_name, tpu_topology
@@ -258,7 +258,8 @@ def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, par
     report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * recipe.grad_accum_steps
     messages = hlo.collectives(text)
     report.collectives = hlo.bytes_by_kind(messages)
-    carrying = hlo.carry_batch(messages, recipe.batch_size, (leaf.shape for leaf in params.values()))
+    own = [leaf.shape for leaf in params.values()] + list(shard_shapes(params).values())
+    carrying = hlo.carry_batch(messages, recipe.batch_size, own)
     report.carry_batch = [f"{message.kind} {message.shapes}" for message in carrying]
 
 

@@ -101,7 +101,7 @@ def carry_batch(found: Iterable[Collective], batch_size: int, own: Iterable[tupl
     Args:
         found: messages.
         batch_size: of all devices together.
-        own: shapes of parameters, which may have this size by chance.
+        own: shapes of parameters and of their parts, which may have this size by chance.
     """
     parameters = {tuple(sorted(dims)) for dims in own}
     return [

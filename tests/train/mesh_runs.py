@@ -53,6 +53,7 @@ def facts(mesh: str, data: str) -> dict[str, Any]:
         losses.append(float(metrics["loss"]))
     whole = {name: array.shape for name, array in run.state.params.items()}
     messages = collectives(program)
+    own = [*whole.values(), *parts.values()]
     return {
         "losses": losses,
         "parts": parts,
@@ -62,7 +63,7 @@ def facts(mesh: str, data: str) -> dict[str, Any]:
         "accuracy": run.evaluate(run.state.best),
         "compilations": steps[0]._cache_size(),
         "messages": len(messages),
-        "carrying": [str(message) for message in carry_batch(messages, recipe.batch_size, whole.values())],
+        "carrying": [str(message) for message in carry_batch(messages, recipe.batch_size, own)],
     }
 
 
