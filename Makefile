@@ -3,8 +3,9 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 TIMM = .venv-timm
+TPU = .venv-tpu
 
-.PHONY: demo test test-timm lint clean
+.PHONY: demo test test-timm test-tpu lint clean
 
 demo: $(INSTALLED)  ## train on real images, carry the weights into PyTorch, prove both models equal
 	$(RUN) examples/demo.py
@@ -14,6 +15,9 @@ test: $(INSTALLED)  ## the whole suite
 
 test-timm: $(TIMM)/.installed  ## our models in timm's registry; timm needs torchvision, so in an environment of its own
 	OMP_NUM_THREADS=1 $(TIMM)/bin/python -m pytest tests/timm
+
+test-tpu: $(TPU)/.installed  ## compile for TPUs that are not there; with libtpu JAX would look for a TPU, so apart
+	OMP_NUM_THREADS=1 $(TPU)/bin/python -m pytest tests/tpu
 
 lint: $(INSTALLED)  ## style and types
 	$(RUN) -m ruff format --check .
@@ -31,5 +35,10 @@ $(TIMM)/.installed: constraints-timm.txt
 		torch torchvision timm safetensors pytest
 	touch $@
 
+$(TPU)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TPU)
+	$(TPU)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tpu]" pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TIMM) demo
+	rm -rf $(VENV) $(TIMM) $(TPU) demo

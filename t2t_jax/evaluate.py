@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
@@ -23,13 +25,14 @@ from t2t_common.options import WeightsOptions
 from t2t_config.class_names import class_names
 from t2t_jax.checkpoint import load_metadata, load_weights
 from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
+from t2t_jax.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.metrics import count_top_k, first_guess
 from t2t_jax.per_class import ClassAccuracy, as_text, class_report
 from t2t_jax.registry import create_model
 from t2t_jax.state import Arrays, model_arrays, split_model
 from t2t_jax.step import Batch, make_forward
 
-Forward = Callable[[Arrays, Any], jax.Array]
+Forward = Callable[[Arrays, Any], "jax.Array | np.ndarray"]
 
 
 class Accuracy(NamedTuple):
@@ -81,9 +84,10 @@ def predict(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Predi
 def accuracy(
     forward: Forward, arrays: Arrays, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
 ) -> Accuracy:
-    """Exact counts over every real image in `batches`; arguments as of `predict`.
+    """Exact counts over every real image in `batches`, of all processes together; arguments as of `predict`.
 
-    Every image is also added to `confusion` (num_classes, num_classes): row its class, column the first guess.
+    Every image of this process is also added to `confusion` (num_classes, num_classes): row its class, column the first
+    guess.
     """
     total = np.zeros(3, np.int64)
     for batch in batches:
@@ -91,7 +95,20 @@ def accuracy(
         if confusion is not None:
             np.add.at(confusion, (labels, first_guess(logits)), 1)
         total += [len(labels), count_top_k(logits, labels, 1), count_top_k(logits, labels, 5)]
-    return Accuracy(*map(int, total))
+    return Accuracy(*map(int, sum_processes(total)))
+
+
+def forward_on(mesh: Mesh, graphdef: nnx.GraphDef) -> Forward:
+    """`make_forward` on the devices of `mesh`: (arrays, this process's images) -> their logits.
+
+    Args:
+        mesh: devices; the images have to divide among them.
+        graphdef: of the model in evaluation mode.
+    """
+    if mesh.size == 1:
+        return make_forward(graphdef)
+    forward = make_forward(graphdef, mesh)
+    return lambda arrays, images: local_rows(forward(arrays, put_batch(images, mesh)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,10 +166,12 @@ def evaluate(options: Options) -> Result:
     source = open_source(options.data, "val")
     check_classes(source, model.num_classes)
     names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
-    forward = make_forward(split_model(model)[0])
+    mesh = make_mesh()
+    forward = forward_on(mesh, split_model(model)[0])
+    batch_size = -(-options.batch_size // mesh.size) * mesh.size
     confusion = np.zeros((len(names), len(names)), np.int64)
-    batches = eval_batches(source, how, options.batch_size)
-    counts = accuracy(forward, model_arrays(model), batches, confusion=confusion)
+    batches = eval_batches(source, how, batch_size)
+    counts = accuracy(forward, put_tree(model_arrays(model), mesh), batches, confusion=confusion)
     return Result(counts, class_report(confusion, names))
 
 

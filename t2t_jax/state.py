@@ -60,7 +60,7 @@ def load_arrays(model: nnx.Module, arrays: Mapping[str, Any], *, fresh: tuple[st
 
 
 def _flat(state: nnx.State) -> Arrays:
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def _nested(arrays: Mapping[str, Any]) -> nnx.State:

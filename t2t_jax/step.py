@@ -12,6 +12,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from t2t_jax.blocks import border_blocks
+from t2t_jax.mesh import AnyMesh, gather, scatter, split_batch
 from t2t_jax.metrics import cross_entropy
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import update_ema
@@ -23,6 +25,8 @@ Batch = Mapping[str, Any]
 
 AUGMENTATION = 2**32 - 1
 """Folded into a step's key for augmentation. Dropout folds in 0, 1, 2, ... and never comes near."""
+ACCUMULATION = AUGMENTATION - 1
+"""Folded in, less 0, 1, 2, ..., for the parts of a batch."""
 
 
 class TrainState(NamedTuple):
@@ -68,6 +72,9 @@ def make_train_step(
     ema_decay: float | None = None,
     mixup: Mixup | None = None,
     random_erasing: RandomErasing | None = None,
+    grad_accum_steps: int = 1,
+    remat: bool = False,
+    mesh: AnyMesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step, compiled at its first call: (state, batch) -> (state, {"loss", "grad_norm"}).
 
@@ -82,6 +89,10 @@ def make_train_step(
         ema_decay: None if the state keeps no average.
         mixup: mixes the images and makes the targets; None leaves both alone.
         random_erasing: comes after `mixup`, as in the authors' training; None erases nothing.
+        grad_accum_steps: parts in which a batch is computed; loss and gradients are the whole batch's, but each part
+            has dropout masks of its own.
+        remat: whether activations inside blocks are computed again in the backward pass.
+        mesh: devices that state and batch are split over (see mesh.py); None for one device.
     """
 
     def augmented(batch: Batch, key: jax.Array) -> Batch:
@@ -94,16 +105,33 @@ def make_train_step(
         return {**batch, "image": images, "label": labels}
 
     def loss_fn(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> jax.Array:
-        model = merge_model(graphdef, {**params, **buffers})
+        model = border_blocks(merge_model(graphdef, {**params, **buffers}), mesh, remat=remat)
         outputs = model(batch["image"], rngs=nnx.Rngs(dropout=key))
-        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        heads = split_batch(outputs if isinstance(outputs, tuple) else (outputs,), mesh)
         losses = [cross_entropy(logits, batch["label"], smoothing=label_smoothing) for logits in heads]
         return sum(losses[1:], losses[0]) / len(losses)
 
+    def value_and_grad(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> tuple[jax.Array, Arrays]:
+        if grad_accum_steps == 1:
+            return jax.value_and_grad(loss_fn)(params, buffers, batch, key)
+
+        def add(total: tuple[jax.Array, Arrays], part: tuple[jax.Array, Batch]):
+            part_key = jax.random.fold_in(key, jnp.uint32(ACCUMULATION) - part[0])
+            result = jax.value_and_grad(loss_fn)(params, buffers, split_batch(part[1], mesh), part_key)
+            return jax.tree.map(jnp.add, total, result), None
+
+        # Every grad_accum_steps-th image, so that each device finds its share of a part in its share of the batch.
+        parts = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(jax.value_and_grad(loss_fn), params, buffers, batch, key))
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(grad_accum_steps, dtype=jnp.uint32), parts))
+        return jax.tree.map(lambda x: x / grad_accum_steps, total)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        batch = augmented(batch, key)
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, state.buffers, batch, key)
+        batch = split_batch(augmented(split_batch(batch, mesh), key), mesh)
+        params, buffers = gather((state.params, state.buffers), mesh)
+        loss, grads = value_and_grad(params, buffers, batch, key)
+        grads = scatter(grads, mesh)
         _show(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -111,7 +139,7 @@ def make_train_step(
         if ema is not None and ema_decay is not None:
             ema = update_ema(ema, {**params, **state.buffers}, ema_decay)
         new_state = state._replace(params=params, opt_state=opt_state, ema=ema, step=state.step + 1)
-        return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return scatter(new_state, mesh), gather({"loss": loss, "grad_norm": optax.tree.norm(grads)}, mesh)
 
     return jax.jit(step, donate_argnums=0)
 
@@ -134,15 +162,19 @@ def _show(grads: Arrays) -> None:
         observer(grads)
 
 
-def make_forward(graphdef: nnx.GraphDef) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:
+def make_forward(
+    graphdef: nnx.GraphDef, mesh: AnyMesh | None = None
+) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:
     """Evaluation's forward pass, compiled at its first call: (arrays, images) -> logits, float32 or wider.
 
     Args:
         graphdef: of the model in evaluation mode.
+        mesh: devices that arrays and images are split over (see mesh.py), and the logits too; None for one device.
     """
 
     def forward(arrays: Arrays, image_BxHxWxC: jax.Array | np.ndarray) -> jax.Array:
-        logits = merge_model(graphdef, arrays)(image_BxHxWxC)
+        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh)
+        logits = split_batch(model(image_BxHxWxC), mesh)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     return jax.jit(forward)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from t2t_jax.layers import Dropout, LayerNorm, Linear
 from t2t_jax.transformer_block import Mlp
+from t2t_jax.wide import wide_einsum
 
 
 class Attention(nnx.Module):
@@ -32,8 +33,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        softmax_dtype = jnp.promote_types(q.dtype, jnp.float32)
-        attn = jnp.einsum("bnd,bmd->bnm", q * self.scale, k, preferred_element_type=softmax_dtype)
+        attn = wide_einsum("bnd,bmd->bnm", q * self.scale, k)
         attn = jax.nn.softmax(attn, axis=-1).astype(v.dtype)
         x = self.attn_drop(attn, rngs=rngs) @ v
         return v + self.proj_drop(self.proj(x), rngs=rngs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -17,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
-from flax import nnx
 
 from t2t_common import cli
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
+from t2t_jax.build import TrainStep, build_model, build_step, check_recipe
 from t2t_jax.checkpoint import ensure_writable, init_weights
 from t2t_jax.data import (
     Preprocess,
@@ -37,17 +37,15 @@ from t2t_jax.data import (
     train_iterator,
 )
 from t2t_jax.diverged import explain
-from t2t_jax.evaluate import Accuracy, accuracy
+from t2t_jax.evaluate import Accuracy, accuracy, forward_on
 from t2t_jax.interrupt import Interruption, RunInterruptedError
 from t2t_jax.lock import locked
-from t2t_jax.mixup import Mixup
-from t2t_jax.optim import freeze, recipe_optimizer
-from t2t_jax.random_erasing import RandomErasing
-from t2t_jax.registry import create_model
+from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
+from t2t_jax.optim import freeze
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.saving import EPOCH_LOSS, Saving
 from t2t_jax.state import Arrays, split_model
-from t2t_jax.step import Batch, TrainState, init_state, make_forward, make_train_step
+from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
 from t2t_jax.watch import Watch
 
@@ -69,7 +67,7 @@ class Run:
     steps_per_epoch: int
     iterator: TrainIterator
     state: TrainState
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: TrainStep
     evaluate: Callable[[Arrays], Accuracy]
     started_from: LoadReport | None = None
 
@@ -83,12 +81,22 @@ class Run:
         return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
 
 
-def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
+def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
     """Opens the data, builds model and optimiser, and sets the state before the first step.
+
+    Args:
+        recipe: what to train.
+        init_from: weights to start from.
+        mesh: the devices and what they share, such as "data=4,fsdp=2"; None takes all, for data.
 
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
     """
+    # --- Devices --------------------------------------------------------------------------------------------
+    devices = make_mesh(mesh)
+    check_recipe(recipe, devices)
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
     # --- Data -----------------------------------------------------------------------------------------------
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
@@ -103,69 +111,42 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
     started_from = None if init_from is None else init_weights(model, init_from)
-    forward = make_forward(split_model(model)[0])
+    forward = forward_on(devices, split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)
     params, buffers = freeze(params, buffers, recipe.frozen or ())
 
     # --- Optimiser, state, step -----------------------------------------------------------------------------
-    tx = recipe_optimizer(recipe, params, steps_per_epoch=epoch_steps, no_decay=model.no_weight_decay())
+    no_decay = model.no_weight_decay()
+    tx, train_step = build_step(recipe, graphdef, params, no_decay, steps_per_epoch=epoch_steps, mesh=devices)
+    state = init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None)
     return Run(
         recipe=recipe,
         how=how,
         class_names=train_source.class_names,
         steps_per_epoch=epoch_steps,
-        iterator=train_iterator(train_source, recipe, how, put=jax.device_put),
-        state=init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None),
-        train_step=make_train_step(
-            graphdef,
-            tx,
-            label_smoothing=recipe.label_smoothing,
-            ema_decay=recipe.ema_decay,
-            mixup=build_mixup(recipe, num_classes),
-            random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
-        ),
+        iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
+        state=put_tree(state, devices),
+        train_step=train_step,
         evaluate=lambda arrays: accuracy(
-            forward, arrays, eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads)
+            forward,
+            arrays,
+            eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads, **processes),
         ),
         started_from=started_from,
     )
 
 
-def build_model(recipe: Recipe) -> Any:
-    """The freshly initialised model of `recipe`, in evaluation mode."""
-    return create_model(
-        recipe.model,
-        img_size=recipe.img_size,
-        in_chans=recipe.in_chans,
-        num_classes=recipe.num_classes,
-        drop_rate=recipe.drop_rate,
-        attn_drop_rate=recipe.attn_drop_rate,
-        drop_path_rate=recipe.drop_path_rate,
-        dtype=jnp.bfloat16 if recipe.dtype == "bfloat16" else None,
-        rngs=nnx.Rngs(recipe.seed),
-    )
-
-
-def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
-    """Mixup and cutmix of `recipe`; None without."""
-    if not recipe.mixes:
-        return None
-    return Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob,
-        mode=recipe.mixup_mode,
-        label_smoothing=recipe.label_smoothing,
-        num_classes=num_classes,
-    )
-
-
 def train(
-    recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None, watch: Watch | None = None
+    recipe: Recipe,
+    workdir: str | Path,
+    *,
+    init_from: str | Path | None = None,
+    mesh: str | None = None,
+    watch: Watch | None = None,
 ) -> Accuracy:
-    """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy.
+    """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy. Other arguments: `prepare`,
+    and what `watch` asks for.
 
     Raises:
         FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
@@ -173,7 +154,7 @@ def train(
             checkpoints written before are sound.
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
-    run = prepare(recipe, init_from=init_from)
+    run = prepare(recipe, init_from=init_from, mesh=mesh)
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None
@@ -185,7 +166,7 @@ def train(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
         first_step = resume(run, checkpoints, workdir)
-        stack.enter_context(explained(recipe, checkpoints, workdir, init_from))
+        stack.enter_context(explained(recipe, checkpoints, workdir, init_from, mesh))
         reporter = stack.enter_context(
             Reporter(
                 workdir,
@@ -243,7 +224,11 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
 
 @contextlib.contextmanager
 def explained(
-    recipe: Recipe, checkpoints: TrainingCheckpoints, workdir: Path, init_from: str | Path | None
+    recipe: Recipe,
+    checkpoints: TrainingCheckpoints,
+    workdir: Path,
+    init_from: str | Path | None,
+    mesh: str | None,
 ) -> Iterator[None]:
     """Adds to a `TrainingDivergedError` what went first, by a second run from the last good state (see diverged.py)."""
     try:
@@ -251,7 +236,7 @@ def explained(
     except TrainingDivergedError as error:
         try:
             checkpoints.wait()
-            run = prepare(recipe, init_from=init_from)
+            run = prepare(recipe, init_from=init_from, mesh=mesh)
             done = resume(run, checkpoints, workdir)
             finding = explain(run.train_step, run.state, run.iterator, done=done, broken=error.step)
         except Exception as failure:  # whatever it is, the divergence is the news
@@ -310,6 +295,12 @@ class Options:
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
+    mesh: str | None = None
+    """Devices for parts of the batch and for parts of the weights too, such as data=4,fsdp=2; None takes all for
+    data."""
+    distributed: str | None = None
+    """Processes on several machines: HOST:PORT,COUNT,INDEX, or auto, or off; None joins them where the cluster's
+    environment (TPU pod, Slurm, Open MPI) tells of others."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -325,8 +316,9 @@ def main(args: Sequence[str]) -> int:
     command = f"python -m t2t_jax.train {name}"
     options = cli.parse(Options, args[1:], prog=command, description=describe_recipe(name), default=start)
     workdir = options.workdir or Path("workdir") / name
+    join_processes(options.distributed)
     try:
-        result = train(options.recipe, workdir, init_from=options.init_from, watch=options.watch)
+        result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh, watch=options.watch)
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from t2t_jax.layers import GELU, Dropout, DropPath, LayerNorm, Linear
+from t2t_jax.wide import wide_einsum
 
 
 class Mlp(nnx.Module):
@@ -45,8 +46,7 @@ def dot_product_attention(
 
     The softmax never runs below float32.
     """
-    softmax_dtype = jnp.promote_types(q.dtype, jnp.float32)
-    attn = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=softmax_dtype) * scale
+    attn = wide_einsum("bnhd,bmhd->bhnm", q, k) * scale
     attn = attn_drop(jax.nn.softmax(attn, axis=-1).astype(v.dtype), rngs=rngs)
     x = jnp.einsum("bhnm,bmhd->bnhd", attn, v)
     return x.reshape(*x.shape[:2], -1)

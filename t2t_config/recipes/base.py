@@ -115,9 +115,16 @@ class Recipe:
     """Probability of cutmix where both are on."""
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
     """What shares one draw of mixup or cutmix: the batch, an image and its partner, nothing."""
+    mixup_group: int | None = None
+    """Images among which partners are found, a part of the batch; None for all of it. Where every device has whole
+    groups, images are mixed without leaving it."""
     re_prob: float = 0.0
     """Random erasing: probability that a rectangle of an image becomes noise."""
 
+    grad_accum_steps: int = 1
+    """Parts in which a batch is computed, one after another, to save memory; the step is that of the whole batch."""
+    remat: bool = False
+    """Whether activations inside blocks are forgotten and computed again in the backward pass, to save memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, optimiser and average stay float32."""
     seed: int = 0
@@ -145,7 +152,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         model_config(self.model)
-        at_least_one = ("img_size", "epochs", "batch_size", "log_every", "eval_every", "repeated_aug")
+        at_least_one = (
+            "img_size",
+            "epochs",
+            "batch_size",
+            "grad_accum_steps",
+            "log_every",
+            "eval_every",
+            "repeated_aug",
+        )
         for name in (*at_least_one, "checkpoint_every", "keep_checkpoints"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         not_negative = ("cooldown_epochs", "warmup_epochs", "weight_decay", "lr", "min_lr", "warmup_lr")
@@ -181,6 +196,10 @@ class Recipe:
             _require(self, "auto_augment", self.augment == "crop", "goes with augment 'crop' only")
         if self.mixes:
             _require(self, "batch_size", self.batch_size % 2 == 0, "must be even, as mixup and cutmix make pairs")
+            group = self.mixup_group or self.batch_size
+            fits = group > 0 and group % 2 == 0 and self.batch_size % group == 0
+            _require(self, "mixup_group", fits, f"must be even and divide batch_size {self.batch_size}")
+        _require(self, "batch_size", self.batch_size % self.grad_accum_steps == 0, "must divide by grad_accum_steps")
 
     @property
     def mixes(self) -> bool:

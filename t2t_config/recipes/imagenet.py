@@ -39,6 +39,7 @@ def t2t(model: str) -> Recipe:
         auto_augment="rand-m9-mstd0.5-inc1",
         mixup=0.8,
         cutmix=1.0,
+        mixup_group=16,
         re_prob=0.25,
     )
 
@@ -84,6 +85,7 @@ def deit(model: str) -> Recipe:
         auto_augment="rand-m9-mstd0.5-inc1",
         mixup=0.8,
         cutmix=1.0,
+        mixup_group=16,
         re_prob=0.25,
     )
 

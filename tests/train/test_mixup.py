@@ -31,6 +31,30 @@ def test_images_and_targets_are_timms_for_its_draws(mode: str, kind: str, seed: 
     np.testing.assert_allclose(np.sum(targets, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+def test_groups_are_mixed_as_batches_of_their_own(mode: str):
+    """Two of timm's batches as the two groups of one."""
+    goldens = [golden_arrays(f"{mode}/both/{seed}") for seed in (0, 1)]
+    mixup = Mixup(*ALPHAS["both"], mode=mode, label_smoothing=0.1, num_classes=CLASSES, group=6)
+    draws = MixupDraws(*(jnp.concatenate([golden[name] for golden in goldens]) for name in MixupDraws._fields))
+    assert jax.tree.map(jnp.shape, draws) == jax.tree.map(jnp.shape, mixup.draw(jax.random.key(0), (12, *SHAPE[1:])))
+    before = np.concatenate([golden_input(SHAPE)] * 2)
+    images, targets = jax.jit(mixup.apply)(before, np.concatenate([LABELS] * 2), draws)
+    for found, name in ((images, "images"), (targets, "targets")):
+        expected = np.concatenate([golden[name] for golden in goldens])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_groups_share_the_draw_of_a_batch():
+    mixup = Mixup(0.0, 1.0, num_classes=CLASSES, group=2)
+    before = np.arange(4 * 8 * 8, dtype=np.float32).reshape(4, 8, 8, 1)
+    after = np.asarray(jax.jit(mixup)(before, LABELS[:4], jax.random.key(1))[0])
+    moved = after != before
+    assert moved.any()
+    np.testing.assert_array_equal(moved, np.broadcast_to(moved[:1], moved.shape))
+    np.testing.assert_array_equal(after, np.where(moved, before[[1, 0, 3, 2]], before))
+
+
 def test_the_goldens_show_every_case():
     goldens = [golden_arrays(f"{mode}/both/{seed}") for mode in MODES for seed in range(3)]
     kinds = {(bool(cut), float(lam) == 1) for g in goldens for cut, lam in zip(g["use_cutmix"], g["lam"], strict=True)}
@@ -95,9 +119,12 @@ def test_impossible_figures_are_refused():
         ({"mixup_alpha": 0.0}, "one must be positive"),
         ({"cutmix_alpha": -1.0}, "must not be negative"),
         ({"prob": 1.5}, "prob"),
+        ({"group": 3}, "group must be even and positive, got 3"),
         ({"mode": "half"}, "'half' is not one of batch, pair, elem"),
     ):
         with pytest.raises(ValueError, match=message):
             Mixup(**figures)
     with pytest.raises(ValueError, match="7 images are an odd number"):
         Mixup().draw(jax.random.key(0), (7, 4, 4, 1))
+    with pytest.raises(ValueError, match="group 4 does not divide a batch of 6"):
+        Mixup(group=4).draw(jax.random.key(0), (6, 4, 4, 1))

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from t2t_config import RECIPES
+from t2t_jax.build import build_model
 from t2t_jax.optim import recipe_optimizer
 from t2t_jax.report import Reporter
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
-from t2t_jax.train import build_model
 
 STEPS = 30
 

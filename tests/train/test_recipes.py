@@ -10,8 +10,7 @@ import torch
 from flax import nnx
 
 from t2t_config import MODELS, RECIPES, Recipe, describe_recipe, epoch_lr, list_models, recipe
-from t2t_jax import create_model
-from t2t_jax import train as training
+from t2t_jax import build, create_model
 from t2t_jax.optim import freeze, schedule
 from t2t_jax.state import split_model
 from tests.golden import golden
@@ -69,10 +68,10 @@ def test_every_recipe_builds_its_model(name: str, monkeypatch: pytest.MonkeyPatc
     """Abstractly, with one block: nothing is computed. The head has the data's classes."""
     made = recipe(name)
     short = {"block_config": (1, 1, 1, 1)} if "dense" in name else {"depth": 1}
-    monkeypatch.setattr(training, "create_model", functools.partial(create_model, **short))
-    model = nnx.eval_shape(lambda: training.build_model(made))
+    monkeypatch.setattr(build, "create_model", functools.partial(create_model, **short))
+    model = nnx.eval_shape(lambda: build.build_model(made))
     assert (model.img_size, model.num_classes) == ((made.img_size, made.img_size), made.num_classes)
-    arrays = jax.eval_shape(lambda: split_model(training.build_model(made))[1:])
+    arrays = jax.eval_shape(lambda: split_model(build.build_model(made))[1:])
     params, buffers = freeze(*arrays, made.frozen or ())
     assert params.keys() | buffers.keys() == arrays[0].keys() | arrays[1].keys()
     assert params["head.kernel"].shape[-1] == {"cifar10": 10, "cifar100": 100}.get(name.split("_")[0], 1000)

@@ -17,6 +17,7 @@ from t2t_jax.optim import adamw, decay_mask
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.state import load_arrays, merge_model, model_arrays, split_model
 from t2t_jax.step import TrainState, init_state, make_forward, make_train_step
+from t2t_jax.transformer_block import Mlp
 
 
 class Toy(nnx.Module):
@@ -170,6 +171,56 @@ def test_augmentation_leaves_the_keys_of_dropout_alone():
         _, metrics = make_train_step(graphdef, tx, label_smoothing=0.1, **augmentation)(state, batch())
         losses.append(float(metrics["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_batch_in_parts_is_the_whole_batch():
+    """Without dropout; augmentation has happened before the batch is cut."""
+    model = Toy(nnx.Rngs(0))
+    model.drop.rate = 0.0
+    graphdef, tx, state = start(model)
+    found = []
+    for parts in (1, 4):
+        step = make_train_step(graphdef, tx, ema_decay=0.9, grad_accum_steps=parts, **AUGMENTED)
+        found.append(step(jax.tree.map(jnp.copy, state), batch()))
+    (whole, metrics), (cut, cut_metrics) = found
+    chex.assert_trees_all_close(cut_metrics, metrics, rtol=1e-6)
+    chex.assert_trees_all_close(cut._asdict(), whole._asdict(), rtol=1e-5, atol=1e-6)
+
+
+def test_every_part_of_a_batch_has_dropout_of_its_own():
+    graphdef, _, state = start(Toy(nnx.Rngs(0)))
+    frozen = optax.set_to_zero()
+    state = state._replace(opt_state=frozen.init(state.params))
+    alike = {"image": np.ones((8, 2, 2, 1), np.float32), "label": np.zeros(8, np.int32)}
+    losses = []
+    for parts in (1, 2, 4, 8):
+        _, metrics = make_train_step(graphdef, frozen, grad_accum_steps=parts)(jax.tree.map(jnp.copy, state), alike)
+        losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == len(losses)
+
+
+class Blocks(nnx.Module):
+    """Two blocks with dropout, (B, 2, 2, 1) -> (B, 3)."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.blocks = nnx.List([Mlp(4, 8, drop=0.5, rngs=rngs) for _ in range(2)])
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = x.reshape(len(x), 1, -1)
+        for block in self.blocks:
+            x = block(x, rngs)
+        return self.head(x[:, 0])
+
+
+def test_rematerialisation_changes_the_program_and_not_the_numbers():
+    graphdef, tx, state = start(Blocks(nnx.Rngs(0)))
+    steps = [make_train_step(graphdef, tx, ema_decay=0.9, remat=remat) for remat in (False, True)]
+    (plain, metrics), (again, again_metrics) = (step(jax.tree.map(jnp.copy, state), batch()) for step in steps)
+    chex.assert_trees_all_close(again_metrics, metrics, rtol=1e-6)
+    chex.assert_trees_all_close(again._asdict(), plain._asdict(), rtol=1e-5, atol=1e-6)
+    counts = [str(jax.make_jaxpr(step.__wrapped__)(state, batch())).count("dot_general") for step in steps]
+    assert counts[1] - counts[0] == 2  # fc1 of both blocks; nobody needs the output of fc2
 
 
 def test_several_heads_share_the_loss():

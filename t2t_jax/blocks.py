@@ -1,0 +1,44 @@
+"""What a step does at the borders of a model's blocks: activations stay split over the devices, and are forgotten and
+computed again in the backward pass where memory is short. The models know nothing of either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from t2t_jax.mesh import AnyMesh, split_batch
+
+
+class Bordered(nnx.Module):
+    """`block` with its output (B, N, C) split over the devices of `mesh`; with `remat` its backward pass starts from
+    its input alone, all inside is computed again (arXiv 1604.06174)."""
+
+    def __init__(self, block: nnx.Module, mesh: AnyMesh | None, remat: bool) -> None:
+        self.block, self.mesh, self.remat = block, mesh, remat
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        run: Callable[..., jax.Array] = nnx.remat(_call) if self.remat else _call
+        return split_batch(run(self.block, x, rngs), self.mesh)
+
+
+def _call(block: Callable[..., jax.Array], x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    return block(x, rngs)
+
+
+def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = False) -> Any:
+    """`model`, changed in place, with every block and both layers of the T2T module `Bordered`.
+
+    The paths of its tensors change, so this is for a model that a step has just merged. A model without `blocks`
+    stays as it is.
+    """
+    if (mesh is None and not remat) or not hasattr(model, "blocks"):
+        return model
+    model.blocks = nnx.List([Bordered(block, mesh, remat) for block in model.blocks])
+    tokens = getattr(model, "tokens_to_token", None)
+    for name in ("attention1", "attention2"):
+        if hasattr(tokens, name):
+            setattr(tokens, name, Bordered(getattr(tokens, name), mesh, remat))
+    return model

@@ -1,0 +1,93 @@
+"""What a recipe becomes: its model, its mixing of images, its optimiser and training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from t2t_config import Recipe
+from t2t_jax.mesh import AnyMesh, check_batch
+from t2t_jax.mixup import Mixup
+from t2t_jax.optim import recipe_optimizer
+from t2t_jax.random_erasing import RandomErasing
+from t2t_jax.registry import create_model
+from t2t_jax.state import Arrays
+from t2t_jax.step import Batch, TrainState, make_train_step
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def check_recipe(recipe: Recipe, mesh: AnyMesh) -> None:
+    """Raises ValueError unless the batch of `recipe` divides among the devices of `mesh` (see `check_batch`)."""
+    group = (recipe.mixup_group or recipe.batch_size) if recipe.mixes else None
+    check_batch(recipe.batch_size, mesh, parts=recipe.grad_accum_steps, group=group)
+
+
+def build_step(
+    recipe: Recipe,
+    graphdef: nnx.GraphDef,
+    params: Arrays,
+    no_decay: Collection[str],
+    *,
+    steps_per_epoch: int,
+    mesh: AnyMesh,
+) -> tuple[optax.GradientTransformation, TrainStep]:
+    """Optimiser and training step of `recipe`, whose num_classes is set, on the devices of `mesh`.
+
+    Args:
+        recipe: what to train.
+        graphdef: of the model in training mode.
+        params: its parameters; shapes are enough.
+        no_decay: names that weight decay leaves alone.
+        steps_per_epoch: of the data.
+        mesh: devices of the state and of the batches.
+    """
+    tx = recipe_optimizer(recipe, params, steps_per_epoch=steps_per_epoch, no_decay=no_decay)
+    step = make_train_step(
+        graphdef,
+        tx,
+        label_smoothing=recipe.label_smoothing,
+        ema_decay=recipe.ema_decay,
+        mixup=build_mixup(recipe),
+        random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
+        grad_accum_steps=recipe.grad_accum_steps,
+        remat=recipe.remat,
+        mesh=mesh if mesh.size > 1 else None,
+    )
+    return tx, step
+
+
+def build_model(recipe: Recipe) -> Any:
+    """The freshly initialised model of `recipe`, in evaluation mode."""
+    return create_model(
+        recipe.model,
+        img_size=recipe.img_size,
+        in_chans=recipe.in_chans,
+        num_classes=recipe.num_classes,
+        drop_rate=recipe.drop_rate,
+        attn_drop_rate=recipe.attn_drop_rate,
+        drop_path_rate=recipe.drop_path_rate,
+        dtype=jnp.bfloat16 if recipe.dtype == "bfloat16" else None,
+        rngs=nnx.Rngs(recipe.seed),
+    )
+
+
+def build_mixup(recipe: Recipe) -> Mixup | None:
+    """Mixup and cutmix of `recipe`, whose num_classes is set; None without."""
+    if not recipe.mixes or recipe.num_classes is None:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        mode=recipe.mixup_mode,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=recipe.num_classes,
+        group=recipe.mixup_group,
+    )

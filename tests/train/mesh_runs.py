@@ -1,0 +1,80 @@
+"""Runs of one recipe on several meshes, in a process with eight virtual devices or in one of two processes.
+
+python -m tests.train.mesh_runs '{"devices": N, "data": DIR, "meshes": {NAME: MESH}}' prints facts as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import jax
+
+from t2t_config import Recipe
+from t2t_jax import build, step
+from t2t_jax import train as training
+from t2t_jax.hlo import carry_batch, collectives
+from t2t_jax.mesh import join_processes, make_mesh, put_batch, shard_shapes
+
+STEPS = 20
+
+
+def facts(mesh: str, data: str) -> dict[str, Any]:
+    """Losses, parts of the arrays, messages and counts of 20 steps on `mesh`."""
+    recipe = Recipe(
+        model="t2t_vit_micro",
+        data=data,
+        img_size=32,
+        mean=(0.4, 0.4, 0.4),
+        std=(0.2, 0.2, 0.2),
+        batch_size=16,
+        epochs=STEPS,
+        warmup_epochs=1,
+        cooldown_epochs=0,
+        ema_decay=0.8,
+        mixup=0.8,
+        cutmix=1.0,
+        mixup_group=2,
+        re_prob=0.25,
+        data_threads=0,
+    )
+    steps: list[Any] = []
+    make = step.make_train_step
+    build.make_train_step = lambda *args, **options: steps.append(make(*args, **options)) or steps[0]
+    run = training.prepare(recipe, mesh=mesh)
+    parts = shard_shapes(run.state.params)
+    moments = shard_shapes(run.state.opt_state[0].mu)
+    batches = [next(run.iterator) for _ in range(STEPS)]
+    program = steps[0].lower(run.state, put_batch(batches[0], make_mesh(mesh))).compile().as_text()
+    losses = []
+    for batch in batches:
+        run.state, metrics = run.train_step(run.state, batch)
+        losses.append(float(metrics["loss"]))
+    whole = {name: array.shape for name, array in run.state.params.items()}
+    messages = collectives(program)
+    own = [*whole.values(), *parts.values()]
+    return {
+        "losses": losses,
+        "parts": parts,
+        "moments": moments,
+        "later": shard_shapes(run.state.params),
+        "whole": whole,
+        "accuracy": run.evaluate(run.state.best),
+        "compilations": steps[0]._cache_size(),
+        "messages": len(messages),
+        "carrying": [str(message) for message in carry_batch(messages, recipe.batch_size, own)],
+    }
+
+
+def main(order: dict[str, Any]) -> None:
+    jax.config.update("jax_num_cpu_devices", order["devices"])
+    if "distributed" in order:
+        join_processes(order["distributed"])
+    found = {name: facts(mesh, order["data"]) for name, mesh in order["meshes"].items()}
+    if jax.process_index() == 0:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,97 @@
+"""The compile command as far as it goes without libtpu; tests/tpu has the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from t2t_common import cli
+from t2t_jax.compile import Options, Report, compile_step, main, matrix_products
+from t2t_jax.topology import num_chips, topology_name
+
+SMALL = {"model": "t2t_vit_micro", "topology": "v5e-4", "img_size": 32, "batch": 64, "export_only": True}
+
+
+def test_topologies_by_both_of_their_names():
+    assert topology_name("v5e:4x4") == topology_name("v5e-16") == topology_name("v5litepod-16") == "v5e:4x4"
+    assert num_chips("v5p-8") == 4
+    assert num_chips("v5e:8x8") == 64
+    for name in ("v5e", "v5e-17", "tpu:2x2", "v5e:4"):
+        with pytest.raises(ValueError, match="write it as v5e:4x4"):
+            topology_name(name)
+
+
+def test_products_are_counted_with_their_dtypes():
+    text = """
+    %1 = stablehlo.dot_general %a, %b, contracting_dims = [2] x [0], precision = [DEFAULT, DEFAULT] : (tensor<4x5x6xbf16>, tensor<6x7xbf16>) -> tensor<4x5x7xbf16>
+    %2 = stablehlo.dot_general %a, %b, batching_dims = [0] x [0], contracting_dims = [1, 2] x [1, 2], precision = [HIGHEST, HIGHEST] : (tensor<4x5x6xf32>, tensor<4x5x6xf32>) -> tensor<4xf32>
+    %3 = stablehlo.dot_general %a, %b, contracting_dims = [0] x [0] : (tensor<6x4xf32>, tensor<6x7xbf16>) -> tensor<4x7xf32>
+    """  # noqa: E501
+    products = matrix_products(text)
+    assert products.dtypes == {
+        "bf16 x bf16 -> bf16": 1,
+        "f32 x f32 -> f32 (highest)": 1,
+        "f32 x bf16 -> f32": 1,
+    }
+    assert products.float32 == 1
+    assert products.flops == 2 * (4 * 5 * 7 * 6 + 4 * 30 + 4 * 7 * 6)
+
+
+def test_lowering_alone_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    args = ["--model", "t2t_vit_micro", "--topology", "v5e-4", "--img-size", "32", "--batch", "64", "--export-only"]
+    files = ["--json", str(tmp_path / "r.json"), "--hlo", str(tmp_path / "r.mlir")]
+    assert cli.run(main, [*args, "--mesh", "data=2,fsdp=2", *files]) == 0
+    assert "lowering only: neither compiled nor shown to fit" in capsys.readouterr().out
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["lowering_only"], report["fits"], report["memory"]) == (True, None, None)
+    assert report["float32_products"] == 0
+    assert report["product_flops"] == pytest.approx(report["analytic_flops"], rel=0.05)
+    assert "stablehlo" in (tmp_path / "r.mlir").read_text()
+
+
+def test_a_step_in_parts_counts_every_part():
+    whole, _ = compile_step(Options(**SMALL))
+    parts, _ = compile_step(Options(**SMALL, grad_accum_steps=2))
+    assert parts.product_flops == whole.product_flops
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology", "v5e-4"], "--model"),
+        (["--model", "t2t_vit_micr", "--topology", "v5e-4"], "did you mean t2t_vit_micro"),
+        (["--model", "t2t_vit_micro", "--topology", "v5e"], "write it as v5e:4x4"),
+        (["--model", "t2t_vit_micro", "--topology", "v5e-4"], "libtpu is missing: pip install 't2t-vit[tpu]'"),
+        (["--model", "t2t_vit_micro", "--topology", "v5e-4", "--export-only", "--batch", "30"], "multiple of 4"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("t2t_jax.topology.has_libtpu", lambda: False)
+    assert cli.run(main, options) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_no_room_and_a_travelling_batch_do_not_hold():
+    memory = dict.fromkeys(("args", "out", "alias", "temp", "code"), 1) | {"total": 10}
+    report = Report(
+        *("t2t_vit_14", "v5e:4x4", {"data": 16, "fsdp": 1}, 1024, 224, "bfloat16", False, {}, 0, 98, 100),
+        memory=memory,
+        hbm=16,
+        flops=120.0,
+        collectives={"all-reduce": (2, 10)},
+        carry_batch=[],
+        compile_seconds=1.0,
+    )
+    assert report.holds
+    assert "0.9800 of the analytic 100" in str(report)
+    report.carry_batch = ["all-gather"]
+    assert not report.holds
+    report.carry_batch, report.hbm = [], 9
+    assert not report.holds
+    assert "DOES NOT FIT" in str(report)
