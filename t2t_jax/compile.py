@@ -31,6 +31,7 @@ from t2t_common import cli
 from t2t_common.files import check_target, write_text
 from t2t_config import Recipe, recipes
 from t2t_config.flops import training_flops
+from t2t_config.models import model_config
 from t2t_jax import hlo
 from t2t_jax.build import build_model, build_step, check_recipe
 from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, shard_shapes, tree_shardings
@@ -194,6 +195,7 @@ def compile_step(options: Options) -> tuple[Report, str]:
         RuntimeError: what was compiled is no program for TPUs.
     """
     mesh: AnyMesh
+    model_config(options.model)
     if options.export_only:
         count = num_chips(options.topology)
         mesh = AbstractMesh(mesh_shape(options.mesh, count), AXES, (AxisType.Auto,) * len(AXES))

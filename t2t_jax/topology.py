@@ -48,9 +48,9 @@ def tpu_topology(name: str) -> topologies.TopologyDescription:
     Raises:
         ValueError: libtpu is not installed, or does not know it.
     """
+    name = topology_name(name)
     if not has_libtpu():
         raise ValueError("libtpu is missing: pip install 't2t-vit[tpu]', or add --export-only, which only lowers")
-    name = topology_name(name)
     try:
         return topologies.get_topology_desc(topology_name=name, platform="tpu")
     except Exception as error:  # of the runtime, of many kinds

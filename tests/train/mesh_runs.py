@@ -15,7 +15,7 @@ from t2t_config import Recipe
 from t2t_jax import build, step
 from t2t_jax import train as training
 from t2t_jax.hlo import carry_batch, collectives
-from t2t_jax.mesh import join_processes, make_mesh, put_batch, shard_shapes
+from t2t_jax.mesh import join_processes, shard_shapes
 
 STEPS = 20
 
@@ -46,7 +46,7 @@ def facts(mesh: str, data: str) -> dict[str, Any]:
     parts = shard_shapes(run.state.params)
     moments = shard_shapes(run.state.opt_state[0].mu)
     batches = [next(run.iterator) for _ in range(STEPS)]
-    program = steps[0].lower(run.state, put_batch(batches[0], make_mesh(mesh))).compile().as_text()
+    program = steps[0].lower(run.state, batches[0]).compile().as_text()
     losses = []
     for batch in batches:
         run.state, metrics = run.train_step(run.state, batch)
