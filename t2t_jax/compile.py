@@ -241,13 +241,13 @@ def compile_step(options: Options) -> tuple[Report, str]:
         return report, stablehlo
     report.compile_seconds = time.perf_counter() - began
     text = compiled.as_text()
-    _read_compiled(report, compiled, text, recipe, arguments[0].params)
+    _read_compiled(report, compiled, text, recipe, arguments[0].raw)
     if device.platform != "tpu" or TILES not in text:
         raise RuntimeError(f"no TPU program: platform {device.platform}, {text.count(TILES)} of {TILES}")
     return report, text
 
 
-def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, params: Any) -> None:
+def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, arrays: Any) -> None:
     found = compiled.memory_analysis()
     memory = {
         "args": found.argument_size_in_bytes,
@@ -261,7 +261,7 @@ def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, par
     report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * recipe.grad_accum_steps
     messages = hlo.collectives(text)
     report.collectives = hlo.bytes_by_kind(messages)
-    own = [leaf.shape for leaf in params.values()] + list(shard_shapes(params).values())
+    own = [leaf.shape for leaf in arrays.values()] + list(shard_shapes(arrays).values())
     carrying = hlo.carry_batch(messages, recipe.batch_size, own)
     report.carry_batch = [f"{message.kind} {message.shapes}" for message in carrying]
 

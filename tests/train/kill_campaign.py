@@ -153,10 +153,14 @@ def lines_in(workdir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+TIMES = ("seconds", "images_per_second", "data_wait")
+"""Fields of the metrics that no two runs share."""
+
+
 def metrics(workdir: Path) -> list[dict[str, Any]]:
     """Lines of the run's log of metrics, without times."""
     lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def count_differing_lines(one: Path, other: Path) -> int:

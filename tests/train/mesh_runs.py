@@ -53,7 +53,8 @@ def facts(mesh: str, data: str) -> dict[str, Any]:
         losses.append(float(metrics["loss"]))
     whole = {name: array.shape for name, array in run.state.params.items()}
     messages = collectives(program)
-    own = [*whole.values(), *parts.values()]
+    arrays = run.state.raw
+    own = [*(array.shape for array in arrays.values()), *shard_shapes(arrays).values()]
     return {
         "losses": losses,
         "parts": parts,

@@ -34,9 +34,9 @@ from t2t_jax.step import make_forward
 from t2t_jax.train import Run, prepare, resume, train
 from t2t_jax.training_checkpoints import TrainingCheckpoints
 from tests.train.conftest import VAL_IMAGES
+from tests.train.kill_campaign import TIMES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
-TIMES = ("seconds", "images_per_second", "data_wait")
 AUGMENTATION = ("auto_augment", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "re_prob")
 
 
