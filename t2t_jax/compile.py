@@ -261,7 +261,9 @@ def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, arr
     report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * recipe.grad_accum_steps
     messages = hlo.collectives(text)
     report.collectives = hlo.bytes_by_kind(messages)
-    own = [leaf.shape for leaf in arrays.values()] + list(shard_shapes(arrays).values())
+    parts = list(shard_shapes(arrays).values())
+    stacked = [(report.mesh["fsdp"], *part) for part in parts]  # as a TPU's all-gather lays them side by side
+    own = [*(leaf.shape for leaf in arrays.values()), *parts, *stacked]
     carrying = hlo.carry_batch(messages, recipe.batch_size, own)
     report.carry_batch = [f"{message.kind} {message.shapes}" for message in carrying]
 
