@@ -21,6 +21,22 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
+SMALL = Recipe(
+    model="t2t_vit_micro",
+    img_size=8,
+    in_chans=1,
+    mean=(0.0,),
+    std=(1.0,),
+    crop_pct=1.0,
+    epochs=3,
+    cooldown_epochs=1,
+    batch_size=4,
+    augment="affine",
+    data_threads=2,
+)
+"""For tests of the input: 8x8 gray images, three epochs and one more."""
+
+
 def write_idx_folder(folder: Path) -> Path:
     """Four classes of 8x8 images, told apart by which quarter is bright."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,22 +19,11 @@ from t2t_jax import train as training
 from t2t_jax.data import Preprocess, TrainIterator, eval_batches, open_source, train_iterator
 from t2t_jax.data.pipeline import TRIES
 from t2t_jax.data.sources import EncodedSource
+from tests.train import conftest
 
 CLASSES = 10
 
-SMALL = Recipe(
-    model="t2t_vit_micro",
-    img_size=8,
-    in_chans=1,
-    mean=(0.0,),
-    std=(1.0,),
-    crop_pct=1.0,
-    epochs=4,
-    cooldown_epochs=0,
-    batch_size=6,
-    augment="affine",
-    data_threads=0,
-)
+SMALL = dataclasses.replace(conftest.SMALL, epochs=4, cooldown_epochs=0, batch_size=6, data_threads=0)
 HOW = Preprocess.of_recipe(SMALL)
 
 
