@@ -194,7 +194,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, source: Path, ending:
 
     for writer in ("torch.save", "safetensors.torch.save_file", "safetensors.torch.save"):
         monkeypatch.setattr(writer, full)
-    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables", full)
+    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables_async", full)
     with pytest.raises((OSError, ValueError), match="No space left"):
         convert(source, target, NAME)
     assert all(torch.equal(value, before[key]) for key, value in weights(target).items())
