@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import torch
@@ -41,6 +41,11 @@ jax.tree_util.register_dataclass(Call, data_fields=["inputs", "outputs"], meta_f
 Calls = dict[Key, Call]
 """Calls in the order in which they returned: an inner module comes before the one around it."""
 
+ROOT: Key = ("", 0)
+"""The model's own call."""
+
+Where = Literal["inputs", "outputs"]
+
 Replace = Callable[[Key, list[Any]], "list[Any] | None"]
 """Given a call and its tensors, those to take their place; None leaves them as they are."""
 
@@ -54,7 +59,7 @@ class Passed:
     """
 
     key: Key
-    where: Literal["inputs", "outputs"]
+    where: Where
     index: int
     replaced: bool
 
@@ -181,17 +186,27 @@ def _opaque(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Pytree | nnx.Variable)
 
 
-def _arrays(tree: Any) -> list[jax.Array]:
+def arrays_of(tree: Any) -> list[jax.Array]:
     return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_opaque) if isinstance(leaf, jax.Array)]
 
 
-def _with_arrays(tree: Any, arrays: list[jax.Array]) -> Any:
+def with_arrays(tree: Any, arrays: list[jax.Array]) -> Any:
     supply = iter(arrays)
     return jax.tree.map(lambda leaf: next(supply) if isinstance(leaf, jax.Array) else leaf, tree, is_leaf=_opaque)
 
 
+class Inside(Protocol):
+    """What computes the calls of some modules in its own way, those of the modules inside them too."""
+
+    def takes(self, key: Key) -> bool: ...
+
+    def __call__(self, key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any: ...
+
+
 @contextlib.contextmanager
-def jax_hooks(model: nnx.Module, replace_inputs: Replace, replace_outputs: Replace) -> Iterator[None]:
+def jax_hooks(
+    model: nnx.Module, replace_inputs: Replace, replace_outputs: Replace, inside: Inside | None = None
+) -> Iterator[None]:
     """The same for the modules of a flax model; may be traced."""
     names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
     count: dict[str, int] = {}
@@ -205,16 +220,19 @@ def jax_hooks(model: nnx.Module, replace_inputs: Replace, replace_outputs: Repla
             name = names[id(self)]
             key = (name, count.get(name, 0))
             count[name] = key[1] + 1
-            new = replace_inputs(key, _arrays((args, kwargs)))
+            new = replace_inputs(key, arrays_of((args, kwargs)))
             if new is not None:
-                args, kwargs = _with_arrays((args, kwargs), new)
+                args, kwargs = with_arrays((args, kwargs), new)
             active.add(id(self))
             try:
-                output = original(self, *args, **kwargs)
+                if inside is not None and inside.takes(key):
+                    output = inside(key, self, args, kwargs)
+                else:
+                    output = original(self, *args, **kwargs)
             finally:
                 active.discard(id(self))
-            new = replace_outputs(key, _arrays(output))
-            return output if new is None else _with_arrays(output, new)
+            new = replace_outputs(key, arrays_of(output))
+            return output if new is None else with_arrays(output, new)
 
         return call
 
@@ -234,6 +252,55 @@ def jax_hooks(model: nnx.Module, replace_inputs: Replace, replace_outputs: Repla
             setattr(cls, "__call__", original)  # noqa: B010
 
 
+class Recorder:
+    """Records and replaces the tensors of calls: see `jax_calls`."""
+
+    def __init__(self, known: Mapping[Key, Call], only: Collection[Key] | None, forced: jax.Array | None) -> None:
+        self.calls: Calls = {}
+        self._known, self._only, self._forced = known, only, forced
+        self._given: dict[Key, list[Any]] = {}
+        self._passed: dict[int, tuple[jax.Array, Passed]] = {}  # by identity, of arrays that are kept alive
+
+    def hooks(self, model: nnx.Module, inside: Inside | None = None) -> contextlib.AbstractContextManager[None]:
+        return jax_hooks(model, self._replace_inputs, self._replace_outputs, inside)
+
+    def _replace_inputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+        if self._only is None or key in self._only:
+            self._given[key] = self._record(key, "inputs", arrays)
+        return self._chosen(key, "inputs", self._known[key].inputs, arrays) if key in self._known else None
+
+    def _replace_outputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+        if key in self._given:
+            self.calls[key] = Call(self._given.pop(key), self._record(key, "outputs", arrays))
+        return self._chosen(key, "outputs", self._known[key].outputs, arrays) if key in self._known else None
+
+    def passed(self, array: jax.Array) -> Any:
+        """`array`, or what stands for it where it was recorded before."""
+        return self._passed[id(array)][1] if id(array) in self._passed else array
+
+    def meet(self, key: Key, where: Where, arrays: Sequence[jax.Array], *, replaced: bool = False) -> None:
+        """From now on these arrays have been recorded."""
+        for i, x in enumerate(arrays):
+            self._passed.setdefault(id(x), (x, Passed(key, where, i, replaced)))
+
+    def _record(self, key: Key, where: Where, arrays: list[jax.Array]) -> list[Any]:
+        if self._forced is None:
+            return arrays
+        found = [self.passed(x) for x in arrays]
+        self.meet(key, where, arrays)
+        return found
+
+    def _chosen(
+        self, key: Key, where: Where, wanted: list[jax.Array] | None, arrays: list[jax.Array]
+    ) -> list[jax.Array] | None:
+        if wanted is None or self._forced is None:
+            return wanted
+        new = _either(self._forced, wanted, arrays)
+        if self._only is None or key in self._only:
+            self._passed.update({id(x): (x, Passed(key, where, i, replaced=True)) for i, x in enumerate(new)})
+        return new
+
+
 def jax_calls(
     model: nnx.Module,
     inputs: tuple[jax.Array, ...],
@@ -250,42 +317,10 @@ def jax_calls(
     Raises:
         OtherTypeError: with `forced`, where a tensor differs from the reference's in shape or dtype.
     """
-    calls: Calls = {}
-    given: dict[Key, list[Any]] = {}
-    known = reference or {}
-    passed: dict[int, tuple[jax.Array, Passed]] = {}  # by identity, of arrays that are kept alive
-
-    def record(key: Key, where: Literal["inputs", "outputs"], arrays: list[jax.Array]) -> list[Any]:
-        if forced is None:
-            return arrays
-        found = [passed[id(x)][1] if id(x) in passed else x for x in arrays]
-        for i, x in enumerate(arrays):
-            passed.setdefault(id(x), (x, Passed(key, where, i, replaced=False)))
-        return found
-
-    def chosen(
-        key: Key, where: Literal["inputs", "outputs"], wanted: list[jax.Array] | None, arrays: list[jax.Array]
-    ) -> list[jax.Array] | None:
-        if wanted is None or forced is None:
-            return wanted
-        new = _either(forced, wanted, arrays)
-        if only is None or key in only:
-            passed.update({id(x): (x, Passed(key, where, i, replaced=True)) for i, x in enumerate(new)})
-        return new
-
-    def replace_inputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
-        if only is None or key in only:
-            given[key] = record(key, "inputs", arrays)
-        return chosen(key, "inputs", known[key].inputs, arrays) if key in known else None
-
-    def replace_outputs(key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
-        if key in given:
-            calls[key] = Call(given.pop(key), record(key, "outputs", arrays))
-        return chosen(key, "outputs", known[key].outputs, arrays) if key in known else None
-
-    with jax_hooks(model, replace_inputs, replace_outputs):
+    recorder = Recorder(reference or {}, only, forced)
+    with recorder.hooks(model):
         model(*inputs)
-    return calls
+    return recorder.calls
 
 
 def _either(forced: jax.Array, wanted: list[jax.Array], arrays: list[jax.Array]) -> list[jax.Array]:

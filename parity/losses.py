@@ -34,7 +34,9 @@ def cross_entropy(labels: np.ndarray, smoothing: float = 0.1) -> Loss:
 
     def in_jax(logits: jax.Array) -> jax.Array:
         classes = logits.shape[-1]
-        target = jnp.asarray(labels, logits.dtype) if labels.ndim == 2 else jax.nn.one_hot(labels, classes)
+        target = (
+            jnp.asarray(labels, logits.dtype) if labels.ndim == 2 else jax.nn.one_hot(labels.astype(np.int32), classes)
+        )
         target = target.astype(logits.dtype) * (1 - smoothing) + smoothing / classes
         return -(target * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
 

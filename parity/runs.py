@@ -1,8 +1,6 @@
 """Runs of both models in one precision: forward with every module's calls, and gradients.
 
-JAX runs compiled, as it is used. On CPU the last stage, LLVM's optimiser, does little (for a forward pass, which runs
-twice) or nothing (for gradients): it may not change a rounding, and takes longer than it saves. Only a convolution is
-worth its full effort: left as plain loops, that of ViT's patches takes minutes.
+JAX runs compiled, as it is used; see pieces.py.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -29,15 +26,27 @@ from parity.capture import (
     InPlaceError,
     Key,
     OtherTypeError,
+    Replace,
     jax_calls,
     jax_hooks,
-    resolved,
     torch_calls,
     torch_hooks,
 )
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.losses import Loss
 from parity.memory import release, trim
+from parity.pieces import (
+    BACKWARD,
+    InPieces,
+    Pieces,
+    UnfitError,
+    begin,
+    compiler_options,
+    dotted,
+    jax_calls_in_pieces,
+    piece_names,
+    within,
+)
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -166,37 +175,53 @@ class JaxSide:
         """The calls; forced if `reference` (JAX's layout) is given."""
         with self.switches():
             graphdef, state = nnx.split(self.model)
-            return _to_numpy(self.run(_calls(graphdef, only), state, self.inputs(arrays), self._calls(reference)))
+
+            def run(state: nnx.State, inputs: Any, known: Calls) -> Calls:
+                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
+
+            return _to_numpy(self.run(run, state, self.inputs(arrays), self._calls(reference or {})))
 
     def both(
         self, pool: Executor, arrays: Sequence[np.ndarray], reference: Arrays, *, only: Collection[Key] | None = None
     ) -> Run:
         """The free and the forced run of the same calls, compiled in the background.
 
-        One program that passes on its own tensors or the reference's, as it is told, takes half the time of two. Where
+        Programs that pass on their own tensors or the reference's, as they are told, take half the time of two. Where
         a tensor is of another type than the reference's, passing on either would change the free run: then it is two.
         """
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return lambda forced: self.forward(arrays, reference if forced else None, only=only)
+        keys = reference.keys() if only is None else only
         with self.switches():
             graphdef, state = nnx.split(self.model)
-            inputs, known = self.inputs(arrays), {key: self._abstract(call) for key, call in reference.items()}
-            start = functools.partial(_compiling, pool, self._compiler_options(1), _calls(graphdef, only))
-            try:
-                program = start(state, inputs, known, np.bool_(False))
-            except OtherTypeError:
-                separate = {False: start(state, inputs, None), True: start(state, inputs, known)}
-                return lambda forced: self._finish(separate[forced], state, inputs, reference if forced else None)
-        return lambda forced: self._finish(program, state, inputs, reference, np.bool_(forced))
+            inputs, shapes = self.inputs(arrays), {key: self._abstract(call) for key, call in reference.items()}
 
-    def _finish(self, program: Program, state: nnx.State, inputs: Any, reference: Arrays | None, *rest: Any) -> Arrays:
-        """Runs a program; what compiling it took is given back before."""
-        compiled = program.result()
-        trim()
-        with self.switches():
-            known = self._calls(reference)
-            # Resolved with the reference as this run saw it, in its own precision.
-            return _to_numpy(resolved(compiled(state, inputs, known, *rest), known if rest and rest[0] else None))
+            def run(pieces: Pieces, state: nnx.State, inputs: Any, known: Calls, forced: bool | None) -> Calls:
+                model = nnx.merge(graphdef, state)
+                return jax_calls_in_pieces(pieces, model, inputs, known, only=keys, forced=forced)
+
+            def start(known: Calls, forced: bool | None) -> Pieces:
+                function = functools.partial(run, forced=forced)
+                try:
+                    return begin(piece_names(self.model), pool, function, state, inputs, known)
+                except UnfitError:
+                    return begin({""}, pool, function, state, inputs, known)
+
+            try:
+                both = start(shapes, True)
+                programs: dict[bool, tuple[Pieces, Arrays, bool | None]]
+                programs = {True: (both, reference, True), False: (both, reference, False)}
+            except OtherTypeError:
+                programs = {True: (start(shapes, None), reference, None), False: (start({}, None), {}, None)}
+
+        def finish(forced: bool) -> Arrays:
+            pieces, reference, told = programs[forced]
+            pieces.ready()
+            trim()  # what compiling took
+            with self.switches():
+                return _to_numpy(run(pieces, state, inputs, self._calls(reference), told))
+
+        return finish
 
     def _abstract(self, call: Call) -> Call:
         def shapes(arrays: Sequence[np.ndarray]) -> list[Any]:
@@ -220,7 +245,7 @@ class JaxSide:
                 return nnx.state(model)
 
             found = self.run(run, state, self.inputs(arrays))
-        return {_dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
+        return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
         """The calls with shapes for arrays; nothing is computed."""
@@ -229,13 +254,11 @@ class JaxSide:
             inputs = self.inputs(arrays)
             return jax.eval_shape(lambda state, inputs: jax_calls(nnx.merge(graphdef, state), inputs), state, inputs)
 
-    def _calls(self, reference: Arrays | None) -> Calls | None:
+    def _calls(self, reference: Arrays) -> Calls:
         """In this run's precision, all brought over at once: one by one they take several times as long.
 
         What one call hands to another is the same memory twice: it is brought over once.
         """
-        if not reference:
-            return reference
         leaves, tree = jax.tree.flatten(reference)
         places = [(x.__array_interface__["data"], x.shape, x.strides, x.dtype.str) for x in leaves]
         different = dict(zip(places, leaves, strict=True))
@@ -262,39 +285,47 @@ class JaxSide:
         with self.switches():
             inputs = self.inputs(arrays)
             floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
-            parts: Any = nnx.split(self.model, lambda path, _: _dotted(path) in entries, ...)
+            parts: Any = nnx.split(self.model, lambda path, _: dotted(path) in entries, ...)
             graphdef, state, rest = parts
             zeros = {
                 key: [np.zeros(shape, self.precision) for shape in shapes]
                 for key, shapes in (activations or {}).items()
             }
 
-            def scalar(state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State) -> jax.Array:
-                def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-                    if masks and key in masks:
-                        outputs = [x * jnp.asarray(masks[key], x.dtype) for x in outputs]
-                    if key in zeros:
-                        outputs = [x + zero for x, zero in zip(outputs, zeros[key], strict=True)]
-                    return outputs
-
+            def scalar(
+                pieces: Pieces | None, state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State
+            ) -> jax.Array:
                 moved = list(inputs)
                 for i, x in zip(floating, moving, strict=True):
                     moved[i] = x
                 # Variables made anew at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
-                with jax_hooks(model, lambda key, arrays: None, after):
-                    return loss.jax(model(*moved))
+                return jax.jit(loss.jax)(altered_in_pieces(pieces, model, moved, (masks or {}, zeros)))
 
-            gradient = jax.value_and_grad(scalar, argnums=(0, 1, 2))
-            moving = [inputs[i] for i in floating]
-            value, (params, input_grads, seen) = self.run(gradient, state, moving, zeros, rest, donate_argnums=0)
-        named = {_dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
+            arguments = state, [inputs[i] for i in floating], zeros, rest
+            value, (params, input_grads, seen) = self._value_and_grad(scalar, arguments)
+        named = {dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
             torch_arrays(ledger, named),
             [_back(np.asarray(g), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
             {key: [np.asarray(g) for g in found] for key, found in seen.items()},
         )
+
+    def _value_and_grad(self, scalar: Callable[..., jax.Array], arguments: tuple[Any, ...]) -> Any:
+        """Of `scalar(pieces, *arguments)`, by the arguments but the last; in pieces where there are any."""
+
+        def gradient(pieces: Pieces | None) -> Callable[..., Any]:
+            return jax.value_and_grad(functools.partial(scalar, pieces), argnums=(0, 1, 2))
+
+        names = piece_names(self.model)
+        if names != {""} and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            with contextlib.suppress(UnfitError), ThreadPoolExecutor(2) as pool:
+                pieces = begin(names, pool, scalar, *arguments, gradients=True)
+                pieces.ready()
+                release()
+                return gradient(pieces)(*arguments)
+        return self.run(gradient(None), *arguments, donate_argnums=0)
 
     def switches(self) -> Any:
         """64-bit types only for float64, so that a float32 run cannot lean on them; matrix products left whole."""
@@ -307,38 +338,43 @@ class JaxSide:
         """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
-        compiled = jax.jit(function, **options).lower(*args).compile(self._compiler_options(0))
+        compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model, BACKWARD))
         release()
         return compiled(*args)
 
-    def _compiler_options(self, level: int) -> dict[str, Any]:
-        if jax.default_backend() != "cpu" or _convolves(self.model):
-            return {}
-        return {"xla_backend_optimization_level": level}
+
+Altered = tuple[Masks, Mapping[Key, Sequence[Any]]]
+"""What outputs of calls are multiplied with, and what is added then."""
 
 
-def _calls(graphdef: Any, only: Collection[Key] | None) -> Callable[..., Calls]:
-    def run(state: nnx.State, inputs: Any, known: Calls | None, forced: jax.Array | None = None) -> Calls:
-        return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only, forced=forced)
-
-    return run
+def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
+    with jax_hooks(module, lambda key, arrays: None, _altering(by)):
+        return module(*args, **kwargs)
 
 
-Program = Future[jax.stages.Compiled]
+def altered_in_pieces(pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered) -> Any:
+    if pieces is None:
+        return _altered(model, inputs, {}, by)
+
+    def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
+        # Its own output is altered by the hook that surrounds this.
+        return pieces(_altered, module, args, kwargs, tuple(within(key[0], values) for values in by))
+
+    with jax_hooks(model, lambda key, arrays: None, _altering(by), InPieces(pieces, compute)):
+        return model(*inputs)
 
 
-def _compiling(pool: Executor, options: dict[str, Any], function: Callable[..., Any], *args: Any) -> Program:
-    return pool.submit(jax.jit(function).lower(*args).compile, options)
+def _altering(by: Altered) -> Replace:
+    masks, zeros = by
 
+    def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
+        if key in masks:
+            outputs = [x * jnp.asarray(masks[key], x.dtype) for x in outputs]
+        if key in zeros:
+            outputs = [x + zero for x, zero in zip(outputs, zeros[key], strict=True)]
+        return outputs
 
-def _convolves(model: nnx.Module) -> bool:
-    """Whether there is a convolution over more than one pixel."""
-    convolutions = (module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Conv))
-    return any(math.prod(module.kernel_size) > 1 for module in convolutions)
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+    return after
 
 
 def _back(array: np.ndarray, axes: Axes) -> np.ndarray:
