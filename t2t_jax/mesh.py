@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from t2t_jax.stacked import is_stacked
+
 AXES = ("data", "fsdp")
 BATCH = P(AXES)
 """The first axis over all devices, `fsdp` fastest."""
@@ -104,9 +106,13 @@ def check_batch(batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | 
 
 
 def param_spec(name: str, shape: Sequence[int], fsdp: int) -> P:
-    """How the tensor called `name` is split: its largest axis that `fsdp` divides (the first of equals), or not."""
+    """How the tensor called `name` is split: its largest axis that `fsdp` divides (the first of equals), or not.
+
+    Of stacked blocks each is split, as it would be alone.
+    """
+    first = int(is_stacked(name))
     splits = next(rule for pattern, rule in RULES if fnmatchcase(name, pattern))
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    divisible = [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0]
     if fsdp == 1 or not splits or not divisible:
         return P()
     largest = max(divisible, key=lambda axis: shape[axis])
