@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t2t_jax.stacked import is_stacked
+from t2t_jax.stacked import is_stacked, tensor_shape
 
 AXES = ("data", "fsdp")
 BATCH = P(AXES)
@@ -205,6 +205,13 @@ def gather(tree: Tree, mesh: AnyMesh | None) -> Tree:
 def scatter(tree: Tree, mesh: AnyMesh | None) -> Tree:
     """`tree` as `tree_shardings` says."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, tree_shardings(tree, mesh))
+
+
+def own_shapes(arrays: Mapping[str, jax.Array]) -> list[tuple[int, ...]]:
+    """Shapes of all arrays, of one device's parts of them, and of one block's part of both where blocks are stacked."""
+    wholes, parts = {name: array.shape for name, array in arrays.items()}, shard_shapes(arrays)
+    found = [*wholes.items(), *parts.items()]
+    return [shape for name, shape in found] + [tensor_shape(name, shape) for name, shape in found]
 
 
 def shard_shapes(arrays: Mapping[str, jax.Array]) -> dict[str, tuple[int, ...]]:

@@ -28,7 +28,7 @@ def freeze(
     for name in names:
         if is_of_block(name) and any(map(is_stacked, known)):
             raise ValueError(
-                f"frozen: {name!r} is part of a stack: name something of all blocks, such as 'blocks' or 'blocks.attn', "
+                f"frozen: {name!r} is part of a stack: name a part of all blocks, such as 'blocks' or 'blocks.attn', "
                 "or leave scan_blocks out"
             )
         if not any(_is_under(key, name) for key in known):
