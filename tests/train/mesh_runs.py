@@ -1,7 +1,7 @@
 """Runs of one recipe on several meshes, in a process with eight virtual devices or in one of two processes.
 
-python -m tests.train.mesh_runs '{"devices": N, "data": DIR, "meshes": {NAME: MESH}}' prints facts as JSON; the mesh called "scanned"
-trains with stacked blocks.
+python -m tests.train.mesh_runs '{"devices": N, "data": DIR, "meshes": {NAME: MESH}}' prints facts as JSON; the mesh
+called "scanned" trains with stacked blocks.
 """
 
 from __future__ import annotations
