@@ -36,6 +36,8 @@ class Check:
     """Width of the head."""
     batch: int = 2
     """Images."""
+    scan_blocks: bool = False
+    """Keep JAX's blocks stacked and run them by a scan; they are judged as one."""
     seed: int = 0
     """Of the random weights and images."""
     formats: bool = False
@@ -125,7 +127,7 @@ Command = (
 def check(options: Check, console: Console) -> int:
     from parity.check import check as prove
     from parity.formats import saved_arguments
-    from parity.models import make_pair
+    from parity.models import SCANNED, make_pair
 
     sizes = _sizes(options)
     if options.checkpoint is not None:
@@ -133,13 +135,16 @@ def check(options: Check, console: Console) -> int:
     targets = _targets(options, "html", "json", "junit")
     checkpoint = None if options.checkpoint is None else str(options.checkpoint)
     with console.status(f"{options.name}: creating both models") as status:
-        torch_model, jax_model = make_pair(options.name, seed=options.seed, checkpoint=checkpoint, **sizes)
+        torch_model, jax_model = make_pair(
+            options.name, seed=options.seed, checkpoint=checkpoint, scan_blocks=options.scan_blocks, **sizes
+        )
         shape = (options.batch, torch_model.in_chans, *torch_model.img_size)
         images = np.random.RandomState(options.seed).standard_normal(shape)
         report = prove(
             torch_model,
             jax_model,
             images,
+            rules=SCANNED if options.scan_blocks else None,
             level=options.level,
             formats=options.formats,
             memory=options.memory,

@@ -12,6 +12,10 @@ import torch
 from flax import nnx
 
 from parity.convert import torch_to_jax
+from parity.rules import Rules
+
+SCANNED = Rules(stacked={"blocks": "blocks"})
+"""Of our models whose blocks JAX keeps stacked (`scan_blocks`)."""
 
 
 def power(model: torch.nn.Module, seed: int = 0) -> None:
@@ -41,8 +45,12 @@ def _powered(name: str, z: np.ndarray) -> np.ndarray:
     return 0.5 * z / math.sqrt(max(math.prod(z.shape[1:]), 1))
 
 
-def make_pair(name: str, *, seed: int | None = 0, checkpoint: str | None = None, **arguments: Any) -> tuple[Any, Any]:
+def make_pair(
+    name: str, *, seed: int | None = 0, checkpoint: str | None = None, scan_blocks: bool = False, **arguments: Any
+) -> tuple[Any, Any]:
     """Our model `name` in both frameworks with the same weights: from a file, powered, or (seed None) as initialised.
+
+    With `scan_blocks` JAX's blocks are one stack, and whoever compares the pair needs the rules `SCANNED`.
 
     Raises:
         ValueError, FileNotFoundError: unknown name, or a checkpoint that cannot be read or does not fit.
@@ -59,7 +67,7 @@ def make_pair(name: str, *, seed: int | None = 0, checkpoint: str | None = None,
     elif seed is not None:
         power(torch_model, seed)
     # Abstract: every tensor comes from PyTorch, none has to be drawn first.
-    jax_model = nnx.eval_shape(lambda: t2t_jax.create_model(name, **arguments))
+    jax_model = nnx.eval_shape(lambda: t2t_jax.create_model(name, scan_blocks=scan_blocks, **arguments))
     with jax.enable_x64(True):  # so that float64 weights keep their bits
-        torch_to_jax(torch_model, jax_model)
+        torch_to_jax(torch_model, jax_model, rules=SCANNED if scan_blocks else None)
     return torch_model, jax_model

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from t2t_jax.mesh import AnyMesh, split_batch
+from t2t_jax.stacked import run_blocks
 
 
 class Bordered(nnx.Module):
@@ -24,6 +25,16 @@ class Bordered(nnx.Module):
         return split_batch(run(self.block, x, rngs), self.mesh)
 
 
+class BorderedStack(nnx.Module):
+    """The same of every block in a stack (see stacked.py), inside its scan."""
+
+    def __init__(self, blocks: nnx.Module, mesh: AnyMesh | None, remat: bool) -> None:
+        self.blocks, self.mesh, self.remat = blocks, mesh, remat
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return run_blocks(self.blocks, x, rngs, each=lambda block: Bordered(block, self.mesh, self.remat))
+
+
 def _call(block: Callable[..., jax.Array], x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     return block(x, rngs)
 
@@ -36,7 +47,10 @@ def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = Fals
     """
     if (mesh is None and not remat) or not hasattr(model, "blocks"):
         return model
-    model.blocks = nnx.List([Bordered(block, mesh, remat) for block in model.blocks])
+    if isinstance(model.blocks, nnx.List):
+        model.blocks = nnx.List([Bordered(block, mesh, remat) for block in model.blocks])
+    else:
+        model.blocks = nnx.List([BorderedStack(model.blocks, mesh, remat)])
     tokens = getattr(model, "tokens_to_token", None)
     for name in ("attention1", "attention2"):
         if hasattr(tokens, name):

@@ -74,6 +74,7 @@ def build_model(recipe: Recipe) -> Any:
         drop_path_rate=recipe.drop_path_rate,
         dtype=jnp.bfloat16 if recipe.dtype == "bfloat16" else None,
         rngs=nnx.Rngs(recipe.seed),
+        scan_blocks=recipe.scan_blocks,
     )
 
 

@@ -28,6 +28,7 @@ from t2t_config.load_report import LoadReport
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
 from t2t_jax.replace import exchange, recover, set_aside
+from t2t_jax.stacked import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
 from t2t_jax.torch_file import Weights, read_torch_file
 
@@ -57,7 +58,9 @@ def save_model(
     ensure_writable(path.parent)
     if isinstance(model_or_arrays, nnx.Module):
         model_or_arrays = model_arrays(model_or_arrays)
-    start_writing(path, {"model": {name: np.asarray(a) for name, a in model_or_arrays.items()}}, metadata or {})()
+    start_writing(
+        path, {"model": {name: np.asarray(a) for name, a in unstack_arrays(model_or_arrays).items()}}, metadata or {}
+    )()
 
 
 def start_writing(
@@ -137,6 +140,8 @@ def reason(error: Exception) -> str:
 def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
     """Weights of a model folder, of one training checkpoint, or of the latest checkpoint of a run's folder.
 
+    A run with stacked blocks keeps them stacked; here they are one by one, as in any other file.
+
     Args:
         path: the folder.
         use_ema: prefer the moving average where there is one.
@@ -153,7 +158,7 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
         arrays = ocp.load_checkpointables(folder, {item: like})[item]
     except Exception as error:  # damaged files raise almost anything, from tensorstore upwards
         raise ValueError(f"cannot read the weights in {folder} ({reason(error)}): get it again") from error
-    return Weights(arrays, dict(saved.custom_metadata or {}), item, item == "ema", "Orbax")
+    return Weights(unstack_arrays(arrays), dict(saved.custom_metadata or {}), item, item == "ema", "Orbax")
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:

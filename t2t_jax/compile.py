@@ -13,11 +13,10 @@ import functools
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from t2t_common import cli
@@ -34,7 +34,7 @@ from t2t_config.flops import training_flops
 from t2t_config.models import model_config
 from t2t_jax import hlo
 from t2t_jax.build import build_model, build_step, check_recipe
-from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, shard_shapes, tree_shardings
+from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, own_shapes, tree_shardings
 from t2t_jax.state import split_model
 from t2t_jax.step import init_state
 from t2t_jax.topology import HBM_GIB, num_chips, topology_name, tpu_topology
@@ -67,6 +67,8 @@ class Options:
     """Parts in which the batch is computed."""
     remat: bool = False
     """Whether activations inside blocks are computed again in the backward pass."""
+    scan_blocks: bool = False
+    """Whether a scan runs the blocks, their parameters stacked."""
     export_only: bool = False
     """Lower only, without libtpu: proves neither that the step compiles nor that it fits."""
     json: Path | None = None
@@ -91,7 +93,7 @@ class Report:
     float32_products: int
     """Of them, those with a float32 factor, other than the performer's, which asks for the highest precision."""
     product_flops: int
-    """FLOPs of a step's matrix products, as lowered."""
+    """FLOPs of a step's matrix products, as traced."""
     analytic_flops: int
     """FLOPs of a step's matrix products, from the model's sizes."""
     device_kind: str | None = None
@@ -102,7 +104,8 @@ class Report:
     refused: str | None = None
     """What the compiler said if it found no room."""
     flops: float | None = None
-    """FLOPs of a step as the compiler counts them, whatever runs element by element included."""
+    """FLOPs of a step as the compiler counts them, whatever runs element by element included; it counts the body of a
+    loop once, so None with `scan_blocks`."""
     collectives: dict[str, tuple[int, int]] | None = None
     """Kind -> how many, and their bytes."""
     carry_batch: list[str] | None = None
@@ -159,6 +162,7 @@ def recipe_of(options: Options, num_devices: int) -> Recipe:
         dtype=options.dtype,
         grad_accum_steps=options.grad_accum_steps,
         remat=options.remat,
+        scan_blocks=options.scan_blocks,
         mixup_group=group if group % 2 == 0 else None,
     )
 
@@ -209,9 +213,9 @@ def compile_step(options: Options) -> tuple[Report, str]:
     recipe = recipe_of(options, mesh.size)
     check_recipe(recipe, mesh)
     step, arguments = abstract_step(recipe, mesh)
-    lowered = step.trace(*arguments).lower(lowering_platforms=("tpu",))
-    stablehlo = lowered.as_text()
-    products = matrix_products(stablehlo)
+    traced = step.trace(*arguments)
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    products = matrix_products(traced.jaxpr.jaxpr)
     report = Report(
         model=recipe.model,
         topology=topology_name(options.topology),
@@ -222,12 +226,11 @@ def compile_step(options: Options) -> tuple[Report, str]:
         lowering_only=options.export_only,
         products=products.dtypes,
         float32_products=products.float32,
-        # A loop's body is counted once, and all products are in the loop over the parts of a batch.
-        product_flops=products.flops * recipe.grad_accum_steps,
+        product_flops=products.flops,
         analytic_flops=recipe.batch_size * training_flops(recipe.model, img_size=recipe.img_size, num_classes=1000),
     )
     if options.export_only:
-        return report, stablehlo
+        return report, lowered.as_text()
     device: Any = devices.devices[0]
     report.device_kind = device.device_kind
     report.hbm = HBM_GIB.get(report.device_kind, 0) * GIB
@@ -238,7 +241,7 @@ def compile_step(options: Options) -> tuple[Report, str]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         report.refused = next((line for line in str(error).splitlines() if "hbm" in line), str(error).splitlines()[0])
-        return report, stablehlo
+        return report, lowered.as_text()
     report.compile_seconds = time.perf_counter() - began
     text = compiled.as_text()
     _read_compiled(report, compiled, text, recipe, arguments[0].raw)
@@ -258,26 +261,19 @@ def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, arr
     }
     memory["total"] = sum(memory.values()) - 2 * memory["alias"]
     report.memory = memory
-    report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * recipe.grad_accum_steps
+    if not recipe.scan_blocks:  # of a loop over all of the step; of one over a part of it, no total can be told
+        report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * recipe.grad_accum_steps
     messages = hlo.collectives(text)
     report.collectives = hlo.bytes_by_kind(messages)
-    parts = list(shard_shapes(arrays).values())
-    stacked = [(report.mesh["fsdp"], *part) for part in parts]  # as a TPU's all-gather lays them side by side
-    own = [*(leaf.shape for leaf in arrays.values()), *parts, *stacked]
+    own = own_shapes(arrays)
+    own += [(report.mesh["fsdp"], *part) for part in own]  # as a TPU's all-gather lays them side by side
     carrying = hlo.carry_batch(messages, recipe.batch_size, own)
     report.carry_batch = [f"{message.kind} {message.shapes}" for message in carrying]
 
 
-_TENSOR = r"tensor<([^>]*)>"
-_PRODUCT = re.compile(
-    r"stablehlo\.dot_general\b(.*?)contracting_dims = \[([\d, ]*)\] x \[[\d, ]*\](.*?) : "
-    rf"\({_TENSOR}, {_TENSOR}\) -> {_TENSOR}"
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """The matrix products of a lowered program; the body of a loop counts once."""
+    """The matrix products of a program, those in a loop as often as it runs."""
 
     dtypes: dict[str, int]
     """Their dtypes -> how many."""
@@ -287,22 +283,29 @@ class Products:
     """Two for each multiply-add."""
 
 
-def matrix_products(stablehlo: str) -> Products:
-    """The matrix products that a lowered program asks for."""
+def matrix_products(jaxpr: Any) -> Products:
+    """The matrix products that a traced program asks for."""
     counts: Counter[str] = Counter()
     float32 = flops = 0
-    for _, contracting, precision, *tensors in _PRODUCT.findall(stablehlo):
-        (left_dims, left), (_, right), (dims, result) = (_dims_and_dtype(tensor) for tensor in tensors)
-        highest = "HIGHEST" in precision
-        counts[f"{left} x {right} -> {result}{' (highest)' if highest else ''}"] += 1
-        float32 += "f32" in (left, right) and not highest
-        flops += 2 * math.prod(dims) * math.prod(left_dims[int(axis)] for axis in contracting.split(", ") if axis)
+    for equation, times in _equations(jaxpr):
+        if equation.primitive.name != "dot_general":
+            continue
+        left, right, result = (v.aval for v in (*equation.invars, *equation.outvars))
+        names = [str(x.dtype).replace("float", "f") for x in (left, right, result)]
+        (contracting, _), _ = equation.params["dimension_numbers"]
+        highest = "HIGHEST" in str(equation.params["precision"])
+        counts["{} x {} -> {}".format(*names) + " (highest)" * highest] += times
+        float32 += times * ("f32" in names[:2] and not highest)
+        flops += times * 2 * math.prod(result.shape) * math.prod(left.shape[axis] for axis in contracting)
     return Products(dict(counts.most_common()), float32, flops)
 
 
-def _dims_and_dtype(tensor: str) -> tuple[list[int], str]:
-    *dims, dtype = tensor.split("x")
-    return [int(size) for size in dims], dtype
+def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Every equation of a program, and how often it runs."""
+    for equation in jaxpr.eqns:
+        yield equation, times
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner, times * equation.params.get("length", 1))
 
 
 def main(args: Sequence[str]) -> int:

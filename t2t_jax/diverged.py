@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from t2t_config.load_report import few
+from t2t_jax.stacked import unstack_arrays
 from t2t_jax.state import Arrays
 from t2t_jax.step import Batch, TrainState, observing
 
@@ -37,7 +38,10 @@ def explain(train_step: TrainStep, state: TrainState, batches: Iterator[Batch], 
     for _ in range(done + 1, broken):
         state, _ = train_step(state, next(batches))
     batch = next(batches)
-    before = [*_not_finite(state.raw), *_not_finite({"images": batch["image"], "labels": batch["label"]})]
+    before = [
+        *_not_finite(unstack_arrays(state.raw)),
+        *_not_finite({"images": batch["image"], "labels": batch["label"]}),
+    ]
     seen = Findings()
     jax.clear_caches()
     with seen.recording():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
 
@@ -14,6 +15,9 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([a-z]
 _COMMENT = re.compile(r"/\*.*?\*/")  # numbers every fifth array of a long tuple
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", re.MULTILINE)
+_CALLED = re.compile(r"\b(?:\w+_computations?|calls|to_apply|body|condition)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Instruction:
     """Of the result; several for a tuple."""
     channel: str | None
     """Number of the message that it is part of, if it is."""
+    times: int = 1
+    """How often it runs: more than once in a loop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +57,47 @@ class Collective:
     kind: str
     shapes: tuple[Shape, ...]
     """What every device has of it when it is done."""
+    times: int = 1
+    """How often it is sent."""
 
     @property
     def num_bytes(self) -> int:
+        """Of one time."""
         return sum(shape.num_bytes for shape in self.shapes)
 
 
 def instructions(hlo: str) -> Iterator[Instruction]:
     """Every instruction of every computation of a module's text."""
-    for found in _INSTRUCTION.finditer(_COMMENT.sub("", hlo)):
-        name, result, opcode, rest = found.groups()
-        channel = _CHANNEL.search(rest)
-        yield Instruction(name, opcode, _shapes(result), channel[1] if channel else None)
+    hlo = _COMMENT.sub("", hlo)
+    times = _times(hlo)
+    for computation, body in _computations(hlo):
+        for found in _INSTRUCTION.finditer(body):
+            name, result, opcode, rest = found.groups()
+            channel = _CHANNEL.search(rest)
+            yield Instruction(name, opcode, _shapes(result), channel[1] if channel else None, times(computation))
+
+
+def _computations(hlo: str) -> Iterator[tuple[str, str]]:
+    """Name and text of every computation."""
+    _, *parts = _COMPUTATION.split(hlo)
+    yield from zip(parts[::2], parts[1::2], strict=True)
+
+
+def _times(hlo: str) -> Callable[[str], int]:
+    """Name of a computation -> how often it runs, as far as the compiler knows how often its loops do."""
+    callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for computation, body in _computations(hlo):
+        for line in body.splitlines():
+            trips = _TRIPS.search(line)
+            for called in _CALLED.findall(line):
+                for name in called.replace("%", "").split(", "):
+                    callers[name].append((computation, int(trips[1]) if trips else 1))
+
+    @functools.cache
+    def times(computation: str) -> int:
+        return max((factor * times(caller) for caller, factor in callers[computation]), default=1)
+
+    return times
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
@@ -85,7 +120,8 @@ def collectives(hlo: str) -> list[Collective]:
         shapes = instruction.shapes
         if instruction.opcode.endswith("-start") and kind != "all-reduce":
             shapes = _results(shapes)
-        found[kind, shapes, instruction.channel or instruction.name] = Collective(kind, shapes)
+        message = Collective(kind, shapes, instruction.times)
+        found[kind, shapes, instruction.channel or instruction.name] = message
     return list(found.values())
 
 
@@ -112,9 +148,9 @@ def carry_batch(found: Iterable[Collective], batch_size: int, own: Iterable[tupl
 
 
 def bytes_by_kind(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
-    """Kind of message -> how many, and their bytes on one device."""
+    """Kind of message -> how many are sent, and their bytes on one device."""
     totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for message in found:
-        totals[message.kind][0] += 1
-        totals[message.kind][1] += message.num_bytes
+        totals[message.kind][0] += message.times
+        totals[message.kind][1] += message.times * message.num_bytes
     return {kind: (count, size) for kind, (count, size) in sorted(totals.items())}

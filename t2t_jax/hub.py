@@ -38,14 +38,11 @@ def save_pretrained(model: nnx.Module, folder: str | Path, *, metadata: Mapping[
 def _save(model: nnx.Module, folder: str | Path, metadata: Mapping[str, Any] | None, where: str) -> None:
     facts = describe_model(model, metadata)
     like = nnx.eval_shape(lambda: create_model(**create_arguments(facts)))
-    problems = differences(_shapes(model), _shapes(like))
+    arrays = model_arrays(model)
+    problems = differences(*({name: x.shape for name, x in found.items()} for found in (arrays, model_arrays(like))))
     if problems:
         raise ValueError(f"the model is no {facts['model']} any more: {problems}")
-    write_folder(folder, facts, lambda path: save_safetensors(model_arrays(model), path, to_text(facts)), where)
-
-
-def _shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    write_folder(folder, facts, lambda path: save_safetensors(arrays, path, to_text(facts)), where)
 
 
 def push_to_hub(

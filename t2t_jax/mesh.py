@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from t2t_jax.stacked import is_stacked, tensor_shape
+
 AXES = ("data", "fsdp")
 BATCH = P(AXES)
 """The first axis over all devices, `fsdp` fastest."""
@@ -104,9 +106,13 @@ def check_batch(batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | 
 
 
 def param_spec(name: str, shape: Sequence[int], fsdp: int) -> P:
-    """How the tensor called `name` is split: its largest axis that `fsdp` divides (the first of equals), or not."""
+    """How the tensor called `name` is split: its largest axis that `fsdp` divides (the first of equals), or not.
+
+    Of stacked blocks each is split, as it would be alone.
+    """
+    first = int(is_stacked(name))
     splits = next(rule for pattern, rule in RULES if fnmatchcase(name, pattern))
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    divisible = [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0]
     if fsdp == 1 or not splits or not divisible:
         return P()
     largest = max(divisible, key=lambda axis: shape[axis])
@@ -199,6 +205,13 @@ def gather(tree: Tree, mesh: AnyMesh | None) -> Tree:
 def scatter(tree: Tree, mesh: AnyMesh | None) -> Tree:
     """`tree` as `tree_shardings` says."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, tree_shardings(tree, mesh))
+
+
+def own_shapes(arrays: Mapping[str, jax.Array]) -> list[tuple[int, ...]]:
+    """Shapes of all arrays, of one device's parts of them, and of one block's part of both where blocks are stacked."""
+    wholes, parts = {name: array.shape for name, array in arrays.items()}, shard_shapes(arrays)
+    found = [*wholes.items(), *parts.items()]
+    return [shape for name, shape in found] + [tensor_shape(name, shape) for name, shape in found]
 
 
 def shard_shapes(arrays: Mapping[str, jax.Array]) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ import optax
 
 from t2t_config import Recipe, epoch_lr
 from t2t_jax.fit import CLASSIFIERS
+from t2t_jax.stacked import is_of_block, is_stacked, tensor_shape
 
 
 def freeze(
@@ -21,10 +22,15 @@ def freeze(
     """Parameters and buffers after the modules and parameters called `names` have become buffers: saved, not trained.
 
     Raises:
-        ValueError: a name fits nothing.
+        ValueError: a name fits nothing, or one block of a stack.
     """
     known = {**params, **buffers}
     for name in names:
+        if is_of_block(name) and any(map(is_stacked, known)):
+            raise ValueError(
+                f"frozen: {name!r} is part of a stack: name a part of all blocks, such as 'blocks' or 'blocks.attn', "
+                "or leave scan_blocks out"
+            )
         if not any(_is_under(key, name) for key in known):
             modules = ", ".join(dict.fromkeys(key.partition(".")[0] for key in known))
             raise ValueError(f"frozen: the model has no parameter {name!r} nor a module with some; it has {modules}")
@@ -45,7 +51,8 @@ def decay_mask(
     `decay_all` every parameter, as PyTorch does without groups.
     """
     return {
-        name: decay_all or (p.ndim > 1 and name.rpartition(".")[2] != "bias" and name not in no_decay)
+        name: decay_all
+        or (len(tensor_shape(name, p.shape)) > 1 and name.rpartition(".")[2] != "bias" and name not in no_decay)
         for name, p in params.items()
     }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t2t_config import ModelSpec, find_pretrained, list_models, model_arguments, model_config
+from t2t_jax.stacked import stack_blocks
 from t2t_jax.t2t_vit import T2TViT
 from t2t_jax.t2t_vit_dense import T2TViTDense
 from t2t_jax.t2t_vit_ghost import T2TViTGhost
@@ -31,6 +32,7 @@ def create_model(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs | None = None,
+    scan_blocks: bool = False,
     **overrides: Any,
 ) -> nnx.Module:
     """A freshly initialised model in evaluation mode, (B, H, W, in_chans) -> (B, num_classes).
@@ -51,11 +53,14 @@ def create_model(
         dtype: of the computation, e.g. `jnp.bfloat16`; None: that of parameters and images together.
         param_dtype: of the parameters. (float64 needs `jax_enable_x64`.)
         rngs: source of the initial weights; None for `nnx.Rngs(0)`.
+        scan_blocks: keep the blocks as one stack that a scan runs, which compiles faster (see stacked.py): tensors
+            `blocks.*` with a leading axis. Files always hold the blocks one by one.
         overrides: any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
 
     Raises:
         ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together; no
-            such weights, no way to get them, or no classifier in them.
+            such weights, no way to get them, or no classifier in them; `scan_blocks` of blocks that differ
+            (`t2t_vit_dense`).
     """
     if pretrained:
         published = find_pretrained(name, pretrained)
@@ -85,7 +90,7 @@ def create_model(
 
         report = init_weights(model, published.download())
         report.warn(fresh_classifiers=model.num_classes != own_classes or bool(overrides.get("aux_head")))
-    return model
+    return stack_blocks(model) if scan_blocks else model
 
 
 __all__ = ["ARCHITECTURES", "create_model", "list_models"]

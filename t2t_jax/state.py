@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from t2t_config.load_report import few
+from t2t_jax.stacked import is_stacked, stack_arrays, unstack_arrays
 
 Arrays = dict[str, jax.Array]
 
@@ -26,8 +27,8 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Arrays, Arrays]:
 
 
 def model_arrays(model: nnx.Module) -> Arrays:
-    """All arrays of `model`, trained and frozen."""
-    return _flat(nnx.state(model))
+    """All arrays of `model`, trained and frozen; those of stacked blocks one by one, as in files."""
+    return unstack_arrays(_flat(nnx.state(model)))
 
 
 def merge_model(graphdef: nnx.GraphDef, arrays: Mapping[str, Any]) -> Any:
@@ -37,13 +38,13 @@ def merge_model(graphdef: nnx.GraphDef, arrays: Mapping[str, Any]) -> Any:
 
 def load_arrays(model: nnx.Module, arrays: Mapping[str, Any], *, fresh: tuple[str, ...] = ()) -> None:
     """Writes `arrays` into `model`, in place and in the model's own dtypes; names in `fresh` keep their
-    values.
+    values. Blocks may be stacked or not, on either side.
 
     Raises:
         ValueError: a name is missing, unknown, or of another shape; the message names some of each. The model
             is untouched.
     """
-    own = model_arrays(model)
+    own, arrays = model_arrays(model), unstack_arrays(arrays)
     missing = [name for name in own if name not in arrays and name not in fresh]
     unknown = [name for name in arrays if name not in own]
     shared = [name for name in own if name in arrays and name not in fresh]
@@ -56,7 +57,9 @@ def load_arrays(model: nnx.Module, arrays: Mapping[str, Any], *, fresh: tuple[st
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {few(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"these weights belong to another model or size: {listed}")
-    nnx.update(model, _nested({name: np.asarray(arrays[name]).astype(own[name].dtype) for name in shared}))
+    loaded = {name: np.asarray(arrays[name]).astype(own[name].dtype) for name in shared}
+    has_stack = any(map(is_stacked, _flat(nnx.state(model))))
+    nnx.update(model, _nested(stack_arrays(loaded) if has_stack else loaded))
 
 
 def _flat(state: nnx.State) -> Arrays:

@@ -18,6 +18,7 @@ from t2t_jax.metrics import cross_entropy
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import update_ema
 from t2t_jax.random_erasing import RandomErasing
+from t2t_jax.stacked import unstack_arrays, unstack_blocks
 from t2t_jax.state import Arrays, merge_model
 
 Batch = Mapping[str, Any]
@@ -105,7 +106,10 @@ def make_train_step(
         return {**batch, "image": images, "label": labels}
 
     def loss_fn(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> jax.Array:
-        model = border_blocks(merge_model(graphdef, {**params, **buffers}), mesh, remat=remat)
+        model = merge_model(graphdef, {**params, **buffers})
+        if _observers:  # who looks into the step wants to know every block by its name
+            model = unstack_blocks(model)
+        model = border_blocks(model, mesh, remat=remat)
         outputs = model(batch["image"], rngs=nnx.Rngs(dropout=key))
         heads = split_batch(outputs if isinstance(outputs, tuple) else (outputs,), mesh)
         losses = [cross_entropy(logits, batch["label"], smoothing=label_smoothing) for logits in heads]
@@ -159,7 +163,7 @@ def observing(observer: Callable[[Arrays], None]) -> Iterator[None]:
 
 def _show(grads: Arrays) -> None:
     for observer in _observers:
-        observer(grads)
+        observer(unstack_arrays(grads))
 
 
 def make_forward(

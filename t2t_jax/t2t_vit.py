@@ -25,6 +25,7 @@ from t2t_jax.layers import (
     check_images,
     trunc_normal,
 )
+from t2t_jax.stacked import run_blocks
 from t2t_jax.token_performer import TokenPerformer
 from t2t_jax.token_transformer import TokenTransformer
 from t2t_jax.transformer_block import Block, get_sinusoid_encoding
@@ -189,8 +190,7 @@ class T2TViT(nnx.Module):
         cls_token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate((cls_token, x), axis=1)
         x = self.pos_drop(x + self.pos_embed[...].astype(x.dtype), rngs=rngs)
-        for block in self.blocks:
-            x = block(x, rngs)
+        x = run_blocks(self.blocks, x, rngs)
         return self.norm(x)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array | tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from t2t_config.shapes import drop_path_rates, patch_grid, to_pair
 from t2t_jax.layers import Activation, Conv, Dropout, Identity, LayerNorm, Linear, check_images, trunc_normal
+from t2t_jax.stacked import run_blocks
 from t2t_jax.transformer_block import Block
 
 
@@ -144,8 +145,7 @@ class VisionTransformer(nnx.Module):
         ]
         x = jnp.concatenate((*prefix, x), axis=1)
         x = self.pos_drop(x + self.pos_embed[...].astype(x.dtype), rngs=rngs)
-        for block in self.blocks:
-            x = block(x, rngs)
+        x = run_blocks(self.blocks, x, rngs)
         return self.norm(x)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array | tuple[jax.Array, jax.Array]:

@@ -125,6 +125,9 @@ class Recipe:
     """Parts in which a batch is computed, one after another, to save memory; the step is that of the whole batch."""
     remat: bool = False
     """Whether activations inside blocks are forgotten and computed again in the backward pass, to save memory."""
+    scan_blocks: bool = False
+    """Whether a scan runs the blocks, their parameters stacked, so that a deep model compiles as fast as a shallow one;
+    of JAX only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, optimiser and average stay float32."""
     seed: int = 0

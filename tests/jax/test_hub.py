@@ -38,6 +38,9 @@ def test_a_folder_gives_the_same_model_back(tmp_path: Path):
     assert same(model, again)
     assert (again.spec, again.img_size, again.blocks[0].attn.scale) == (model.spec, (32, 48), 0.3)
     assert read_metadata(tmp_path)["recipe"] == {"lr": 1e-3}
+    scanned = t2t_jax.from_pretrained(tmp_path, scan_blocks=True)  # the folder has the blocks one by one all the same
+    t2t_jax.save_pretrained(scanned, tmp_path / "again")
+    assert same(t2t_jax.from_pretrained(tmp_path / "again"), model)
 
 
 @pytest.mark.parametrize("name", NAMES)

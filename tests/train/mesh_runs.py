@@ -1,6 +1,7 @@
 """Runs of one recipe on several meshes, in a process with eight virtual devices or in one of two processes.
 
-python -m tests.train.mesh_runs '{"devices": N, "data": DIR, "meshes": {NAME: MESH}}' prints facts as JSON.
+python -m tests.train.mesh_runs '{"devices": N, "data": DIR, "meshes": {NAME: MESH}}' prints facts as JSON; the mesh
+called "scanned" trains with stacked blocks.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from t2t_config import Recipe
 from t2t_jax import build, step
 from t2t_jax import train as training
 from t2t_jax.hlo import carry_batch, collectives
-from t2t_jax.mesh import join_processes, shard_shapes
+from t2t_jax.mesh import join_processes, own_shapes, shard_shapes
 
 STEPS = 20
 
 
-def facts(mesh: str, data: str) -> dict[str, Any]:
+def facts(mesh: str, data: str, *, scan_blocks: bool = False) -> dict[str, Any]:
     """Losses, parts of the arrays, messages and counts of 20 steps on `mesh`."""
     recipe = Recipe(
         model="t2t_vit_micro",
@@ -38,6 +39,7 @@ def facts(mesh: str, data: str) -> dict[str, Any]:
         mixup_group=2,
         re_prob=0.25,
         data_threads=0,
+        scan_blocks=scan_blocks,
     )
     steps: list[Any] = []
     make = step.make_train_step
@@ -53,8 +55,6 @@ def facts(mesh: str, data: str) -> dict[str, Any]:
         losses.append(float(metrics["loss"]))
     whole = {name: array.shape for name, array in run.state.params.items()}
     messages = collectives(program)
-    arrays = run.state.raw
-    own = [*(array.shape for array in arrays.values()), *shard_shapes(arrays).values()]
     return {
         "losses": losses,
         "parts": parts,
@@ -64,7 +64,7 @@ def facts(mesh: str, data: str) -> dict[str, Any]:
         "accuracy": run.evaluate(run.state.best),
         "compilations": steps[0]._cache_size(),
         "messages": len(messages),
-        "carrying": [str(message) for message in carry_batch(messages, recipe.batch_size, own)],
+        "carrying": [str(message) for message in carry_batch(messages, recipe.batch_size, own_shapes(run.state.raw))],
     }
 
 
@@ -72,7 +72,7 @@ def main(order: dict[str, Any]) -> None:
     jax.config.update("jax_num_cpu_devices", order["devices"])
     if "distributed" in order:
         join_processes(order["distributed"])
-    found = {name: facts(mesh, order["data"]) for name, mesh in order["meshes"].items()}
+    found = {name: facts(mesh, order["data"], scan_blocks=name == "scanned") for name, mesh in order["meshes"].items()}
     if jax.process_index() == 0:
         print(json.dumps(found))
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from t2t_common import cli
@@ -23,20 +26,27 @@ def test_topologies_by_both_of_their_names():
             topology_name(name)
 
 
-def test_products_are_counted_with_their_dtypes():
-    text = """
-    %1 = stablehlo.dot_general %a, %b, contracting_dims = [2] x [0], precision = [DEFAULT, DEFAULT] : (tensor<4x5x6xbf16>, tensor<6x7xbf16>) -> tensor<4x5x7xbf16>
-    %2 = stablehlo.dot_general %a, %b, batching_dims = [0] x [0], contracting_dims = [1, 2] x [1, 2], precision = [HIGHEST, HIGHEST] : (tensor<4x5x6xf32>, tensor<4x5x6xf32>) -> tensor<4xf32>
-    %3 = stablehlo.dot_general %a, %b, contracting_dims = [0] x [0] : (tensor<6x4xf32>, tensor<6x7xbf16>) -> tensor<4x7xf32>
-    """  # noqa: E501
-    products = matrix_products(text)
+def test_products_are_counted_with_their_dtypes_and_as_often_as_they_run():
+    def program(a: jax.Array, b: jax.Array, c: jax.Array) -> Any:
+        low = jnp.einsum("nij,jk->nik", a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
+        highest = jnp.einsum("nij,nij->n", a, a, precision="highest")
+        mixed = jax.lax.dot(c.T, b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+        def body(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, None]:
+            return jax.checkpoint(lambda x: x @ weight)(x), None
+
+        return low, highest, mixed, jax.lax.scan(body, c, jnp.ones((3, 4, 4)))
+
+    sizes = (4, 5, 6), (6, 7), (6, 4)
+    products = matrix_products(jax.make_jaxpr(program)(*map(jnp.ones, sizes)).jaxpr)
     assert products.dtypes == {
         "bf16 x bf16 -> bf16": 1,
         "f32 x f32 -> f32 (highest)": 1,
         "f32 x bf16 -> f32": 1,
+        "f32 x f32 -> f32": 3,
     }
-    assert products.float32 == 1
-    assert products.flops == 2 * (4 * 5 * 7 * 6 + 4 * 30 + 4 * 7 * 6)
+    assert products.float32 == 4
+    assert products.flops == 2 * (4 * 5 * 7 * 6 + 4 * 30 + 4 * 7 * 6 + 3 * 6 * 4 * 4)
 
 
 def test_lowering_alone_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -51,10 +61,12 @@ def test_lowering_alone_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "stablehlo" in (tmp_path / "r.mlir").read_text()
 
 
-def test_a_step_in_parts_counts_every_part():
+def test_a_step_in_parts_or_with_a_scan_counts_whatever_runs():
     whole, _ = compile_step(Options(**SMALL))
     parts, _ = compile_step(Options(**SMALL, grad_accum_steps=2))
-    assert parts.product_flops == whole.product_flops
+    scanned, _ = compile_step(Options(**SMALL, scan_blocks=True))
+    assert parts.product_flops == scanned.product_flops == whole.product_flops
+    assert scanned.products == whole.products
 
 
 @pytest.mark.parametrize(

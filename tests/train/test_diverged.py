@@ -92,9 +92,10 @@ def test_an_output_that_overflows_with_finite_weights():
     assert finding.endswith("start): the output of blocks.0.fc2"), finding
 
 
-def test_t2t_vit_by_its_own_paths():
-    """A layer inside the attention of a real model, by calls inside calls."""
-    model: Any = create_model("t2t_vit_micro", img_size=16, in_chans=1, num_classes=4)
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_t2t_vit_by_its_own_paths(scan_blocks: bool):
+    """A layer inside the attention of a real model, by calls inside calls, also where a scan runs the blocks."""
+    model: Any = create_model("t2t_vit_micro", img_size=16, in_chans=1, num_classes=4, scan_blocks=scan_blocks)
     arrays = model_arrays(model)
     arrays["blocks.1.attn.proj.kernel"] = arrays["blocks.1.attn.proj.kernel"].at[3, 5].set(jnp.nan)
     load_arrays(model, arrays)

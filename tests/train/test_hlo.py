@@ -33,3 +33,34 @@ def test_a_message_with_the_batch_is_found_and_a_weight_of_that_size_is_not():
     assert [message.kind for message in carry_batch(found, 64)] == ["all-gather", "reduce-scatter"]
     assert [message.kind for message in carry_batch(found, 64, [(8, 64)])] == ["reduce-scatter"]
     assert carry_batch(found, 1024) == []
+
+
+LOOP = """
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %all-reduce.1 = f32[8]{0} all-reduce(%p), channel_id=1, to_apply=%add
+}
+%inner (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %all-gather.2 = f32[16]{0} all-gather(%x), channel_id=2, dimensions={0}
+  ROOT %f = f32[8]{0} fusion(%x), kind=kCustom, calls=%fused
+}
+%outer (arg: (s32[], /*index=1*/f32[8])) -> (s32[], f32[8]) {
+  %while.1 = (s32[], f32[8]{0}) while(%t), condition=%less, body=%inner, backend_config={"known_trip_count":{"n":"14"}}
+  ROOT %all-reduce.2 = f32[4]{0} all-reduce(%y), channel_id=3, to_apply=%add
+}
+ENTRY %main (p0: f32[64,8]) -> f32[64,8] {
+  %while.2 = (s32[], f32[8]{0}) while(%t), condition=%less, body=%outer, backend_config={"known_trip_count":{"n":"2"}}
+  ROOT %all-reduce.3 = f32[] all-reduce(%z), channel_id=4, to_apply=%add
+}
+"""
+
+
+def test_a_message_in_a_loop_counts_as_often_as_it_is_sent():
+    """Also from a fusion in a loop in a loop."""
+    found = collectives(LOOP)
+    assert [(message.kind, message.shapes[0].dims, message.times) for message in found] == [
+        ("all-reduce", (8,), 28),
+        ("all-gather", (16,), 28),
+        ("all-reduce", (4,), 2),
+        ("all-reduce", (), 1),
+    ]
+    assert bytes_by_kind(found) == {"all-gather": (28, 28 * 64), "all-reduce": (31, 28 * 32 + 2 * 16 + 4)}

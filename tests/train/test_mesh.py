@@ -22,7 +22,7 @@ from tests.train.mesh_runs import STEPS
 
 ROOT = Path(__file__).parents[2]
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-MESHES = {"one": "data=1", "data": "data=8", "fsdp": "fsdp=8", "mixed": "data=4,fsdp=2"}
+MESHES = {"one": "data=1", "data": "data=8", "fsdp": "fsdp=8", "mixed": "data=4,fsdp=2", "scanned": "data=2,fsdp=4"}
 
 
 def start(order: dict[str, Any]) -> subprocess.Popen[str]:
@@ -40,7 +40,7 @@ def eight(idx_folder: Path) -> dict[str, Any]:
     return json.loads(out)
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed"])
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed", "scanned"])
 def test_eight_devices_train_and_count_as_one(eight: dict[str, Any], mesh: str):
     one, several = eight["one"], eight[mesh]
     assert len(set(one["losses"])) == len(one["losses"]) == STEPS
@@ -59,7 +59,15 @@ def test_weights_and_moments_are_split_and_stay_split(eight: dict[str, Any], mes
     assert found["parts"]["cls_token"] == found["whole"]["cls_token"]
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed"])
+def test_stacked_weights_are_split_block_by_block(eight: dict[str, Any]):
+    found = eight["scanned"]
+    assert found["parts"] == found["moments"] == found["later"]
+    assert found["whole"]["blocks.mlp.fc1.kernel"] == [2, 64, 128]
+    assert found["parts"]["blocks.mlp.fc1.kernel"] == [2, 64, 32]
+    assert found["parts"]["blocks.norm1.scale"] == [2, 64]
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed", "scanned"])
 def test_no_message_carries_images(eight: dict[str, Any], mesh: str):
     assert eight[mesh]["messages"] > 0
     assert eight[mesh]["carrying"] == []
@@ -87,6 +95,9 @@ def test_the_largest_axis_that_divides_is_split():
     assert param_spec("tokens_to_token.attention1.kqv.kernel", (147, 192), 4) == P(None, "fsdp")
     assert param_spec("head.kernel", (384, 1001), 4) == P("fsdp")  # the larger axis does not divide
     assert param_spec("x.kernel", (7, 9), 4) == P()
+    # Of stacked blocks each: never the axis in front, whatever divides.
+    assert param_spec("blocks.mlp.fc1.kernel", (16, 384, 1152), 4) == P(None, None, "fsdp")
+    assert param_spec("blocks.x.kernel", (16, 7, 9), 4) == param_spec("blocks.norm1.scale", (16, 384), 4) == P()
     for name in ("head.bias", "norm.scale", "cls_token", "dist_token", "pos_embed"):
         assert param_spec(name, (1, 1, 64), 4) == P(), name
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from t2t_jax.optim import (
     sgd,
     update_ema,
 )
+from t2t_jax.stacked import stack_arrays, unstack_arrays
 from t2t_jax.state import split_model
 from t2t_torch import optim as torch_optim
 from t2t_torch.optim import Ema, param_groups
@@ -93,7 +96,8 @@ class Toy(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks, self.norm, self.head = torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4)])
+        self.norm, self.head = torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)
         self.cls_token = torch.nn.Parameter(torch.ones(1, 1, 3))
 
     def no_weight_decay(self) -> set[str]:
@@ -134,7 +138,7 @@ def test_recipes_train_alike_in_both_frameworks(name: str):
     for key, p in model.named_parameters():
         np.testing.assert_allclose({**params, **still}[key], p.detach().numpy(), rtol=1e-13, atol=1e-13)
         assert np.array_equal(start[key], p.detach().numpy()) == (key in still)
-    frozen = {"cifar": {"cls_token", "norm.weight", "norm.bias"}, "one group": {"blocks.weight", "blocks.bias"}}
+    frozen = {"cifar": {"cls_token", "norm.weight", "norm.bias"}, "one group": {"blocks.0.weight", "blocks.0.bias"}}
     assert still.keys() == frozen.get(name if name != "clipped" else "cifar", set())
 
 
@@ -151,6 +155,8 @@ def test_the_backbone_has_a_rate_of_its_own():
 def test_what_cannot_be_frozen_is_refused():
     with pytest.raises(ValueError, match="no parameter 'hea' nor a module with some; it has blocks, head"):
         freeze({"blocks.0.kernel": jnp.ones(1), "head.kernel": jnp.ones(1)}, {}, ("hea",))
+    with pytest.raises(ValueError, match=r"'blocks\.0' is part of a stack: name a part of all blocks"):
+        freeze({"blocks.fc1.kernel": jnp.ones((2, 1))}, {}, ("blocks.0",))
 
 
 def test_clipping_has_pytorchs_epsilon():
@@ -193,6 +199,41 @@ def test_both_frameworks_decay_the_same_tensors(name: str):
     mask = decay_mask(params, model.no_weight_decay())
     assert sorted(params[name].size for name, decays in mask.items() if decays) == decayed
     assert sorted(params[name].size for name, decays in mask.items() if not decays) == spared
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_14_se", "deit_tiny_distilled_patch16_224"])
+def test_stacked_tensors_decay_as_those_of_one_block(name: str):
+    """A stacked bias or scale has two axes, and is spared all the same."""
+    masks = []
+    for scan in (False, True):
+        model = nnx.eval_shape(lambda scan=scan: t2t_jax.create_model(name, img_size=64, depth=2, scan_blocks=scan))
+        masks.append(decay_mask(split_model(model)[1], model.no_weight_decay()))
+    unrolled, scanned = masks
+    assert {key: scanned[re.sub(r"^blocks\.\d+", "blocks", key)] for key in unrolled} == unrolled
+    assert not scanned["blocks.norm1.scale"]
+    assert scanned["blocks.mlp.fc2.kernel"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"frozen": ("blocks",)}, {"clip_grad": 0.5, "decay_all": False}])
+@pytest.mark.parametrize("start", ["cifar10_t2t_vit_14", "imagenet_t2t_vit_14"])
+def test_stacked_tensors_are_trained_as_those_of_every_block(start: str, changes: dict[str, Any]):
+    recipe, draws = dataclasses.replace(RECIPES[start], epochs=4, **changes), np.random.RandomState(0)
+    shapes = {f"blocks.{i}.fc1.{leaf}": shape for i in range(3) for leaf, shape in (("kernel", (3, 4)), ("bias", (4,)))}
+    shapes |= {"cls_token": (1, 1, 3), "norm.scale": (4,), "head.kernel": (4, 2), "head.bias": (2,)}
+    arrays, *grads = ({name: jnp.asarray(draws.standard_normal(x)) for name, x in shapes.items()} for _ in range(5))
+    ends = []
+    for arrange in (dict, stack_arrays):
+        params, still = freeze(arrange(arrays), {}, recipe.frozen or ())
+        tx = recipe_optimizer(recipe, params, steps_per_epoch=1, no_decay={"cls_token"})
+        state = tx.init(params)
+        for grad in map(arrange, grads):
+            updates, state = tx.update({name: grad[name] for name in params}, state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(unstack_arrays({**params, **still}))
+    unrolled, stacked = ends
+    assert unrolled.keys() == stacked.keys() == arrays.keys()
+    for name, end in unrolled.items():
+        np.testing.assert_allclose(stacked[name], end, rtol=1e-14, atol=1e-14, err_msg=name)
 
 
 def test_groups_are_the_authors():
