@@ -181,7 +181,7 @@ def train(
                 watch=watch,
             )
         )
-        run.iterator.say = reporter.say
+        run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
         saving = Saving(run, reporter, checkpoints, interruption)
         if first_step:
@@ -255,9 +255,9 @@ def report_accuracy(run: Run, epoch: int, result: Accuracy, reporter: Reporter) 
 
 def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
     """One line about the images that could not be read, if there were any."""
-    if run.iterator.corrupt:
-        text = f"corrupt images skipped: {len(run.iterator.corrupt)}: {'; '.join(run.iterator.corrupt)}"
-        reporter.line(text, {"step": step, "corrupt_images": run.iterator.corrupt})
+    if names := run.iterator.unreadable.names:
+        text = f"corrupt images skipped: {len(names)}: {'; '.join(names)}"
+        reporter.line(text, {"step": step, "corrupt_images": names})
 
 
 def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:

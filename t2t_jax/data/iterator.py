@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import collections
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from t2t_common.images import UnreadableImageError
-from t2t_jax.data.sources import Source
+from t2t_common.data.examples import UNREADABLE
+from t2t_common.data.unreadable import Unreadable
 
 Batch = dict[str, Any]
-
-UNREADABLE = "unreadable"
-"""Entry of a batch on its way: indices of images that could not be read, (B, TRIES), filled up with -1."""
-
-NAMED = 20
-"""Names in an error message at most; all of them have been said before."""
 
 
 class TrainIterator(grain.DatasetIterator):
@@ -29,42 +22,33 @@ class TrainIterator(grain.DatasetIterator):
     goes on from it sees the very next batch; and it says nothing of threads, workers or prefetch, which may change.
 
     Attributes:
-        corrupt: names of the images that could not be read since this process began, in the order of their finding.
-        say: gets a line for each of them, once.
+        unreadable: account of the images that could not be read since this process began.
     """
 
     def __init__(
         self,
         batches_from: Callable[[int], Iterator[Batch]],
-        source: Source,
+        unreadable: Unreadable,
         *,
-        max_corrupt_images: int,
         put: Callable[[Batch], Batch] | None = None,
         ahead: int = 0,
     ) -> None:
         """
         Args:
             batches_from: the batches from a position on.
-            source: of the images; names those that cannot be read.
-            max_corrupt_images: how many may be replaced by others.
+            unreadable: gets the account of images that could not be read.
             put: carries a batch to the device without waiting for it.
             ahead: batches that `put` is called for before they are asked for.
         """
         super().__init__()
-        self._batches_from, self._source = batches_from, source
-        self._limit, self._put, self._ahead = max_corrupt_images, put or (lambda batch: batch), ahead
-        self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
-        self._corrupt: dict[int, str] = {}
+        self._batches_from, self.unreadable = batches_from, unreadable
+        self._put, self._ahead = put or (lambda batch: batch), ahead
         self._start(0)
 
     def _start(self, position: int) -> None:
         self._position = position
         self._host: Iterator[Batch] | None = None
         self._ready: collections.deque[tuple[Batch, np.ndarray]] = collections.deque()
-
-    @property
-    def corrupt(self) -> list[str]:
-        return list(self._corrupt.values())
 
     def __next__(self) -> Batch:
         """The next batch, {"image": (B, H, W, C) float32, "label": (B,) int32}.
@@ -83,29 +67,9 @@ class TrainIterator(grain.DatasetIterator):
         if not self._ready:
             raise StopIteration
         batch, unreadable = self._ready.popleft()
-        self._account(unreadable)
+        self.unreadable.account(unreadable)
         self._position += 1
         return batch
-
-    def _account(self, unreadable: np.ndarray) -> None:
-        for index in unreadable[unreadable >= 0].tolist():
-            if index not in self._corrupt:
-                self._corrupt[index] = self._describe(index)
-                self.say(f"skipped {self._corrupt[index]}")
-        if len(self._corrupt) > self._limit:
-            more = len(self._corrupt) - NAMED
-            raise ValueError(
-                f"corrupt images: {len(self._corrupt)}, --max-corrupt-images {self._limit} allows no more: "
-                + "; ".join(self.corrupt[:NAMED])
-                + (f"; and {more} more" if more > 0 else "")
-            )
-
-    def _describe(self, index: int) -> str:
-        try:  # once more, here, as what a worker process learned of it stays there
-            self._source[index]
-        except UnreadableImageError as error:
-            return str(error)
-        return f"image {index}, which could not be read at first, but now can"
 
     def get_state(self) -> dict[str, Any]:
         return {"next_index": self._position}

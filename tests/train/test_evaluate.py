@@ -21,7 +21,7 @@ from t2t_jax.evaluate import Options, evaluate, load_for_evaluation, predict
 from t2t_jax.metrics import first_guess
 from t2t_jax.state import load_arrays, model_arrays, split_model
 from t2t_jax.step import make_forward
-from tests.train.conftest import VAL_IMAGES
+from tests.small_data import VAL_IMAGES
 
 METADATA = {"model": "t2t_vit_micro", "img_size": 16, "in_chans": 1, "num_classes": 4, "mean": [0.4], "std": [0.2]}
 

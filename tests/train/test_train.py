@@ -33,7 +33,7 @@ from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward
 from t2t_jax.train import Run, prepare, resume, train
 from t2t_jax.training_checkpoints import TrainingCheckpoints
-from tests.train.conftest import VAL_IMAGES
+from tests.small_data import VAL_IMAGES
 from tests.train.kill_campaign import TIMES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5

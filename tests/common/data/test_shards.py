@@ -14,13 +14,13 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from t2t_common.data import open_source
+from t2t_common.data import tar as tar_module
+from t2t_common.data.records import encode_example, example_class
+from t2t_common.data.sources import EncodedSource
+from t2t_common.data.write import write_shards
 from t2t_common.images import UnreadableImageError
 from t2t_config.download import cache_dir
-from t2t_jax.data import open_source
-from t2t_jax.data import tar as tar_module
-from t2t_jax.data.records import encode_example, example_class
-from t2t_jax.data.sources import EncodedSource
-from t2t_jax.data.write import write_shards
 
 FORMATS = ("tar", "arrayrecord")
 

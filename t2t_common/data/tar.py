@@ -22,10 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from t2t_common.data.sources import EncodedSource, check_labels
 from t2t_common.files import replace_file
 from t2t_common.images import IMAGE_SUFFIXES
 from t2t_config.download import cache_dir
-from t2t_jax.data.sources import EncodedSource, check_labels
 
 TARS = "*.tar"
 """What shards are called."""

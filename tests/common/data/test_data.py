@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2t_config import RECIPES, Recipe, model_config
-from t2t_jax.data import (
+from t2t_common.data import (
     Preprocess,
+    TrainExamples,
+    Unreadable,
     check_classes,
     evaluation_image,
     open_source,
-    train_iterator,
     training_image,
 )
-from t2t_jax.data.binary import read_idx
-from t2t_jax.data.pad_crop import draw_pad_crop
-from t2t_jax.data.transforms import draw_crop
-from tests.train.conftest import CLASSES, TRAIN_IMAGES, VAL_IMAGES, idx_bytes, write_idx_folder
+from t2t_common.data.binary import read_idx
+from t2t_common.data.pad_crop import draw_pad_crop
+from t2t_common.data.transforms import draw_crop
+from t2t_config import RECIPES, Recipe, model_config
+from tests.small_data import CLASSES, TRAIN_IMAGES, VAL_IMAGES, idx_bytes, write_idx_folder
 
 PLAIN = Preprocess(32, 3, (0.0,) * 3, (1.0,) * 3, 1.0, "bicubic")
 
@@ -169,9 +170,9 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None):
     path.write_bytes(path.read_bytes()[:-500] if content is None else content)
     source = open_source(tmp_path, "train")
     recipe = Recipe(model="t2t_vit_micro", img_size=16, batch_size=6, epochs=1, cooldown_epochs=0, max_corrupt_images=0)
-    iterator = train_iterator(source, recipe, Preprocess.of_recipe(recipe))
+    examples = TrainExamples(source, recipe, Preprocess.of_recipe(recipe))
     with pytest.raises(ValueError, match=r"unreadable image .*dog.1.png.*replace or delete it"):
-        next(iterator)
+        Unreadable(source, 0).account(np.stack([examples[number]["unreadable"] for number in range(6)]))
 
 
 def test_too_few_classes_in_the_head():

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from t2t_jax.data.binary import read_cifar, read_idx_pair
-from t2t_jax.data.records import RECORDS, ArrayRecordSource
-from t2t_jax.data.shards import find_shards, read_class_names
-from t2t_jax.data.sources import ArraySource, FolderSource, Source, Split
-from t2t_jax.data.tar import TARS, TarSource
+from t2t_common.data.binary import read_cifar, read_idx_pair
+from t2t_common.data.records import RECORDS, ArrayRecordSource
+from t2t_common.data.shards import find_shards, read_class_names
+from t2t_common.data.sources import ArraySource, FolderSource, Source, Split
+from t2t_common.data.tar import TARS, TarSource
 
 HELD_OUT_PER_DIGIT = 36
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from t2t_jax.data.sources import Split
+from t2t_common.data.sources import Split
 
 SPLIT_WORDS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid", "test")}
 """What a folder or a file of a split is called; the first that is there counts."""

@@ -15,9 +15,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from rich.console import Console
 from rich.progress import track
 
-from t2t_jax.data.records import encode_example
-from t2t_jax.data.shards import CLASS_FILES
-from t2t_jax.data.sources import EncodedSource, Source, Split
+from t2t_common.data.records import encode_example
+from t2t_common.data.shards import CLASS_FILES
+from t2t_common.data.sources import EncodedSource, Source, Split
 
 Format = Literal["tar", "arrayrecord"]
 

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grain
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from t2t_common.data.sources import EncodedSource, check_labels
 from t2t_common.images import UnreadableImageError
-from t2t_jax.data.sources import EncodedSource, check_labels
 
 RECORDS = "*array_record*"
 """What shards are called: `train-00000-of-00010.array_record`, TFDS's `NAME-train.array_record-00000-of-00010`."""
@@ -47,8 +47,8 @@ class ArrayRecordSource(EncodedSource):
         self.class_names, self.num_classes = class_names, len(class_names)
         with ThreadPoolExecutor(THREADS) as pool:
             counts = list(pool.map(count_records, shards))
-        # With the counts in their names, Grain does not open every file once more.
-        self._records = grain.sources.ArrayRecordDataSource(
+        # With the counts in their names, it does not open every file once more.
+        self._records = ArrayRecordDataSource(
             [f"{path}[0:{count}]" for path, count in zip(shards, counts, strict=True)]
         )
         self._places = list(zip(shards, counts, strict=True))

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from t2t_common.data.pad_crop import draw_pad_crop, pad_cropped
+from t2t_common.data.randaugment import RANDOM_INTERPOLATION, Layer, apply_layers, draw_layers, fill_colour
 from t2t_common.preprocess import RESAMPLING, Preprocess, convert, evaluation_image, normalise
 from t2t_config import Recipe
 from t2t_config.randaugment import RandAugmentConfig
-from t2t_jax.data.pad_crop import draw_pad_crop, pad_cropped
-from t2t_jax.data.randaugment import RANDOM_INTERPOLATION, Layer, apply_layers, draw_layers, fill_colour
 
 
 class CropDraws(NamedTuple):

@@ -15,12 +15,8 @@ import pytest
 import sklearn
 from PIL import Image
 
-from t2t_common.images import open_image
-from t2t_common.preprocess import Preprocess
-from t2t_config import RECIPES
-from t2t_config.randaugment import RandAugmentConfig
-from t2t_jax.data import training_image
-from t2t_jax.data.randaugment import (
+from t2t_common.data import training_image
+from t2t_common.data.randaugment import (
     INCREASING,
     OPERATIONS,
     PLAIN,
@@ -30,10 +26,14 @@ from t2t_jax.data.randaugment import (
     draw_layers,
     fill_colour,
 )
-from t2t_jax.data.transforms import CropDraws, cropped
+from t2t_common.data.transforms import CropDraws, cropped
+from t2t_common.images import open_image
+from t2t_common.preprocess import Preprocess
+from t2t_config import RECIPES
+from t2t_config.randaugment import RandAugmentConfig
 
 PHOTOGRAPHS = Path(sklearn.__file__).parent / "datasets" / "images"
-GOLDENS = json.loads((Path(__file__).parents[1] / "data" / "augment" / "goldens.json").read_text())
+GOLDENS = json.loads((Path(__file__).parents[2] / "data" / "augment" / "goldens.json").read_text())
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPE = RECIPES["imagenet_t2t_vit_14"]
 
