@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
+from t2t_common.files import ensure_writable
 from t2t_config.load_report import LoadReport
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
@@ -274,18 +274,3 @@ def checkpoint_steps(folder: Path) -> list[int]:
 def _is_checkpoint(folder: Path) -> bool:
     # Orbax's own test takes any folder for a checkpoint of its earlier format, an empty one too.
     return (folder / "_CHECKPOINT_METADATA").is_file() and (folder / "model").is_dir()
-
-
-def ensure_writable(folder: str | Path) -> Path:
-    """Creates `folder` if need be and proves that files can be written there.
-
-    Raises:
-        ValueError: they cannot; the message says why.
-    """
-    folder = Path(folder).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}): choose another folder") from error

@@ -13,7 +13,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,17 @@ import jax
 import tyro
 
 from t2t_common import cli
-from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
+from t2t_common.accuracy import Accuracy
+from t2t_common.files import ensure_writable
+from t2t_common.interrupt import RunInterruptedError
+from t2t_common.lock import locked
+from t2t_common.saving import EPOCH_LOSS, Saving
+from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_jax.build import TrainStep, build_model, build_step, check_recipe
-from t2t_jax.checkpoint import ensure_writable, init_weights
+from t2t_jax.checkpoint import init_weights
 from t2t_jax.data import (
     Preprocess,
     TrainIterator,
@@ -37,24 +42,15 @@ from t2t_jax.data import (
     train_iterator,
 )
 from t2t_jax.diverged import explain
-from t2t_jax.evaluate import Accuracy, accuracy, forward_on
-from t2t_jax.interrupt import Interruption, RunInterruptedError
-from t2t_jax.lock import locked
+from t2t_jax.evaluate import accuracy, forward_on
+from t2t_jax.interrupt import Interruption
 from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
 from t2t_jax.report import Reporter, TrainingDivergedError
-from t2t_jax.saving import EPOCH_LOSS, Saving
 from t2t_jax.state import Arrays, split_model
 from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
 from t2t_jax.watch import Watch
-
-FREE_TO_CHANGE = (
-    *("data", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
-    *("log_every", "eval_every"),
-    *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
-)
-"""Fields that do not change what a run computes, so a resumed run may have others."""
 
 
 @dataclasses.dataclass
@@ -268,18 +264,11 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """
     if checkpoints.latest_step is None:
         return 0
-    changes = _differences(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
+    changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
     if changes:
         raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
     run.state = checkpoints.restore(run.state, run.iterator)
     return checkpoints.latest_step
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    # A field that the checkpoint does not have came later: its default is what the run did without it.
-    there = {**{field.name: field.default for field in dataclasses.fields(Recipe)}, **there}
-    names = [name for name in here if name not in FREE_TO_CHANGE and there.get(name) != here[name]]
-    return ", ".join(f"{name} {there.get(name)!r} there, {here[name]!r} here" for name in names)
 
 
 # --- Command line -------------------------------------------------------------------------------------------

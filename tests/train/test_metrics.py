@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2t_jax.metrics import count_top_k, cross_entropy
+from t2t_common.accuracy import count_top_k
+from t2t_jax.metrics import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -6,8 +6,6 @@ GPU, without sparsity. MFU refers to bfloat16 whatever the run computes in, as i
 
 from __future__ import annotations
 
-import jax
-
 PEAK_TFLOPS = {
     # TPUs; JAX shows each of the two cores of a v2 or v3 chip (46 and 123 TFLOP/s) as a device.
     "TPU v2": 23.0,
@@ -33,7 +31,7 @@ PEAK_TFLOPS = {
     "NVIDIA GeForce RTX 3090": 71.0,
     "NVIDIA GeForce RTX 4090": 165.2,
 }
-"""Device kind, as JAX names it, or its beginning -> TFLOP/s of one device."""
+"""Device kind, as JAX and PyTorch name it, or its beginning -> TFLOP/s of one device."""
 
 
 def peak_tflops(device_kind: str) -> float | None:
@@ -51,7 +49,7 @@ def peak_tflops(device_kind: str) -> float | None:
     return PEAK_TFLOPS[max(known, key=len)] if known else None
 
 
-def run_peak(given: float | None = None) -> float | None:
-    """Peak of all devices of this run together, in FLOP/s; `given` replaces the table's TFLOP/s of one."""
-    each = peak_tflops(jax.devices()[0].device_kind) if given is None else given
-    return None if each is None else each * 1e12 * jax.device_count()
+def run_peak(device_kind: str, devices: int, given: float | None = None) -> float | None:
+    """Peak of all `devices` of a run together, in FLOP/s; `given` replaces the table's TFLOP/s of one."""
+    each = peak_tflops(device_kind) if given is None else given
+    return None if each is None else each * 1e12 * devices

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
+from t2t_common.accuracy import Accuracy
+from t2t_common.interrupt import RunInterruptedError
+from t2t_common.saving import EPOCH_LOSS, TOP1, Saving
 from t2t_config import Recipe
-from t2t_jax.evaluate import Accuracy
-from t2t_jax.interrupt import RunInterruptedError
-from t2t_jax.saving import EPOCH_LOSS, Saving
-from t2t_jax.training_checkpoints import TOP1
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 

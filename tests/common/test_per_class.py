@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from t2t_jax.per_class import as_text, class_report
+from t2t_common.per_class import as_text, class_report
 
 CONFUSION = np.array([[9, 1, 0, 0], [2, 2, 4, 0], [0, 0, 5, 0], [0, 0, 0, 0]])
 NAMES = ["tench, Tinca tinca", "goldfish", "cock", "hen"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from t2t_jax.meter import Meter
+from t2t_common.meter import Meter
 
 
 class Clock:

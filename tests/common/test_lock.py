@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from t2t_jax.lock import LOCK_FILE, locked
+from t2t_common.lock import LOCK_FILE, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from t2t_jax.lock import locked
+from t2t_common.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2t_common.files import write_text
-from t2t_jax.writers import METRICS_FILE
+from t2t_common.writers import METRICS_FILE
 
 CURVES_FILE = "curves.svg"
 

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from t2t_jax.evaluate import Accuracy
-from t2t_jax.interrupt import Interruption, RunInterruptedError
-from t2t_jax.report import Reporter
-from t2t_jax.training_checkpoints import TOP1, TrainingCheckpoints
+from t2t_common.accuracy import Accuracy
+from t2t_common.interrupt import Interruption, RunInterruptedError
+from t2t_common.report import Reporter
+from t2t_config import Recipe
 
-if TYPE_CHECKING:
-    from t2t_jax.train import Run
+TOP1 = "top1"
+"""In a checkpoint's metadata: accuracy of the evaluation at its step; absent where there was none."""
 
 EPOCH_LOSS = "epoch_loss"
 """In a checkpoint's metadata: sum and number of the losses of the epoch that it is in the middle of."""
 
 
+class Run(Protocol):
+    """What is saved, by either framework."""
+
+    recipe: Recipe
+    steps_per_epoch: int
+    state: Any
+    iterator: Any
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+class Checkpoints(Protocol):
+    """Where it is saved to: `TrainingCheckpoints` of either framework."""
+
+    def save(self, state: Any, iterator: Any, metadata: Mapping[str, Any]) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def is_best(self, top1: float) -> bool: ...
+
+
 class Saving:
     """Saves a run where its recipe says so. Every loss up to there has been read, and was finite."""
 
-    def __init__(
-        self, run: Run, reporter: Reporter, checkpoints: TrainingCheckpoints, interruption: Interruption
-    ) -> None:
+    def __init__(self, run: Run, reporter: Reporter, checkpoints: Checkpoints, interruption: Interruption) -> None:
         self._run, self._reporter = run, reporter
         self._checkpoints, self._interruption = checkpoints, interruption
 
