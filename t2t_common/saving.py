@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from t2t_common.accuracy import Accuracy
 from t2t_common.interrupt import Interruption, RunInterruptedError
+from t2t_common.preprocess import Preprocess
 from t2t_common.report import Reporter
 from t2t_config import Recipe
 
@@ -15,6 +18,15 @@ TOP1 = "top1"
 
 EPOCH_LOSS = "epoch_loss"
 """In a checkpoint's metadata: sum and number of the losses of the epoch that it is in the middle of."""
+
+
+def run_metadata(recipe: Recipe, how: Preprocess, class_names: list[str] | None) -> dict[str, Any]:
+    """What a run's checkpoints say about themselves: enough to rebuild the model and its input, and the recipe."""
+    facts: dict[str, Any] = {"model": recipe.model, "num_classes": recipe.num_classes}
+    if class_names is not None:
+        facts["class_names"] = class_names
+    everything = {**facts, **dataclasses.asdict(how), "recipe": dataclasses.asdict(recipe)}
+    return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
 
 
 class Run(Protocol):

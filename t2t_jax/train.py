@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from t2t_common.accuracy import Accuracy
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
-from t2t_common.saving import EPOCH_LOSS, Saving
+from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
@@ -70,11 +69,7 @@ class Run:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
-        facts: dict[str, Any] = {"model": self.recipe.model, "num_classes": self.recipe.num_classes}
-        if self.class_names is not None:
-            facts["class_names"] = self.class_names
-        everything = {**facts, **dataclasses.asdict(self.how), "recipe": dataclasses.asdict(self.recipe)}
-        return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
+        return run_metadata(self.recipe, self.how, self.class_names)
 
 
 def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:

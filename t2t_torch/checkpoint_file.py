@@ -32,6 +32,9 @@ RAW_ENTRIES = ("state_dict", "model", "net")
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 
+CHECKPOINTS, SUFFIX, BEST = "checkpoints", ".pth", "best.pth"
+"""A run's folder keeps its checkpoints in `checkpoints/STEP.pth`; `checkpoints/best.pth` is a link to the best."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -55,24 +58,49 @@ def read_state_dict(path: str | os.PathLike[str], *, use_ema: bool = True) -> St
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Checkpoint:
-    """The weights of a file; no code of the file is ever run.
+    """The weights of a file, or of the latest one of a run's folder; no code of the file is ever run.
 
     `use_ema` prefers the EMA weights of files that hold both. A file with only one of the two gives that one,
     and `Checkpoint.entry` says which.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict.
+        ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict; or it
+            is a folder without any.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
+    path = find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else pick_entry(path, read_pickle(path), use_ema)
     try:
         state_dict, layout = to_official(found.state_dict)
     except ValueError as error:
         raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
     return dataclasses.replace(found, state_dict=state_dict, layout=layout.name)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` means: itself, or the latest step of the folder of a run of `t2t_torch.train`.
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: a folder without checkpoints of this kind.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
+    for folder in (path / CHECKPOINTS, path):
+        if folder.is_dir() and (steps := checkpoint_steps(folder)):
+            return folder / f"{steps[-1]}{SUFFIX}"
+    raise ValueError(
+        f"{path} is a folder without .pth files of steps: if JAX wrote it, rewrite it with "
+        f"python -m parity convert {path} FILE.pth"
+    )
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints are in `folder`, in order."""
+    return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit() and path.is_file())
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

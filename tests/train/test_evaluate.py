@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import t2t_torch.predict
+import t2t_torch.evaluate
 from parity.formats import convert
 from t2t_common import cli
 from t2t_common.accuracy import first_guess, predict
@@ -47,7 +47,7 @@ def test_every_image_gets_pytorchs_logits(checkpoint: Path, idx_folder: Path, ba
     ours = predict(make_forward(split_model(model)[0]), model_arrays(model), batches)
     convert(checkpoint, tmp_path / "m.pth", "t2t_vit_micro")
     options = EvaluateOptions(checkpoint=tmp_path / "m.pth", data="", model="t2t_vit_micro", mean=(0.4,), std=(0.2,))
-    twin, their_how, _ = t2t_torch.predict.load_for_evaluation(options)
+    twin, their_how, _ = t2t_torch.evaluate.load_for_evaluation(options)
     assert their_how == how
     images = np.concatenate([batch["image"][np.asarray(batch["mask"])] for batch in batches])
     with torch.inference_mode():
