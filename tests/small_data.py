@@ -60,7 +60,7 @@ def small_recipe(folder: Path) -> Recipe:
         epochs=4,
         cooldown_epochs=1,
         batch_size=8,
-        lr=5e-3,
+        lr=8e-3,
         warmup_epochs=1,
         ema_decay=0.8,
         clip_grad=5.0,

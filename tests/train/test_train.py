@@ -198,7 +198,7 @@ def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: 
 
 
 def test_another_recipe_is_refused_with_the_difference(finished: tuple[Path, Accuracy], recipe: Recipe):
-    with pytest.raises(ValueError, match=r"another recipe \(lr 0.005 there, 0.1 here\): choose another --workdir"):
+    with pytest.raises(ValueError, match=r"another recipe \(lr 0.008 there, 0.1 here\): choose another --workdir"):
         train(dataclasses.replace(recipe, lr=0.1), finished[0])
 
 
