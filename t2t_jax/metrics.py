@@ -1,4 +1,4 @@
-"""The loss."""
+"""The loss. Twin: t2t_torch/metrics.py."""
 
 from __future__ import annotations
 

@@ -18,10 +18,15 @@ import t2t_jax.build
 import t2t_jax.train
 import t2t_torch
 import t2t_torch.build
+import t2t_torch.step
 import t2t_torch.train
 from parity.trajectory import distance
 from t2t_config import Recipe
+from t2t_jax.checkpoint import init_weights
+from t2t_jax.state import split_model
+from t2t_jax.step import make_forward
 from t2t_jax.torch_file import to_torch
+from tests.golden import rel_f
 from tests.small_data import small_recipe, write_idx_folder
 
 STEPS = 10
@@ -81,3 +86,27 @@ def test_both_train_commands_make_the_same_run(recipe: Recipe, tmp_path: Path):
         travelled = distance(weights_of(mine), before)
         assert travelled > 0.1, name
         assert distance(weights_of(mine), other) / travelled <= 1e-10, name
+
+
+def test_both_compute_alike_in_bfloat16(recipe: Recipe, tmp_path: Path):
+    """Every layer of one rounds what the other's rounds: both stray as far from float32, and are as near each other."""
+    start = tmp_path / "start.pth"
+    t2t_torch.save_checkpoint(t2t_torch.build.build_model(dataclasses.replace(recipe, num_classes=4, seed=3)), start)
+    images = np.random.RandomState(0).standard_normal((64, 16, 16, 1)).astype(np.float32)
+    logits = {}
+    for dtype in ("float32", "bfloat16"):
+        own = dataclasses.replace(recipe, num_classes=4, dtype=dtype)
+        model = t2t_torch.build.build_model(own)
+        t2t_torch.load_checkpoint(model, start)
+        forward = t2t_torch.step.make_forward(model.eval(), dtype=t2t_torch.build.compute_dtype(dtype))
+        logits["torch", dtype] = forward(model.state_dict(), images)
+        twin = t2t_jax.build.build_model(own)
+        init_weights(twin, start)
+        graphdef, params, buffers = split_model(twin)
+        logits["jax", dtype] = np.asarray(make_forward(graphdef)({**params, **buffers}, images))
+    oracle = logits["torch", "float32"]
+    assert rel_f(logits["jax", "float32"], oracle) < 3e-6
+    ours, theirs = (rel_f(logits[side, "bfloat16"], oracle) for side in ("torch", "jax"))
+    assert 1e-3 < ours < 3e-2
+    assert 1 / 2 < ours / theirs < 2
+    assert rel_f(logits["torch", "bfloat16"], logits["jax", "bfloat16"]) < 1.5 * max(ours, theirs)

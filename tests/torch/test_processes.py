@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 NO_DRAWS_INSIDE = (
     *("--model", "vit_deit_tiny_patch16_224", "--img-size", "32", "--drop-path-rate", "0"),
     *("--mixup", "0.8", "--cutmix", "1", "--mixup-group", "2", "--re-prob", "0.5", "--grad-accum-steps", "2"),
-    *("--epochs", "1", "--cooldown-epochs", "0", "--warmup-epochs", "0", "--batch-size", "8", "--lr", "1e-3"),
+    *("--epochs", "1", "--cooldown-epochs", "0", "--warmup-epochs", "0", "--batch-size", "8", "--lr", "5e-4"),
     *("--clip-grad", "1", "--log-every", "1", "--ema-decay", "0.9"),
 )
 """ViT has no dropout but what is asked for; draws outside the model belong to the whole batch."""

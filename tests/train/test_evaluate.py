@@ -86,7 +86,3 @@ def test_wrong_class_names_are_refused(checkpoint: Path, idx_folder: Path, tmp_p
     names.write_text("a\nb\n")
     with pytest.raises(ValueError, match="holds 2 class names, the model has 4"):
         evaluate(EvaluateOptions(checkpoint=checkpoint, data=str(idx_folder), classes=names))
-
-
-def test_of_equal_logits_the_lower_class_is_the_guess():
-    assert first_guess(np.array([[1.0, 2.0, 2.0], [np.nan, 0.0, 0.0]])).tolist() == [1, 1]
