@@ -24,6 +24,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
 from t2t_common.files import ensure_writable
+from t2t_common.run_folder import CHECKPOINTS, latest_torch_file
 from t2t_config.load_report import LoadReport
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
@@ -32,7 +33,7 @@ from t2t_jax.stacked import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
 from t2t_jax.torch_file import Weights, read_torch_file
 
-CHECKPOINTS, BEST = "checkpoints", "best"
+BEST = "best"
 SCRATCH = ".unfinished-"
 
 
@@ -169,7 +170,8 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: nothing at `path`, or not readable.
     """
-    if Path(path).is_file():
+    path = latest_torch_file(path)
+    if path.is_file():
         return read_torch_file(path).metadata
     folder = find_checkpoint(path)
     try:
@@ -219,7 +221,8 @@ def _load(
     source_grid: tuple[int, int] | None,
     fresh_classifiers: bool,
 ) -> LoadReport:
-    found = read_torch_file(path, use_ema=use_ema) if Path(path).is_file() else load_model_state(path, use_ema=use_ema)
+    path = latest_torch_file(path)
+    found = read_torch_file(path, use_ema=use_ema) if path.is_file() else load_model_state(path, use_ema=use_ema)
     try:
         fitted = fit(found.arrays, model, source_grid or _saved_grid(found), fresh_classifiers=fresh_classifiers)
         load_arrays(model, fitted.weights, fresh=fitted.missing)

@@ -24,6 +24,7 @@ from t2t_common.accuracy import Accuracy
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
+from t2t_common.run_folder import check_workdir
 from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
 from t2t_config import recipe as named_recipe
@@ -153,6 +154,7 @@ def train(
         interruption = stack.enter_context(Interruption())
         if jax.process_index() == 0:
             stack.enter_context(locked(workdir))
+        check_workdir(workdir, "t2t_jax")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
@@ -275,7 +277,8 @@ class Options:
 
     recipe: tyro.conf.OmitArgPrefixes[Recipe]
     init_from: Path | None = None
-    """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors; a head for other classes starts anew."""
+    """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors, or the folder of a run in either framework; a
+    head for other classes starts anew."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from t2t_common.files import check_target, replace_file
+from t2t_common.run_folder import latest_torch_file
 from t2t_config.layouts import OFFICIAL, to_official
 from t2t_config.load_report import few
 from t2t_torch.unpickle import read_pickle
@@ -31,9 +32,6 @@ EMA_ENTRIES = ("state_dict_ema", "model_ema")
 RAW_ENTRIES = ("state_dict", "model", "net")
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
-
-CHECKPOINTS, SUFFIX, BEST = "checkpoints", ".pth", "best.pth"
-"""A run's folder keeps its checkpoints in `checkpoints/STEP.pth`; `checkpoints/best.pth` is a link to the best."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +63,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict; or it
-            is a folder without any.
+        ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict.
     """
     path = find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else pick_entry(path, read_pickle(path), use_ema)
@@ -81,26 +78,15 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means: itself, or the latest step of the folder of a run of `t2t_torch.train`.
 
     Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: a folder without checkpoints of this kind.
+        FileNotFoundError: nothing at `path`, or a folder of another kind.
     """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
-    for folder in (path / CHECKPOINTS, path):
-        if folder.is_dir() and (steps := checkpoint_steps(folder)):
-            return folder / f"{steps[-1]}{SUFFIX}"
-    raise ValueError(
-        f"{path} is a folder without .pth files of steps: if JAX wrote it, rewrite it with "
-        f"python -m parity convert {path} FILE.pth"
+    file = latest_torch_file(Path(path))
+    if file.is_file():
+        return file
+    remedy = (
+        f"if JAX wrote this folder, python -m parity convert {path} FILE.pth" if file.is_dir() else "check the path"
     )
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps whose checkpoints are in `folder`, in order."""
-    return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit() and path.is_file())
+    raise FileNotFoundError(f"no checkpoint file at {path}: {remedy}")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -31,6 +31,7 @@ from t2t_common.lock import locked
 from t2t_common.peak import run_peak
 from t2t_common.preprocess import Preprocess
 from t2t_common.report import Reporter, TrainingDivergedError
+from t2t_common.run_folder import check_workdir
 from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
 from t2t_common.watch import Watch
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
@@ -142,6 +143,7 @@ def train(
         interruption = stack.enter_context(Interruption())
         if process_index() == 0:
             stack.enter_context(locked(workdir))
+        check_workdir(workdir, "t2t_torch")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
@@ -250,7 +252,7 @@ class Options:
     init_from: Path | None = None
     """Weights to start from: .pth, .pth.tar, .safetensors, a run's folder; a head for other classes starts anew."""
     workdir: Path | None = None
-    """Folder of the run; None takes workdir/RECIPE."""
+    """Folder of the run; None takes workdir/RECIPE_torch."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
 
 
@@ -266,13 +268,14 @@ def main(args: Sequence[str]) -> int:
     start = Options(named_recipe(name))
     command, text = f"python -m t2t_torch.train {name}", describe_recipe(name, "t2t_torch")
     options = cli.parse(Options, args[1:], prog=command, description=text, default=start)
-    workdir = options.workdir or Path("workdir") / name
+    workdir = options.workdir or Path("workdir") / f"{name}_torch"
     with joined_processes():
         leads = process_index() == 0
         try:
             result = train(options.recipe, workdir, init_from=options.init_from, watch=options.watch)
         except TrainingDivergedError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if leads:
+                print(f"error: {error}", file=sys.stderr)
             return cli.FAILED
         except RunInterruptedError as stop:
             if leads:

@@ -19,12 +19,14 @@ import torch
 
 from t2t_common.data.iterator import BatchIterator
 from t2t_common.files import ensure_writable, replace_file
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, torch_steps
 from t2t_common.saving import TOP1
 from t2t_config.metadata import from_text, to_text
-from t2t_torch.checkpoint_file import BEST, CHECKPOINTS, SUFFIX, checkpoint_steps
 from t2t_torch.processes import process_index
 from t2t_torch.step import TrainState
 from t2t_torch.unpickle import read_pickle
+
+BEST = f"best{SUFFIX}"
 
 
 class TrainingCheckpoints:
@@ -48,7 +50,7 @@ class TrainingCheckpoints:
         self._folder, self._keep, self._keeps_best = ensure_writable(Path(workdir) / CHECKPOINTS), keep, keep_best
         self._top1: dict[int, float] = {}
         if keep_best:
-            for step in checkpoint_steps(self._folder):
+            for step in torch_steps(self._folder):
                 self._note_top1(step, _metadata(self._path(step)))
         if process_index() == 0:
             for leftover in self._folder.glob(f".*{SUFFIX}*"):  # of a run that was killed while it wrote
@@ -67,7 +69,7 @@ class TrainingCheckpoints:
     @property
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint; None without one."""
-        steps = checkpoint_steps(self._folder)
+        steps = torch_steps(self._folder)
         return steps[-1] if steps else None
 
     @property
@@ -151,7 +153,7 @@ class TrainingCheckpoints:
             successor.replace(link)
 
     def _forget_old(self) -> None:
-        for step in checkpoint_steps(self._folder)[: -self._keep]:
+        for step in torch_steps(self._folder)[: -self._keep]:
             if step != self._best_step:
                 self._path(step).unlink()
                 self._top1.pop(step, None)

@@ -37,12 +37,16 @@ def workdir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_evaluations_count_the_same(workdir: Path, recipe: Recipe):
     """Neither is told the model, its sizes or how its images are prepared: the file says it."""
-    found = [
-        one.evaluate(EvaluateOptions(checkpoint=workdir / "checkpoints" / "16.pth", data=str(recipe.data)))
-        for one in (evaluation, jax_evaluation)
-    ]
-    assert found[0] == found[1]
-    assert found[0].accuracy.top1_correct > 0
+    ours, theirs, again = (
+        one.evaluate(EvaluateOptions(checkpoint=path, data=str(recipe.data)))
+        for one, path in (
+            (evaluation, workdir),
+            (jax_evaluation, workdir),
+            (jax_evaluation, workdir / "checkpoints" / "16.pth"),
+        )
+    )
+    assert ours == theirs == again
+    assert ours.accuracy.top1_correct > 0
 
 
 def test_a_run_in_jax_starts_from_them(workdir: Path):
@@ -55,7 +59,7 @@ def test_a_run_in_jax_starts_from_them(workdir: Path):
 
 
 def test_convert_carries_them(workdir: Path, tmp_path: Path):
-    convert(workdir / "checkpoints" / "16.pth", tmp_path / "orbax", "t2t_vit_micro")
+    convert(workdir, tmp_path / "orbax", "t2t_vit_micro")
     carried, wanted = load_model_state(tmp_path / "orbax"), read_state_dict(workdir)
     assert (carried.metadata["model"], carried.metadata["mean"]) == ("t2t_vit_micro", [0.4])
     for name, array in to_torch(carried.arrays).items():

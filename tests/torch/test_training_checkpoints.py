@@ -88,7 +88,7 @@ def test_weights_are_read_from_the_files_and_from_the_folder(tmp_path: Path):
             found = read_state_dict(path, use_ema=use_ema)
             assert all(torch.equal(found[name], value) for name, value in wanted.items())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"folder without .pth files of steps.*parity convert"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*empty: if JAX wrote this folder, .* convert"):
         read_state_dict(tmp_path / "empty")
 
 
