@@ -43,9 +43,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
         monkeypatch.setattr(f"{package.__name__}.build.create_model", without_dropout)
     own = small_recipe(write_idx_folder(tmp_path / "idx"))
-    return dataclasses.replace(
-        own, drop_path_rate=0.0, warmup_epochs=0, clip_grad=1.0, grad_accum_steps=2, backbone_lr_scale=0.5
-    )
+    return dataclasses.replace(own, drop_path_rate=0.0, warmup_epochs=0, clip_grad=1.0, backbone_lr_scale=0.5)
 
 
 def in_float64(tree: Any) -> Any:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from t2t_config import Recipe
-from t2t_torch import read_state_dict
+from t2t_torch import processes, read_state_dict
 from t2t_torch.build import check_recipe
 from tests.golden import rel_f
 
@@ -47,8 +48,8 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 def test_two_processes_make_the_run_of_one(idx_folder: Path, tmp_path: Path):
     one, two = tmp_path / "one", tmp_path / "two"
-    for workdir, processes in ((one, 1), (two, 2)):
-        done = run(workdir, idx_folder, processes=processes)
+    for workdir, count in ((one, 1), (two, 2)):
+        done = run(workdir, idx_folder, processes=count)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"weights in {workdir}") == 1
     ours, theirs = lines(one), lines(two)
@@ -60,6 +61,14 @@ def test_two_processes_make_the_run_of_one(idx_folder: Path, tmp_path: Path):
         mine, other = (read_state_dict(workdir, use_ema=use_ema) for workdir in (one, two))
         joined = [np.concatenate([x.numpy().ravel() for x in weights.values()]) for weights in (mine, other)]
         assert rel_f(joined[1], joined[0]) < 1e-6
+
+
+def test_all_stop_after_the_step_in_which_one_was_asked(monkeypatch: pytest.MonkeyPatch):
+    asked = iter([0, 1])
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda value, how: value.fill_(next(asked)))
+    with processes.Interruption() as interruption:
+        assert [interruption.requested(step) for step in (1, 2)] == [None, "another process"]
 
 
 def test_recipes_that_processes_cannot_share_are_refused():
