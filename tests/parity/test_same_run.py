@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     return dataclasses.replace(own, drop_path_rate=0.0, warmup_epochs=0, clip_grad=1.0, backbone_lr_scale=0.5)
 
 
+@pytest.fixture
+def quick_compiling() -> Iterator[None]:
+    """Without XLA's optimiser no digit changes that a float64 gate sees, and compiling takes half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def in_float64(tree: Any) -> Any:
     """JAX's arrays; whole numbers and keys stay as they are."""
     return jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
@@ -55,6 +64,7 @@ def weights_of(state_dict: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in state_dict.items()}
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_both_train_commands_make_the_same_run(recipe: Recipe, tmp_path: Path):
     """In float64, which neither command offers: their states are widened before the first step."""
     start = tmp_path / "start.pth"
