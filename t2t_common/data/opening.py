@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from t2t_common.data.binary import read_cifar, read_idx_pair
-from t2t_common.data.records import RECORDS, ArrayRecordSource
-from t2t_common.data.shards import find_shards, read_class_names
+from t2t_common.data.shards import RECORDS, find_shards, read_class_names
 from t2t_common.data.sources import ArraySource, FolderSource, Source, Split
 from t2t_common.data.tar import TARS, TarSource
 
@@ -42,7 +41,7 @@ def open_source(data: str | Path, split: Split) -> Source:
     if tars := find_shards(root, split, TARS):
         return TarSource(tars, read_class_names(root))
     if records := find_shards(root, split, RECORDS):
-        return ArrayRecordSource(records, read_class_names(root))
+        return _array_records(records, root)
     return _image_folder(root, split)
 
 
@@ -67,6 +66,14 @@ def _digits(split: Split) -> ArraySource:
     held_out = np.concatenate([shuffled[digits.target[shuffled] == digit][:HELD_OUT_PER_DIGIT] for digit in range(10)])
     chosen = np.isin(np.arange(len(images)), held_out, invert=split == "train")
     return ArraySource(images[chosen], digits.target[chosen].astype(np.int32), 10, list("0123456789"))
+
+
+def _array_records(shards: list[Path], root: Path) -> Source:
+    try:
+        from t2t_common.data.records import ArrayRecordSource
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ArrayRecord shards need a package ({error}): pip install array_record protobuf") from error
+    return ArrayRecordSource(shards, read_class_names(root))
 
 
 def _image_folder(root: Path, split: Split) -> FolderSource:

@@ -22,9 +22,6 @@ from google.protobuf.message import DecodeError
 from t2t_common.data.sources import EncodedSource, check_labels
 from t2t_common.images import UnreadableImageError
 
-RECORDS = "*array_record*"
-"""What shards are called: `train-00000-of-00010.array_record`, TFDS's `NAME-train.array_record-00000-of-00010`."""
-
 THREADS = 16
 
 

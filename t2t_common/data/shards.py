@@ -10,6 +10,10 @@ from t2t_common.data.sources import Split
 SPLIT_WORDS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid", "test")}
 """What a folder or a file of a split is called; the first that is there counts."""
 
+RECORDS = "*array_record*"
+"""What ArrayRecord shards are called: `train-00000-of-00010.array_record`, TFDS's
+`NAME-train.array_record-00000-of-00010`."""
+
 CLASS_FILES = ("classes.txt", "classnames.txt", "label.labels.txt")
 """Names of the classes, one a line in the order of the labels; the last is how TFDS calls it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -300,3 +301,14 @@ def test_class_names_with_gaps_are_refused(tmp_path: Path, content: str):
     write_tar(tmp_path / "train-0.tar", {"0.jpg": jpeg(0), "0.cls": b"0"})
     with pytest.raises(ValueError, match=r"classes.txt has no names, or an empty line"):
         open_source(tmp_path, "train")
+
+
+def test_the_package_that_records_need_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is not needed for anything else."""
+    write_records(tmp_path / "train-00000-of-00001.array_record", [b"record"])
+    monkeypatch.delitem(sys.modules, "t2t_common.data.records")
+    for name in [name for name in sys.modules if name.startswith("array_record")]:
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pip install array_record protobuf"):
+        open_source(tmp_path, "train")
+    assert len(open_source("digits", "val")) == 360
