@@ -18,9 +18,11 @@ from rich.console import Console
 import parity
 from parity.formats import convert
 from parity.models import make_pair
+from t2t_common.accuracy import predict
+from t2t_common.evaluations import EvaluateOptions
 from t2t_config import recipe as named_recipe
 from t2t_jax.data import eval_batches, open_source
-from t2t_jax.evaluate import Options, load_for_evaluation, predict
+from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward
 from t2t_jax.train import train
@@ -41,7 +43,7 @@ def main(folder: Path) -> int:
     console.print(f"{len(ledger)} tensors, bit for bit: {workdir} -> {weights}")
 
     console.rule("3. Evaluate both on the held-out images")
-    model, how, _ = load_for_evaluation(Options(checkpoint=workdir, data="digits"))
+    model, how, _ = load_for_evaluation(EvaluateOptions(checkpoint=workdir, data="digits"))
     batches = list(eval_batches(open_source("digits", "val"), how, 60))
     in_jax = predict(make_forward(split_model(model)[0]), model_arrays(model), batches)
     sizes = {"img_size": how.img_size, "in_chans": how.in_chans, "num_classes": model.num_classes}

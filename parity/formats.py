@@ -17,12 +17,16 @@ TORCH_SUFFIXES = (".pth", ".tar", ".pt", ".bin", ".safetensors")
 
 
 def load_into(torch_model: torch.nn.Module, path: str | Path, name: str, *, use_ema: bool = True, **sizes: Any) -> None:
-    """Fills our PyTorch model `name` from a file or an Orbax folder, all of it or nothing, in the weights' own dtype.
+    """Fills our PyTorch model `name` from a file, an Orbax folder or the folder of a run in either framework,
+    all of it or nothing, in the weights' own dtype.
 
     Raises:
         ValueError, FileNotFoundError: nothing there, unreadable, or weights of another model.
     """
-    if Path(path).is_dir():
+    from t2t_common.run_folder import latest_torch_file
+
+    path = latest_torch_file(path)
+    if path.is_dir():
         _load_folder(torch_model, path, name, use_ema, sizes)
         return
     from t2t_torch import load_checkpoint, read_state_dict

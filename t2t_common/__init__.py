@@ -1,4 +1,5 @@
-"""What both model packages share and neither framework does: images to arrays, predictions in words, command lines.
+"""What both model packages share and neither framework does: images to examples and arrays (`data`), what a run says
+and where it lies, counts and predictions in words, command lines.
 
-NumPy, Pillow and tyro; imports neither PyTorch nor JAX. Sizes and recipes are in `t2t_config`.
+NumPy, Pillow, rich and tyro; imports neither PyTorch nor JAX. Sizes and recipes are in `t2t_config`.
 """

@@ -45,3 +45,18 @@ def write_text(path: Path, text: str) -> None:
     """Writes `path` as UTF-8, whole or not at all; raises as `replace_file`."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def ensure_writable(folder: str | Path) -> Path:
+    """Creates `folder` if need be and proves that files can be written there.
+
+    Raises:
+        ValueError: they cannot; the message says why.
+    """
+    folder = Path(folder).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): choose another folder") from error

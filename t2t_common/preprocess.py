@@ -1,7 +1,7 @@
 """What happens to one image before a model sees it: PIL in, normalised float32 array (H, W, C) out.
 
 timm's evaluation transform on PIL images, pixel for pixel (`timm.data.create_transform`, crop_mode "center"), that is
-torchvision's `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. Training's augmentation is t2t_jax/data/transforms.py.
+torchvision's `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. Training's augmentation is t2t_common/data/transforms.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,8 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
+from t2t_common.files import ensure_writable
+from t2t_common.run_folder import CHECKPOINTS, latest_torch_file
 from t2t_config.load_report import LoadReport
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
@@ -32,7 +33,7 @@ from t2t_jax.stacked import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
 from t2t_jax.torch_file import Weights, read_torch_file
 
-CHECKPOINTS, BEST = "checkpoints", "best"
+BEST = "best"
 SCRATCH = ".unfinished-"
 
 
@@ -169,7 +170,8 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: nothing at `path`, or not readable.
     """
-    if Path(path).is_file():
+    path = latest_torch_file(path)
+    if path.is_file():
         return read_torch_file(path).metadata
     folder = find_checkpoint(path)
     try:
@@ -219,7 +221,8 @@ def _load(
     source_grid: tuple[int, int] | None,
     fresh_classifiers: bool,
 ) -> LoadReport:
-    found = read_torch_file(path, use_ema=use_ema) if Path(path).is_file() else load_model_state(path, use_ema=use_ema)
+    path = latest_torch_file(path)
+    found = read_torch_file(path, use_ema=use_ema) if path.is_file() else load_model_state(path, use_ema=use_ema)
     try:
         fitted = fit(found.arrays, model, source_grid or _saved_grid(found), fresh_classifiers=fresh_classifiers)
         load_arrays(model, fitted.weights, fresh=fitted.missing)
@@ -274,18 +277,3 @@ def checkpoint_steps(folder: Path) -> list[int]:
 def _is_checkpoint(folder: Path) -> bool:
     # Orbax's own test takes any folder for a checkpoint of its earlier format, an empty one too.
     return (folder / "_CHECKPOINT_METADATA").is_file() and (folder / "model").is_dir()
-
-
-def ensure_writable(folder: str | Path) -> Path:
-    """Creates `folder` if need be and proves that files can be written there.
-
-    Raises:
-        ValueError: they cannot; the message says why.
-    """
-    folder = Path(folder).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}): choose another folder") from error

@@ -6,12 +6,9 @@ image.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +17,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from t2t_common import cli
-from t2t_common.files import check_target, write_text
+from t2t_common.accuracy import Accuracy, count
+from t2t_common.evaluations import EvaluateOptions, Result, new_confusion, show_result
+from t2t_common.files import check_target
 from t2t_common.options import WeightsOptions
+from t2t_common.per_class import class_report
 from t2t_config.class_names import class_names
 from t2t_jax.checkpoint import load_metadata, load_weights
 from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
 from t2t_jax.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
-from t2t_jax.metrics import count_top_k, first_guess
-from t2t_jax.per_class import ClassAccuracy, as_text, class_report
 from t2t_jax.registry import create_model
 from t2t_jax.state import Arrays, model_arrays, split_model
 from t2t_jax.step import Batch, make_forward
@@ -35,67 +33,13 @@ from t2t_jax.step import Batch, make_forward
 Forward = Callable[[Arrays, Any], "jax.Array | np.ndarray"]
 
 
-class Accuracy(NamedTuple):
-    """Counts over all images, and the shares they make."""
-
-    images: int
-    top1_correct: int
-    top5_correct: int
-
-    @property
-    def top1(self) -> float:
-        """Share of right first guesses, in per cent."""
-        return 100 * self.top1_correct / self.images
-
-    @property
-    def top5(self) -> float:
-        """Share of labels among the five best guesses, in per cent."""
-        return 100 * self.top5_correct / self.images
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Everything by name."""
-        return {**self._asdict(), "top1": self.top1, "top5": self.top5}
-
-
-class Predictions(NamedTuple):
-    """Logits (N, num_classes) and labels (N,) of all images, in the data's order."""
-
-    logits: np.ndarray
-    labels: np.ndarray
-
-
-def predict(forward: Forward, arrays: Arrays, batches: Iterable[Batch]) -> Predictions:
-    """Logits of every real image in `batches` (see `eval_batches`).
-
-    Args:
-        forward: from `make_forward`.
-        arrays: of the model, trained and frozen.
-        batches: all of one size, with `mask`.
-    """
-    logits, labels = [], []
-    for batch in batches:
-        real = np.asarray(batch["mask"])
-        logits.append(np.asarray(forward(arrays, batch["image"]))[real])
-        labels.append(np.asarray(batch["label"])[real])
-    return Predictions(np.concatenate(logits), np.concatenate(labels))
-
-
 def accuracy(
     forward: Forward, arrays: Arrays, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
 ) -> Accuracy:
-    """Exact counts over every real image in `batches`, of all processes together; arguments as of `predict`.
-
-    Every image of this process is also added to `confusion` (num_classes, num_classes): row its class, column the first
-    guess.
-    """
-    total = np.zeros(3, np.int64)
-    for batch in batches:
-        logits, labels = predict(forward, arrays, [batch])
-        if confusion is not None:
-            np.add.at(confusion, (labels, first_guess(logits)), 1)
-        total += [len(labels), count_top_k(logits, labels, 1), count_top_k(logits, labels, 5)]
-    return Accuracy(*map(int, sum_processes(total)))
+    """Exact counts over every real image in `batches`, of all processes together; arguments as of
+    `t2t_common.accuracy.count`. Only the images of this process are added to `confusion`."""
+    counts = count(forward, arrays, batches, confusion=confusion)
+    return Accuracy(*map(int, sum_processes(counts)))
 
 
 def forward_on(mesh: Mesh, graphdef: nnx.GraphDef) -> Forward:
@@ -109,27 +53,6 @@ def forward_on(mesh: Mesh, graphdef: nnx.GraphDef) -> Forward:
         return make_forward(graphdef)
     forward = make_forward(graphdef, mesh)
     return lambda arrays, images: local_rows(forward(arrays, put_batch(images, mesh)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(WeightsOptions):
-    """Options of the command line."""
-
-    checkpoint: Path = dataclasses.field()  # required here
-    """A run's folder, a checkpoint folder, or a .pth, .pth.tar or .safetensors file."""
-    data: str
-    """"digits" or a folder (see open_source); its val or test images are used."""
-    batch_size: int = 64
-    """Images per step."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the computation."""
-    per_class: bool = False
-    """Also show the accuracy of every class, worst first, and what it is taken for."""
-    classes: Path | None = None
-    """Names of the classes, one per line or JSON; None takes the checkpoint's or the data's, or ImageNet's for 1000
-    classes."""
-    json: Path | None = None
-    """Also write the result to this file, with the accuracy of every class."""
 
 
 def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[Any, Preprocess, dict[str, Any]]:
@@ -148,14 +71,7 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
     return model, how, saved
 
 
-class Result(NamedTuple):
-    """Accuracy over all images, and of every class, worst first."""
-
-    accuracy: Accuracy
-    classes: list[ClassAccuracy]
-
-
-def evaluate(options: Options) -> Result:
+def evaluate(options: EvaluateOptions) -> Result:
     """Accuracy of the checkpoint on the validation images.
 
     Raises:
@@ -169,7 +85,7 @@ def evaluate(options: Options) -> Result:
     mesh = make_mesh()
     forward = forward_on(mesh, split_model(model)[0])
     batch_size = -(-options.batch_size // mesh.size) * mesh.size
-    confusion = np.zeros((len(names), len(names)), np.int64)
+    confusion = new_confusion(len(names))
     batches = eval_batches(source, how, batch_size)
     counts = accuracy(forward, put_tree(model_arrays(model), mesh), batches, confusion=confusion)
     return Result(counts, class_report(confusion, names))
@@ -178,20 +94,10 @@ def evaluate(options: Options) -> Result:
 def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
     description = (__doc__ or "").strip()
-    options = cli.parse(Options, args, prog="python -m t2t_jax.evaluate", description=description)
+    options = cli.parse(EvaluateOptions, args, prog="python -m t2t_jax.evaluate", description=description)
     if options.json is not None:
         check_target(options.json)
-    result, classes = evaluate(options)
-    if options.per_class:
-        print(as_text(classes))
-    print(
-        f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})   "
-        f"top-5 {result.top5:.2f} % ({result.top5_correct} of {result.images})"
-    )
-    if options.json is not None:
-        facts = {**result.figures, "checkpoint": str(options.checkpoint), "data": options.data}
-        facts["classes"] = [one.to_json() for one in classes]
-        write_text(options.json, json.dumps(facts, indent=1) + "\n")
+    show_result(options, evaluate(options))
     return cli.OK
 
 

@@ -1,10 +1,9 @@
-"""Loss and accuracy."""
+"""The loss. Twin: t2t_torch/metrics.py."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def soft_targets(labels_B: jax.Array, num_classes: int, smoothing: float, dtype: jnp.dtype) -> jax.Array:
@@ -25,17 +24,3 @@ def cross_entropy(logits_BxN: jax.Array, targets: jax.Array, *, smoothing: float
     if targets.ndim == 1:
         targets = soft_targets(targets, logits_BxN.shape[-1], smoothing, logits_BxN.dtype)
     return -jnp.mean(jnp.sum(targets.astype(logits_BxN.dtype) * jax.nn.log_softmax(logits_BxN), axis=-1))
-
-
-def count_top_k(logits_BxN: np.ndarray, labels_B: np.ndarray, k: int) -> int:
-    """How many labels are among the `k` largest logits; of equal logits the lower class counts as larger.
-
-    With fewer than `k` classes, all of them.
-    """
-    order_BxN = np.argsort(-logits_BxN, axis=-1, kind="stable")
-    return int(np.sum(order_BxN[:, :k] == labels_B[:, None]))
-
-
-def first_guess(logits_BxN: np.ndarray) -> np.ndarray:
-    """The class (B,) with the largest logit, by the rule of `count_top_k`."""
-    return np.argsort(-logits_BxN, axis=-1, kind="stable")[:, 0]

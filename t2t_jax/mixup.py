@@ -1,5 +1,7 @@
 """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) on the device, by timm's rules (timm/data/mixup.py).
 
+Twin: t2t_torch/mixup.py.
+
 An image's partner is its place in the flipped group; a group is a part of the batch, or all of it. Drawing and mixing
 are apart: `Mixup.draw` decides from a key, `Mixup.apply` is a pure function of what was decided, and mixes as timm does
 for the same draws. All shapes are fixed, so that a compiled step traces once.

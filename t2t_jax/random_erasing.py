@@ -1,5 +1,7 @@
 """Random erasing (arXiv 1708.04896) on the device, by timm's rule (timm/data/random_erasing.py, mode "pixel").
 
+Twin: t2t_torch/random_erasing.py.
+
 timm tries up to ten rectangles and takes the first that fits. Here all ten are drawn at once and the first that fits
 is chosen: the same law in fixed shapes. Drawing and erasing are apart, as in mixup.py.
 """

@@ -1,183 +1,44 @@
-"""What a run says about itself: progress bar, lines in the terminal, figures for the writers; the guard against NaN.
-
-Lines of `metrics.jsonl`; each has `step`, the steps done, and `epoch`, from 0:
-
-- every `log_every` steps: `loss` and `grad_norm` (global, before clipping) of this step, `lr`; since the line before,
-  without evaluations and checkpoints: `images_per_second`, `data_wait` (share of the time spent waiting for the next
-  batch), and where the device's peak is known `mfu` (see t2t_config/flops.py and peak.py);
-- every epoch: `epoch_loss` (mean over its steps), `seconds`;
-- every evaluation: `images`, `top1_correct`, `top5_correct`, `top1`, `top5` (per cent).
-"""
+"""What a run in JAX says about itself: as t2t_common/report.py has it, and traces of XLA."""
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeRemainingColumn as Eta
-from rich.text import Text
 
-from t2t_jax.curves import write_curves
-from t2t_jax.meter import Meter
-from t2t_jax.peak import run_peak
+from t2t_common import report
+from t2t_common.peak import run_peak
+from t2t_common.report import METRICS_FILE, TrainingDivergedError
 from t2t_jax.watch import Trace, Watch
-from t2t_jax.writers import METRICS_FILE, Writer, open_writers
 
 __all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
 
 
-class TrainingDivergedError(RuntimeError):
-    """The loss or the gradient is no longer finite.
+class Reporter(report.Reporter):
+    """Arguments as of its base, which this one asks JAX for: `peak` and `leads`."""
 
-    Attributes:
-        step: the first such step, from 1.
-    """
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
-
-
-class _Bar(Progress):
-    """A progress bar, and below it a line of figures."""
-
-    figures = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
-
-
-class Reporter:
-    """Takes the metrics of every step, fetches them one step late, and reports; a context manager.
-
-    Late, because fetching waits for the device: while step s runs, step s - 1 is read. Of several processes, the
-    first one alone prints and writes.
-    """
-
-    def __init__(
-        self,
-        workdir: Path,
-        *,
-        first_step: int,
-        last_step: int,
-        batch_size: int,
-        log_every: int,
-        flops_per_image: int = 0,
-        config: Mapping[str, Any] | None = None,
-        watch: Watch | None = None,
-    ) -> None:
-        """`batch_size` is that of all processes together; `config`, what is run, goes to Weights & Biases."""
+    def __init__(self, workdir: Path, *, first_step: int, watch: Watch | None = None, **options: Any) -> None:
         watch = watch or Watch()
+        devices = jax.devices()
+        peak = run_peak(devices[0].device_kind, len(devices), watch.peak_tflops)
         leads = jax.process_index() == 0
-        self._workdir, self._log_every = workdir, log_every
-        self._pending: collections.deque[tuple[int, dict[str, jax.Array], dict[str, Any]]] = collections.deque()
-        self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not leads)
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), Eta())
-        self._bar = _Bar(TextColumn("step"), *columns, console=self._console)
-        self._bar.disable = not self._console.is_terminal
-        self._task = self._bar.add_task("steps", total=last_step, completed=first_step)
-        self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak=run_peak(watch.peak_tflops))
+        super().__init__(workdir, first_step=first_step, watch=watch, peak=peak, leads=leads, **options)
         self._trace = Trace(workdir, first_step=first_step) if watch.profile else None
-        self._writers: list[Writer] = []
-        if leads:
-            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {})
-
-    def __enter__(self) -> Reporter:
-        self._bar.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
         if self._trace is not None:
             self._trace.close()
-        for writer in self._writers:
-            writer.close(failed=error is not None)
+        super().__exit__(kind, error, trace)
 
-    def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Around what fetches the next batch, so that the wait for it is measured."""
-        return self._meter.waiting()
-
-    def step(self, step: int, metrics: dict[str, jax.Array], **facts: Any) -> None:
-        """Takes the metrics of `step` (from 1), still on the device, and reads those of the step before."""
-        self._pending.append((step, metrics, facts))
-        if len(self._pending) > 1:
-            self._read_one()
+    def step(self, step: int, metrics: Mapping[str, Any], **facts: Any) -> None:
+        super().step(step, metrics, **facts)
         if self._trace is not None and self._trace.after(step, metrics):
             self.say("the trace is written")
 
-    def flush(self) -> float:
-        """Reads all that is pending; the mean loss since the last flush."""
-        total, count = self.epoch_loss() or (0.0, 0)
-        self.continue_epoch((0.0, 0))
-        return total / max(1, count)
-
-    def epoch_loss(self) -> tuple[float, int] | None:
-        """Reads all that is pending; sum and number of the losses since the last flush, None if there are none."""
-        while self._pending:
-            self._read_one()
-        self._meter.pause()
-        return (self._loss_sum, self._loss_count) if self._loss_count else None
-
-    def continue_epoch(self, loss: Sequence[Any]) -> None:
-        """Begins with the losses that `epoch_loss` gave before the run was interrupted."""
-        self._loss_sum, self._loss_count = loss
-
-    def line(self, text: str, values: Mapping[str, Any]) -> None:
-        """One line in the terminal and one in the file."""
-        self._console.print(text)
-        self._write(values)
-
-    def say(self, text: str) -> None:
-        """One line in the terminal."""
-        self._console.print(text)
-
-    def draw(self, *, title: str, steps_per_epoch: int) -> None:
-        """Draws loss and accuracy so far into `curves.svg`."""
-        if self._writers:
-            write_curves(self._workdir, title=title, steps_per_epoch=steps_per_epoch)
-
-    def _read_one(self) -> None:
-        step, metrics, facts = self._pending.popleft()
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingDivergedError(
-                f"step {step}: {' and '.join(broken)}: lower --lr or set --clip-grad 1; the last checkpoint is sound",
-                step,
-            )
-        self._meter.step()
-        self._loss_sum, self._loss_count = self._loss_sum + values["loss"], self._loss_count + 1
-        self._bar.figures = _figures({**values, **facts, **self._meter.rates()})
-        self._bar.update(self._task, completed=step)
-        if step % self._log_every == 0:
-            self._write({"step": step, **values, **facts, **self._meter.read()})
-
-    def _write(self, values: Mapping[str, Any]) -> None:
-        for writer in self._writers:
-            writer.write(values)
-
-
-_SHOWN = {
-    "loss": "loss {:.4f}",
-    "lr": "lr {:.2e}",
-    "grad_norm": "gradient {:.3g}",
-    "images_per_second": "{:,.0f} images/s",
-    "mfu": "MFU {:.1%}",
-    "data_wait": "waits for data {:.0%}",
-}
-
-
-def _figures(values: Mapping[str, float]) -> str:
-    return "   ".join(text.format(values[name]) for name, text in _SHOWN.items() if name in values)
+    def fetch(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        return super().fetch(jax.device_get(metrics))

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,18 @@ import jax
 import tyro
 
 from t2t_common import cli
-from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
+from t2t_common.accuracy import Accuracy
+from t2t_common.files import ensure_writable
+from t2t_common.interrupt import RunInterruptedError
+from t2t_common.lock import locked
+from t2t_common.run_folder import check_workdir
+from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
+from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_jax.build import TrainStep, build_model, build_step, check_recipe
-from t2t_jax.checkpoint import ensure_writable, init_weights
+from t2t_jax.checkpoint import init_weights
 from t2t_jax.data import (
     Preprocess,
     TrainIterator,
@@ -37,24 +42,15 @@ from t2t_jax.data import (
     train_iterator,
 )
 from t2t_jax.diverged import explain
-from t2t_jax.evaluate import Accuracy, accuracy, forward_on
-from t2t_jax.interrupt import Interruption, RunInterruptedError
-from t2t_jax.lock import locked
+from t2t_jax.evaluate import accuracy, forward_on
+from t2t_jax.interrupt import Interruption
 from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
 from t2t_jax.report import Reporter, TrainingDivergedError
-from t2t_jax.saving import EPOCH_LOSS, Saving
 from t2t_jax.state import Arrays, split_model
 from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
 from t2t_jax.watch import Watch
-
-FREE_TO_CHANGE = (
-    *("data", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
-    *("log_every", "eval_every"),
-    *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
-)
-"""Fields that do not change what a run computes, so a resumed run may have others."""
 
 
 @dataclasses.dataclass
@@ -74,11 +70,7 @@ class Run:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
-        facts: dict[str, Any] = {"model": self.recipe.model, "num_classes": self.recipe.num_classes}
-        if self.class_names is not None:
-            facts["class_names"] = self.class_names
-        everything = {**facts, **dataclasses.asdict(self.how), "recipe": dataclasses.asdict(self.recipe)}
-        return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
+        return run_metadata(self.recipe, self.how, self.class_names)
 
 
 def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
@@ -162,6 +154,7 @@ def train(
         interruption = stack.enter_context(Interruption())
         if jax.process_index() == 0:
             stack.enter_context(locked(workdir))
+        check_workdir(workdir, "t2t_jax")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
@@ -181,7 +174,7 @@ def train(
                 watch=watch,
             )
         )
-        run.iterator.say = reporter.say
+        run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
         saving = Saving(run, reporter, checkpoints, interruption)
         if first_step:
@@ -255,9 +248,9 @@ def report_accuracy(run: Run, epoch: int, result: Accuracy, reporter: Reporter) 
 
 def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
     """One line about the images that could not be read, if there were any."""
-    if run.iterator.corrupt:
-        text = f"corrupt images skipped: {len(run.iterator.corrupt)}: {'; '.join(run.iterator.corrupt)}"
-        reporter.line(text, {"step": step, "corrupt_images": run.iterator.corrupt})
+    if names := run.iterator.unreadable.names:
+        text = f"corrupt images skipped: {len(names)}: {'; '.join(names)}"
+        reporter.line(text, {"step": step, "corrupt_images": names})
 
 
 def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
@@ -268,18 +261,11 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """
     if checkpoints.latest_step is None:
         return 0
-    changes = _differences(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
+    changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
     if changes:
         raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
     run.state = checkpoints.restore(run.state, run.iterator)
     return checkpoints.latest_step
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    # A field that the checkpoint does not have came later: its default is what the run did without it.
-    there = {**{field.name: field.default for field in dataclasses.fields(Recipe)}, **there}
-    names = [name for name in here if name not in FREE_TO_CHANGE and there.get(name) != here[name]]
-    return ", ".join(f"{name} {there.get(name)!r} there, {here[name]!r} here" for name in names)
 
 
 # --- Command line -------------------------------------------------------------------------------------------
@@ -291,7 +277,8 @@ class Options:
 
     recipe: tyro.conf.OmitArgPrefixes[Recipe]
     init_from: Path | None = None
-    """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors; a head for other classes starts anew."""
+    """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors, or the folder of a run in either framework; a
+    head for other classes starts anew."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)

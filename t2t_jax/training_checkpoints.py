@@ -18,12 +18,13 @@ import grain
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from t2t_common.files import ensure_writable
+from t2t_common.saving import TOP1
 from t2t_jax.checkpoint import (
     BEST,
     CHECKPOINTS,
     SCRATCH,
     checkpoint_steps,
-    ensure_writable,
     find_checkpoint,
     load_metadata,
     reason,
@@ -32,9 +33,6 @@ from t2t_jax.checkpoint import (
 )
 from t2t_jax.replace import ASIDE, recover
 from t2t_jax.step import TrainState
-
-TOP1 = "top1"
-"""In a checkpoint's metadata: accuracy of the evaluation at its step; absent where there was none."""
 
 
 class TrainingCheckpoints:

@@ -8,28 +8,18 @@ from typing import Any
 
 import jax
 
-from t2t_jax.writers import Service, require
+from t2t_common import watch
 
 PROFILE_FOLDER = "profile"
 WARM_UP_STEPS, TRACED_STEPS = 3, 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class Watch(watch.Watch):
     """Options of the command line."""
 
-    log: tuple[Service, ...] = ()
-    """Write to TensorBoard (into the workdir) or Weights & Biases too; metrics.jsonl is always written."""
-    peak_tflops: float | None = None
-    """Peak TFLOP/s of one device, for MFU; None knows TPUs and common NVIDIA GPUs."""
     profile: bool = False
     """Record an XLA trace of five steps into the workdir's folder profile (for XProf or Perfetto)."""
-
-    def __post_init__(self) -> None:
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops must be positive, got {self.peak_tflops}")
-        for service in self.log:
-            require(service)
 
 
 class Trace:

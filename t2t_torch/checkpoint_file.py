@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from t2t_common.files import check_target, replace_file
+from t2t_common.run_folder import latest_torch_file
 from t2t_config.layouts import OFFICIAL, to_official
 from t2t_config.load_report import few
 from t2t_torch.unpickle import read_pickle
@@ -55,7 +56,7 @@ def read_state_dict(path: str | os.PathLike[str], *, use_ema: bool = True) -> St
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Checkpoint:
-    """The weights of a file; no code of the file is ever run.
+    """The weights of a file, or of the latest one of a run's folder; no code of the file is ever run.
 
     `use_ema` prefers the EMA weights of files that hold both. A file with only one of the two gives that one,
     and `Checkpoint.entry` says which.
@@ -64,15 +65,28 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
         FileNotFoundError: no such file.
         ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
+    path = find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else pick_entry(path, read_pickle(path), use_ema)
     try:
         state_dict, layout = to_official(found.state_dict)
     except ValueError as error:
         raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
     return dataclasses.replace(found, state_dict=state_dict, layout=layout.name)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` means: itself, or the latest step of the folder of a run of `t2t_torch.train`.
+
+    Raises:
+        FileNotFoundError: nothing at `path`, or a folder of another kind.
+    """
+    file = latest_torch_file(Path(path))
+    if file.is_file():
+        return file
+    remedy = (
+        f"if JAX wrote this folder, python -m parity convert {path} FILE.pth" if file.is_dir() else "check the path"
+    )
+    raise FileNotFoundError(f"no checkpoint file at {path}: {remedy}")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -28,7 +28,7 @@ from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample
 from t2t_common.files import check_target, replace_file
 from t2t_common.options import WeightsOptions
 from t2t_config.metadata import describe_model, from_text, to_text
-from t2t_torch.predict import load_for_evaluation
+from t2t_torch.evaluate import load_for_evaluation
 
 SUFFIXES = (".pt2", ".onnx")
 METADATA = "metadata.json"

@@ -100,6 +100,9 @@ MIRROR = (
     "vit",
     "registry",
     "fit",
+    "mixup",
+    "random_erasing",
+    "metrics",
 )
 TORCH_LAYERS = {"Linear", "LayerNorm", "Conv", "Dropout", "GELU", "Identity", "Sequential", "Unfold", "Activation"}
 """Written in t2t_jax/layers.py so that they mean what PyTorch's own mean, with what flax lacks."""

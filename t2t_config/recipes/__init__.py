@@ -11,11 +11,12 @@ from typing import NamedTuple
 from t2t_config.models import MODELS
 from t2t_config.pretrained import PRETRAINED
 from t2t_config.recipes.base import Recipe, epoch_lr
+from t2t_config.recipes.changes import recipe_changes
 from t2t_config.recipes.digits import digits, fashion_mnist
 from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384
 from t2t_config.recipes.transfer import cifar
 
-__all__ = ["RECIPES", "Recipe", "describe_recipe", "epoch_lr", "imagenet", "recipe"]
+__all__ = ["RECIPES", "Recipe", "describe_recipe", "epoch_lr", "imagenet", "recipe", "recipe_changes"]
 
 
 class _Entry(NamedTuple):
@@ -88,13 +89,13 @@ def recipe(name: str) -> Recipe:
     return _find(name).recipe
 
 
-def describe_recipe(name: str) -> str:
-    """The command that runs the recipe and the accuracy to expect, as text.
+def describe_recipe(name: str, package: str = "t2t_jax") -> str:
+    """The command of `package` that runs the recipe and the accuracy to expect, as text.
 
     Raises:
         ValueError: unknown name; the message suggests the nearest ones.
     """
-    return _find(name).text
+    return _find(name).text.replace("t2t_jax.train", f"{package}.train")
 
 
 def _find(name: str) -> _Entry:

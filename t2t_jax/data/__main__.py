@@ -17,13 +17,13 @@ from pathlib import Path
 import tyro
 
 from t2t_common import cli
+from t2t_common.data.opening import open_source
+from t2t_common.data.sources import Source, Split
+from t2t_common.data.write import Format, write_shards
 from t2t_common.files import check_target, write_text
 from t2t_config import RECIPES, Recipe
 from t2t_config import recipe as named_recipe
 from t2t_jax.data.bench import bench
-from t2t_jax.data.opening import open_source
-from t2t_jax.data.sources import Source, Split
-from t2t_jax.data.write import Format, write_shards
 
 OFFICIAL = "imagenet_t2t_vit_14"
 """The recipe that measures a folder."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from t2t_common.data.sources import Source
+from t2t_common.data.transforms import training_image
 from t2t_common.images import UnreadableImageError
 from t2t_common.preprocess import Preprocess
 from t2t_config import Recipe
 from t2t_jax.data.pipeline import train_iterator
-from t2t_jax.data.sources import Source
-from t2t_jax.data.transforms import training_image
 
 MEASURED_BATCH = 32
 """Largest batch that is measured: figures per image hardly depend on it, the time to wait does."""

@@ -25,7 +25,7 @@ import numpy as np
 from t2t_common import cli
 from t2t_jax.checkpoint import CHECKPOINTS, SCRATCH, load_model_state
 from t2t_jax.report import METRICS_FILE
-from tests.train.conftest import TRAIN_IMAGES, write_idx_folder
+from tests.small_data import TRAIN_IMAGES, write_idx_folder
 
 BATCH_SIZE = 8
 POLL_SECONDS = 0.001

@@ -12,9 +12,9 @@ from flax import nnx
 import t2t_jax
 import t2t_torch
 from parity import jax_to_torch
+from t2t_common.files import ensure_writable
 from t2t_jax import replace
 from t2t_jax.checkpoint import (
-    ensure_writable,
     init_weights,
     load_model_state,
     load_weights,

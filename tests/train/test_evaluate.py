@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-import t2t_torch.predict
+import t2t_torch.evaluate
 from parity.formats import convert
 from t2t_common import cli
+from t2t_common.accuracy import first_guess, predict
+from t2t_common.evaluations import EvaluateOptions
 from t2t_jax import create_model
 from t2t_jax import evaluate as evaluation
 from t2t_jax.checkpoint import save_model
 from t2t_jax.data import eval_batches, open_source
-from t2t_jax.evaluate import Options, evaluate, load_for_evaluation, predict
-from t2t_jax.metrics import first_guess
+from t2t_jax.evaluate import evaluate, load_for_evaluation
 from t2t_jax.state import load_arrays, model_arrays, split_model
 from t2t_jax.step import make_forward
-from tests.train.conftest import VAL_IMAGES
+from tests.small_data import VAL_IMAGES
 
 METADATA = {"model": "t2t_vit_micro", "img_size": 16, "in_chans": 1, "num_classes": 4, "mean": [0.4], "std": [0.2]}
 
@@ -41,12 +42,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("batch_size", [7, 64])
 def test_every_image_gets_pytorchs_logits(checkpoint: Path, idx_folder: Path, batch_size: int, tmp_path: Path):
     """Whatever the batch: the padding of the last one changes nothing."""
-    model, how, _ = load_for_evaluation(Options(checkpoint=checkpoint, data=str(idx_folder)))
+    model, how, _ = load_for_evaluation(EvaluateOptions(checkpoint=checkpoint, data=str(idx_folder)))
     batches = list(eval_batches(open_source(str(idx_folder), "val"), how, batch_size))
     ours = predict(make_forward(split_model(model)[0]), model_arrays(model), batches)
     convert(checkpoint, tmp_path / "m.pth", "t2t_vit_micro")
-    options = Options(checkpoint=tmp_path / "m.pth", data="", model="t2t_vit_micro", mean=(0.4,), std=(0.2,))
-    twin, their_how, _ = t2t_torch.predict.load_for_evaluation(options)
+    options = EvaluateOptions(checkpoint=tmp_path / "m.pth", data="", model="t2t_vit_micro", mean=(0.4,), std=(0.2,))
+    twin, their_how, _ = t2t_torch.evaluate.load_for_evaluation(options)
     assert their_how == how
     images = np.concatenate([batch["image"][np.asarray(batch["mask"])] for batch in batches])
     with torch.inference_mode():
@@ -55,7 +56,7 @@ def test_every_image_gets_pytorchs_logits(checkpoint: Path, idx_folder: Path, ba
     error = np.linalg.norm(ours.logits - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
     assert error.max() < 3e-6
     np.testing.assert_array_equal(first_guess(ours.logits), theirs.argmax(axis=1))
-    result = evaluate(Options(checkpoint=checkpoint, data=str(idx_folder), batch_size=batch_size))
+    result = evaluate(EvaluateOptions(checkpoint=checkpoint, data=str(idx_folder), batch_size=batch_size))
     assert result.accuracy.images == VAL_IMAGES
     assert result.accuracy.top1_correct == (theirs.argmax(axis=1) == ours.labels).sum()
 
@@ -84,8 +85,4 @@ def test_wrong_class_names_are_refused(checkpoint: Path, idx_folder: Path, tmp_p
     names = tmp_path / "names.txt"
     names.write_text("a\nb\n")
     with pytest.raises(ValueError, match="holds 2 class names, the model has 4"):
-        evaluate(Options(checkpoint=checkpoint, data=str(idx_folder), classes=names))
-
-
-def test_of_equal_logits_the_lower_class_is_the_guess():
-    assert first_guess(np.array([[1.0, 2.0, 2.0], [np.nan, 0.0, 0.0]])).tolist() == [1, 1]
+        evaluate(EvaluateOptions(checkpoint=checkpoint, data=str(idx_folder), classes=names))

@@ -13,17 +13,17 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from t2t_common.data.examples import TRIES
+from t2t_common.data.sources import EncodedSource
 from t2t_common.images import UnreadableImageError, decode_image
 from t2t_config import Recipe
 from t2t_jax import train as training
 from t2t_jax.data import Preprocess, TrainIterator, eval_batches, open_source, train_iterator
-from t2t_jax.data.pipeline import TRIES
-from t2t_jax.data.sources import EncodedSource
-from tests.train import conftest
+from tests import small_data
 
 CLASSES = 10
 
-SMALL = dataclasses.replace(conftest.SMALL, epochs=4, cooldown_epochs=0, batch_size=6, data_threads=0)
+SMALL = dataclasses.replace(small_data.SMALL, epochs=4, cooldown_epochs=0, batch_size=6, data_threads=0)
 HOW = Preprocess.of_recipe(SMALL)
 
 
@@ -130,11 +130,11 @@ def test_worker_processes_change_nothing():
     """Neither batches, nor the count of damaged images, nor a resume from a run in threads."""
     source = Files(damaged=(3,))
     whole = train_iterator(source, SMALL, HOW)
-    whole.say = lambda text: None
+    whole.unreadable.say = lambda text: None
     expected = list(whole)
     iterator = train_iterator(source, dataclasses.replace(SMALL, data_workers=2), HOW)
     said: list[str] = []
-    iterator.say = said.append
+    iterator.unreadable.say = said.append
     iterator.set_state({"next_index": 5})
     assert_same(list(iterator), expected[5:])
     iterator.close()
@@ -147,7 +147,7 @@ def test_worker_processes_change_nothing():
 
 def run_out(iterator: TrainIterator) -> tuple[list[dict[str, np.ndarray]], list[str]]:
     said: list[str] = []
-    iterator.say = said.append
+    iterator.unreadable.say = said.append
     return list(iterator), said
 
 

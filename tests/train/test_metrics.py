@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2t_jax.metrics import count_top_k, cross_entropy
+from t2t_jax.metrics import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -35,16 +35,3 @@ def test_cross_entropy_of_bfloat16_logits_is_float32():
     loss = cross_entropy(jnp.ones((2, 4), jnp.bfloat16), jnp.array([0, 1]))
     assert loss.dtype == jnp.float32
     assert float(loss) == pytest.approx(np.log(4), rel=1e-6)
-
-
-def test_count_top_k(logits: np.ndarray):
-    order = np.argsort(-logits, axis=1)
-    labels = np.array([order[0, 0], order[1, 1], order[2, 4], order[3, 5], order[4, 9], order[5, 0]])
-    assert count_top_k(logits, labels, 1) == 2
-    assert count_top_k(logits, labels, 5) == 4
-    assert count_top_k(logits, labels, 50) == 6
-
-
-def test_ties_and_nan_are_not_counted_as_right():
-    assert count_top_k(np.zeros((1, 4)), np.array([3]), 1) == 0
-    assert count_top_k(np.array([[0.0, np.nan]]), np.array([1]), 1) == 0

@@ -10,7 +10,7 @@ from PIL import Image
 
 from t2t_config import RECIPES
 from t2t_jax.data import Preprocess, Source, eval_batches, open_source, steps_per_epoch, train_iterator
-from tests.train.conftest import SMALL
+from tests.small_data import SMALL
 
 HOW = Preprocess.of_recipe(SMALL)
 

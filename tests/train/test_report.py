@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from t2t_common.writers import JsonLines, require
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.watch import TRACED_STEPS, WARM_UP_STEPS, Watch
-from t2t_jax.writers import JsonLines, require
 
 
 def drive(workdir: Path, *, steps: range = range(1, 7), watch: Watch | None = None, **options: Any) -> None:

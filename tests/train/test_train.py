@@ -20,20 +20,22 @@ from PIL import Image
 
 from parity.formats import convert
 from t2t_common import cli
+from t2t_common.accuracy import Accuracy, predict
+from t2t_common.evaluations import EvaluateOptions
+from t2t_common.interrupt import RunInterruptedError
+from t2t_common.lock import locked
 from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
 from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
 from t2t_jax.data import eval_batches, open_source
-from t2t_jax.evaluate import Accuracy, load_for_evaluation, predict
-from t2t_jax.interrupt import RunInterruptedError
-from t2t_jax.lock import locked
+from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward
 from t2t_jax.train import Run, prepare, resume, train
 from t2t_jax.training_checkpoints import TrainingCheckpoints
-from tests.train.conftest import VAL_IMAGES
+from tests.small_data import VAL_IMAGES
 from tests.train.kill_campaign import TIMES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
@@ -196,7 +198,7 @@ def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: 
 
 
 def test_another_recipe_is_refused_with_the_difference(finished: tuple[Path, Accuracy], recipe: Recipe):
-    with pytest.raises(ValueError, match=r"another recipe \(lr 0.005 there, 0.1 here\): choose another --workdir"):
+    with pytest.raises(ValueError, match=r"another recipe \(lr 0.008 there, 0.1 here\): choose another --workdir"):
         train(dataclasses.replace(recipe, lr=0.1), finished[0])
 
 
@@ -232,16 +234,16 @@ def test_evaluate_reads_pytorch_files_and_anonymous_folders(
     preparation = {"model": "t2t_vit_micro", "mean": (0.4,), "std": (0.2,)}
     sizes = {"img_size": 16, "in_chans": 1, "num_classes": 4}
     for options in (
-        evaluation.Options(checkpoint=file, data=str(recipe.data), **preparation),
-        evaluation.Options(checkpoint=folder, data=str(recipe.data), **preparation, **sizes),
+        EvaluateOptions(checkpoint=file, data=str(recipe.data), **preparation),
+        EvaluateOptions(checkpoint=folder, data=str(recipe.data), **preparation, **sizes),
     ):
         assert evaluation.evaluate(options).accuracy == result
     with pytest.raises(ValueError, match="add --model NAME"):
-        evaluation.evaluate(evaluation.Options(checkpoint=folder, data=str(recipe.data)))
+        evaluation.evaluate(EvaluateOptions(checkpoint=folder, data=str(recipe.data)))
 
 
 def test_predictions_are_in_the_datas_order(finished: tuple[Path, Accuracy], recipe: Recipe):
-    options = evaluation.Options(checkpoint=finished[0], data=str(recipe.data))
+    options = EvaluateOptions(checkpoint=finished[0], data=str(recipe.data))
     model, how, _ = load_for_evaluation(options)
     source = open_source(options.data, "val")
     forward = make_forward(split_model(model)[0])

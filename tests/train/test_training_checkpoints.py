@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t2t_common.saving import TOP1
 from t2t_config import Recipe
 from t2t_jax import checkpoint, replace
 from t2t_jax.checkpoint import BEST, CHECKPOINTS, SCRATCH, find_checkpoint, load_model_state, save_model
 from t2t_jax.step import TrainState
 from t2t_jax.train import prepare
-from t2t_jax.training_checkpoints import TOP1, TrainingCheckpoints
+from t2t_jax.training_checkpoints import TrainingCheckpoints
 from tests.full_disk import on_full_disk
 
 

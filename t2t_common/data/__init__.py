@@ -1,0 +1,24 @@
+"""Images in, prepared examples out: digits, ImageFolder trees, tar and ArrayRecord shards, IDX and CIFAR files.
+
+All of it that does not depend on who makes batches of the examples: Grain in `t2t_jax`, a DataLoader in `t2t_torch`.
+"""
+
+from t2t_common.data.examples import EvalExamples, TrainExamples, steps_per_epoch
+from t2t_common.data.opening import check_classes, open_source
+from t2t_common.data.sources import Source
+from t2t_common.data.transforms import training_image
+from t2t_common.data.unreadable import Unreadable
+from t2t_common.preprocess import Preprocess, evaluation_image
+
+__all__ = [
+    "EvalExamples",
+    "Preprocess",
+    "Source",
+    "TrainExamples",
+    "Unreadable",
+    "check_classes",
+    "evaluation_image",
+    "open_source",
+    "steps_per_epoch",
+    "training_image",
+]

@@ -1,0 +1,183 @@
+"""Tar shards in WebDataset's layout: KEY.jpg (or .jpeg, .png) with its label in KEY.cls, or as "label" in KEY.json.
+
+Read by random access, so that order and resume are the same as with any other source: the headers are read once and
+tell where each image lies; an image is then one seek and one read. Reading the headers of ImageNet's shards takes
+some minutes, so the index is kept in the cache folder (`$T2T_CACHE`) and used as long as the shards stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from t2t_common.data.sources import EncodedSource, check_labels
+from t2t_common.files import replace_file
+from t2t_common.images import IMAGE_SUFFIXES
+from t2t_config.download import cache_dir
+
+TARS = "*.tar"
+"""What shards are called."""
+
+THREADS = 16
+"""Shards whose headers are read at the same time; a network's answers overlap."""
+
+
+class TarIndex(NamedTuple):
+    """Where the images lie: four arrays (N,), in the order of the shards and of the members in them."""
+
+    shard: np.ndarray
+    """Number of the shard."""
+    offset: np.ndarray
+    """First byte of the image in its shard."""
+    size: np.ndarray
+    """Bytes of the image."""
+    label: np.ndarray
+
+
+class TarSource(EncodedSource):
+    """Images of tar shards, in the order of the shards and of the members in them.
+
+    Args:
+        shards: plain tar files; compressed ones give no random access.
+        class_names: by label; None takes as many classes as the labels of these shards need.
+
+    Raises:
+        ValueError: a shard is damaged, an image has no label, a label no image or no class; the message names it.
+    """
+
+    def __init__(self, shards: Sequence[Path], class_names: list[str] | None = None) -> None:
+        self._shards, self._index = list(shards), load_index(shards)
+        labels, first = np.unique(self._index.label, return_index=True)
+        self.class_names = class_names
+        self.num_classes = len(class_names or ()) or 1 + int(labels.max())
+        for label, index in zip(labels.tolist(), first.tolist(), strict=True):
+            check_labels([label], self.num_classes, str(self._shards[self._index.shard[index]]))
+
+    def __len__(self) -> int:
+        return len(self._index.label)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        shard, offset, size, label = (int(column[index]) for column in self._index)
+        path = self._shards[shard]
+        try:
+            # Opened each time: a thousand shards would be as many open files in every process.
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise ValueError(f"cannot read {path} ({error.strerror or error}): check the disk") from error
+        if len(data) != size:
+            raise ValueError(f"{path} has become shorter since it was opened: get it again")
+        return data, label
+
+    def name(self, index: int) -> str:
+        path, offset = self._shards[self._index.shard[index]], self._index.offset[index]
+        with tarfile.open(path, "r:") as tar:  # names are not kept: they would be most of the index
+            return f"{path}/{next((member.name for member in tar if member.offset_data == offset), '?')}"
+
+
+# --- Index --------------------------------------------------------------------------------------------------
+
+
+def load_index(shards: Sequence[Path]) -> TarIndex:
+    """The index of `shards`, from the cache if they are as they were, else read from their headers and kept.
+
+    Raises:
+        ValueError: as `index_shard`.
+    """
+    names = [str(path.absolute()) for path in shards]
+    stamp = np.array([(path.stat().st_size, path.stat().st_mtime_ns) for path in shards], np.int64)
+    kept = cache_dir() / "tar-index" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.npz"
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
+        kept.open("rb") as file,
+        np.load(file) as arrays,
+    ):
+        if np.array_equal(arrays["stamp"], stamp):
+            return TarIndex(*(arrays[name] for name in TarIndex._fields))
+    index = _read_index(shards)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(kept) as temporary, temporary.open("wb") as target:
+            np.savez(target, stamp=stamp, **index._asdict())
+    except (OSError, ValueError) as error:
+        print(f"the index of {shards[0].parent} is not kept ({error}): set T2T_CACHE", file=sys.stderr)
+    return index
+
+
+def _read_index(shards: Sequence[Path]) -> TarIndex:
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = pool.map(index_shard, shards)
+        bar = track(
+            parts, "reading headers", len(shards), console=console, transient=True, disable=not console.is_terminal
+        )
+        columns = [np.array(part, np.int64).reshape(-1, 3).T for part in bar]
+    offset, size, label = np.concatenate(columns, axis=1)
+    shard = np.repeat(np.arange(len(shards)), [column.shape[1] for column in columns])
+    return TarIndex(shard.astype(np.int32), offset, size.astype(np.int32), label.astype(np.int32))
+
+
+def index_shard(path: Path) -> list[tuple[int, int, int]]:
+    """(offset, size, label) of every image in the shard, in its order.
+
+    Raises:
+        ValueError: no tar file, a damaged one, or images and labels that do not belong together.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    end = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, suffix = _split_name(member.name)
+                if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, ".cls", ".json"):
+                    continue
+                if member.offset_data + member.size > end:
+                    raise ValueError(f"{path} is truncated within {member.name}: get it again")
+                if suffix in IMAGE_SUFFIXES:
+                    if key in images:
+                        raise ValueError(f"{path} has two images {key}: keep one")
+                    images[key] = (member.offset_data, member.size)
+                elif suffix == ".cls" or key not in labels:  # .json only where there is no .cls
+                    stored = tar.extractfile(member)
+                    label = _label(stored.read() if stored else b"", suffix)
+                    if label is None and suffix == ".cls":
+                        raise ValueError(f"{path}: {member.name} holds no label: it should be one number")
+                    if label is not None:
+                        labels[key] = label
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"cannot read {path} ({error}): it should be a tar file, uncompressed and whole") from error
+    unlabelled, imageless = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+    if unlabelled or imageless or not images:
+        found = f"the image {unlabelled[0]} has no label" if unlabelled else "there is no image"
+        found += f" to {imageless[0]}.cls" if imageless and not unlabelled else ""
+        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .jpeg, .png) and KEY.cls")
+    return [(*place, labels[key]) for key, place in images.items()]
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and suffix as WebDataset has them: the key ends at the first dot of the last part."""
+    folder, _, last = name.rpartition("/")
+    stem, dot, suffix = last.partition(".")
+    return f"{folder}/{stem}" if folder else stem, (dot + suffix).lower()
+
+
+def _label(data: bytes, suffix: str) -> int | None:
+    try:
+        value = int(data) if suffix == ".cls" else json.loads(data)["label"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

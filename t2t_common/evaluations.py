@@ -1,0 +1,68 @@
+"""The command line of both `evaluate` modules."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from t2t_common.accuracy import Accuracy
+from t2t_common.files import write_text
+from t2t_common.options import WeightsOptions
+from t2t_common.per_class import ClassAccuracy, as_text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(WeightsOptions):
+    """Options of the command line."""
+
+    checkpoint: Path = dataclasses.field()  # required here
+    """A run's folder, or a .pth, .pth.tar or .safetensors file; in JAX also a checkpoint folder."""
+    data: str
+    """"digits" or a folder (see open_source); its val or test images are used."""
+    batch_size: int = 64
+    """Images per step."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation."""
+    per_class: bool = False
+    """Also show the accuracy of every class, worst first, and what it is taken for."""
+    classes: Path | None = None
+    """Names of the classes, one per line or JSON; None takes the checkpoint's or the data's, or ImageNet's for 1000
+    classes."""
+    json: Path | None = None
+    """Also write the result to this file, with the accuracy of every class."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: give at least 1")
+
+
+class Result(NamedTuple):
+    """Accuracy over all images, and of every class, worst first."""
+
+    accuracy: Accuracy
+    classes: list[ClassAccuracy]
+
+
+def new_confusion(num_classes: int) -> np.ndarray:
+    """Images by class (row) and first guess (column), none yet."""
+    return np.zeros((num_classes, num_classes), np.int64)
+
+
+def show_result(options: EvaluateOptions, result: Result) -> None:
+    """Prints `result`, and writes the JSON file where one is asked for.
+
+    Raises:
+        ValueError: that cannot be written.
+    """
+    if options.per_class:
+        print(as_text(result.classes))
+    print(result.accuracy)
+    if options.json is not None:
+        facts = {**result.accuracy.figures, "checkpoint": str(options.checkpoint), "data": options.data}
+        write_text(
+            options.json, json.dumps({**facts, "classes": [one.to_json() for one in result.classes]}, indent=1) + "\n"
+        )

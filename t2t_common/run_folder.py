@@ -1,0 +1,36 @@
+"""Where a run keeps its checkpoints, in either framework: `WORKDIR/checkpoints/STEP` is a folder of `t2t_jax.train`,
+`WORKDIR/checkpoints/STEP.pth` a file of `t2t_torch.train`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+CHECKPOINTS, SUFFIX = "checkpoints", ".pth"
+
+
+def torch_steps(folder: Path) -> list[int]:
+    """The steps whose files are in `folder`, in order."""
+    return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit() and path.is_file())
+
+
+def latest_torch_file(path: str | Path) -> Path:
+    """`path` itself; or, if it is the folder of a run in PyTorch, the file of its latest step."""
+    path = Path(path)
+    for folder in (path / CHECKPOINTS, path):
+        if steps := torch_steps(folder):
+            return folder / f"{steps[-1]}{SUFFIX}"
+    return path
+
+
+def check_workdir(workdir: Path, package: Literal["t2t_jax", "t2t_torch"]) -> None:
+    """Raises ValueError if `workdir` holds a run of the other package than this one."""
+    folder = workdir / CHECKPOINTS
+    holds = {
+        "t2t_jax": any(path.name.isdigit() and path.is_dir() for path in folder.glob("*")),
+        "t2t_torch": bool(torch_steps(folder)),
+    }
+    other = "t2t_jax" if package == "t2t_torch" else "t2t_torch"
+    if holds[other]:
+        raise ValueError(f"{workdir} holds a run of {other}.train: choose another --workdir")

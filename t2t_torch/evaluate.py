@@ -1,0 +1,91 @@
+"""python -m t2t_torch.evaluate --model NAME --checkpoint PATH --data DIR
+
+Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder), counted exactly over every image.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from t2t_common import cli
+from t2t_common.accuracy import Accuracy, Forward, count
+from t2t_common.data import check_classes, open_source
+from t2t_common.data.iterator import Batch
+from t2t_common.evaluations import EvaluateOptions, Result, new_confusion, show_result
+from t2t_common.files import check_target
+from t2t_common.options import WeightsOptions
+from t2t_common.per_class import class_report
+from t2t_common.preprocess import Preprocess
+from t2t_config.class_names import class_names
+from t2t_config.metadata import from_text
+from t2t_config.shapes import sizes_of
+from t2t_torch.build import compute_dtype
+from t2t_torch.checkpoint import load_checkpoint, read_checkpoint
+from t2t_torch.data import eval_batches
+from t2t_torch.processes import own_device, sum_processes
+from t2t_torch.registry import create_model
+from t2t_torch.step import make_forward
+
+
+def accuracy(
+    forward: Forward, arrays: Any, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
+) -> Accuracy:
+    """Exact counts over every real image in `batches`, of all processes together; arguments as of
+    `t2t_common.accuracy.count`. Only the images of this process are added to `confusion`."""
+    counts = count(forward, arrays, batches, confusion=confusion)
+    return Accuracy(*map(int, sum_processes(counts)))
+
+
+def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[str, Any]]:
+    """The model of `options` with its weights, in evaluation mode; how its images are prepared; the file's metadata.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file or model, or they do not belong together.
+    """
+    path = options.weights
+    checkpoint = read_checkpoint(path, use_ema=options.ema)
+    saved = sizes_of({name: tensor.shape for name, tensor in checkpoint.state_dict.items()})
+    saved |= from_text(checkpoint.metadata)
+    arguments, how = options.choose(saved)
+    model = create_model(**arguments)
+    report = load_checkpoint(model, path, use_ema=options.ema)
+    if report.missing:
+        raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
+    if report.resized or report.left_out:
+        print(report, file=sys.stderr)
+    return model.eval(), how, saved
+
+
+def evaluate(options: EvaluateOptions) -> Result:
+    """Accuracy of the checkpoint on the validation images.
+
+    Raises:
+        FileNotFoundError, ValueError: the checkpoint or the data cannot be used; the message says why.
+    """
+    model, how, saved = load_for_evaluation(options)
+    source = open_source(options.data, "val")
+    check_classes(source, model.num_classes)
+    names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
+    model.to(own_device())
+    forward = make_forward(model, dtype=compute_dtype(options.dtype))
+    confusion = new_confusion(len(names))
+    counts = accuracy(forward, model.state_dict(), eval_batches(source, how, options.batch_size), confusion=confusion)
+    return Result(counts, class_report(confusion, names))
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    description = (__doc__ or "").strip()
+    options = cli.parse(EvaluateOptions, args, prog="python -m t2t_torch.evaluate", description=description)
+    if options.json is not None:
+        check_target(options.json)
+    show_result(options, evaluate(options))
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

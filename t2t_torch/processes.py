@@ -1,0 +1,75 @@
+"""Several processes that train together, as torchrun starts them; each on a device of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from t2t_common import interrupt
+
+
+def own_device() -> torch.device:
+    """This process's device: its GPU, if there are any, else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
+
+
+@contextlib.contextmanager
+def joined_processes() -> Iterator[None]:
+    """While open, this process is one of a run's, if torchrun started it (gloo on the CPU, nccl between GPUs)."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if own_device().type == "cuda":
+        torch.cuda.set_device(own_device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own_device().type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def process_index() -> int:
+    """Which process of the run this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean_of_processes(value: Tensor) -> Tensor:
+    """The mean of every process's `value`, which is changed in place."""
+    if process_count() > 1:
+        dist.all_reduce(value)
+        value /= process_count()
+    return value
+
+
+def sum_processes(counts: np.ndarray) -> np.ndarray:
+    """The sum of every process's `counts`."""
+    if process_count() == 1:
+        return counts
+    total = torch.from_numpy(counts.copy())
+    dist.all_reduce(total)
+    return total.numpy()
+
+
+class Interruption(interrupt.Interruption):
+    """As its base; of several processes, all stop after the same step, whichever got the signal."""
+
+    def requested(self, step: int) -> str | None:
+        own = super().requested(step)
+        if process_count() == 1:
+            return own
+        asked = torch.tensor(own is not None, dtype=torch.int32)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return (own or "another process") if asked else None

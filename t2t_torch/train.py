@@ -1,0 +1,290 @@
+"""python -m t2t_torch.train RECIPE [--data DIR] [--init-from CHECKPOINT] [--workdir DIR] [any field]
+torchrun --nproc-per-node N -m t2t_torch.train RECIPE ...
+
+Trains a model in PyTorch by the recipes of t2t_jax.train, on the same images in the same order, augmented by the same
+draws. The run lives in its workdir: checkpoints/, metrics.jsonl, curves.svg. The same command again continues from the
+last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after its current step and
+ends with exit code 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from t2t_common import cli
+from t2t_common.accuracy import Accuracy
+from t2t_common.data import check_classes, open_source, steps_per_epoch
+from t2t_common.data.iterator import Batch, BatchIterator
+from t2t_common.files import ensure_writable
+from t2t_common.interrupt import RunInterruptedError
+from t2t_common.lock import locked
+from t2t_common.peak import run_peak
+from t2t_common.preprocess import Preprocess
+from t2t_common.report import Reporter, TrainingDivergedError
+from t2t_common.run_folder import check_workdir
+from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
+from t2t_common.watch import Watch
+from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
+from t2t_config import recipe as named_recipe
+from t2t_config.flops import training_flops
+from t2t_config.load_report import LoadReport
+from t2t_torch.build import build_model, build_step, check_recipe, compute_dtype
+from t2t_torch.checkpoint import load_checkpoint
+from t2t_torch.data import eval_batches, train_iterator
+from t2t_torch.evaluate import accuracy
+from t2t_torch.optim import freeze
+from t2t_torch.processes import Interruption, joined_processes, own_device, process_count, process_index
+from t2t_torch.step import TrainState, TrainStep, make_forward
+from t2t_torch.training_checkpoints import TrainingCheckpoints
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that is ready to start: the parts that the loop puts together."""
+
+    recipe: Recipe
+    how: Preprocess
+    class_names: list[str] | None
+    steps_per_epoch: int
+    iterator: BatchIterator
+    state: TrainState
+    train_step: TrainStep
+    evaluate: Callable[[Mapping[str, Tensor]], Accuracy]
+    started_from: LoadReport | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
+        return run_metadata(self.recipe, self.how, self.class_names)
+
+
+def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
+    """Opens the data, builds model and optimiser, and sets the state before the first step.
+
+    Args:
+        recipe: what to train.
+        init_from: weights to start from.
+
+    Raises:
+        FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
+    """
+    # --- Devices --------------------------------------------------------------------------------------------
+    device = own_device()
+    check_recipe(recipe, process_count())
+    processes = {"process_index": process_index(), "process_count": process_count()}
+
+    # --- Data -----------------------------------------------------------------------------------------------
+    if recipe.data is None:
+        raise ValueError("this recipe has no data of its own: add --data DIR")
+    train_source, val_source = open_source(recipe.data, "train"), open_source(recipe.data, "val")
+    num_classes = recipe.num_classes or train_source.num_classes
+    check_classes(train_source, num_classes)
+    check_classes(val_source, num_classes)
+    recipe = dataclasses.replace(recipe, num_classes=num_classes)
+    how = Preprocess.of_recipe(recipe)
+    epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
+
+    def put(batch: Batch) -> Batch:
+        images = batch["image"].to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        return {**batch, "image": images, "label": batch["label"].to(device, non_blocking=True)}
+
+    # --- Model ----------------------------------------------------------------------------------------------
+    model = build_model(recipe)
+    started_from = None if init_from is None else load_checkpoint(model, init_from)
+    freeze(model, recipe.frozen or ())
+    model.to(device)
+
+    # --- Optimiser, state, step -----------------------------------------------------------------------------
+    state, train_step = build_step(recipe, model, steps_per_epoch=epoch_steps)
+    forward = make_forward(model, dtype=compute_dtype(recipe.dtype))
+    reading = {"threads": recipe.data_threads, "workers": recipe.data_workers}
+    return Run(
+        recipe=recipe,
+        how=how,
+        class_names=train_source.class_names,
+        steps_per_epoch=epoch_steps,
+        iterator=train_iterator(train_source, recipe, how, put=put, **processes),
+        state=state,
+        train_step=train_step,
+        evaluate=lambda arrays: accuracy(
+            forward, arrays, eval_batches(val_source, how, recipe.batch_size, **reading, **processes)
+        ),
+        started_from=started_from,
+    )
+
+
+def train(
+    recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None, watch: Watch | None = None
+) -> Accuracy:
+    """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy. Other arguments: `prepare`,
+    and what `watch` asks for.
+
+    Raises:
+        FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
+        TrainingDivergedError: loss or gradient is no longer finite; the checkpoints written before are sound.
+        RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
+    """
+    watch = watch or Watch()
+    run = prepare(recipe, init_from=init_from)
+    workdir = ensure_writable(workdir)
+    recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
+    result = None
+    with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        if process_index() == 0:
+            stack.enter_context(locked(workdir))
+        check_workdir(workdir, "t2t_torch")
+        checkpoints = stack.enter_context(
+            TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
+        )
+        first_step = resume(run, checkpoints, workdir)
+        reporter = stack.enter_context(
+            Reporter(
+                workdir,
+                first_step=first_step,
+                last_step=last_step,
+                batch_size=recipe.batch_size,
+                log_every=recipe.log_every,
+                flops_per_image=training_flops(
+                    recipe.model, img_size=recipe.img_size, in_chans=recipe.in_chans, num_classes=recipe.num_classes
+                ),
+                peak=run_peak(device_kind(), process_count(), watch.peak_tflops),
+                config=run.metadata,
+                watch=watch,
+                leads=process_index() == 0,
+            )
+        )
+        run.iterator.unreadable.say = reporter.say
+        reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
+        saving = Saving(run, reporter, checkpoints, interruption)
+        if first_step:
+            reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+        elif run.started_from is not None:
+            reporter.say(str(run.started_from))
+        for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
+            train_epoch(run, epoch, reporter, saving, first_step)
+            is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
+            result = run.evaluate(run.state.best) if is_due else None
+            if result is not None:
+                report_accuracy(run, epoch, result, reporter)
+            saving.after_epoch(epoch, result)
+        report_corrupt(run, last_step, reporter)
+    return run.evaluate(run.state.best) if result is None else result
+
+
+def device_kind() -> str:
+    """What this process's device is called."""
+    return torch.cuda.get_device_name(own_device()) if own_device().type == "cuda" else "cpu"
+
+
+def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_done: int) -> None:
+    """One epoch, or what `steps_done` leave of it; every loss of it has been read, and was finite, at the end."""
+    lr = epoch_lr(run.recipe, epoch)
+    start = time.perf_counter()
+    last = (epoch + 1) * run.steps_per_epoch
+    first = max(epoch * run.steps_per_epoch, steps_done) + 1
+    for step in range(first, last + 1):
+        with reporter.waiting():
+            batch = next(run.iterator)
+        metrics = run.train_step(run.state, batch)
+        reporter.step(step, metrics, lr=lr, epoch=epoch)
+        if step < last:
+            saving.after_step(step)
+    loss = reporter.flush()
+    seconds = time.perf_counter() - start
+    images = (last + 1 - first) * run.recipe.batch_size
+    reporter.line(
+        f"epoch {epoch + 1:>3}/{run.recipe.total_epochs}   loss {loss:.4f}   lr {lr:.2e}   "
+        f"{images / seconds:,.0f} images/s",
+        {"step": last, "epoch": epoch, "epoch_loss": loss, "seconds": seconds},
+    )
+
+
+def report_accuracy(run: Run, epoch: int, result: Accuracy, reporter: Reporter) -> None:
+    """One line about the validation images, and the picture of the run so far."""
+    reporter.line(
+        f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
+        {"step": (epoch + 1) * run.steps_per_epoch, "epoch": epoch, **result.figures},
+    )
+    reporter.draw(title=f"{run.recipe.model}: top-1 {result.top1:.2f} %", steps_per_epoch=run.steps_per_epoch)
+
+
+def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
+    """One line about the images that could not be read, if there were any."""
+    if names := run.iterator.unreadable.names:
+        text = f"corrupt images skipped: {len(names)}: {'; '.join(names)}"
+        reporter.line(text, {"step": step, "corrupt_images": names})
+
+
+def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
+    """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
+
+    Raises:
+        ValueError: the checkpoint is of another recipe.
+    """
+    if checkpoints.latest_step is None:
+        return 0
+    changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
+    if changes:
+        raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
+    checkpoints.restore(run.state, run.iterator)
+    return run.state.step
+
+
+# --- Command line -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    init_from: Path | None = None
+    """Weights to start from: .pth, .pth.tar, .safetensors, a run's folder; a head for other classes starts anew."""
+    workdir: Path | None = None
+    """Folder of the run; None takes workdir/RECIPE_torch."""
+    watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    if not args or args[0] in ("-h", "--help"):
+        names = f"recipes: {', '.join(RECIPES)}"
+        if not args:
+            raise ValueError(f"the recipe is missing: python -m t2t_torch.train RECIPE; {names}")
+        print(f"{__doc__}\n{names}\n\npython -m t2t_torch.train RECIPE --help shows a recipe and its options")
+        return cli.OK
+    name = args[0]
+    start = Options(named_recipe(name))
+    command, text = f"python -m t2t_torch.train {name}", describe_recipe(name, "t2t_torch")
+    options = cli.parse(Options, args[1:], prog=command, description=text, default=start)
+    workdir = options.workdir or Path("workdir") / f"{name}_torch"
+    with joined_processes():
+        leads = process_index() == 0
+        try:
+            result = train(options.recipe, workdir, init_from=options.init_from, watch=options.watch)
+        except TrainingDivergedError as error:
+            if leads:
+                print(f"error: {error}", file=sys.stderr)
+            return cli.FAILED
+        except RunInterruptedError as stop:
+            if leads:
+                print(stop)
+            return cli.OK
+    if leads:
+        print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,167 @@
+"""The checkpoints of a run: the latest ones and the best one. Twin: t2t_jax/training_checkpoints.py.
+
+Each is one file, `workdir/checkpoints/STEP.pth`, that belongs to one step: weights, average, optimiser, schedule, step
+and the position in the data. `load_checkpoint` takes the weights from it as from any other file; `checkpoints/best.pth`
+is a link to the best of them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from t2t_common.data.iterator import BatchIterator
+from t2t_common.files import ensure_writable, replace_file
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, torch_steps
+from t2t_common.saving import TOP1
+from t2t_config.metadata import from_text, to_text
+from t2t_torch.processes import process_index
+from t2t_torch.step import TrainState
+from t2t_torch.unpickle import read_pickle
+
+BEST = f"best{SUFFIX}"
+
+
+class TrainingCheckpoints:
+    """The checkpoints of one run; a context manager, as its twin is.
+
+    Only one process, or one group of processes that train together, may use a workdir (see t2t_common/lock.py): what
+    an earlier one left half done is swept away here. The first of the processes writes.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool = False) -> None:
+        """
+        Args:
+            workdir: folder of the run; created if need be.
+            keep: how many of the latest checkpoints to keep.
+            keep_best: keep the one with the highest `TOP1` in its metadata as well, and a link to it; of equals the
+                earliest.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
+        self._folder, self._keep, self._keeps_best = ensure_writable(Path(workdir) / CHECKPOINTS), keep, keep_best
+        self._top1: dict[int, float] = {}
+        if keep_best:
+            for step in torch_steps(self._folder):
+                self._note_top1(step, _metadata(self._path(step)))
+        if process_index() == 0:
+            for leftover in self._folder.glob(f".*{SUFFIX}*"):  # of a run that was killed while it wrote
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if keep_best:
+                self._link_best()
+
+    def __enter__(self) -> TrainingCheckpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the latest checkpoint; None without one."""
+        steps = torch_steps(self._folder)
+        return steps[-1] if steps else None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the latest checkpoint; empty without one."""
+        return {} if self.latest_step is None else _metadata(self._path(self.latest_step))
+
+    def is_best(self, top1: float) -> bool:
+        """Whether a checkpoint of this accuracy would become the best one; never where the best is not kept."""
+        return self._keeps_best and top1 > max(self._top1.values(), default=-math.inf)
+
+    def save(self, state: TrainState, iterator: BatchIterator, metadata: Mapping[str, Any]) -> None:
+        """Saves everything that the run needs to continue.
+
+        Raises:
+            ValueError: it cannot be written; earlier checkpoints stay as they are.
+        """
+        if self._keeps_best:
+            self._note_top1(state.step, metadata)
+        if process_index() > 0:
+            return
+        bundle = {
+            "state_dict": state.raw,
+            **({} if state.ema is None else {"state_dict_ema": state.ema.state}),
+            "optimizer": state.optimizer.state_dict(),
+            "scheduler": state.scheduler.state_dict(),
+            "step": state.step,
+            "data": iterator.get_state(),
+            "metadata": to_text(metadata),
+        }
+        content = io.BytesIO()  # first in memory: torch's zip writer, given a file, hides a full disk
+        torch.save(bundle, content)
+        with replace_file(self._path(state.step)) as temporary:
+            temporary.write_bytes(content.getbuffer())
+        self._link_best()
+        self._forget_old()
+
+    def wait(self) -> None:
+        """All is on disk when `save` returns."""
+
+    def restore(self, state: TrainState, iterator: BatchIterator) -> None:
+        """Sets `state` and `iterator`, of the same run, to the latest checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is damaged; the message names it.
+        """
+        assert self.latest_step is not None
+        path = self._path(self.latest_step)
+        try:
+            saved = read_pickle(path)
+            state.model.load_state_dict(saved["state_dict"])
+            state.optimizer.load_state_dict(saved["optimizer"])
+            state.scheduler.load_state_dict(saved["scheduler"])
+            if state.ema is not None:
+                for name, value in state.ema.state.items():
+                    value.copy_(saved["state_dict_ema"][name])
+            state.step = saved["step"]
+            iterator.set_state(saved["data"])
+        except Exception as error:  # damaged files raise almost anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"cannot read {path} ({reason}): delete it to continue from the one before") from error
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"{step}{SUFFIX}"
+
+    def _note_top1(self, step: int, metadata: Mapping[str, Any]) -> None:
+        if metadata.get(TOP1) is not None:
+            self._top1[step] = metadata[TOP1]
+
+    @property
+    def _best_step(self) -> int | None:
+        return min(self._top1, key=lambda step: (-self._top1[step], step), default=None)
+
+    def _link_best(self) -> None:
+        link, successor = self._folder / BEST, self._folder / f".{BEST}"
+        if self._best_step is None:
+            link.unlink(missing_ok=True)
+        else:
+            successor.unlink(missing_ok=True)
+            successor.symlink_to(self._path(self._best_step).name)
+            successor.replace(link)
+
+    def _forget_old(self) -> None:
+        for step in torch_steps(self._folder)[: -self._keep]:
+            if step != self._best_step:
+                self._path(step).unlink()
+                self._top1.pop(step, None)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What a checkpoint of `TrainingCheckpoints` says of itself; its tensors are not read."""
+    try:
+        return from_text(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["metadata"])
+    except Exception as error:  # damaged files raise almost anything
+        raise ValueError(f"cannot read {path}: delete it to continue from the one before") from error

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from t2t_common.accuracy import Accuracy
+from t2t_common.interrupt import RunInterruptedError
+from t2t_common.saving import EPOCH_LOSS, TOP1, Saving
+from t2t_config import Recipe
+
+STEPS_PER_EPOCH, EPOCHS = 4, 3
+
+
+def saved(
+    *, every: int = 100, every_steps: int | None = None, best: float = 100.0, asked_at: int | None = None
+) -> list[tuple[int, Any, Any]]:
+    """(step, losses of the epoch, accuracy) of each save of a run whose evaluations give 50 %, 60 % and 55 %."""
+    done: list[tuple[int, Any, Any]] = []
+    at = SimpleNamespace(step=0)
+    recipe = Recipe("t2t_vit_micro", epochs=EPOCHS, cooldown_epochs=0, checkpoint_every=every)
+    recipe = dataclasses.replace(recipe, checkpoint_every_steps=every_steps)
+    run: Any = SimpleNamespace(
+        recipe=recipe, steps_per_epoch=STEPS_PER_EPOCH, state=None, iterator=None, metadata={"model": "m"}
+    )
+
+    def save(state: object, iterator: object, metadata: dict[str, Any]) -> None:
+        assert metadata["model"] == "m"
+        done.append((at.step, metadata.get(EPOCH_LOSS), metadata.get(TOP1)))
+
+    waited: list[int] = []
+    checkpoints: Any = SimpleNamespace(save=save, is_best=lambda top1: top1 > best, wait=lambda: waited.append(at.step))
+    losses = lambda: (float(at.step), at.step % STEPS_PER_EPOCH) if at.step % STEPS_PER_EPOCH else None  # noqa: E731
+    reporter: Any = SimpleNamespace(epoch_loss=losses)
+    asked = lambda step: "SIGTERM" if asked_at is not None and step >= asked_at else None  # noqa: E731
+    interruption: Any = SimpleNamespace(requested=asked)
+    saving = Saving(run, reporter, checkpoints, interruption)
+    try:
+        for epoch, correct in enumerate((10, 12, 11)):
+            for _ in range(STEPS_PER_EPOCH - 1):
+                at.step += 1
+                saving.after_step(at.step)
+            at.step += 1
+            saving.after_epoch(epoch, Accuracy(20, correct, 20))
+    except RunInterruptedError:
+        assert waited == [at.step]  # it is on disk when the run says so
+    return done
+
+
+def test_the_last_epoch_is_always_saved():
+    assert saved() == [(12, None, 55.0)]
+
+
+def test_epochs_and_steps_save():
+    assert saved(every=2) == [(8, None, 60.0), (12, None, 55.0)]
+    assert saved(every_steps=3) == [(3, (3.0, 3), None), (6, (6.0, 2), None), (9, (9.0, 1), None), (12, None, 55.0)]
+
+
+def test_a_better_evaluation_saves():
+    assert saved(best=57.0) == [(8, None, 60.0), (12, None, 55.0)]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_that_is_asked_to_stop_saves_and_ends(step: int):
+    """The last step of an epoch is saved after its evaluation."""
+    assert saved(asked_at=step) == [(2, (2.0, 2), None) if step == 2 else (4, None, 50.0)]
+
+
+def test_a_run_that_is_asked_at_its_last_step_has_ended():
+    assert saved(asked_at=12) == [(12, None, 55.0)]

@@ -1,0 +1,123 @@
+"""A run's checkpoints: which are kept, what they hold, and what is left when writing fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from t2t_common.data.iterator import BatchIterator
+from t2t_common.saving import TOP1
+from t2t_torch import load_checkpoint, read_state_dict
+from t2t_torch.build import build_model, build_step
+from t2t_torch.step import TrainState
+from t2t_torch.training_checkpoints import TrainingCheckpoints
+from tests.full_disk import on_full_disk
+from tests.torch.test_step import BASE, batch
+
+METADATA = {"model": "t2t_vit_micro", "img_size": 16, "in_chans": 1, "num_classes": 4}
+
+
+def numbers() -> Any:
+    """An iterator of which only the position matters."""
+    return BatchIterator(lambda position: iter([]), None)  # type: ignore[arg-type]
+
+
+def new(step: int = 0, **changes: Any) -> TrainState:
+    """A state; after `step` > 0 steps it has an optimiser's memory."""
+    recipe = dataclasses.replace(BASE, **changes)
+    state, train_step = build_step(recipe, build_model(recipe), steps_per_epoch=4)
+    if step:
+        train_step(state, batch())
+    state.step = step
+    return state
+
+
+def files(workdir: Path) -> set[str]:
+    return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "ema_decay": None}, {"backbone_lr_scale": 0.1}])
+def test_a_state_comes_back_and_goes_on_bit_for_bit(changes: dict[str, Any], tmp_path: Path):
+    recipe = dataclasses.replace(BASE, **changes)
+    runs = [build_step(recipe, build_model(recipe), steps_per_epoch=2) for _ in range(2)]
+    (ours, step), (theirs, their_step) = runs
+    iterator, checkpoints = numbers(), TrainingCheckpoints(tmp_path, keep=1)
+    for number in range(3):
+        step(ours, batch(number))
+    iterator.set_state({"next_index": 3})
+    checkpoints.save(ours, iterator, METADATA)
+    iterator.set_state({"next_index": 0})
+    checkpoints.restore(theirs, iterator)
+    assert theirs.step == iterator.get_state()["next_index"] == 3
+    for number in range(3, 5):
+        assert step(ours, batch(number)) == their_step(theirs, batch(number))
+    for mine, other in ((ours.raw, theirs.raw), (ours.best, theirs.best)):
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert ours.scheduler.get_last_lr() == theirs.scheduler.get_last_lr()
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path: Path):
+    checkpoints = TrainingCheckpoints(tmp_path, keep=2, keep_best=True)
+    assert checkpoints.latest_step is None
+    assert checkpoints.metadata == {}
+    for step, top1 in ((1, 50.0), (2, 70.0), (3, None), (4, 70.0), (5, 60.0)):
+        assert checkpoints.is_best(top1 or 0) == (step in (1, 2))
+        checkpoints.save(new(step), numbers(), {**METADATA, **({} if top1 is None else {TOP1: top1})})
+    assert files(tmp_path) == {"2.pth", "4.pth", "5.pth", "best.pth"}
+    assert (tmp_path / "checkpoints" / "best.pth").readlink() == Path("2.pth")
+    again = TrainingCheckpoints(tmp_path, keep=2, keep_best=True)
+    assert (again.latest_step, again.metadata[TOP1]) == (5, 60.0)
+    assert not again.is_best(70.0)
+    again.save(new(6), numbers(), {TOP1: 80.0})
+    assert files(tmp_path) == {"5.pth", "6.pth", "best.pth"}
+    assert (tmp_path / "checkpoints" / "best.pth").resolve().name == "6.pth"
+
+
+def test_weights_are_read_from_the_files_and_from_the_folder(tmp_path: Path):
+    state = new(7)
+    TrainingCheckpoints(tmp_path, keep=2).save(state, numbers(), METADATA)
+    model = build_model(BASE)
+    report = load_checkpoint(model, tmp_path)
+    assert report.is_ema
+    for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "7.pth"):
+        for use_ema, wanted in ((True, state.best), (False, state.raw)):
+            found = read_state_dict(path, use_ema=use_ema)
+            assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*empty: if JAX wrote this folder, .* convert"):
+        read_state_dict(tmp_path / "empty")
+
+
+def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
+    TrainingCheckpoints(tmp_path, keep=2).save(new(1), numbers(), METADATA)
+    half = tmp_path / "checkpoints" / ".2.pth.abc"
+    half.mkdir()
+    (half / "2.pth").write_bytes(b"half")
+    (tmp_path / "checkpoints" / ".best.pth").symlink_to("1.pth")
+    assert TrainingCheckpoints(tmp_path, keep=2).latest_step == 1
+    assert files(tmp_path) == {"1.pth"}
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path):
+    checkpoints = TrainingCheckpoints(tmp_path, keep=2)
+    checkpoints.save(new(1), numbers(), METADATA)
+    path = tmp_path / "checkpoints" / "1.pth"
+    path.write_bytes(path.read_bytes()[:5000])
+    for attempt in (lambda: checkpoints.restore(new(), numbers()), lambda: checkpoints.metadata):
+        with pytest.raises(ValueError, match=r"cannot read .*1.pth.*delete it to continue from the one before"):
+            attempt()
+
+
+def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path):
+    setup = f"""
+from tests.torch.test_training_checkpoints import METADATA, TrainingCheckpoints, new, numbers
+checkpoints, states = TrainingCheckpoints({str(tmp_path)!r}, keep=1), [new(1), new(2)]
+checkpoints.save(states[0], numbers(), METADATA)"""
+    said = on_full_disk(setup, "checkpoints.save(states[1], numbers(), METADATA)")
+    assert f"cannot write {tmp_path}/checkpoints/2.pth" in said
+    assert files(tmp_path) == {"1.pth"}
+    TrainingCheckpoints(tmp_path, keep=1).restore(new(), numbers())
