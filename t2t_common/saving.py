@@ -22,7 +22,7 @@ EPOCH_LOSS = "epoch_loss"
 
 def run_metadata(recipe: Recipe, how: Preprocess, class_names: list[str] | None) -> dict[str, Any]:
     """What a run's checkpoints say about themselves: enough to rebuild the model and its input, and the recipe."""
-    facts: dict[str, Any] = {"model": recipe.model, "num_classes": recipe.num_classes}
+    facts: dict[str, Any] = {"model": recipe.model, "num_classes": recipe.num_classes, **recipe.overrides}
     if class_names is not None:
         facts["class_names"] = class_names
     everything = {**facts, **dataclasses.asdict(how), "recipe": dataclasses.asdict(recipe)}

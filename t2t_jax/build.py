@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from t2t_config import Recipe
+from t2t_config.shapes import soft_split_grids, to_pair
 from t2t_jax.mesh import AnyMesh, check_batch
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import recipe_optimizer
@@ -18,14 +19,19 @@ from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.registry import create_model
 from t2t_jax.state import Arrays
 from t2t_jax.step import Batch, TrainState, make_train_step
+from t2t_jax.token_labeling import TokenLabeling
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def check_recipe(recipe: Recipe, mesh: AnyMesh) -> None:
     """Raises ValueError unless the batch of `recipe` divides among the devices of `mesh` (see `check_batch`)."""
-    group = (recipe.mixup_group or recipe.batch_size) if recipe.mixes else None
-    check_batch(recipe.batch_size, mesh, parts=recipe.grad_accum_steps, group=group)
+    # MixToken finds partners within a part of the batch, mixup and cutmix within all of it.
+    computed = recipe.batch_size // (recipe.grad_accum_steps if recipe.mix_token else 1)
+    group = (recipe.mixup_group or computed) if recipe.mixes or recipe.mix_token else None
+    check_batch(
+        recipe.batch_size, mesh, parts=recipe.grad_accum_steps, group=group, group_in_parts=recipe.mix_token > 0
+    )
 
 
 def build_step(
@@ -55,6 +61,7 @@ def build_step(
         ema_decay=recipe.ema_decay,
         mixup=build_mixup(recipe),
         random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
+        token_labeling=build_token_labeling(recipe),
         grad_accum_steps=recipe.grad_accum_steps,
         remat=recipe.remat,
         mesh=mesh if mesh.size > 1 else None,
@@ -75,6 +82,21 @@ def build_model(recipe: Recipe) -> Any:
         dtype=jnp.bfloat16 if recipe.dtype == "bfloat16" else None,
         rngs=nnx.Rngs(recipe.seed),
         scan_blocks=recipe.scan_blocks,
+        **recipe.overrides,
+    )
+
+
+def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
+    """Token labeling of `recipe`, whose num_classes is set; None without."""
+    if not recipe.aux_head or recipe.num_classes is None:
+        return None
+    return TokenLabeling(
+        num_classes=recipe.num_classes,
+        grid=soft_split_grids(to_pair(recipe.img_size))[-1],
+        dense_weight=recipe.dense_weight,
+        mix_token=recipe.mix_token,
+        label_smoothing=recipe.label_smoothing,
+        group=recipe.mixup_group,
     )
 
 

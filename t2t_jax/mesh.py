@@ -77,7 +77,9 @@ def make_mesh(text: str | None = None) -> Mesh:
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
 
 
-def check_batch(batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | None = None) -> None:
+def check_batch(
+    batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | None = None, group_in_parts: bool = False
+) -> None:
     """Whether every device gets an equal part of a batch, each part whole micro-batches and whole groups of mixup.
 
     Args:
@@ -85,6 +87,7 @@ def check_batch(batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | 
         mesh: of the run.
         parts: micro-batches of a step.
         group: images among which mixup finds partners; None where none are mixed.
+        group_in_parts: whether they are found within a micro-batch.
 
     Raises:
         ValueError: it does not; the message says what would.
@@ -95,7 +98,7 @@ def check_batch(batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | 
             f"batch_size {batch_size} does not divide among {mesh.size} devices{micro}: choose a multiple of "
             f"{mesh.size * parts}, or another mesh"
         )
-    own = batch_size // mesh.size
+    own = batch_size // mesh.size // (parts if group_in_parts else 1)
     if group is not None and mesh.size > 1 and own % group:
         smaller = math.gcd(own, group)
         remedy = f"--mixup-group {smaller}, or another " if smaller % 2 == 0 else "another "

@@ -20,14 +20,18 @@ from t2t_jax.optim import update_ema
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.stacked import unstack_arrays, unstack_blocks
 from t2t_jax.state import Arrays, merge_model
+from t2t_jax.token_labeling import TokenLabeling
 
 Batch = Mapping[str, Any]
-"""{"image": (B, H, W, C) float, "label": (B,) int or (B, num_classes) float}."""
+"""{"image": (B, H, W, C) float, "label": (B,) int or (B, num_classes) float}; for token labeling also "label_scores"
+and "label_classes" (B, K, h, w) and "crop" (B, 4)."""
 
 AUGMENTATION = 2**32 - 1
 """Folded into a step's key for augmentation. Dropout folds in 0, 1, 2, ... and never comes near."""
 ACCUMULATION = AUGMENTATION - 1
 """Folded in, less 0, 1, 2, ..., for the parts of a batch."""
+MIX_TOKEN = 2**31
+"""Folded in for the exchange of tokens, halfway between the others."""
 
 
 class TrainState(NamedTuple):
@@ -73,6 +77,7 @@ def make_train_step(
     ema_decay: float | None = None,
     mixup: Mixup | None = None,
     random_erasing: RandomErasing | None = None,
+    token_labeling: TokenLabeling | None = None,
     grad_accum_steps: int = 1,
     remat: bool = False,
     mesh: AnyMesh | None = None,
@@ -90,6 +95,7 @@ def make_train_step(
         ema_decay: None if the state keeps no average.
         mixup: mixes the images and makes the targets; None leaves both alone.
         random_erasing: comes after `mixup`, as in the authors' training; None erases nothing.
+        token_labeling: for a model with `aux_head`: its targets come from the batch's label maps; None for others.
         grad_accum_steps: parts in which a batch is computed; loss and gradients are the whole batch's, but each part
             has dropout masks of its own.
         remat: whether activations inside blocks are computed again in the backward pass.
@@ -110,6 +116,10 @@ def make_train_step(
         if _observers:  # who looks into the step wants to know every block by its name
             model = unstack_blocks(model)
         model = border_blocks(model, mesh, remat=remat)
+        if token_labeling is not None:
+            mix = token_labeling.draw(jax.random.fold_in(key, MIX_TOKEN))
+            outputs = split_batch(model(batch["image"], rngs=nnx.Rngs(dropout=key), mix=mix), mesh)
+            return token_labeling.loss(outputs, batch, mix)
         outputs = model(batch["image"], rngs=nnx.Rngs(dropout=key))
         heads = split_batch(outputs if isinstance(outputs, tuple) else (outputs,), mesh)
         losses = [cross_entropy(logits, batch["label"], smoothing=label_smoothing) for logits in heads]

@@ -26,6 +26,7 @@ from t2t_jax.layers import (
     trunc_normal,
 )
 from t2t_jax.stacked import run_blocks
+from t2t_jax.token_labeling import MixToken
 from t2t_jax.token_performer import TokenPerformer
 from t2t_jax.token_transformer import TokenTransformer
 from t2t_jax.transformer_block import Block, get_sinusoid_encoding
@@ -96,8 +97,9 @@ class T2TViT(nnx.Module):
 
     `num_classes=0` gives the class token's features (B, embed_dim) in place of logits. `aux_head` adds the second
     classifier of token labeling (arXiv 2104.10858), over the N tokens: in training the pair (logits, token logits
-    (B, N, num_classes)), in evaluation logits + 0.5 * max over tokens. In training, pass `rngs` (stream `dropout`)
-    with the call.
+    (B, N, num_classes)), in evaluation logits + 0.5 * max over tokens. `mix`, passed with the call, exchanges tokens
+    between images before the blocks and their logits back after them (MixToken). In training, pass `rngs` (stream
+    `dropout`) with the call.
 
     Raises (when called):
         ValueError: images of another rank, channel count or size than the model's, or not floating-point.
@@ -183,20 +185,26 @@ class T2TViT(nnx.Module):
         spec = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
         return Linear(self.num_features, self.num_classes, **spec)
 
-    def forward_features(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def forward_features(self, x: jax.Array, rngs: nnx.Rngs | None = None, mix: MixToken | None = None) -> jax.Array:
         """All tokens after the last norm, class token first: (B, 1 + N, num_features)."""
         check_images(x, self.in_chans, self.img_size)
         x = self.tokens_to_token(x, rngs)
+        if mix is not None:
+            x = mix(x, self.grid_size)
         cls_token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate((cls_token, x), axis=1)
         x = self.pos_drop(x + self.pos_embed[...].astype(x.dtype), rngs=rngs)
         x = run_blocks(self.blocks, x, rngs)
         return self.norm(x)
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array | tuple[jax.Array, jax.Array]:
-        x = self.forward_features(x, rngs)
+    def __call__(
+        self, x: jax.Array, rngs: nnx.Rngs | None = None, mix: MixToken | None = None
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        x = self.forward_features(x, rngs, mix)
         logits = self.head(x[:, 0])
         if self.aux_head is None:
             return logits
         token_logits = self.aux_head(x[:, 1:])
+        if mix is not None:
+            token_logits = mix(token_logits, self.grid_size)
         return logits + 0.5 * token_logits.max(axis=1) if self.deterministic else (logits, token_logits)

@@ -40,6 +40,7 @@ from t2t_jax.data import (
     open_source,
     steps_per_epoch,
     train_iterator,
+    with_token_labels,
 )
 from t2t_jax.diverged import explain
 from t2t_jax.evaluate import accuracy, forward_on
@@ -97,6 +98,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
     check_classes(train_source, num_classes)
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
+    train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
 
@@ -168,7 +170,11 @@ def train(
                 batch_size=recipe.batch_size,
                 log_every=recipe.log_every,
                 flops_per_image=training_flops(
-                    recipe.model, img_size=recipe.img_size, in_chans=recipe.in_chans, num_classes=recipe.num_classes
+                    recipe.model,
+                    img_size=recipe.img_size,
+                    in_chans=recipe.in_chans,
+                    num_classes=recipe.num_classes,
+                    **recipe.overrides,
                 ),
                 config=run.metadata,
                 watch=watch,

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from t2t_config import Recipe
+from t2t_config.shapes import soft_split_grids, to_pair
 from t2t_torch.blocks import border_blocks
 from t2t_torch.mixup import Mixup
 from t2t_torch.optim import Ema, recipe_optimizer
@@ -18,6 +19,7 @@ from t2t_torch.processes import process_count
 from t2t_torch.random_erasing import RandomErasing
 from t2t_torch.registry import create_model
 from t2t_torch.step import TrainState, TrainStep, make_train_step
+from t2t_torch.token_labeling import TokenLabeling
 
 
 def check_recipe(recipe: Recipe, processes: int) -> None:
@@ -32,8 +34,10 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
             f"batch_size {recipe.batch_size} does not divide among {processes} processes{parts}: choose a multiple of "
             f"{processes * recipe.grad_accum_steps}, or other processes"
         )
-    own, group = recipe.batch_size // processes, recipe.mixup_group or recipe.batch_size
-    if recipe.mixes and processes > 1 and own % group:
+    # MixToken finds partners within a part of the batch, mixup and cutmix within all of it.
+    computed = recipe.batch_size // (recipe.grad_accum_steps if recipe.mix_token else 1)
+    own, group = computed // processes, recipe.mixup_group or computed
+    if (recipe.mixes or recipe.mix_token) and processes > 1 and own % group:
         smaller = math.gcd(own, group)
         remedy = f"--mixup-group {smaller}, or another " if smaller % 2 == 0 else "another "
         raise ValueError(
@@ -63,6 +67,7 @@ def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tup
         clip_grad=recipe.clip_grad,
         mixup=build_mixup(recipe),
         random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
+        token_labeling=build_token_labeling(recipe),
         grad_accum_steps=recipe.grad_accum_steps,
     )
     return TrainState(model.eval(), optimizer, scheduler, average), step
@@ -85,7 +90,22 @@ def build_model(recipe: Recipe) -> Any:
             drop_rate=recipe.drop_rate,
             attn_drop_rate=recipe.attn_drop_rate,
             drop_path_rate=recipe.drop_path_rate,
+            **recipe.overrides,
         )
+
+
+def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
+    """Token labeling of `recipe`, whose num_classes is set; None without."""
+    if not recipe.aux_head or recipe.num_classes is None:
+        return None
+    return TokenLabeling(
+        num_classes=recipe.num_classes,
+        grid=soft_split_grids(to_pair(recipe.img_size))[-1],
+        dense_weight=recipe.dense_weight,
+        mix_token=recipe.mix_token,
+        label_smoothing=recipe.label_smoothing,
+        group=recipe.mixup_group,
+    )
 
 
 def build_mixup(recipe: Recipe) -> Mixup | None:

@@ -25,14 +25,17 @@ def in_dtype(arrays: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[st
 
 
 class Computing(nn.Module):
-    """`model` with its weights rounded to `dtype` in every call; (B, C, H, W) -> what the model gives."""
+    """`model` with its weights rounded to `dtype` in every call; (B, C, H, W) -> what the model gives.
+
+    `options` are the model's own (`mix`).
+    """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, images_BxCxHxW: Tensor) -> Any:
+    def forward(self, images_BxCxHxW: Tensor, **options: Any) -> Any:
         if self.dtype is None:
-            return self.model(images_BxCxHxW)
+            return self.model(images_BxCxHxW, **options)
         weights = in_dtype(dict(self.model.named_parameters()), self.dtype)
-        return functional_call(self.model, weights, (images_BxCxHxW.to(self.dtype),))
+        return functional_call(self.model, weights, (images_BxCxHxW.to(self.dtype),), options)

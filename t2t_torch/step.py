@@ -19,12 +19,16 @@ from t2t_torch.optim import Ema
 from t2t_torch.precision import in_dtype
 from t2t_torch.processes import mean_of_processes, process_count, process_index
 from t2t_torch.random_erasing import RandomErasing
+from t2t_torch.token_labeling import TokenLabeling
 
 Batch = Mapping[str, Tensor]
-"""{"image": (B, C, H, W) float, "label": (B,) int or (B, num_classes) float}."""
+"""{"image": (B, C, H, W) float, "label": (B,) int or (B, num_classes) float}; for token labeling also "label_scores"
+and "label_classes" (B, K, h, w) and "crop" (B, 4)."""
 
 AUGMENTATION = 2**32 - 1
 """In the key of a step's draws for augmentation. Dropout has the number of a part there and never comes near."""
+MIX_TOKEN = AUGMENTATION - 1
+"""The same for the exchange of tokens."""
 
 
 @dataclasses.dataclass
@@ -59,6 +63,7 @@ def make_train_step(
     clip_grad: float | None = None,
     mixup: Mixup | None = None,
     random_erasing: RandomErasing | None = None,
+    token_labeling: TokenLabeling | None = None,
     grad_accum_steps: int = 1,
 ) -> TrainStep:
     """The step: (state, batch) -> {"loss", "grad_norm"}, of all processes together; `state` is changed.
@@ -74,11 +79,12 @@ def make_train_step(
         clip_grad: largest global norm of the gradients; None does not clip.
         mixup: mixes the images and makes the targets; None leaves both alone.
         random_erasing: comes after `mixup`, as in the authors' training; None erases nothing.
+        token_labeling: for a model with `aux_head`: its targets come from the batch's label maps; None for others.
         grad_accum_steps: parts in which a batch is computed; loss and gradients are the whole batch's, but each part
             has dropout masks of its own.
     """
 
-    def augmented(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def augmented(batch: Batch, step: int) -> Batch:
         rng = np.random.default_rng((seed, step, AUGMENTATION))
         own = {"part": process_index(), "parts": process_count()}
         images, labels = batch["image"], batch["label"]
@@ -86,30 +92,34 @@ def make_train_step(
             images, labels = mixup(images, labels, rng, **own)
         if random_erasing is not None:
             images = random_erasing(images, rng, **own)
-        return images, labels
+        return {**batch, "image": images, "label": labels}
 
-    def loss_fn(images: Tensor, labels: Tensor) -> Tensor:
-        outputs = computing(images)
+    def loss_fn(batch: Batch, key: tuple[int, ...]) -> Tensor:
+        if token_labeling is not None:
+            mix = token_labeling.draw(np.random.default_rng(key))
+            return token_labeling.loss(computing(batch["image"], mix=mix), batch, mix)
+        outputs = computing(batch["image"])
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
-        losses = [cross_entropy(logits, labels, smoothing=label_smoothing) for logits in heads]
+        losses = [cross_entropy(logits, batch["label"], smoothing=label_smoothing) for logits in heads]
         return sum(losses[1:], losses[0]) / len(losses)
 
-    def backward(images: Tensor, labels: Tensor, step: int) -> Tensor:
+    def backward(batch: Batch, step: int) -> Tensor:
         """Adds up the gradients of all parts; their mean loss."""
-        total = torch.zeros((), device=images.device)
+        device = batch["image"].device
+        total = torch.zeros((), device=device)
         for part in range(grad_accum_steps):
             is_last = part + 1 == grad_accum_steps
             # Every grad_accum_steps-th image, so that each process finds its share of a part in its share of the batch.
-            mine = slice(part, None, grad_accum_steps)
-            with _drawing((seed, step, part, process_index()), images.device), _gathering(computing, is_last):
-                loss = loss_fn(images[mine], labels[mine]) / grad_accum_steps
+            mine = {name: array[part::grad_accum_steps] for name, array in batch.items()}
+            with _drawing((seed, step, part, process_index()), device), _gathering(computing, is_last):
+                loss = loss_fn(mine, (seed, step, MIX_TOKEN, part)) / grad_accum_steps
                 loss.backward()
             total = total + loss.detach()
         return total
 
     def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         state.optimizer.zero_grad()
-        loss = backward(*augmented(batch, state.step), state.step)
+        loss = backward(augmented(batch, state.step), state.step)
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip_grad is not None:

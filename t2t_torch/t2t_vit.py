@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from t2t_config.shapes import SOFT_SPLITS, drop_path_rates, soft_split_grids, to_pair
 from t2t_torch.layers import check_images, init_weights
+from t2t_torch.token_labeling import MixToken
 from t2t_torch.token_performer import TokenPerformer
 from t2t_torch.token_transformer import TokenTransformer
 from t2t_torch.transformer_block import Block, get_sinusoid_encoding
@@ -84,7 +85,8 @@ class T2TViT(nn.Module):
 
     `num_classes=0` gives the class token's features (B, embed_dim) in place of logits. `aux_head` adds the second
     classifier of token labeling (arXiv 2104.10858), over the N tokens: in training the pair (logits, token logits
-    (B, N, num_classes)), in evaluation logits + 0.5 * max over tokens.
+    (B, N, num_classes)), in evaluation logits + 0.5 * max over tokens. `mix`, passed with the call, exchanges tokens
+    between images before the blocks and their logits back after them (MixToken).
 
     Raises (when called):
         ValueError: images of another rank, channel count or size than the model's.
@@ -165,20 +167,24 @@ class T2TViT(nn.Module):
     def _make_head(self) -> nn.Module:
         return nn.Linear(self.num_features, self.num_classes).apply(init_weights)
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor, mix: MixToken | None = None) -> Tensor:
         """All tokens after the last norm, class token first: (B, 1 + N, num_features)."""
         check_images(x, self.in_chans, self.img_size)
         x = self.tokens_to_token(x)
+        if mix is not None:
+            x = mix(x, self.grid_size)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         x = self.pos_drop(x + self.pos_embed)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        x = self.forward_features(x)
+    def forward(self, x: Tensor, mix: MixToken | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.forward_features(x, mix)
         logits = self.head(x[:, 0])
         if self.aux_head is None:
             return logits
         token_logits = self.aux_head(x[:, 1:])
+        if mix is not None:
+            token_logits = mix(token_logits, self.grid_size)
         return (logits, token_logits) if self.training else logits + 0.5 * token_logits.amax(dim=1)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy
-from t2t_common.data import check_classes, open_source, steps_per_epoch
+from t2t_common.data import check_classes, open_source, steps_per_epoch, with_token_labels
 from t2t_common.data.iterator import Batch, BatchIterator
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
@@ -91,12 +91,13 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     check_classes(train_source, num_classes)
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
+    train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
 
     def put(batch: Batch) -> Batch:
-        images = batch["image"].to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        return {**batch, "image": images, "label": batch["label"].to(device, non_blocking=True)}
+        moved = {name: array.to(device, non_blocking=True) for name, array in batch.items()}
+        return {**moved, "image": moved["image"].permute(0, 3, 1, 2).contiguous()}
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
@@ -156,7 +157,11 @@ def train(
                 batch_size=recipe.batch_size,
                 log_every=recipe.log_every,
                 flops_per_image=training_flops(
-                    recipe.model, img_size=recipe.img_size, in_chans=recipe.in_chans, num_classes=recipe.num_classes
+                    recipe.model,
+                    img_size=recipe.img_size,
+                    in_chans=recipe.in_chans,
+                    num_classes=recipe.num_classes,
+                    **recipe.overrides,
                 ),
                 peak=run_peak(device_kind(), process_count(), watch.peak_tflops),
                 config=run.metadata,

@@ -59,11 +59,11 @@ def _tokens_to_head(pooled: Any) -> Apply:
     return calling("", lambda self, original, x, rngs=None: self.head(pooled(self.forward_features(x, rngs))))
 
 
-def _shifted_table(self: Any, original: Any, x: jax.Array, rngs: Any = None) -> jax.Array:
+def _shifted_table(self: Any, original: Any, x: jax.Array, *arguments: Any) -> jax.Array:
     table = self.pos_embed[...]
     self.pos_embed[...] = jnp.roll(table, 1, axis=1)
     try:
-        return original(x, rngs)
+        return original(x, *arguments)
     finally:
         self.pos_embed[...] = table
 

@@ -6,6 +6,7 @@ All of it that does not depend on who makes batches of the examples: Grain in `t
 from t2t_common.data.examples import EvalExamples, TrainExamples, steps_per_epoch
 from t2t_common.data.opening import check_classes, open_source
 from t2t_common.data.sources import Source
+from t2t_common.data.token_labels import with_token_labels
 from t2t_common.data.transforms import training_image
 from t2t_common.data.unreadable import Unreadable
 from t2t_common.preprocess import Preprocess, evaluation_image
@@ -21,4 +22,5 @@ __all__ = [
     "open_source",
     "steps_per_epoch",
     "training_image",
+    "with_token_labels",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from t2t_common.data.sources import Source
+from t2t_common.data.token_labels import LabelMap, TokenLabelSource, labelled_example
 from t2t_common.data.transforms import training_image
 from t2t_common.images import UnreadableImageError
 from t2t_common.preprocess import Preprocess, evaluation_image
@@ -64,7 +65,8 @@ def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
 class TrainExamples:
     """Training examples of all epochs: {"image": (H, W, C) float32, "label": () int32, "unreadable": (TRIES,)}.
 
-    Numbered in the order in which this process needs them: `rows` to a step.
+    Numbered in the order in which this process needs them: `rows` to a step. From a `TokenLabelSource` come the entries
+    of `labelled_example` too.
 
     Random draws of an image are keyed by (seed, epoch, its index). An image that cannot be read is replaced by another
     one, drawn by the same key, and told of in "unreadable".
@@ -108,20 +110,35 @@ class TrainExamples:
         place, copy = divmod(step_of_epoch * recipe.batch_size + self._mine[row], recipe.repeated_aug)
         index = int(epoch_order(recipe.seed, epoch, len(self._source))[place])
         key = (recipe.seed, epoch, index, *((copy,) if recipe.repeated_aug > 1 else ()))
-        image, label, unreadable = _read(self._source, index, key)
-        pixels = training_image(image, self._how, recipe, np.random.default_rng(key))
-        return {"image": pixels, "label": np.asarray(label, np.int32), UNREADABLE: unreadable}
+        (image, label, label_map), unreadable = _first_readable(self._source, index, key)
+        example = augmented_example(image, label_map, self._how, recipe, np.random.default_rng(key))
+        return {**example, "label": np.asarray(label, np.int32), UNREADABLE: unreadable}
 
 
-def _read(source: Source, index: int, key: tuple[int, ...]) -> tuple[Image.Image, int, np.ndarray]:
-    """Image and label of `index`, or of the first of others drawn by `key` that can be read; and which cannot."""
+def read_labelled(source: Source, index: int) -> tuple[Image.Image, int, LabelMap | None]:
+    """Image, label, and the label map of a `TokenLabelSource`; raises as the source does."""
+    return source.labelled(index) if isinstance(source, TokenLabelSource) else (*source[index], None)
+
+
+def augmented_example(
+    image: Image.Image, label_map: LabelMap | None, how: Preprocess, recipe: Recipe, rng: np.random.Generator
+) -> Example:
+    """{"image": (H, W, C)}, and with a label map the entries of `labelled_example`."""
+    if label_map is None:
+        return {"image": training_image(image, how, recipe, rng)}
+    return labelled_example(image, label_map, how, recipe, rng)
+
+
+def _first_readable(
+    source: Source, index: int, key: tuple[int, ...]
+) -> tuple[tuple[Image.Image, int, LabelMap | None], np.ndarray]:
+    """`index`, or the first of others drawn by `key` that can be read; and which cannot."""
     unreadable = np.full(TRIES, -1, np.int64)
     for attempt in range(TRIES):
         # The key's own stream is the augmentation's; numpy takes a final 0 for no figure at all.
         chosen = int(np.random.default_rng((*key, attempt)).integers(len(source))) if attempt else index
         try:
-            image, label = source[chosen]
-            return image, label, unreadable
+            return read_labelled(source, chosen), unreadable
         except UnreadableImageError:
             unreadable[attempt] = chosen
             if attempt == TRIES - 1:

@@ -61,8 +61,13 @@ def draw_layers(
 def apply_layers(image: Image.Image, layers: Sequence[Layer], *, limit: float = LEVELS, fill: Fill) -> Image.Image:
     """`image` (RGB or L) after the operations in their order, strengths clipped to 0..limit; same size and mode."""
     for layer in layers:
-        image = OPERATIONS[layer.name](image, min(max(layer.magnitude, 0.0), limit) / LEVELS, layer, fill)
+        image = OPERATIONS[layer.name](image, strength_of(layer, limit), layer, fill)
     return image
+
+
+def strength_of(layer: Layer, limit: float = LEVELS) -> float:
+    """Share of the operation's range; the magnitude clipped to 0..limit."""
+    return min(max(layer.magnitude, 0.0), limit) / LEVELS
 
 
 def fill_colour(mean: Sequence[float]) -> Fill:
@@ -76,7 +81,8 @@ def fill_colour(mean: Sequence[float]) -> Fill:
 Operation = Callable[[Image.Image, float, Layer, Fill], Image.Image]
 
 
-def _signed(strength: float, layer: Layer) -> float:
+def signed(strength: float, layer: Layer) -> float:
+    """`strength` in the direction that was drawn."""
     return -strength if layer.negate else strength
 
 
@@ -91,7 +97,7 @@ def _affine(coefficients: Callable[[Image.Image, float], tuple[float, ...]]) -> 
         return image.transform(
             image.size,
             Image.Transform.AFFINE,
-            coefficients(image, _signed(strength, layer)),
+            coefficients(image, signed(strength, layer)),
             resample=layer.resample,
             fillcolor=_colour_of(image, fill),
         )
@@ -100,7 +106,7 @@ def _affine(coefficients: Callable[[Image.Image, float], tuple[float, ...]]) -> 
 
 
 def _rotate(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
-    degrees = _signed(strength * 30.0, layer)
+    degrees = signed(strength * 30.0, layer)
     return image.rotate(degrees, resample=layer.resample, fillcolor=_colour_of(image, fill))
 
 
@@ -140,7 +146,7 @@ def _enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance], *, increa
     """Mixes the image with a dull version of itself: factor 0 is that, 1 the image, above 1 goes beyond."""
 
     def operation(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
-        factor = max(0.1, 1.0 + _signed(strength * 0.9, layer)) if increasing else strength * 1.8 + 0.1
+        factor = max(0.1, 1.0 + signed(strength * 0.9, layer)) if increasing else strength * 1.8 + 0.1
         return enhancer(image).enhance(factor)
 
     return operation

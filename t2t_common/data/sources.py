@@ -74,7 +74,7 @@ class FolderSource(EncodedSource):
     """Images in folders, one folder per class; classes are numbered in the order of `classes`."""
 
     def __init__(self, root: Path, classes: list[str]) -> None:
-        self.num_classes, self.class_names = len(classes), classes
+        self.num_classes, self.class_names, self._root = len(classes), classes, root
         self._files = [(path, label) for label, name in enumerate(classes) for path in image_files(root / name)]
         if not self._files:
             raise ValueError(f"no images in {root}: expected folders of .jpg or .png files, one folder per class")
@@ -91,6 +91,10 @@ class FolderSource(EncodedSource):
 
     def name(self, index: int) -> str:
         return str(self._files[index][0])
+
+    def relative_path(self, index: int) -> Path:
+        """CLASS/NAME.jpg, within `root`."""
+        return self._files[index][0].relative_to(self._root)
 
 
 def check_labels(labels: Iterable[int], num_classes: int, where: str) -> None:

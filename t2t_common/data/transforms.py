@@ -53,24 +53,29 @@ def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -
     resample = choice[int(rng.integers(len(choice)))]
     box = _draw_box(size, recipe.scale, recipe.ratio, rng)
     flip = bool(rng.random() < recipe.hflip)
-    config = _randaugment(recipe.auto_augment)
+    config = randaugment(recipe.auto_augment)
     return CropDraws(box, resample, flip, [] if config is None else draw_layers(config, rng, choice))
 
 
 def cropped(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
     """Crop, resize, flip, RandAugment: the image in the model's size."""
     # Cropped first: with `box`, PIL would let pixels outside the crop into its edges.
-    image = image.crop(draws.box).resize(how.size[::-1], draws.resample)
+    return augmented(image.crop(draws.box).resize(how.size[::-1], draws.resample), how, recipe, draws)
+
+
+def augmented(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
+    """Flip and RandAugment; the size stays."""
     if draws.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    config = _randaugment(recipe.auto_augment)
+    config = randaugment(recipe.auto_augment)
     if config is None:
         return image
     return apply_layers(image, draws.layers, limit=config.limit, fill=fill_colour(how.mean))
 
 
 @functools.cache
-def _randaugment(text: str | None) -> RandAugmentConfig | None:
+def randaugment(text: str | None) -> RandAugmentConfig | None:
+    """What `Recipe.auto_augment` says."""
     return None if text is None else RandAugmentConfig.parse(text)
 
 

@@ -13,7 +13,7 @@ from t2t_config.pretrained import PRETRAINED
 from t2t_config.recipes.base import Recipe, epoch_lr
 from t2t_config.recipes.changes import recipe_changes
 from t2t_config.recipes.digits import digits, fashion_mnist
-from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384
+from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384, token_labeling
 from t2t_config.recipes.transfer import cifar
 
 __all__ = ["RECIPES", "Recipe", "describe_recipe", "epoch_lr", "imagenet", "recipe", "recipe_changes"]
@@ -52,6 +52,12 @@ _ENTRIES: Mapping[str, _Entry] = dict(
         _entry("fashion_mnist", fashion_mnist),
         *(_entry(f"imagenet_{model}", t2t, model, top1=MODELS[model].top1) for model in _T2T),
         _entry("imagenet_t2t_vit_14_384", t2t_384, "t2t_vit_14", top1=_published("t2t_vit_14", "in1k_384")),
+        _entry(
+            "imagenet_t2t_vit_24_token_labeling",
+            token_labeling,
+            "t2t_vit_24",
+            top1=_published("t2t_vit_24", "token_labeling"),
+        ),
         *(_entry(f"imagenet_{model}", deit, model, top1=_published(model)) for model in _DEIT),
         *(_entry(f"imagenet_{model}", deit, model) for model in _VIT),
         _entry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
@@ -121,6 +121,17 @@ class Recipe:
     re_prob: float = 0.0
     """Random erasing: probability that a rectangle of an image becomes noise."""
 
+    aux_head: bool = False
+    """Token labeling (arXiv 2104.10858): whether every token learns, by a second classifier; T2T-ViT with crop only."""
+    token_labels: str | None = None
+    """aux_head: folder of label maps, CLASS/NAME.pt for the image train/CLASS/NAME.jpg, as TokenLabeling's
+    generate_label.py writes them."""
+    dense_weight: float = 0.5
+    """aux_head: weight of the tokens' loss beside the class token's; TokenLabeling's own command has 1."""
+    mix_token: float = 0.0
+    """aux_head: both parameters of the beta distribution of the tokens that an image keeps when partners exchange a
+    box of them (MixToken); 0 does without."""
+
     grad_accum_steps: int = 1
     """Parts in which a batch is computed, one after another, to save memory; the step is that of the whole batch."""
     remat: bool = False
@@ -168,8 +179,16 @@ class Recipe:
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         not_negative = ("cooldown_epochs", "warmup_epochs", "weight_decay", "lr", "min_lr", "warmup_lr")
         not_negative_either = ("seed", "data_threads", "max_shift", "max_zoom", "max_turn", "mixup", "cutmix")
+        token_figures = ("dense_weight", "mix_token")
         input_figures = ("data_workers", "device_prefetch", "max_corrupt_images")
-        for name in (*not_negative, *not_negative_either, *input_figures, "padding", "backbone_lr_scale"):
+        for name in (
+            *not_negative,
+            *not_negative_either,
+            *token_figures,
+            *input_figures,
+            "padding",
+            "backbone_lr_scale",
+        ):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
@@ -203,11 +222,36 @@ class Recipe:
             fits = group > 0 and group % 2 == 0 and self.batch_size % group == 0
             _require(self, "mixup_group", fits, f"must be even and divide batch_size {self.batch_size}")
         _require(self, "batch_size", self.batch_size % self.grad_accum_steps == 0, "must divide by grad_accum_steps")
+        self._check_token_labeling()
+
+    def _check_token_labeling(self) -> None:
+        if not self.aux_head:
+            for name in ("token_labels", "mix_token"):
+                _require(self, name, not getattr(self, name), "needs a recipe of token labeling, or --aux-head")
+            return
+        _require(
+            self, "model", model_config(self.model).arch != "VisionTransformer", "has to be a T2T-ViT for aux_head"
+        )
+        _require(self, "augment", self.augment == "crop", "must be 'crop' with aux_head, as label maps are cropped too")
+        for name in ("mixup", "cutmix"):
+            _require(self, name, not getattr(self, name), "must be 0 with aux_head: mix_token takes its place")
+        if self.mix_token:
+            part = self.batch_size // self.grad_accum_steps
+            group = self.mixup_group or part
+            fits = group > 0 and group % 2 == 0 and part % group == 0
+            _require(
+                self, "mixup_group", fits, f"must be even and divide the {part} images that are computed at a time"
+            )
 
     @property
     def mixes(self) -> bool:
         """Whether images are mixed, by mixup or cutmix."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Arguments of the model that not every model knows."""
+        return {"aux_head": True} if self.aux_head else {}
 
     @property
     def total_epochs(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from t2t_config.recipes.base import Recipe
 
 FREE_TO_CHANGE = (
-    *("data", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
+    *("data", "token_labels", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
     *("log_every", "eval_every"),
     *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
 )

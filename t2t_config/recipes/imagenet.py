@@ -1,7 +1,8 @@
-"""ImageNet-1k: T2T-ViT by its authors' recipe, ViT and DeiT by DeiT's, and 384-px fine-tuning.
+"""ImageNet-1k: T2T-ViT by its authors' recipe or with token labels, ViT and DeiT by DeiT's, and 384-px fine-tuning.
 
 Sources: T2T-ViT (arXiv 2101.11986, section 4.1; yitu-opensource/T2T-ViT, README.md and main.py), DeiT (arXiv
-2012.12877, table 9; facebookresearch/deit, README_deit.md and main.py).
+2012.12877, table 9; facebookresearch/deit, README_deit.md and main.py), token labeling (arXiv 2104.10858;
+zihangJiang/TokenLabeling, README.md and main.py).
 """
 
 from __future__ import annotations
@@ -52,6 +53,35 @@ def t2t_384(model: str) -> Recipe:
     with this size of image, by the hyper-parameters of the other sizes.
     """
     return dataclasses.replace(t2t(model), img_size=384)
+
+
+def token_labeling(model: str) -> Recipe:
+    """{command} --data /path/to/imagenet --token-labels /path/to/label_data
+
+    {expect}
+    Token labeling: every token learns a target of its own, from maps that a trained network has made (TokenLabeling's
+    README has a download for ImageNet-1k, by NFNet-F6, and the script that makes them). T2T-ViT's authors publish the
+    weights and not the command; these are the figures of TokenLabeling's for its model of that size, LV-ViT-M, with
+    the paper's weight 0.5 of the tokens' loss. Not taken over: its maps are cropped with height and width exchanged.
+    --model takes other T2T-ViTs.
+    """
+    return Recipe(
+        model=model,
+        num_classes=1000,
+        batch_size=1024,
+        lr=1.6e-3,
+        min_lr=1e-5,
+        warmup_epochs=5,
+        weight_decay=0.05,
+        drop_path_rate=0.2,
+        ema_decay=0.99992,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        re_prob=0.25,
+        aux_head=True,
+        dense_weight=0.5,
+        mix_token=1.0,
+        mixup_group=16,
+    )
 
 
 def deit(model: str) -> Recipe:

@@ -11,6 +11,7 @@ from t2t_common.data import (
     open_source,
     steps_per_epoch,
     training_image,
+    with_token_labels,
 )
 from t2t_jax.data.iterator import TrainIterator
 from t2t_jax.data.pipeline import eval_batches, train_iterator
@@ -26,4 +27,5 @@ __all__ = [
     "steps_per_epoch",
     "train_iterator",
     "training_image",
+    "with_token_labels",
 ]

@@ -19,6 +19,7 @@ import tyro
 from t2t_common import cli
 from t2t_common.data.opening import open_source
 from t2t_common.data.sources import Source, Split
+from t2t_common.data.token_labels import with_token_labels
 from t2t_common.data.write import Format, write_shards
 from t2t_common.files import check_target, write_text
 from t2t_config import RECIPES, Recipe
@@ -37,6 +38,8 @@ class Options:
     """A recipe, or "digits" or a folder (see open_source): measured with the official ImageNet recipe."""
     data: str | None = None
     """The data, where the recipe names none."""
+    token_labels: str | None = None
+    """The label maps, where the recipe learns from such."""
     bench: bool = False
     """Measure."""
     threads: tuple[int, ...] = (1, 2, 4)
@@ -79,7 +82,7 @@ def run_bench(options: Options) -> int:
     recipe = _recipe(options)
     assert recipe.data is not None
     result = bench(
-        open_source(recipe.data, "train"),
+        with_token_labels(open_source(recipe.data, "train"), recipe),
         recipe,
         settings=[(threads, workers) for workers in options.workers for threads in options.threads],
         seconds=options.seconds,
@@ -101,7 +104,12 @@ def _recipe(options: Options) -> Recipe:
             raise ValueError(f"{name} is a folder of data, and so is --data {data}: name one of them")
         name, data = OFFICIAL, name
     recipe = named_recipe(name)
-    recipe = dataclasses.replace(recipe, data=data or recipe.data, batch_size=options.batch_size or recipe.batch_size)
+    recipe = dataclasses.replace(
+        recipe,
+        data=data or recipe.data,
+        token_labels=options.token_labels,
+        batch_size=options.batch_size or recipe.batch_size,
+    )
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
     return recipe

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from t2t_common.data.examples import augmented_example, read_labelled
 from t2t_common.data.sources import Source
-from t2t_common.data.transforms import training_image
 from t2t_common.images import UnreadableImageError
 from t2t_common.preprocess import Preprocess
 from t2t_config import Recipe
@@ -134,11 +134,12 @@ def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float)
         for index in order[np.arange(count, count + MEASURED_BATCH) % len(order)].tolist():
             start = time.perf_counter()
             try:
-                image, _ = source[index]
+                image, _, label_map = read_labelled(source, index)
             except UnreadableImageError:
                 continue  # named when whole batches are measured
             decoded = time.perf_counter()
-            images.append(training_image(image, how, recipe, np.random.default_rng((0, index))))
+            example = augmented_example(image, label_map, how, recipe, np.random.default_rng((0, index)))
+            images.append(example["image"])
             spent[:2] += decoded - start, time.perf_counter() - decoded
         start = time.perf_counter()
         if images:

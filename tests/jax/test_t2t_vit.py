@@ -14,6 +14,7 @@ from flax import nnx
 from t2t_jax import create_model
 from t2t_jax.layers import Buffer, Conv, Dropout, LayerNorm, Linear
 from t2t_jax.t2t_vit import T2TModule
+from t2t_jax.token_labeling import MixToken
 from t2t_jax.transformer_block import get_sinusoid_encoding
 from tests.golden import rel_f
 from tests.jax.helpers import abstract, apply, modules, normal, primitive_dtypes, variables
@@ -108,6 +109,18 @@ def test_token_labeling_gives_both_heads_in_training_and_their_sum_after():
     assert net(x).shape == (2, 4)
     net.reset_classifier(0, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(net(x), tokens[:, 0])
+
+
+def test_exchanged_tokens_go_through_the_blocks_of_their_partners_and_come_back():
+    """All of them: the class token then sees the partner's image. One of them: both logits tell of it."""
+    net, x, partners = model(aux_head=True, performer_drop_rate=0.0), normal(4, 32, 32, 3), np.array([1, 0, 3, 2])
+    net.train()
+    boxes = (0, 0, 0, 0), (0, 2, 0, 2), (0, 1, 1, 2)
+    plain, whole, part = (apply(net, x, nnx.Rngs(dropout=0), MixToken(*box, group=2)) for box in boxes)
+    np.testing.assert_allclose(whole[0], plain[0][partners], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(whole[1], plain[1], rtol=1e-4, atol=1e-6)
+    assert rel_f(part[1][:, 1], plain[1][:, 1]) < 0.5 * rel_f(part[1][:, 1], plain[1][partners, 1])
+    assert not np.isclose(part[0], plain[0]).any()
 
 
 def test_positions_are_the_sinusoid_table_and_are_added():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
 from flax import nnx
 
+import t2t_jax
 import t2t_torch
 from parity import assert_parity, build_ledger, check, jax_to_torch
 from parity.convert import state_equal
+from parity.losses import Loss
 from parity.models import SCANNED, make_pair, power
 from t2t_config import MODELS
 from tests.parity.pairs import images
@@ -65,6 +68,57 @@ def test_gradients_and_training_mode(tokens_type: str):
     rates = {"drop_rate": 0.1, "attn_drop_rate": 0.2, "drop_path_rate": 0.3}
     aux_head = tokens_type == "transformer"  # token labeling's pair of outputs
     prove("t2t_vit_micro", level="train", tokens_type=tokens_type, depth=1, aux_head=aux_head, **rates)
+
+
+BOX = (0, 2, 1, 2)
+"""top, bottom, left, right in a grid of 2 x 2 tokens."""
+
+
+class TorchLabelled(torch.nn.Module):
+    """Token labeling as a step does it: MixToken's box passed with the call."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.model(x, mix=t2t_torch.token_labeling.MixToken(*BOX))
+
+
+class JaxLabelled(nnx.Module):
+    def __init__(self, model: nnx.Module) -> None:
+        self.model = model
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> Any:
+        return self.model(x, rngs, mix=t2t_jax.token_labeling.MixToken(*BOX))
+
+
+def token_label_loss() -> Loss:
+    """Of training's pair of outputs, for random targets; in evaluation, of the sum that takes its place."""
+    targets = np.random.RandomState(0).dirichlet(np.ones(10), (2, 5))
+
+    def in_torch(outputs: Any) -> torch.Tensor:
+        if not isinstance(outputs, tuple):
+            return torch.nn.functional.cross_entropy(outputs, torch.from_numpy(targets[:, 0]).to(outputs))
+        return t2t_torch.token_labeling.token_label_cross_entropy(
+            *outputs, torch.from_numpy(targets).to(outputs[0]), t2t_torch.token_labeling.MixToken(*BOX)
+        )
+
+    def in_jax(outputs: Any) -> jax.Array:
+        if not isinstance(outputs, tuple):
+            return t2t_jax.metrics.cross_entropy(outputs, targets[:, 0])
+        return t2t_jax.token_labeling.token_label_cross_entropy(
+            *outputs, targets.astype(outputs[0].dtype), t2t_jax.token_labeling.MixToken(*BOX)
+        )
+
+    return Loss("token labeling", in_torch, in_jax)
+
+
+def test_token_labeling_with_one_box():
+    pair = make_pair("t2t_vit_micro", img_size=32, num_classes=10, depth=1, aux_head=True)
+    torch_model, jax_model = TorchLabelled(pair[0]).train(), JaxLabelled(pair[1])
+    report = assert_parity(torch_model, jax_model, images(2, 3, 32, 32), level="train", loss=token_label_loss())
+    assert report.unpaired == ()
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_16_ghost", "t2t_vit_14_resnext"])

@@ -11,6 +11,7 @@ from torch import nn
 from t2t_config.shapes import SOFT_SPLITS
 from t2t_torch import create_model
 from t2t_torch.t2t_vit import T2TModule
+from t2t_torch.token_labeling import MixToken
 from tests.golden import rel_f
 
 NAME = "t2t_vit_micro"
@@ -160,6 +161,20 @@ def test_token_labeling_gives_both_heads_in_training_and_their_sum_after():
     net.reset_classifier(0)
     assert torch.equal(net(x), tokens[:, 0])
     assert model().aux_head is None
+
+
+def test_exchanged_tokens_go_through_the_blocks_of_their_partners_and_come_back():
+    """All of them: the class token then sees the partner's image. One of them: both logits tell of it."""
+    net, x = model(aux_head=True, performer_drop_rate=0.0).double().train(), images(4, 3, 32, 32, dtype=torch.float64)
+    logits, token_logits = net(x)
+    swapped, back = net(x, MixToken(0, 2, 0, 2, group=2))
+    torch.testing.assert_close(swapped, logits[[1, 0, 3, 2]])
+    torch.testing.assert_close(back, token_logits)
+    mixed, own = net(x, MixToken(0, 1, 1, 2))
+    tokens = net.forward_features(x, MixToken(0, 1, 1, 2))[:, 1:]
+    assert torch.equal(own[:, [0, 2, 3]], net.aux_head(tokens)[:, [0, 2, 3]])
+    assert torch.equal(own[:, 1], net.aux_head(tokens)[:, 1].flip(0))
+    assert not torch.isclose(mixed, logits).any()
 
 
 def test_positions_are_added():

@@ -1,11 +1,12 @@
 """Runs of one recipe on several meshes, in a process with eight virtual devices or in one of two processes.
 
 python -m tests.train.mesh_runs '{"devices": N, "data": DIR, "meshes": {NAME: MESH}}' prints facts as JSON; the mesh
-called "scanned" trains with stacked blocks.
+called "scanned" trains with stacked blocks; "changes" may hold other fields of the recipe.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -21,7 +22,7 @@ from t2t_jax.mesh import join_processes, own_shapes, shard_shapes
 STEPS = 20
 
 
-def facts(mesh: str, data: str, *, scan_blocks: bool = False) -> dict[str, Any]:
+def facts(mesh: str, data: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Losses, parts of the arrays, messages and counts of 20 steps on `mesh`."""
     recipe = Recipe(
         model="t2t_vit_micro",
@@ -39,8 +40,8 @@ def facts(mesh: str, data: str, *, scan_blocks: bool = False) -> dict[str, Any]:
         mixup_group=2,
         re_prob=0.25,
         data_threads=0,
-        scan_blocks=scan_blocks,
     )
+    recipe = dataclasses.replace(recipe, **changes)
     steps: list[Any] = []
     make = step.make_train_step
     build.make_train_step = lambda *args, **options: steps.append(make(*args, **options)) or steps[0]
@@ -72,7 +73,11 @@ def main(order: dict[str, Any]) -> None:
     jax.config.update("jax_num_cpu_devices", order["devices"])
     if "distributed" in order:
         join_processes(order["distributed"])
-    found = {name: facts(mesh, order["data"], scan_blocks=name == "scanned") for name, mesh in order["meshes"].items()}
+    changes = order.get("changes", {})
+    found = {
+        name: facts(mesh, order["data"], {**changes, "scan_blocks": name == "scanned"})
+        for name, mesh in order["meshes"].items()
+    }
     if jax.process_index() == 0:
         print(json.dumps(found))
 

@@ -14,6 +14,7 @@ from t2t_config import Recipe
 from t2t_jax.data import open_source
 from t2t_jax.data.__main__ import main
 from t2t_jax.data.bench import Bench, Rate, bench
+from tests.token_labels import write_labelled_folder
 
 SETTINGS = ("--bench", "--seconds", "0.05", "--threads", "0", "--batch-size", "4")
 
@@ -101,3 +102,12 @@ def test_calls_that_make_no_sense_say_why(args: list[str], message: str, capsys:
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_label_maps_are_part_of_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data, labels = write_labelled_folder(tmp_path)
+    args = ["imagenet_t2t_vit_24_token_labeling", "--data", str(data), *SETTINGS[:-1], "16"]
+    assert cli.run(main, args) == cli.MISUSED
+    assert "add --token-labels DIR" in capsys.readouterr().err
+    assert cli.run(main, [*args, "--token-labels", str(labels)]) == cli.OK
+    assert "16 training images" in capsys.readouterr().out

@@ -124,6 +124,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_remedy():
         check_batch(64, Eight(), parts=3)
     with pytest.raises(ValueError, match=r"mixup_group 64 does not divide the 8 images.*choose --mixup-group 8"):
         check_batch(64, Eight(), group=64)
+    with pytest.raises(ValueError, match="mixup_group 8 does not divide the 4 images"):
+        check_batch(64, Eight(), parts=2, group=8, group_in_parts=True)
 
 
 def test_a_run_without_devices_is_refused(recipe: Recipe):

@@ -83,6 +83,7 @@ def test_every_recipe_builds_its_model(name: str, monkeypatch: pytest.MonkeyPatc
 
 PUBLISHED = {
     "imagenet_t2t_vit_14_384": 83.3,
+    "imagenet_t2t_vit_24_token_labeling": 84.2,
     "imagenet_vit_deit_tiny_patch16_224": 72.2,
     "imagenet_vit_deit_small_patch16_224": 79.9,
     "imagenet_vit_deit_base_patch16_224": 81.8,
@@ -176,6 +177,48 @@ def test_fields_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="batch_size must be even, as mixup and cutmix make pairs, got 7"):
         dataclasses.replace(OFFICIAL, batch_size=7)
     assert dataclasses.replace(OFFICIAL, batch_size=7, mixup=0.0, cutmix=0.0).batch_size == 7
+
+
+LABELLED = RECIPES["imagenet_t2t_vit_24_token_labeling"]
+
+
+def test_token_labelings_figures():
+    """Of TokenLabeling's command for LV-ViT-M, 8 x 128 images, and the paper's weight of the tokens' loss."""
+    assert (LABELLED.lr, LABELLED.batch_size, LABELLED.weight_decay, LABELLED.drop_path_rate) == (
+        1.6e-3,
+        1024,
+        0.05,
+        0.2,
+    )
+    assert (LABELLED.epochs, LABELLED.cooldown_epochs, LABELLED.warmup_epochs, LABELLED.min_lr) == (300, 10, 5, 1e-5)
+    assert (LABELLED.ema_decay, LABELLED.label_smoothing, LABELLED.re_prob) == (0.99992, 0.1, 0.25)
+    assert (LABELLED.mix_token, LABELLED.dense_weight, LABELLED.mixes) == (1.0, 0.5, False)
+    assert "--token-labels" in describe_recipe("imagenet_t2t_vit_24_token_labeling")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixup": 0.8}, "mixup must be 0 with aux_head: mix_token takes its place, got 0.8"),
+        ({"cutmix": 1.0}, "cutmix must be 0"),
+        ({"augment": "none", "auto_augment": None}, "augment must be 'crop' with aux_head"),
+        ({"model": "vit_deit_tiny_patch16_224"}, "model has to be a T2T-ViT for aux_head"),
+        ({"aux_head": False}, "mix_token needs a recipe of token labeling, or --aux-head, got 1.0"),
+        ({"mix_token": -1.0}, "mix_token must not be negative"),
+        ({"dense_weight": -0.5}, "dense_weight must not be negative"),
+        ({"mixup_group": 3}, "mixup_group must be even and divide the 1024 images"),
+        ({"grad_accum_steps": 128}, "divide the 8 images that are computed at a time, got 16"),
+    ],
+)
+def test_token_labeling_refuses_what_makes_no_sense_with_it(changes: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LABELLED, **changes)
+
+
+def test_label_maps_alone_do_nothing():
+    with pytest.raises(ValueError, match="token_labels needs a recipe of token labeling, or --aux-head, got 'maps'"):
+        dataclasses.replace(OFFICIAL, token_labels="maps")
+    assert dataclasses.replace(LABELLED, grad_accum_steps=8, mixup_group=None).mix_token == 1
 
 
 def test_unknown_model_is_refused():
