@@ -144,7 +144,7 @@ def test_the_constructors_take_the_same_arguments(file: str):
 
 def test_create_model_takes_the_same_arguments():
     ours, theirs = (inspect.signature(m.create_model).parameters for m in (t2t_torch, t2t_jax))
-    assert list(ours) == [name for name in theirs if name not in ("dtype", "param_dtype", "rngs")]
+    assert list(ours) == [name for name in theirs if name not in ("dtype", "param_dtype", "rngs", "scan_blocks")]
     assert t2t_torch.list_models() == t2t_jax.list_models()
 
 
