@@ -49,7 +49,7 @@ def fashion_mnist() -> Recipe:
         mean=(0.286,),
         std=(0.353,),
         crop_pct=1.0,
-        epochs=6,
+        epochs=5,
         cooldown_epochs=0,
         batch_size=64,
         lr=1e-3,

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from t2t_config import Recipe
 from t2t_jax.mesh import check_batch, join_processes, make_mesh, mesh_shape, param_spec
 from t2t_jax.train import prepare
+from tests.once import made_once
 from tests.train.mesh_runs import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -32,12 +33,16 @@ def start(order: dict[str, Any]) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def eight(idx_folder: Path) -> dict[str, Any]:
+def eight(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `mesh_runs` says of every mesh, with eight devices in one process."""
-    process = start({"devices": 8, "data": str(idx_folder), "meshes": MESHES})
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    return json.loads(out)
+
+    def make() -> dict[str, Any]:
+        process = start({"devices": 8, "data": str(idx_folder), "meshes": MESHES})
+        out, _ = process.communicate()
+        assert process.returncode == 0
+        return json.loads(out)
+
+    return made_once("eight", make, tmp_path_factory)
 
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "mixed", "scanned"])
