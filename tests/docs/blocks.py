@@ -1,0 +1,67 @@
+"""The code blocks of the pages: Python run in order, in one namespace a page; what they print as the page shows it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sybil import Example, Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TIMM = "import timm"
+"""Blocks with this line run in tests/timm, where timm is."""
+
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]\d+)?(?![\w.])")
+ROUNDING = 1e-6
+"""Figures below are of float32's rounding or less, and differ between machines."""
+
+
+def page_name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def examples(path: Path, *, timm: bool = False) -> Iterator[Example]:
+    """The Python blocks of a page, and the text blocks, which show what the Python before them printed.
+
+    Text blocks without Python before them show something else and are left out.
+    """
+    run = PythonEvaluator()
+
+    def execute(example: Example) -> None:
+        example.namespace.setdefault("__name__", "page")  # where its classes say they are from
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            run(example)
+        example.namespace["PRINTED"] = printed.getvalue()
+
+    def compare(example: Example) -> None:
+        if (printed := example.namespace.pop("PRINTED", None)) is not None:
+            assert_shown(example.parsed, printed)
+
+    parsers = [CodeBlockParser("python", execute), CodeBlockParser("text", compare)]
+    for example in Sybil(parsers).parse(path).examples():
+        if (TIMM in example.parsed) == timm:
+            yield example
+
+
+def assert_shown(shown: str, printed: str) -> None:
+    """The same text up to white space and places in files, the same figures to 5 %, rounding as rounding."""
+    texts = [" ".join(re.sub(r"\(\S+:\d+\)", "(PLACE)", text).split()) for text in (shown, printed)]
+    assert NUMBER.sub("#", texts[0]) == NUMBER.sub("#", texts[1]), f"the page shows\n{shown}\nprinted is\n{printed}"
+    for a, b in zip(*(map(float, NUMBER.findall(text)) for text in texts), strict=True):
+        same = abs(a - b) <= 0.05 * abs(b) or max(abs(a), abs(b)) < ROUNDING
+        assert same, f"the page shows {a}, printed is {b}\n{printed}"
+
+
+def shell_lines(path: Path) -> list[str]:
+    """The commands of a page's shell blocks, continued lines joined."""
+    found: list[str] = []
+    parser = CodeBlockParser("sh", lambda example: found.extend(example.parsed.replace("\\\n", " ").splitlines()))
+    for example in Sybil([parser]).parse(path).examples():
+        example.evaluate()
+    return [line for line in found if line.strip()]
