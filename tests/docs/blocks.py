@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from sybil import Example, Sybil
@@ -14,8 +14,6 @@ from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TIMM = "import timm"
-"""Blocks with this line run in tests/timm, where timm is."""
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]\d+)?(?![\w.])")
 ROUNDING = 1e-6
@@ -26,7 +24,7 @@ def page_name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def examples(path: Path, *, timm: bool = False) -> Iterator[Example]:
+def examples(path: Path) -> list[Example]:
     """The Python blocks of a page, and the text blocks, which show what the Python before them printed.
 
     Text blocks without Python before them show something else and are left out.
@@ -35,8 +33,12 @@ def examples(path: Path, *, timm: bool = False) -> Iterator[Example]:
 
     def execute(example: Example) -> None:
         example.namespace.setdefault("__name__", "page")  # where its classes say they are from
+        before = dict(example.namespace)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             run(example)
+            for name, value in list(example.namespace.items()):
+                if name.startswith("test_") and value is not before.get(name):  # as pytest would
+                    value(*(example.namespace[argument] for argument in inspect.signature(value).parameters))
         example.namespace["PRINTED"] = printed.getvalue()
 
     def compare(example: Example) -> None:
@@ -44,9 +46,7 @@ def examples(path: Path, *, timm: bool = False) -> Iterator[Example]:
             assert_shown(example.parsed, printed)
 
     parsers = [CodeBlockParser("python", execute), CodeBlockParser("text", compare)]
-    for example in Sybil(parsers).parse(path).examples():
-        if (TIMM in example.parsed) == timm:
-            yield example
+    return list(Sybil(parsers).parse(path).examples())
 
 
 def assert_shown(shown: str, printed: str) -> None:
