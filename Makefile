@@ -25,7 +25,7 @@ lint: $(INSTALLED)  ## style and types
 	$(RUN) -m mypy
 
 docs: $(INSTALLED)  ## the site of docs/ into site/, warnings as errors
-	$(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
