@@ -81,12 +81,12 @@ def test_what_is_shown_is_compared():
 
 def test_pages_with_wrong_code_are_noticed(tmp_path: Path):
     page = tmp_path / "page.md"
-    page.write_text("```python\ndef test_it():\n    assert 1 == 2\n```\n\n```python\nprint(3)\n```\n\n```text\n4\n```\n")
+    page.write_text("```python\ndef test_it():\n    1 / 0\n```\n\n```python\nprint(3)\n```\n\n```text\n4\n```\n")
     failing, printing, shown = examples(page)
-    with pytest.raises(AssertionError, match="1 == 2|^$"):
+    with pytest.raises(ZeroDivisionError):
         failing.evaluate()
     printing.evaluate()
-    with pytest.raises(AssertionError, match="the page shows 4.0, printed is 3.0"):
+    with pytest.raises(AssertionError, match=r"the page shows 4\.0, printed is 3\.0"):
         shown.evaluate()
 
 
@@ -129,12 +129,9 @@ def test_commands_are_understood(page: str, command: Sequence[str], monkeypatch:
     module = importlib.import_module(f"{name}.__main__" if path.is_dir() else name)
     if args == []:  # named as a module, not as a call
         return
-    try:
+    with pytest.raises((_UnderstoodError, SystemExit)) as end:
         module.main(args)
-    except (_UnderstoodError, SystemExit) as end:
-        assert isinstance(end, _UnderstoodError) or end.code in (0, None)
-    else:
-        pytest.fail(f"{page}: {command} was not parsed by t2t_common.cli")
+    assert not isinstance(end.value, SystemExit) or end.value.code in (0, None)  # --help
 
 
 def test_commands_are_found():
