@@ -46,6 +46,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     """Where huggingface_hub goes in place of the hub."""
     constants = importlib.import_module("huggingface_hub.constants")
+    for module in ("hf_api", "file_download", "_snapshot_download"):  # before the change, which must not stay in them
+        importlib.import_module(f"huggingface_hub.{module}")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with fake_hub("hf_page") as hub:
         monkeypatch.setenv("HF_TOKEN", hub.token)
