@@ -5,7 +5,7 @@ INSTALLED = $(VENV)/.installed
 TIMM = .venv-timm
 TPU = .venv-tpu
 
-.PHONY: demo test test-timm test-tpu lint clean
+.PHONY: demo test test-timm test-tpu lint docs clean
 
 demo: $(INSTALLED)  ## train on real images, carry the weights into PyTorch, prove both models equal
 	$(RUN) examples/demo.py
@@ -24,6 +24,9 @@ lint: $(INSTALLED)  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+docs: $(INSTALLED)  ## the site of docs/ into site/, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
@@ -41,4 +44,4 @@ $(TPU)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TIMM) $(TPU) demo
+	rm -rf $(VENV) $(TIMM) $(TPU) demo site
