@@ -47,8 +47,10 @@ def stack_blocks(model: Any) -> Any:
 
 
 def unstack_blocks(model: Any) -> Any:
-    """`model`, changed in place, with a list of blocks in place of a stack; the inverse of `stack_blocks`."""
-    if not isinstance(model.blocks, nnx.List):
+    """`model`, changed in place, with a list of blocks in place of a stack, if it has one; the inverse of
+    `stack_blocks`.
+    """
+    if not isinstance(getattr(model, STACK, nnx.List()), nnx.List):
         graphdef, state = nnx.split(model.blocks)
         blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(_length(state))]
         for block, rate in zip(blocks, _rates(model.blocks) or (), strict=False):

@@ -133,7 +133,7 @@ class MeanPooled(t2t_vit.T2TViT):
 
 
 class NoPositions(t2t_vit.T2TViT):
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, x: torch.Tensor, mix: object = None) -> torch.Tensor:
         x = self.tokens_to_token(x)
         x = self.pos_drop(torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1))
         for block in self.blocks:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from parity.formats import convert
+from t2t_common.evaluations import EvaluateOptions
 from t2t_config import Recipe
 from t2t_jax import create_model
-from t2t_jax import evaluate as evaluation
 from t2t_jax.checkpoint import load_metadata, load_model_state, load_weights, save_model
+from t2t_jax.evaluate import evaluate
 from t2t_jax.report import Reporter
 from t2t_jax.stacked import is_stacked, unstack_arrays
 from t2t_jax.state import model_arrays
@@ -82,8 +83,8 @@ def test_its_checkpoints_continue_and_are_read_by_all_commands(
         train(dataclasses.replace(recipe, scan_blocks=False), whole)
 
     # evaluate, --init-from, parity convert
-    options = evaluation.Options(checkpoint=whole, data=str(recipe.data))
-    assert evaluation.evaluate(options).accuracy == result
+    options = EvaluateOptions(checkpoint=whole, data=str(recipe.data))
+    assert evaluate(options).accuracy == result
     for scan in (False, True):
         run = prepare(dataclasses.replace(recipe, scan_blocks=scan), init_from=whole)
         chex.assert_trees_all_equal(unstack_arrays(run.state.raw), dict(load_model_state(whole).arrays))
