@@ -182,17 +182,17 @@ def torch_calls(
 # JAX
 
 
-def _opaque(leaf: Any) -> bool:
+def opaque(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Pytree | nnx.Variable)
 
 
 def arrays_of(tree: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_opaque) if isinstance(leaf, jax.Array)]
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=opaque) if isinstance(leaf, jax.Array)]
 
 
 def with_arrays(tree: Any, arrays: list[jax.Array]) -> Any:
     supply = iter(arrays)
-    return jax.tree.map(lambda leaf: next(supply) if isinstance(leaf, jax.Array) else leaf, tree, is_leaf=_opaque)
+    return jax.tree.map(lambda leaf: next(supply) if isinstance(leaf, jax.Array) else leaf, tree, is_leaf=opaque)
 
 
 class Inside(Protocol):
@@ -278,10 +278,10 @@ class Recorder:
         """`array`, or what stands for it where it was recorded before."""
         return self._passed[id(array)][1] if id(array) in self._passed else array
 
-    def meet(self, key: Key, where: Where, arrays: Sequence[jax.Array], *, replaced: bool = False) -> None:
+    def meet(self, key: Key, where: Where, arrays: Sequence[jax.Array]) -> None:
         """From now on these arrays have been recorded."""
         for i, x in enumerate(arrays):
-            self._passed.setdefault(id(x), (x, Passed(key, where, i, replaced)))
+            self._passed.setdefault(id(x), (x, Passed(key, where, i, replaced=False)))
 
     def _record(self, key: Key, where: Where, arrays: list[jax.Array]) -> list[Any]:
         if self._forced is None:

@@ -4,9 +4,8 @@ A list of equal blocks is most of a deep model, and of the time to compile it wh
 run operation by operation, and the blocks and their neighbours are the pieces. A model without equal blocks is one
 piece, as is one that does what pieces cannot (`UnfitError`).
 
-On CPU the last stage of compiling, LLVM's optimiser, does little (for a forward pass, which runs twice) or nothing (for
-gradients): it may not change a rounding, and takes longer than it saves. Only a convolution is worth its full effort:
-left as plain loops, that of ViT's patches takes minutes.
+On CPU the last stage of compiling, LLVM's optimiser, is left out: it may not change a rounding, and takes longer than
+it saves. Only a convolution is worth it: left as plain loops, that of ViT's patches takes minutes.
 """
 
 from __future__ import annotations
@@ -24,19 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.capture import ROOT, Call, Calls, Key, Passed, Recorder, arrays_of, resolved, with_arrays
+from parity.capture import ROOT, Call, Calls, Key, Passed, Recorder, arrays_of, opaque, resolved, with_arrays
 
 Work = Callable[[nnx.Module, Any, Any, Any], Any]
 """What is done in a piece, of its module, its arguments, its keyword arguments and further arrays. It is hashable, and
 two that are equal do the same.
 """
 
-FORWARD, BACKWARD = 0, 0
-"""Effort of LLVM's optimiser."""
-
 
 class UnfitError(Exception):
-    """A piece is called twice, has a part that is called from outside, changes its variables or is handed a module."""
+    """A piece is called twice, has a part that is called from outside, changes its variables, is handed a module, or
+    has attributes by which alike ones cannot be told (a dict, a set).
+    """
 
 
 def piece_names(model: nnx.Module) -> frozenset[str]:
@@ -44,7 +42,10 @@ def piece_names(model: nnx.Module) -> frozenset[str]:
     modules = dict(nnx.iter_modules(model))
     filled = {path[:end] for path in modules for end in range(len(path))}
     members = [path for path in modules if path in filled and path and isinstance(path[-1], int)]
-    alike = collections.Counter((path[:-1], nnx.graphdef(modules[path])) for path in members)
+    try:
+        alike = collections.Counter((path[:-1], nnx.graphdef(modules[path])) for path in members)
+    except TypeError:  # attributes without a hash
+        return frozenset({""})
     around = {path[:end] for (path, _), count in alike.items() if count > 1 for end in range(len(path) + 1)}
     return frozenset(dotted(path) for path in modules if path not in around and _inside(path, modules) <= around)
 
@@ -64,11 +65,11 @@ def convolves(model: nnx.Module) -> bool:
     return any(math.prod(module.kernel_size) > 1 for module in convolutions)
 
 
-def compiler_options(model: nnx.Module, effort: int) -> dict[str, Any]:
+def compiler_options(model: nnx.Module) -> dict[str, Any]:
     """For `model` on this backend."""
     if jax.default_backend() != "cpu" or convolves(model):
         return {}
-    return {"xla_backend_optimization_level": effort}
+    return {"xla_backend_optimization_level": 0}
 
 
 class Pieces:
@@ -102,19 +103,29 @@ class Pieces:
         Raises:
             UnfitError: while tracing, if that would not be the same.
         """
-        if any(_opaque(x) for x in jax.tree.leaves((args, kwargs), is_leaf=_opaque)):
+        if any(opaque(x) for x in jax.tree.leaves((args, kwargs), is_leaf=opaque)):
             raise UnfitError
         graphdef, state = nnx.split(module)
         leaves, tree = jax.tree.flatten((state, args, kwargs, given))
         arrays = [x for x in leaves if _is_array(x)]
         fixed = tuple((i, x) for i, x in enumerate(leaves) if not _is_array(x))
-        key = (work, graphdef, tree, fixed, *map(_kind, arrays))
+        key = self._key(work, graphdef, tree, fixed, *map(_kind, arrays))
         if key not in self._programs:
             self._programs[key] = _Program(work, graphdef, tree, dict(fixed), may_change=self.names == {""})
         program = self._programs[key]
         if self.tracing:
             return program.result(program.trace(arrays, module, self._pool, gradients=self._gradients))
         return program.result(program.differentiable(arrays) if self._gradients else program.compute(arrays))
+
+    def _key(self, *parts: Any) -> tuple[Any, ...]:
+        """Of calls that share a program."""
+        if self.names == {""}:
+            return ()  # there is but one
+        try:
+            hash(parts)
+        except TypeError:
+            raise UnfitError from None
+        return parts
 
 
 class _Program:
@@ -158,7 +169,7 @@ class _Program:
         """The arrays as shapes; the first time compiling begins."""
         found = self._traced(*arrays)
         if self.forward is None:
-            options = compiler_options(module, BACKWARD if gradients else FORWARD)
+            options = compiler_options(module)
             kinds = [_kind(x) for x in arrays]
             self.forward = pool.submit(self._traced.lower(*kinds).compile, options)
             if gradients:
@@ -296,10 +307,6 @@ class _Recording:
         with recorder.hooks(module):
             output = module(*args, **kwargs)
         return with_arrays(output, [recorder.passed(x) for x in arrays_of(output)]), recorder.calls
-
-
-def _opaque(leaf: Any) -> bool:
-    return isinstance(leaf, nnx.Pytree | nnx.Variable)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -36,7 +36,6 @@ from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
-    BACKWARD,
     InPieces,
     Pieces,
     UnfitError,
@@ -338,7 +337,7 @@ class JaxSide:
         """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
-        compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model, BACKWARD))
+        compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
         release()
         return compiled(*args)
 

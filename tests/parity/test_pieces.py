@@ -144,6 +144,18 @@ def test_calls_that_pieces_cannot_see_do_not_fit(kind: type[Deep]):
         begun(model, jax_calls(model, (jnp.asarray(X),)), True, pool)
 
 
+def test_attributes_without_a_hash_leave_the_model_whole():
+    model = Deep()
+    model.blocks[1].options = {"scale": 2}
+    assert piece_names(model) == {""}
+    x = jnp.asarray(X)
+    free = jax_calls(model, (x,))
+    with ThreadPoolExecutor(1) as pool:
+        pieces = begun(model, free, True, pool)
+        found = jax_calls_in_pieces(pieces, model, (x,), free, only=set(free), forced=False)
+    assert rel_f(found["", 0].outputs[0], free["", 0].outputs[0]) < 1e-6
+
+
 def test_a_piece_that_changes_its_variables_does_not_fit():
     model = Deep(0)
     model.blocks = nnx.List([Counting(nnx.Rngs(0)) for _ in range(3)])
