@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 import parity
 from parity.formats import convert
 from parity.models import make_pair
 from t2t_common.accuracy import predict
 from t2t_common.evaluations import EvaluateOptions
+from t2t_common.terminal import make_console
 from t2t_config import recipe as named_recipe
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import load_for_evaluation
@@ -29,7 +29,7 @@ from t2t_jax.train import train
 
 
 def main(folder: Path) -> int:
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     recipe = named_recipe("digits")
     workdir, weights = folder / "run", folder / "digits.pth"
 
@@ -62,7 +62,7 @@ def main(folder: Path) -> int:
     images = np.moveaxis(batches[0]["image"][:4], -1, 1)
     with console.status("comparing every layer") as status:
         report = parity.check(torch_model, jax_model, images, progress=status.update)
-    sys.stdout.write(report.render(width=console.width, color=console.is_terminal))
+    sys.stdout.write(report.render(width=console.width, color=console.is_terminal and console.color_system is not None))
     (folder / "parity.json").write_text(report.to_json(), encoding="utf-8")
 
     console.rule("Where everything lies")

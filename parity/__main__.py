@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from parity.train_command import Train, run_train
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
+from t2t_common.terminal import make_console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Check:
     num_classes: int | None = None
     """Width of the head."""
     batch: int = 2
-    """Images."""
+    """Images that both models see."""
     scan_blocks: bool = False
     """Keep JAX's blocks stacked and run them by a scan; they are judged as one."""
     seed: int = 0
@@ -174,7 +175,7 @@ def _targets(options: Check | Render, *names: str) -> dict[str, Path]:
 
 
 def _show(report: Any, targets: dict[str, Path], console: Console) -> int:
-    sys.stdout.write(report.render(width=console.width, color=console.is_terminal))
+    sys.stdout.write(report.render(width=console.width, color=console.is_terminal and console.color_system is not None))
     for name, path in targets.items():
         write_text(path, getattr(report, f"to_{name}")())
         console.print(f"report written to {path}")
@@ -246,7 +247,7 @@ def _sizes(options: Check | Convert) -> dict[str, object]:
 
 def main(args: Sequence[str]) -> int:
     command: Any = cli.parse(cast("type[Any]", Command), args, prog="python -m parity", description=__doc__ or "")
-    console = Console()
+    console = make_console()
     match command:
         case Check():
             return check(command, console)

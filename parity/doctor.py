@@ -33,7 +33,8 @@ def doctor(console: Console) -> list[Trap]:
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         table.add_row(name, text or "-")
     console.print(table)
-    traps = measure_traps()
+    with console.status("measuring the traps"):
+        traps = measure_traps()
     table = Table("default of flax or jax", "relF to PyTorch", "write", title="Traps, measured", title_justify="left")
     for trap in traps:
         table.add_row(trap.name, f"{trap.error:.1e}", trap.remedy)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ import tyro
 T = TypeVar("T")
 
 OK, FAILED, MISUSED = 0, 1, 2
+INTERRUPTED, CUT_OFF = 130, 141
+"""As a shell has them: 128 and the number of the signal, SIGINT and SIGPIPE."""
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
@@ -25,6 +28,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
         ValueError: what tyro says about the options, in one line.
     """
     complaint = io.StringIO()
+    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
     start: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
@@ -32,17 +36,28 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", complaint.getvalue())  # colours and box lines
+        text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]|-{4,}", " ", complaint.getvalue())  # colours and box lines
         raise ValueError(" ".join(text.split())) from None
 
 
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None = None) -> int:
-    """Exit code of `main`; ValueError and FileNotFoundError become one line on stderr and code 2."""
+    """Exit code of `main`; ValueError and OSError become one line on stderr and code 2."""
     try:
-        return main(sys.argv[1:] if args is None else args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISUSED
+        code = main(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains in the end
+        return CUT_OFF
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except ValueError as error:
+        return _complain(str(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def _complain(text: str) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return MISUSED

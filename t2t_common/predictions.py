@@ -15,6 +15,7 @@ from t2t_common.files import check_target, write_text
 from t2t_common.images import find_images, open_image
 from t2t_common.options import WeightsOptions
 from t2t_common.preprocess import Preprocess, evaluation_image
+from t2t_common.terminal import status
 from t2t_config.class_names import class_names
 
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -71,9 +72,10 @@ def predict(
     for start in range(0, len(paths), batch_size):
         chosen = paths[start : start + batch_size]
         images = np.zeros((min(batch_size, len(paths)), *how.size, how.in_chans), np.float32)
-        for image, path in zip(images, chosen, strict=False):
-            image[...] = evaluation_image(open_image(path), how)
-        probabilities = _softmax(forward(images)[: len(chosen)])
+        with status(f"{start} of {len(paths)} images"):
+            for image, path in zip(images, chosen, strict=False):
+                image[...] = evaluation_image(open_image(path), how)
+            probabilities = _softmax(forward(images)[: len(chosen)])
         for path, row in zip(chosen, probabilities, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             yield Prediction(path, [Guess(int(i), names[i], float(row[i])) for i in best])

@@ -19,13 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
 from t2t_common.curves import write_curves
 from t2t_common.meter import Meter
+from t2t_common.terminal import make_console
 from t2t_common.watch import Watch
 from t2t_common.writers import METRICS_FILE, Writer, open_writers
 
@@ -92,7 +93,7 @@ class Reporter:
         self._workdir, self._log_every = workdir, log_every
         self._pending: collections.deque[tuple[int, Mapping[str, Any], dict[str, Any]]] = collections.deque()
         self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not leads)
+        self._console = make_console(highlight=False, soft_wrap=True, quiet=not leads)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), Eta())
         self._bar = _Bar(TextColumn("step"), *columns, console=self._console)
         self._bar.disable = not self._console.is_terminal

@@ -29,6 +29,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
+from t2t_common.terminal import status
 from t2t_config import Recipe, recipes
 from t2t_config.flops import training_flops
 from t2t_config.models import model_config
@@ -315,7 +316,8 @@ def main(args: Sequence[str]) -> int:
     for target in (options.json, options.hlo):
         if target is not None:
             check_target(target)
-    report, text = compile_step(options)
+    with status(f"{options.model}: compiling for {options.topology}"):
+        report, text = compile_step(options)
     print(report)
     if options.hlo is not None:
         write_text(options.hlo, text)

@@ -22,6 +22,7 @@ from t2t_common.evaluations import EvaluateOptions, Result, new_confusion, show_
 from t2t_common.files import check_target
 from t2t_common.options import WeightsOptions
 from t2t_common.per_class import class_report
+from t2t_common.terminal import bar, status
 from t2t_config.class_names import class_names
 from t2t_jax.checkpoint import load_metadata, load_weights
 from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
@@ -62,10 +63,11 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
         FileNotFoundError, ValueError: no such checkpoint or model, or they do not belong together.
     """
     path = options.weights
-    saved = load_metadata(path)
-    arguments, how = options.choose(saved)
-    model = create_model(**arguments, dtype=dtype)
-    report = load_weights(model, path, use_ema=options.ema)
+    with status(f"loading {path}"):
+        saved = load_metadata(path)
+        arguments, how = options.choose(saved)
+        model = create_model(**arguments, dtype=dtype)
+        report = load_weights(model, path, use_ema=options.ema)
     if report.resized or report.left_out:
         print(report, file=sys.stderr)
     return model, how, saved
@@ -86,7 +88,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     forward = forward_on(mesh, split_model(model)[0])
     batch_size = -(-options.batch_size // mesh.size) * mesh.size
     confusion = new_confusion(len(names))
-    batches = eval_batches(source, how, batch_size)
+    batches = bar(eval_batches(source, how, batch_size), "evaluating", -(-len(source) // batch_size))
     counts = accuracy(forward, put_tree(model_arrays(model), mesh), batches, confusion=confusion)
     return Result(counts, class_report(confusion, names))
 

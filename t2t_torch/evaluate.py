@@ -20,6 +20,7 @@ from t2t_common.files import check_target
 from t2t_common.options import WeightsOptions
 from t2t_common.per_class import class_report
 from t2t_common.preprocess import Preprocess
+from t2t_common.terminal import bar, status
 from t2t_config.class_names import class_names
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
@@ -47,12 +48,13 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         FileNotFoundError, ValueError: no such file or model, or they do not belong together.
     """
     path = options.weights
-    checkpoint = read_checkpoint(path, use_ema=options.ema)
-    saved = sizes_of({name: tensor.shape for name, tensor in checkpoint.state_dict.items()})
-    saved |= from_text(checkpoint.metadata)
-    arguments, how = options.choose(saved)
-    model = create_model(**arguments)
-    report = load_checkpoint(model, path, use_ema=options.ema)
+    with status(f"loading {path}"):
+        checkpoint = read_checkpoint(path, use_ema=options.ema)
+        saved = sizes_of({name: tensor.shape for name, tensor in checkpoint.state_dict.items()})
+        saved |= from_text(checkpoint.metadata)
+        arguments, how = options.choose(saved)
+        model = create_model(**arguments)
+        report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:
         raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
     if report.resized or report.left_out:
@@ -73,7 +75,8 @@ def evaluate(options: EvaluateOptions) -> Result:
     model.to(own_device())
     forward = make_forward(model, dtype=compute_dtype(options.dtype))
     confusion = new_confusion(len(names))
-    counts = accuracy(forward, model.state_dict(), eval_batches(source, how, options.batch_size), confusion=confusion)
+    batches = bar(eval_batches(source, how, options.batch_size), "evaluating", -(-len(source) // options.batch_size))
+    counts = accuracy(forward, model.state_dict(), batches, confusion=confusion)
     return Result(counts, class_report(confusion, names))
 
 

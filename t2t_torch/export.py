@@ -27,6 +27,7 @@ from t2t_common import cli
 from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample_images
 from t2t_common.files import check_target, replace_file
 from t2t_common.options import WeightsOptions
+from t2t_common.terminal import status
 from t2t_config.metadata import describe_model, from_text, to_text
 from t2t_torch.evaluate import load_for_evaluation
 
@@ -184,7 +185,8 @@ def main(args: Sequence[str]) -> int:
     model, how, saved = load_for_evaluation(options)
     known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(how)
     try:
-        found = export_model(model, options.out, metadata=known)
+        with status(f"writing {options.out}, and trying it"):
+            found = export_model(model, options.out, metadata=known)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from t2t_common.data.sources import EncodedSource, check_labels
 from t2t_common.files import replace_file
 from t2t_common.images import IMAGE_SUFFIXES
+from t2t_common.terminal import bar
 from t2t_config.download import cache_dir
 
 TARS = "*.tar"
@@ -118,13 +117,9 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
 
 
 def _read_index(shards: Sequence[Path]) -> TarIndex:
-    console = Console(stderr=True)
     with ThreadPoolExecutor(THREADS) as pool:
         parts = pool.map(index_shard, shards)
-        bar = track(
-            parts, "reading headers", len(shards), console=console, transient=True, disable=not console.is_terminal
-        )
-        columns = [np.array(part, np.int64).reshape(-1, 3).T for part in bar]
+        columns = [np.array(part, np.int64).reshape(-1, 3).T for part in bar(parts, "reading headers", len(shards))]
     offset, size, label = np.concatenate(columns, axis=1)
     shard = np.repeat(np.arange(len(shards)), [column.shape[1] for column in columns])
     return TarIndex(shard.astype(np.int32), offset, size.astype(np.int32), label.astype(np.int32))

@@ -7,17 +7,16 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from array_record.python.array_record_module import ArrayRecordWriter
-from rich.console import Console
-from rich.progress import track
 
 from t2t_common.data.records import encode_example
 from t2t_common.data.shards import CLASS_FILES
 from t2t_common.data.sources import EncodedSource, Source, Split
+from t2t_common.terminal import bar
 
 Format = Literal["tar", "arrayrecord"]
 
@@ -64,10 +63,7 @@ def _write_classes(sources: Mapping[Split, Source], path: Path) -> None:
 
 def _write_split(source: Source, folder: Path, split: Split, kind: Format, images_per_shard: int) -> None:
     shards = -(-len(source) // images_per_shard)
-    console = Console(stderr=True)
-    numbers: Iterable[int] = track(
-        range(len(source)), f"writing {split}", console=console, disable=not console.is_terminal
-    )
+    numbers = bar(range(len(source)), f"writing {split}", len(source))
     records = (_record(source, index) for index in numbers)
     for shard in range(shards):
         count = min(images_per_shard, len(source) - shard * images_per_shard)

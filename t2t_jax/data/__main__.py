@@ -1,4 +1,5 @@
 """python -m t2t_jax.data RECIPE_OR_DATA --bench [--data DIR] [--step-ms MS] [--json FILE]
+
 python -m t2t_jax.data DATA --write FOLDER [--format tar|arrayrecord]
 
 Measures the input by itself: images per second by number of threads and worker processes, and where the time goes.
@@ -22,6 +23,7 @@ from t2t_common.data.sources import Source, Split
 from t2t_common.data.token_labels import with_token_labels
 from t2t_common.data.write import Format, write_shards
 from t2t_common.files import check_target, write_text
+from t2t_common.terminal import status
 from t2t_config import RECIPES, Recipe
 from t2t_config import recipe as named_recipe
 from t2t_jax.data.bench import bench
@@ -53,7 +55,7 @@ class Options:
     processes: int = 1
     """Machines that share a batch."""
     seconds: float = 5.0
-    """Time for each figure."""
+    """Seconds for each figure."""
     json: Path | None = None
     """Also write the figures to this file."""
     write: Path | None = None
@@ -81,14 +83,17 @@ def run_bench(options: Options) -> int:
         check_target(options.json)
     recipe = _recipe(options)
     assert recipe.data is not None
-    result = bench(
-        with_token_labels(open_source(recipe.data, "train"), recipe),
-        recipe,
-        settings=[(threads, workers) for workers in options.workers for threads in options.threads],
-        seconds=options.seconds,
-        step_ms=options.step_ms,
-        processes=options.processes,
-    )
+    settings = [(threads, workers) for workers in options.workers for threads in options.threads]
+    source = with_token_labels(open_source(recipe.data, "train"), recipe)
+    with status(f"measuring: about {(1 + len(settings)) * options.seconds:.0f} s"):
+        result = bench(
+            source,
+            recipe,
+            settings=settings,
+            seconds=options.seconds,
+            step_ms=options.step_ms,
+            processes=options.processes,
+        )
     print(result)
     if options.json is not None:
         write_text(options.json, json.dumps(result.to_dict(), indent=1) + "\n")

@@ -1,0 +1,32 @@
+"""What goes to a terminal: colours (none where NO_COLOR is set), and signs of life while something takes long.
+
+Nothing of either goes into pipes and files. What waits is shown on stderr: print no result inside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+from rich.status import Status
+
+T = TypeVar("T")
+
+
+def make_console(**options: Any) -> Console:
+    """rich's console with `options` of its own; without any colour or style where NO_COLOR (no-color.org) is set."""
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", **options)
+
+
+def status(text: str) -> Status:
+    """A context manager: `text` and a spinner on stderr, gone at its end; `.update(text)` changes it."""
+    return make_console(stderr=True).status(text)
+
+
+def bar(items: Iterable[T], text: str, total: int) -> Iterable[T]:
+    """`items`, and on stderr how many of `total` are done and when they all will be."""
+    console = make_console(stderr=True)
+    return track(items, text, total, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,64 @@
+"""Command lines: mistakes of the user are one line and exit code 2, whoever reads may stop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from t2t_common import cli
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("no\n  such  size: 3"), "error: no such size: 3\n"),
+        (FileNotFoundError("no file a.pth: check the path"), "error: no file a.pth: check the path\n"),
+        (PermissionError(13, "Permission denied", "a.pth"), "error: a.pth: Permission denied\n"),
+        (IsADirectoryError(21, "Is a directory", "folder"), "error: folder: Is a directory\n"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(error: Exception, says: str, capsys: pytest.CaptureFixture[str]):
+    def main(args: Sequence[str]) -> int:
+        raise error
+
+    assert cli.run(main, []) == cli.MISUSED
+    assert capsys.readouterr().err == says
+
+
+def test_other_errors_are_ours_and_keep_their_traceback():
+    def main(args: Sequence[str]) -> int:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        cli.run(main, [])
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str]):
+    def main(args: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert cli.run(main, []) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["in the buffer", "more than a pipe holds"])
+def test_a_reader_that_has_enough_is_no_error(lines: int, tmp_path: Path):
+    code = (
+        "import sys; from t2t_common import cli; input()\n"
+        f"sys.exit(cli.run(lambda args: print('line\\n' * {lines}) or 0, []))"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path(cli.__file__).parents[1]) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stderr.read() == b""
+    assert process.returncode == cli.CUT_OFF

@@ -1,0 +1,193 @@
+"""What is installed: the wheel's content, the same bytes from each build, and that it works without the sources."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clean_env import PACKAGES, ROOT, CleanEnv, copy_sources
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DATA = {
+    *(f"{package}/py.typed" for package in PACKAGES),
+    "parity/report.css",
+    "parity/report.schema.json",
+    "t2t_config/imagenet_classes.tsv",
+}
+
+
+def build(sources: Path, out: Path, *kinds: str) -> Path:
+    """`python -m build` as the workflow calls it, with the build backend that is there."""
+    command = [sys.executable, "-m", "build", "--no-isolation", *kinds, "--outdir", str(out), str(sources)]
+    environ = {**os.environ, "SOURCE_DATE_EPOCH": "1750000000"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive, and with the wheel built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    return build(copy_sources(folder / "sources"), folder / "dist")
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> CleanEnv:
+    """The wheel in an environment that has everything else."""
+    folder = tmp_path_factory.mktemp("installed")
+    env = CleanEnv(folder / "env", outer=True)
+    env.python("-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", wheel, cwd=folder)
+    return env
+
+
+# ---- content ----
+
+
+def test_the_wheel_holds_every_module_and_its_data_and_nothing_else(wheel: Path):
+    sources = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    names = set(zipfile.ZipFile(wheel).namelist())
+    info = f"{wheel.name.split('-py3')[0]}.dist-info/"
+    metadata = {name for name in names if name.startswith(info)}
+    assert names - metadata == sources | DATA | {"pytest_parity.py"}
+    assert f"{info}licenses/LICENSE" in metadata
+
+
+def test_the_source_archive_holds_what_the_wheel_is_built_from(dist: Path, wheel: Path):
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    modules = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert modules | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"} <= names
+    assert not {name.partition("/")[0] for name in names} & {"tests", "tools", "shared", "docs", "examples", ".github"}
+
+
+def test_each_build_gives_the_same_wheel(wheel: Path, tmp_path: Path):
+    sources = copy_sources(tmp_path / "elsewhere")
+    for path in sources.rglob("*.py"):
+        os.utime(path, (0, 1_700_000_000))
+    (again,) = build(sources, tmp_path / "dist", "--wheel").glob("*.whl")
+    assert again.name == wheel.name
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+# ---- installed ----
+
+
+def test_it_works_where_the_sources_are_not(installed: CleanEnv, tmp_path: Path):
+    code = (
+        "import importlib.metadata, parity, t2t_common, t2t_config, t2t_jax, t2t_torch, pytest_parity\n"
+        "from t2t_config.class_names import imagenet_classes\n"
+        "print(parity.__file__, len(imagenet_classes()), importlib.metadata.version('t2t-vit'))"
+    )
+    place, classes, version = installed.python("-c", code, cwd=tmp_path).stdout.split()
+    assert Path(place).is_relative_to(installed.bin.parent)
+    assert (classes, version) == ("1000", PROJECT["version"])
+    assert "Traps, measured" in installed.python("-m", "parity", "doctor", cwd=tmp_path).stdout
+    assert (
+        "usage: python -m t2t_torch.predict"
+        in installed.python("-m", "t2t_torch.predict", "--help", cwd=tmp_path).stdout
+    )
+    check = ("check", "t2t_vit_7", "--img-size", "32", "--level", "forward", "--html", "report.html")
+    assert "EQUAL" in installed.python("-m", "parity", *check, cwd=tmp_path).stdout
+    assert "<style>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_pytest_finds_the_plugin(installed: CleanEnv, tmp_path: Path):
+    assert "--parity-html" in installed.python("-m", "pytest", "--help", cwd=tmp_path).stdout
+
+
+def test_t2t_config_needs_the_standard_library_alone(wheel: Path, tmp_path: Path):
+    env = CleanEnv(tmp_path / "env", outer=False)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = (
+        "import importlib, importlib.util, pkgutil, t2t_config\n"
+        "for m in pkgutil.walk_packages(t2t_config.__path__, 't2t_config.'): importlib.import_module(m.name)\n"
+        "print(t2t_config.model_config('t2t_vit_14').top1, importlib.util.find_spec('numpy'))"
+    )
+    assert env.python("-c", code, cwd=tmp_path).stdout.split() == ["81.5", "None"]
+    refused = env.python("-c", "import t2t_common.accuracy", cwd=tmp_path, check=False)
+    assert "No module named 'numpy'" in refused.stderr
+
+
+# ---- extras ----
+
+LATE = ("t2t_torch/timm_models.py", "t2t_common/data/records.py", "t2t_common/data/write.py")
+"""Files that nothing imports before it needs them, and says what to install."""
+NAMES = importlib.metadata.packages_distributions()
+
+
+def distribution(name: str) -> str:
+    return re.split(r"[\s<>=!~;\[]", name)[0].lower().replace("_", "-")
+
+
+def extra(name: str) -> set[str]:
+    """The distributions that an extra asks for, the base ones and those of other extras included."""
+    found = {distribution(needed) for needed in PROJECT["dependencies"]}
+    for needed in PROJECT["optional-dependencies"][name]:
+        own = re.match(r"t2t-vit\[([\w,]+)\]", needed)
+        found |= set().union(*map(extra, own[1].split(","))) if own else {distribution(needed)}
+    return found
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(top-level module, whether it is imported with the file itself), less what is for type checkers only."""
+    tree = ast.parse(path.read_text())
+
+    def walk(node: ast.AST, at_once: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from ((alias.name.split(".")[0], at_once) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                yield (child.module or "").split(".")[0], at_once
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from walk(child, at_once and not inside)
+
+    yield from walk(tree, at_once=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [
+        ("torch", ("t2t_config", "t2t_common", "t2t_torch")),
+        ("jax", ("t2t_config", "t2t_common", "t2t_jax")),
+        ("parity", PACKAGES),
+    ],
+)
+def test_an_extra_asks_for_what_its_packages_import(name: str, packages: tuple[str, ...]):
+    asked, anywhere = extra(name), set().union(*map(extra, PROJECT["optional-dependencies"]))
+    for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
+        for module, at_once in imports(path):
+            if module in (*sys.stdlib_module_names, *PACKAGES):
+                continue
+            at_once = at_once and path.relative_to(ROOT).as_posix() not in LATE
+            found = {distribution(given) for given in NAMES.get(module, [module])}
+            assert found & (asked if at_once else anywhere), f"{path} imports {module}, which {name} does not ask for"
+
+
+def test_versions_agree():
+    version = PROJECT["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
