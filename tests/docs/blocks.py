@@ -12,12 +12,18 @@ from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
+import parity
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]\d+)?(?![\w.])")
 ROUNDING = 5e-6
 """Figures below are of float32's rounding or less, and differ between machines."""
+
+
+FIXTURES = {"parity": parity}
+"""The plugin's fixture has the functions of the package."""
 
 
 def page_name(path: Path) -> str:
@@ -38,7 +44,8 @@ def examples(path: Path) -> list[Example]:
             run(example)
             for name, value in list(example.namespace.items()):
                 if name.startswith("test_") and value is not before.get(name):  # as pytest would
-                    value(*(example.namespace[argument] for argument in inspect.signature(value).parameters))
+                    names = inspect.signature(value).parameters
+                    value(*(example.namespace.get(name, FIXTURES.get(name)) for name in names))
         example.namespace["PRINTED"] = printed.getvalue()
 
     def compare(example: Example) -> None:

@@ -27,7 +27,7 @@ MODEL = "t2t_vit_14"
 PROOFS = ("check", "convert", "train", "report", "selftest", "survey", "doctor")
 """The subcommands of parity."""
 
-OTHERS = {"pip", "pytest", "mkdocs"}
+OTHERS = {"build", "pip", "pytest", "mkdocs"}
 """Modules with command lines of their own."""
 
 
