@@ -80,7 +80,7 @@ def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, An
         seen = restore(pixels, how)
         sections = draw_image(inside, seen)
         guesses = best_classes(inside.logits, names, SAID) if options.checkpoint and names else []
-        says = [f"{100 * guess.probability:.2f} % {guess.name}" for guess in guesses]
+        says = [f"{guess.name}: {100 * guess.probability:.2f} %" for guess in guesses]
         pictures.append(Picture(path.name, seen, says, sections))
         title = f"{model.spec.name}, {path.name}" if path.name.isascii() else model.spec.name
         _write_sheets(folder, sections, title, f"{name}-")
@@ -135,5 +135,5 @@ def _write_sheets(folder: Path, sections: Sequence[Section], title: str, prefix:
     for section in sections:
         path = folder / f"{prefix}{section.name}.png"
         with replace_file(path) as temporary:
-            sheet(section, title).save(temporary, "PNG", optimize=True)
+            sheet(section, title).save(temporary, "PNG")
         print(path)

@@ -33,10 +33,8 @@ figcaption { font-size: .8rem; line-height: 1.3; padding-top: .15rem; white-spac
 img { display: block; width: 100%; height: auto; }
 .seen { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .seen figure { width: 224px; }
-.seen ol { margin: 0; padding-left: 1.3rem; }
+.seen ol { margin: .3rem 0; padding: 0; list-style: none; }
 .tiles { display: grid; gap: .6rem; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
-.tiles img { image-rendering: pixelated; }
-.smooth img { image-rendering: auto; }
 .legend { display: flex; gap: .5rem; align-items: center; color: var(--muted); font-size: .85rem; }
 .legend span:nth-child(2) { flex: none; width: 8rem; height: .8rem; }
 @media (max-width: 640px) { .tiles { grid-template-columns: repeat(var(--narrow), minmax(0, 1fr)); gap: .4rem; } }
@@ -69,7 +67,7 @@ def _picture(picture: Picture) -> str:
     says = "".join(f"<li>{escape(line)}</li>" for line in picture.says)
     seen = _figure(Tile(picture.seen, "what the model saw"), picture.name)
     sections = "".join(map(_section, picture.sections))
-    return f'<h2>{escape(picture.name)}</h2><div class="seen">{seen}{says and f"<ol>{says}</ol>"}</div>{sections}'
+    return f'<h2>{escape(picture.name)}</h2><div class="seen">{seen}{says and f"<div>The model says<ol>{says}</ol></div>"}</div>{sections}'
 
 
 def _section(section: Section) -> str:
@@ -99,5 +97,5 @@ def _figure(tile: Tile, name: str) -> str:
 
 def _data(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -20,7 +20,7 @@ from t2t_common.visualize.draw import (
 )
 from t2t_common.visualize.inside import Inside, liveliest_channels, position_similarity, rollout
 
-EACH = ("least", "most, in each map by itself")
+EACH = ("least", "most of each map")
 HEAT, FEATURES, POSITIONS = "inferno", "gray", "viridis"
 MAPS, CHANNELS, LEAST_HEADS, MOST_HEADS = 4, 6, 4, 8
 """In a row: maps on the image, feature maps, heads of a block at least and at most."""

@@ -23,7 +23,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 
 def sample(name: str = "flower.jpg") -> str:
     image = Image.new("RGB", (48, 32), "gray")
-    pictures = [Picture(name, image, ["70.00 % daisy", "1.00 % bee"], draw_image(inside(2), image))] * 2
+    pictures = [Picture(name, image, ["daisy: 70.00 %", "bee: 1.00 %"], draw_image(inside(2), image))] * 2
     return page("What t2t_vit_micro sees", ["Weights: w.pth"], pictures, [draw_positions(inside())])
 
 
@@ -34,7 +34,7 @@ def test_nothing_sticks_out_and_everything_is_legible(browser: Browser, width: i
     assert found["outside"] == []
     assert found["faint"] == []
     assert found["title"] == "What t2t_vit_micro sees"
-    for words in ("70.00 % daisy", "Weights: w.pth", "Attention rollout", "distillation token", "The model"):
+    for words in ("daisy: 70.00 %", "Weights: w.pth", "Attention rollout", "distillation token", "The model"):
         assert words in found["text"]
 
 

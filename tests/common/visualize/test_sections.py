@@ -36,6 +36,19 @@ def test_captions_tell_the_shares():
     assert rollout.groups[0].tiles[0].caption == "blocks.3\n0.5 to 10 %"
 
 
+def test_heads_show_where_the_class_token_looks():
+    weights = np.full((2, 7, 7), 0.1)
+    weights[0, 0, 1 + 2], weights[1, 0, 1 + 3] = 0.4, 0.4  # row 0, column 2; row 1, column 0
+    weights[:, 1:, 1 + 1] = 0.9
+    _, _, heads, _ = draw_image(inside(attention={"blocks.0": weights}), IMAGE)
+    for tile, (row, column) in zip(heads.groups[0].tiles, ((0, 2), (1, 0)), strict=True):
+        width, height = tile.image.size
+        brightness = np.asarray(tile.image.convert("L"), int)
+        token = brightness[row * height // 2 : (row + 1) * height // 2, column * width // 3 : (column + 1) * width // 3]
+        assert np.median(token) > 240
+        assert (brightness > 100).sum() < 1.1 * token.size
+
+
 def test_distilled_models_have_maps_of_both_tokens():
     rollout, attention, *_ = draw_image(inside(2), IMAGE)
     for section in (rollout, attention):
