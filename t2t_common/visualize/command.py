@@ -19,7 +19,7 @@ from t2t_common.options import WeightsOptions
 from t2t_common.predictions import best_classes
 from t2t_common.preprocess import Preprocess, evaluation_image
 from t2t_common.visualize.draw import Section, sheet
-from t2t_common.visualize.inside import Inside
+from t2t_common.visualize.inside import Inside, covered_size
 from t2t_common.visualize.page import Picture, page
 from t2t_common.visualize.sections import draw_image, draw_positions, left_out
 from t2t_config.class_names import class_names
@@ -71,13 +71,14 @@ def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, An
     paths = find_images(options.images or (sample_image(),))
     names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names"))
     folder = ensure_writable(options.out)
+    height, width = covered_size(model)
     pictures: list[Picture] = []
     for path, name in zip(paths, distinct_names(paths), strict=True):
         pixels = evaluation_image(open_image(path), how)
         inside = look(pixels)
         if not inside.is_finite:
             raise ValueError(f"{path} becomes numbers that are not finite in this model: check its weights")
-        seen = restore(pixels, how)
+        seen = restore(pixels, how).crop((0, 0, width, height))
         sections = draw_image(inside, seen)
         guesses = best_classes(inside.logits, names, SAID) if options.checkpoint and names else []
         says = [f"{guess.name}: {100 * guess.probability:.2f} %" for guess in guesses]

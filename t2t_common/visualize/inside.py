@@ -63,6 +63,19 @@ def stage_grids(model: Any) -> dict[str, tuple[int, int]]:
     return dict(zip(names, module.grids, strict=True))
 
 
+def covered_size(model: Any) -> tuple[int, int]:
+    """Height and width of the part of the image, from its upper left corner, that the model's tokens stand for.
+
+    Whole patches: ViT drops what is left of a size that its patches do not divide.
+    """
+    if not hasattr(model, "patch_embed"):
+        return model.img_size
+    rows, columns = (
+        tokens * patch for tokens, patch in zip(model.grid_size, model.patch_embed.proj.kernel_size, strict=True)
+    )
+    return rows, columns
+
+
 def rollout(attention: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Attention rollout (Abnar and Zuidema, arXiv 2005.00928, section 3): block -> (N, M) in float64.
 

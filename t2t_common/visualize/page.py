@@ -64,10 +64,11 @@ def page(title: str, facts: Sequence[str], pictures: Sequence[Picture], of_model
 
 
 def _picture(picture: Picture) -> str:
-    says = "".join(f"<li>{escape(line)}</li>" for line in picture.says)
+    lines = "".join(f"<li>{escape(line)}</li>" for line in picture.says)
+    says = f"<div>The model says<ol>{lines}</ol></div>" if lines else ""
     seen = _figure(Tile(picture.seen, "what the model saw"), picture.name)
     sections = "".join(map(_section, picture.sections))
-    return f'<h2>{escape(picture.name)}</h2><div class="seen">{seen}{says and f"<div>The model says<ol>{says}</ol></div>"}</div>{sections}'
+    return f'<h2>{escape(picture.name)}</h2><div class="seen">{seen}{says}</div>{sections}'
 
 
 def _section(section: Section) -> str:

@@ -11,14 +11,19 @@ import pytest
 from flax import nnx
 
 import t2t_jax
+from t2t_common.visualize.inside import covered_size
 from t2t_jax.visualize import attention_weights, make_look
 from tests.families import FAMILIES
-from tests.jax.helpers import normal
+from tests.jax.helpers import abstract, normal
 
 
 def made(kind: str, **more: Any) -> Any:
+    """With random weights, drawn by numpy: operation by operation JAX draws slowly."""
     name, arguments = FAMILIES[kind]
-    return t2t_jax.create_model(name, **arguments, **more)
+    graphdef, state = nnx.split(abstract(lambda: t2t_jax.create_model(name, **arguments, **more)))
+    draw = np.random.RandomState(0)
+    fill = lambda x: jnp.asarray(0.1 * draw.standard_normal(x.shape), x.dtype)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(fill, state))
 
 
 def image(seed: int = 1) -> np.ndarray:
@@ -71,6 +76,12 @@ def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
 @pytest.mark.usefixtures("uncompiled")
 def test_dense_models_have_attention_in_some_of_their_blocks_only():
     assert list(make_look(made("dense"))(image()).attention) == ["blocks.0", "blocks.2", "blocks.4", "blocks.6"]
+
+
+def test_tokens_stand_for_whole_patches():
+    small = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    for name, size in (("vit_base_patch16_224", (32, 48)), ("t2t_vit_14", (40, 50))):
+        assert covered_size(abstract(lambda name=name: t2t_jax.create_model(name, img_size=(40, 50), **small))) == size
 
 
 def test_every_image_is_looked_at_anew_and_the_model_stays_as_it_was():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import t2t_torch
+from t2t_common.visualize.inside import covered_size
 from t2t_torch.visualize import attention_weights, make_look
 from tests.families import FAMILIES
 
@@ -63,6 +64,12 @@ def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
 
 def test_dense_models_have_attention_in_some_of_their_blocks_only():
     assert list(make_look(made("dense"))(image()).attention) == ["blocks.0", "blocks.2", "blocks.4", "blocks.6"]
+
+
+def test_tokens_stand_for_whole_patches():
+    small = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    for name, size in (("vit_base_patch16_224", (32, 48)), ("t2t_vit_14", (40, 50))):
+        assert covered_size(t2t_torch.create_model(name, img_size=(40, 50), **small)) == size
 
 
 def test_every_image_is_looked_at_anew_and_no_hook_stays():
