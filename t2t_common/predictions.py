@@ -75,15 +75,17 @@ def predict(
         with status(f"{start} of {len(paths)} images"):
             for image, path in zip(images, chosen, strict=False):
                 image[...] = evaluation_image(open_image(path), how)
-            probabilities = _softmax(forward(images)[: len(chosen)])
-        for path, row in zip(chosen, probabilities, strict=True):
-            best = np.argsort(-row, kind="stable")[:top]
-            yield Prediction(path, [Guess(int(i), names[i], float(row[i])) for i in best])
+            found = forward(images)[: len(chosen)]
+        for path, logits in zip(chosen, found, strict=True):
+            yield Prediction(path, best_classes(logits, names, top))
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+def best_classes(logits: np.ndarray, names: Sequence[str], top: int) -> list[Guess]:
+    """The `top` classes by the logits (num_classes,) of one image, best first."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return [Guess(int(i), names[i], float(probabilities[i])) for i in best]
 
 
 def show_predictions(

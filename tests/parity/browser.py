@@ -62,6 +62,7 @@ window.onload = () => {
     outside: visible.filter(e => !e.closest(".scroll > *, .hover") && beyond(e)).map(name),
     faint: written.filter(e => contrast(e) < 4.5).map(e => `${name(e)} ${contrast(e).toFixed(2)}`),
     captions: [...page.querySelectorAll("table")].map(t => t.caption?.textContent ?? ""),
+    images: [...page.images].map(i => ({alt: i.alt, loaded: i.complete && i.naturalWidth > 0, width: i.width})),
     pictures: [...page.querySelectorAll("svg[role=img]")].map(s => s.getAttribute("aria-label") ?? ""),
     open: [...page.querySelectorAll(".tree details[open] > summary .name")].map(e => e.title),
     seen: of(".tree .row:not(.head) .name").map(e => e.title),

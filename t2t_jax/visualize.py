@@ -1,0 +1,99 @@
+"""python -m t2t_jax.visualize [IMAGE...] --checkpoint PATH [--model NAME]
+
+Pictures of what a model sees in images (files, or folders of them): attention rollout, attention of every block and
+head, feature maps after the soft splits, similarity of the positions; PNG files and one page, index.html, in --out.
+The checkpoint is a run's folder, a checkpoint folder, or a .pth, .pth.tar or .safetensors file; --model alone takes
+fresh weights, whose attention means nothing. Without IMAGE, a photograph of scikit-learn.
+
+Twin: t2t_torch/visualize.py. Shapes: B batch, N M tokens, P prefix tokens, C channels, H heads, D channels per head.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from t2t_common import cli
+from t2t_common.visualize import Inside, VisualizeOptions, stage_grids, visualize
+from t2t_jax.evaluate import load_for_evaluation
+from t2t_jax.registry import create_model
+from t2t_jax.stacked import unstack_blocks
+from t2t_jax.t2t_vit_ghost import AttentionGhost
+from t2t_jax.wide import wide_einsum
+
+
+class Watched(nnx.Module):
+    """`module`, which it calls in evaluation; `note(module, input, output)` is sown as "seen"."""
+
+    def __init__(self, module: Any, note: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> None:
+        self.module, self.note = module, note
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        output = self.module(x)
+        self.sow(nnx.Intermediate, "seen", self.note(self.module, x, output))
+        return output
+
+
+def attention_weights(attn: Any, x: jax.Array) -> jax.Array:
+    """softmax(q k^T * scale) of a backbone's attention layer: its input (B, N, C) -> (B, H, N, M)."""
+    if isinstance(attn, AttentionGhost):
+        q, k = attn.q(x), attn.k(x)
+        q, k = attn._heads(q, attn.cheap_operation_q(q)), attn._heads(k, attn.cheap_operation_k(k))
+    else:
+        qkv = attn.qkv(x).reshape(*x.shape[:2], 3, attn.num_heads, -1)
+        q, k = qkv[:, :, 0], qkv[:, :, 1]
+    return jax.nn.softmax(wide_einsum("bnhd,bmhd->bhnm", q, k) * attn.scale, axis=-1)
+
+
+def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
+    """What `model` (in evaluation mode) computes of an image (H, W, C) prepared as for prediction; compiled once."""
+    stages = stage_grids(model)
+    watched = unstack_blocks(nnx.clone(model))
+    for name in stages:
+        layer = getattr(watched.tokens_to_token, name)
+        setattr(watched.tokens_to_token, name, Watched(layer, lambda layer, x, output: output))
+    blocks = {f"blocks.{i}": block for i, block in enumerate(watched.blocks) if hasattr(block, "attn")}
+    for block in blocks.values():
+        block.attn = Watched(block.attn, lambda attn, x, output: attention_weights(attn, x))
+    graphdef, state = nnx.split(watched)
+
+    @jax.jit
+    def run(state: nnx.State, images_BxHxWxC: jax.Array) -> tuple[jax.Array, nnx.State]:
+        return nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)(images_BxHxWxC)
+
+    def look(image_HxWxC: np.ndarray) -> Inside:
+        with jax.default_matmul_precision("highest"):
+            logits, seen = jax.device_get(run(state, image_HxWxC[None]))
+        found = {".".join(map(str, path)): sown.get_value()[0][0] for path, sown in nnx.to_flat_state(seen)}
+        return Inside(
+            attention={name: found[f"{name}.attn.seen"] for name in blocks},
+            stages={name: found[f"tokens_to_token.{name}.seen"].reshape(*grid, -1) for name, grid in stages.items()},
+            positions=np.asarray(model.pos_embed[...][0]),
+            grid=model.grid_size,
+            num_prefix_tokens=model.num_prefix_tokens,
+            logits=logits[0],
+        )
+
+    return look
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    description = (__doc__ or "").partition("\n\nTwin")[0]
+    options = cli.parse(VisualizeOptions, args, prog="python -m t2t_jax.visualize", description=description)
+    if options.checkpoint is not None:
+        model, how, saved = load_for_evaluation(options)
+    else:
+        arguments, how = options.fresh()
+        model, saved = create_model(**arguments), {}
+    visualize(options, how, saved, model, make_look(model))
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

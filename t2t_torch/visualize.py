@@ -1,0 +1,102 @@
+"""python -m t2t_torch.visualize [IMAGE...] --checkpoint PATH [--model NAME]
+
+Pictures of what a model sees in images (files, or folders of them): attention rollout, attention of every block and
+head, feature maps after the soft splits, similarity of the positions; PNG files and one page, index.html, in --out.
+The checkpoint is a .pth, .pth.tar or .safetensors file; --model alone takes fresh weights, whose attention means
+nothing. Without IMAGE, a photograph of scikit-learn.
+
+Twin: t2t_jax/visualize.py. Shapes: B batch, N M tokens, C channels, H heads or height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from t2t_common import cli
+from t2t_common.visualize import Inside, VisualizeOptions, stage_grids, visualize
+from t2t_torch.evaluate import load_for_evaluation
+from t2t_torch.registry import create_model
+from t2t_torch.t2t_vit_ghost import AttentionGhost
+
+
+def attention_weights(attn: Any, x: Tensor) -> Tensor:
+    """softmax(q k^T * scale) of a backbone's attention layer: its input (B, N, C) -> (B, H, N, M)."""
+    if isinstance(attn, AttentionGhost):
+        q, k = attn.q(x), attn.k(x)
+        q, k = attn._heads(q, attn.cheap_operation_q(q)), attn._heads(k, attn.cheap_operation_k(k))
+    else:
+        q, k, _ = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return ((q @ k.transpose(-2, -1)) * attn.scale).softmax(dim=-1)
+
+
+@contextlib.contextmanager
+def watching(
+    modules: dict[str, nn.Module], note: Callable[[nn.Module, Tensor, Tensor], Tensor]
+) -> Iterator[dict[str, np.ndarray]]:
+    """While open, every call of one of `modules` leaves note(module, input, output) of its first image here."""
+    found: dict[str, np.ndarray] = {}
+    handles = []
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = note(module, args[0], output)[0].numpy()
+
+        return hook
+
+    try:
+        handles += [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
+    """What `model` (in evaluation mode, on the CPU) computes of an image (H, W, C) prepared as for prediction."""
+    stages = stage_grids(model)
+    layers = {name: getattr(model.tokens_to_token, name) for name in stages}
+    attns = {f"blocks.{i}": block.attn for i, block in enumerate(model.blocks) if hasattr(block, "attn")}
+
+    @torch.no_grad()
+    def look(image_HxWxC: np.ndarray) -> Inside:
+        images = torch.from_numpy(image_HxWxC)[None].permute(0, 3, 1, 2).contiguous()
+        with (
+            watching(layers, lambda layer, x, output: output if output.ndim == 3 else output.movedim(1, -1)) as tokens,
+            watching(attns, lambda attn, x, output: attention_weights(attn, x)) as attention,
+        ):
+            logits = model(images)
+        return Inside(
+            attention=attention,
+            stages={name: tokens[name].reshape(*grid, -1) for name, grid in stages.items()},
+            positions=model.pos_embed[0].numpy(),
+            grid=model.grid_size,
+            num_prefix_tokens=model.num_prefix_tokens,
+            logits=logits[0].numpy(),
+        )
+
+    return look
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    description = (__doc__ or "").partition("\n\nTwin")[0]
+    options = cli.parse(VisualizeOptions, args, prog="python -m t2t_torch.visualize", description=description)
+    if options.checkpoint is not None:
+        model, how, saved = load_for_evaluation(options)
+    else:
+        arguments, how = options.fresh()
+        torch.manual_seed(0)
+        model, saved = create_model(**arguments).eval(), {}
+    visualize(options, how, saved, model, make_look(model))
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
