@@ -7,7 +7,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
 from t2t_common.curves import HEIGHT, LEFT, MOST_POINTS, TOP, WIDTH, draw, panels, ticks, write_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
