@@ -74,7 +74,7 @@ class RunPage:
             smoothing=self._record.recipe.get("label_smoothing", 0.0),
         )
         self._record.samples = {"step": step, "images": images}
-        self._write_if_due()
+        self._write()  # once in a run, which may be killed at any time
 
     def show_confusion(self, confusion_NxN: np.ndarray, *, step: int) -> None:
         """Images by class (row) and first guess (column), of the evaluation after `step`."""

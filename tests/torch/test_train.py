@@ -29,6 +29,7 @@ from t2t_config import Recipe, epoch_lr
 from t2t_torch import create_model, load_checkpoint, read_state_dict
 from t2t_torch import evaluate as evaluation
 from t2t_torch import train as training
+from t2t_torch.precision import Computing
 from t2t_torch.train import prepare, train
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 from tests.small_data import VAL_IMAGES
@@ -159,10 +160,15 @@ def test_a_killed_run_continues_bit_for_bit(finished: tuple[Path, Accuracy], rec
     continue_and_compare(recipe, tmp_path, finished)
 
 
-def test_the_images_of_the_page_are_those_that_the_step_sees(recipe: Recipe):
+def test_the_images_of_the_page_are_those_that_the_step_sees(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
     mixing = {"mixup": 0.8, "cutmix": 1.0, "mixup_mode": "elem", "re_prob": 0.5, "batch_size": 16}
-    run, seen = prepare(dataclasses.replace(recipe, **mixing)), []
-    run.state.model.register_forward_pre_hook(lambda model, args: seen.append(args[0].permute(0, 2, 3, 1)))
+    run, seen, compute = prepare(dataclasses.replace(recipe, **mixing)), [], Computing.forward
+
+    def forward(self: Computing, images: torch.Tensor, **options: Any) -> Any:
+        seen.append(images.permute(0, 2, 3, 1))
+        return compute(self, images, **options)
+
+    monkeypatch.setattr(Computing, "forward", forward)
     for step in range(2):
         batch = next(run.iterator)
         sample = run.sample(run.state, batch)

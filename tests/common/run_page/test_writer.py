@@ -136,7 +136,6 @@ def test_the_images_are_those_of_the_batch(tmp_path: Path):
     page = begin(tmp_path, clock=Clock())
     images, targets = np.zeros((40, 8, 8, 3)), np.tile([0.9 * 0.9 + 0.1 / 3, 0.9 * 0.1 + 0.1 / 3, 0.1 / 3], (40, 1))
     page.show_samples(images, targets, step=1)
-    page.close(None)
     assert text(tmp_path).count("data:image/png;base64,") == 12
     assert "wren 90%" in text(tmp_path)
     assert "robin &lt;b&gt; 10%" in text(tmp_path)
