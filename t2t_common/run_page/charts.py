@@ -6,6 +6,7 @@ Horizontal positions are per cent and vertical ones pixels, so that a chart fill
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,7 @@ class Chart:
     def _level(self, value: float) -> float:
         return math.log10(value) if self.scale == "log" else value
 
-    @property
+    @functools.cached_property
     def _limits(self) -> tuple[float, float]:
         """What is at the bottom and at the top, with some air."""
         levels = [self._level(value) for line in self.lines for _, value in line.points]
