@@ -59,14 +59,18 @@ class Record:
 
     @classmethod
     def read(cls, workdir: Path) -> Record | None:
-        """What `workdir` holds; None where there is no such file, as in workdirs of old."""
+        """What `workdir` holds; None where there is no such file, as in workdirs of old, or one that makes no sense: no
+        run is to fail for it."""
         path = workdir / RECORD_FILE
         if not path.is_file():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in dataclasses.fields(cls)}
-        record = cls(**{name: value for name, value in found.items() if name in known})
-        record.starts = [Start(**start) for start in found.get("starts", [])]
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            record = cls(**{name: value for name, value in found.items() if name in known})
+            record.starts = [Start(**start) for start in found.get("starts", [])]
+        except (ValueError, TypeError, AttributeError):
+            return None
         return record
 
     def save(self, workdir: Path) -> None:

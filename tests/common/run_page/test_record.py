@@ -26,6 +26,12 @@ def test_fields_of_other_versions_are_no_hindrance(tmp_path: Path):
     assert Record.read(tmp_path) == Record(status="stopped")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"starts": [{"unheard_of": 1}]}'])
+def test_a_file_that_makes_no_sense_is_as_none(tmp_path: Path, text: str):
+    (tmp_path / RECORD_FILE).write_text(text)
+    assert Record.read(tmp_path) is None
+
+
 def test_a_run_that_is_taken_up_forgets_what_came_later():
     run = record(step=80, message="stopped", status="stopped")
     start = run.begin(60, "a device")
