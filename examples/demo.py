@@ -66,7 +66,7 @@ def main(folder: Path) -> int:
     (folder / "parity.json").write_text(report.to_json(), encoding="utf-8")
 
     console.rule("Where everything lies")
-    console.print(f"{workdir}  checkpoints, metrics.jsonl and curves.svg\n{weights}  the weights for PyTorch")
+    console.print(f"{workdir}  checkpoints, metrics.jsonl, report.html\n{weights}  the weights for PyTorch")
     console.print(f"{folder / 'parity.json'}  every measurement")
     return 0 if report.passed and agree == len(in_torch) else 1
 

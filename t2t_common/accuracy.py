@@ -73,21 +73,27 @@ def count(
     total = np.zeros(3, np.int64)
     for batch in batches:
         logits, labels = predict(forward, arrays, [batch])
+        guesses_Bx5 = best_guesses(logits, 5)
+        hits_Bx5 = guesses_Bx5 == labels[:, None]
         if confusion is not None:
-            np.add.at(confusion, (labels, first_guess(logits)), 1)
-        total += [len(labels), count_top_k(logits, labels, 1), count_top_k(logits, labels, 5)]
+            np.add.at(confusion, (labels, guesses_Bx5[:, 0]), 1)
+        total += [len(labels), np.sum(hits_Bx5[:, 0]), np.sum(hits_Bx5)]
     return total
 
 
-def count_top_k(logits_BxN: np.ndarray, labels_B: np.ndarray, k: int) -> int:
-    """How many labels are among the `k` largest logits; of equal logits the lower class counts as larger.
+def best_guesses(logits_BxN: np.ndarray, k: int) -> np.ndarray:
+    """The classes (B, k) of the `k` largest logits, the largest first; of equal logits the lower class counts as more.
 
     With fewer than `k` classes, all of them.
     """
-    order_BxN = np.argsort(-logits_BxN, axis=-1, kind="stable")
-    return int(np.sum(order_BxN[:, :k] == labels_B[:, None]))
+    return np.argsort(-logits_BxN, axis=-1, kind="stable")[:, :k]
+
+
+def count_top_k(logits_BxN: np.ndarray, labels_B: np.ndarray, k: int) -> int:
+    """How many labels are among the `k` best guesses."""
+    return int(np.sum(best_guesses(logits_BxN, k) == labels_B[:, None]))
 
 
 def first_guess(logits_BxN: np.ndarray) -> np.ndarray:
-    """The class (B,) with the largest logit, by the rule of `count_top_k`."""
-    return np.argsort(-logits_BxN, axis=-1, kind="stable")[:, 0]
+    """The class (B,) with the largest logit."""
+    return best_guesses(logits_BxN, 1)[:, 0]

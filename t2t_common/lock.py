@@ -38,3 +38,15 @@ def locked(workdir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} of {os.uname().nodename}\n")
         file.flush()
         yield
+
+
+def is_locked(workdir: Path) -> bool:
+    """Whether a process holds `workdir`."""
+    try:
+        with (workdir / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file: no run was ever here
+        return False

@@ -46,8 +46,9 @@ def class_report(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[ClassA
     """
     found = []
     for index, row in enumerate(confusion_NxN):
-        order = [int(other) for other in np.argsort(-row, kind="stable") if other != index and row[other]]
-        mistaken = tuple(Mistaken(other, names[other], int(row[other])) for other in order)
+        others = np.flatnonzero(row)
+        order = others[np.argsort(-row[others], kind="stable")].tolist()
+        mistaken = tuple(Mistaken(other, names[other], int(row[other])) for other in order if other != index)
         found.append(ClassAccuracy(index, names[index], int(row.sum()), int(row[index]), mistaken))
     return sorted(found, key=lambda one: (one.accuracy is None, one.accuracy, -one.images, one.index))
 

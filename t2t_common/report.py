@@ -19,30 +19,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
-from t2t_common.curves import write_curves
+from t2t_common.diverged import TrainingDivergedError
 from t2t_common.meter import Meter
+from t2t_common.run_page import RunPage
 from t2t_common.terminal import make_console
 from t2t_common.watch import Watch
 from t2t_common.writers import METRICS_FILE, Writer, open_writers
 
 __all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss or the gradient is no longer finite.
-
-    Attributes:
-        step: the first such step, from 1.
-    """
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
 
 
 class _Bar(Progress):
@@ -74,6 +64,7 @@ class Reporter:
         peak: float | None = None,
         config: Mapping[str, Any] | None = None,
         watch: Watch | None = None,
+        devices: str = "",
         leads: bool = True,
     ) -> None:
         """
@@ -85,12 +76,13 @@ class Reporter:
             log_every: steps between two lines.
             flops_per_image: in training.
             peak: of all devices together, in FLOP/s; without it there is no MFU.
-            config: what is run; goes to Weights & Biases.
+            config: what is run; goes to Weights & Biases and into the run's page.
             watch: what else is asked for.
+            devices: that it runs on, in words.
             leads: whether this is the first of the processes.
         """
         watch = watch or Watch()
-        self._workdir, self._log_every = workdir, log_every
+        self._log_every = log_every
         self._pending: collections.deque[tuple[int, Mapping[str, Any], dict[str, Any]]] = collections.deque()
         self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
         self._console = make_console(highlight=False, soft_wrap=True, quiet=not leads)
@@ -100,8 +92,19 @@ class Reporter:
         self._task = self._bar.add_task("steps", total=last_step, completed=first_step)
         self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak=peak)
         self._writers: list[Writer] = []
+        self._page: RunPage | None = None
         if leads:
             self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {})
+            self._page = RunPage(
+                workdir,
+                first_step=first_step,
+                last_step=last_step,
+                batch_size=batch_size,
+                config=config or {},
+                devices=devices,
+                say=self.say,
+            )
+            self._writers.append(self._page)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -112,7 +115,7 @@ class Reporter:
     ) -> None:
         self._bar.stop()
         for writer in self._writers:
-            writer.close(failed=error is not None)
+            writer.close(error)
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
         """Around what fetches the next batch, so that the wait for it is measured."""
@@ -150,10 +153,16 @@ class Reporter:
         """One line in the terminal."""
         self._console.print(text)
 
-    def draw(self, *, title: str, steps_per_epoch: int) -> None:
-        """Draws loss and accuracy so far into `curves.svg`."""
-        if self._writers:
-            write_curves(self._workdir, title=title, steps_per_epoch=steps_per_epoch)
+    def show_samples(self, batch: Mapping[str, Any], *, step: int) -> None:
+        """Puts images of the batch of `step`, as the step saw them, into the run's page: {"image": (B, H, W, C),
+        "label": (B,) or (B, num_classes)}."""
+        if self._page is not None:
+            self._page.show_samples(np.asarray(batch["image"]), np.asarray(batch["label"]), step=step)
+
+    def show_confusion(self, confusion_NxN: np.ndarray, *, step: int) -> None:
+        """Puts what classes were taken for after `step` (row: class, column: first guess) into the run's page."""
+        if self._page is not None:
+            self._page.show_confusion(confusion_NxN, step=step)
 
     def fetch(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """The metrics of a step as numbers; waits for the device."""

@@ -19,8 +19,8 @@ class Writer(Protocol):
     def write(self, values: Mapping[str, Any]) -> None:
         """Takes the figures of one moment; "step" is among them."""
 
-    def close(self, *, failed: bool) -> None:
-        """The run is over."""
+    def close(self, error: BaseException | None) -> None:
+        """The run is over; `error` ended it, or nothing did but its last step."""
 
 
 def require(service: Service) -> Any:
@@ -59,7 +59,7 @@ class JsonLines:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
-    def close(self, *, failed: bool) -> None:
+    def close(self, error: BaseException | None) -> None:
         self._file.close()
 
 
@@ -76,7 +76,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, values["step"])
         self._writer.flush()
 
-    def close(self, *, failed: bool) -> None:
+    def close(self, error: BaseException | None) -> None:
         self._writer.close()
 
 
@@ -101,8 +101,8 @@ class Wandb:
     def write(self, values: Mapping[str, Any]) -> None:
         self._run.log({"step": values["step"], **_figures(values)})
 
-    def close(self, *, failed: bool) -> None:
-        self._run.finish(exit_code=1 if failed else 0)
+    def close(self, error: BaseException | None) -> None:
+        self._run.finish(exit_code=0 if error is None else 1)
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:

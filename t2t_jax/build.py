@@ -10,18 +10,20 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
 from t2t_config.shapes import soft_split_grids, to_pair
-from t2t_jax.mesh import AnyMesh, check_batch
+from t2t_jax.mesh import AnyMesh, check_batch, gather, split_batch
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import recipe_optimizer
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.registry import create_model
 from t2t_jax.state import Arrays
-from t2t_jax.step import Batch, TrainState, make_train_step
+from t2t_jax.step import Batch, TrainState, make_augment, make_train_step, step_key
 from t2t_jax.token_labeling import TokenLabeling
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Sample = Callable[[TrainState, Batch], Batch]
 
 
 def check_recipe(recipe: Recipe, mesh: AnyMesh) -> None:
@@ -60,13 +62,28 @@ def build_step(
         label_smoothing=recipe.label_smoothing,
         ema_decay=recipe.ema_decay,
         mixup=build_mixup(recipe),
-        random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
+        random_erasing=build_random_erasing(recipe),
         token_labeling=build_token_labeling(recipe),
         grad_accum_steps=recipe.grad_accum_steps,
         remat=recipe.remat,
         mesh=mesh if mesh.size > 1 else None,
     )
     return tx, step
+
+
+def build_sample(recipe: Recipe, *, mesh: AnyMesh) -> Sample:
+    """(state, batch) -> the first images of a batch as the next step will see them, and their labels or targets.
+
+    Every process has to call it, and gets the same images.
+    """
+    augment, devices = make_augment(build_mixup(recipe), build_random_erasing(recipe)), mesh if mesh.size > 1 else None
+
+    @jax.jit
+    def sample(batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
+        seen = augment(split_batch(batch, devices), step_key(key, step))
+        return gather({name: seen[name][:COUNT] for name in ("image", "label")}, devices)
+
+    return lambda state, batch: sample(batch, state.key, state.step)
 
 
 def build_model(recipe: Recipe) -> Any:
@@ -98,6 +115,11 @@ def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
         label_smoothing=recipe.label_smoothing,
         group=recipe.mixup_group,
     )
+
+
+def build_random_erasing(recipe: Recipe) -> RandomErasing | None:
+    """Random erasing of `recipe`; None without."""
+    return RandomErasing(recipe.re_prob) if recipe.re_prob else None
 
 
 def build_mixup(recipe: Recipe) -> Mixup | None:

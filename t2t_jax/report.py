@@ -18,14 +18,15 @@ __all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
 
 
 class Reporter(report.Reporter):
-    """Arguments as of its base, which this one asks JAX for: `peak` and `leads`."""
+    """Arguments as of its base, which this one asks JAX for: `peak`, `devices` and `leads`."""
 
     def __init__(self, workdir: Path, *, first_step: int, watch: Watch | None = None, **options: Any) -> None:
         watch = watch or Watch()
         devices = jax.devices()
         peak = run_peak(devices[0].device_kind, len(devices), watch.peak_tflops)
         leads = jax.process_index() == 0
-        super().__init__(workdir, first_step=first_step, watch=watch, peak=peak, leads=leads, **options)
+        named = f"{len(devices)} × {devices[0].device_kind}"
+        super().__init__(workdir, first_step=first_step, watch=watch, peak=peak, devices=named, leads=leads, **options)
         self._trace = Trace(workdir, first_step=first_step) if watch.profile else None
 
     def __exit__(

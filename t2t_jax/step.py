@@ -69,6 +69,29 @@ def init_state(
     )
 
 
+Augment = Callable[[Batch, jax.Array], Batch]
+
+
+def make_augment(mixup: Mixup | None, random_erasing: RandomErasing | None) -> Augment:
+    """What a step does with a batch before the model sees it: (batch, key of the step) -> batch; None leaves out."""
+
+    def augment(batch: Batch, key: jax.Array) -> Batch:
+        mixup_key, erasing_key = jax.random.split(jax.random.fold_in(key, AUGMENTATION))
+        images, labels = batch["image"], batch["label"]
+        if mixup is not None:
+            images, labels = mixup(images, labels, mixup_key)
+        if random_erasing is not None:
+            images = random_erasing(images, erasing_key)
+        return {**batch, "image": images, "label": labels}
+
+    return augment
+
+
+def step_key(key: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of the step after `step`, from the raw key of the state."""
+    return jax.random.fold_in(jax.random.wrap_key_data(key), step)
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     tx: optax.GradientTransformation,
@@ -102,14 +125,7 @@ def make_train_step(
         mesh: devices that state and batch are split over (see mesh.py); None for one device.
     """
 
-    def augmented(batch: Batch, key: jax.Array) -> Batch:
-        mixup_key, erasing_key = jax.random.split(jax.random.fold_in(key, AUGMENTATION))
-        images, labels = batch["image"], batch["label"]
-        if mixup is not None:
-            images, labels = mixup(images, labels, mixup_key)
-        if random_erasing is not None:
-            images = random_erasing(images, erasing_key)
-        return {**batch, "image": images, "label": labels}
+    augment = make_augment(mixup, random_erasing)
 
     def loss_fn(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> jax.Array:
         model = merge_model(graphdef, {**params, **buffers})
@@ -141,8 +157,8 @@ def make_train_step(
         return jax.tree.map(lambda x: x / grad_accum_steps, total)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        batch = split_batch(augmented(split_batch(batch, mesh), key), mesh)
+        key = step_key(state.key, state.step)
+        batch = split_batch(augment(split_batch(batch, mesh), key), mesh)
         params, buffers = gather((state.params, state.buffers), mesh)
         loss, grads = value_and_grad(params, buffers, batch, key)
         grads = scatter(grads, mesh)

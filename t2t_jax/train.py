@@ -1,8 +1,8 @@
 """python -m t2t_jax.train RECIPE [--data DIR] [--init-from CHECKPOINT] [--workdir DIR] [any field]
 
-Trains a model. The run lives in its workdir: checkpoints/, metrics.jsonl, curves.svg. The same command again continues
-from the last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after its current
-step and ends with exit code 0.
+Trains a model. The run lives in its workdir: checkpoints/, metrics.jsonl, report.html to look at. The same command
+again continues from the last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after
+its current step and ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tyro
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy
+from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
@@ -30,7 +31,7 @@ from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_change
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
-from t2t_jax.build import TrainStep, build_model, build_step, check_recipe
+from t2t_jax.build import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
 from t2t_jax.checkpoint import init_weights
 from t2t_jax.data import (
     Preprocess,
@@ -48,7 +49,7 @@ from t2t_jax.interrupt import Interruption
 from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
 from t2t_jax.report import Reporter, TrainingDivergedError
-from t2t_jax.state import Arrays, split_model
+from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
 from t2t_jax.watch import Watch
@@ -65,7 +66,9 @@ class Run:
     iterator: TrainIterator
     state: TrainState
     train_step: TrainStep
-    evaluate: Callable[[Arrays], Accuracy]
+    sample: Sample
+    evaluate: Callable[..., Accuracy]
+    """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
 
     @property
@@ -122,10 +125,12 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
         iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
         state=put_tree(state, devices),
         train_step=train_step,
-        evaluate=lambda arrays: accuracy(
+        sample=build_sample(recipe, mesh=devices),
+        evaluate=lambda arrays, confusion=None: accuracy(
             forward,
             arrays,
             eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads, **processes),
+            confusion=confusion,
         ),
         started_from=started_from,
     )
@@ -161,7 +166,6 @@ def train(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
         first_step = resume(run, checkpoints, workdir)
-        stack.enter_context(explained(recipe, checkpoints, workdir, init_from, mesh))
         reporter = stack.enter_context(
             Reporter(
                 workdir,
@@ -180,6 +184,7 @@ def train(
                 watch=watch,
             )
         )
+        stack.enter_context(explained(recipe, checkpoints, workdir, init_from, mesh))
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
         saving = Saving(run, reporter, checkpoints, interruption)
@@ -190,11 +195,10 @@ def train(
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
             train_epoch(run, epoch, reporter, saving, first_step)
             is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
-            result = run.evaluate(run.state.best) if is_due else None
-            if result is not None:
-                report_accuracy(run, epoch, result, reporter)
+            result = evaluate_and_report(run, epoch, reporter) if is_due else None
             saving.after_epoch(epoch, result)
         report_corrupt(run, last_step, reporter)
+        checkpoints.wait()  # before the run's page says that it is finished
     return run.evaluate(run.state.best) if result is None else result
 
 
@@ -207,6 +211,8 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
     for step in range(first, last + 1):
         with reporter.waiting():
             batch = next(run.iterator)
+        if step == 1:
+            reporter.show_samples(run.sample(run.state, batch), step=step)
         run.state, metrics = run.train_step(run.state, batch)
         reporter.step(step, metrics, lr=lr, epoch=epoch)
         if step < last:
@@ -243,13 +249,17 @@ def explained(
         raise TrainingDivergedError(f"{error}; {finding}", error.step) from error
 
 
-def report_accuracy(run: Run, epoch: int, result: Accuracy, reporter: Reporter) -> None:
-    """One line about the validation images, and the picture of the run so far."""
+def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
+    """Accuracy on the validation images after `epoch`: one line, and in the run's page what classes are taken for."""
+    assert run.recipe.num_classes is not None  # `prepare` set it
+    confusion, step = new_confusion(run.recipe.num_classes), (epoch + 1) * run.steps_per_epoch
+    result = run.evaluate(run.state.best, confusion)
+    reporter.show_confusion(confusion, step=step)
     reporter.line(
         f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
-        {"step": (epoch + 1) * run.steps_per_epoch, "epoch": epoch, **result.figures},
+        {"step": step, "epoch": epoch, **result.figures},
     )
-    reporter.draw(title=f"{run.recipe.model}: top-1 {result.top1:.2f} %", steps_per_epoch=run.steps_per_epoch)
+    return result
 
 
 def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
 from t2t_config.shapes import soft_split_grids, to_pair
 from t2t_torch.blocks import border_blocks
@@ -18,8 +20,10 @@ from t2t_torch.precision import Computing
 from t2t_torch.processes import process_count
 from t2t_torch.random_erasing import RandomErasing
 from t2t_torch.registry import create_model
-from t2t_torch.step import TrainState, TrainStep, make_train_step
+from t2t_torch.step import Batch, TrainState, TrainStep, make_augment, make_train_step
 from t2t_torch.token_labeling import TokenLabeling
+
+Sample = Callable[[TrainState, Batch], Batch]
 
 
 def check_recipe(recipe: Recipe, processes: int) -> None:
@@ -66,11 +70,23 @@ def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tup
         label_smoothing=recipe.label_smoothing,
         clip_grad=recipe.clip_grad,
         mixup=build_mixup(recipe),
-        random_erasing=RandomErasing(recipe.re_prob) if recipe.re_prob else None,
+        random_erasing=build_random_erasing(recipe),
         token_labeling=build_token_labeling(recipe),
         grad_accum_steps=recipe.grad_accum_steps,
     )
     return TrainState(model.eval(), optimizer, scheduler, average), step
+
+
+def build_sample(recipe: Recipe) -> Sample:
+    """(state, batch) -> the first images of this process's part of a batch as the next step will see them,
+    (B, H, W, C), and their labels or targets; on the CPU."""
+    augment = make_augment(recipe.seed, build_mixup(recipe), build_random_erasing(recipe))
+
+    def sample(state: TrainState, batch: Batch) -> Batch:
+        seen = augment(batch, state.step)
+        return {"image": seen["image"][:COUNT].permute(0, 2, 3, 1).cpu(), "label": seen["label"][:COUNT].cpu()}
+
+    return sample
 
 
 def compute_dtype(name: str) -> torch.dtype | None:
@@ -106,6 +122,11 @@ def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
         label_smoothing=recipe.label_smoothing,
         group=recipe.mixup_group,
     )
+
+
+def build_random_erasing(recipe: Recipe) -> RandomErasing | None:
+    """Random erasing of `recipe`; None without."""
+    return RandomErasing(recipe.re_prob) if recipe.re_prob else None
 
 
 def build_mixup(recipe: Recipe) -> Mixup | None:

@@ -36,8 +36,11 @@ def accuracy(
     forward: Forward, arrays: Any, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
 ) -> Accuracy:
     """Exact counts over every real image in `batches`, of all processes together; arguments as of
-    `t2t_common.accuracy.count`. Only the images of this process are added to `confusion`."""
-    counts = count(forward, arrays, batches, confusion=confusion)
+    `t2t_common.accuracy.count`."""
+    own = None if confusion is None else np.zeros_like(confusion)
+    counts = count(forward, arrays, batches, confusion=own)
+    if confusion is not None and own is not None:
+        confusion += sum_processes(own)
     return Accuracy(*map(int, sum_processes(counts)))
 
 

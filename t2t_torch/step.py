@@ -55,6 +55,25 @@ class TrainState:
 TrainStep = Callable[[TrainState, Batch], dict[str, Tensor]]
 
 
+Augment = Callable[[Batch, int], Batch]
+
+
+def make_augment(seed: int, mixup: Mixup | None, random_erasing: RandomErasing | None) -> Augment:
+    """What a step does with a batch before the model sees it: (batch, steps done) -> batch; None leaves out."""
+
+    def augment(batch: Batch, step: int) -> Batch:
+        rng = np.random.default_rng((seed, step, AUGMENTATION))
+        own = {"part": process_index(), "parts": process_count()}
+        images, labels = batch["image"], batch["label"]
+        if mixup is not None:
+            images, labels = mixup(images, labels, rng, **own)
+        if random_erasing is not None:
+            images = random_erasing(images, rng, **own)
+        return {**batch, "image": images, "label": labels}
+
+    return augment
+
+
 def make_train_step(
     computing: nn.Module,
     *,
@@ -84,15 +103,7 @@ def make_train_step(
             has dropout masks of its own.
     """
 
-    def augmented(batch: Batch, step: int) -> Batch:
-        rng = np.random.default_rng((seed, step, AUGMENTATION))
-        own = {"part": process_index(), "parts": process_count()}
-        images, labels = batch["image"], batch["label"]
-        if mixup is not None:
-            images, labels = mixup(images, labels, rng, **own)
-        if random_erasing is not None:
-            images = random_erasing(images, rng, **own)
-        return {**batch, "image": images, "label": labels}
+    augment = make_augment(seed, mixup, random_erasing)
 
     def loss_fn(batch: Batch, key: tuple[int, ...]) -> Tensor:
         if token_labeling is not None:
@@ -119,7 +130,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         state.optimizer.zero_grad()
-        loss = backward(augmented(batch, state.step), state.step)
+        loss = backward(augment(batch, state.step), state.step)
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip_grad is not None:

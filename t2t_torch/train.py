@@ -2,9 +2,9 @@
 torchrun --nproc-per-node N -m t2t_torch.train RECIPE ...
 
 Trains a model in PyTorch by the recipes of t2t_jax.train, on the same images in the same order, augmented by the same
-draws. The run lives in its workdir: checkpoints/, metrics.jsonl, curves.svg. The same command again continues from the
-last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after its current step and
-ends with exit code 0.
+draws. The run lives in its workdir: checkpoints/, metrics.jsonl, report.html to look at. The same command again
+continues from the last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after its
+current step and ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy
 from t2t_common.data import check_classes, open_source, steps_per_epoch, with_token_labels
 from t2t_common.data.iterator import Batch, BatchIterator
+from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
@@ -38,7 +38,7 @@ from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_change
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
-from t2t_torch.build import build_model, build_step, check_recipe, compute_dtype
+from t2t_torch.build import Sample, build_model, build_sample, build_step, check_recipe, compute_dtype
 from t2t_torch.checkpoint import load_checkpoint
 from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
@@ -59,7 +59,9 @@ class Run:
     iterator: BatchIterator
     state: TrainState
     train_step: TrainStep
-    evaluate: Callable[[Mapping[str, Tensor]], Accuracy]
+    sample: Sample
+    evaluate: Callable[..., Accuracy]
+    """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
 
     @property
@@ -117,8 +119,12 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
         iterator=train_iterator(train_source, recipe, how, put=put, **processes),
         state=state,
         train_step=train_step,
-        evaluate=lambda arrays: accuracy(
-            forward, arrays, eval_batches(val_source, how, recipe.batch_size, **reading, **processes)
+        sample=build_sample(recipe),
+        evaluate=lambda arrays, confusion=None: accuracy(
+            forward,
+            arrays,
+            eval_batches(val_source, how, recipe.batch_size, **reading, **processes),
+            confusion=confusion,
         ),
         started_from=started_from,
     )
@@ -166,6 +172,7 @@ def train(
                 peak=run_peak(device_kind(), process_count(), watch.peak_tflops),
                 config=run.metadata,
                 watch=watch,
+                devices=f"{process_count()} × {device_kind()}",
                 leads=process_index() == 0,
             )
         )
@@ -179,11 +186,10 @@ def train(
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
             train_epoch(run, epoch, reporter, saving, first_step)
             is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
-            result = run.evaluate(run.state.best) if is_due else None
-            if result is not None:
-                report_accuracy(run, epoch, result, reporter)
+            result = evaluate_and_report(run, epoch, reporter) if is_due else None
             saving.after_epoch(epoch, result)
         report_corrupt(run, last_step, reporter)
+        checkpoints.wait()  # before the run's page says that it is finished
     return run.evaluate(run.state.best) if result is None else result
 
 
@@ -201,6 +207,8 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
     for step in range(first, last + 1):
         with reporter.waiting():
             batch = next(run.iterator)
+        if step == 1:
+            reporter.show_samples(run.sample(run.state, batch), step=step)
         metrics = run.train_step(run.state, batch)
         reporter.step(step, metrics, lr=lr, epoch=epoch)
         if step < last:
@@ -215,13 +223,17 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
     )
 
 
-def report_accuracy(run: Run, epoch: int, result: Accuracy, reporter: Reporter) -> None:
-    """One line about the validation images, and the picture of the run so far."""
+def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
+    """Accuracy on the validation images after `epoch`: one line, and in the run's page what classes are taken for."""
+    assert run.recipe.num_classes is not None  # `prepare` set it
+    confusion, step = new_confusion(run.recipe.num_classes), (epoch + 1) * run.steps_per_epoch
+    result = run.evaluate(run.state.best, confusion)
+    reporter.show_confusion(confusion, step=step)
     reporter.line(
         f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
-        {"step": (epoch + 1) * run.steps_per_epoch, "epoch": epoch, **result.figures},
+        {"step": step, "epoch": epoch, **result.figures},
     )
-    reporter.draw(title=f"{run.recipe.model}: top-1 {result.top1:.2f} %", steps_per_epoch=run.steps_per_epoch)
+    return result
 
 
 def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from t2t_common.lock import LOCK_FILE, locked
+from t2t_common.lock import LOCK_FILE, is_locked, locked
 
 HOLD = """
 import sys, time
@@ -45,3 +45,13 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path):
     (tmp_path / LOCK_FILE).mkdir()
     with pytest.raises(ValueError, match=r"cannot write to .*: choose another folder"), locked(tmp_path):
         pass
+
+
+def test_who_only_asks_changes_nothing(tmp_path: Path):
+    assert not is_locked(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of"), locked(tmp_path):
+            pass
+    assert not is_locked(tmp_path)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from t2t_common.run_page.record import Record
 from t2t_config import Recipe
 from t2t_torch import processes, read_state_dict
 from t2t_torch.build import check_recipe
@@ -52,6 +53,10 @@ def test_two_processes_make_the_run_of_one(idx_folder: Path, tmp_path: Path):
         done = run(workdir, idx_folder, processes=count)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"weights in {workdir}") == 1
+    runs = [Record.read(workdir) for workdir in (one, two)]
+    assert [run is not None and run.status for run in runs] == ["finished"] * 2
+    assert runs[0].confusion == runs[1].confusion
+    assert runs[1].starts[0].devices == "2 × cpu"
     ours, theirs = lines(one), lines(two)
     assert len(ours) == len(theirs) == 8 + 2
     for mine, other in zip(ours, theirs, strict=True):

@@ -22,11 +22,15 @@ from t2t_common.accuracy import Accuracy
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
 from t2t_common.report import Reporter, TrainingDivergedError
+from t2t_common.run_page import PAGE_FILE
+from t2t_common.run_page.confusion import dense
+from t2t_common.run_page.record import Record
 from t2t_config import Recipe, epoch_lr
 from t2t_torch import create_model, load_checkpoint, read_state_dict
 from t2t_torch import evaluate as evaluation
 from t2t_torch import train as training
-from t2t_torch.train import train
+from t2t_torch.precision import Computing
+from t2t_torch.train import prepare, train
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 from tests.small_data import VAL_IMAGES
 from tests.train.kill_campaign import TIMES
@@ -60,7 +64,23 @@ def test_it_learns_and_says_so(finished: tuple[Path, Accuracy], recipe: Recipe):
     assert len(counted) == recipe.total_epochs
     assert counted[-1]["top1_correct"] == result.top1_correct >= 0.9 * VAL_IMAGES
     assert [line["lr"] for line in steps][::STEPS_PER_EPOCH] == [epoch_lr(recipe, epoch) for epoch in range(EPOCHS)]
-    assert "top-1" in (workdir / "curves.svg").read_text()
+
+
+def test_the_page_of_a_finished_run(finished: tuple[Path, Accuracy], recipe: Recipe):
+    """What classes are taken for is counted over every validation image, and the images are there."""
+    workdir, result = finished
+    run = Record.read(workdir)
+    assert run is not None
+    assert (run.status, run.last_step, len(run.starts)) == ("finished", EPOCHS * STEPS_PER_EPOCH, 1)
+    assert run.confusion is not None
+    assert run.confusion["step"] == EPOCHS * STEPS_PER_EPOCH
+    counts = dense(run.confusion["counts"], 4)
+    assert (counts.sum(), counts.trace()) == result[:2]
+    assert run.samples is not None
+    assert [len(image["labels"]) for image in run.samples["images"]] == [1] * recipe.batch_size
+    page = (workdir / PAGE_FILE).read_text()
+    assert f"{result.top1:.2f} %" in page
+    assert page.count("<figure>") == 6
 
 
 def interrupt(at_step: int, how: Callable[[], None]) -> Callable[..., None]:
@@ -82,6 +102,12 @@ def continue_and_compare(recipe: Recipe, workdir: Path, finished: tuple[Path, Ac
     """Ends the run in `workdir`; all it leaves is what the finished one left."""
     assert train(dataclasses.replace(recipe, data_threads=0), workdir) == finished[1]
     assert metrics(workdir) == metrics(finished[0])
+    run, whole = Record.read(workdir), Record.read(finished[0])
+    assert run is not None
+    assert whole is not None
+    assert (run.status, len(run.starts)) == ("finished", 2)
+    assert (run.samples, run.confusion) == (whole.samples, whole.confusion)
+    assert (workdir / PAGE_FILE).read_text().count("continued after step") >= 1
     for use_ema in (True, False):
         here, there = (read_state_dict(folder, use_ema=use_ema) for folder in (workdir, finished[0]))
         assert all(torch.equal(here[name], there[name]) for name in there)
@@ -134,6 +160,24 @@ def test_a_killed_run_continues_bit_for_bit(finished: tuple[Path, Accuracy], rec
     continue_and_compare(recipe, tmp_path, finished)
 
 
+def test_the_images_of_the_page_are_those_that_the_step_sees(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    mixing = {"mixup": 0.8, "cutmix": 1.0, "mixup_mode": "elem", "re_prob": 0.5, "batch_size": 16}
+    run, seen, compute = prepare(dataclasses.replace(recipe, **mixing)), [], Computing.forward
+
+    def forward(self: Computing, images: torch.Tensor, **options: Any) -> Any:
+        seen.append(images.permute(0, 2, 3, 1))
+        return compute(self, images, **options)
+
+    monkeypatch.setattr(Computing, "forward", forward)
+    for step in range(2):
+        batch = next(run.iterator)
+        sample = run.sample(run.state, batch)
+        run.train_step(run.state, batch)
+        torch.testing.assert_close(sample["image"], seen[step][:12], rtol=0, atol=0)
+        assert (seen[step] - batch["image"].permute(0, 2, 3, 1)).abs().max() > 0.1  # something was done to them
+        assert sample["label"].shape == (12, 4)
+
+
 def test_a_workdir_holds_one_run_of_one_recipe(finished: tuple[Path, Accuracy], recipe: Recipe):
     with locked(finished[0]), pytest.raises(ValueError, match=r"is in use by process .* choose another --workdir"):
         train(recipe, finished[0])
@@ -154,6 +198,8 @@ def test_nan_stops_the_run_and_spares_the_checkpoints(
     with pytest.raises(TrainingDivergedError, match=r"step \d+: .*lower --lr") as error:
         train(hot, tmp_path)
     assert error.value.step > STEPS_PER_EPOCH
+    assert ": diverged</title>" in (page := (tmp_path / PAGE_FILE).read_text())
+    assert f"step {error.value.step}: " in page
     for value in read_state_dict(tmp_path).values():
         assert value.isfinite().all()
 

@@ -12,7 +12,9 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
+from t2t_common.evaluations import new_confusion
 from t2t_config import Recipe
 from t2t_jax import build, step
 from t2t_jax import train as training
@@ -56,13 +58,16 @@ def facts(mesh: str, data: str, changes: dict[str, Any]) -> dict[str, Any]:
         losses.append(float(metrics["loss"]))
     whole = {name: array.shape for name, array in run.state.params.items()}
     messages = collectives(program)
+    confusion = new_confusion(4)
     return {
         "losses": losses,
         "parts": parts,
         "moments": moments,
         "later": shard_shapes(run.state.params),
         "whole": whole,
-        "accuracy": run.evaluate(run.state.best),
+        "accuracy": run.evaluate(run.state.best, confusion),
+        "confusion": confusion.tolist(),
+        "sample": float(np.abs(run.sample(run.state, batches[0])["image"]).sum()),
         "compilations": steps[0]._cache_size(),
         "messages": len(messages),
         "carrying": [str(message) for message in carry_batch(messages, recipe.batch_size, own_shapes(run.state.raw))],

@@ -16,6 +16,7 @@ import optax
 import pytest
 from flax import nnx
 
+from t2t_common.run_page import PAGE_FILE
 from t2t_config import Recipe
 from t2t_jax import create_model
 from t2t_jax import train as training
@@ -181,6 +182,9 @@ def test_a_run_says_what_went_first_and_spares_its_checkpoints(
         r"step 10: .*loss is (nan|inf).*lower --lr .*first not finite \(steps 9 to 10, run again", str(caught.value)
     )
     assert str(caught.value).endswith("run again from the checkpoint of step 8): the output of blocks.0.fc1")
+    page = (tmp_path / PAGE_FILE).read_text()
+    assert ": diverged</title>" in page
+    assert "run again from the checkpoint of step 8): the output of blocks.0.fc1" in page
     assert caught.value.step == 10
     saved = load_model_state(tmp_path, use_ema=False).arrays
     chex.assert_trees_all_equal(dict(saved), model_arrays(Net()))

@@ -51,6 +51,8 @@ def test_eight_devices_train_and_count_as_one(eight: dict[str, Any], mesh: str):
     assert len(set(one["losses"])) == len(one["losses"]) == STEPS
     np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-6)
     assert several["accuracy"] == one["accuracy"]
+    assert several["confusion"] == one["confusion"]
+    assert several["sample"] == pytest.approx(one["sample"], rel=1e-6)
     assert several["compilations"] == one["compilations"] == 1
 
 
@@ -91,6 +93,9 @@ def test_two_processes_train_as_one(eight: dict[str, Any], idx_folder: Path):
     found, one = json.loads(outs[0].splitlines()[-1])["both"], eight["one"]
     np.testing.assert_allclose(found["losses"], one["losses"], rtol=1e-6)
     assert found["accuracy"] == one["accuracy"]
+    assert found["confusion"] == one["confusion"]
+    assert np.sum(one["confusion"]) == one["accuracy"][0]
+    assert found["sample"] == pytest.approx(one["sample"], rel=1e-6)
     assert found["parts"]["blocks.0.mlp.fc1.kernel"] == [64, 64]
 
 

@@ -196,7 +196,7 @@ def test_neither_is_imported_unless_asked_for(tmp_path: Path, monkeypatch: pytes
     for package in ("wandb", "tensorboardX"):
         monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
     drive(tmp_path)
-    JsonLines(tmp_path / "other.jsonl", first_step=0).close(failed=False)
+    JsonLines(tmp_path / "other.jsonl", first_step=0).close(None)
 
 
 def test_a_peak_has_to_be_positive():

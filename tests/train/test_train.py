@@ -24,6 +24,9 @@ from t2t_common.accuracy import Accuracy, predict
 from t2t_common.evaluations import EvaluateOptions
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
+from t2t_common.run_page import PAGE_FILE
+from t2t_common.run_page.confusion import dense
+from t2t_common.run_page.record import Record
 from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
@@ -68,6 +71,23 @@ def test_it_learns_and_says_so(finished: tuple[Path, Accuracy], recipe: Recipe):
     assert rates == [epoch_lr(recipe, epoch) for epoch in range(EPOCHS)]
 
 
+def test_the_page_of_a_finished_run(finished: tuple[Path, Accuracy], recipe: Recipe):
+    """What classes are taken for is counted over every validation image, and the images are there."""
+    workdir, result = finished
+    run = Record.read(workdir)
+    assert run is not None
+    assert (run.status, run.last_step, len(run.starts)) == ("finished", EPOCHS * STEPS_PER_EPOCH, 1)
+    assert run.confusion is not None
+    assert run.confusion["step"] == EPOCHS * STEPS_PER_EPOCH
+    counts = dense(run.confusion["counts"], 4)
+    assert (counts.sum(), counts.trace()) == result[:2]
+    assert run.samples is not None
+    assert [len(image["labels"]) for image in run.samples["images"]] == [1] * recipe.batch_size
+    page = (workdir / PAGE_FILE).read_text()
+    assert f"{result.top1:.2f} %" in page
+    assert page.count("<figure>") == 6
+
+
 def interrupt(at_step: int) -> Callable[..., None]:
     original = Reporter.step
 
@@ -101,8 +121,16 @@ def test_an_interrupted_run_continues_bit_for_bit(
 
 def continue_and_compare(recipe: Recipe, workdir: Path, finished: tuple[Path, Accuracy]) -> None:
     """Ends the run in `workdir`; all it leaves is what the finished one left."""
+    started = Record.read(workdir)
     assert train(dataclasses.replace(recipe, data_threads=0), workdir) == finished[1]
     assert metrics(workdir) == metrics(finished[0])
+    run, whole = Record.read(workdir), Record.read(finished[0])
+    assert started is not None
+    assert run is not None
+    assert whole is not None
+    assert (started.status, run.status, len(run.starts)) == ("stopped", "finished", 2)
+    assert (run.samples, run.confusion) == (whole.samples, whole.confusion)
+    assert (workdir / PAGE_FILE).read_text().count("continued after step") >= 1
     for ema in (True, False):
         here, there = (load_model_state(folder, use_ema=ema).arrays for folder in (workdir, finished[0]))
         chex.assert_trees_all_equal(here, there)
@@ -140,13 +168,17 @@ def test_the_best_evaluation_is_kept(finished: tuple[Path, Accuracy]):
     assert best == 100 * max(counted) / VAL_IMAGES
 
 
+SEEN: list[np.ndarray] = []
+
+
 class OneLayer(nnx.Module):
-    """A model that compiles in no time, (B, 16, 16, 1) -> (B, 4)."""
+    """A model that compiles in no time, (B, 16, 16, 1) -> (B, 4); SEEN gets what it is given."""
 
     def __init__(self) -> None:
         self.head = nnx.Linear(256, 4, rngs=nnx.Rngs(0))
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        jax.debug.callback(lambda images: SEEN.append(np.asarray(images)), x)
         return self.head(x.reshape(len(x), -1))
 
     def no_weight_decay(self) -> frozenset[str]:
@@ -176,6 +208,25 @@ def test_an_augmented_run_continues_bit_for_bit(recipe: Recipe, tmp_path: Path, 
     assert losses(fresh) == after
     assert len({*before, *after}) == 6
     chex.assert_trees_all_equal(fresh.state._asdict(), whole.state._asdict())
+
+
+def test_the_images_of_the_page_are_those_that_the_step_sees(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "build_model", lambda recipe: OneLayer())
+    mixing = {"mixup": 0.8, "cutmix": 1.0, "mixup_mode": "elem", "re_prob": 0.5, "batch_size": 16}
+    run = prepare(dataclasses.replace(recipe, **mixing))
+    for _ in range(2):
+        batch = next(run.iterator)
+        sample = jax.device_get(run.sample(run.state, batch))
+        SEEN.clear()
+        run.state, step_metrics = run.train_step(run.state, batch)
+        jax.block_until_ready(step_metrics)
+        jax.effects_barrier()
+        (seen,) = SEEN
+        assert len(seen) == 16
+        np.testing.assert_allclose(sample["image"], seen[:12], atol=1e-6)
+        assert np.abs(seen[:12] - np.asarray(batch["image"])[:12]).max() > 0.1  # something was done to them
+        assert sample["label"].shape == (12, 4)
+        np.testing.assert_allclose(sample["label"].sum(axis=1), 1, rtol=1e-6)
 
 
 def test_a_run_from_before_a_field_existed_continues_with_its_default(

@@ -1,0 +1,128 @@
+"""`run.json` in a workdir: what is run, where, since when, how it ended; a few images; what classes are taken for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from t2t_common.files import write_text
+
+RECORD_FILE = "run.json"
+
+Status = Literal["running", "finished", "stopped", "diverged", "failed"]
+
+PACKAGES = ("t2t-vit", "jax", "jaxlib", "flax", "optax", "torch", "numpy", "pillow")
+
+
+@dataclasses.dataclass
+class Start:
+    """One process of the run, or several that train together: it began after `step`. Times are ISO 8601."""
+
+    step: int
+    began: str
+    until: str
+    command: str
+    devices: str
+
+
+@dataclasses.dataclass
+class Record:
+    """Everything that is not in `metrics.jsonl`.
+
+    Attributes:
+        message: why the run ended, where it did not end by itself.
+        last_step: of the whole run.
+        batch_size: of all processes together.
+        config: as in a checkpoint's metadata (see saving.py): the recipe, names of classes, mean and std.
+        samples: images of one batch (see samples.py), and its step.
+        confusion: of the latest evaluation (see confusion.py), and its step.
+    """
+
+    status: Status = "running"
+    message: str = ""
+    last_step: int = 0
+    batch_size: int = 0
+    starts: list[Start] = dataclasses.field(default_factory=list)
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samples: dict[str, Any] | None = None
+    confusion: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, workdir: Path) -> Record | None:
+        """What `workdir` holds; None where there is no such file, as in workdirs of old, or one that makes no sense: no
+        run is to fail for it."""
+        path = workdir / RECORD_FILE
+        if not path.is_file():
+            return None
+        known = {field.name for field in dataclasses.fields(cls)}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            record = cls(**{name: value for name, value in found.items() if name in known})
+            record.starts = [Start(**start) for start in found.get("starts", [])]
+        except (ValueError, TypeError, AttributeError):
+            return None
+        return record
+
+    def save(self, workdir: Path) -> None:
+        """Raises ValueError if it cannot be written; an older file stays."""
+        write_text(workdir / RECORD_FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    def begin(self, step: int, devices: str) -> Start | None:
+        """A process takes the run up after `step`, and what was seen of later steps is forgotten; None where there is
+        nothing left to train."""
+        self.status, self.message = "running", ""
+        self.environment = environment()
+        if self.confusion is not None and self.confusion["step"] > step:
+            self.confusion = None
+        if step == self.last_step:
+            return None
+        self.starts.append(Start(step, now(), now(), command(), devices))
+        return self.starts[-1]
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Fields of the recipe; empty where they are not known."""
+        return self.config.get("recipe", {})
+
+    @property
+    def seconds(self) -> float:
+        """That processes have spent on the run."""
+        spans = (datetime.fromisoformat(start.until) - datetime.fromisoformat(start.began) for start in self.starts)
+        return sum(span.total_seconds() for span in spans)
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command() -> str:
+    """What this process was started with."""
+    program, *rest = sys.orig_argv
+    return shlex.join([Path(program).name, *rest])
+
+
+def environment() -> dict[str, str]:
+    """What the run depends on besides its recipe."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": str(os.cpu_count()),
+    }
