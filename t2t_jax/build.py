@@ -13,6 +13,7 @@ from flax import nnx
 from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
 from t2t_config.shapes import soft_split_grids, to_pair
+from t2t_jax.blocks import on_one_cpu
 from t2t_jax.mesh import AnyMesh, check_batch, gather, split_batch
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import recipe_optimizer
@@ -67,6 +68,7 @@ def build_step(
         grad_accum_steps=recipe.grad_accum_steps,
         remat=recipe.remat,
         mesh=mesh if mesh.size > 1 else None,
+        fence=on_one_cpu(mesh),
     )
     return tx, step
 

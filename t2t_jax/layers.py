@@ -26,21 +26,40 @@ def trunc_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float3
 
 
 class Linear(nnx.Linear):
-    """x @ kernel + bias, N(0, 0.02) kernel, zero bias."""
+    """x @ kernel + bias, N(0, 0.02) kernel, zero bias.
+
+    All tokens lie in one dimension: the kernel's gradient is then one plain product, which XLA would otherwise make of
+    transposed copies (on CPU a sixth of the attention's time).
+    """
 
     def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, **spec: Any) -> None:
         super().__init__(in_features, out_features, use_bias=use_bias, kernel_init=trunc_normal, **spec)
 
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        x = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return x.reshape(*inputs.shape[:-1], -1)
+
 
 class LayerNorm(nnx.LayerNorm):
-    """LayerNorm over channels; statistics in float32 at least.
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over channels, at least in float32.
 
     flax's defaults differ from PyTorch's: epsilon 1e-6, and `use_fast_variance`, which loses all digits to
-    cancellation when the mean is large.
+    cancellation when the mean is large. Its order of products differs too: it scales 1 / sqrt first, which makes an
+    array of all tokens in place of one number for each (4 % of a training step on CPU).
     """
 
     def __init__(self, num_features: int, *, epsilon: float = 1e-5, **spec: Any) -> None:
         super().__init__(num_features, epsilon=epsilon, use_fast_variance=False, **spec)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        if mask is not None or self.scale is None or self.bias is None:
+            return super().__call__(x, mask=mask)
+        x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = (centred * centred).mean(axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+        return y.astype(x.dtype)
 
 
 class Conv(nnx.Conv):
@@ -82,11 +101,35 @@ class DropPath(Dropout):
         super().__init__(rate, broadcast_dims=(1, 2))
 
 
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x), Phi the normal distribution (arXiv 1606.08415), at least in float32.
+
+    As PyTorch computes it, by erf. `jax.nn.gelu` takes erfc: another exponential and two divisions for each number, a
+    quarter of the MLP's time on CPU. One array is kept for the backward pass, where autodiff would keep two.
+    """
+    return _gelu_and_slope(x)[0]
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y, slope = _gelu_and_slope(*primals)
+    return y, tangents[0] * slope
+
+
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x Phi(x) and its derivative Phi(x) + x phi(x)."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    normal = 0.5 * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    return (wide * normal).astype(x.dtype), (normal + wide * density).astype(x.dtype)
+
+
 class GELU(nnx.Module):
     """The exact erf GELU (flax's default is the tanh approximation)."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.nn.gelu(x, approximate=False)
+        return gelu(x)
 
 
 class Activation(nnx.Module):

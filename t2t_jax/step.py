@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from t2t_jax.blocks import border_blocks
+from t2t_jax.blocks import border_blocks, on_one_cpu
 from t2t_jax.mesh import AnyMesh, gather, scatter, split_batch
 from t2t_jax.metrics import cross_entropy
 from t2t_jax.mixup import Mixup
@@ -104,6 +104,7 @@ def make_train_step(
     grad_accum_steps: int = 1,
     remat: bool = False,
     mesh: AnyMesh | None = None,
+    fence: bool | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step, compiled at its first call: (state, batch) -> (state, {"loss", "grad_norm"}).
 
@@ -123,7 +124,9 @@ def make_train_step(
             has dropout masks of its own.
         remat: whether activations inside blocks are computed again in the backward pass.
         mesh: devices that state and batch are split over (see mesh.py); None for one device.
+        fence: whether blocks stay apart in the program (see blocks.py); None where that is faster, on one CPU.
     """
+    fenced = on_one_cpu(mesh) if fence is None else fence
 
     augment = make_augment(mixup, random_erasing)
 
@@ -131,7 +134,7 @@ def make_train_step(
         model = merge_model(graphdef, {**params, **buffers})
         if _observers:  # who looks into the step wants to know every block by its name
             model = unstack_blocks(model)
-        model = border_blocks(model, mesh, remat=remat)
+        model = border_blocks(model, mesh, remat=remat, fence=fenced and not _observers)
         if token_labeling is not None:
             mix = token_labeling.draw(jax.random.fold_in(key, MIX_TOKEN))
             outputs = split_batch(model(batch["image"], rngs=nnx.Rngs(dropout=key), mix=mix), mesh)
@@ -203,7 +206,7 @@ def make_forward(
     """
 
     def forward(arrays: Arrays, image_BxHxWxC: jax.Array | np.ndarray) -> jax.Array:
-        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh)
+        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh, fence=on_one_cpu(mesh))
         logits = split_batch(model(image_BxHxWxC), mesh)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t2t_jax import transformer_block
-from t2t_jax.layers import GELU, Dropout, Linear, symmetric_uniform
+from t2t_jax.layers import GELU, Dropout, Identity, Linear, symmetric_uniform
 from t2t_jax.t2t_vit import T2TViT
 
 
@@ -84,7 +84,7 @@ class AttentionGhost(nnx.Module):
         self.cheap_operation_q = CheapOperation(half_dim, **spec)
         self.cheap_operation_k = CheapOperation(half_dim, **spec)
         self.cheap_operation_v = CheapOperation(half_dim, **spec)
-        self.attn_drop = Dropout(attn_drop)
+        self.attn_drop = Dropout(attn_drop) if attn_drop else Identity()
         self.proj = Linear(dim, dim, **spec)
         self.proj_drop = Dropout(proj_drop)
 
@@ -97,8 +97,8 @@ class AttentionGhost(nnx.Module):
         return self.proj_drop(self.proj(x), rngs=rngs)
 
     def _heads(self, x: jax.Array, ghost: jax.Array) -> jax.Array:
-        """Two halves (B, N, C / 2) -> (B, N, H, D)."""
-        return jnp.concatenate((x, ghost), axis=2).reshape(*x.shape[:2], self.num_heads, -1)
+        """Two halves (B, N, C / 2) -> (B, H, N, D)."""
+        return jnp.concatenate((x, ghost), axis=2).reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
 
 class Block(transformer_block.Block):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t2t_jax.layers import Dropout, LayerNorm, Linear
-from t2t_jax.transformer_block import Mlp
+from t2t_jax.layers import LayerNorm, Linear
+from t2t_jax.transformer_block import Mlp, softmax_product
 from t2t_jax.wide import wide_einsum
 
 
@@ -27,16 +27,12 @@ class Attention(nnx.Module):
     def __init__(self, dim: int, in_dim: int, qk_scale: float | None = None, **spec: Any) -> None:
         self.scale = qk_scale or dim**-0.5
         self.qkv = Linear(dim, in_dim * 3, use_bias=False, **spec)
-        self.attn_drop = Dropout(0.0)
         self.proj = Linear(in_dim, in_dim, **spec)
-        self.proj_drop = Dropout(0.0)
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         attn = wide_einsum("bnd,bmd->bnm", q * self.scale, k)
-        attn = jax.nn.softmax(attn, axis=-1).astype(v.dtype)
-        x = self.attn_drop(attn, rngs=rngs) @ v
-        return v + self.proj_drop(self.proj(x), rngs=rngs)
+        return v + self.proj(softmax_product(attn, v))
 
 
 class TokenTransformer(nnx.Module):
@@ -52,5 +48,5 @@ class TokenTransformer(nnx.Module):
         self.mlp = Mlp(in_dim, int(in_dim * mlp_ratio), **spec)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = self.attn(self.norm1(x), rngs)
+        x = self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x), rngs)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from t2t_jax.layers import GELU, Dropout, DropPath, LayerNorm, Linear
+from t2t_jax.layers import GELU, Dropout, DropPath, Identity, LayerNorm, Linear
 from t2t_jax.wide import wide_einsum
 
 
@@ -40,16 +40,27 @@ class Mlp(nnx.Module):
 
 
 def dot_product_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, scale: float, attn_drop: nnx.Dropout, rngs: nnx.Rngs | None
+    q: jax.Array, k: jax.Array, v: jax.Array, scale: float, attn_drop: Dropout | Identity, rngs: nnx.Rngs | None
 ) -> jax.Array:
-    """drop(softmax(q k^T * scale)) v with the heads merged: three (B, N, H, D) -> (B, N, H * D).
+    """drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D).
 
-    The softmax never runs below float32.
+    The softmax never runs below float32. Where nothing is dropped its sum divides the product with v, D numbers for
+    each token in place of N.
     """
-    attn = wide_einsum("bnhd,bmhd->bhnm", q, k) * scale
-    attn = attn_drop(jax.nn.softmax(attn, axis=-1).astype(v.dtype), rngs=rngs)
-    x = jnp.einsum("bhnm,bmhd->bnhd", attn, v)
+    attn = wide_einsum("bhnd,bhmd->bhnm", q * scale, k)
+    if isinstance(attn_drop, Identity) or attn_drop.deterministic:
+        x = softmax_product(attn, v)
+    else:
+        x = attn_drop(jax.nn.softmax(attn, axis=-1).astype(v.dtype), rngs=rngs) @ v
+    x = x.swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1)
+
+
+def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`."""
+    exp = jnp.exp(attn - jax.lax.stop_gradient(attn.max(axis=-1, keepdims=True)))
+    total = exp.sum(axis=-1, keepdims=True)
+    return (wide_einsum("...nm,...md->...nd", exp.astype(v.dtype), v) / total).astype(v.dtype)
 
 
 class Attention(nnx.Module):
@@ -74,15 +85,14 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = Linear(dim, dim * 3, use_bias=qkv_bias, **spec)
-        self.attn_drop = Dropout(attn_drop)
+        self.attn_drop = Dropout(attn_drop) if attn_drop else Identity()
         self.proj = Linear(dim, dim, **spec)
         self.proj_drop = Dropout(proj_drop)
 
     def attend(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """What the heads gather, side by side, before the output projection: (B, N, C) -> (B, N, C)."""
         B, N, _ = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
         return dot_product_attention(q, k, v, self.scale, self.attn_drop, rngs)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:

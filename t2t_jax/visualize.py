@@ -45,9 +45,8 @@ def attention_weights(attn: Any, x: jax.Array) -> jax.Array:
         q, k = attn.q(x), attn.k(x)
         q, k = attn._heads(q, attn.cheap_operation_q(q)), attn._heads(k, attn.cheap_operation_k(k))
     else:
-        qkv = attn.qkv(x).reshape(*x.shape[:2], 3, attn.num_heads, -1)
-        q, k = qkv[:, :, 0], qkv[:, :, 1]
-    return jax.nn.softmax(wide_einsum("bnhd,bmhd->bhnm", q, k) * attn.scale, axis=-1)
+        q, k, _ = attn.qkv(x).reshape(*x.shape[:2], 3, attn.num_heads, -1).transpose(2, 0, 3, 1, 4)
+    return jax.nn.softmax(wide_einsum("bhnd,bhmd->bhnm", q * attn.scale, k), axis=-1)
 
 
 def make_look(model: Any) -> Callable[[np.ndarray], Inside]:

@@ -22,6 +22,7 @@ from t2t_jax.layers import (
     Sequential,
     Unfold,
     check_images,
+    gelu,
     trunc_normal,
 )
 from tests.golden import rel_f
@@ -89,6 +90,19 @@ def test_convolution_by_loops(x64: None):
             window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
             out[:, i, j] = np.tensordot(window, kernel, 3) + bias
     assert rel_f(layer(x), out) < 1e-13
+
+
+def test_gelu_has_its_own_slope_in_both_modes(x64: None):
+    x = jnp.linspace(-6.0, 6.0, 25, dtype=jnp.float64)
+    expected = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x)
+    assert rel_f(jax.vmap(jax.grad(gelu))(x), expected) <= 1e-14
+    assert rel_f(jax.jvp(gelu, (x,), (jnp.ones_like(x),))[1], expected) <= 1e-14
+
+
+def test_gelu_is_rounded_once_in_bfloat16():
+    x = normal(1000, dtype=jnp.bfloat16)
+    exact = gelu(x.astype(jnp.float32))
+    np.testing.assert_array_equal(gelu(x), exact.astype(jnp.bfloat16))
 
 
 def test_gelu_is_exact(x64: None):

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 import t2t_torch.transformer_block
-from t2t_jax.layers import DropPath
-from t2t_jax.transformer_block import Attention, Block, Mlp, get_sinusoid_encoding
+from t2t_jax.layers import Dropout, DropPath, Identity
+from t2t_jax.transformer_block import Attention, Block, Mlp, dot_product_attention, get_sinusoid_encoding
 from tests.golden import rel_f
 from tests.jax.helpers import apply, normal, primitive_dtypes, variables
 
@@ -73,6 +73,21 @@ def test_attention_dropout_acts_in_training():
         assert not np.array_equal(apply(layer, x, key=0), apply(layer, x, key=1))
         layer.eval()
         np.testing.assert_array_equal(apply(layer, x, key=0), apply(layer, x))
+
+
+def test_attention_with_a_dropout_at_work_is_the_same_function(x64: None):
+    """Two ways to compute it, by whether weights are dropped: the same numbers and gradients where none is."""
+    q, k, v = (5 * normal(2, 3, 4, 6, seed=seed, dtype=np.float64) for seed in range(3))
+    run = lambda drop: lambda *qkv: dot_product_attention(*qkv, 0.5, drop, None)  # noqa: E731
+    (fast, fast_back), (slow, slow_back) = (jax.vjp(run(drop), q, k, v) for drop in (Identity(), Dropout(0.0)))
+    assert rel_f(fast, slow) <= 1e-14
+    for mine, theirs in zip(fast_back(fast), slow_back(fast), strict=True):
+        assert rel_f(mine, theirs) <= 1e-13
+
+
+def test_attention_survives_large_scores():
+    q = jnp.full((1, 1, 3, 4), 1e4)
+    assert np.isfinite(dot_product_attention(q, q, q, 1.0, Identity(), None)).all()
 
 
 def test_softmax_stays_in_float32_under_bfloat16():

@@ -31,7 +31,9 @@ def image(seed: int = 1) -> np.ndarray:
 
 
 class Seen(nnx.Module):
-    """In place of the dropout of weights, keeps what it is given."""
+    """In place of a dropout of weights at work, keeps what it is given."""
+
+    deterministic = False
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         self.sow(nnx.Intermediate, "weights", x)

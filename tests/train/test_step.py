@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from t2t_jax import create_model
+from t2t_jax.blocks import on_one_cpu
 from t2t_jax.layers import Buffer
+from t2t_jax.mesh import AXES
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import adamw, decay_mask
 from t2t_jax.random_erasing import RandomErasing
@@ -221,6 +224,25 @@ def test_rematerialisation_changes_the_program_and_not_the_numbers():
     chex.assert_trees_all_close(again._asdict(), plain._asdict(), rtol=1e-5, atol=1e-6)
     counts = [str(jax.make_jaxpr(step.__wrapped__)(state, batch())).count("dot_general") for step in steps]
     assert counts[1] - counts[0] == 2  # fc1 of both blocks; nobody needs the output of fc2
+
+
+def test_fences_keep_blocks_apart_and_change_no_number():
+    graphdef, tx, state = start(Blocks(nnx.Rngs(0)))
+    fenced, plain = (make_train_step(graphdef, tx, ema_decay=0.9, fence=fence) for fence in (True, False))
+    runs = [step(jax.tree.map(jnp.copy, state), batch()) for step in (fenced, plain)]
+    (apart, metrics), (fused, fused_metrics) = runs
+    chex.assert_trees_all_close(metrics, fused_metrics, rtol=1e-6)
+    chex.assert_trees_all_close(apart._asdict(), fused._asdict(), rtol=1e-5, atol=1e-6)
+    calls = [step.lower(state, batch()).compile().as_text().count('inlineable="false"') for step in (fenced, plain)]
+    assert calls[1] == 0
+    assert calls[0] >= 4  # of two blocks, forward and backward
+
+
+def test_blocks_are_fenced_on_one_cpu_alone():
+    assert on_one_cpu()
+    assert on_one_cpu(jax.make_mesh((1, 1), AXES, devices=jax.devices()[:1]))
+    assert not on_one_cpu(AbstractMesh((1, 1), AXES))  # of a device that is not there
+    assert not on_one_cpu(AbstractMesh((4, 1), AXES))
 
 
 def test_several_heads_share_the_loss():
