@@ -68,7 +68,7 @@ def recipe_optimizer(
     if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=1.0, momentum=recipe.momentum)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(recipe.b1, recipe.b2), eps=recipe.eps)
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(recipe.b1, recipe.b2), eps=recipe.eps, fused=True)
 
     def rate(scale: float) -> Any:
         return lambda step: epoch_lr(recipe, step // steps_per_epoch, scale)
@@ -87,4 +87,4 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         """Takes the model's present values into the average."""
         for name, value in model.state_dict().items():
-            self.state[name].copy_(self.decay * self.state[name] + (1.0 - self.decay) * value)
+            self.state[name].mul_(self.decay).add_(value, alpha=1.0 - self.decay)

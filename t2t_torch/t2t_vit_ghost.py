@@ -72,7 +72,7 @@ class AttentionGhost(nn.Module):
         self.cheap_operation_q = CheapOperation(half_dim)
         self.cheap_operation_k = CheapOperation(half_dim)
         self.cheap_operation_v = CheapOperation(half_dim)
-        self.attn_drop = nn.Dropout(attn_drop)
+        self.attn_drop = nn.Dropout(attn_drop) if attn_drop else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 

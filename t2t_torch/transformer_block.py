@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2t_torch.layers import DropPath
@@ -31,9 +32,15 @@ class Mlp(nn.Module):
 
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, attn_drop: nn.Module) -> Tensor:
-    """drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D)."""
-    attn = attn_drop(((q @ k.transpose(-2, -1)) * scale).softmax(dim=-1))
-    return (attn @ v).transpose(1, 2).flatten(2)
+    """drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D).
+
+    Where nothing is dropped PyTorch's fused kernels run; they take no modules, so a dropout that may drop is seen.
+    """
+    if isinstance(attn_drop, nn.Identity) or not attn_drop.training:
+        x = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    else:
+        x = attn_drop(((q @ k.transpose(-2, -1)) * scale).softmax(dim=-1)) @ v
+    return x.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -58,7 +65,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.attn_drop = nn.Dropout(attn_drop)
+        self.attn_drop = nn.Dropout(attn_drop) if attn_drop else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 

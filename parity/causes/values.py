@@ -181,12 +181,29 @@ def attention(step: Step, sizes: Sequence[int]) -> Iterator[Variant]:
     yield Variant(
         "attention mask", "without its mask", lambda s: s.run({(3, "attn_mask"): None, (5, "is_causal"): False})
     )
+    for switch, text, function in (
+        ("softmax axis", "softmax over the keys -> over the queries", _softmax_of(axis=-2)),
+        ("float32 leak", "softmax in float32", _softmax_of(dtype=torch.float32)),
+        ("bfloat16 leak", "softmax in bfloat16", _softmax_of(dtype=torch.bfloat16)),
+    ):
+        yield Variant(switch, text, lambda s, f=function: attention_written_out(s, f), rounding="leak" in switch)
     places = ((0, "query"), (1, "key"), (2, "value"))
     for order in orders(3):
         text = f"query, key, value in the order {order}"
         yield Variant(
             "q/k/v order", text, lambda s, o=order: s.run({places[i]: s.get(*places[o[i]]) for i in range(3)})
         )
+
+
+def _softmax_of(axis: int = -1, dtype: torch.dtype | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x.to(dtype or x.dtype).softmax(axis)
+
+
+def attention_written_out(step: Step, softmax: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Fused attention without a mask, by its formula, with another `softmax`."""
+    q, k, v = step.get(0, "query"), step.get(1, "key"), step.get(2, "value")
+    scale = step.get(6, "scale") or q.shape[-1] ** -0.5
+    return softmax(q @ k.transpose(-2, -1) * scale).to(v.dtype) @ v
 
 
 def inverse_roots(sizes: Sequence[int]) -> dict[str, float]:

@@ -35,7 +35,8 @@ def _order(*order: int) -> Apply:
 def _heads_first(self: Any, original: Any, x: jax.Array, rngs: Any = None) -> jax.Array:
     B, N, _ = x.shape
     qkv = self.qkv(x).reshape(B, N, self.num_heads, 3, -1)
-    return BLOCK.dot_product_attention(*(qkv[:, :, :, i] for i in range(3)), self.scale, self.attn_drop, rngs)
+    q, k, v = qkv.transpose(3, 0, 2, 1, 4)
+    return BLOCK.dot_product_attention(q, k, v, self.scale, self.attn_drop, rngs)
 
 
 def _residual_from_norm(self: Any, original: Any, x: jax.Array, rngs: Any = None) -> jax.Array:
@@ -84,8 +85,12 @@ def _split_as(*order: int) -> Any:
     return split
 
 
-def _float32_softmax(original: Any, x: jax.Array, axis: int = -1) -> jax.Array:
-    return original(x.astype(jnp.float32), axis=axis).astype(x.dtype)
+def _over_queries(original: Any, attn: jax.Array, v: jax.Array) -> jax.Array:
+    return jax.nn.softmax(attn, axis=-2) @ v
+
+
+def _float32_softmax(original: Any, attn: jax.Array, v: jax.Array) -> jax.Array:
+    return jax.nn.softmax(attn.astype(jnp.float32), axis=-1).astype(v.dtype) @ v
 
 
 def _short(dtype: Any) -> Any:
@@ -102,10 +107,9 @@ def _dropping(self: Any, original: Any, x: jax.Array, rngs: Any = None) -> jax.A
     return jnp.where(kept, x / 0.9, 0.0)
 
 
-def _skip_missing(self: Any, original: Any, x: jax.Array, rngs: Any = None) -> jax.Array:
+def _skip_missing(self: Any, original: Any, x: jax.Array) -> jax.Array:
     q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-    attn = jax.nn.softmax(jnp.einsum("bnd,bmd->bnm", q * self.scale, k), axis=-1)
-    return self.proj_drop(self.proj(self.attn_drop(attn, rngs=rngs) @ v), rngs=rngs)
+    return self.proj(jax.nn.softmax(jnp.einsum("bnd,bmd->bnm", q * self.scale, k), axis=-1) @ v)
 
 
 def _squeeze_without_cls(self: Any, original: Any, x: jax.Array) -> jax.Array:
@@ -225,9 +229,11 @@ FORWARD = (
         "vit",
         "blocks.0.attn",
         "softmax axis",
-        patching(jax.nn, softmax=lambda original, x, axis=-1: original(x, axis=-2)),
+        patching(BLOCK, softmax_product=_over_queries),
     ),
-    _forward("softmax in float32", "vit", "blocks.0.attn", "float32 leak", patching(jax.nn, softmax=_float32_softmax)),
+    _forward(
+        "softmax in float32", "vit", "blocks.0.attn", "float32 leak", patching(BLOCK, softmax_product=_float32_softmax)
+    ),
     _forward(
         "LayerNorm in float32", "vit", "blocks.0.norm2", "float32 leak", calling("blocks.0.norm2", _short(jnp.float32))
     ),

@@ -106,7 +106,7 @@ def test_rearrangements_are_held_to_every_bit():
     forced = [row for row in report.rows if row.mode == "forced" and row.precision == "float64" and row.kind == "layer"]
     exact = {row.name for row in forced if row.gate == 0}
     assert {f"tokens_to_token.soft_split{i}" for i in range(3)} <= exact
-    assert "blocks.0.attn.attn_drop" in exact
+    assert "blocks.0.attn.proj_drop" in exact
     assert not {"blocks.0.attn.qkv", "blocks.0.mlp.act"} & exact
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2t_torch.transformer_block import Attention, Block, Mlp, get_sinusoid_encoding
+from t2t_torch.transformer_block import Attention, Block, Mlp, dot_product_attention, get_sinusoid_encoding
 from tests.golden import rel_f
 
 
@@ -57,6 +57,17 @@ def test_attention(options: dict[str, float | bool]):
 def test_attention_needs_heads_that_divide_its_width():
     with pytest.raises(ValueError, match="embed_dim 10 is not divisible by num_heads 3"):
         Attention(10, num_heads=3)
+
+
+def test_attention_with_a_dropout_at_work_is_the_same_function():
+    """Fused or written out, by whether weights are dropped: the same numbers and gradients where none is."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    fused = dot_product_attention(q, k, v, 0.5, nn.Dropout(0.3).eval())
+    written_out = dot_product_attention(q, k, v, 0.5, nn.Dropout(0.0))
+    assert rel_f(fused.detach(), written_out.detach()) <= 1e-14
+    for way in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (fused, written_out)), strict=True):
+        assert rel_f(*way) <= 1e-13
 
 
 def test_mlp_uses_the_exact_gelu():

@@ -26,8 +26,8 @@ def image(seed: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["performer", "se", "ghost", "resnext"])
 def test_the_weights_are_those_that_the_layer_uses(kind: str):
-    """With the identity for values and output, a layer returns its own weights."""
     attn = made(kind).blocks[0].attn
+    attn.attn_drop = torch.nn.Dropout(0.0).train()  # at work, so that it is given the weights
     x = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 7, attn.proj.in_features)))
     used = []
     handle = attn.attn_drop.register_forward_hook(lambda module, args, output: used.append(output))
