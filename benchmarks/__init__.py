@@ -1,0 +1,1 @@
+"""Side-by-side measurements: speed, memory, start-up; see README.md here."""

@@ -1,0 +1,163 @@
+"""python -m benchmarks.page: writes docs/performance.md from what lies in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from t2t_common import cli
+from t2t_common.files import write_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+
+TARGETS = (
+    ("inference", "t2t_jax", "authors' code", 1.25),
+    ("inference", "t2t_jax", "authors' code, torch.compile", 1.1),
+    ("training", "t2t_jax", "authors' code", 1.0),
+    ("inference", "t2t_torch", "authors' code", 1.15),
+    ("training", "t2t_torch", "authors' code", 1.15),
+)
+"""Task, ours, theirs, how many times as fast we wanted ours to be."""
+SHARES = (("inference", 0.9), ("training", 0.8))
+"""Task, share of the limit that `t2t_jax` was to reach."""
+
+TEXT = """# Performance
+
+Written by `python -m benchmarks.page` from what lies in `benchmarks/results`; `benchmarks/README.md` has the commands.
+All of it was run on {cores} CPU cores ({cpu}), nothing on a TPU or GPU. The authors' code is
+[yitu-opensource/T2T-ViT](https://github.com/yitu-opensource/T2T-ViT).
+
+## Speed on CPU
+
+![Images a second of every implementation, inference and training](assets/speed.svg)
+
+{model}, {img_size} x {img_size} pixels, float32, {batch} images. A training step is forward, backward, AdamW and the
+average of all weights. The limit is the time of the matrix products alone, at the rate that one of them runs at.
+Versions: {versions}; the authors' code and timm run in timm's environment.
+
+{speed}
+
+What we wanted, and what was measured:
+
+{targets}
+
+## What made it fast
+
+- **Fences between blocks** (`t2t_jax/blocks.py`). XLA's CPU compiler fuses the chain of residual sums into everything
+  that reads it and computes it again there; a training step took twice the time. Blocks stay calls of the program on a
+  CPU; on TPU and GPU the program is as it was.
+- **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
+  falls on the weights. In PyTorch the fused kernels run there.
+- **GELU by erf**, as PyTorch computes it; `jax.nn.gelu` takes erfc, which costs another exponential and two divisions.
+- **Tokens flattened around every Linear**: the gradient of its kernel is then one plain product.
+- **LayerNorm in PyTorch's order of products**: one number for each token is scaled, not an array.
+- **Huge pages** (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` before the command): XLA takes its memory anew in every step.
+- **Fused AdamW** and an average in place, in PyTorch.
+
+Tried without effect: optimisation barriers (the CPU compiler drops them before it fuses), a scan over blocks (faster
+than no fences, slower than fences), a column of ones in v for the softmax's sum, both random features of the performer
+in one product, closed-form gradients for attention, other schedulers and fusion types of XLA.
+
+## On TPU, without a TPU
+
+The training step of `t2t_jax.train` as `t2t_jax.compile` finds it, 1024 images in bfloat16. That is "compiles for and
+fits", never a speed.
+
+{tpu}
+"""
+
+
+def render(results: Path = RESULTS) -> str:
+    """The page.
+
+    Raises:
+        FileNotFoundError: results are missing.
+    """
+    speed = json.loads((results / "speed.json").read_text())
+    tpu = json.loads((results / "tpu.json").read_text())
+    return TEXT.format(
+        **speed["setup"],
+        **speed["machine"],
+        versions=_versions(speed["tasks"]["training"]["contestants"]),
+        speed="\n".join(_speed(speed["tasks"])),
+        targets="\n".join(_targets(speed["tasks"])),
+        tpu="\n".join(_tpu(tpu)),
+    )
+
+
+def _versions(contestants: dict[str, Any]) -> str:
+    sets = {name: ", ".join(f"{m} {v}" for m, v in c["versions"].items()) for name, c in contestants.items()}
+    return "; ".join(f"{name} {sets[name]}" for name in ("t2t_jax", "t2t_torch", "authors' code"))
+
+
+def _speed(tasks: dict[str, Any]) -> Iterator[str]:
+    yield "| | inference, images/s | of the limit | training, images/s | of the limit | first step |"
+    yield "|---|---|---|---|---|---|"
+    for name in tasks["inference"]["contestants"]:
+        rows = [tasks[task]["contestants"][name] for task in ("inference", "training")]
+        cells = [f"{row['images_a_second']:.2f} | {row['share_of_limit']:.0%}" for row in rows]
+        yield f"| {name} | {' | '.join(cells)} | {rows[1]['first_call_seconds']:.0f} s |"
+
+
+def _targets(tasks: dict[str, Any]) -> Iterator[str]:
+    yield "| | wanted | measured | |"
+    yield "|---|---|---|---|"
+    for task, ours, theirs, wanted in TARGETS:
+        found = tasks[task]["contestants"][ours]["times_as_fast_as"][theirs]
+        yield f"| {task}: {ours} / {theirs} | {wanted:.2f} | {found:.2f} | {_verdict(found >= wanted)} |"
+    for task, wanted in SHARES:
+        found = tasks[task]["contestants"]["t2t_jax"]["share_of_limit"]
+        yield f"| {task}: t2t_jax / limit | {wanted:.2f} | {found:.2f} | {_verdict(found >= wanted)} |"
+    found = tasks["training"]["contestants"]["t2t_jax"]["first_call_seconds"]
+    yield f"| training: t2t_jax, first step with its compilation | 8 s | {found:.1f} s | {_verdict(found <= 8)} |"
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "not reached"
+
+
+def _tpu(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
+    columns: tuple[str, ...] = (
+        "model",
+        "TPUs",
+        "mesh",
+        "memory a device",
+        "of it temporary",
+        "FLOPs / analytic",
+        "messages",
+    )
+    columns = (*columns, "with the global batch", "compiled in")
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for r in reports:
+        memory, gib = r["memory"], 2**30
+        mesh = ", ".join(f"{axis}={size}" for axis, size in r["mesh"].items())
+        messages = ", ".join(f"{count} {kind} {size / 1e6:.0f} MB" for kind, (count, size) in r["collectives"].items())
+        cells = (
+            r["model"],
+            r["topology"],
+            mesh,
+            f"{memory['total'] / gib:.2f} of {r['hbm'] / gib:.0f} GiB",
+            f"{memory['temp'] / gib:.2f} GiB",
+            f"{r['product_flops'] / r['analytic_flops']:.3f}",
+            messages,
+            str(len(r["carry_batch"])),
+            f"{r['compile_seconds']:.0f} s",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def main(args: Sequence[str]) -> int:
+    if args:
+        raise ValueError("python -m benchmarks.page takes no options")
+    write_text(PAGE, render())
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,28 @@
+"""The page of figures is what the results say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import page
+
+
+def test_the_page_is_written_from_the_results():
+    assert page.render() == page.PAGE.read_text(), "python -m benchmarks.page writes it"
+
+
+def test_what_falls_short_is_said():
+    tasks = json.loads((page.RESULTS / "speed.json").read_text())["tasks"]
+    ours = tasks["inference"]["contestants"]["t2t_jax"]
+    ours["times_as_fast_as"]["authors' code"] = 1.24
+    ours["share_of_limit"] = 0.91
+    lines = list(page._targets(tasks))
+    assert "| inference: t2t_jax / authors' code | 1.25 | 1.24 | not reached |" in lines
+    assert "| inference: t2t_jax / limit | 0.90 | 0.91 | reached |" in lines
+
+
+@pytest.mark.parametrize("part", ["speed", "tpu"])
+def test_results_are_whole(part: str):
+    assert json.loads((page.RESULTS / f"{part}.json").read_text())
