@@ -8,13 +8,14 @@ from typing import Any
 
 from t2t_common.files import write_text
 
-WIDTH, LEFT, RIGHT, ROW, HEAD, TOP = 760, 230, 130, 30, 46, 16
+WIDTH, LEFT, RIGHT, ROW, HEAD, TOP = 760, 230, 110, 30, 46, 16
 STYLE = """
 svg { background: #fff }
 text { font: 14px system-ui, sans-serif; fill: #57606a }
 .title { fill: #1f2328; font-weight: 600 }
 .name { fill: #1f2328; text-anchor: end } .ours { fill: #0b57d0 } .other { fill: #9fb3c8 } .limit { stroke: #c4620a }
 .limit-text { fill: #a04f07 }
+.in-ours, .in-other { text-anchor: end; fill: #fff } .in-other { fill: #1f2328 }
 """.strip()
 
 
@@ -46,7 +47,9 @@ def _panel(task: str, found: dict[str, Any], top: int) -> str:
         kind = "ours" if name.startswith("t2t_") else "other"
         parts.append(f'<text class="name" x="{LEFT - 10}" y="{y + 16}">{escape(name)}</text>')
         parts.append(f'<rect class="{kind}" x="{LEFT}" y="{y}" width="{length:.1f}" height="22" rx="3"/>')
-        parts.append(f'<text x="{LEFT + length + 8:.1f}" y="{y + 16}">{figures["images_a_second"]:.2f}</text>')
+        parts.append(
+            f'<text class="in-{kind}" x="{LEFT + length - 8:.1f}" y="{y + 16}">{figures["images_a_second"]:.2f}</text>'
+        )
     parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top + HEAD - 8}" y2="{bottom}"/>')
     text = f"matrix products alone: {limit:.1f}"
     parts.append(f'<text class="limit-text" x="{x:.1f}" y="{top + HEAD - 14}" text-anchor="middle">{text}</text>')

@@ -31,6 +31,8 @@ from t2t_config.flops import forward_flops, training_flops
 
 OURS = ("t2t_jax", "t2t_torch")
 LIMIT = "matrix_product"
+OTHER_MODELS = {"timm's DeiT-S": "vit_deit_small_patch16_224"}
+"""Contestants that are not the chosen model: what theirs is called here."""
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """For every contestant alike: without huge pages a step's memory is mapped anew, 4 KiB at a time."""
 ROOT = Path(__file__).parents[1]
@@ -137,17 +139,18 @@ def measure(options: Options, task: Task, console: Console) -> dict[str, Any]:
             for contestant in contestants:
                 status.update(f"{task}: round {number} of {options.rounds}, {contestant.label}")
                 contestant.take_turn(options.calls, counts=number > 0)
-    flops = (forward_flops if task == "inference" else training_flops)(options.model, img_size=options.img_size)
+    count = forward_flops if task == "inference" else training_flops
+    flops = {c.label: count(OTHER_MODELS.get(c.label, options.model), img_size=options.img_size) for c in contestants}
     limit = next(c for c in contestants if c.label == LIMIT)
     rate = matrix_product_flops(_setup(options)) / statistics.median(limit.seconds)
     others = [c for c in contestants if c is not limit]
     return {
         "matrix_products_flops_a_second": rate,
-        "limit_images_a_second": rate / flops,
+        "limit_images_a_second": rate / flops[LIMIT],
         "contestants": {
             c.label: {
                 "images_a_second": options.batch / statistics.median(c.seconds),
-                "share_of_limit": options.batch / statistics.median(c.seconds) * flops / rate,
+                "share_of_limit": options.batch / statistics.median(c.seconds) * flops[c.label] / rate,
                 "first_call_seconds": c.answers[0]["seconds"],
                 "peak_bytes": max(answer["peak_bytes"] for answer in c.answers),
                 "versions": c.answers[0]["versions"],
