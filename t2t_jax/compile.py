@@ -106,7 +106,7 @@ class Report:
     """What the compiler said if it found no room."""
     flops: float | None = None
     """FLOPs of a step as the compiler counts them, whatever runs element by element included; it counts the body of a
-    loop once, so None with `scan_blocks`."""
+    loop once, so None where a part of the step is a loop (`scan_blocks`, transformer tokens)."""
     collectives: dict[str, tuple[int, int]] | None = None
     """Kind -> how many, and their bytes."""
     carry_batch: list[str] | None = None
@@ -245,13 +245,13 @@ def compile_step(options: Options) -> tuple[Report, str]:
         return report, lowered.as_text()
     report.compile_seconds = time.perf_counter() - began
     text = compiled.as_text()
-    _read_compiled(report, compiled, text, recipe, arguments[0].raw)
+    _read_compiled(report, compiled, text, products, arguments[0].raw)
     if device.platform != "tpu" or TILES not in text:
         raise RuntimeError(f"no TPU program: platform {device.platform}, {text.count(TILES)} of {TILES}")
     return report, text
 
 
-def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, arrays: Any) -> None:
+def _read_compiled(report: Report, compiled: Any, text: str, products: Products, arrays: Any) -> None:
     found = compiled.memory_analysis()
     memory = {
         "args": found.argument_size_in_bytes,
@@ -262,13 +262,13 @@ def _read_compiled(report: Report, compiled: Any, text: str, recipe: Recipe, arr
     }
     memory["total"] = sum(memory.values()) - 2 * memory["alias"]
     report.memory = memory
-    if not recipe.scan_blocks:  # of a loop over all of the step; of one over a part of it, no total can be told
-        report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * recipe.grad_accum_steps
+    if len(products.repeats) == 1:  # a loop over all of the step or none; with one over a part, no total can be told
+        report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * max(products.repeats)
     messages = hlo.collectives(text)
     report.collectives = hlo.bytes_by_kind(messages)
     own = own_shapes(arrays)
     own += [(report.mesh["fsdp"], *part) for part in own]  # as a TPU's all-gather lays them side by side
-    carrying = hlo.carry_batch(messages, recipe.batch_size, own)
+    carrying = hlo.carry_batch(messages, report.batch, own)
     report.carry_batch = [f"{message.kind} {message.shapes}" for message in carrying]
 
 
@@ -282,12 +282,15 @@ class Products:
     """How many have a float32 factor without asking for the highest precision, as only the performer does."""
     flops: int
     """Two for each multiply-add."""
+    repeats: frozenset[int]
+    """How often they run: once, or as often as the loops around them."""
 
 
 def matrix_products(jaxpr: Any) -> Products:
     """The matrix products that a traced program asks for."""
     counts: Counter[str] = Counter()
     float32 = flops = 0
+    repeats = set()
     for equation, times in _equations(jaxpr):
         if equation.primitive.name != "dot_general":
             continue
@@ -296,9 +299,10 @@ def matrix_products(jaxpr: Any) -> Products:
         (contracting, _), _ = equation.params["dimension_numbers"]
         highest = "HIGHEST" in str(equation.params["precision"])
         counts["{} x {} -> {}".format(*names) + " (highest)" * highest] += times
+        repeats.add(times)
         float32 += times * ("f32" in names[:2] and not highest)
         flops += times * 2 * math.prod(result.shape) * math.prod(left.shape[axis] for axis in contracting)
-    return Products(dict(counts.most_common()), float32, flops)
+    return Products(dict(counts.most_common()), float32, flops, frozenset(repeats))
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from t2t_jax.layers import GELU, Dropout, DropPath, Identity, LayerNorm, Linear
 from t2t_jax.wide import wide_einsum
@@ -56,11 +57,16 @@ def dot_product_attention(
     return x.reshape(*x.shape[:2], -1)
 
 
+SOFTMAX_PRODUCT = "softmax_product"
+"""Name of the product with v, before its division, for those who choose what a backward pass computes again."""
+
+
 def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`."""
     exp = jnp.exp(attn - jax.lax.stop_gradient(attn.max(axis=-1, keepdims=True)))
     total = exp.sum(axis=-1, keepdims=True)
-    return (wide_einsum("...nm,...md->...nd", exp.astype(v.dtype), v) / total).astype(v.dtype)
+    product = checkpoint_name(wide_einsum("...nm,...md->...nd", exp.astype(v.dtype), v), SOFTMAX_PRODUCT)
+    return (product / total).astype(v.dtype)
 
 
 class Attention(nnx.Module):

@@ -30,8 +30,11 @@ def _forward(subscripts: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, tu
 
 
 def _backward(subscripts: str, factors: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, ...]:
-    _, transposed = jax.vjp(functools.partial(jnp.einsum, subscripts), *factors)
-    return transposed(grad.astype(jnp.result_type(*factors)))
+    a, b = factors
+    grad = grad.astype(jnp.result_type(a, b))
+    (grad_a,) = jax.linear_transpose(lambda a: jnp.einsum(subscripts, a, b), a)(grad)
+    (grad_b,) = jax.linear_transpose(lambda b: jnp.einsum(subscripts, a, b), b)(grad)
+    return grad_a, grad_b
 
 
 _rounding_einsum.defvjp(_forward, _backward)
