@@ -6,7 +6,6 @@ Shapes: B batch, N M tokens, R of them at a time, C channels in, D token_dim.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -32,16 +31,15 @@ def attention_by_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     count = math.ceil(N / ROWS)
     rows = math.ceil(N / count)
 
-    @functools.partial(
-        jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(SOFTMAX_PRODUCT)
-    )
     def attend(q_BxRxD: jax.Array) -> jax.Array:
         return softmax_product(wide_einsum("brd,bmd->brm", q_BxRxD, k), v)
 
     if count == 1:
         return attend(q)
+    kept = jax.checkpoint_policies.save_only_these_names(SOFTMAX_PRODUCT)
+    attend_again = jax.checkpoint(attend, prevent_cse=False, policy=kept)
     parts = jnp.pad(q, ((0, 0), (0, count * rows - N), (0, 0))).reshape(B, count, rows, D)
-    found = jax.lax.map(attend, parts.swapaxes(0, 1)).swapaxes(0, 1)
+    found = jax.lax.map(attend_again, parts.swapaxes(0, 1)).swapaxes(0, 1)
     return found.reshape(B, count * rows, D)[:, :N]
 
 
