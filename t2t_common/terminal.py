@@ -17,7 +17,13 @@ T = TypeVar("T")
 
 
 def make_console(**options: Any) -> Console:
-    """rich's console with `options` of its own; without any colour or style where NO_COLOR (no-color.org) is set."""
+    """rich's console with `options` of its own; without any colour or style where NO_COLOR (no-color.org) is set.
+
+    A notebook gets the lines as a pipe does: rich's widgets need more than a kernel has, and kernels set FORCE_COLOR,
+    which rich takes for a terminal.
+    """
+    if Console().is_jupyter:
+        options = {"force_jupyter": False, "force_terminal": False, **options}
     return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", **options)
 
 

@@ -169,8 +169,8 @@ def join_processes(text: str | None = None) -> None:
 
 
 def put_tree(tree: Tree, mesh: Mesh) -> Tree:
-    """`tree`, the same in every process, as `tree_shardings` says; one device leaves it as it is."""
-    return tree if mesh.size == 1 else jax.device_put(tree, tree_shardings(tree, mesh))
+    """`tree`, numpy's arrays too, the same in every process, on the devices as `tree_shardings` says."""
+    return jax.device_put(tree, None if mesh.size == 1 else tree_shardings(tree, mesh))
 
 
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:

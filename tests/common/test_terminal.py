@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rich.console
 
 import t2t_torch
 import t2t_torch.evaluate
@@ -33,6 +34,13 @@ def test_nothing_goes_into_pipes(capsys: pytest.CaptureFixture[str]):
     terminal.make_console().print("[bold red]text")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("text\n", "")
+
+
+def test_a_notebook_is_as_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert rich.console.Console().is_jupyter
+    test_nothing_goes_into_pipes(capsys)
 
 
 def test_a_terminal_sees_what_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
