@@ -1,12 +1,11 @@
 """The T2T module's transformer layer with softmax attention (paper, section 3.1).
 
 Source: yitu-opensource/T2T-ViT, models/token_transformer.py. Twin: t2t_torch/token_transformer.py.
-Shapes: B batch, N M tokens, R of them at a time, C channels in, D token_dim.
+Shapes: B batch, N tokens, C channels in, D token_dim.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -14,33 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t2t_jax.layers import LayerNorm, Linear
-from t2t_jax.transformer_block import SOFTMAX_PRODUCT, Mlp, softmax_product
-from t2t_jax.wide import wide_einsum
-
-ROWS = 512
-"""Most queries whose scores are held at once."""
-
-
-def attention_by_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v of one head, (B, N, D), some queries at a time.
-
-    Of 3136 tokens all scores would take 39 MB an image, several times over in training. So each part's are forgotten
-    and computed again in the backward pass: a seventh of the memory, for one product more than the six of training.
-    """
-    B, N, D = q.shape
-    count = math.ceil(N / ROWS)
-    rows = math.ceil(N / count)
-
-    def attend(q_BxRxD: jax.Array) -> jax.Array:
-        return softmax_product(wide_einsum("brd,bmd->brm", q_BxRxD, k), v)
-
-    if count == 1:
-        return attend(q)
-    kept = jax.checkpoint_policies.save_only_these_names(SOFTMAX_PRODUCT)
-    attend_again = jax.checkpoint(attend, prevent_cse=False, policy=kept)
-    parts = jnp.pad(q, ((0, 0), (0, count * rows - N), (0, 0))).reshape(B, count, rows, D)
-    found = jax.lax.map(attend_again, parts.swapaxes(0, 1)).swapaxes(0, 1)
-    return found.reshape(B, count * rows, D)[:, :N]
+from t2t_jax.softmax import attention_by_rows
+from t2t_jax.transformer_block import Mlp
 
 
 class Attention(nnx.Module):

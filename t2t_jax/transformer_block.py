@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from t2t_jax.layers import GELU, Dropout, DropPath, Identity, LayerNorm, Linear
+from t2t_jax.softmax import softmax_product
 from t2t_jax.wide import wide_einsum
 
 
@@ -55,18 +54,6 @@ def dot_product_attention(
         x = attn_drop(jax.nn.softmax(attn, axis=-1).astype(v.dtype), rngs=rngs) @ v
     x = x.swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1)
-
-
-SOFTMAX_PRODUCT = "softmax_product"
-"""Name of the product with v, before its division, for those who choose what a backward pass computes again."""
-
-
-def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`."""
-    exp = jnp.exp(attn - jax.lax.stop_gradient(attn.max(axis=-1, keepdims=True)))
-    total = exp.sum(axis=-1, keepdims=True)
-    product = checkpoint_name(wide_einsum("...nm,...md->...nd", exp.astype(v.dtype), v), SOFTMAX_PRODUCT)
-    return (product / total).astype(v.dtype)
 
 
 class Attention(nnx.Module):

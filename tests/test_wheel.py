@@ -21,6 +21,8 @@ from tests.clean_env import PACKAGES, ROOT, CleanEnv, copy_sources
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
+    "t2t_common/run_page/page.css",
+    "t2t_common/run_page/page.html",
     "parity/report.css",
     "parity/report.schema.json",
     "t2t_config/imagenet_classes.tsv",

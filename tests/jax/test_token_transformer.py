@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from t2t_jax import token_transformer
-from t2t_jax.compile import _equations, matrix_products
 from t2t_jax.token_transformer import Attention, TokenTransformer
 from tests.golden import rel_f
 from tests.jax.helpers import normal, primitive_dtypes, variables
@@ -31,29 +26,6 @@ def test_attention_by_loops(x64: None, options: dict[str, float]):
         scores = np.exp(q * scale @ k.T)
         y = scores / scores.sum(axis=1, keepdims=True) @ v
         assert rel_f(layer(x)[b], v + y @ w["proj.kernel"] + w["proj.bias"]) <= 1e-13
-
-
-@pytest.mark.parametrize("tokens", [5, 6, 7, 9])
-def test_attention_by_rows_is_attention(x64: None, tokens: int, monkeypatch: pytest.MonkeyPatch):
-    """Some queries at a time or all at once, whether their number divides or not: numbers and gradients."""
-    q, k, v = (normal(2, tokens, 4, seed=seed, dtype=np.float64) for seed in range(3))
-    whole, whole_back = jax.vjp(lambda q, k, v: jax.nn.softmax(q @ k.swapaxes(1, 2)) @ v, q, k, v)
-    monkeypatch.setattr(token_transformer, "ROWS", 3)
-    parts, parts_back = jax.vjp(token_transformer.attention_by_rows, q, k, v)
-    assert rel_f(parts, whole) <= 1e-14
-    for mine, theirs in zip(parts_back(whole), whole_back(whole), strict=True):
-        assert rel_f(mine, theirs) <= 1e-13
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_scores_are_held_in_parts_and_computed_once_more(dtype: Any):
-    """Seven products in training, five of them backward, none larger than a part's scores."""
-    x = jax.ShapeDtypeStruct((1, 3136, 64), dtype)
-    loss = lambda q, k, v: token_transformer.attention_by_rows(q, k, v).astype(jnp.float32).sum()  # noqa: E731
-    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(x, x, x).jaxpr
-    assert matrix_products(program).flops == 7 * 2 * 3136 * 3136 * 64
-    largest = max(v.aval.size for equation, _ in _equations(program) for v in equation.outvars)
-    assert largest == 448 * 3136
 
 
 def test_qkv_has_no_bias_and_the_scale_is_of_the_input():

@@ -1,0 +1,38 @@
+"""Attention in parts is attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2t_jax import softmax
+from t2t_jax.compile import _equations, matrix_products
+from tests.golden import rel_f
+from tests.jax.helpers import normal
+
+
+@pytest.mark.parametrize("tokens", [5, 6, 7, 9])
+def test_attention_by_rows_is_attention(x64: None, tokens: int, monkeypatch: pytest.MonkeyPatch):
+    """Some queries at a time or all at once, whether their number divides or not: numbers and gradients."""
+    q, k, v = (normal(2, tokens, 4, seed=seed, dtype=np.float64) for seed in range(3))
+    whole, whole_back = jax.vjp(lambda q, k, v: jax.nn.softmax(q @ k.swapaxes(1, 2)) @ v, q, k, v)
+    monkeypatch.setattr(softmax, "ROWS", 3)
+    parts, parts_back = jax.vjp(softmax.attention_by_rows, q, k, v)
+    assert rel_f(parts, whole) <= 1e-14
+    for mine, theirs in zip(parts_back(whole), whole_back(whole), strict=True):
+        assert rel_f(mine, theirs) <= 1e-13
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_scores_are_held_in_parts_and_computed_once_more(dtype: Any):
+    """Seven products in training, five of them backward, none larger than a part's scores."""
+    x = jax.ShapeDtypeStruct((1, 3136, 64), dtype)
+    loss = lambda q, k, v: softmax.attention_by_rows(q, k, v).astype(jnp.float32).sum()  # noqa: E731
+    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(x, x, x).jaxpr
+    assert matrix_products(program).flops == 7 * 2 * 3136 * 3136 * 64
+    largest = max(v.aval.size for equation, _ in _equations(program) for v in equation.outvars)
+    assert largest == 448 * 3136
