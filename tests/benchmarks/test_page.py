@@ -23,6 +23,6 @@ def test_what_falls_short_is_said():
     assert "| inference: t2t_jax / limit | 0.90 | 0.91 | reached |" in lines
 
 
-@pytest.mark.parametrize("part", ["speed", "tpu"])
+@pytest.mark.parametrize("part", ["speed", "tpu", "start", "scaling", "scores_in_parts", "scores_at_once"])
 def test_results_are_whole(part: str):
     assert json.loads((page.RESULTS / f"{part}.json").read_text())
