@@ -86,3 +86,25 @@ def test_wrong_class_names_are_refused(checkpoint: Path, idx_folder: Path, tmp_p
     names.write_text("a\nb\n")
     with pytest.raises(ValueError, match="holds 2 class names, the model has 4"):
         evaluate(EvaluateOptions(checkpoint=checkpoint, data=str(idx_folder), classes=names))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--checkpoint"),
+        (["--checkpoint", "/no/such/run", "--data", "digits"], "no checkpoint at /no/such/run"),
+        (["--checkpoint", __file__, "--data", "digits"], "no PyTorch file"),
+        (["--checkpoint", "RUN", "--data", "digits"], "the data has 10 classes, the model 4"),
+        (["--checkpoint", "RUN", "--data", "digits", "--model", "t2t_vit_micr"], "did you mean t2t_vit_micro"),
+        (["--checkpoint", "RUN", "--data", "digits", "--model", "t2t_vit_tiny"], "belong to another model"),
+        (["--checkpoint", "RUN", "--data", "digits", "--in-chans", "3"], "one figure for each of 3 channels"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    args: list[str], message: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+):
+    args = [str(checkpoint) if arg == "RUN" else arg for arg in args]
+    assert cli.run(evaluation.main, args) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
