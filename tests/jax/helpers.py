@@ -49,13 +49,14 @@ def abstract(make: Callable[[], nnx.Module]) -> Any:
 def primitive_dtypes(function: Callable[..., Any], *args: Any) -> dict[str, set[str]]:
     """For each primitive that `function` runs, the dtypes of its results."""
     found: dict[str, set[str]] = defaultdict(set)
-    for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
+    for equation in equations(jax.make_jaxpr(function)(*args).jaxpr):
         found[equation.primitive.name] |= {str(v.aval.dtype) for v in equation.outvars}
     return found
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a program, those inside others too."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from _equations(inner)
+            yield from equations(inner)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from t2t_jax import softmax
-from t2t_jax.compile import _equations, matrix_products
+from t2t_jax.compile import matrix_products
 from tests.golden import rel_f
-from tests.jax.helpers import normal
+from tests.jax.helpers import equations, normal
 
 
 @pytest.mark.parametrize("tokens", [5, 6, 7, 9])
@@ -34,5 +34,5 @@ def test_scores_are_held_in_parts_and_computed_once_more(dtype: Any):
     loss = lambda q, k, v: softmax.attention_by_rows(q, k, v).astype(jnp.float32).sum()  # noqa: E731
     program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(x, x, x).jaxpr
     assert matrix_products(program).flops == 7 * 2 * 3136 * 3136 * 64
-    largest = max(v.aval.size for equation, _ in _equations(program) for v in equation.outvars)
+    largest = max(v.aval.size for equation in equations(program) for v in equation.outvars)
     assert largest == 448 * 3136

@@ -14,7 +14,7 @@ import t2t_torch.transformer_block
 from t2t_jax.layers import Dropout, DropPath, Identity
 from t2t_jax.transformer_block import Attention, Block, Mlp, dot_product_attention, get_sinusoid_encoding
 from tests.golden import rel_f
-from tests.jax.helpers import apply, normal, primitive_dtypes, variables
+from tests.jax.helpers import apply, equations, normal, primitive_dtypes, variables
 
 
 @pytest.mark.parametrize(("positions", "width"), [(17, 64), (5, 7)])
@@ -83,6 +83,14 @@ def test_attention_with_a_dropout_at_work_is_the_same_function(x64: None):
     assert rel_f(fast, slow) <= 1e-14
     for mine, theirs in zip(fast_back(fast), slow_back(fast), strict=True):
         assert rel_f(mine, theirs) <= 1e-13
+
+
+def test_weights_that_nothing_drops_are_never_divided():
+    """The sum divides what is gathered, D numbers for each token, not N."""
+    q = jnp.zeros((1, 1, 9, 2))
+    for drop, divided in ((Identity(), 2), (Dropout(0.0), 9)):
+        program = jax.make_jaxpr(lambda q, drop=drop: dot_product_attention(q, q, q, 1.0, drop, None))(q).jaxpr
+        assert {e.outvars[0].aval.shape[-1] for e in equations(program) if e.primitive.name == "div"} == {divided}
 
 
 def test_attention_survives_large_scores():

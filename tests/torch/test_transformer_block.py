@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from t2t_torch.transformer_block import Attention, Block, Mlp, dot_product_attention, get_sinusoid_encoding
@@ -63,7 +65,11 @@ def test_attention_with_a_dropout_at_work_is_the_same_function():
     """Fused or written out, by whether weights are dropped: the same numbers and gradients where none is."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    fused = dot_product_attention(q, k, v, 0.5, nn.Dropout(0.3).eval())
+    with mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as kernel:
+        fused = dot_product_attention(q, k, v, 0.5, nn.Dropout(0.3).eval())
+        assert kernel.call_count == 1
+        dot_product_attention(q, k, v, 0.5, nn.Dropout(0.3))
+        assert kernel.call_count == 1  # it would not show the dropout the weights
     written_out = dot_product_attention(q, k, v, 0.5, nn.Dropout(0.0))
     assert rel_f(fused.detach(), written_out.detach()) <= 1e-14
     for way in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (fused, written_out)), strict=True):
