@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import Any
-
-from t2t_common.files import write_text
 
 WIDTH, LEFT, RIGHT, ROW, HEAD, TOP = 760, 230, 110, 30, 46, 16
 STYLE = """
@@ -19,12 +16,8 @@ text { font: 14px system-ui, sans-serif; fill: #57606a }
 """.strip()
 
 
-def write_chart(path: Path, report: dict[str, Any]) -> None:
-    """Draws a report of `benchmarks.speed` as SVG.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
+def chart(report: dict[str, Any]) -> str:
+    """A report of `benchmarks.speed` as SVG."""
     parts, top = [], TOP
     for task, found in report["tasks"].items():
         parts.append(_panel(task, found, top))
@@ -32,7 +25,7 @@ def write_chart(path: Path, report: dict[str, Any]) -> None:
     size = f'width="{WIDTH}" height="{top}" viewBox="0 0 {WIDTH} {top}"'
     title = f"<title>Images a second, {escape(report['setup']['model'])}</title>"
     body = "\n".join(parts)
-    write_text(path, f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{title}<style>{STYLE}</style>\n{body}\n</svg>\n')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{title}<style>{STYLE}</style>\n{body}\n</svg>\n'
 
 
 def _panel(task: str, found: dict[str, Any], top: int) -> str:

@@ -1,6 +1,6 @@
 """python -m benchmarks.page [--results FOLDER] [--out FILE]
 
-Writes docs/performance.md from what lies in benchmarks/results.
+Writes docs/performance.md and its picture from what lies in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chart import chart
 from t2t_common import cli
 from t2t_common.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
+CHART = Path("assets", "speed.svg")
 
 TARGETS = (
     ("inference", "t2t_jax", "authors' code", 1.25),
@@ -54,8 +56,7 @@ What we wanted, and what was measured:
 ## What made it fast
 
 - **Fences between blocks** (`t2t_jax/blocks.py`). XLA's CPU compiler fuses the chain of residual sums into everything
-  that reads it and computes it again there; a training step took twice the time. Blocks stay calls of the program on a
-  CPU; on TPU and GPU the program is as it was.
+  that reads it and computes it again there. On a CPU blocks stay calls of the program; elsewhere it is as it was.
 - **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
   falls on the weights. In PyTorch the fused kernels run there.
 - **GELU by erf**, as PyTorch computes it; `jax.nn.gelu` takes erfc, which costs another exponential and two divisions.
@@ -88,8 +89,8 @@ From `python -m benchmarks.start`; each in a process of its own.
 ## On TPU, without a TPU
 
 The training step of `t2t_jax.train` as `t2t_jax.compile` finds it, 1024 images in bfloat16. That is "compiles for and
-fits", never a speed. These programs were compiled before the changes above; the matrix products that the step asks for
-now are in the column "FLOPs now" (`--export-only`), 1.037 where scores are computed twice to save memory.
+fits", never a speed. These programs were compiled before the changes above; "FLOPs now" are the matrix products that
+the step asks for since (`--export-only`). What is above 1 there are scores that are computed twice to save memory.
 
 {tpu}
 """
@@ -102,9 +103,13 @@ def render(results: Path = RESULTS) -> str:
         FileNotFoundError: results are missing.
     """
     speed = json.loads((results / "speed.json").read_text())
-    tpu, start, scaling, parts, whole = (
+    start, scaling, parts, whole = (
         json.loads((results / f"{name}.json").read_text())
-        for name in ("tpu", "start", "scaling", "scores_in_parts", "scores_at_once")
+        for name in ("start", "scaling", "scores_in_parts", "scores_at_once")
+    )
+    compiled, lowered = (
+        {path.name: json.loads(path.read_text()) for path in sorted((results / folder).glob("*.json"))}
+        for folder in ("tpu", "lowered")
     )
     memory_parts, memory_whole = (x["sizes"]["224"]["temporary_bytes"] / x["options"]["batch"] for x in (parts, whole))
     return TEXT.format(
@@ -120,7 +125,7 @@ def render(results: Path = RESULTS) -> str:
         memory_whole=memory_whole / 1e6,
         memory_ratio=memory_whole / memory_parts,
         start="\n".join(_start(start)),
-        tpu="\n".join(_tpu(tpu)),
+        tpu="\n".join(_tpu([(report, lowered[name]) for name, report in compiled.items()])),
     )
 
 
@@ -171,7 +176,8 @@ def _verdict(reached: bool) -> str:
     return "reached" if reached else "not reached"
 
 
-def _tpu(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _tpu(reports: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[str]:
+    """Of what was compiled, and of the same step lowered now."""
     columns: tuple[str, ...] = (
         "model",
         "TPUs",
@@ -184,7 +190,7 @@ def _tpu(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
     columns = (*columns, "FLOPs now", "with the global batch", "compiled in")
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
-    for r in reports:
+    for r, now in reports:
         memory, gib = r["memory"], 2**30
         mesh = ", ".join(f"{axis}={size}" for axis, size in r["mesh"].items())
         messages = ", ".join(f"{count} {kind} {size / 1e6:.0f} MB" for kind, (count, size) in r["collectives"].items())
@@ -196,7 +202,7 @@ def _tpu(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{memory['temp'] / gib:.2f} GiB",
             f"{r['product_flops'] / r['analytic_flops']:.3f}",
             messages,
-            f"{r['product_flops_now'] / r['analytic_flops']:.3f}",
+            f"{now['product_flops'] / now['analytic_flops']:.3f}",
             str(len(r["carry_batch"])),
             f"{r['compile_seconds']:.0f} s",
         )
@@ -210,12 +216,13 @@ class Options:
     results: Path = RESULTS
     """Folder of what was measured."""
     out: Path = PAGE
-    """The page to write."""
+    """The page to write; its picture goes into assets/ beside it."""
 
 
 def main(args: Sequence[str]) -> int:
     options = cli.parse(Options, args, prog="python -m benchmarks.page", description=__doc__ or "")
     write_text(options.out, render(options.results))
+    write_text(options.out.parent / CHART, chart(json.loads((options.results / "speed.json").read_text())))
     return cli.OK
 
 

@@ -1,4 +1,4 @@
-"""python -m benchmarks.speed [--official CHECKOUT] [--model NAME] [--json FILE] [--svg FILE]
+"""python -m benchmarks.speed [--official CHECKOUT] [--model NAME] [--json FILE]
 
 Images a second of T2T-ViT, ours beside others, in inference and in training. Every contestant runs in a process of its
 own, and they take turns, so that what slows the machine slows all of them. A turn is some calls in a row, of which the
@@ -23,7 +23,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chart import write_chart
 from benchmarks.contestants import Setup, Task, matrix_product_flops
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
@@ -62,8 +61,6 @@ class Options:
     """Labels of the contestants, such as t2t_jax "authors' code"; all by default."""
     json: Path | None = None
     """File for all figures."""
-    svg: Path | None = None
-    """File for the picture."""
 
 
 @dataclasses.dataclass
@@ -108,8 +105,6 @@ def main(args: Sequence[str]) -> int:
         console.print(_table(task, found))
     if options.json:
         write_text(options.json, json.dumps(report, indent=1) + "\n")
-    if options.svg:
-        write_chart(options.svg, report)
     return cli.OK
 
 
@@ -125,9 +120,8 @@ def check(options: Options) -> None:
     for name in ("rounds", "calls"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: at least one has to count")
-    for target in (options.json, options.svg):
-        if target is not None:
-            check_target(target)
+    if options.json is not None:
+        check_target(options.json)
 
 
 def measure(options: Options, task: Task, console: Console) -> dict[str, Any]:

@@ -12,18 +12,19 @@ import os
 import resource
 import sys
 import time
+from typing import Any
 
 MODULES = ("jax", "flax", "torch", "timm")
 
 
-def main(name: str, task: str, setup: str) -> None:
+def main(name: str, task: Any, setup: str) -> None:
     """Serves until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed goes to stderr
 
     from benchmarks.contestants import CONTESTANTS, Setup
 
-    call = CONTESTANTS[name](Setup(**json.loads(setup)), task)  # type: ignore[arg-type]
+    call = CONTESTANTS[name](Setup(**json.loads(setup)), task)
     for count, _ in enumerate(sys.stdin):
         start = time.perf_counter()
         call()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from benchmarks import page
+from benchmarks.chart import chart
 
 
 def test_the_page_is_written_from_the_results():
     assert page.render() == page.PAGE.read_text(), "python -m benchmarks.page writes it"
+    speed = json.loads((page.RESULTS / "speed.json").read_text())
+    assert chart(speed) == (page.PAGE.parent / page.CHART).read_text(), "python -m benchmarks.page draws it"
 
 
 def test_what_falls_short_is_said():
@@ -21,8 +22,3 @@ def test_what_falls_short_is_said():
     lines = list(page._targets(tasks))
     assert "| inference: t2t_jax / authors' code | 1.25 | 1.24 | not reached |" in lines
     assert "| inference: t2t_jax / limit | 0.90 | 0.91 | reached |" in lines
-
-
-@pytest.mark.parametrize("part", ["speed", "tpu", "start", "scaling", "scores_in_parts", "scores_at_once"])
-def test_results_are_whole(part: str):
-    assert json.loads((page.RESULTS / f"{part}.json").read_text())
