@@ -31,24 +31,26 @@ EVERYTHING["aux_head"] = ("t2t_vit_tiny", {"img_size": 64, "aux_head": True})
 EVERYTHING["features"] = ("t2t_vit_tiny", {"img_size": 64, "num_classes": 0})
 
 
-def operations(jaxpr: Jaxpr) -> Iterator[Any]:
-    """All equations, those of inner functions too."""
+def operations(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """All equations and how often each runs: those of inner functions too, a scan's as often as it is long."""
     for equation in jaxpr.eqns:
-        yield equation
+        assert equation.primitive.name not in ("while", "ragged_dot_general"), "would be counted once"
+        yield equation, times
+        inner_times = times * equation.params["length"] if equation.primitive.name == "scan" else times
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda leaf: isinstance(leaf, Jaxpr | ClosedJaxpr)
         ):
             if isinstance(value, ClosedJaxpr):
-                yield from operations(value.jaxpr)
+                yield from operations(value.jaxpr, inner_times)
             elif isinstance(value, Jaxpr):
-                yield from operations(value)
+                yield from operations(value, inner_times)
 
 
 def traced_flops(function: Callable[..., Any], *args: Any) -> int:
     """2 per multiply-add of every dot_general and convolution in `function`."""
     total = 0
-    for equation in operations(jax.make_jaxpr(function)(*args).jaxpr):
-        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    for equation, times in operations(jax.make_jaxpr(function)(*args).jaxpr):
+        size = times * math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
@@ -56,8 +58,6 @@ def traced_flops(function: Callable[..., Any], *args: Any) -> int:
             kernel = equation.invars[1].aval.shape
             features = equation.params["dimension_numbers"].rhs_spec[0]
             total += 2 * size * math.prod(kernel) // kernel[features]
-        else:
-            assert equation.primitive.name not in ("scan", "while", "ragged_dot_general"), "would be counted once"
     return total
 
 
