@@ -1,9 +1,9 @@
-"""python -m benchmarks.levers [--model NAME] [--topology v5e:2x2] [--batch N] [--only NAME ...] [--json FILE]
+"""python -m benchmarks.levers [--model NAME] [--batch N] [--json FILE]
 
-What each lever does to the training step on TPUs that are not there: the step is compiled as it is, and again with one
-lever undone at a time, in the form that it replaced. FLOPs, bytes that the program reads and writes, and memory; never
-a speed. Needs libtpu (pip install 't2t-vit[tpu]'). With `--json` what the file already has is kept, so that a command
-that was stopped goes on.
+What each lever does to the program of a TPU that is not there: the T2T module and one block of the backbone, forward
+and backward, in bfloat16, compiled as they are and again with one lever undone, in the form that it replaced. Bytes
+that the program reads and writes, and its temporary memory, an image; never a speed. Needs libtpu
+(pip install 't2t-vit[tpu]').
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,14 +21,20 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 from rich.table import Table
 
+import t2t_jax
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
 from t2t_common.terminal import make_console, status
 from t2t_config.models import model_config
-from t2t_jax import compile, layers, softmax, transformer_block
+from t2t_jax import layers, softmax, transformer_block
+from t2t_jax.compile import ENVIRONMENT
+from t2t_jax.state import Arrays, merge_model, split_model
+from t2t_jax.topology import tpu_topology
 
+PARTS = ("tokens_to_token", "block")
 AS_IT_IS = "as it is"
 
 
@@ -38,32 +43,34 @@ class Options:
     """Options of the command line."""
 
     model: str = "t2t_vit_14"
-    """Whose training step is compiled."""
+    """Whose parts are compiled."""
     topology: str = "v5e:2x2"
-    """TPUs to compile for."""
-    batch: int = 256
-    """Images of a step, all devices together."""
-    only: tuple[str, ...] = ()
-    """Levers to undo; none takes all that the model has."""
+    """TPUs of which one is compiled for."""
+    batch: int = 64
+    """Images."""
     json: Path | None = None
     """File for all figures."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Lever:
-    """One thing that the step does, and how to undo it."""
+    """One thing that the models do, and how to undo it."""
 
     undone: str
-    """What stands in its place."""
+    """What stood in its place."""
     patches: tuple[tuple[Any, str, Any], ...] = ()
-    """Module or class, attribute, what stands there in its place."""
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of `t2t_jax.compile`, that differ."""
-    families: tuple[str, ...] = ("performer", "transformer")
+    """Module or class, attribute, what replaces it."""
+    dtype: Any = jnp.bfloat16
+    """Of the computation."""
+    remat: bool = False
+    """Whether a part's activations are computed again in its backward pass."""
+    tokens_types: tuple[str, ...] = ("performer", "transformer")
     """Kinds of T2T module that have it."""
+    parts: tuple[str, ...] = PARTS
+    """Parts that have it."""
 
     @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
+    def undo(self) -> Iterator[None]:
         """The time without it."""
         with contextlib.ExitStack() as stack:
             for owner, name, replacement in self.patches:
@@ -100,93 +107,99 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+BLOCK = ("block",)
 LEVERS = {
     "attention divides after the product with v": Lever(
-        "softmax, then the product", ((transformer_block, "softmax_product", textbook_product),)
+        "softmax, then the product", ((transformer_block, "softmax_product", textbook_product),), parts=BLOCK
     ),
-    "gradients of scores in bfloat16": Lever(
-        "in float32", tuple((module, "wide_einsum", plain_einsum) for module in (transformer_block, softmax))
+    "gradients of the scores in bfloat16": Lever(
+        "in float32", ((transformer_block, "wide_einsum", plain_einsum),), parts=BLOCK
+    ),
+    "T2T attention by rows": Lever(
+        "all scores at once", ((softmax, "ROWS", 1 << 30),), tokens_types=("transformer",), parts=("tokens_to_token",)
     ),
     "soft split by strided slices": Lever(
-        "by conv_general_dilated_patches", ((layers.Unfold, "__call__", patches_by_convolution),)
+        "conv_general_dilated_patches",
+        ((layers.Unfold, "__call__", patches_by_convolution),),
+        parts=("tokens_to_token",),
     ),
     "GELU by erf, one array kept": Lever("jax.nn.gelu", ((layers, "gelu", exact_gelu),)),
-    "LayerNorm in PyTorch's order": Lever(
-        "flax's LayerNorm", ((layers.LayerNorm, "__call__", nnx.LayerNorm.__call__),)
-    ),
+    "LayerNorm in PyTorch's order": Lever("flax's", ((layers.LayerNorm, "__call__", nnx.LayerNorm.__call__),)),
     "tokens flattened around Linear": Lever("(B, N, C)", ((layers.Linear, "__call__", nnx.Linear.__call__),)),
-    "T2T attention by rows": Lever("all scores at once", ((softmax, "ROWS", 1 << 30),), families=("transformer",)),
-    "bfloat16": Lever("float32", options={"dtype": "float32"}),
-    "activations kept": Lever("--remat: computed again", options={"remat": True}),
+    "bfloat16": Lever("float32", dtype=jnp.float32),
+    "activations kept": Lever("--remat: computed again", remat=True),
 }
-"""What the step does -> what it replaced."""
+"""What the models do -> what it replaced; the last two are options of the training command."""
 
 
-def chosen(options: Options) -> dict[str, Lever]:
-    """The levers to undo.
+def measure(options: Options, part: str, lever: Lever | None) -> dict[str, float]:
+    """Bytes an image that the compiled part reads and writes, and that it holds besides its arguments."""
+    lever = lever or Lever("")
+    whole: Any = nnx.eval_shape(lambda: t2t_jax.create_model(options.model, dtype=lever.dtype, rngs=nnx.Rngs(0)))
+    whole.train()
+    module = whole.blocks[0] if part == "block" else whole.tokens_to_token
+    graphdef, params, buffers = split_model(module)
+    images = (options.batch, *whole.img_size, 3)
+    tokens = (options.batch, *whole.pos_embed.shape[1:])
+    x = jax.ShapeDtypeStruct(tokens if part == "block" else images, lever.dtype)
 
-    Raises:
-        ValueError: a name is none of them.
-    """
-    family = model_config(options.model).sizes.get("tokens_type")
-    levers = {name: lever for name, lever in LEVERS.items() if family in lever.families}
-    for name in options.only:
-        if name not in levers:
-            raise ValueError(f"--only {name!r}: choose of {', '.join(map(repr, levers))}")
-    return {name: levers[name] for name in options.only or levers}
+    def forward(params: Arrays, buffers: Arrays, x: jax.Array) -> jax.Array:
+        return merge_model(graphdef, {**params, **buffers})(x, nnx.Rngs(dropout=0))
 
+    def gradients(params: Arrays, buffers: Arrays, x: jax.Array, given: jax.Array) -> Any:
+        run = jax.checkpoint(forward) if lever.remat else forward
+        result, backward = jax.vjp(lambda params, x: run(params, buffers, x), params, x)
+        return result, backward(given)
 
-def measure(options: Options, lever: Lever | None) -> dict[str, Any]:
-    """What the compiler says of the step without `lever`; of the step as it is for None."""
-    wanted = compile.Options(model=options.model, topology=options.topology, batch=options.batch)
-    wanted = dataclasses.replace(wanted, **(lever.options if lever else {}))
-    with lever.off() if lever else contextlib.nullcontext():
-        report, _ = compile.compile_step(wanted)
-    return dataclasses.asdict(report)
-
-
-def table(options: Options, found: dict[str, dict[str, Any]]) -> Table:
-    """What was found, a row for each."""
-    shown = Table("without", "then", "FLOPs, of the analytic", "MB an image", "temporary GiB", "messages")
-    for name, report in found.items():
-        images = report["batch"] / math.prod(report["mesh"].values())
-        traffic = report["bytes_accessed"]
-        shown.add_row(
-            name,
-            LEVERS[name].undone if name in LEVERS else "",
-            f"{report['product_flops'] / report['analytic_flops']:.3f}",
-            f"{traffic / images / 1e6:.0f}" if traffic else "",
-            f"{report['memory']['temp'] / 2**30:.2f}" if report["memory"] else "does not fit",
-            str(sum(count for count, _ in (report["collectives"] or {}).values())),
+    with lever.undo():
+        given = jax.eval_shape(forward, params, buffers, x)
+        chip = SingleDeviceSharding(tpu_topology(options.topology).devices[0])
+        arguments = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=chip), (params, buffers, x, given)
         )
+        compiled: Any = jax.jit(gradients).lower(*arguments).compile()
+    traffic, memory = compiled.cost_analysis()["bytes accessed"], compiled.memory_analysis().temp_size_in_bytes
+    return {"bytes": traffic / options.batch, "temporary_bytes": memory / options.batch}
+
+
+def table(found: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """What was found, a row for each lever and part."""
+    shown = Table("part", "without", "then", "MB an image", "of it as it is", "temporary MB", "of it as it is")
+    for part, rows in found.items():
+        for name, row in rows.items():
+            cells = [
+                text
+                for key in ("bytes", "temporary_bytes")
+                for text in (f"{row[key] / 1e6:.2f}", f"{row[key] / rows[AS_IT_IS][key]:.2f}")
+            ]
+            shown.add_row(part, name, LEVERS[name].undone if name in LEVERS else "", *cells)
     return shown
 
 
 def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
     options = cli.parse(Options, args, prog="python -m benchmarks.levers", description=__doc__ or "")
-    levers: dict[str, Lever | None] = {AS_IT_IS: None, **chosen(options)}
-    found: dict[str, dict[str, Any]] = {}
+    tokens_type = model_config(options.model).sizes.get("tokens_type")
     if options.json is not None:
         check_target(options.json)
-        found = json.loads(options.json.read_text()) if options.json.exists() else {}
-    console = make_console()
-    for name, lever in levers.items():
-        if name in found:
-            continue
-        with status(f"{options.model}: {name if lever is None else f'without {name!r}'}"):
-            found[name] = measure(options, lever)
-        if options.json is not None:
-            write_text(options.json, json.dumps(found, indent=1) + "\n")
-    console.print(table(options, found))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for part in PARTS:
+        undone = {name: x for name, x in LEVERS.items() if part in x.parts and tokens_type in x.tokens_types}
+        levers: dict[str, Lever | None] = {AS_IT_IS: None, **undone}
+        with status(f"{options.model}, {part}") as progress:
+            found[part] = {}
+            for name, lever in levers.items():
+                progress.update(f"{options.model}, {part}: {name if lever is None else f'without {name!r}'}")
+                found[part][name] = measure(options, part, lever)
+    make_console().print(table(found))
+    if options.json is not None:
+        facts = {"model": options.model, "topology": options.topology, "batch": options.batch, "parts": found}
+        write_text(options.json, json.dumps(facts, indent=1) + "\n")
     return cli.OK
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(name) != value for name, value in compile.ENVIRONMENT.items()):  # as t2t_jax.compile
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "benchmarks.levers", *sys.argv[1:]],
-            {**os.environ, **compile.ENVIRONMENT},
-        )
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):  # as t2t_jax.compile
+        command = [sys.executable, "-m", "benchmarks.levers", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
     sys.exit(cli.run(main))
