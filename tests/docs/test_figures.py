@@ -8,21 +8,25 @@ import pytest
 
 from t2t_config import MODELS, model_config
 from t2t_config.flops import forward_flops
+from t2t_config.pretrained import PRETRAINED
 from tests.docs.blocks import ROOT
 
-ROW = re.compile(r"^\| `(t2t_\w+)` \| (\w+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(t2t_\w+)` \| (\w+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| (.*) \|$", re.MULTILINE)
 
 
 def test_the_table_of_models():
     rows = ROW.findall((ROOT / "README.md").read_text())
     in_paper = {name for name, config in MODELS.items() if config.in_paper and config.arch != "VisionTransformer"}
     assert {name for name, *_ in rows} == in_paper
-    for name, tokens, parameters, macs, top1 in rows:
+    for name, tokens, parameters, macs, top1, weights in rows:
         config = model_config(name)
         assert tokens == config.sizes["tokens_type"], name
         assert parameters == f"{config.num_params:,}", name
         assert macs == f"{forward_flops(name) / 2e9:.2f}", name
         assert float(top1) == config.top1, name
+        published = PRETRAINED.get(name, {}).items()
+        cells = [f"`{tag}`" if tag == "in1k" else f"`{tag}` {file.top1}" for tag, file in published]
+        assert weights == (", ".join(cells) or "none"), name
 
 
 @pytest.mark.parametrize(
