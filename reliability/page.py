@@ -1,0 +1,170 @@
+"""python -m reliability.page [--results FOLDER] [--out FILE]
+
+Writes docs/reliability.md from what the campaigns left in reliability/results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reliability.record import OWN, RESULTS, ROOT, read
+from t2t_common import cli
+from t2t_common.files import write_text
+
+PAGE = ROOT / "docs" / "reliability.md"
+
+HEAD = """# Reliability
+
+Written by `python -m reliability.page` from what lies in `reliability/results`. Below each part stands the command that
+repeats it, and how long it took; `reliability/README.md` has what it needs. A short form of each is in the test suite.
+[Threats](threats.md) has what happens with each kind of hostile file.
+"""
+
+SECTIONS = {
+    "faults": (
+        "Faults survived",
+        "Training, saving and reading while processes are killed, disks are full, folders read-only and workers dead. "
+        "What a run leaves behind has to be whole, and the same command has to continue it bit for bit.",
+    ),
+    "fuzz": (
+        "Cases fuzzed",
+        "Every reader is given files that were damaged or made to harm. Each is read, or refused with a message: no "
+        "crash, no hang, memory and time within limits, nothing written outside the folder, no code run.",
+    ),
+    "properties": (
+        "Properties",
+        "Random module trees, sizes and numbers, drawn by hypothesis: equal in both frameworks, or the same error.",
+    ),
+    "mutation": (
+        "Mutants killed",
+        "The proof itself, with one thing changed at a time: the tests have to notice. What survived is explained.",
+    ),
+    "coverage": ("Coverage", "Branches that the test suite runs."),
+    "versions": (
+        "Versions",
+        "The lowest and the newest versions of what this project needs, and what is known of their holes.",
+    ),
+}
+"""Campaign: title of its section, and what it does."""
+
+
+def render(results: Path = RESULTS) -> str:
+    """The page. A campaign that was not run yet has a section that says so; one that is not known here comes last."""
+    found = read(results)
+    known = {
+        **SECTIONS,
+        **{name: (name.replace("_", " ").capitalize(), "") for name in sorted(found.keys() - SECTIONS)},
+    }
+    parts = [HEAD]
+    for name, (title, text) in known.items():
+        body = _section(found[name]) if name in found else ["Not run yet."]
+        parts.append("\n".join([f"## {title}", "", *([text, ""] if text else []), *body]) + "\n")
+    parts.append("\n".join(["## Defects found", "", *_defects(known, found)]) + "\n")
+    return "\n".join(parts)
+
+
+def _section(result: Mapping[str, Any]) -> Iterator[str]:
+    figures = {name: value for name, value in result.items() if name not in OWN}
+    plain = {name: value for name, value in figures.items() if not _is_table(value)}
+    if plain:
+        yield from _table(["", ""], [[_words(name), _cell(value)] for name, value in plain.items()])
+        yield ""
+    for name, value in figures.items():
+        if _is_table(value):
+            yield from (f"### {_words(name)}", "", *_rows(value), "")
+    yield _origin(result)
+
+
+def _origin(result: Mapping[str, Any]) -> str:
+    """How to repeat it, what it ran on, how long it took."""
+    environment = result.get("environment", {})
+    packages = ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("system", "cpus"))
+    place = f"{environment.get('system', 'unknown')} with {environment.get('cpus', '?')} CPUs"
+    took = f" {_duration(result['seconds'])}" if "seconds" in result else ""
+    return f"`{result.get('command', '?')}`{',' if took else ''}{took} on {place}; {packages}."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# --- Tables -------------------------------------------------------------------------------------------------
+
+
+def _is_table(value: Any) -> bool:
+    rows = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return bool(rows) and all(isinstance(row, Mapping) for row in rows)
+
+
+def _rows(table: Any) -> Iterator[str]:
+    """A list of rows, or rows by name, as a table with all their columns."""
+    named = isinstance(table, Mapping)
+    rows: list[Mapping[str, Any]] = [{"": name, **row} for name, row in table.items()] if named else list(table)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    yield from _table([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _words(name: str) -> str:
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:] if text.islower() else text
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "**no**", None: ""}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(str(name)).lower()} {_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _defects(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    rows = [
+        [title, _cell(defect["what"]), f"`{defect['test']}`"]
+        for name, (title, _) in known.items()
+        for defect in found.get(name, {}).get("defects", ())
+    ]
+    if rows:
+        yield f"{len(rows)} defects were found on the way. Each is fixed, and a test holds the fix."
+        yield ""
+        yield from _table(["found by", "what went wrong", "held by"], rows)
+    else:
+        yield "None."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command line."""
+
+    results: Path = RESULTS
+    """Folder of what the campaigns found."""
+    out: Path = PAGE
+    """The page to write."""
+
+
+def main(args: Sequence[str]) -> int:
+    options = cli.parse(Options, args, prog="python -m reliability.page", description=__doc__ or "")
+    write_text(options.out, render(options.results))
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
