@@ -51,6 +51,16 @@ SECTIONS = {
 }
 """Campaign: title of its section, and what it does."""
 
+HEADLINES = {
+    "faults": "{faults_survived:,} of {faults_tried:,} survived; {arrays_that_differ:,} of {arrays_compared:,} arrays differ",
+    "fuzz": "{cases:,} cases, {cases with a defect:,} with a defect",
+    "coverage": "parity {packages[parity][percent]:.1f} %, t2t_torch {packages[t2t_torch][percent]:.1f} %, "
+    "t2t_jax {packages[t2t_jax][percent]:.1f} %",
+}
+"""Campaign: its figures in one line; without one, the page has them in its section alone."""
+COLUMNS = {"faults": ("fault", "package", "times", "survived", "failure", "most_seconds_until_the_line")}
+"""Table: the columns that are shown, where it has more than a page can."""
+
 
 def render(results: Path = RESULTS) -> str:
     """The page. A campaign that was not run yet has a section that says so; one that is not known here comes last."""
@@ -59,33 +69,51 @@ def render(results: Path = RESULTS) -> str:
         **SECTIONS,
         **{name: (name.replace("_", " ").capitalize(), "") for name in sorted(found.keys() - SECTIONS)},
     }
-    parts = [HEAD]
+    parts = [HEAD, "\n".join(_summary(known, found)) + "\n"]
     for name, (title, text) in known.items():
         body = _section(found[name]) if name in found else ["Not run yet."]
         parts.append("\n".join([f"## {title}", "", *([text, ""] if text else []), *body]) + "\n")
     parts.append("\n".join(["## Defects found", "", *_defects(known, found)]) + "\n")
+    if found:
+        parts.append("\n".join(["## Machines", "", *_machines(known, found)]) + "\n")
     return "\n".join(parts)
+
+
+def _summary(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Every campaign in one line."""
+    rows = []
+    for name, (title, _) in known.items():
+        address = title.lower().replace(" ", "-")
+        rows.append([f"[{title}](#{address})", _headline(name, found[name]) if name in found else "not run yet"])
+    defects = sum(len(result["defects"]) for result in found.values())
+    yield from _table(
+        ["campaign", "result"], [*rows, ["[Defects found](#defects-found)", f"{defects}, all of them fixed"]]
+    )
+
+
+def _headline(name: str, result: Mapping[str, Any]) -> str:
+    try:
+        return _cell(HEADLINES[name].format_map(result))
+    except KeyError:
+        return "see below"
 
 
 def _section(result: Mapping[str, Any]) -> Iterator[str]:
     figures = {name: value for name, value in result.items() if name not in OWN}
     plain = {name: value for name, value in figures.items() if not _is_table(value)}
     if plain:
-        yield from _table(["", ""], [[_words(name), _cell(value)] for name, value in plain.items()])
+        yield from _table(["figure", "value"], [[_words(name), _cell(value)] for name, value in plain.items()])
         yield ""
     for name, value in figures.items():
         if _is_table(value):
-            yield from (f"### {_words(name)}", "", *_rows(value), "")
+            yield from (f"### {_words(name)}", "", *_rows(value, COLUMNS.get(name, ())), "")
     yield _origin(result)
 
 
 def _origin(result: Mapping[str, Any]) -> str:
-    """How to repeat it, what it ran on, how long it took."""
-    environment = result.get("environment", {})
-    packages = ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("system", "cpus"))
-    place = f"{environment.get('system', 'unknown')} with {environment.get('cpus', '?')} CPUs"
-    took = f" {_duration(result['seconds'])}" if "seconds" in result else ""
-    return f"`{result.get('command', '?')}`{',' if took else ''}{took} on {place}; {packages}."
+    """How to repeat it, and how long it took."""
+    took = f", {_duration(result['seconds'])}" if "seconds" in result else ""
+    return f"`{result['command']}`{took}."
 
 
 def _duration(seconds: float) -> str:
@@ -102,11 +130,11 @@ def _is_table(value: Any) -> bool:
     return bool(rows) and all(isinstance(row, Mapping) for row in rows)
 
 
-def _rows(table: Any) -> Iterator[str]:
-    """A list of rows, or rows by name, as a table with all their columns."""
+def _rows(table: Any, shown: Sequence[str] = ()) -> Iterator[str]:
+    """A list of rows, or rows by name, as a table with all their columns, or those `shown` that a row has."""
     named = isinstance(table, Mapping)
     rows: list[Mapping[str, Any]] = [{"": name, **row} for name, row in table.items()] if named else list(table)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = list(dict.fromkeys(column for row in rows for column in row if not shown or column in shown))
     yield from _table([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
 
 
@@ -125,6 +153,8 @@ def _words(name: str) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "**no**", None: ""}[value]
+    if value in ([], {}):
+        return "none"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
@@ -143,11 +173,20 @@ def _defects(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
         for defect in found.get(name, {}).get("defects", ())
     ]
     if rows:
-        yield f"{len(rows)} defects were found on the way. Each is fixed, and a test holds the fix."
+        yield f"Found on the way: {len(rows)}. Each is fixed, and a test holds the fix."
         yield ""
         yield from _table(["found by", "what went wrong", "held by"], rows)
     else:
         yield "None."
+
+
+def _machines(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What the campaigns ran on, one line for all that ran on the same."""
+    titles: dict[str, list[str]] = {}
+    for name, (title, _) in known.items():
+        if name in found:
+            titles.setdefault(_cell(found[name]["environment"]), []).append(title)
+    yield from _table(["campaigns", "ran on"], [[", ".join(names), place] for place, names in titles.items()])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,12 @@ def test_figures_tables_and_defects_are_all_there(tmp_path: Path):
         "lost": 0,
         "share": 0.98765,
         "by_reader": {"tar": {"cases": 7, "refused": True}, "idx": {"cases": 8, "note": "a | b"}},
+        "faults_tried": 12,
+        "faults_survived": 11,
+        "arrays_that_differ": 0,
+        "arrays_compared": 9,
+        "faults": [{"fault": "full disk", "times": 3, "survived": 2, "last_words": ["long"], "failure": "hung"}],
+        "left_over": [],
         "survivors": [{"mutant": "parity/convert.py:3", "why": "equal"}],
     }
     defect = record.Defect("A kill left half a file.", "tests/reliability/test_page.py::test_it")
@@ -37,7 +43,13 @@ def test_figures_tables_and_defects_are_all_there(tmp_path: Path):
     assert cli.run(page.main, ["--results", str(tmp_path), "--out", str(out)]) == cli.OK
     lines = out.read_text().splitlines()
     for line in (
+        "| [Faults survived](#faults-survived) | 11 of 12 survived; 0 of 9 arrays differ |",
+        "| [Versions](#versions) | not run yet |",
+        "| [Other things](#other-things) | see below |",
+        "| [Defects found](#defects-found) | 1, all of them fixed |",
         "| Kills | 12,345 |",
+        "| Left over | none |",
+        "| full disk | 3 | 2 | hung |",
         "| Lost | 0 |",
         "| Share | 0.9877 |",
         "### By reader",
@@ -45,14 +57,15 @@ def test_figures_tables_and_defects_are_all_there(tmp_path: Path):
         "| tar | 7 | yes |  |",
         "| idx | 8 |  | a \\| b |",
         "| parity/convert.py:3 | equal |",
+        "`python -m reliability.faults`, 2 min.",
         "| Faults survived | A kill left half a file. | `tests/reliability/test_page.py::test_it` |",
         "## Other things",
         "Not run yet.",
     ):
         assert line in lines, line
-    assert any(line.startswith("`python -m reliability.faults`, 2 min on ") for line in lines)
     titles = [line[3:] for line in lines if line.startswith("## ")]
-    assert titles == [title for title, _ in page.SECTIONS.values()] + ["Other things", "Defects found"]
+    assert titles == [title for title, _ in page.SECTIONS.values()] + ["Other things", "Defects found", "Machines"]
+    assert sum(line.startswith("| Faults survived, Other things | ") for line in lines) == 1
 
 
 def test_results_are_json_without_surprises(tmp_path: Path):
