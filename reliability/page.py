@@ -52,7 +52,8 @@ SECTIONS = {
 """Campaign: title of its section, and what it does."""
 
 HEADLINES = {
-    "faults": "{faults_survived:,} of {faults_tried:,} survived; {arrays_that_differ:,} of {arrays_compared:,} arrays differ",
+    "faults": "{faults_survived:,} of {faults_tried:,} survived; of {arrays_compared:,} arrays {arrays_that_differ:,} "
+    "differ",
     "fuzz": "{cases:,} cases, {cases with a defect:,} with a defect",
     "coverage": "parity {packages[parity][percent]:.1f} %, t2t_torch {packages[t2t_torch][percent]:.1f} %, "
     "t2t_jax {packages[t2t_jax][percent]:.1f} %",

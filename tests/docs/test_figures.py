@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -11,9 +12,12 @@ import pytest
 
 import benchmarks.scaling
 import parity.survey
+import t2t_torch
 from benchmarks import transcripts
-from t2t_config import MODELS, model_config
+from t2t_config import MODELS, model_config, recipe
 from t2t_config.flops import forward_flops, training_flops
+from t2t_jax.report import METRICS_FILE
+from t2t_jax.train import train
 from tests.docs.blocks import PAGES, ROOT, page_name, shell_lines
 from tests.docs.figures import FIGURES, SURVEY
 
@@ -146,3 +150,21 @@ def test_what_commands_print_is_what_they_printed():
     lines = shown(page)
     assert len(lines) > 12
     assert [line for line in lines if line not in printed] == []
+
+
+def test_counts_of_tensors_and_layers_that_commands_print():
+    printed = "\n".join(shown(ROOT / "docs" / "index.md"))
+    model = t2t_torch.create_model("t2t_vit_tiny", img_size=recipe("digits").img_size, in_chans=1, num_classes=10)
+    assert f"{len(model.state_dict())} tensors of t2t_vit_tiny" in printed
+    layers = next(figure["layers"] for figure in SURVEY["figures"] if figure["name"] == "t2t_vit_tiny")
+    assert f"{layers} layer calls" in printed
+
+
+def test_the_first_epoch_that_a_command_printed(tmp_path: Path):
+    """Its rate is that of the warm-up, so that the number of epochs does not matter."""
+    first = json.loads(transcripts.RESULT.read_text())["transcripts"][transcripts.COMMANDS[0]]["printed"][0].split()
+    train(dataclasses.replace(recipe("digits"), epochs=1), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    (loss,) = (line["epoch_loss"] for line in lines if "epoch_loss" in line)
+    assert first[:1] + first[2:3] + first[4:5] == ["epoch", "loss", "lr"]
+    assert loss == pytest.approx(float(first[3]), rel=1e-3)

@@ -43,7 +43,7 @@ def test_figures_tables_and_defects_are_all_there(tmp_path: Path):
     assert cli.run(page.main, ["--results", str(tmp_path), "--out", str(out)]) == cli.OK
     lines = out.read_text().splitlines()
     for line in (
-        "| [Faults survived](#faults-survived) | 11 of 12 survived; 0 of 9 arrays differ |",
+        "| [Faults survived](#faults-survived) | 11 of 12 survived; of 9 arrays 0 differ |",
         "| [Versions](#versions) | not run yet |",
         "| [Other things](#other-things) | see below |",
         "| [Defects found](#defects-found) | 1, all of them fixed |",
