@@ -107,6 +107,8 @@ class Report:
     flops: float | None = None
     """FLOPs of a step as the compiler counts them, whatever runs element by element included; it counts the body of a
     loop once, so None where a part of the step is a loop (`scan_blocks`, transformer tokens)."""
+    bytes_accessed: float | None = None
+    """Bytes that a device's step reads and writes, as the compiler counts them; None as `flops`."""
     collectives: dict[str, tuple[int, int]] | None = None
     """Kind -> how many, and their bytes."""
     carry_batch: list[str] | None = None
@@ -148,8 +150,15 @@ class Report:
             f"memory a device  {total} of {(self.hbm or 0) / GIB:.0f}: {verdict}",
             f"collectives      {sent or 'none'}; with the global batch: {len(self.carry_batch or [])}",
             *(f"                 {text}" for text in self.carry_batch or []),
+            *self._traffic_lines(),
             f"TPU program      for {self.device_kind}, tiled layouts; compiled in {self.compile_seconds:.0f} s",
         ]
+
+    def _traffic_lines(self) -> list[str]:
+        if self.bytes_accessed is None:
+            return []
+        images = self.batch / math.prod(self.mesh.values())
+        return [f"memory traffic   {self.bytes_accessed / images / 1e6:.1f} MB an image"]
 
 
 def recipe_of(options: Options, num_devices: int) -> Recipe:
@@ -263,7 +272,9 @@ def _read_compiled(report: Report, compiled: Any, text: str, products: Products,
     memory["total"] = sum(memory.values()) - 2 * memory["alias"]
     report.memory = memory
     if len(products.repeats) == 1:  # a loop over all of the step or none; with one over a part, no total can be told
-        report.flops = compiled.cost_analysis()["flops"] * math.prod(report.mesh.values()) * max(products.repeats)
+        cost, loops = compiled.cost_analysis(), max(products.repeats)
+        report.flops = cost["flops"] * math.prod(report.mesh.values()) * loops
+        report.bytes_accessed = cost["bytes accessed"] * loops
     messages = hlo.collectives(text)
     report.collectives = hlo.bytes_by_kind(messages)
     own = own_shapes(arrays)

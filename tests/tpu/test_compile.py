@@ -39,6 +39,7 @@ def test_a_small_step_compiles_and_fits(tmp_path: Path):
     assert report["float32_products"] == 0
     assert 0.95 < report["product_flops"] / report["analytic_flops"] < 1.05
     assert report["flops"] > report["product_flops"]
+    assert report["bytes_accessed"] > memory["args"] + memory["out"]
 
 
 def test_what_does_not_fit_is_exit_code_1(tmp_path: Path):

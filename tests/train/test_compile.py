@@ -96,12 +96,14 @@ def test_no_room_and_a_travelling_batch_do_not_hold():
         memory=memory,
         hbm=16,
         flops=120.0,
+        bytes_accessed=128e6,
         collectives={"all-reduce": (2, 10)},
         carry_batch=[],
         compile_seconds=1.0,
     )
     assert report.holds
     assert "0.9800 of the analytic 100" in str(report)
+    assert "2.0 MB an image" in str(report)  # of 64 images a device
     report.carry_batch = ["all-gather"]
     assert not report.holds
     report.carry_batch, report.hbm = [], 9
