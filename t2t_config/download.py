@@ -64,7 +64,7 @@ def cached_download(
             What has arrived is kept, and the next call goes on from there, unless it is wrong.
     """
     folder = cache_dir() if folder is None else Path(folder)
-    path = folder / unquote(urlsplit(url).path.rpartition("/")[2])
+    path = folder / _file_name(url)
     if _is_whole(path, url, num_bytes):
         return path
     show = sys.stderr.isatty() if progress is None else progress
@@ -80,6 +80,13 @@ def cached_download(
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or set T2T_CACHE") from error
     return path
+
+
+def _file_name(url: str) -> str:
+    name = unquote(urlsplit(url).path).rpartition("/")[2]  # unquoted first: %2F would lead out of the folder
+    if name in ("", ".", ".."):
+        raise ValueError(f"{url} names no file: give the address of one")
+    return name
 
 
 def _is_whole(path: Path, url: str, num_bytes: int | None) -> bool:

@@ -31,7 +31,7 @@ class Pretrained:
     Attributes:
         url: where it is.
         img_size, num_classes: of the weights; None for the model's own.
-        top1: published accuracy in per cent, on ImageNet-1k unless the tag says otherwise.
+        top1: the authors' published accuracy in per cent, never ours; on ImageNet-1k unless the tag says otherwise.
         num_bytes: size of the file; None where no source tells it, then the server's own figure is held to.
     """
 

@@ -45,7 +45,7 @@ class LayerNorm(nnx.LayerNorm):
 
     flax's defaults differ from PyTorch's: epsilon 1e-6, and `use_fast_variance`, which loses all digits to
     cancellation when the mean is large. Its order of products differs too: it scales 1 / sqrt first, which makes an
-    array of all tokens in place of one number for each (4 % of a training step on CPU).
+    array of all tokens in place of one number for each.
     """
 
     def __init__(self, num_features: int, *, epsilon: float = 1e-5, **spec: Any) -> None:

@@ -28,7 +28,7 @@ def _entry(
     name: str, make: Callable[..., Recipe], *arguments: object, top1: float | None = None, **facts: object
 ) -> tuple[str, _Entry]:
     """A name, its recipe and its text: the docstring of `make`, filled in."""
-    expect = "No top-1 is published for this recipe." if top1 is None else f"The published top-1 is {top1} %."
+    expect = "No top-1 is published for this recipe." if top1 is None else f"The authors' published top-1 is {top1} %."
     text = inspect.cleandoc(make.__doc__ or "").format(
         command=f"python -m t2t_jax.train {name}", expect=expect, **facts
     )
@@ -72,7 +72,7 @@ _ENTRIES: Mapping[str, _Entry] = dict(
             finetune_384,
             "vit_deit_base_patch16_384",
             top1=_published("vit_deit_base_patch16_384"),
-            note="The published top-1 is that of the\nreleased weights; the paper has 83.1 %.",
+            note="The top-1 above is that\nof the released weights; the authors' paper has 83.1 %.",
         ),
         *(
             _entry(f"{data}_{model}", cifar, model, num_classes, top1=_published(model, data), num_classes=num_classes)
@@ -96,7 +96,7 @@ def recipe(name: str) -> Recipe:
 
 
 def describe_recipe(name: str, package: str = "t2t_jax") -> str:
-    """The command of `package` that runs the recipe and the accuracy to expect, as text.
+    """The command of `package` that runs the recipe, and the accuracy that its authors published, as text.
 
     Raises:
         ValueError: unknown name; the message suggests the nearest ones.
