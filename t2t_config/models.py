@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from t2t_config.arguments import check_arguments
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -160,6 +162,8 @@ def model_config(name: str) -> ModelConfig:
     Raises:
         ValueError: unknown name; the message suggests the nearest ones.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a model is a text, not {name!r}: see list_models()")
     config = MODELS.get(ALIASES.get(name, name))
     if config is None:
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
@@ -179,6 +183,9 @@ def model_arguments(
 
     As upstream (`_create_vision_transformer`), an in21k model loses its `pre_logits` layer when `num_classes`
     differs from its own, unless `representation_size` is asked for.
+
+    Raises:
+        ValueError: unknown name, or an argument that cannot be (see `check_arguments`).
     """
     config = model_config(name)
     arguments = {**config.sizes, **overrides}
@@ -186,4 +193,5 @@ def model_arguments(
     arguments["num_classes"] = config.num_classes if num_classes is None else num_classes
     if arguments["num_classes"] != config.num_classes and "representation_size" not in overrides:
         arguments.pop("representation_size", None)
+    check_arguments(config.arch, arguments)
     return config.arch, arguments

@@ -37,7 +37,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         x = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
-        return x.reshape(*inputs.shape[:-1], -1)
+        return x.reshape(*inputs.shape[:-1], x.shape[-1])
 
 
 class LayerNorm(nnx.LayerNorm):

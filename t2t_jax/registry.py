@@ -67,13 +67,16 @@ def create_model(
         img_size = published.img_size if img_size is None else img_size
         own_classes = model_config(name).num_classes if published.num_classes is None else published.num_classes
         num_classes = own_classes if num_classes is None else num_classes
-    arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
+    given = {
+        "in_chans": in_chans,
+        "drop_rate": drop_rate,
+        "attn_drop_rate": attn_drop_rate,
+        "drop_path_rate": drop_path_rate,
+        **overrides,
+    }
+    arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=given)
     try:
         model = ARCHITECTURES[arch](
-            in_chans=in_chans,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=nnx.Rngs(0) if rngs is None else rngs,

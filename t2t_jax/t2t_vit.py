@@ -78,7 +78,7 @@ class T2TModule(nnx.Module):
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         if self.tokens_type == "convolution":
             x = self.project(self.soft_split1(self.soft_split0(x)))
-            return x.reshape(x.shape[0], -1, x.shape[-1])
+            return jax.lax.collapse(x, 1, 3)
         x = self.soft_split0(x)
         x = self.attention1(x, rngs)
         x = self.soft_split1(_as_image(x, self.grids[0]))

@@ -98,7 +98,10 @@ class AttentionGhost(nnx.Module):
 
     def _heads(self, x: jax.Array, ghost: jax.Array) -> jax.Array:
         """Two halves (B, N, C / 2) -> (B, H, N, D)."""
-        return jnp.concatenate((x, ghost), axis=2).reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+        B, N, half = x.shape
+        return (
+            jnp.concatenate((x, ghost), axis=2).reshape(B, N, self.num_heads, 2 * half // self.num_heads).swapaxes(1, 2)
+        )
 
 
 class Block(transformer_block.Block):

@@ -52,8 +52,7 @@ def dot_product_attention(
         x = softmax_product(attn, v)
     else:
         x = attn_drop(jax.nn.softmax(attn, axis=-1).astype(v.dtype), rngs=rngs) @ v
-    x = x.swapaxes(1, 2)
-    return x.reshape(*x.shape[:2], -1)
+    return jax.lax.collapse(x.swapaxes(1, 2), 2)
 
 
 class Attention(nnx.Module):
@@ -84,8 +83,8 @@ class Attention(nnx.Module):
 
     def attend(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """What the heads gather, side by side, before the output projection: (B, N, C) -> (B, N, C)."""
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).transpose(2, 0, 3, 1, 4)
         return dot_product_attention(q, k, v, self.scale, self.attn_drop, rngs)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:

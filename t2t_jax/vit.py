@@ -30,8 +30,7 @@ class PatchEmbed(nnx.Module):
         self.proj = Conv(in_chans, embed_dim, patch_size, stride=patch_size, **spec)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.proj(x)
-        return x.reshape(x.shape[0], -1, x.shape[-1])
+        return jax.lax.collapse(self.proj(x), 1, 3)
 
 
 class PreLogits(nnx.Module):

@@ -48,9 +48,12 @@ def init_weights(module: nn.Module) -> None:
 
 
 def check_images(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
-    """Raises ValueError unless `x` is (B, in_chans, *img_size)."""
+    """Raises ValueError unless `x` is floating and (B, in_chans, *img_size)."""
     if x.ndim != 4 or tuple(x.shape[1:]) != (in_chans, *img_size):
         raise ValueError(
             f"expected images (B, {in_chans}, {img_size[0]}, {img_size[1]}), got {tuple(x.shape)}: resize the images, "
             "or create the model with their img_size and in_chans"
         )
+    if not x.is_floating_point():
+        kind = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"expected floating-point images, got {kind}: scale them by 1/255 and normalise")

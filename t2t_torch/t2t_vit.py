@@ -89,7 +89,7 @@ class T2TViT(nn.Module):
     between images before the blocks and their logits back after them (MixToken).
 
     Raises (when called):
-        ValueError: images of another rank, channel count or size than the model's.
+        ValueError: images of another rank, channel count or size than the model's, or not floating-point.
     """
 
     block_class: type[nn.Module] = Block

@@ -40,7 +40,7 @@ class VisionTransformer(nn.Module):
     distilled). `num_classes=0` gives features in place of logits.
 
     Raises (when called):
-        ValueError: images of another rank, channel count or size than the model's.
+        ValueError: images of another rank, channel count or size than the model's, or not floating-point.
     """
 
     def __init__(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 import t2t_torch
 from t2t_config import ALIASES, MODELS, Pretrained
@@ -18,6 +23,7 @@ from t2t_jax.state import model_arrays
 from t2t_jax.torch_file import to_torch
 from tests.config.server import serve
 from tests.jax.helpers import abstract, variables
+from tests.profiles import examples
 
 
 def test_the_list_is_pytorchs():
@@ -59,6 +65,56 @@ def test_unknown_name_suggests_the_nearest(name: str, suggestion: str):
 def test_unknown_override_is_named():
     with pytest.raises(ValueError, match="qk_scle"):
         create_model("t2t_vit_micro", img_size=32, qk_scle=1.0)
+
+
+ODD = (None, True, -1, 0, 1, 2, 3, 16, 48, 0.5, -0.5, 1.5, 1e300, np.nan, np.inf, np.int64(3), 10**400)
+ODD = (*ODD, "x", "8", b"1", (), (1,), (2, 3), [8, 8], (1, -1), (1, 2, 3), {})
+ARGUMENTS = sorted(
+    {name for cls in t2t_torch.registry.ARCHITECTURES.values() for name in inspect.signature(cls).parameters}
+)
+SMALL = {"img_size": 16, "num_classes": 2, "embed_dim": 32, "num_heads": 2}
+SMALL_MODELS = {
+    "t2t_vit_micro": {"depth": 1},
+    "t2t_vit_14_se": {"depth": 1},
+    "t2t_vit_dense": {"growth_rate": 8, "block_config": (1, 1)},
+    "t2t_vit_16_ghost": {"depth": 1},
+    "vit_deit_tiny_distilled_patch16_224": {"depth": 1},
+}
+
+
+def outcome(make: Callable[[], Any]) -> str:
+    """What a ValueError says, "made" without one; any other error is a failure of the test."""
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return "made"
+
+
+@examples(60)
+@given(
+    st.sampled_from(sorted(SMALL_MODELS)),
+    st.dictionaries(st.sampled_from([*ARGUMENTS, "bogus", "pretrained"]), st.sampled_from(ODD), min_size=1, max_size=3),
+)
+def test_any_arguments_are_the_same_error_in_both_frameworks(name: str, odd: dict[str, Any]):
+    hypothesis.assume(odd.get("pretrained") is not True)  # would ask for a file
+    arguments = {**SMALL, **SMALL_MODELS[name], **odd}
+
+    def in_torch() -> None:
+        with torch.device("meta"):
+            t2t_torch.create_model(name, **arguments)
+
+    ours = outcome(in_torch)
+    assert outcome(lambda: abstract(lambda: create_model(name, **arguments))) == ours
+    if ours == "made":
+        hypothesis.event("made")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["t2t_vit_14"], ""])
+def test_a_name_that_is_no_text(name: Any):
+    errors = [outcome(lambda create=create: create(name)) for create in (create_model, t2t_torch.create_model)]
+    assert errors[0] == errors[1]
+    assert repr(name) in errors[0]
 
 
 def test_arguments_reach_the_model():
