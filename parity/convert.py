@@ -84,12 +84,19 @@ StateDict = Mapping[str, torch.Tensor]
 
 
 def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Dotted path -> variable, random-number state left out."""
-    return {
-        ".".join(map(str, path)): node
-        for path, node in nnx.iter_graph(model)
-        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState)
-    }
+    """Dotted path -> variable, random-number state left out.
+
+    Raises:
+        ValueError: two paths are the same once they are dotted (`a.b` of a dict, and `b` in its `a`).
+    """
+    found: dict[str, nnx.Variable] = {}
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState):
+            name = ".".join(map(str, path))
+            if name in found:
+                raise ValueError(f"two tensors of JAX are called {name}: rename one, without dots in its name")
+            found[name] = node
+    return found
 
 
 def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rules: Rules | None = None) -> Ledger:
@@ -105,36 +112,45 @@ def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rul
     wanted = _expected(jax_model, variables, rules)
     layers = {path: type(module).__name__ for path, module in _modules(jax_model)}
 
-    entries, torch_only, problems = [], [], []
+    entries, torch_only = [], []
+    problems = [
+        f"{name} of JAX holds a {type(variable.get_value()).__name__}, not an array"
+        for name, variable in variables.items()
+        if _shape(variable) is None and not matches(name, rules.jax_only)
+    ]
     taken: dict[tuple[str, int | None], str] = {}
     for name, tensor in state.items():
         path, _, leaf = name.rpartition(".")
         stacked_path, index = rules.stack_index(path)
         partners = wanted.get(_join(rules.jax_path(stacked_path), leaf), [])
-        if not partners:
-            if matches(name, (*TORCH_ONLY, *rules.torch_only)):
-                torch_only.append(name)
-            else:
-                problems.append(f"{name} {list(tensor.shape)} of PyTorch has no partner in JAX")
+        shape = _shape(tensor)
+        if not partners and matches(name, (*TORCH_ONLY, *rules.torch_only)):
+            torch_only.append(name)
+        elif shape is None:
+            problems.append(f"{name} of PyTorch is a {type(tensor).__name__}, not a tensor")
+        elif not partners:
+            problems.append(f"{name} {list(shape)} of PyTorch has no partner in JAX")
+        else:
+            problems += _unlike_parts(name, partners)
         for jax_name, rule in partners:
-            shape, jax_shape = tuple(tensor.shape), tuple(variables[jax_name].shape)
+            jax_shape = _shape(variables[jax_name])
             if (jax_name, index) in taken:
                 problems.append(f"{name} and {taken[jax_name, index]} of PyTorch both claim {jax_name}")
-            elif (index is not None and index >= jax_shape[0]) or not rule.fits(shape, jax_shape[index is not None :]):
+            elif shape is not None and jax_shape is not None and not _fits(rule, shape, jax_shape, index):
                 problems.append(f"{name} {list(shape)} does not fit {jax_name} {list(jax_shape)}")
-            else:
-                layer = layers[jax_name.rpartition(".")[0]]
+            elif shape is not None and jax_shape is not None:
+                layer = _around(jax_name, layers)
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 entries.append(Entry(name, jax_name, layer, rule.axes, shape, jax_shape, dtype, rule.part, index))
             taken.setdefault((jax_name, index), name)
     claimed = {jax_name for jax_name, _ in taken}
     jax_only = [name for name in variables if name not in claimed]
     problems += [
-        f"{name} {list(variables[name].shape)} of JAX has no partner in PyTorch"
+        f"{name} {list(shape)} of JAX has no partner in PyTorch"
         for name in jax_only
-        if not matches(name, rules.jax_only)
+        if (shape := _shape(variables[name])) is not None and not matches(name, rules.jax_only)
     ]
-    problems += _incomplete(taken.keys(), variables) if not problems else []
+    problems += _incomplete(taken.keys(), variables)
     if not entries and not problems:
         problems.append("there is no tensor on either side")
     if problems:
@@ -142,16 +158,46 @@ def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rul
     return Ledger(tuple(entries), tuple(torch_only), tuple(jax_only))
 
 
+def _shape(tensor: Any) -> tuple[int, ...] | None:
+    """Shape of a tensor or variable, None of one that holds something else."""
+    shape = getattr(tensor.get_value() if isinstance(tensor, nnx.Variable) else tensor, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _fits(rule: LeafRule, shape: tuple[int, ...], jax_shape: tuple[int, ...], index: int | None) -> bool:
+    """Whether a PyTorch tensor is a flax one by `rule`, or its layer `index`."""
+    if index is None:
+        return rule.fits(shape, jax_shape)
+    return bool(jax_shape) and index < jax_shape[0] and rule.fits(shape, jax_shape[1:])
+
+
+def _around(name: str, layers: Mapping[str, str]) -> str:
+    """The type of the innermost module around a tensor, which dicts and lists may separate from it."""
+    while name not in layers:
+        name = name.rpartition(".")[0]
+    return layers[name]
+
+
+def _unlike_parts(name: str, partners: list[tuple[str, LeafRule]]) -> list[str]:
+    """What is wrong if `partners` are not together, and each once, the tensor `name`."""
+    parts = [rule.part for _, rule in partners]
+    count = parts[0][1]
+    if sorted(parts) == [(i, count) for i in range(count)]:
+        return []
+    return [f"{name} of PyTorch is not whole, and once, in {', '.join(partner for partner, _ in partners)} of JAX"]
+
+
 def _incomplete(taken: Collection[tuple[str, int | None]], variables: Mapping[str, nnx.Variable]) -> list[str]:
     """Stacked flax tensors of which PyTorch does not fill every layer."""
-    filled: dict[str, set[int]] = {}
+    filled: dict[tuple[str, int], set[int]] = {}
     for name, index in taken:
-        if index is not None:
-            filled.setdefault(name, set()).add(index)
+        shape = _shape(variables[name])
+        if index is not None and shape:
+            filled.setdefault((name, shape[0]), set()).update({index} & set(range(shape[0])))
     return [
-        f"{name} of JAX has {variables[name].shape[0]} layers, PyTorch fills {len(indices)}"
-        for name, indices in filled.items()
-        if len(indices) != variables[name].shape[0]
+        f"{name} of JAX has {layers} layers, PyTorch fills {len(indices)}"
+        for (name, layers), indices in filled.items()
+        if len(indices) != layers
     ]
 
 
@@ -188,19 +234,27 @@ def _expected(
 
 
 def jax_arrays(ledger: Ledger, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """PyTorch's arrays by name -> flax's by name, every part and layer in its place."""
+    """PyTorch's arrays by name -> flax's by name, every part and layer in its place.
+
+    Raises:
+        ValueError: layers of one flax array differ in dtype, so that it could not hold the bits of all.
+    """
     found: dict[str, np.ndarray] = {}
     for entry in ledger:
         array = entry.to_jax(tensors[entry.torch])
         if entry.index is None:
             found[entry.jax] = array
         else:
-            found.setdefault(entry.jax, np.empty(entry.jax_shape, array.dtype))[entry.index] = array
+            _whole(found, entry.jax, entry.jax_shape, array)[entry.index] = array
     return found
 
 
 def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Flax's arrays by name -> PyTorch's by name; only those whose every part is there."""
+    """Flax's arrays by name -> PyTorch's by name; those that have any part in `arrays` need all of theirs there.
+
+    Raises:
+        ValueError: parts of one PyTorch tensor differ in dtype, so that it could not hold the bits of all.
+    """
     found: dict[str, np.ndarray] = {}
     for entry in ledger:
         if entry.jax not in arrays:
@@ -210,27 +264,42 @@ def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray]) -> dict[str, 
         if parts == 1:
             found[entry.torch] = array
         else:
-            whole = found.setdefault(entry.torch, np.empty(entry.torch_shape, array.dtype))
-            whole.reshape(parts, -1, *entry.torch_shape[1:])[index] = array
+            rows, *rest = entry.torch_shape
+            whole = _whole(found, entry.torch, entry.torch_shape, array)
+            whole.reshape(parts, rows // parts, *rest)[index] = array
     return found
 
 
+def _whole(found: dict[str, np.ndarray], name: str, shape: tuple[int, ...], part: np.ndarray) -> np.ndarray:
+    """The array `name` of `found` that takes `part` in, made if this is the first."""
+    whole = found.setdefault(name, np.empty(shape, part.dtype))
+    if whole.dtype != part.dtype:
+        raise ValueError(f"the parts of {name} are {whole.dtype} and {part.dtype}: give them one dtype first")
+    return whole
+
+
 def to_numpy(value: Any) -> np.ndarray:
-    """A tensor or array of either framework as numpy, bit for bit (bfloat16 by way of ml_dtypes)."""
+    """A tensor or array of either framework as numpy, bit for bit (bfloat16 and float8 by way of ml_dtypes)."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        if value.dtype == torch.bfloat16:
-            return value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return value.numpy()
+        extended = _beyond_numpy(str(value.dtype).removeprefix("torch."))
+        if extended is not None:
+            bits = torch.int8 if value.element_size() == 1 else torch.int16
+            return value.detach().cpu().contiguous().view(bits).numpy().view(extended)
+        return value.numpy(force=True)
     return np.asarray(value)
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
     """The inverse of `to_numpy`: a tensor with memory of its own."""
     array = np.array(array, copy=True, order="C")
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if _beyond_numpy(array.dtype.name) is not None:
+        return torch.from_numpy(array.view(f"i{array.itemsize}")).view(getattr(torch, array.dtype.name))
     return torch.from_numpy(array)
+
+
+def _beyond_numpy(name: str) -> Any:
+    """The numpy type of that name that ml_dtypes adds, None for numpy's own."""
+    return getattr(ml_dtypes, name, None)
 
 
 def torch_to_jax(
@@ -273,11 +342,16 @@ def torch_to_jax(
 def jax_to_torch(
     jax_model: nnx.Module, torch_model: torch.nn.Module, *, rules: Rules | None = None, cast: bool = False
 ) -> Ledger:
-    """Carries all tensors of `jax_model` into `torch_model`, in place, on its devices; see `torch_to_jax`."""
+    """Carries all tensors of `jax_model` into `torch_model`, in place, on its devices; see `torch_to_jax`.
+
+    Raises:
+        ValueError: also where PyTorch ties tensors (two names of the same memory) that differ in JAX.
+    """
     ledger = build_ledger(torch_model, jax_model, rules)
     variables = jax_variables(jax_model)
     tensors = torch_model.state_dict(keep_vars=True)
     found = torch_arrays(ledger, {entry.jax: np.asarray(variables[entry.jax][...]) for entry in ledger})
+    _check_tied(found, tensors)
     with torch.no_grad():
         for name, array in found.items():
             target = tensors[name]
@@ -287,6 +361,17 @@ def jax_to_torch(
             else:
                 target.data = value
     return ledger
+
+
+def _check_tied(found: Mapping[str, np.ndarray], tensors: StateDict) -> None:
+    """Raises ValueError if two of `found` would be written to the same memory of PyTorch, and differ."""
+    first: dict[int, str] = {}
+    for name, array in found.items():
+        if not (tensors[name].numel() and tensors[name].data_ptr()):  # empty, or on the device "meta"
+            continue
+        other = first.setdefault(tensors[name].data_ptr(), name)
+        if not _same_bits(array, found[other]):
+            raise ValueError(f"{other} and {name} are one tensor in PyTorch and differ in JAX: untie or average them")
 
 
 def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:

@@ -34,16 +34,16 @@ class LeafRule:
         """The flax tensor (of `shape`, where it is reshaped) of PyTorch's."""
         index, parts = self.part
         if parts > 1:
-            array = array.reshape(parts, -1, *array.shape[1:])[index]
+            array = array.reshape(parts, array.shape[0] // parts, *array.shape[1:])[index]
         if self.axes is not None:
             array = array.transpose(self.axes)
-        return np.ascontiguousarray(array if shape is None or not self.reshape else array.reshape(shape))
+        return _in_order(array if shape is None or not self.reshape else array.reshape(shape))
 
     def to_torch(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """PyTorch's tensor (of `shape`), or this rule's part of it, of the flax tensor."""
         moved = self._moved(shape)
         array = array.reshape(moved)
-        return np.ascontiguousarray(array if self.axes is None else array.transpose(np.argsort(self.axes)))
+        return _in_order(array if self.axes is None else array.transpose(np.argsort(self.axes)))
 
     def _moved(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of this rule's part of a PyTorch tensor of `shape`, with its axes in flax's order."""
@@ -60,6 +60,11 @@ class LeafRule:
         if self.reshape:
             return math.prod(moved) == math.prod(jax_shape)
         return moved == tuple(jax_shape)
+
+
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """`array` in C order; `np.ascontiguousarray` would make a vector of a scalar."""
+    return np.asarray(array, order="C")
 
 
 def _conv_axes(kernel_size: object) -> tuple[int, ...]:
@@ -108,7 +113,7 @@ def _attention_rules() -> tuple[LeafRule, ...]:
     return (*fused, *out)
 
 
-TORCH_ONLY = ("*num_batches_tracked",)
+TORCH_ONLY = ("num_batches_tracked", "*.num_batches_tracked")
 """Tensors without a partner in flax: the batch count of BatchNorm, which PyTorch uses only if momentum is None."""
 
 
@@ -143,7 +148,7 @@ class Rules:
     def stack_index(self, torch_name: str) -> tuple[str, int | None]:
         """`blocks.3.attn.weight` -> (`blocks.attn.weight`, 3) if `blocks` is stacked; else the name and None."""
         for torch_path, jax_path in self.stacked.items():
-            found = re.fullmatch(rf"{re.escape(torch_path)}\.(\d+)(?:\.(.*))?", torch_name)
+            found = re.fullmatch(rf"{re.escape(torch_path)}\.([0-9]+)(?:\.(.*))?", torch_name, re.DOTALL)
             if found:
                 rest = f".{found[2]}" if found[2] else ""
                 return f"{jax_path}{rest}", int(found[1])

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import profiles
+
 # Read when jax and torch are imported, so set before; pytest-xdist's workers and subprocesses inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -17,6 +19,9 @@ CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="xla-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+profiles.register()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,15 +6,22 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
+from parity import torch_to_jax
+from parity.convert import to_numpy, to_tensor
 from parity.optimizer import ema_to_jax, ema_to_torch, optimizer_to_jax, optimizer_to_torch
 from t2t_jax.state import model_arrays, split_model
+from tests.parity import trees
 from tests.parity.handover import (
     TorchRun,
     batch,
@@ -23,6 +30,7 @@ from tests.parity.handover import (
     toy,
     worst,
 )
+from tests.profiles import examples
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -62,6 +70,32 @@ def test_any_tree_of_states(make: Callable[[nnx.Module], Any]):
     for ours, theirs in zip(run.model.parameters(), fresh.model.parameters(), strict=True):
         for key, value in run.optimizer.state[ours].items():
             assert torch.equal(value, fresh.optimizer.state[theirs][key])
+
+
+@examples(15)
+@given(trees.TREES, st.sampled_from((torch.optim.AdamW, torch.optim.SGD)), st.integers(0, 2**31), st.integers(1, 9))
+def test_the_memory_of_any_tree_of_modules(tree: trees.Branch, kind: Any, seed: int, steps: int):
+    """Random bits in every moment, there and back: of stacks, attention, scalars and empty tensors too."""
+    torch_model, jax_model = trees.torch_tree(tree), trees.flax_tree(tree)
+    hypothesis.assume(list(torch_model.parameters()))
+    ledger = torch_to_jax(torch_model, jax_model, rules=trees.tree_rules(tree))
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    ours, again = (kind(torch_model.parameters(), lr=0.1, **options) for _ in range(2))
+    draw = np.random.RandomState(seed)
+    slots = ("momentum_buffer",) if options else ("exp_avg", "exp_avg_sq")
+    for parameter in torch_model.parameters():
+        shape = tuple(parameter.shape)
+        moments = {slot: to_tensor(trees.random_bits(shape, np.dtype(np.float32), draw)) for slot in slots}
+        ours.state[parameter] = moments if options else {"step": torch.tensor(float(steps)), **moments}
+    tx = optax.trace(0.9) if options else optax.scale_by_adam()
+    state = optimizer_to_jax(ours, torch_model, tx.init(nnx.state(jax_model, nnx.Param)), ledger)
+    assert optimizer_to_torch(state, ledger, torch_model, again) == (None if options else steps)
+    for parameter, kept in ours.state.items():
+        found = again.state[parameter]
+        assert found.keys() == kept.keys()
+        for key, value in kept.items():
+            assert to_numpy(found[key]).tobytes() == to_numpy(value).tobytes(), key
+            assert found[key].shape == value.shape
 
 
 def test_injected_hyperparameters_are_carried():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parity import LeafRule, Rules, torch_to_jax
 from parity.align import channels_last
@@ -25,6 +29,34 @@ def test_a_rule_loses_nothing(axes: tuple[int, ...] | None):
     there = rule.to_jax(array)
     assert rule.fits(array.shape, there.shape)
     np.testing.assert_array_equal(rule.to_torch(there, array.shape), array)
+
+
+@st.composite
+def rules_with_shapes(draw: st.DrawFn) -> tuple[LeafRule, tuple[int, ...], tuple[int, ...]]:
+    """A rule of any kind, a shape of PyTorch's that it takes, and the shape of flax's tensor."""
+    parts = draw(st.integers(1, 3))
+    part = tuple(draw(st.lists(st.integers(0, 3), min_size=int(parts > 1), max_size=4)))
+    axes = draw(st.none() | st.permutations(range(len(part))).map(tuple))
+    moved = part if axes is None else tuple(part[axis] for axis in axes)
+    reshape = draw(st.booleans())
+    jax_shape = (math.prod(moved),) if reshape and draw(st.booleans()) else moved
+    rule = LeafRule("weight", "kernel", axes, (draw(st.integers(0, parts - 1)), parts), reshape)
+    return rule, (part[0] * parts, *part[1:]) if parts > 1 else part, jax_shape
+
+
+@given(rules_with_shapes())
+def test_any_rule_loses_nothing(found: tuple[LeafRule, tuple[int, ...], tuple[int, ...]]):
+    """Scalars and empty tensors too; its parts, put together, are the whole."""
+    rule, shape, jax_shape = found
+    assert rule.fits(shape, jax_shape)
+    array = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+    back = []
+    for i in range(rule.part[1]):
+        of_part = dataclasses.replace(rule, part=(i, rule.part[1]))
+        there = of_part.to_jax(array, jax_shape)
+        assert (there.shape, there.flags.c_contiguous) == (jax_shape, True)
+        back.append(of_part.to_torch(there, shape))
+    np.testing.assert_array_equal(np.concatenate(back) if len(back) > 1 else back[0], array, strict=True)
 
 
 def test_a_rule_knows_what_does_not_fit():
