@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parity import Gates, Row, rel_f
@@ -23,7 +23,6 @@ def test_rel_f_by_hand():
     assert rel_f(images(3, 4), images(3, 4)) == 0
 
 
-@settings(deadline=None)  # a busy machine is no error
 @given(st.integers(-130, 130), st.integers(0, 11))
 def test_rel_f_has_no_scale_and_sees_one_element(exponent: int, place: int):
     a = images(12) * 10.0**exponent

@@ -75,18 +75,6 @@ def test_a_rule_knows_what_does_not_fit():
     assert not LeafRule("a", "b", reshape=True).fits((6, 2), (11,))
 
 
-def test_a_scalar_stays_one():
-    rule, array = LeafRule("scale", "scale"), np.array(2.0)
-    assert rule.to_jax(array).shape == rule.to_torch(array, ()).shape == ()
-
-
-def test_arrays_are_contiguous():
-    """What is carried owns no stride tricks: its bytes are what is compared."""
-    rule, array = LeafRule("weight", "kernel", (1, 0)), images(2, 3)
-    assert rule.to_jax(array).flags.c_contiguous
-    assert rule.to_torch(rule.to_jax(array), (2, 3)).flags.c_contiguous
-
-
 def test_only_a_rule_that_reshapes_does():
     array = images(2, 3)
     assert LeafRule("a", "b").to_jax(array, (6,)).shape == (2, 3)
