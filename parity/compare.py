@@ -56,7 +56,7 @@ def _careful(a: np.ndarray, b: np.ndarray) -> float:
 def norm(array: np.ndarray) -> float:
     """||array||_F. Without BLAS: on short vectors its threads cost more than they give."""
     flat = np.ravel(array, order="K").astype(np.float64, copy=False)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         return math.sqrt(np.einsum("i,i->", flat, flat))
 
 
@@ -101,7 +101,7 @@ class Gates:
         floor = self.f32_floor if floor is None else floor
         by_chance = 2 * 10 ** (6 / size) * own + floor
         left_to_right = 2 * own + 0.6 * math.sqrt(terms) * 2.0**-24
-        return max(self.f32_ratio * own + floor, min(max(by_chance, left_to_right if terms else 0.0), limit))
+        return max(self.f32_ratio * own + floor, min(max(by_chance, left_to_right), limit))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,8 +46,17 @@ def test_frameworks_mix():
 def test_zeros():
     assert rel_f([0.0], [0.0]) == 0
     assert rel_f([1e-300], [0.0]) == INF
+    assert rel_f([1.0], [0.0]) == INF
+    assert rel_f([1.0], [1e-200]) > 1e100
     assert relative(0.0, 0.0) == 0
     assert relative(1.0, 0.0) == INF
+    assert relative(1.0, 0.5) == 2
+
+
+def test_only_what_is_equal_everywhere_has_no_error():
+    assert rel_f([1.0, NAN, INF], [1.0, NAN, INF]) == 0
+    assert rel_f([NAN], [NAN]) == 0
+    assert 0 < rel_f([1e300, 1e-300], [1e300, 0.0]) < 1e-300  # its square, and the quotient, are too small for float64
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,9 @@ def test_zeros():
         ([1e300, 1e300], [1e300, 1e300], 0.0),
         ([2e300], [1e300], 1.0),
         ([1e300, 1.0], [-1e300, 1.0], 2.0),
+        ([1.7e308], [-1.7e308], 2.0),  # their difference is beyond float64
+        ([1e-200], [1.0], 1.0),
+        ([3e-200], [1e-200], 2.0),
     ],
 )
 def test_what_is_not_finite(value: list[float], reference: list[float], expected: float):
@@ -69,15 +81,16 @@ def test_what_is_not_finite(value: list[float], reference: list[float], expected
 
 
 def test_nothing_to_compare_is_an_error():
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match=r"^nothing to compare: the tensors are empty$"):
         rel_f(np.zeros((0, 3)), np.zeros((0, 3)))
-    with pytest.raises(ValueError, match="shapes differ"):
+    with pytest.raises(ValueError, match=r"^shapes differ: \(3,\) and \(3, 1\)$"):
         rel_f(np.zeros(3), np.zeros((3, 1)))
 
 
 def test_norm_is_frobenius():
     x = images(5, 6, 7)
     assert norm(x) == pytest.approx(np.linalg.norm(x), rel=1e-14)
+    assert norm(np.array([1e200])) == INF  # rel_f knows what to do
     assert norm(x.astype(np.float32).T) == pytest.approx(np.linalg.norm(x.astype(np.float32)), rel=1e-6)
 
 
@@ -109,6 +122,8 @@ def test_the_float32_gate_of_many_numbers_is_three_times_the_reference_and_four_
     assert gates.float32(2e-7, 35, 1e-5) == 6e-7 + 2**-22
     assert gates.float32(2e-7, 35, 1e-5, floor=gates.f32_gradient_floor) == 6e-7 + 2**-21
     assert gates.float32(1.0, 1, 1e-5) == 3.0 + 2**-22  # the limit never tightens
+    assert Gates(f32_floor=0.0).float32(0.0, 1000, 1e-5) == 0  # nothing is granted for no sum
+    assert gates.float32(1e-9, 4, 1e-5) == pytest.approx(2 * 10**1.5 * 1e-9 + 2**-22, rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 33])

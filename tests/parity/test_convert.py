@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import t2t_jax
 import t2t_torch
-from parity import Rules, build_ledger, jax_to_torch, torch_to_jax
+from parity import Entry, Ledger, Rules, build_ledger, jax_to_torch, torch_to_jax
 from parity.convert import as_dtype, jax_variables, state_equal, to_numpy, to_tensor
 from t2t_config import MODELS
 from tests.parity import trees
@@ -106,6 +106,7 @@ def test_numpy_and_back(dtype: torch.dtype):
     assert array.dtype == DTYPES[dtype]
     np.testing.assert_array_equal(array.astype(np.float64), tensor.double())
     assert to_tensor(array).dtype == dtype
+    assert to_tensor(array).is_contiguous()
     assert torch.equal(to_tensor(array).double(), tensor.double())
     assert to_tensor(array).untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
 
@@ -212,6 +213,23 @@ def test_partners_may_be_missing_on_purpose_only():
     assert (ledger.torch_only, ledger.jax_only) == (("queue",), ("table",))
     assert "queue only in PyTorch" in str(ledger)
     assert "fc.weight [6, 6] <-> fc.kernel [6, 6] transposed (1, 0) float32" in str(ledger)
+
+
+def test_a_ledger_in_words():
+    like = {"layer": "Linear", "dtype": "float32"}
+    entries = (
+        Entry("head.bias", "head.bias", axes=None, torch_shape=(4,), jax_shape=(4,), **like),
+        Entry("qkv", "query", axes=(1, 0), torch_shape=(6, 3), jax_shape=(3, 3), part=(0, 2), **like),
+        Entry("fc.1.weight", "fc.kernel", axes=(1, 0), torch_shape=(2, 3), jax_shape=(5, 3, 2), index=1, **like),
+    )
+    assert str(Ledger(entries, ("count",), ("cache", "key"))).splitlines() == [
+        "head.bias [4] <-> head.bias [4] float32",
+        "qkv [6, 3] <-> query [3, 3] transposed (1, 0) part 1 of 2 float32",
+        "fc.1.weight [2, 3] <-> fc.kernel [5, 3, 2] transposed (1, 0) layer 1 float32",
+        "count only in PyTorch",
+        "cache only in JAX",
+        "key only in JAX",
+    ]
 
 
 def stacked_linear(layers: int) -> nnx.Module:

@@ -64,14 +64,28 @@ def test_a_rule_knows_what_does_not_fit():
     assert rule.fits((2, 3), (3, 2))
     assert not rule.fits((2, 3), (2, 3))
     assert not rule.fits((2, 3, 1), (3, 2))
+    assert not rule.fits((), ())
+    assert LeafRule("a", "b").fits((), ())
+    assert LeafRule("a", "b", None, part=(0, 2)).fits((4, 2), (2, 2))
+    assert not LeafRule("a", "b", None, part=(0, 2)).fits((5, 2), (2, 2))
+    assert not LeafRule("a", "b", None, part=(0, 3)).fits((), ())
     assert not LeafRule("a", "b", None, part=(0, 3)).fits((4, 2), (1, 2))
+    assert LeafRule("a", "b", (1, 0), part=(0, 3)).fits((6, 4), (4, 2))
     assert LeafRule("a", "b", None, part=(0, 3), reshape=True).fits((6, 2), (4,))
     assert not LeafRule("a", "b", reshape=True).fits((6, 2), (11,))
 
 
-def test_parts_put_together_are_the_whole():
+def test_only_a_rule_that_reshapes_does():
+    array = images(2, 3)
+    assert LeafRule("a", "b").to_jax(array, (6,)).shape == (2, 3)
+    assert LeafRule("a", "b", reshape=True).to_jax(array).shape == (2, 3)
+    np.testing.assert_array_equal(LeafRule("a", "b", (1, 0), reshape=True).to_jax(array, (6,)), array.T.ravel())
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_put_together_are_the_whole(parts: int):
     array = images(6, 5)
-    rules = [LeafRule("w", name, (1, 0), part=(i, 3)) for i, name in enumerate("qkv")]
+    rules = [LeafRule("w", name, (1, 0), part=(i, parts)) for i, name in enumerate("qkv"[:parts])]
     parts = [rule.to_jax(array) for rule in rules]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), array.T)
     back = [rule.to_torch(part, array.shape) for rule, part in zip(rules, parts, strict=True)]
@@ -141,6 +155,16 @@ def test_a_converted_layer_computes_the_same(name: str):
     assert rel_f(jax_layer(jnp.asarray(x.transpose(axes))), expected) < 1e-6
 
 
+def test_a_linear_layer_into_many_axes():
+    torch_layer = torch.nn.Linear(3, 8)
+    jax_layer = nnx.eval_shape(lambda: nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(0)))
+    power(torch_layer)
+    torch_to_jax(torch_layer, jax_layer)
+    x = images(5, 3).astype(np.float32)
+    expected = torch_layer(torch.from_numpy(x)).detach().reshape(5, 2, 4)
+    assert rel_f(jax_layer(jnp.asarray(x)), expected) < 1e-6
+
+
 def test_embedding():
     torch_layer, jax_layer = torch.nn.Embedding(7, 3), nnx.Embed(7, 3, rngs=nnx.Rngs(0))
     torch_to_jax(torch_layer, jax_layer)
@@ -182,6 +206,21 @@ def test_positions_in_a_stack():
     assert rules.stack_index("net.blocks.12.attn.qkv") == ("blocks.attn.qkv", 12)
     assert rules.stack_index("net.blocks.3") == ("blocks", 3)
     assert rules.stack_index("other.blocks.3.attn") == ("other.blocks.3.attn", None)
+    assert rules.stack_index("net_blocks.3.attn") == ("net_blocks.3.attn", None)
+
+
+def test_what_lies_in_a_stack():
+    """On PyTorch's side the list itself is outside (it computes nothing), on flax's side it is the layer."""
+    rules = Rules(stacked={"net.blocks": "layers", "tail": "end"})
+    for path in ("net.blocks.3", "net.blocks.3.attn", "tail.0"):
+        assert rules.in_stack(path, torch_side=True)
+        assert not rules.in_stack(path, torch_side=False)
+    for path in ("layers", "layers.attn", "end"):
+        assert rules.in_stack(path, torch_side=False)
+        assert not rules.in_stack(path, torch_side=True)
+    for path in ("net.blocks", "net.blocks2.0", "net", "head", "tail"):
+        assert not rules.in_stack(path, torch_side=True)
+    assert not rules.in_stack("layers2", torch_side=False)
 
 
 def test_patterns_are_shell_style():
