@@ -1,16 +1,26 @@
-"""What every test starts from: JAX on the CPU, one compilation of every program, warnings of our own as errors."""
+"""What every test starts from: JAX on the CPU, strict about ranks and NaN, one compilation of every program, draws that
+the order of the tests does not change. Warnings are errors: see `filterwarnings` in pyproject.toml.
+
+One virtual device, not eight: a run without `--mesh` takes every device there is, so that with eight no test would see
+what one device does (fenced blocks, small batches, mixup's pairs), at several times the compilation. What runs on
+eight has processes of its own: tests/train/mesh_runs.py.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 # Read when jax and torch are imported, so set before; pytest-xdist's workers and subprocesses inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 CACHE = None
@@ -19,8 +29,22 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
+NANS_ARE_ERRORS = {Path(__file__).parent / folder for folder in ("jax", "train")}
+"""Where the model and its training step are tested, save tests marked `nans`."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", r"error:::(parity|t2t_common|t2t_config|t2t_jax|t2t_torch|tests)\b")
+    config.addinivalue_line("markers", "nans: what is not finite is what the test is about")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the fixtures. NumPy's and Python's own generators are seeded by pytest-randomly, which shuffles."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(zlib.crc32(item.nodeid.encode()))
+    if jax := sys.modules.get("jax"):
+        strict = not NANS_ARE_ERRORS.isdisjoint(item.path.parents) and item.get_closest_marker("nans") is None
+        jax.config.update("jax_debug_nans", strict)
 
 
 def pytest_unconfigure() -> None:
