@@ -28,8 +28,6 @@ from t2t_jax.step import Batch, TrainState, init_state, make_train_step
 from t2t_jax.train import train
 from t2t_jax.transformer_block import Mlp
 
-pytestmark = pytest.mark.nans
-
 BATCH = {
     "image": np.random.RandomState(0).standard_normal((4, 16, 16, 1)).astype(np.float32),
     "label": np.arange(4, dtype=np.int32) % 4,

@@ -68,7 +68,6 @@ def test_a_continued_run_writes_its_lines_again(tmp_path: Path):
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 8]
 
 
-@pytest.mark.nans
 def test_what_is_not_finite_ends_the_run(tmp_path: Path):
     with Reporter(tmp_path, first_step=0, last_step=9, batch_size=8, log_every=1) as reporter:
         reporter.step(1, {"loss": jnp.ones(()), "grad_norm": jnp.ones(())})

@@ -251,7 +251,6 @@ def test_another_recipe_is_refused_with_the_difference(finished: tuple[Path, Acc
         train(dataclasses.replace(recipe, lr=0.1), finished[0])
 
 
-@pytest.mark.nans
 def test_nan_stops_the_run_and_spares_the_checkpoints(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What went first is told by tests/train/test_diverged.py."""
     monkeypatch.setattr(training, "explain", lambda *args, **facts: "explained")
