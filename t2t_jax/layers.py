@@ -55,6 +55,7 @@ class LayerNorm(nnx.LayerNorm):
         if mask is not None or self.scale is None or self.bias is None:
             return super().__call__(x, mask=mask)
         x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        scale, bias = (jnp.expand_dims(p, range(x.ndim - 1)) for p in (scale, bias))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)

@@ -155,10 +155,10 @@ def cutmix_bbox_and_lam(size: tuple[int, int], lam_B: jax.Array, centre_Bx2: jax
     In float32, as timm for pairs and images; for a whole batch timm has float64, which gives another side where
     height * sqrt(1 - lam) is within rounding of a whole number.
     """
-    limits_2 = jnp.asarray(size, jnp.int32)
-    sides_Bx2 = (limits_2.astype(lam_B.dtype) * jnp.sqrt(1 - lam_B)[:, None]).astype(jnp.int32)
-    low_Bx2 = jnp.clip(centre_Bx2 - sides_Bx2 // 2, 0, limits_2)
-    high_Bx2 = jnp.clip(centre_Bx2 + (sides_Bx2 + 1) // 2, 0, limits_2)
+    limits_1x2 = jnp.asarray([size], jnp.int32)
+    sides_Bx2 = (limits_1x2.astype(lam_B.dtype) * jnp.sqrt(1 - lam_B)[:, None]).astype(jnp.int32)
+    low_Bx2 = jnp.clip(centre_Bx2 - sides_Bx2 // 2, 0, limits_1x2)
+    high_Bx2 = jnp.clip(centre_Bx2 + (sides_Bx2 + 1) // 2, 0, limits_1x2)
     whole = size[0] * size[1]
     lam_B = (whole - jnp.prod(high_Bx2 - low_Bx2, axis=-1)).astype(lam_B.dtype) / whole
     return (low_Bx2[:, 0], high_Bx2[:, 0], low_Bx2[:, 1], high_Bx2[:, 1]), lam_B
@@ -176,4 +176,4 @@ def _per_image(draw_D: jax.Array, batch: int, group: int) -> jax.Array:
 
 
 def _within(positions_HxW: jax.Array, low_B: jax.Array, high_B: jax.Array) -> jax.Array:
-    return (positions_HxW >= low_B[:, None, None]) & (positions_HxW < high_B[:, None, None])
+    return (positions_HxW[None] >= low_B[:, None, None]) & (positions_HxW[None] < high_B[:, None, None])

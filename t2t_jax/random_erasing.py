@@ -79,19 +79,19 @@ class RandomErasing:
 def erase(images_BxHxWxC: jax.Array, draws: ErasingDraws) -> jax.Array:
     """Images with one rectangle each replaced by noise, where the draws say so."""
     _, height, width, _ = images_BxHxWxC.shape
-    limits_2 = jnp.asarray((height, width))
+    limits_1x2 = jnp.asarray([(height, width)])
     area_BxA, aspect_BxA = draws.area * (height * width), jnp.exp(draws.log_aspect)
     sides_BxAx2 = jnp.sqrt(jnp.stack([area_BxA * aspect_BxA, area_BxA / aspect_BxA], axis=-1))
     sides_BxAx2 = jnp.round(sides_BxAx2).astype(jnp.int32)
-    fits_BxA = jnp.all(sides_BxAx2 < limits_2, axis=-1)
+    fits_BxA = jnp.all(sides_BxAx2 < limits_1x2[None], axis=-1)
     first_B = jnp.argmax(fits_BxA, axis=-1)
     sides_Bx2 = jnp.take_along_axis(sides_BxAx2, first_B[:, None, None], axis=1)[:, 0]
-    low_Bx2 = jnp.floor(draws.corner * (limits_2 - sides_Bx2 + 1)).astype(jnp.int32)
+    low_Bx2 = jnp.floor(draws.corner * (limits_1x2 - sides_Bx2 + 1)).astype(jnp.int32)
     high_Bx2 = low_Bx2 + sides_Bx2
 
     rows_HxW, columns_HxW = jnp.mgrid[:height, :width]
     inside_BxHxW = (draws.erase & fits_BxA.any(axis=-1))[:, None, None]
     for axis, positions_HxW in enumerate((rows_HxW, columns_HxW)):
         low_Bx1x1, high_Bx1x1 = low_Bx2[:, axis, None, None], high_Bx2[:, axis, None, None]
-        inside_BxHxW &= (positions_HxW >= low_Bx1x1) & (positions_HxW < high_Bx1x1)
+        inside_BxHxW &= (positions_HxW[None] >= low_Bx1x1) & (positions_HxW[None] < high_Bx1x1)
     return jnp.where(inside_BxHxW[..., None], draws.noise, images_BxHxWxC)

@@ -33,7 +33,7 @@ class CheapOperation(nnx.Conv):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         x, kernel = self.promote_dtype((inputs, self.kernel[...]), dtype=self.dtype)
-        return x * kernel.reshape(-1)
+        return x * kernel  # (1, 1, C)
 
 
 class MlpGhost(nnx.Module):

@@ -37,7 +37,7 @@ class MixToken:
         rows_N, columns_N = (index.ravel() for index in jnp.mgrid[: grid[0], : grid[1]])
         inside_N = (rows_N >= self.top) & (rows_N < self.bottom) & (columns_N >= self.left) & (columns_N < self.right)
         partners_BxNxC = flip_groups(tokens_BxNxC, self.group or len(tokens_BxNxC))
-        return jnp.where(inside_N[:, None], partners_BxNxC, tokens_BxNxC)
+        return jnp.where(inside_N[None, :, None], partners_BxNxC, tokens_BxNxC)
 
     def own_share(self, num_tokens: int) -> jax.Array | float:
         """Share of an image's `num_tokens` tokens that stay its own."""
@@ -100,7 +100,7 @@ def token_targets(
     def dense(scores_KxHxW: jax.Array, classes_KxHxW: jax.Array) -> jax.Array:
         rows_HxW, columns_HxW = jnp.mgrid[:height, :width]
         map_HxWxC = jnp.zeros((height, width, num_classes), scores_KxHxW.dtype)
-        return map_HxWxC.at[rows_HxW, columns_HxW, classes_KxHxW].set(scores_KxHxW)
+        return map_HxWxC.at[rows_HxW[None], columns_HxW[None], classes_KxHxW].set(scores_KxHxW)
 
     # Image by image, so that devices that split a batch need nothing of each other.
     map_BxHxWxC = jax.vmap(dense)(scores_BxKxHxW, classes_BxKxHxW)
@@ -130,13 +130,15 @@ def _bin_weights(edges_Bx2: jax.Array, cells: int, bins: int) -> jax.Array:
     low_B, high_B = edges_Bx2.T
     side_B = jnp.maximum(high_B - low_B, 1.0) / bins
     most = -(-cells // bins)
-    samples_B = jnp.minimum(jnp.ceil(side_B), most)[:, None, None]
-    bin_Px1, sample_S = jnp.arange(bins)[:, None], jnp.arange(most)
-    places_BxPxS = low_B[:, None, None] + side_B[:, None, None] * (bin_Px1 + (sample_S + 0.5) / samples_B)
-    counts_BxPxS = (sample_S < samples_B) & (places_BxPxS >= -1) & (places_BxPxS <= cells)
-    distance_BxPxSxH = jnp.abs(jnp.clip(places_BxPxS, 0, cells - 1)[..., None] - jnp.arange(cells))
+    low_Bx1x1, side_Bx1x1 = low_B[:, None, None], side_B[:, None, None]
+    samples_Bx1x1 = jnp.minimum(jnp.ceil(side_Bx1x1), most)
+    bin_1xPx1, sample_1x1xS = jnp.arange(bins)[None, :, None], jnp.arange(most)[None, None]
+    places_BxPxS = low_Bx1x1 + side_Bx1x1 * (bin_1xPx1 + (sample_1x1xS + 0.5) / samples_Bx1x1)
+    counts_BxPxS = (sample_1x1xS < samples_Bx1x1) & (places_BxPxS >= -1) & (places_BxPxS <= cells)
+    cell_1x1x1xH = jnp.arange(cells)[None, None, None]
+    distance_BxPxSxH = jnp.abs(jnp.clip(places_BxPxS, 0, cells - 1)[..., None] - cell_1x1x1xH)
     weights_BxPxSxH = jnp.where(counts_BxPxS[..., None], jnp.maximum(1 - distance_BxPxSxH, 0), 0)
-    return weights_BxPxSxH.sum(axis=2) / samples_B
+    return weights_BxPxSxH.sum(axis=2) / samples_Bx1x1
 
 
 # ---- loss ----

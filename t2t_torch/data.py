@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +16,10 @@ from t2t_common.data.sources import Source
 from t2t_common.data.unreadable import Unreadable
 from t2t_common.preprocess import Preprocess
 from t2t_config import Recipe
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+"""What workers come from: forks of this process, which has threads, may wait for ever."""
+FORKSERVER.set_forkserver_preload([__name__])  # imported once for all workers
 
 
 def train_iterator(
@@ -110,6 +115,7 @@ def _batches(examples: TrainExamples | EvalExamples, steps: range, threads: int,
         _InThreads(examples, threads),
         batch_sampler=_Rows(rows, steps),
         num_workers=workers,
+        multiprocessing_context=FORKSERVER if workers else None,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
     )

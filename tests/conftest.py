@@ -1,11 +1,20 @@
-"""What every test starts from: JAX on the CPU, one compilation of every program, warnings of our own as errors."""
+"""What every test starts from: JAX on the CPU, strict about ranks and NaN, one compilation of every program, draws that
+the order of the tests does not change. Warnings are errors: see `filterwarnings` in pyproject.toml.
+
+One virtual device, not eight: a run without `--mesh` takes every device there is, so that with eight no test would see
+what one device does (fenced blocks, small batches, mixup's pairs), at several times the compilation. What runs on
+eight has processes of its own: tests/train/mesh_runs.py.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +22,7 @@ from tests import profiles
 
 # Read when jax and torch are imported, so set before; pytest-xdist's workers and subprocesses inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 CACHE = None
@@ -23,9 +33,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 profiles.register()
 
+STEP = ("golden_training", "metrics", "mixup", "optim", "random_erasing", "step", "token_labeling")
+HERE = Path(__file__).parent
+NANS_ARE_ERRORS = {HERE / "jax", *(HERE / "train" / f"test_{name}.py" for name in STEP)}
+"""Where the model and its training step are tested. Whole runs look for NaN themselves, and donate their state as they
+do for users: JAX donates nothing while it looks.
+"""
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", r"error:::(parity|t2t_common|t2t_config|t2t_jax|t2t_torch|tests)\b")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the fixtures. NumPy's and Python's own generators are seeded by pytest-randomly, which shuffles."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(zlib.crc32(item.nodeid.encode()))
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_debug_nans", not NANS_ARE_ERRORS.isdisjoint((item.path, *item.path.parents)))
 
 
 def pytest_unconfigure() -> None:

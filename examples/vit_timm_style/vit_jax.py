@@ -36,7 +36,7 @@ class LayerScale(nnx.Module):
         self.gamma = nnx.Param(jnp.full((dim,), 0.1))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x * self.gamma[...]
+        return x * self.gamma[...][None, None]
 
 
 class Mlp(nnx.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from parity.selftest.mutation import Apply, Mutation, calling
+from parity.selftest.mutation import Apply, Mutation, along_channels, calling
 
 stop = jax.lax.stop_gradient
 
@@ -27,12 +27,13 @@ def _stopped_residual(self: Any, original: Any, x: jax.Array, rngs: Any = None) 
 
 
 def _stopped_bias(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    return x @ self.kernel[...] + stop(self.bias[...])
+    return x @ self.kernel[...] + along_channels(stop(self.bias[...]), x)
 
 
 def _stopped_statistics(self: Any, original: Any, x: jax.Array) -> jax.Array:
     mean, variance = stop(x.mean(-1, keepdims=True)), stop(x.var(-1, keepdims=True))
-    y = (x - mean) / jnp.sqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
+    scale, bias = (along_channels(p[...], x) for p in (self.scale, self.bias))
+    y = (x - mean) / jnp.sqrt(variance + self.epsilon) * scale + bias
     return _value_of(original(x), y)
 
 

@@ -13,7 +13,7 @@ import t2t_jax.token_transformer
 import t2t_jax.transformer_block
 import t2t_jax.vit
 from parity.causes.resize import weights
-from parity.selftest.mutation import Apply, Mutation, calling, patching, setting, within
+from parity.selftest.mutation import Apply, Mutation, along_channels, calling, patching, setting, within
 
 BLOCK: Any = t2t_jax.transformer_block
 
@@ -99,7 +99,7 @@ def _short(dtype: Any) -> Any:
 
 def _short_matmul(self: Any, original: Any, x: jax.Array) -> jax.Array:
     short = jnp.bfloat16
-    return (x.astype(short).astype(x.dtype) @ self.kernel[...].astype(x.dtype)) + self.bias[...]
+    return x.astype(short).astype(x.dtype) @ self.kernel[...].astype(x.dtype) + along_channels(self.bias[...], x)
 
 
 def _dropping(self: Any, original: Any, x: jax.Array, rngs: Any = None) -> jax.Array:
@@ -151,8 +151,9 @@ def _flipped_kernel(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _by_batch(self: Any, original: Any, x: jax.Array, *args: Any) -> jax.Array:
-    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    return (x - mean) / jnp.sqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
+    mean, variance = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+    scale, bias = (along_channels(p[...], x) for p in (self.scale, self.bias))
+    return (x - mean) / jnp.sqrt(variance + self.epsilon) * scale + bias
 
 
 def _resize_as_pil(self: Any, original: Any, x: jax.Array) -> jax.Array:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 GROUPS = ("forward", "gradient", "optimiser", "schedule", "conversion", "data", "train")
@@ -43,6 +45,11 @@ def at(model: Any, path: str) -> Any:
     for part in path.split("."):
         model = model[int(part)] if part.isdigit() else getattr(model, part)
     return model
+
+
+def along_channels(values: jax.Array, x: jax.Array) -> jax.Array:
+    """(C,) -> (1, ..., 1, C), of the rank of `x`."""
+    return jnp.expand_dims(values, range(x.ndim - 1))
 
 
 def setting(path: str, **attributes: Any) -> Apply:

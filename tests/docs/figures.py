@@ -22,7 +22,6 @@ from parity.judge import FLOAT64_NOISE, ZERO_BY_STRUCTURE
 from parity.trajectory import TrainingGates
 from t2t_common import cli
 from t2t_common.data import open_source
-from t2t_common.predictions import PredictOptions
 from t2t_common.run_page import confusion, writer
 from t2t_config import MODELS, model_config, recipe
 from t2t_config.shapes import soft_split_grids
@@ -138,8 +137,8 @@ FIGURES: dict[str, list[str]] = {
     "README.md": [
         f"{WORDS[round(math.log10(MODEL_14['logits32_jax'] / MODEL_14['forced64']))]} orders of magnitude",
         f"Python {PYTHON} or later",
-        f"ImageNet for all {WORDS[len(OFFICIAL)]} models, fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
-        f"runs both models in float64 and in float32, and in float64 every layer twice",
+        f"for all {WORDS[len(OFFICIAL)]} models, fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
+        "runs both models in float64 and in float32, and in float64 every layer twice",
         f"a relative error of at most {power(GATES.f64)} (gradients {power(GATES.f64_gradient)})",
         f"JAX may stray {WORDS[int(GATES.f32_ratio)]} times as far from float64 as PyTorch does",
         f"[{(ROOT / 'docs/gotchas.md').read_text().count('### ')} gotchas between",

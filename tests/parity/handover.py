@@ -46,7 +46,7 @@ class FlaxToy(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jnp.tanh(self.layers[0](jnp.tanh(self.conv(x)).mean(axis=(1, 2))))
-        return self.layers[1](x) + self.shift[...]
+        return self.layers[1](x) + self.shift[None]
 
 
 def toy() -> tuple[torch.nn.Module, nnx.Module, Ledger]:

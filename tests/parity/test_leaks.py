@@ -111,7 +111,7 @@ class JaxShortWeight(nnx.Module):
         self.scale = nnx.Param(jnp.zeros(16))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x * self.scale[...].astype(jnp.float32).astype(x.dtype)
+        return x * self.scale[...].astype(jnp.float32).astype(x.dtype)[None]
 
 
 @pytest.mark.usefixtures("uncompiled")
