@@ -84,14 +84,22 @@ def test_a_worker_that_is_stopped_is_killed():
     stranger.kill()
 
 
-def test_what_a_worker_died_of_is_one_line():
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nmore"), r"DataLoader.*Killed\."),
+        (ConnectionResetError(104, "Connection reset by peer"), r"\[Errno 104\] Connection reset by peer"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_what_a_worker_died_of_is_one_line(error: Exception, reason: str):
     def items() -> Iterator[int]:
         yield 1
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nmore")
+        raise error
 
     patient = Patient(items, 10)
     assert next(patient) == 1
-    with pytest.raises(ValueError, match=r"broke off \(DataLoader worker \(pid 7\).*Killed\.\): give the same command"):
+    with pytest.raises(ValueError, match=rf"broke off \({reason}\): give the same command again"):
         next(patient)
 
 
