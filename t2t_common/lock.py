@@ -7,8 +7,20 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 LOCK_FILE = ".lock"
+
+_held: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)  # or a worker that outlives its killed parent would go on holding the lock
 
 
 @contextlib.contextmanager
@@ -37,7 +49,11 @@ def locked(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} of {os.uname().nodename}\n")
         file.flush()
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
 
 
 def is_locked(workdir: Path) -> bool:

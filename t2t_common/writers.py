@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from t2t_common.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -52,12 +55,18 @@ class JsonLines:
     """One JSON object per line. A continued run drops the lines after its checkpoint and writes them again."""
 
     def __init__(self, path: Path, *, first_step: int) -> None:
+        """Raises ValueError if the file cannot be written; it stays as it is."""
         _forget_after(path, first_step)
-        self._file = path.open("a")
+        self._path = path
+        with _writing(path):
+            self._file = path.open("ab", buffering=0)  # so that closing it has nothing left to write, and to fail with
 
     def write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Raises ValueError if it cannot be written; a run that continues drops a line that is cut off."""
+        line = (json.dumps(values) + "\n").encode()
+        with _writing(self._path):
+            while line:
+                line = line[self._file.write(line) :]
 
     def close(self, error: BaseException | None) -> None:
         self._file.close()
@@ -121,6 +130,13 @@ def _forget_after(path: Path, step: int) -> None:
             break
         if values["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_text(path, "".join(kept))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"cannot write {path} ({reason}): free space, the same command continues the run") from error

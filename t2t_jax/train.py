@@ -46,8 +46,9 @@ from t2t_jax.data import (
 from t2t_jax.diverged import explain
 from t2t_jax.evaluate import accuracy, forward_on
 from t2t_jax.interrupt import Interruption
-from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
+from t2t_jax.mesh import make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
+from t2t_jax.processes import joined_processes, told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
@@ -114,6 +115,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
     params, buffers = freeze(params, buffers, recipe.frozen or ())
 
     # --- Optimiser, state, step -----------------------------------------------------------------------------
+    reading: dict[str, Any] = {"threads": recipe.data_threads, "timeout": recipe.data_timeout}
     no_decay = model.no_weight_decay()
     tx, train_step = build_step(recipe, graphdef, params, no_decay, steps_per_epoch=epoch_steps, mesh=devices)
     state = init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None)
@@ -129,7 +131,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
         evaluate=lambda arrays, confusion=None: accuracy(
             forward,
             arrays,
-            eval_batches(val_source, how, recipe.batch_size, threads=recipe.data_threads, **processes),
+            eval_batches(val_source, how, recipe.batch_size, **reading, **processes),
             confusion=confusion,
         ),
         started_from=started_from,
@@ -185,6 +187,7 @@ def train(
             )
         )
         stack.enter_context(explained(recipe, checkpoints, workdir, init_from, mesh))
+        stack.enter_context(told_of_loss())
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
         saving = Saving(run, reporter, checkpoints, interruption)
@@ -319,15 +322,15 @@ def main(args: Sequence[str]) -> int:
     command = f"python -m t2t_jax.train {name}"
     options = cli.parse(Options, args[1:], prog=command, description=describe_recipe(name), default=start)
     workdir = options.workdir or Path("workdir") / name
-    join_processes(options.distributed)
-    try:
-        result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh, watch=options.watch)
-    except TrainingDivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.FAILED
-    except RunInterruptedError as stop:
-        print(stop)
-        return cli.OK
+    with joined_processes(options.distributed):
+        try:
+            result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh, watch=options.watch)
+        except TrainingDivergedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return cli.FAILED
+        except RunInterruptedError as stop:
+            print(stop)
+            return cli.OK
     print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 

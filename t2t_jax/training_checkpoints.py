@@ -31,6 +31,7 @@ from t2t_jax.checkpoint import (
     start_writing,
     writing,
 )
+from t2t_jax.processes import LostProcessError
 from t2t_jax.replace import ASIDE, recover
 from t2t_jax.step import TrainState
 
@@ -73,6 +74,9 @@ class TrainingCheckpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, LostProcessError):  # what is being written will never be whole
+            self._writer.shutdown(wait=False)
+            return
         try:
             self.wait()
         except ValueError as failure:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from t2t_common.data.examples import EvalExamples, Example, TrainExamples
 from t2t_common.data.iterator import Batch, BatchIterator
+from t2t_common.data.patience import Patient
 from t2t_common.data.sources import Source
 from t2t_common.data.unreadable import Unreadable
 from t2t_common.preprocess import Preprocess
@@ -48,7 +49,8 @@ def train_iterator(
     examples = TrainExamples(source, recipe, how, process_index=process_index, process_count=process_count)
 
     def batches_from(position: int) -> Iterator[Batch]:
-        return _batches(examples, range(position, examples.steps), recipe.data_threads, recipe.data_workers)
+        steps = range(position, examples.steps)
+        return Patient(lambda: _batches(examples, steps, recipe.data_threads, recipe.data_workers), recipe.data_timeout)
 
     ahead = 0 if put is None else recipe.device_prefetch
     return BatchIterator(batches_from, Unreadable(source, recipe.max_corrupt_images), put=put, ahead=ahead)
@@ -61,6 +63,7 @@ def eval_batches(
     *,
     threads: int = 4,
     workers: int = 0,
+    timeout: float = Recipe.data_timeout,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -70,10 +73,10 @@ def eval_batches(
     `batch_size` is that of all processes together; each gets its rows of every batch, all get as many batches.
 
     Raises:
-        ValueError: an image cannot be read; the message names it.
+        ValueError: an image cannot be read; the message names it. Or no batch came for `timeout` seconds.
     """
     examples = EvalExamples(source, how, batch_size, process_index=process_index, process_count=process_count)
-    return _batches(examples, range(len(examples) // examples.rows), threads, workers)
+    return Patient(lambda: _batches(examples, range(len(examples) // examples.rows), threads, workers), timeout)
 
 
 class _Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,17 +24,29 @@ def own_device() -> torch.device:
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[None]:
-    """While open, this process is one of a run's, if torchrun started it (gloo on the CPU, nccl between GPUs)."""
+    """While open, this process is one of a run's, if torchrun started it (gloo on the CPU, nccl between GPUs).
+
+    Raises:
+        ValueError: another process is gone, or did not answer in time (torch's half an hour; NCCL's ten minutes).
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     if own_device().type == "cuda":
         torch.cuda.set_device(own_device())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own_device().type == "cuda" else "gloo")
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own_device().type == "cuda" else "gloo")
         yield
+    except RuntimeError as error:  # from wherever processes meet: a gradient, a loss, a count
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]  # not where in gloo, nor its good wishes
+        raise ValueError(
+            f"another process of this run is gone ({reason}): start all of them again, and the run continues"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def process_index() -> int:

@@ -110,7 +110,11 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     # --- Optimiser, state, step -----------------------------------------------------------------------------
     state, train_step = build_step(recipe, model, steps_per_epoch=epoch_steps)
     forward = make_forward(model, dtype=compute_dtype(recipe.dtype))
-    reading = {"threads": recipe.data_threads, "workers": recipe.data_workers}
+    reading: dict[str, Any] = {
+        "threads": recipe.data_threads,
+        "workers": recipe.data_workers,
+        "timeout": recipe.data_timeout,
+    }
     return Run(
         recipe=recipe,
         how=how,

@@ -149,6 +149,8 @@ class Recipe:
     """Processes that prepare batches; 0 prepares them in threads of this one."""
     device_prefetch: int = 2
     """Batches on the device ahead of the one in use."""
+    data_timeout: float = 600.0
+    """Seconds to wait for a batch; a worker or a disk that hangs longer ends the run."""
     max_corrupt_images: int = 10
     """Training images that may be unreadable: they are named and replaced by others; one more ends the run."""
     log_every: int = 50
@@ -195,7 +197,7 @@ class Recipe:
         for name in ("hflip", "mixup_prob", "mixup_switch_prob", "re_prob"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
         _require(self, "max_zoom", self.max_zoom < 1, "must lie in [0, 1)")
-        for name in ("ema_decay", "clip_grad", "crop_pct", "num_classes", "checkpoint_every_steps"):
+        for name in ("ema_decay", "clip_grad", "crop_pct", "num_classes", "checkpoint_every_steps", "data_timeout"):
             _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "must be positive")
         _require(self, "ema_decay", self.ema_decay is None or self.ema_decay < 1, "must lie in (0, 1)")
         for name in ("scale", "ratio"):

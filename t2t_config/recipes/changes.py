@@ -9,8 +9,8 @@ from typing import Any
 from t2t_config.recipes.base import Recipe
 
 FREE_TO_CHANGE = (
-    *("data", "token_labels", "data_threads", "data_workers", "device_prefetch", "max_corrupt_images"),
-    *("log_every", "eval_every"),
+    *("data", "token_labels", "data_threads", "data_workers", "device_prefetch", "data_timeout"),
+    *("max_corrupt_images", "log_every", "eval_every"),
     *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
 )
 """Fields that do not change what a run computes, so a resumed run may have others."""

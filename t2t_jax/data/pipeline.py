@@ -10,6 +10,7 @@ import grain
 from absl import flags
 
 from t2t_common.data.examples import EvalExamples, TrainExamples
+from t2t_common.data.patience import Patient
 from t2t_common.data.sources import Source
 from t2t_common.data.unreadable import Unreadable
 from t2t_common.preprocess import Preprocess
@@ -49,7 +50,7 @@ def train_iterator(
             if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags that only absl's own main parses
                 flags.FLAGS.mark_as_parsed()
             rest = rest.mp_prefetch(grain.MultiprocessingOptions(recipe.data_workers, per_worker_buffer_size=2))
-        return iter(rest)
+        return Patient(lambda: iter(rest), recipe.data_timeout)
 
     ahead = 0 if put is None else recipe.device_prefetch
     return TrainIterator(batches_from, Unreadable(source, recipe.max_corrupt_images), put=put, ahead=ahead)
@@ -61,6 +62,7 @@ def eval_batches(
     batch_size: int,
     *,
     threads: int = 4,
+    timeout: float = Recipe.data_timeout,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -70,11 +72,11 @@ def eval_batches(
     `batch_size` is that of all processes together; each gets its rows of every batch, all get as many batches.
 
     Raises:
-        ValueError: an image cannot be read; the message names it.
+        ValueError: an image cannot be read; the message names it. Or no batch came for `timeout` seconds.
     """
     examples = EvalExamples(source, how, batch_size, process_index=process_index, process_count=process_count)
     dataset = grain.MapDataset.source(examples).batch(examples.rows, drop_remainder=True)
-    return iter(dataset.to_iter_dataset(_read_options(threads)))
+    return Patient(lambda: iter(dataset.to_iter_dataset(_read_options(threads))), timeout)
 
 
 def _read_options(threads: int) -> grain.ReadOptions:

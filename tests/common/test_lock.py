@@ -55,3 +55,19 @@ def test_who_only_asks_changes_nothing(tmp_path: Path):
         with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of"), locked(tmp_path):
             pass
     assert not is_locked(tmp_path)
+
+
+def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder(tmp_path: Path):
+    forking = HOLD.replace("    time.sleep", "    import os\n    print(os.fork() or '', flush=True)\n    time.sleep")
+    with subprocess.Popen([sys.executable, "-c", forking, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline().strip() for _ in range(3)]  # of both, in any order
+        process.kill()
+        process.wait()
+        worker = next(int(word) for word in said if word.isdigit())
+        os.kill(worker, 0)  # it lives
+        try:
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(worker, signal.SIGKILL)

@@ -76,6 +76,28 @@ def test_all_stop_after_the_step_in_which_one_was_asked(monkeypatch: pytest.Monk
         assert [interruption.requested(step) for step in (1, 2)] == [None, "another process"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError(
+                "[/third_party/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:18327. This is typical"
+            ),
+            r"another process of this run is gone \(Connection closed by peer \[127.0.0.1\]:18327\): start all of them",
+        ),
+        (dist.DistBackendError("NCCL communicator was aborted"), r"is gone \(NCCL communicator was aborted\)"),
+        (RuntimeError("shapes do not match"), "^shapes do not match$"),
+    ],
+)
+def test_a_lost_process_is_told_of(error: RuntimeError, said: str, monkeypatch: pytest.MonkeyPatch):
+    """With real processes: tests/reliability/test_faults.py."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    with pytest.raises((ValueError, RuntimeError), match=said) as raised, processes.joined_processes():
+        raise error
+    assert isinstance(raised.value, ValueError) == ("gone" in said)
+
+
 def test_recipes_that_processes_cannot_share_are_refused():
     recipe = Recipe("t2t_vit_micro", batch_size=24, grad_accum_steps=2, mixup=0.8)
     check_recipe(recipe, 1)

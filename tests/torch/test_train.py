@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from reliability.runs import TIMES
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy
 from t2t_common.interrupt import RunInterruptedError
@@ -33,7 +34,6 @@ from t2t_torch.precision import Computing
 from t2t_torch.train import prepare, train
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 from tests.small_data import VAL_IMAGES
-from tests.train.kill_campaign import TIMES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
 ROOT = Path(__file__).parents[2]

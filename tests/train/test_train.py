@@ -17,6 +17,7 @@ from flax import nnx
 from PIL import Image
 
 from parity.formats import convert
+from reliability.runs import TIMES
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy, predict
 from t2t_common.evaluations import EvaluateOptions
@@ -37,7 +38,6 @@ from t2t_jax.step import make_forward
 from t2t_jax.train import Run, prepare, resume, train
 from t2t_jax.training_checkpoints import TrainingCheckpoints
 from tests.small_data import VAL_IMAGES
-from tests.train.kill_campaign import TIMES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
 AUGMENTATION = ("auto_augment", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "re_prob")
