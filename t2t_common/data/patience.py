@@ -50,7 +50,7 @@ class Patient(Iterator[T], Generic[T]):
                 f"no batch of images came for {self._seconds:g} s: check the disk that they are on, then give the same "
                 "command again"
             ) from None
-        if isinstance(error, RuntimeError):  # as Grain and PyTorch say that a worker process is gone
+        if isinstance(error, RuntimeError | EOFError | OSError):  # as Grain, PyTorch and pipes tell of a dead worker
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"reading the images broke off ({reason}): give the same command again; if memory is short, lower "

@@ -96,9 +96,9 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """That processes have spent on the run."""
+        """That processes have spent on the run; one whose clock was turned back counts for nothing."""
         spans = (datetime.fromisoformat(start.until) - datetime.fromisoformat(start.began) for start in self.starts)
-        return sum(span.total_seconds() for span in spans)
+        return sum(max(0.0, span.total_seconds()) for span in spans)
 
 
 def now() -> str:

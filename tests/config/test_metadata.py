@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from t2t_config import MODELS
 from t2t_config.card import from_config, model_card, to_config
 from t2t_config.metadata import create_arguments, describe, from_text, to_text
+from tests.profiles import examples
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -19,6 +20,7 @@ JSON = st.recursive(
 KNOWN = {"recipe": {"lr": 1e-3, "scale": [0.08, 1.0]}, "metrics": {"top1": 99.2}, "parity": {"passed": True}}
 
 
+@examples(20)
 @given(st.dictionaries(st.text(), JSON))
 def test_any_metadata_survive_as_text(metadata: dict[str, object]):
     texts = to_text(metadata)

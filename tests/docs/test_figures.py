@@ -165,7 +165,8 @@ def test_the_step_that_readme_compiles_is_that_of_the_file():
     report = compile.Report(**{name: value for name, value in kept.items() if name in fields})
     mesh = ",".join(f"{axis}={size}" for axis, size in report.mesh.items())
     assert f"--model {report.model} --topology {report.topology} --mesh {mesh}" in command
-    assert f"```text\n{report}\n```" in text
+    start = "\n".join(str(report).splitlines()[:3])
+    assert f"```text\n{start}\n```" in text
 
 
 def test_counts_of_tensors_and_layers_that_commands_print():

@@ -276,6 +276,15 @@ def test_as_dtype_is_a_copy_in_which_everything_changes(x64: None):
     assert low(jnp.zeros(2)).dtype == jnp.bfloat16
 
 
+def test_as_dtype_changes_floating_numbers_alone():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    model.places = nnx.Variable(jnp.arange(3))
+    low = as_dtype(model, jnp.bfloat16)
+    dtypes = {name: variable.dtype for name, variable in jax_variables(low).items()}
+    assert dtypes == {"bias": jnp.bfloat16, "kernel": jnp.bfloat16, "places": jnp.int32}
+    np.testing.assert_array_equal(low.kernel[...], model.kernel[...].astype(jnp.bfloat16))
+
+
 def test_state_equal_sees_a_single_bit():
     source, model = twice()
     ledger = build_ledger(source, model)

@@ -56,7 +56,7 @@ def numbers(*values: float) -> np.ndarray:
     ],
 )
 def test_summed_is_the_fan_in_of_a_modules_own_weights(module: torch.nn.Module, terms: int):
-    assert summed(module) == terms
+    assert (summed(module), type(summed(module))) == (terms, int)
 
 
 def pair(path: str, module: torch.nn.Module, jax: str | None = None) -> Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 import t2t_jax
 import t2t_torch
-from parity import assert_parity, build_ledger, check, jax_to_torch
+from parity import assert_parity, build_ledger, check, jax_to_torch, rel_f
 from parity.convert import state_equal
 from parity.losses import Loss
 from parity.models import SCANNED, make_pair, power
 from t2t_config import MODELS
+from tests.parity import sizes
 from tests.parity.pairs import images
+from tests.profiles import examples
 
 OFFICIAL = [name for name, config in MODELS.items() if name.startswith("t2t_") and config.in_paper]
 
@@ -155,6 +160,60 @@ def test_any_size_channels_heads_and_options(arguments: dict[str, Any]):
 @pytest.mark.usefixtures("uncompiled")
 def test_vit_of_any_shape():
     prove("vit_deit_tiny_patch16_224", depth=1, img_size=(37, 50), in_chans=1, num_classes=0)
+
+
+@examples(5)
+@given(sizes.models(), st.lists(st.sampled_from(sorted(sizes.IMAGES)), min_size=4, max_size=4, unique=True))
+def test_any_model_and_images_of_any_numbers(model: tuple[str, dict[str, Any]], kinds: list[str]):
+    """One image: within 1e-13, NaN and infinities in the same places.
+
+    All-equal pixels leave a normalisation nothing but roundings, which it makes large: there the outputs may differ by
+    what a change of every pixel's last bit does to PyTorch's own.
+    """
+    name, arguments = model
+    draw = np.random.RandomState(0)
+    with jax.enable_x64(True), jax.debug_nans(False), np.errstate(all="ignore"):
+        pair = sizes.Pair(name, **arguments)
+        z = draw.standard_normal((1, arguments["in_chans"], *arguments["img_size"]))
+        for kind in kinds:
+            x = sizes.IMAGES[kind](z)
+            ours = pair.in_torch(x)
+            noise = rel_f(pair.in_torch(x * (1 + draw.choice((-1, 1), x.shape) * 2.0**-52)), ours)
+            assert rel_f(pair.in_jax(x), ours) <= max(1e-13, 10 * noise), kind
+            assert noise < 1e-13 or not kind.startswith(("normal", "one", "zero")), kind
+
+
+def in_both(pair: sizes.Pair, shape: tuple[int, ...], dtype: str) -> tuple[str, str]:
+    """Shape of what becomes of images of that shape (PyTorch's), or what a ValueError says before its figures."""
+
+    def outcome(run: Callable[[np.ndarray], np.ndarray]) -> str:
+        try:
+            return str(run(np.zeros(shape, dtype)).shape)
+        except ValueError as error:
+            return str(error).split("(")[0]
+
+    return outcome(pair.in_torch), outcome(pair.in_jax)
+
+
+@pytest.fixture(scope="module")
+def small_pair() -> sizes.Pair:
+    with jax.enable_x64(True):
+        return sizes.Pair("t2t_vit_micro", img_size=(5, 8), num_classes=2, depth=1, tokens_type="convolution")
+
+
+@examples(40)
+@given(
+    st.tuples(st.integers(0, 2), st.sampled_from((3, 1)), st.sampled_from((5, 8)), st.sampled_from((8, 5, 0))),
+    st.sampled_from(("float64", "uint8", "int64", "bool")),
+)
+def test_images_that_do_not_fit_are_the_same_error_in_both_frameworks(
+    small_pair: sizes.Pair, shape: tuple[int, ...], dtype: str
+):
+    with jax.enable_x64(True):
+        ours, theirs = in_both(small_pair, shape, dtype)
+    assert ours == theirs
+    fits = shape[1:] == (3, 5, 8)
+    assert ours.startswith(str((shape[0], 2)) if fits and dtype == "float64" else "expected ")
 
 
 # ---- weights ----

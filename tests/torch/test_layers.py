@@ -55,5 +55,7 @@ def test_check_images_names_what_came_and_what_was_expected(shape: tuple[int, ..
     assert "32, 48" in str(error.value)
 
 
-def test_check_images_accepts_its_size():
+def test_check_images_refuses_integers_and_accepts_its_size():
     check_images(torch.zeros(2, 3, 32, 48), 3, (32, 48))
+    with pytest.raises(ValueError, match="expected floating-point images, got uint8"):
+        check_images(torch.zeros(2, 3, 32, 48, dtype=torch.uint8), 3, (32, 48))

@@ -20,6 +20,7 @@ from t2t_common.saving import TOP1
 from t2t_config import Recipe
 from t2t_jax import checkpoint, replace
 from t2t_jax.checkpoint import BEST, CHECKPOINTS, SCRATCH, find_checkpoint, load_model_state, save_model
+from t2t_jax.processes import LostProcessError
 from t2t_jax.step import TrainState
 from t2t_jax.train import prepare
 from t2t_jax.training_checkpoints import TrainingCheckpoints
@@ -104,6 +105,27 @@ def test_a_full_disk_spares_the_checkpoints_before(tmp_path: Path, recipe: Recip
     checkpoints.save(later, run.iterator, run.metadata)
     checkpoints.wait()
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["1"]
+
+
+def test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It will never be whole: what writes it waits for the other."""
+    other_comes, waits = threading.Event(), threading.Event()
+
+    def finish() -> None:
+        waits.set()
+        other_comes.wait()
+
+    monkeypatch.setattr("t2t_jax.training_checkpoints.start_writing", lambda *args, **how: finish)
+    try:
+        checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+        checkpoints.save(state_at(1), numbers(), {})
+        assert waits.wait(10)
+        checkpoints.__exit__(LostProcessError, LostProcessError("gone"), None)
+        assert not other_comes.is_set()
+    finally:
+        other_comes.set()
 
 
 def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):

@@ -52,6 +52,9 @@ def test_a_finished_run_is_not_taken_up():
 def test_the_time_is_that_of_all_processes():
     assert record().seconds == 65
     assert resumed().seconds == 65 + 5400
+    turned_back = resumed()
+    turned_back.starts[0].until = "2001-01-01T00:00:00+00:00"
+    assert turned_back.seconds == 5400
 
 
 def test_the_command_is_what_was_typed(tmp_path: Path):

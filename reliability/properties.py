@@ -1,0 +1,168 @@
+"""python -m reliability.properties [--profile short] [--only WORDS] [--json FILE]
+
+Every property-based test of `tests` with many and new examples: what has to hold of any tree of modules, any model,
+any images, any arguments. The suite runs the same properties with few examples, always the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from reliability.record import RESULTS, ROOT, Defect, write
+from t2t_common import cli
+from t2t_common.files import check_target
+
+CONVERT, REFUSALS = "tests/parity/test_convert.py", "tests/parity/test_convert_refusals.py"
+
+DEFECTS = (
+    Defect("A scalar of PyTorch became a vector of one number in JAX.", f"{CONVERT}::test_a_scalar_stays_a_scalar"),
+    Defect(
+        "Tensors that flax holds in a plain dict or list ended the conversion with a KeyError.",
+        f"{CONVERT}::test_tensors_in_plain_containers_are_carried",
+    ),
+    Defect("float8 tensors ended the conversion with a TypeError.", f"{CONVERT}::test_numpy_and_back"),
+    Defect(
+        "Parts of an empty tensor could not be put together.", "tests/parity/test_rules.py::test_any_rule_loses_nothing"
+    ),
+    Defect(
+        "Of two tensors that PyTorch ties, one took the place of the other where JAX has them apart.",
+        f"{REFUSALS}::test_tied_tensors_of_pytorch_take_no_two_values",
+    ),
+    Defect(
+        "Stacked layers, or q, k and v, of several dtypes were rounded to the dtype of the first.",
+        f"{REFUSALS}::test_layers_and_parts_of_one_tensor_share_its_dtype",
+    ),
+    Defect(
+        "One tensor of PyTorch could fill two of flax, of which the way back kept one.",
+        f"{REFUSALS}::test_a_tensor_of_pytorch_belongs_to_one_of_flax",
+    ),
+    Defect(
+        "Of two flax tensors whose paths are alike once dotted, one was passed over.",
+        f"{REFUSALS}::test_names_that_dots_make_alike_are_an_error",
+    ),
+    Defect(
+        "Any tensor whose name ends in num_batches_tracked was left behind in PyTorch, unasked.",
+        f"{REFUSALS}::test_only_batch_norms_own_count_stays_in_pytorch_unasked",
+    ),
+    Defect(
+        "Entries that are no tensors, and flax variables without an array, ended it with an AttributeError.",
+        f"{REFUSALS}::test_what_is_no_tensor_is_listed",
+    ),
+    Defect(
+        "Layers missing from a stack were not listed where anything else was wrong too.",
+        f"{REFUSALS}::test_whatever_does_not_fit_is_listed_and_nothing_is_changed",
+    ),
+    Defect(
+        "Arguments of create_model that cannot be were a TypeError, ZeroDivisionError or RuntimeError, other ones in "
+        "either framework, or made a model in one of them.",
+        "tests/jax/test_registry.py::test_any_arguments_are_the_same_error_in_both_frameworks",
+    ),
+    Defect(
+        "No images (a batch of 0) were a ZeroDivisionError in JAX, integer images a RuntimeError in PyTorch.",
+        "tests/parity/test_models.py::test_images_that_do_not_fit_are_the_same_error_in_both_frameworks",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command line."""
+
+    profile: Literal["short", "long"] = "long"
+    """How many examples: see tests/profiles.py."""
+    only: str = ""
+    """Only properties whose name pytest's -k finds by these words."""
+    json: Path = RESULTS / "properties.json"
+    """File for the figures."""
+
+
+@dataclasses.dataclass
+class Property:
+    """What came of one property; only examples that were run to their end count."""
+
+    examples: int = 0
+    seconds: float = 0.0
+    counterexamples: int = 0
+
+
+class Recorder:
+    """A plugin of pytest that counts the examples of every property."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Property] = {}
+        self._running = Property()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for test in {id(item.obj): item.obj for item in items if isinstance(item, pytest.Function)}.values():
+            test.hypothesis.inner_test = self._counted(test.hypothesis.inner_test)
+
+    def _counted(self, test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def counted(*args: Any, **kwargs: Any) -> None:
+            test(*args, **kwargs)
+            self._running.examples += 1
+
+        return counted
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._running = self.found[item.nodeid] = Property()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        found = self.found[report.nodeid]
+        found.counterexamples += report.failed
+        if report.when == "call":
+            found.seconds = round(report.duration, 1)
+
+
+def files(folder: Path = ROOT / "tests") -> list[Path]:
+    """The tests that hold a property."""
+    return [path for path in sorted(folder.rglob("test_*.py")) if "from hypothesis import given" in path.read_text()]
+
+
+def run(paths: Sequence[Path], profile: str, only: str = "") -> dict[str, Property]:
+    """Every property in the files `paths`, by pytest's name for it, run under a profile of hypothesis.
+
+    Raises:
+        ValueError: pytest could not run them, or found none.
+    """
+    recorder = Recorder()
+    chosen = ["-k", only] if only else []
+    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    arguments = [*map(str, paths), "-m", "hypothesis", f"--hypothesis-profile={profile}", *chosen, *quiet]
+    code = pytest.main(arguments, plugins=[recorder])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise ValueError(f"no properties were run (pytest: {pytest.ExitCode(code).name}): change --only {only!r}")
+    return recorder.found
+
+
+def main(args: Sequence[str]) -> int:
+    options = cli.parse(Options, args, prog="python -m reliability.properties", description=__doc__ or "")
+    check_target(options.json)
+    start = time.perf_counter()
+    found = run(files(), options.profile, options.only)
+    counterexamples = sum(row.counterexamples for row in found.values())
+    write(
+        options.json,
+        " ".join(("python -m reliability.properties", *args)),
+        {
+            "examples": sum(row.examples for row in found.values()),
+            "counterexamples": counterexamples,
+            "properties": {name: dataclasses.asdict(row) for name, row in found.items()},
+        },
+        seconds=time.perf_counter() - start,
+        defects=DEFECTS,
+    )
+    return cli.FAILED if counterexamples else cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,65 @@
+"""The campaign of properties: it finds them all, counts their examples, and says when one does not hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from reliability.properties import DEFECTS, files
+from reliability.record import ROOT
+
+PROPERTIES = """
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+@settings(max_examples=30, derandomize=True, database=None)
+@given(st.integers())
+def test_that_holds(x):
+    assume(x % 2)
+    assert x + 1 > x
+
+@settings(max_examples=30, derandomize=True, database=None)
+@given(st.integers())
+def test_that_does_not_hold(x):
+    assert x < 100
+
+def test_without_examples():
+    assert False
+"""
+RUN = """
+import dataclasses, json, pathlib, sys
+from reliability.properties import run
+found = run([pathlib.Path(sys.argv[1])], "default", sys.argv[2])
+print(json.dumps({name.split("::")[1]: dataclasses.asdict(row) for name, row in found.items()}))
+"""
+
+
+def campaign(path: Path, only: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-c", RUN, str(path), only]
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_examples_are_counted_and_counterexamples_told(tmp_path: Path):
+    path = tmp_path / "test_some.py"
+    path.write_text(PROPERTIES)
+    found = json.loads(campaign(path, "").stdout.splitlines()[-1])
+    assert found.keys() == {"test_that_holds", "test_that_does_not_hold"}
+    assert (found["test_that_holds"]["examples"], found["test_that_holds"]["counterexamples"]) == (30, 0)
+    assert found["test_that_does_not_hold"]["counterexamples"] == 1
+    nothing = campaign(path, "nowhere")
+    assert nothing.returncode
+    assert "ValueError: no properties were run" in nothing.stderr
+
+
+def test_the_files_with_properties_are_found():
+    names = {str(path.relative_to(ROOT)) for path in files()}
+    assert {"tests/parity/test_convert.py", "tests/parity/test_models.py", "tests/jax/test_registry.py"} <= names
+    assert "tests/parity/test_check.py" not in names
+
+
+def test_every_defect_names_a_test_that_is_there():
+    for defect in DEFECTS:
+        path, _, name = defect.test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text()
