@@ -48,7 +48,50 @@ EPOCHS_PER_KILL = 2
 IN_WRITE = 0.2
 """Share of the kills that have to hit a checkpoint while it is being written."""
 
-DEFECTS: tuple[record.Defect, ...] = ()
+_PATIENCE = "tests/common/data/test_patience.py"
+DEFECTS = tuple(
+    record.Defect(what, test)
+    for what, test in (
+        (
+            "A data worker that died ended the run in a traceback, in PyTorch from wherever the run just was.",
+            f"{_PATIENCE}::test_what_a_worker_died_of_is_one_line",
+        ),
+        (
+            "A data worker or a disk that hung, hung the run for ever.",
+            f"{_PATIENCE}::test_an_item_that_does_not_come_ends_the_wait",
+        ),
+        (
+            "A process whose data worker was stopped could not end.",
+            f"{_PATIENCE}::test_a_worker_that_is_stopped_is_killed",
+        ),
+        (
+            "A run that was killed could not be continued while a data worker of it lived: it held the lock.",
+            "tests/common/test_lock.py::test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder",
+        ),
+        (
+            "A disk that filled up while metrics.jsonl was written was told of without the file or a remedy.",
+            "tests/common/test_writers.py::"
+            "test_a_full_disk_is_an_error_of_one_line_and_the_next_run_drops_the_line_that_is_cut",
+        ),
+        (
+            "A process of t2t_torch that lost another ended in a traceback.",
+            "tests/torch/test_processes.py::test_a_lost_process_is_told_of",
+        ),
+        (
+            "A process of t2t_jax that lost another, or failed, ended in a traceback and after minutes of waiting.",
+            "tests/train/test_processes.py::test_one_of_several_that_fails_ends_at_once",
+        ),
+        (
+            "A process of t2t_jax that lost another waited for a checkpoint that both had to write.",
+            "tests/train/test_training_checkpoints.py::"
+            "test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both",
+        ),
+        (
+            "Time that the clock was turned back by was taken off the time of the run.",
+            "tests/common/run_page/test_record.py::test_the_time_is_that_of_all_processes",
+        ),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
