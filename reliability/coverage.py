@@ -57,12 +57,13 @@ def main(args: Sequence[str]) -> int:
             files = measured(Path(name))
     else:
         files = measured(options.data)
-    found = {"packages": by_package(files), "files_below_their_limit": below(files)}
+    packages = by_package(files)
     command = f"python -m reliability.coverage --workers {options.workers}"
     seconds = None if options.data is not None else time.monotonic() - start
-    record.write(options.json, command, {"every_test_passed": passed, **found}, seconds=seconds)
-    _show(found["packages"])
-    return cli.OK if passed and all(row["holds"] for row in found["packages"].values()) else cli.FAILED
+    figures = {"every_test_passed": passed, "packages": packages, "files_below_their_limit": below(files)}
+    record.write(options.json, command, figures, seconds=seconds)
+    _show(packages)
+    return cli.OK if passed and all(row["holds"] for row in packages.values()) else cli.FAILED
 
 
 def run_suite(folder: Path, workers: int) -> bool:
@@ -109,10 +110,9 @@ def by_package(files: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, An
 
 def below(files: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
     """The files that alone would fall short, worst first."""
-    rows = [{"file": name, "percent": percent([counts]), **counts} for name, counts in files.items()]
-    return sorted(
-        (row for row in rows if row["percent"] < LIMITS[_package(row["file"])]), key=lambda row: row["percent"]
-    )
+    short = {name: percent([counts]) for name, counts in files.items()}
+    names = sorted((name for name in files if short[name] < LIMITS[_package(name)]), key=short.__getitem__)
+    return [{"file": name, "percent": short[name], **files[name]} for name in names]
 
 
 def percent(counts: Iterable[Mapping[str, int]]) -> float:
