@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from t2t_common.files import write_text
+
 METRICS_FILE = "metrics.jsonl"
 
 Service = Literal["tensorboard", "wandb"]
@@ -53,7 +55,7 @@ class JsonLines:
 
     def __init__(self, path: Path, *, first_step: int) -> None:
         _forget_after(path, first_step)
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
@@ -111,16 +113,25 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _forget_after(path: Path, step: int) -> None:
     """Drops lines after `step`, which a resumed run will write again, and a last line cut off by a crash."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():  # a link that leads nowhere is not followed
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept = [json.dumps(values) + "\n" for values in read_lines(path) if values["step"] <= step]
+    write_text(path, "".join(kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, up to one that a crash cut off, or that makes no sense; none without a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
-        if values["step"] <= step:
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+        if not isinstance(values, dict) or type(values.get("step")) is not int:
+            break
+        found.append(values)
+    return found
