@@ -156,14 +156,10 @@ def check(options: Check, console: Console) -> int:
 
 
 def render(options: Render, console: Console) -> int:
-    from parity.report import Report
+    from parity.report import read_report
 
     targets = _targets(options, "html", "junit")
-    if not options.source.is_file():
-        raise FileNotFoundError(
-            f"no report at {options.source}: write one with python -m parity check NAME --json FILE"
-        )
-    return _show(Report.from_json(options.source.read_text(encoding="utf-8")), targets, console)
+    return _show(read_report(options.source), targets, console)
 
 
 def _targets(options: Check | Render, *names: str) -> dict[str, Path]:

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 from parity.convert import Ledger, jax_to_torch, jax_variables, torch_to_jax
+from t2t_config.described import check_metadata
 
 TORCH_SUFFIXES = (".pth", ".tar", ".pt", ".bin", ".safetensors")
 
@@ -83,6 +84,10 @@ def saved_metadata(path: str | Path) -> dict[str, Any]:
 def saved_arguments(path: str | Path) -> dict[str, Any]:
     """Arguments of `create_model` for the weights at `path`, as far as they tell: `SIZES`, and what else was chosen."""
     known = saved_metadata(path)
+    try:
+        check_metadata(known)
+    except ValueError as error:
+        raise ValueError(f"cannot use {path}: {error}") from error
     return {key: value for key, value in known.items() if key in SIZES} | (known.get("overrides") or {})
 
 

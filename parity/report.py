@@ -248,19 +248,34 @@ class Report:
                 rows=tuple(_restored(Row, row) for row in payload["rows"]),
                 ledger=Ledger(
                     tuple(_restored(Entry, entry) for entry in ledger["entries"]),
-                    tuple(ledger["torch_only"]),
-                    tuple(ledger["jax_only"]),
+                    _typed(ledger["torch_only"], "tuple[str, ...]"),
+                    _typed(ledger["jax_only"], "tuple[str, ...]"),
                 ),
-                layers=tuple((layer["name"], layer["type"]) for layer in payload["layers"]),
-                unpaired=tuple(payload["unpaired"]),
-                settings=payload["settings"],
-                environment=payload["environment"],
+                layers=tuple((_typed(x["name"], "str"), _typed(x["type"], "str")) for x in payload["layers"]),
+                unpaired=_typed(payload["unpaired"], "tuple[str, ...]"),
+                settings=dict(payload["settings"]),
+                environment=dict(payload["environment"]),
                 causes=tuple(_restored(Cause, cause) for cause in payload["causes"]),
                 formats=tuple(_restored(FormatRow, row) for row in payload["formats"]),
                 trajectory=None if trajectory is None else _restored(Trajectory, trajectory),
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"not a report of parity: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"not a report of parity: {ascii(str(error)[:150])[1:-1]}") from error
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file that holds what `Report.to_json` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds something else; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no report at {path}: write one with python -m parity check NAME --json FILE")
+    try:
+        return Report.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} ({error}): write it anew") from error
 
 
 def around(name: str) -> str:
@@ -302,7 +317,20 @@ def _restored(cls: type[Any], fields: Mapping[str, Any]) -> Any:
     return cls(**{name: _typed(value, types[name]) for name, value in fields.items() if name != "passed"})
 
 
+MOST_DOTS = 100
+"""In the path of a module: deeper than any model, and not as deep as Python can go."""
+
+
 def _typed(value: Any, kind: str) -> Any:
-    if isinstance(value, list):
-        return tuple(_typed(item, kind) for item in value)
-    return float(value) if "float" in kind and value is not None else value
+    """`value`, of JSON, as a field of `kind`, which is its annotation: "str", "float | None", "tuple[int, ...]" ..."""
+    if value is None and kind.endswith("| None"):
+        return None
+    if kind.startswith("tuple[") and isinstance(value, list):
+        return tuple(_typed(item, kind.removeprefix("tuple[").split(",")[0]) for item in value)
+    if kind.startswith("float") and (type(value) in (int, float) or value in ("inf", "-inf", "nan")):
+        return float(value)
+    if kind.startswith("int") and type(value) is int:
+        return value
+    if kind.startswith("str") and isinstance(value, str) and value.count(".") <= MOST_DOTS:
+        return value
+    raise ValueError(f"{str(value)[:60]!r} in place of {kind}")

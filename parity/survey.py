@@ -16,6 +16,7 @@ from parity.models import make_pair
 from parity.report import Report
 from t2t_common.files import write_text
 from t2t_config import ALIASES, MODELS
+from t2t_config.load_report import readable
 
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     name: {"depth": 2} for name in MODELS if name.startswith(("vit_base", "vit_large", "vit_huge", "vit_deit_base"))
@@ -131,6 +132,11 @@ def write(figures: Sequence[Figure], environment: Mapping[str, Any], path: Path)
 def _read(path: Path, environment: Mapping[str, Any]) -> list[Figure]:
     if not path.is_file():
         return []
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    same = saved["environment"]["versions"] == environment["versions"]
-    return [Figure(**figure) for figure in saved["figures"]] if same else []
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        same = saved["environment"]["versions"] == environment["versions"]
+        figures = [Figure(**figure) for figure in saved["figures"]]
+        as_markdown(figures, environment)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{path} holds no figures of a survey ({readable(str(error))}): delete it") from error
+    return figures if same else []

@@ -35,6 +35,16 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Of Pillow's: what photographs come in. Others are out, as EPS, for which it would start Ghostscript."""
+
+MOST_PIXELS = 89_478_485
+"""From which on Pillow warns of an image that was made to fill the memory."""
+
+LONGEST_SIDE = 256
+"""Times the shorter one: an image that is narrower becomes enormous when its short side is fitted to a model's."""
+
+
 class UnreadableImageError(ValueError):
     """Bytes that are no image, or a damaged one."""
 
@@ -51,7 +61,8 @@ def open_image(path: Path) -> Image.Image:
 def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image:
     """As `open_image`, of a path or of bytes; `name` is asked for only if it cannot be read."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            _check_size(*image.size)
             image.load()
             return image
     except UnidentifiedImageError as error:
@@ -61,3 +72,10 @@ def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image
     except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, ValueError ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableImageError(f"unreadable image {name()} ({reason}): replace or delete it") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width}x{height} are more than {MOST_PIXELS:,} pixels")
+    if max(width, height) > LONGEST_SIDE * min(width, height):
+        raise ValueError(f"{width}x{height} is narrower than 1:{LONGEST_SIDE}")

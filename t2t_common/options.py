@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from t2t_common.preprocess import Preprocess
 from t2t_config import model_config
+from t2t_config.described import check_metadata
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class WeightsOptions:
         Raises:
             ValueError: no name of a model anywhere, or figures that make no sense.
         """
+        try:
+            check_metadata(saved)
+        except ValueError as error:
+            raise ValueError(f"cannot use {self.checkpoint}: {error}") from error
         name = self.model or saved.get("model")
         if name is None:
             raise ValueError(f"{self.checkpoint} does not say which model it is: add --model NAME")

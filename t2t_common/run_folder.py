@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 CHECKPOINTS, SUFFIX = "checkpoints", ".pth"
 
 
+def is_step(name: str) -> bool:
+    """Whether a checkpoint is called so: a number as `str` writes it ("007" and "\u00b2" are none)."""
+    return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
+
+
 def torch_steps(folder: Path) -> list[int]:
     """The steps whose files are in `folder`, in order."""
-    return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit() and path.is_file())
+    return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if is_step(path.stem) and path.is_file())
 
 
 def latest_torch_file(path: str | Path) -> Path:
@@ -28,7 +34,7 @@ def check_workdir(workdir: Path, package: Literal["t2t_jax", "t2t_torch"]) -> No
     """Raises ValueError if `workdir` holds a run of the other package than this one."""
     folder = workdir / CHECKPOINTS
     holds = {
-        "t2t_jax": any(path.name.isdigit() and path.is_dir() for path in folder.glob("*")),
+        "t2t_jax": any(is_step(path.name) and path.is_dir() for path in folder.glob("*")),
         "t2t_torch": bool(torch_steps(folder)),
     }
     other = "t2t_jax" if package == "t2t_torch" else "t2t_torch"

@@ -16,6 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from t2t_common.pickles import operations
+from t2t_config.load_report import readable
+
+MAX_PLACES = 1000
+"""Of the pickle that says which tensor it is; some twenty are usual."""
+
 DTYPES = {
     **{"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2"},
     **{"LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "ByteStorage": "u1"},
@@ -38,11 +44,15 @@ def read_tensor(path: Path) -> np.ndarray:
                 raise ValueError("it is compressed, which torch.save never does")
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
                 raise ValueError("its numbers are big-endian")
-            found = _Unpickler(io.BytesIO(archive.read(members["data.pkl"])), archive, members).load()
+            pickled = io.BytesIO(archive.read(members["data.pkl"]))
+            for _ in operations(pickled, MAX_PLACES):
+                pass  # raises where it is cut off, or far larger than it looks
+            pickled.seek(0)
+            found = _Unpickler(pickled, archive, members).load()
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes raise nearly anything: KeyError, EOFError, BadZipFile ...
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(readable(str(error), 200) or type(error).__name__) from error
     if not isinstance(found, np.ndarray):
         raise ValueError(f"it holds a {type(found).__name__}, not one tensor")
     return found.copy()

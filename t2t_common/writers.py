@@ -120,17 +120,28 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _forget_after(path: Path, step: int) -> None:
     """Drops lines after `step`, which a resumed run will write again, and a last line cut off by a crash."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():  # a link that leads nowhere is not followed
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept = [json.dumps(values) + "\n" for values in read_lines(path) if values["step"] <= step]
+    write_text(path, "".join(kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, up to one that a crash cut off, or that makes no sense; none without a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
-        if values["step"] <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+        if not isinstance(values, dict) or type(values.get("step")) is not int:
+            break
+        found.append(values)
+    return found
 
 
 @contextlib.contextmanager

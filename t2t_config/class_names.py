@@ -40,6 +40,8 @@ def class_names(num_classes: int, *, file: Path | None = None, saved: Sequence[s
         if len(names) != num_classes:
             raise ValueError(f"{file} holds {len(names)} class names, the model has {num_classes}: give one for each")
     elif saved:
+        if not isinstance(saved, list | tuple):
+            raise ValueError(f"the weights name their classes {str(saved)[:40]!r}, no list: give a file of names")
         names = [str(name) for name in saved][:num_classes]
     else:
         names = list(words) if num_classes == len(words) else []
@@ -55,7 +57,11 @@ def _read(file: Path) -> list[str]:
         names = json.loads(text) if file.suffix == ".json" else [line.strip() for line in text.splitlines()]
         if isinstance(names, dict):
             names = [names[str(index)] for index in range(len(names))]
-    except (ValueError, KeyError) as error:  # no UTF-8, no JSON, an index left out
+    except (
+        ValueError,
+        KeyError,
+        RecursionError,
+    ) as error:  # no UTF-8, no JSON, an index left out
         raise ValueError(f"cannot read the class names in {file} ({error}): one per line, or a JSON list") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{file} holds no JSON list of names: write one name for each class")

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
+from t2t_config.load_report import readable
+
 TIMEOUT = 30.0
 """Seconds without an answer or a byte before a connection counts as broken."""
 ATTEMPTS = 5
@@ -64,7 +66,7 @@ def cached_download(
             What has arrived is kept, and the next call goes on from there, unless it is wrong.
     """
     folder = cache_dir() if folder is None else Path(folder)
-    path = folder / _file_name(url)
+    path = folder / _name_of(url)
     if _is_whole(path, url, num_bytes):
         return path
     show = sys.stderr.isatty() if progress is None else progress
@@ -82,10 +84,15 @@ def cached_download(
     return path
 
 
-def _file_name(url: str) -> str:
-    name = unquote(urlsplit(url).path).rpartition("/")[2]  # unquoted first: %2F would lead out of the folder
-    if name in ("", ".", ".."):
-        raise ValueError(f"{url} names no file: give the address of one")
+def _name_of(url: str) -> str:
+    """The last part of the path of `url`.
+
+    Raises:
+        ValueError: it is no name of a file: none, or one that leads elsewhere.
+    """
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    if not url.isascii() or name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\"):
+        raise ValueError(f"{readable(url)} does not end with the name of a file: give the address of one, in ASCII")
     return name
 
 
@@ -97,7 +104,7 @@ def _is_whole(path: Path, url: str, num_bytes: int | None) -> bool:
         return size == num_bytes
     try:
         return bool(json.loads(_noted(path).read_text()) == {"url": url, "num_bytes": size})
-    except (OSError, ValueError):  # none, or a damaged one
+    except (OSError, ValueError, RecursionError):  # none, or a damaged one
         return False
 
 
@@ -151,8 +158,8 @@ def _complete(url: str, path: Path, part: IO[bytes], num_bytes: int | None, sha2
         have = os.fstat(part.fileno()).st_size
         then = "and load that file" if num_bytes is None and sha256 is None else f"to {path}"
         raise ValueError(
-            f"cannot download {url} ({reason}): {have:,} bytes have arrived, call again to go on from there, or "
-            f"download it by other means {then}"
+            f"cannot download {url} ({readable(reason)}): {have:,} bytes have arrived, call again to go on from there, "
+            f"or download it by other means {then}"
         )
     os.fsync(part.fileno())
     if sha256 is not None and not _sha256(Path(part.name)).startswith(sha256):
@@ -172,7 +179,9 @@ def _fetch(url: str, part: IO[bytes], version: Path, num_bytes: int | None, show
         ValueError: the server refuses, or has a file of another size.
     """
     have = os.fstat(part.fileno()).st_size
-    mark = version.read_text() if version.is_file() else ""
+    mark = version.read_text(encoding="utf-8", errors="replace") if version.is_file() else ""
+    if not (mark.isascii() and mark.isprintable()):
+        mark = ""
     if have and not mark:  # of which version, nobody knows
         part.truncate(have := 0)
     # The bytes as they are: a compressed answer could not be resumed or counted.
@@ -188,9 +197,11 @@ def _fetch(url: str, part: IO[bytes], version: Path, num_bytes: int | None, show
             raise _BrokenError("the file has changed") from error
         if error.code in (408, 429) or error.code >= 500:
             raise _BrokenError(f"HTTP {error.code}") from error
-        raise ValueError(f"cannot download {url} (HTTP {error.code}, {error.reason}): is it still there?") from error
+        raise ValueError(
+            f"cannot download {url} (HTTP {error.code}, {readable(error.reason)}): is it still there?"
+        ) from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise _BrokenError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+        raise _BrokenError(readable(str(getattr(error, "reason", error))) or type(error).__name__) from error
     with answer:
         if answer.status != 206 and have:  # the server cannot resume, or has another version
             part.truncate(have := 0)
@@ -204,7 +215,7 @@ def _fetch(url: str, part: IO[bytes], version: Path, num_bytes: int | None, show
         if have and _version(answer) not in ("", mark):
             _forget(part, version)
             raise _BrokenError("the file has changed")
-        version.write_text(_version(answer))
+        version.write_text(_version(answer), encoding="utf-8")
         line = _Line(Path(part.name).stem, total, show)
         try:
             for chunk in _chunks(answer):
@@ -232,13 +243,15 @@ def _total(answer: http.client.HTTPResponse, have: int) -> int | None:
         _BrokenError: it goes on at another byte than asked for.
     """
     if answer.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", answer.headers.get("Content-Range", "")
+        )
         if found is None or int(found[1]) != have:
             raise _BrokenError(f"asked from byte {have}, got {answer.headers.get('Content-Range')}")
         if found[2] != "*":
             return int(found[2])
-    length = answer.headers.get("Content-Length")
-    return None if length is None else have + int(length)
+    length = answer.headers.get("Content-Length", "")
+    return have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:

@@ -69,7 +69,7 @@ def read_metadata(folder: str | Path) -> Metadata:
             raise FileNotFoundError(f"no {name} in {folder}: name a folder that save_pretrained wrote, or a hub id")
     try:
         return from_config(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
 
 

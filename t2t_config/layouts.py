@@ -15,6 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from t2t_config.load_report import readable
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -67,6 +69,8 @@ OFFICIAL = Layout("official", mark="")
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
+MOST_WRAPPERS = 4
+"""That are taken off: names may be made of nothing else."""
 
 
 def recognise(names: Mapping[str, Any]) -> Layout:
@@ -85,15 +89,16 @@ def to_official(weights: Mapping[str, Any]) -> tuple[dict[str, Any], Layout]:
         ValueError: two names become one.
     """
     renamed = dict(weights)
-    while renamed and (prefix := next((p for p in WRAPPERS if all(k.startswith(p) for k in renamed)), "")):
-        renamed = {name.removeprefix(prefix): value for name, value in renamed.items()}
+    for _ in range(MOST_WRAPPERS):
+        if prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in renamed)), ""):
+            renamed = {name.removeprefix(prefix): value for name, value in renamed.items()}
     layout = recognise(renamed)
     official: dict[str, Any] = {}
     for name, value in renamed.items():
         for pattern, spelling in layout.renames.items():
             name = re.sub(pattern, spelling, name)
         if name in official:
-            raise ValueError(f"two tensors are called {name} in {layout.name} layout")
+            raise ValueError(f"two tensors are called {readable(name)} in {layout.name} layout")
         turned = layout.transposed and value.ndim == 2 and not name.endswith(".w")
         official[name] = value.T if turned else value
     return official, layout

@@ -65,7 +65,13 @@ class LoadReport:
 
 
 def few(names: Iterable[str], count: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and how many more there are; of a stranger's file, so in one line and not too long."""
     names = list(names)
     rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest
+    return ", ".join(map(readable, names[:count])) + rest
+
+
+def readable(name: str, most: int = 100) -> str:
+    """`name` as a message can hold it: what cannot be printed escaped, its middle left out when it is long."""
+    short = name if len(name) <= most else f"{name[: most - 20]}...{name[-17:]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in short)

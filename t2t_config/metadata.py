@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from t2t_config.described import check_metadata
 from t2t_config.models import ALIASES, model_arguments, model_config
 from t2t_config.shapes import to_pair
 
@@ -108,9 +109,10 @@ def create_arguments(metadata: Metadata) -> dict[str, Any]:
     """Arguments with which `create_model` makes the model that `metadata` describes.
 
     Raises:
-        ValueError: it does not name a model.
+        ValueError: it does not name a model, or says what makes none.
     """
-    if not isinstance(metadata.get("model"), str):
+    check_metadata(metadata)
+    if metadata.get("model") is None:
         raise ValueError("the weights do not say which model they belong to")
     sizes = {key: metadata[key] for key in ARGUMENTS if metadata.get(key) is not None}
     return {"name": metadata["model"], **sizes, **(metadata.get("overrides") or {})}

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from t2t_config.arguments import check_arguments
+from t2t_config.load_report import readable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -168,7 +169,7 @@ def model_config(name: str) -> ModelConfig:
     if config is None:
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
         hint = f"did you mean {', '.join(near)}?" if near else "see list_models()"
-        raise ValueError(f"unknown model {name!r}: {hint}")
+        raise ValueError(f"unknown model {readable(name)!r}: {hint}")
     return config
 
 

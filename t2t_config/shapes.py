@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def saved_grid(img_size: Any, positions: int, patch_size: int | None = None) -> 
     """The grid of a saved table of `positions` by the `img_size` saved with it; None where the two do not agree."""
     try:
         grid = token_grid(img_size, patch_size)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return grid if grid[0] * grid[1] == positions else None
 
@@ -77,19 +78,22 @@ def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
     `num_classes` always; `in_chans`, (square) `img_size` and `aux_head` where they can be told.
     """
-    sizes: dict[str, Any] = {"num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0}
+    axes = {"head": 2, "patch_embed.proj": 4, "tokens_to_token.soft_split0": 4, "tokens_to_token.attention1.norm1": 1}
+    named = {f"{name}.weight": count for name, count in axes.items()} | {"pos_embed": 3}
+    known = {name: shapes[name] for name, count in named.items() if len(shapes.get(name, ())) == count}
+    sizes: dict[str, Any] = {"num_classes": known["head.weight"][0] if "head.weight" in known else 0}
     patch = 16
-    if "patch_embed.proj.weight" in shapes:
-        sizes["in_chans"] = shapes["patch_embed.proj.weight"][1]
-        patch = shapes["patch_embed.proj.weight"][-1]
-    elif "tokens_to_token.soft_split0.weight" in shapes:
-        sizes["in_chans"] = shapes["tokens_to_token.soft_split0.weight"][1]
-    elif "tokens_to_token.attention1.norm1.weight" in shapes:
-        sizes["in_chans"] = shapes["tokens_to_token.attention1.norm1.weight"][0] // 49
-    if "pos_embed" in shapes:
-        positions = shapes["pos_embed"][1] - (2 if "dist_token" in shapes else 1)
-        side = round(positions**0.5)
-        if side * side == positions:
+    if "patch_embed.proj.weight" in known:
+        sizes["in_chans"] = known["patch_embed.proj.weight"][1]
+        patch = known["patch_embed.proj.weight"][-1]
+    elif "tokens_to_token.soft_split0.weight" in known:
+        sizes["in_chans"] = known["tokens_to_token.soft_split0.weight"][1]
+    elif "tokens_to_token.attention1.norm1.weight" in known:
+        sizes["in_chans"] = known["tokens_to_token.attention1.norm1.weight"][0] // 49
+    if "pos_embed" in known:
+        positions = max(0, known["pos_embed"][1] - (2 if "dist_token" in shapes else 1))
+        side = math.isqrt(positions)
+        if side * side == positions > 0:
             sizes["img_size"] = side * patch
     if "aux_head.weight" in shapes:
         sizes["aux_head"] = True

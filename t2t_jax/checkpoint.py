@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import shutil
 import time
 import uuid
@@ -24,10 +26,12 @@ import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
 from t2t_common.files import ensure_writable
-from t2t_common.run_folder import CHECKPOINTS, latest_torch_file
-from t2t_config.load_report import LoadReport
+from t2t_common.run_folder import CHECKPOINTS, is_step, latest_torch_file
+from t2t_config.described import ALWAYS, check_size, check_table, making
+from t2t_config.load_report import LoadReport, readable
 from t2t_config.shapes import saved_grid
 from t2t_jax.fit import fit
+from t2t_jax.registry import create_model
 from t2t_jax.replace import exchange, recover, set_aside
 from t2t_jax.stacked import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
@@ -35,6 +39,8 @@ from t2t_jax.torch_file import Weights, read_torch_file
 
 BEST = "best"
 SCRATCH = ".unfinished-"
+MAX_EXPANSION = 100
+"""Orbax packs: arrays of zeros become nearly nothing."""
 
 
 def save_model(
@@ -135,7 +141,7 @@ def _no_log() -> Iterator[None]:
 def reason(error: Exception) -> str:
     """The first line of what `error` says, for a message; its middle, mostly paths, is left out when it is long."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}"
+    return readable(line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}", 200)
 
 
 def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
@@ -155,11 +161,21 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
     item = "ema" if use_ema and (folder / "ema").is_dir() else "model"
     try:
         saved = ocp.metadata(folder, checkpointable_name=item)
-        like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.metadata.items()}
-        arrays = ocp.load_checkpointables(folder, {item: like})[item]
+        shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.metadata.items()}
+        _check_expansion(folder, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values()))
+        like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+        arrays = unstack_arrays(ocp.load_checkpointables(folder, {item: like})[item])
+        metadata = dict(saved.custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything, from tensorstore upwards
         raise ValueError(f"cannot read the weights in {folder} ({reason(error)}): get it again") from error
-    return Weights(unstack_arrays(arrays), dict(saved.custom_metadata or {}), item, item == "ema", "Orbax")
+    return Weights(arrays, metadata, item, item == "ema", "Orbax")
+
+
+def _check_expansion(folder: Path, content: int) -> None:
+    """Raises ValueError if the arrays have far more bytes than their files: what is not there is read as zeros."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if content > max(ALWAYS, MAX_EXPANSION * size):
+        raise ValueError(f"it unpacks to {content:,} bytes from {size:,}")
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
@@ -178,6 +194,17 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         return dict(ocp.metadata(folder, checkpointable_name="model").custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(f"cannot read the metadata in {folder} ({reason(error)}): get it again") from error
+
+
+def check_described(arguments: Mapping[str, Any], path: str | Path) -> None:
+    """Raises ValueError if `create_model(**arguments)` fails, or is a model that what lies at `path` cannot hold."""
+    path = latest_torch_file(path)
+    files = [path] if path.is_file() else [file for file in find_checkpoint(path).rglob("*") if file.is_file()]
+    with making(path):
+        num_bytes = sum(file.stat().st_size for file in files)
+        check_table(arguments, num_bytes)
+        like: nnx.Module = nnx.eval_shape(lambda: create_model(**arguments))
+        check_size(sum(4 * array.size for array in model_arrays(like).values()), num_bytes)
 
 
 def load_weights(
@@ -256,7 +283,8 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     path = Path(path).absolute()
     if path.is_symlink():
-        path = path.resolve()  # all that is read from now on is of one checkpoint, wherever a run points the link next
+        # All that is read from now on is of one checkpoint, wherever a run points the link next.
+        path = Path(os.path.realpath(path))
     if not path.exists() and _is_checkpoint(set_aside(path)):
         return set_aside(path)  # its successor is just taking its place, or died when it was
     if not path.exists():
@@ -271,7 +299,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """The steps whose checkpoints are in `folder`, in order."""
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and _is_checkpoint(p))
+    return sorted(int(p.name) for p in folder.iterdir() if is_step(p.name) and _is_checkpoint(p))
 
 
 def _is_checkpoint(folder: Path) -> bool:

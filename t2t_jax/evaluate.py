@@ -24,7 +24,7 @@ from t2t_common.options import WeightsOptions
 from t2t_common.per_class import class_report
 from t2t_common.terminal import bar, status
 from t2t_config.class_names import class_names
-from t2t_jax.checkpoint import load_metadata, load_weights
+from t2t_jax.checkpoint import check_described, load_metadata, load_weights
 from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
 from t2t_jax.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.registry import create_model
@@ -69,6 +69,7 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
     with status(f"loading {path}"):
         saved = load_metadata(path)
         arguments, how = options.choose(saved)
+        check_described(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
     if report.resized or report.left_out:

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from t2t_config.layouts import to_official
+from t2t_config.load_report import readable
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
 
@@ -65,11 +66,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, s
             metadata = file.metadata() or {}
         tensors = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({error}): get it again") from error
+        reason = readable(str(error), 200)
+        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({reason}): get it again") from error
     arrays = {}
     for name, tensor in sorted(tensors):  # the library's order changes from call to call
         if tensor["dtype"] not in DTYPES:
-            raise ValueError(f"{path} holds no state dict ({name} is {tensor['dtype']}): save model.state_dict()")
+            kind = f"{readable(name)} is {tensor['dtype']}"
+            raise ValueError(f"{path} holds no state dict ({kind}): save model.state_dict()")
         arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     try:
         official, layout = to_official(arrays)
@@ -95,7 +98,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         path, _, leaf = name.rpartition(".")
         if leaf == "weight" and array.ndim == 1:
             name = f"{path}.scale"
-        elif leaf == "weight":
+        elif leaf == "weight" and array.ndim:
             name, array = f"{path}.kernel", array.transpose(*range(2, array.ndim), 1, 0)
         arrays[name] = array
     return arrays

@@ -161,8 +161,8 @@ class TrainingCheckpoints:
                 self._forget_old()
 
     def _note_top1(self, step: int, metadata: Mapping[str, Any]) -> None:
-        if metadata.get(TOP1) is not None:
-            self._top1[step] = metadata[TOP1]
+        if isinstance(top1 := metadata.get(TOP1), int | float):
+            self._top1[step] = top1
 
     @property
     def _best_step(self) -> int | None:

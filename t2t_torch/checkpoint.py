@@ -6,15 +6,18 @@ their public names are here too.
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from t2t_config import MODELS
+from t2t_config.described import check_size, check_table, making
 from t2t_config.load_report import LoadReport, few
+from t2t_config.metadata import from_text
 from t2t_config.shapes import saved_grid
 from t2t_torch.checkpoint_file import (
     Checkpoint,
@@ -66,13 +69,22 @@ def load_checkpoint(
     )
 
 
+def check_described(arguments: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError if `create_model(**arguments)` fails, or is a model that the file at `path` cannot hold."""
+    with making(path):
+        num_bytes = path.stat().st_size
+        check_table(arguments, num_bytes)
+        with torch.device("meta"):
+            check_size(sum(x.nbytes for x in create_model(**arguments).state_dict().values()), num_bytes)
+
+
 def _saved_grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """The grid of the position table as far as the file's metadata tell it."""
     state_dict = checkpoint.state_dict
     try:
-        img_size = ast.literal_eval(checkpoint.metadata["img_size"])
+        img_size = from_text(checkpoint.metadata)["img_size"]
         positions = state_dict["pos_embed"].shape[1] - (2 if "dist_token" in state_dict else 1)
-    except (KeyError, ValueError, SyntaxError, IndexError):
+    except (KeyError, ValueError, IndexError):
         return None
     patch = state_dict.get("patch_embed.proj.weight")
     return saved_grid(img_size, positions, None if patch is None else patch.shape[-1])

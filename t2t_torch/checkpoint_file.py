@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from t2t_common.files import check_target, replace_file
 from t2t_common.run_folder import latest_torch_file
 from t2t_config.layouts import OFFICIAL, to_official
-from t2t_config.load_report import few
+from t2t_config.load_report import few, readable
 from t2t_torch.unpickle import read_pickle
 
 StateDict = dict[str, Tensor]
@@ -95,7 +95,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({error}): get it again") from error
+        reason = readable(str(error), 200)
+        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({reason}): get it again") from error
     return Checkpoint(state_dict, metadata=metadata)
 
 

@@ -25,7 +25,8 @@ from t2t_config.class_names import class_names
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
 from t2t_torch.build import compute_dtype
-from t2t_torch.checkpoint import load_checkpoint, read_checkpoint
+from t2t_torch.checkpoint import check_described, load_checkpoint, read_checkpoint
+from t2t_torch.checkpoint_file import find_checkpoint
 from t2t_torch.data import eval_batches
 from t2t_torch.processes import own_device, sum_processes
 from t2t_torch.registry import create_model
@@ -56,6 +57,7 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         saved = sizes_of({name: tensor.shape for name, tensor in checkpoint.state_dict.items()})
         saved |= from_text(checkpoint.metadata)
         arguments, how = options.choose(saved)
+        check_described(arguments, find_checkpoint(path))
         model = create_model(**arguments)
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:

@@ -136,8 +136,8 @@ class TrainingCheckpoints:
         return self._folder / f"{step}{SUFFIX}"
 
     def _note_top1(self, step: int, metadata: Mapping[str, Any]) -> None:
-        if metadata.get(TOP1) is not None:
-            self._top1[step] = metadata[TOP1]
+        if isinstance(top1 := metadata.get(TOP1), int | float):
+            self._top1[step] = top1
 
     @property
     def _best_step(self) -> int | None:
@@ -162,6 +162,6 @@ class TrainingCheckpoints:
 def _metadata(path: Path) -> dict[str, Any]:
     """What a checkpoint of `TrainingCheckpoints` says of itself; its tensors are not read."""
     try:
-        return from_text(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["metadata"])
+        return from_text(read_pickle(path, mapped=True)["metadata"])
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(f"cannot read {path}: delete it to continue from the one before") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
-import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +18,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from t2t_common.pickles import operations
+from t2t_config.load_report import readable
 
 MAX_EXPANSION = 10
 """torch.save does not compress: a file whose content is this many times its size was made to fill the memory."""
@@ -87,8 +89,8 @@ class _Unpickler(pickle._Unpickler):
         full_name = f"{module}.{name}"
         if full_name == "_codecs.encode":
             return self._encode
-        if full_name in ("builtins.tuple", "__builtin__.tuple"):  # Paddle's (name, array)
-            return tuple
+        if full_name in ("builtins.tuple", "__builtin__.tuple"):
+            return _pair
         if full_name not in ALLOWED:
             raise pickle.UnpicklingError(f"GLOBAL {full_name}")
         return ALLOWED[full_name]
@@ -100,8 +102,19 @@ class _Unpickler(pickle._Unpickler):
         return text.encode("latin1")
 
 
-def read_pickle(path: Path) -> Any:
+def _pair(items: Any) -> tuple[Any, ...]:
+    """Stands for `tuple`, which Paddle calls for (name, array): anything longer would take more than its bytes."""
+    if not isinstance(items, tuple | list) or len(items) != 2:
+        raise pickle.UnpicklingError("these are not arrays")
+    return tuple(items)
+
+
+def read_pickle(path: Path, *, mapped: bool = False) -> Any:
     """The content of a pickled file; its arrays as tensors on the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors of a file of torch.save where they are, until they are asked for.
 
     Raises:
         ValueError: the file is truncated or corrupt, would run code, or would fill the memory; one line that names it.
@@ -118,9 +131,10 @@ def read_pickle(path: Path) -> Any:
                 _check_allocations(file, MAX_EXPANSION * size)
                 file.seek(0)
                 with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
-                    content = torch.load(file, map_location="cpu", weights_only=True)
+                    source = path if mapped and start.startswith(ZIP_START) else file
+                    content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
             else:
-                for _ in pickletools.genops(file):
+                for _ in operations(file, MAX_EXPANSION * size):
                     pass  # raises where it is cut off: the unpickler would take half a name for a whole one
                 file.seek(0)
                 content = _Unpickler(file, budget=MAX_EXPANSION * size).load()
@@ -132,7 +146,8 @@ def read_pickle(path: Path) -> Any:
             code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if code:
                 raise ValueError(
-                    f"{path} would run code when loaded ({code[1]}), so it is refused: only a state_dict is read"
+                    f"{path} would run code when loaded ({readable(code[1])}), so it is refused: only a state_dict is "
+                    "read"
                 ) from error
             raise ValueError(
                 f"{path} is truncated, corrupt or no PyTorch file ({type(error).__name__}): get it again"
@@ -147,15 +162,15 @@ def _check_allocations(file: IO[bytes], budget: int) -> None:
     """Refuses what `torch.load(weights_only=True)` lets a few bytes allocate.
 
     A bytearray of any size, and one text that is encoded again and again: so all calls times the longest text have to
-    be within `budget`.
+    be within `budget`, and so has every object (see `operations`).
     """
     calls, longest, encodes = 0, 0, False
     for pickled, count in _pickles(file):
         for _ in range(count):
-            for op, arg, _position in pickletools.genops(pickled):
-                calls += op.name in ("REDUCE", "NEWOBJ", "BUILD")
+            for name, arg in operations(pickled, budget):
+                calls += name in ("REDUCE", "NEWOBJ", "BUILD")
                 longest = max(longest, len(arg)) if isinstance(arg, str | bytes) else longest
-                if op.name == "GLOBAL":
+                if name == "GLOBAL":
                     encodes |= arg == "_codecs encode"
                     if arg in ("builtins bytearray", "__builtin__ bytearray"):
                         raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
@@ -194,7 +209,8 @@ def _content_size(content: Any, depth: int = 2) -> int:
     if isinstance(content, Array):
         return content.numpy.nbytes
     if isinstance(content, dict) and depth:
-        return sum(_content_size(value, depth - 1) for value in content.values())
+        sizes = {id(value): _content_size(value, depth - 1) for value in _apart(content)}
+        return sum(sizes[id(value)] for value in content.values())
     return _content_size(content[1], depth) if _is_named_array(content) else 0
 
 
@@ -204,8 +220,14 @@ def _with_tensors(content: Any, depth: int = 2) -> Any:
         array = content.numpy
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))  # a copy: bytes are read-only
     if isinstance(content, dict) and depth:
-        return {key: _with_tensors(value, depth - 1) for key, value in content.items() if key != PADDLE_NAMES}
+        found = {id(value): _with_tensors(value, depth - 1) for value in _apart(content)}
+        return {key: found[id(value)] for key, value in content.items() if key != PADDLE_NAMES}
     return _with_tensors(content[1]) if _is_named_array(content) else content
+
+
+def _apart(content: dict[Any, Any]) -> list[Any]:
+    """The values, each once: a dictionary that is there a thousand times is looked through once."""
+    return list({id(value): value for value in content.values()}.values())
 
 
 def _is_named_array(content: Any) -> bool:

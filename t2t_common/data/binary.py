@@ -5,6 +5,7 @@ version.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -13,6 +14,13 @@ from pathlib import Path
 import numpy as np
 
 CIFAR_SIDE = 32
+
+MOST_PACKED = 100
+"""Times its size that a gzipped file may hold, beyond `ALWAYS` bytes: MNIST's images hold 5 times."""
+ALWAYS = 1 << 26
+"""Bytes that a file may hold however well it is packed: labels in order pack a thousandfold."""
+
+MOST_AXES = 8
 
 
 def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
@@ -51,12 +59,11 @@ def read_idx(path: Path) -> np.ndarray:
         ValueError: truncated, or not an IDX file of bytes.
     """
     data = path.read_bytes()
-    try:
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}): get it again") from error
+    data = _unpacked(path, data) if data[:2] == b"\x1f\x8b" else data
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is no IDX file of bytes (it begins with {data[:4].hex()!r}): get it again")
+    if data[3] > MOST_AXES:
+        raise ValueError(f"{path} is damaged: it would have {data[3]} axes: get it again")
     start = 4 + 4 * data[3]
     shape = struct.unpack(f">{data[3]}I", data[4:start].ljust(4 * data[3], b"\0"))
     if len(data) - start != math.prod(shape):
@@ -64,6 +71,19 @@ def read_idx(path: Path) -> np.ndarray:
             f"{path} is truncated or damaged: {len(data)} bytes do not hold an array of shape {shape}: get it again"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    """The content of a gzipped file, as long as it is no bomb."""
+    limit = max(ALWAYS, MOST_PACKED * len(data))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(limit + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}): get it again") from error
+    if len(content) > limit:
+        raise ValueError(f"{path} unpacks to more than {limit:,} bytes, so it is refused")
+    return content
 
 
 def read_cifar(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:

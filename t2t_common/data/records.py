@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from t2t_common.data.sources import EncodedSource, check_labels
 from t2t_common.images import UnreadableImageError
+from t2t_config.load_report import few, readable
 
 THREADS = 16
 
@@ -45,9 +46,11 @@ class ArrayRecordSource(EncodedSource):
         with ThreadPoolExecutor(THREADS) as pool:
             counts = list(pool.map(count_records, shards))
         # With the counts in their names, it does not open every file once more.
-        self._records = ArrayRecordDataSource(
-            [f"{path}[0:{count}]" for path, count in zip(shards, counts, strict=True)]
-        )
+        named = [f"{path}[0:{count}]" for path, count in zip(shards, counts, strict=True)]
+        try:
+            self._records = ArrayRecordDataSource(named)
+        except (RuntimeError, ValueError) as error:  # a name that it takes for another
+            raise ValueError(f"cannot read the shards in {shards[0].parent} ({reason(error)}): rename them") from error
         self._places = list(zip(shards, counts, strict=True))
 
     def __len__(self) -> int:
@@ -58,15 +61,15 @@ class ArrayRecordSource(EncodedSource):
             record: bytes = self._records[index]
             example = example_class().FromString(record)
         except (RuntimeError, DecodeError) as error:  # RuntimeError: the checksum of the record does not hold
-            reason = str(error).splitlines()[0]
-            raise UnreadableImageError(f"unreadable record {self.name(index)} ({reason}): write it anew") from error
+            raise UnreadableImageError(
+                f"unreadable record {self.name(index)} ({reason(error)}): write it anew"
+            ) from error
         feature = example.features.feature
         images: Sequence[bytes] = feature["image"].bytes_list.value if "image" in feature else ()
         labels: Sequence[int] = feature["label"].int64_list.value if "label" in feature else ()
         if len(images) != 1 or len(labels) != 1:
-            raise ValueError(
-                f"{self.name(index)} has the features {sorted(feature)}: expected image (bytes) and label (int64)"
-            )
+            names = few(sorted(feature))
+            raise ValueError(f"{self.name(index)} has the features [{names}]: expected image (bytes) and label (int64)")
         check_labels(labels, self.num_classes, self.name(index))
         return images[0], labels[0]
 
@@ -76,6 +79,11 @@ class ArrayRecordSource(EncodedSource):
                 return f"{path}[{index}]"
             index -= count
         raise IndexError(index)
+
+
+def reason(error: Exception) -> str:
+    """What `error` says, for a message."""
+    return readable((str(error).splitlines() or [type(error).__name__])[0], 200)
 
 
 def count_records(path: Path) -> int:
@@ -89,7 +97,7 @@ def count_records(path: Path) -> int:
         count = reader.num_records()
         reader.close()
     except RuntimeError as error:
-        raise ValueError(f"cannot read {path} ({str(error).splitlines()[0]}): get it again") from error
+        raise ValueError(f"cannot read {path} ({reason(error)}): get it again") from error
     if not count:  # also what a truncated file says
         raise ValueError(f"{path} is empty or truncated: get it again")
     return count

@@ -40,11 +40,12 @@ def _check_complete(shards: list[Path]) -> None:
     numbers = [re.search(r"-(\d+)-of-(\d+)", path.name) for path in shards]
     present = {(int(found[1]), int(found[2])) for found in numbers if found}
     for total in {of for _, of in present}:
-        missing = [number for number in range(total) if (number, total) not in present]
-        if missing:
+        there = {number for number, of in present if of == total and number < of}
+        if len(there) < total:
+            first = next(number for number in range(total) if number not in there)
             raise ValueError(
-                f"{len(missing)} of {total} shards are missing in {shards[0].parent}, the first is number "
-                f"{missing[0]}: get them, or rename the others"
+                f"{total - len(there)} of {total} shards are missing in {shards[0].parent}, the first is number "
+                f"{first}: get them, or rename the others"
             )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +26,13 @@ from t2t_common.files import replace_file
 from t2t_common.images import IMAGE_SUFFIXES
 from t2t_common.terminal import bar
 from t2t_config.download import cache_dir
+from t2t_config.load_report import readable
 
 TARS = "*.tar"
 """What shards are called."""
+
+MOST_LABEL = 2**31 - 2
+"""Labels are kept in 32 bits."""
 
 THREADS = 16
 """Shards whose headers are read at the same time; a network's answers overlap."""
@@ -83,8 +88,9 @@ class TarSource(EncodedSource):
 
     def name(self, index: int) -> str:
         path, offset = self._shards[self._index.shard[index]], self._index.offset[index]
-        with tarfile.open(path, "r:") as tar:  # names are not kept: they would be most of the index
-            return f"{path}/{next((member.name for member in tar if member.offset_data == offset), '?')}"
+        # Names are not kept: they would be most of the index.
+        name = next((member.name for _, member in _members(path) if member.offset_data == offset), "?")
+        return f"{path}/{readable(name, 300)}"
 
 
 # --- Index --------------------------------------------------------------------------------------------------
@@ -100,12 +106,12 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
     stamp = np.array([(path.stat().st_size, path.stat().st_mtime_ns) for path in shards], np.int64)
     kept = cache_dir() / "tar-index" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.npz"
     with (
-        contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
-        kept.open("rb") as file,
-        np.load(file) as arrays,
+        contextlib.suppress(Exception),  # none, or a damaged one, which raises almost anything
+        zipfile.ZipFile(kept) as archive,
     ):
-        if np.array_equal(arrays["stamp"], stamp):
-            return TarIndex(*(arrays[name] for name in TarIndex._fields))
+        found = {name: _column(archive, name) for name in ("stamp", *TarIndex._fields)}
+        if np.array_equal(found.pop("stamp"), stamp) and _is_sound(index := TarIndex(**found), stamp):
+            return index
     index = _read_index(shards)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -116,13 +122,30 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
     return index
 
 
+def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of a file of `np.savez`; `np.load` would unpack whatever it says."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it is packed, which np.savez never does")
+    return np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
+
+
+def _is_sound(index: TarIndex, stamp: np.ndarray) -> bool:
+    """Whether every image lies in one of the shards, whose sizes are in `stamp`."""
+    if len({column.shape for column in index}) != 1 or any(column.dtype.kind != "i" for column in index):
+        return False
+    if index.shard.ndim != 1 or not len(index.shard) or min(int(column.min()) for column in index) < 0:
+        return False
+    return bool(index.shard.max() < len(stamp) and (index.offset + index.size <= stamp[index.shard, 0]).all())
+
+
 def _read_index(shards: Sequence[Path]) -> TarIndex:
     with ThreadPoolExecutor(THREADS) as pool:
         parts = pool.map(index_shard, shards)
         columns = [np.array(part, np.int64).reshape(-1, 3).T for part in bar(parts, "reading headers", len(shards))]
     offset, size, label = np.concatenate(columns, axis=1)
     shard = np.repeat(np.arange(len(shards)), [column.shape[1] for column in columns])
-    return TarIndex(shard.astype(np.int32), offset, size.astype(np.int32), label.astype(np.int32))
+    return TarIndex(shard.astype(np.int32), offset, size, label.astype(np.int32))
 
 
 def index_shard(path: Path) -> list[tuple[int, int, int]]:
@@ -134,33 +157,56 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     end = path.stat().st_size
+    for tar, member in _members(path):
+        key, suffix = _split_name(member.name)
+        if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, ".cls", ".json"):
+            continue
+        if member.offset_data + member.size > end:
+            raise ValueError(f"{path} is truncated within {readable(member.name)}: get it again")
+        if suffix in IMAGE_SUFFIXES:
+            if key in images:
+                raise ValueError(f"{path} has two images {readable(key)}: keep one")
+            images[key] = (member.offset_data, member.size)
+        elif suffix == ".cls" or key not in labels:  # .json only where there is no .cls
+            label = _label(_content(path, tar, member), suffix)
+            if label is None and suffix == ".cls":
+                raise ValueError(f"{path}: {readable(member.name)} holds no label: it should be one number")
+            if label is not None:
+                labels[key] = label
+    unlabelled, imageless = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+    if unlabelled or imageless or not images:
+        found = f"the image {readable(unlabelled[0])} has no label" if unlabelled else "there is no image"
+        found += f" to {readable(imageless[0])}.cls" if imageless and not unlabelled else ""
+        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .jpeg, .png) and KEY.cls")
+    return [(*place, labels[key]) for key, place in images.items()]
+
+
+def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members of a tar file, one after the other.
+
+    Raises:
+        ValueError: no tar file, or a damaged one.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, suffix = _split_name(member.name)
-                if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, ".cls", ".json"):
-                    continue
-                if member.offset_data + member.size > end:
-                    raise ValueError(f"{path} is truncated within {member.name}: get it again")
-                if suffix in IMAGE_SUFFIXES:
-                    if key in images:
-                        raise ValueError(f"{path} has two images {key}: keep one")
-                    images[key] = (member.offset_data, member.size)
-                elif suffix == ".cls" or key not in labels:  # .json only where there is no .cls
-                    stored = tar.extractfile(member)
-                    label = _label(stored.read() if stored else b"", suffix)
-                    if label is None and suffix == ".cls":
-                        raise ValueError(f"{path}: {member.name} holds no label: it should be one number")
-                    if label is not None:
-                        labels[key] = label
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"cannot read {path} ({error}): it should be a tar file, uncompressed and whole") from error
-    unlabelled, imageless = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
-    if unlabelled or imageless or not images:
-        found = f"the image {unlabelled[0]} has no label" if unlabelled else "there is no image"
-        found += f" to {imageless[0]}.cls" if imageless and not unlabelled else ""
-        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .jpeg, .png) and KEY.cls")
-    return [(*place, labels[key]) for key, place in images.items()]
+                if member.size < 0:  # the next header would be sought before this one, again and again
+                    raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
+                yield tar, member
+    except Exception as error:  # damaged headers raise ValueError, OverflowError ...
+        raise _unreadable(path, error) from error
+
+
+def _content(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    try:
+        stored = tar.extractfile(member)
+        return stored.read() if stored else b""
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"cannot read {path} ({readable(str(error))}): it should be a tar file, uncompressed and whole")
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -173,6 +219,6 @@ def _split_name(name: str) -> tuple[str, str]:
 def _label(data: bytes, suffix: str) -> int | None:
     try:
         value = int(data) if suffix == ".cls" else json.loads(data)["label"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_LABEL else None

@@ -16,9 +16,10 @@ from t2t_common.files import write_text
 from t2t_common.lock import is_locked
 from t2t_common.run_page import charts, confusion
 from t2t_common.run_page.record import RECORD_FILE, Record
-from t2t_common.writers import METRICS_FILE
+from t2t_common.writers import METRICS_FILE, read_lines
 from t2t_config import Recipe
 from t2t_config.class_names import class_names
+from t2t_config.load_report import readable
 
 PAGE_FILE = "report.html"
 HERE = Path(__file__).parent
@@ -26,6 +27,8 @@ REFRESH_SECONDS = 10
 """After which the page of a run that goes on loads itself again."""
 KINDS = {"running": "going", "finished": "good", "diverged": "bad", "failed": "bad"}
 """Class in the style sheet by status."""
+MOST_CLASSES = 4096
+"""Whose confusion is shown: its matrix is made for that."""
 KILLED = "The process is gone and did not say why. The same command continues the run from its last checkpoint."
 
 Lines = Sequence[Mapping[str, Any]]
@@ -54,31 +57,25 @@ def write_page(workdir: Path) -> Path:
     status: str = record.status if record is not None else ""
     if status == "running" and not is_locked(workdir):
         status = "killed"
-    return write_page_of(workdir, record or Record(), read_lines(workdir), status=status)
+    return write_page_of(workdir, record or Record(), read_lines(workdir / METRICS_FILE), status=status)
 
 
 def write_page_of(workdir: Path, record: Record, lines: Lines, *, status: str | None = None) -> Path:
     """Writes the page of what is known of the run in `workdir`; its path. `status` stands for the record's own.
 
     Raises:
-        ValueError: it cannot be written; an older one stays.
+        ValueError: it cannot be written, or what is known makes no sense; an older one stays.
     """
     path = workdir / PAGE_FILE
     status = record.status if status is None else status
-    write_text(path, render(record, lines, name=workdir.resolve().name, status=status))
+    try:
+        text = render(record, lines, name=workdir.resolve().name, status=status)
+    except Exception as error:  # figures that make no sense raise almost anything
+        reason = f"{type(error).__name__}: {readable(str(error))}"
+        files = f"{METRICS_FILE} and {RECORD_FILE} in {workdir}"
+        raise ValueError(f"cannot make {PAGE_FILE} of {files} ({reason}): one of them is damaged") from error
+    write_text(path, text)
     return path
-
-
-def read_lines(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, but for one that a crash cut off; none where there is no such file."""
-    found: list[dict[str, Any]] = []
-    path = workdir / METRICS_FILE
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
 
 
 def render(record: Record, lines: Lines, *, name: str, status: str) -> str:
@@ -219,7 +216,7 @@ def samples(record: Record) -> list[dict[str, Any]]:
 
 def confusion_of(record: Record) -> confusion.Confusion | None:
     """What classes were taken for in the latest evaluation; None before the first."""
-    if record.confusion is None:
+    if record.confusion is None or record.confusion["classes"] > MOST_CLASSES:
         return None
     classes = record.confusion["classes"]
     return confusion.Confusion.of(confusion.dense(record.confusion["counts"], classes), names_of(record, classes))

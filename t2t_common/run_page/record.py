@@ -18,6 +18,9 @@ from t2t_common.files import write_text
 
 RECORD_FILE = "run.json"
 
+MOST, MOST_CLASSES = 10**12, 10**5
+"""Steps or images, and classes, of no run that ever was: a file with more is damaged."""
+
 Status = Literal["running", "finished", "stopped", "diverged", "failed"]
 
 PACKAGES = ("t2t-vit", "jax", "jaxlib", "flax", "optax", "torch", "numpy", "pillow")
@@ -69,9 +72,24 @@ class Record:
             found = json.loads(path.read_text(encoding="utf-8"))
             record = cls(**{name: value for name, value in found.items() if name in known})
             record.starts = [Start(**start) for start in found.get("starts", [])]
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return None
-        return record
+        return record if record._makes_sense() else None
+
+    def _makes_sense(self) -> bool:
+        """Whether all that a run needs of it is what it should be."""
+        parts = [self.environment, self.config, self.samples or {}, self.confusion or {}]
+        if not all(isinstance(part, dict) for part in parts) or not isinstance(self.recipe, dict):
+            return False
+        texts: list[Any] = [self.status, self.message, *self.environment.values()]
+        seen = self.confusion or {"step": 0, "classes": 0}
+        numbers: list[Any] = [self.last_step, self.batch_size, seen.get("step")]
+        for start in self.starts:
+            texts += [start.began, start.until, start.command, start.devices]
+            numbers.append(start.step)
+        classes: list[Any] = [seen.get("classes"), self.config.get("num_classes") or 0]
+        whole = all(type(number) is int and 0 <= number <= MOST for number in (*numbers, *classes))
+        return whole and max(classes) <= MOST_CLASSES and all(isinstance(text, str) for text in texts)
 
     def save(self, workdir: Path) -> None:
         """Raises ValueError if it cannot be written; an older file stays."""

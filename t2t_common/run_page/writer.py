@@ -13,8 +13,9 @@ from t2t_common.diverged import TrainingDivergedError
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.run_page import samples
 from t2t_common.run_page.confusion import sparse
-from t2t_common.run_page.page import PAGE_FILE, read_lines, write_page_of
+from t2t_common.run_page.page import PAGE_FILE, write_page_of
 from t2t_common.run_page.record import Record, Status, now
+from t2t_common.writers import METRICS_FILE, read_lines
 
 SECONDS = 10.0
 """Between two writes of the page at least."""
@@ -49,7 +50,7 @@ class RunPage:
             clock: seconds.
         """
         self._workdir, self._say, self._clock = workdir, say, clock
-        self._lines = read_lines(workdir)
+        self._lines = read_lines(workdir / METRICS_FILE)
         found = Record.read(workdir) if first_step else None  # from the start it is another run, in the same place
         self._record = found or Record()
         self._record.last_step, self._record.batch_size, self._record.config = last_step, batch_size, dict(config)

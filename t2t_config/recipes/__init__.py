@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from t2t_config.load_report import readable
 from t2t_config.models import MODELS
 from t2t_config.pretrained import PRETRAINED
 from t2t_config.recipes.base import Recipe, epoch_lr
@@ -108,5 +109,5 @@ def _find(name: str) -> _Entry:
     if name not in _ENTRIES:
         near = difflib.get_close_matches(name, _ENTRIES, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(_ENTRIES)}"
-        raise ValueError(f"unknown recipe {name!r}: {hint}")
+        raise ValueError(f"unknown recipe {readable(name)!r}: {hint}")
     return _ENTRIES[name]

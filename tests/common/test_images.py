@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,26 @@ def test_no_image(tmp_path: Path):
         (tmp_path / "broken.png").write_bytes(content)
         with pytest.raises(ValueError, match=r"unreadable image .*broken.png .*: replace or delete it"):
             open_image(tmp_path / "broken.png")
+
+
+def test_what_an_image_file_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Photographs, by their bytes and not their name; never PostScript, for which Pillow starts a program."""
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg", kind)
+        assert open_image(tmp_path / "photo.jpg").size == (4, 4)
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("it was run"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg", "EPS")
+    with pytest.raises(ValueError, match=r"unreadable image .*photo.jpg \(no image format known\)"):
+        open_image(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [((1, 300), "1x300 is narrower than 1:256"), ((300, 1), "narrower"), ((10_000, 9000), "more than 89,478,485")],
+)
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_an_image_that_would_fill_the_memory(tmp_path: Path, size: tuple[int, int], says: str):
+    """As it is, or when its short side is fitted to a model's."""
+    Image.new("1", size).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=rf"unreadable image .*photo.png \(.*{says}"):
+        open_image(tmp_path / "photo.png")

@@ -35,3 +35,9 @@ def test_a_run_of_the_other_framework_is_refused(tmp_path: Path):
         check_workdir(jax, "t2t_torch")
     with pytest.raises(ValueError, match=r"holds a run of t2t_torch.train"):
         check_workdir(torch, "t2t_jax")
+
+
+def test_numbers_that_are_no_steps(tmp_path: Path):
+    for name in ("\u00b2", "007", "\u0663", "9" * 100, "-1", ""):
+        (tmp_path / f"{name}.pth").touch()
+    assert torch_steps(tmp_path) == []

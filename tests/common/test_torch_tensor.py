@@ -73,3 +73,15 @@ def test_what_is_no_single_tensor_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "run" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError):
         read_tensor(tmp_path / "none.pt")
+
+
+def test_a_key_that_takes_forever(tmp_path: Path):
+    """A tuple of twice a tuple of twice ...: 2^60 places are walked through."""
+    torch.save(torch.ones(2), tmp_path / "t.pt")
+    with zipfile.ZipFile(tmp_path / "t.pt") as old:
+        members = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(tmp_path / "t.pt", "w") as new:
+        for name, content in members.items():
+            new.writestr(name, b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s." if name.endswith("data.pkl") else content)
+    with pytest.raises(ValueError, match="again and again"):
+        read_tensor(tmp_path / "t.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +60,15 @@ def test_bad_files(tmp_path: Path, name: str, text: str, message: str):
         class_names(2, file=tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no file of class names"):
         class_names(2, file=tmp_path / "none")
+
+
+def test_brackets_without_end(tmp_path: Path):
+    (tmp_path / "names.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"cannot read the class names in .*names.json"):
+        class_names(3, file=tmp_path / "names.json")
+
+
+@pytest.mark.parametrize("saved", [5, "abc", {"0": "a"}])
+def test_saved_names_that_are_no_list(saved: Any):
+    with pytest.raises(ValueError, match=r"the weights name their classes .*, no list: give a file of names"):
+        class_names(3, saved=saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -225,3 +226,27 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("T2T_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "t2t-vit"
+
+
+@pytest.mark.parametrize("name", ["..%2Fx", "%2Ftmp%2Fx", "..", ".", "", "a%0Ab", "a%5Cb", "%00", "\u00e9"])
+def test_an_address_that_does_not_end_with_a_name(tmp_path: Path, name: str):
+    """It may not choose where the file goes: `%2F` is a slash too."""
+    with pytest.raises(ValueError, match="does not end with the name of a file"):
+        cached_download(f"http://127.0.0.1:9/a/{name}", folder=tmp_path / "cache", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mark", [b"\xff\xfe", b'"one"\r\nX: y'])
+def test_a_damaged_mark_of_the_version_is_none(server: Server, tmp_path: Path, mark: bytes):
+    (tmp_path / "file.pth.part").write_bytes(CONTENT[:100])
+    (tmp_path / "file.pth.part.version").write_bytes(mark)
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("/a/file.pth", None)]
+
+
+def test_a_length_that_is_no_number(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        http.client.HTTPMessage, "get", lambda self, name, other="": "7x" if name == "Content-Length" else other
+    )
+    with pytest.raises(ValueError, match="does not tell the file's size"):
+        get(server, tmp_path)

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from t2t_config.load_report import LoadReport
+from t2t_config.load_report import LoadReport, few
 
 EXACT = LoadReport("w.pth", "", False, "official", ("norm.weight",), {}, (), ())
 
@@ -38,3 +38,10 @@ def test_what_is_missing_is_refused_unless_it_was_asked_for():
     report = dataclasses.replace(EXACT, missing=("head.bias", "head.weight"))
     with pytest.raises(ValueError, match=r"w\.pth lacks head\.bias, head\.weight: .* num_classes"):
         report.warn(fresh_classifiers=False)
+
+
+def test_names_of_strangers_fit_into_a_line():
+    assert few(["a", "b"]) == "a, b"
+    assert few(["a\nb", "\x1b[31m", "\ud800", "é"], 4) == r"a\nb, \x1b[31m, \ud800, é"
+    assert len(few(["x" * 10**6, "y"])) < 120
+    assert few(list("abcde")) == "a, b, c and 2 more"

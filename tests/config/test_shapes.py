@@ -89,3 +89,16 @@ def test_sizes_of_a_model_by_its_shapes(name: str, arguments: dict[str, object])
 def test_sizes_of_what_is_not_square_leave_the_image_open():
     state = create_model("t2t_vit_micro", img_size=(32, 48)).state_dict()
     assert "img_size" not in sizes_of({key: value.shape for key, value in state.items()})
+
+
+@pytest.mark.parametrize(
+    "name", ["head.weight", "pos_embed", "patch_embed.proj.weight", "tokens_to_token.attention1.norm1.weight"]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (1, 0), (1, 0, 0), (2,) * 6])
+def test_shapes_of_no_model_tell_nothing(name: str, shape: tuple[int, ...]):
+    assert sizes_of({name: shape, "dist_token": ()}).keys() <= {"num_classes", "in_chans"}
+
+
+def test_a_saved_size_that_is_no_number():
+    for img_size in (float("inf"), "x", None, [1, 2, 3]):
+        assert saved_grid(img_size, 4) is None

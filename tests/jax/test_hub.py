@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -153,3 +154,14 @@ def test_a_full_disk_is_an_error_of_one_line_and_keeps_the_old_folder(tmp_path: 
 def test_others_may_read_the_weights_where_they_may_read_the_rest(tmp_path: Path):
     t2t_jax.save_pretrained(t2t_jax.create_model("t2t_vit_micro", **SIZES), tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("arguments", [{"pretrained": True}, {"embed_dim": 60_000, "depth": 2}, {"num_heads": 0}])
+def test_a_configuration_that_makes_no_model_of_this_file(tmp_path: Path, arguments: dict[str, object]):
+    """It may neither download another one nor fill the memory."""
+    t2t_torch.save_pretrained(t2t_torch.create_model("t2t_vit_micro", **SIZES), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"] |= arguments
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json"):
+        t2t_jax.from_pretrained(tmp_path)

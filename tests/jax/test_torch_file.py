@@ -120,3 +120,8 @@ def test_safetensors_are_read_in_the_order_of_their_names(tmp_path: Path):
     names = [f"block{i:02}.bias" for i in range(50)]
     t2t_torch.save_checkpoint({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
     assert list(read_torch_file(tmp_path / "model.safetensors").arrays) == names
+
+
+def test_a_weight_without_axes_is_no_matrix(tmp_path: Path):
+    safetensors.torch.save_file({"a.weight": torch.tensor(2.0)}, tmp_path / "w.safetensors")
+    assert read_torch_file(tmp_path / "w.safetensors").arrays == {"a.weight": 2.0}

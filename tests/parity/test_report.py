@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parity import Ledger, Report, Row
-from parity.report import SCHEMA_VERSION, Trajectory, around, tightness
+from parity.report import SCHEMA_VERSION, Trajectory, around, read_report, tightness
 
 INF, NAN = float("inf"), float("nan")
 LAYERS = (("a.fc", "Linear"), ("a", "Block"), ("b.fc", "Linear"), ("b", "Block"), ("", "Net"))
@@ -118,3 +120,48 @@ def test_a_trajectory_counts_as_a_measurement():
     with pytest.raises(ValueError, match="differ in length"):
         dataclasses.replace(good, loss_jax=())
     assert not dataclasses.replace(good, distance32_jax=(4e-7,)).passed
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> str:
+    payload = json.loads(report(*RIGHT).to_json())
+    change(payload)
+    return json.dumps(payload)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda payload: payload["rows"][0].update(error="x"),
+        lambda payload: payload["rows"][0].update(error=10**400),
+        lambda payload: payload["rows"][0].update(name=3),
+        lambda payload: payload["rows"][0].update(name="a." * 5000),
+        lambda payload: payload["rows"][0].update(kind=[]),
+        lambda payload: payload["layers"][0].update(type=None),
+        lambda payload: payload.update(settings=[1]),
+        lambda payload: payload.update(environment=None),
+        lambda payload: payload.update(unpaired="abc"),
+        lambda payload: payload.update(schema="\x1b" * 5000),
+        lambda payload: payload["ledger"].update(torch_only=[1]),
+    ],
+)
+def test_a_report_that_makes_no_sense_is_named(tmp_path: Path, change: Callable[[dict[str, Any]], object]):
+    path = tmp_path / "report.json"
+    path.write_text(changed(change))
+    with pytest.raises(ValueError, match=r"cannot read .*report.json \(not a report of parity") as error:
+        read_report(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]", b"3"])
+def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*report.json"):
+        read_report(tmp_path / "report.json")
+    with pytest.raises(FileNotFoundError, match=r"no report at .*other.json"):
+        read_report(tmp_path / "other.json")
+
+
+def test_a_report_is_read_from_its_file(tmp_path: Path):
+    (tmp_path / "report.json").write_text(report(*RIGHT).to_json())
+    assert read_report(tmp_path / "report.json") == Report.from_json(report(*RIGHT).to_json())

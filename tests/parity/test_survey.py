@@ -53,3 +53,13 @@ def test_figures_of_other_versions_are_dropped(tmp_path: Path) -> None:
     write([figure("t2t_vit_14")], ENVIRONMENT, page)
     table = [line for line in page.read_text().splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in table] == ["t2t_vit_14"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "[" * 100_000, '{"environment": {"versions": {}}, "figures": [{"name": 3}]}']
+)
+def test_figures_that_make_no_sense_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "parity.json").write_text(text)
+    with pytest.raises(ValueError, match=r"parity.json holds no figures of a survey"):
+        write([figure("t2t_vit_7")], ENVIRONMENT, tmp_path / "parity.md")
+    assert (tmp_path / "parity.json").read_text() == text

@@ -299,3 +299,10 @@ def test_unreadable_file_leaves_the_model(tmp_path: Path):
     path = write(micro().state_dict(), tmp_path)
     path.write_bytes(path.read_bytes()[:-100])
     assert "truncated, corrupt" in refusal(micro(1), path)
+
+
+@pytest.mark.parametrize("img_size", ["(" * 5000, "{[]: 1}", "Infinity", "1e999"])
+def test_a_saved_size_that_makes_no_sense_is_none(tmp_path: Path, img_size: str):
+    model = create_model("t2t_vit_micro", img_size=16)
+    save_checkpoint(model, tmp_path / "w.safetensors", metadata={"img_size": img_size})
+    assert not load_checkpoint(model, tmp_path / "w.safetensors").resized

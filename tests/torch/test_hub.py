@@ -207,3 +207,24 @@ def test_to_the_hub_and_back(tmp_path: Path):
         assert refused.startswith("cannot push to me/micro (")
         assert "401" in refused
         assert unknown.startswith("me/none is neither a folder nor a model that the hub gives (")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"pretrained": True}, {"depth": 10**9}, {"embed_dim": 60_000, "depth": 500}, {"num_heads": 0}, {"mlp_ratio": "x"}],
+)
+def test_a_configuration_that_makes_no_model_of_this_file(tmp_path: Path, arguments: dict[str, object]):
+    """It may neither download another one nor fill the memory."""
+    t2t_torch.save_pretrained(make(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"] |= arguments
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json"):
+        t2t_torch.from_pretrained(tmp_path)
+
+
+def test_a_configuration_of_brackets(tmp_path: Path):
+    t2t_torch.save_pretrained(make(), tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"cannot read .*config.json"):
+        t2t_torch.from_pretrained(tmp_path)

@@ -17,6 +17,7 @@ from t2t_torch.step import TrainState
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 from tests.full_disk import on_full_disk
 from tests.torch.test_step import BASE, batch
+from tests.torch.test_unpickle import with_pickle
 
 METADATA = {"model": "t2t_vit_micro", "img_size": 16, "in_chans": 1, "num_classes": 4}
 
@@ -121,3 +122,21 @@ checkpoints.save(states[0], numbers(), METADATA)"""
     assert f"cannot write {tmp_path}/checkpoints/2.pth" in said
     assert files(tmp_path) == {"1.pth"}
     TrainingCheckpoints(tmp_path, keep=1).restore(new(), numbers())
+
+
+def test_metadata_are_read_as_carefully_as_weights(tmp_path: Path):
+    """`keep_best` reads them of every checkpoint."""
+    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(new(1), numbers(), METADATA)
+    call = b"cbuiltins\nbytearray\n" + b"J" + (400_000_000).to_bytes(4, "little") + b"\x85R0"
+    with_pickle(tmp_path / "checkpoints" / "1.pth", lambda content: content[:2] + call + content[2:])
+    with pytest.raises(ValueError, match=r"cannot read .*1.pth"):
+        TrainingCheckpoints(tmp_path, keep=2, keep_best=True)
+
+
+@pytest.mark.parametrize("top1", ["90", [1], None])
+def test_an_accuracy_that_is_no_number_is_none(tmp_path: Path, top1: Any):
+    for _ in range(2):
+        with TrainingCheckpoints(tmp_path, keep=2, keep_best=True) as checkpoints:
+            checkpoints.save(new(1), numbers(), {**METADATA, TOP1: top1})
+    assert files(tmp_path) == {"1.pth"}

@@ -284,3 +284,46 @@ def test_names_that_are_no_text(tmp_path: Path):
 
 def test_the_limit_leaves_room():
     assert MAX_EXPANSION >= 2
+
+
+# ---- files that never end ----
+
+TWICE = b")" + b"".join(b"r" + bytes([i, 9, 0, 0]) + b"j" + bytes([i, 9, 0, 0]) + b"\x86" for i in range(60))
+"""A tuple of twice a tuple of twice ...; as a key, all of its 2^60 places are walked through."""
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "plain"])
+def test_a_key_that_takes_forever(tmp_path: Path, kind: str):
+    if kind == "zip":
+        with_pickle(tmp_path / "w.pth", lambda content: content[:2] + b"}" + TWICE + b"K\x01s0" + content[2:])
+    elif kind == "legacy":
+        foreign.save_legacy(WEIGHTS, tmp_path / "w.pth")
+        content = (tmp_path / "w.pth").read_bytes()
+        place = content.index(b"}q\x00", 40)
+        (tmp_path / "w.pth").write_bytes(content[:place] + b"}" + TWICE + b"K\x01s0" + content[place:])
+    else:
+        (tmp_path / "w.pth").write_bytes(b"\x80\x02}" + TWICE + b"K\x01s.")
+    assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
+
+
+def test_a_dictionary_that_is_there_a_thousand_times(tmp_path: Path):
+    """It is looked through once: not its entries times its uses."""
+    inner: dict[str, Any] = {str(i): None for i in range(3000)}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({str(i): inner for i in range(30_000)}))
+    start = time.process_time()
+    found = read_pickle(tmp_path / "w.pdparams")
+    assert time.process_time() - start < 10
+    assert found["0"] is found["29999"]
+
+
+def test_a_long_text_made_a_tuple_again_and_again(tmp_path: Path):
+    """Paddle's files call `tuple`, eight bytes for each letter."""
+    call = b"cbuiltins\ntuple\nq\x01" + b"B" + (300_000).to_bytes(4, "little") + b"a" * 300_000 + b"q\x0200"
+    (tmp_path / "w.pdparams").write_bytes(b"\x80\x03" + call + b"](" + b"h\x01h\x02\x85R" * 100 + b"e.")
+    assert "truncated, corrupt" in refusal(tmp_path / "w.pdparams")
+    assert peak_memory_of_refusal(tmp_path / "w.pdparams") < 50e6
+
+
+def test_a_name_of_code_is_told_in_one_line(tmp_path: Path):
+    (tmp_path / "w.pth").write_bytes(b"cos\n\x1b[31m" + b"x" * 5000 + b"\n(tR.")
+    assert "would run code when loaded (os.\\x1b[31mxxx" in refusal(tmp_path / "w.pth")

@@ -16,6 +16,7 @@ from t2t_common.files import ensure_writable
 from t2t_jax import replace
 from t2t_jax.checkpoint import (
     init_weights,
+    load_metadata,
     load_model_state,
     load_weights,
     save_model,
@@ -156,3 +157,39 @@ def test_training_starts_from_weights_with_other_classes(tmp_path: Path, suffix:
         else:
             np.testing.assert_array_equal(first[name], array)
     assert 0 < np.abs(first["head.kernel"]).max() < 0.2
+
+
+def other_metadata(folder: Path, name: str, old: str, new: str) -> None:
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+
+
+def test_arrays_far_larger_than_their_files_are_refused(tmp_path: Path):
+    """What is not in a file is read as zeros."""
+    save_model(tmp_path / "m", {"a": np.zeros((1 << 13, 1 << 12), np.float32)})
+    assert sum(path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file()) < 1 << 20
+    with pytest.raises(ValueError, match=r"cannot read the weights in .*m \(it unpacks to 134,217,728 bytes from"):
+        load_model_state(tmp_path / "m")
+
+
+def test_metadata_that_are_no_dictionary(tmp_path: Path):
+    save_model(tmp_path / "m", {"a": np.zeros(2)}, {"x": 1})
+    other_metadata(tmp_path / "m", "_CHECKPOINT_METADATA", '{"x": 1}', "[[1]]")
+    for read in (load_model_state, load_metadata):
+        with pytest.raises(ValueError, match=r"cannot read the .* in .*m \("):
+            read(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "007", "9" * 100])
+def test_folders_called_by_no_step(tmp_path: Path, name: str):
+    save_model(tmp_path / "checkpoints" / "5", {"a": np.zeros(2)})
+    (tmp_path / "checkpoints" / "5").rename(tmp_path / "checkpoints" / name)
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        load_model_state(tmp_path)
+
+
+def test_a_link_to_itself_is_nothing(tmp_path: Path):
+    (tmp_path / "m").symlink_to("m")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*m: check the path"):
+        load_model_state(tmp_path / "m")

@@ -12,6 +12,7 @@ from t2t_common.data import (
     Preprocess,
     TrainExamples,
     Unreadable,
+    binary,
     check_classes,
     evaluation_image,
     open_source,
@@ -309,3 +310,19 @@ def test_preprocess_falls_back_to_the_model():
     gray = Preprocess.of_model(model_config("t2t_vit_14"), {"in_chans": 1, "crop_pct": 1.0, "std": [0.3]})
     assert gray.mean == (pytest.approx(0.449, abs=1e-3),)
     assert (gray.std, gray.crop_pct) == ((0.3,), 1.0)
+
+
+def test_an_idx_file_that_unpacks_to_far_more_than_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(binary, "ALWAYS", 1 << 20)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(idx_bytes(np.zeros((10, 1000, 1000)))))
+    with pytest.raises(ValueError, match=r"idx3-ubyte.gz unpacks to more than 1,0"):
+        read_idx(path)
+    monkeypatch.setattr(binary, "ALWAYS", 1 << 24)
+    assert read_idx(path).shape == (10, 1000, 1000)
+
+
+def test_an_idx_file_of_too_many_axes(tmp_path: Path):
+    (tmp_path / "x-idx3-ubyte").write_bytes(b"\0\0\x08\x46" + b"\0\0\0\1" * 70 + b"x")
+    with pytest.raises(ValueError, match="x-idx3-ubyte is damaged: it would have 70 axes"):
+        read_idx(tmp_path / "x-idx3-ubyte")

@@ -312,3 +312,79 @@ def test_the_package_that_records_need_is_named(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match="pip install array_record protobuf"):
         open_source(tmp_path, "train")
     assert len(open_source("digits", "val")) == 360
+
+
+# ---- hostile shards ----
+
+DEEP = b'{"label": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("1.cls", b"9" * 30, "holds no label"),
+        ("1.cls", str(2**32).encode(), "holds no label"),  # in 32 bits it would be label 0
+        ("1.json", DEEP, "has no label"),
+    ],
+)
+def test_labels_that_no_model_has(tmp_path: Path, name: str, content: bytes, message: str):
+    write_tar(tmp_path / "train-0.tar", {"1.jpg": jpeg(1), name: content})
+    with pytest.raises(ValueError, match=f"train-0.tar.*{message}"):
+        open_source(tmp_path, "train")
+
+
+def test_a_size_below_zero_does_not_lead_back_for_ever(tmp_path: Path):
+    path = write_tar(tmp_path / "train-0.tar", {"1.txt": b"x" * 2000, "1.jpg": jpeg(1), "1.cls": b"0"})
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\xff" * 10 + (2**16 - 1024).to_bytes(2, "big")
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"cannot read .*train-0.tar .*1.txt has -1024 bytes"):
+        open_source(tmp_path, "train")
+
+
+@pytest.mark.parametrize("headers", [{"size": "x"}, {"GNU.sparse.size": "../e"}, {"size": "9" * 30}])
+def test_headers_that_are_no_numbers_are_named(tmp_path: Path, headers: dict[str, str]):
+    with tarfile.open(tmp_path / "train-0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("1.jpg")
+        member.pax_headers = headers
+        tar.addfile(member)
+    with pytest.raises(ValueError, match=r"train-0.tar"):
+        open_source(tmp_path, "train")
+
+
+@pytest.mark.parametrize("total", ["9999999999", "9" * 19])
+def test_a_name_that_tells_of_billions_of_shards(tmp_path: Path, total: str):
+    write_tar(tmp_path / f"train-00000-of-{total}.tar", {"1.jpg": jpeg(1), "1.cls": b"0"})
+    with pytest.raises(ValueError, match=f"{int(total) - 1} of {total} shards are missing in .* number 1: get them"):
+        open_source(tmp_path, "train")
+
+
+@pytest.mark.parametrize("damage", ["beyond", "shorter", "empty", "no zip", "npy"])
+def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str):
+    write_tar(tmp_path / "data" / "train-0.tar", {"1.jpg": jpeg(1), "1.cls": b"0"})
+    whole = read_all(open_source(tmp_path / "data", "train"))
+    (kept,) = (cache_dir() / "tar-index").iterdir()
+    with np.load(kept) as arrays:
+        columns = dict(arrays)
+    if damage == "no zip":
+        kept.write_bytes(kept.read_bytes()[:-40])
+    elif damage == "npy":
+        with kept.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        columns["offset"] = {
+            "beyond": columns["offset"] + 10**6,
+            "shorter": columns["offset"][:0],
+            "empty": np.zeros(()),
+        }[damage]
+        np.savez(kept, **columns)
+    assert read_all(open_source(tmp_path / "data", "train")) == whole
+
+
+def test_a_shard_whose_name_array_record_cannot_take(tmp_path: Path):
+    write_records(tmp_path / "train-\n0.array_record", [encode_example(jpeg(1), 0)])
+    (tmp_path / "classes.txt").write_text("cat\n")
+    with pytest.raises(ValueError, match=r"cannot read the shards in .* rename them"):
+        open_source(tmp_path, "train")

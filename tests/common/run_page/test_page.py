@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from t2t_common.lock import locked
-from t2t_common.run_page.page import PAGE_FILE, duration, read_lines, render, steps_per_epoch, write_page
+from t2t_common.run_page.page import PAGE_FILE, duration, render, steps_per_epoch, write_page
 from t2t_common.run_page.record import Record
+from t2t_common.writers import read_lines
 from t2t_config import Recipe
 from tests.common.run_page.runs import EPOCHS, STEPS, lines, record, resumed, written
 from tests.parity.browser import DARK, LIGHT, Browser
@@ -186,9 +188,29 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path):
     workdir = written(tmp_path, record(), lines(20))
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 25, "lo')
-    assert read_lines(workdir) == lines(20)
+    assert read_lines(workdir / "metrics.jsonl") == lines(20)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no run in .*: give the folder that holds metrics.jsonl"):
         write_page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 9, "loss": "x"},
+        {"step": 9, "top1": None},
+        {"step": 10**400, "loss": 1},
+    ],
+)
+def test_figures_that_make_no_sense_are_named(tmp_path: Path, line: dict[str, Any]):
+    workdir = written(tmp_path, record(), [*lines(20), line])
+    with pytest.raises(ValueError, match=r"cannot make report.html of metrics.jsonl and run.json in .* damaged"):
+        write_page(workdir)
+    assert not (workdir / PAGE_FILE).exists()
+
+
+def test_a_confusion_of_more_classes_than_can_be_shown_is_left_out(tmp_path: Path):
+    found = record(confusion={"step": 1, "classes": 90_000, "counts": [[1, 2, 3]]})
+    assert "taken for" not in write_page(written(tmp_path, found, lines(20))).read_text()

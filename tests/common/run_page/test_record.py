@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +80,29 @@ def test_a_full_disk_is_named(tmp_path: Path):
     (tmp_path / RECORD_FILE).mkdir()
     with pytest.raises(ValueError, match="cannot write"):
         record().save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": 3},
+        {"last_step": "x"},
+        {"last_step": 10**400},
+        {"environment": [1]},
+        {"config": None},
+        {"config": {"recipe": 3}},
+        {"config": {"num_classes": 10**9}},
+        {"samples": 3},
+        {"confusion": {"step": "x", "classes": 3}},
+        {"confusion": {"step": 1, "classes": 10**9, "counts": []}},
+        {"starts": [{"step": 0, "began": 3, "until": "", "command": "", "devices": ""}]},
+    ],
+)
+def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, changes: dict[str, Any]):
+    (tmp_path / RECORD_FILE).write_text(json.dumps({**dataclasses.asdict(record()), **changes}))
+    assert Record.read(tmp_path) is None
+
+
+def test_brackets_without_end_are_no_record(tmp_path: Path):
+    (tmp_path / RECORD_FILE).write_text('{"config": ' + "[" * 100_000)
+    assert Record.read(tmp_path) is None

@@ -1,0 +1,161 @@
+"""python -m reliability.fuzz [--cases N] [--only idx tar] [--json FILE]
+
+Damaged and hostile files for every reader of the product: structured changes of small valid samples, decided by a
+seed. Each case is read in a process with limits, in a folder of its own. It may be read or refused; what is refused has
+to be refused by a documented error, in one line that names the file. It must not crash, hang, fill the memory, write
+anywhere else, or run code. Exit code 1 if one did; `--only NAME --first N --each 1` repeats a case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from reliability.fuzzing import campaign
+from reliability.fuzzing.campaign import Tally
+from reliability.fuzzing.found import DEFECTS
+from reliability.fuzzing.worker import Told
+from reliability.record import write
+from t2t_common import cli
+from t2t_common.files import check_target
+from t2t_common.terminal import status
+
+CASES: Mapping[str, int] = {
+    "weights.pth": 4_000,
+    "weights.pth_legacy": 6_192,
+    "weights.pdparams": 10_615,
+    "weights.into_torch": 100,
+    "weights.safetensors_torch": 14_000,
+    "weights.safetensors_jax": 14_000,
+    "weights.into_jax": 60,
+    "weights.hub_torch": 100,
+    "weights.hub_jax": 30,
+    "weights.options": 14_000,
+    "weights.label_map": 9_000,
+    "folders.orbax_model": 60,
+    "folders.training_jax": 40,
+    "folders.training_torch": 300,
+    "folders.export_jax": 300,
+    "data.idx": 2_500,
+    "data.cifar": 2_702,
+    "data.tar": 2_000,
+    "data.tar_index": 1_801,
+    "data.array_record": 500,
+    "data.class_files": 5_308,
+    "data.image_folder": 1_500,
+    "data.image_files": 1_000,
+    "texts.parity_report": 1_500,
+    "texts.survey": 5_000,
+    "texts.run_page": 2_702,
+    "texts.resumed_run": 1_000,
+    "texts.recipes": 150,
+    "texts.download": 500,
+}
+"""Reader (a function in reliability/fuzzing) -> its cases: fewer where one takes long."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command line."""
+
+    cases: int = sum(CASES.values())
+    """Of all readers together, shared among them as in a full run."""
+    only: tuple[str, ...] = ()
+    """Readers, in place of all; in the file for the result the others stay as they are."""
+    each: int | None = None
+    """Cases of each reader, in place of its share."""
+    first: int = 0
+    """Number of the first case."""
+    seed: int = 0
+    """Decides every change."""
+    json: Path | None = None
+    """File for the result."""
+
+
+def counts(cases: int, only: Sequence[str] = (), each: int | None = None) -> dict[str, int]:
+    """Cases by the dotted name of the reader: its share of `cases`, or `each`.
+
+    Raises:
+        ValueError: no such reader.
+    """
+    short = [name.rpartition(".")[2] for name in CASES]
+    if unknown := [name for name in only if name not in short]:
+        raise ValueError(f"no reader {unknown[0]!r}: choose among {', '.join(short)}")
+    total = sum(CASES.values())
+    return {
+        f"reliability.fuzzing.{name}": math.ceil(cases * count / total) if each is None else each
+        for name, count in CASES.items()
+        if not only or name.rpartition(".")[2] in only
+    }
+
+
+def table(tallies: Mapping[str, Tally]) -> Table:
+    columns = ("reader", "cases", "read", "refused", "defects", "slowest, s", "growth, MB")
+    found = Table(*columns)
+    for name, tally in tallies.items():
+        found.add_row(name.rpartition(".")[2], *map(str, tally.figures.values()))
+    return found
+
+
+def save(options: Options, found: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+    """Writes the result, with those of readers that were left out as an earlier call wrote them."""
+    path, readers = options.json, dict(found)
+    assert path is not None
+    if options.only and path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        readers, seconds = {**earlier["readers"], **readers}, seconds + earlier["seconds"]
+    order = [name.rpartition(".")[2] for name in CASES]
+    figures = {
+        "cases": sum(figures["cases"] for figures in readers.values()),
+        "cases with a defect": sum(figures["defects"] for figures in readers.values()),
+        "seed": options.seed,
+        "readers": {name: readers[name] for name in order if name in readers},
+    }
+    command = "python -m reliability.fuzz"
+    write(path, command, figures, seconds=seconds, defects=DEFECTS)
+
+
+def main(args: Sequence[str]) -> int:
+    options = cli.parse(Options, args, prog="python -m reliability.fuzz", description=(__doc__ or "").strip())
+    if options.json is not None:
+        check_target(options.json)
+    start, done, seen = time.monotonic(), 0, set[tuple[str, str]]()
+
+    with status("fuzzing") as shown:
+
+        def progress(name: str, told: Told) -> None:
+            nonlocal done
+            done += 1
+            if done % 100 == 0:
+                shown.update(f"{done} cases, at {name}")
+            kind = (told.outcome, told.detail.rpartition("(")[2])
+            if told.outcome not in ("read", "refused") and kind not in seen:
+                seen.add(kind)
+                print(f"{name} case {told.number}: {told.outcome}: {told.detail}", flush=True)
+
+        tallies = campaign.run(
+            counts(options.cases, options.only, options.each), seed=options.seed, first=options.first, progress=progress
+        )
+    Console().print(table(tallies))
+    defects = sum(len(tally.defects) for tally in tallies.values())
+    print(f"{sum(tally.cases for tally in tallies.values())} cases, {defects} with a defect")
+    if options.json is not None:
+        save(
+            options,
+            {name.rpartition(".")[2]: tally.figures for name, tally in tallies.items()},
+            time.monotonic() - start,
+        )
+    return cli.FAILED if defects else cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

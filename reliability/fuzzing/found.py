@@ -1,0 +1,158 @@
+"""What the campaign found in the product, all of it fixed."""
+
+from __future__ import annotations
+
+from reliability.record import Defect
+
+_FOUND = (
+    (
+        "A checkpoint of 200 bytes hung the reader (.pth, .pdparams): as the key of a dictionary, a tuple of twice a "
+        "tuple of twice ... is walked through 2^60 times.",
+        "tests/torch/test_unpickle.py::test_a_key_that_takes_forever",
+    ),
+    ("A label map could do the same.", "tests/common/test_torch_tensor.py::test_a_key_that_takes_forever"),
+    (
+        "A .pdparams file of a megabyte filled gigabytes, by one text made a tuple again and again.",
+        "tests/torch/test_unpickle.py::test_a_long_text_made_a_tuple_again_and_again",
+    ),
+    (
+        "A dictionary that a pickle names many times was looked through and copied as often.",
+        "tests/torch/test_unpickle.py::test_a_dictionary_that_is_there_a_thousand_times",
+    ),
+    (
+        "The metadata of a run's checkpoints in PyTorch were read without the checks that weights get.",
+        "tests/torch/test_training_checkpoints.py::test_metadata_are_read_as_carefully_as_weights",
+    ),
+    (
+        "An accuracy in a checkpoint's metadata that is no number ended the run that continues with a TypeError.",
+        "tests/torch/test_training_checkpoints.py::test_an_accuracy_that_is_no_number_is_none",
+    ),
+    (
+        "PostScript in a file called .jpg made Pillow start Ghostscript.",
+        "tests/common/test_images.py::test_what_an_image_file_may_be",
+    ),
+    (
+        "A PNG of some hundred bytes, one pixel wide, filled gigabytes when its short side was fitted to the model's.",
+        "tests/common/test_images.py::test_an_image_that_would_fill_the_memory",
+    ),
+    (
+        "A gzipped IDX file unpacked to any size.",
+        "tests/common/data/test_data.py::test_an_idx_file_that_unpacks_to_far_more_than_its_size",
+    ),
+    (
+        "A label of a tar shard beyond 32 bits became another label (2^32 became 0), a longer one an OverflowError, "
+        "and brackets without end in KEY.json a RecursionError.",
+        "tests/common/data/test_shards.py::test_labels_that_no_model_has",
+    ),
+    (
+        "A size below zero in a tar header can lead Python's tarfile back for ever.",
+        "tests/common/data/test_shards.py::test_a_size_below_zero_does_not_lead_back_for_ever",
+    ),
+    (
+        "Numbers in extended tar headers that are none gave an error that named no file.",
+        "tests/common/data/test_shards.py::test_headers_that_are_no_numbers_are_named",
+    ),
+    (
+        "A shard called ...-of-9999999999 made a list of ten billion numbers.",
+        "tests/common/data/test_shards.py::test_a_name_that_tells_of_billions_of_shards",
+    ),
+    (
+        "A damaged index of shards in the cache was taken as it was, or ended the reader.",
+        "tests/common/data/test_shards.py::test_a_damaged_index_is_made_anew",
+    ),
+    (
+        "An ArrayRecord shard with a line break in its name gave a RuntimeError.",
+        "tests/common/data/test_shards.py::test_a_shard_whose_name_array_record_cannot_take",
+    ),
+    (
+        "Checkpoints called by digits that are no number (a superscript two) gave an error that named no file.",
+        "tests/common/test_run_folder.py::test_numbers_that_are_no_steps",
+    ),
+    (
+        "Orbax arrays far larger than their files were made of zeros, of any size.",
+        "tests/train/test_checkpoint.py::test_arrays_far_larger_than_their_files_are_refused",
+    ),
+    (
+        "Metadata of an Orbax folder that are no dictionary gave an error that named no file.",
+        "tests/train/test_checkpoint.py::test_metadata_that_are_no_dictionary",
+    ),
+    ("A link to itself gave a RuntimeError.", "tests/train/test_checkpoint.py::test_a_link_to_itself_is_nothing"),
+    (
+        "Tensors of odd shapes under known names gave IndexError and TypeError.",
+        "tests/config/test_shapes.py::test_shapes_of_no_model_tell_nothing",
+    ),
+    (
+        "A tensor without axes called weight could not be read in JAX.",
+        "tests/jax/test_torch_file.py::test_a_weight_without_axes_is_no_matrix",
+    ),
+    (
+        "An img_size of Infinity, or of brackets without end, in a file's metadata ended the load.",
+        "tests/torch/test_checkpoint.py::test_a_saved_size_that_makes_no_sense_is_none",
+    ),
+    (
+        "A name of a megabyte of module. took hours.",
+        "tests/config/test_layouts.py::test_a_name_of_nothing_but_prefixes_is_not_walked_through",
+    ),
+    (
+        "Names of strangers went into messages with line breaks, control characters and any length.",
+        "tests/config/test_load_report.py::test_names_of_strangers_fit_into_a_line",
+    ),
+    (
+        "config.json of a stranger's model could start a download (pretrained), or make a model of any size.",
+        "tests/torch/test_hub.py::test_a_configuration_that_makes_no_model_of_this_file",
+    ),
+    (
+        "Metadata of the wrong kind gave TypeError, AttributeError and OverflowError in the command lines.",
+        "tests/config/test_described.py::test_metadata_of_a_wrong_kind_are_named",
+    ),
+    (
+        "%2F in an address chose where a download was written.",
+        "tests/config/test_download.py::test_an_address_that_does_not_end_with_a_name",
+    ),
+    (
+        "What lay beside a broken download, damaged, ended the next one.",
+        "tests/config/test_download.py::test_a_damaged_mark_of_the_version_is_none",
+    ),
+    (
+        "A Content-Length that is no number gave an error that named no address.",
+        "tests/config/test_download.py::test_a_length_that_is_no_number",
+    ),
+    (
+        "A line of metrics.jsonl that is no object with a step ended the run that continues.",
+        "tests/common/test_writers.py::test_lines_are_read_up_to_one_that_makes_no_sense",
+    ),
+    (
+        "A metrics.jsonl that is a link was followed.",
+        "tests/common/test_writers.py::test_a_link_is_replaced_and_never_followed",
+    ),
+    (
+        "run.json with values of the wrong kind ended the run that continues.",
+        "tests/common/run_page/test_record.py::test_a_record_that_makes_no_sense_is_none",
+    ),
+    (
+        "Figures of a run that make no sense gave KeyError, TypeError and OverflowError in place of a page.",
+        "tests/common/run_page/test_page.py::test_figures_that_make_no_sense_are_named",
+    ),
+    (
+        "A confusion of 90,000 classes in run.json filled the memory.",
+        "tests/common/run_page/test_page.py::test_a_confusion_of_more_classes_than_can_be_shown_is_left_out",
+    ),
+    (
+        "A report of parity with values of the wrong kind was read, and failed when it was shown.",
+        "tests/parity/test_report.py::test_a_report_that_makes_no_sense_is_named",
+    ),
+    (
+        "A file that is no report was not named.",
+        "tests/parity/test_report.py::test_a_file_that_is_no_report_is_named",
+    ),
+    (
+        "Damaged figures of a survey gave a KeyError.",
+        "tests/parity/test_survey.py::test_figures_that_make_no_sense_are_named",
+    ),
+    (
+        "Brackets without end in a file of class names gave a RecursionError.",
+        "tests/config/test_class_names.py::test_brackets_without_end",
+    ),
+)
+
+DEFECTS = tuple(Defect(what, test) for what, test in _FOUND)
