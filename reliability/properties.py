@@ -1,15 +1,16 @@
 """python -m reliability.properties [--profile short] [--only WORDS] [--json FILE]
 
 Every property-based test of `tests` with many and new examples: what has to hold of any tree of modules, any model,
-any images, any arguments. The suite runs the same properties with few examples, always the same ones.
+any images, any arguments. The suite runs the same properties with few examples, always the same ones. The file is
+written after each property; those that are not run now keep their figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -88,17 +89,22 @@ class Options:
 class Property:
     """What came of one property; only examples that were run to their end count."""
 
+    profile: str
     examples: int = 0
     seconds: float = 0.0
     counterexamples: int = 0
 
 
-class Recorder:
-    """A plugin of pytest that counts the examples of every property."""
+Done = Callable[[str, Property], None]
+"""Called with pytest's name of a property, and what came of it."""
 
-    def __init__(self) -> None:
-        self.found: dict[str, Property] = {}
-        self._running = Property()
+
+class Recorder:
+    """A plugin of pytest that counts the examples of every property, and tells `done` as each has been run."""
+
+    def __init__(self, profile: str, done: Done) -> None:
+        self.profile, self.done = profile, done
+        self._running = Property(profile)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -114,13 +120,14 @@ class Recorder:
         return counted
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self._running = self.found[item.nodeid] = Property()
+        self._running = Property(self.profile)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        found = self.found[report.nodeid]
-        found.counterexamples += report.failed
+        self._running.counterexamples += report.failed
         if report.when == "call":
-            found.seconds = round(report.duration, 1)
+            self._running.seconds = round(report.duration, 1)
+        elif report.when == "teardown":
+            self.done(report.nodeid, self._running)
 
 
 def files(folder: Path = ROOT / "tests") -> list[Path]:
@@ -128,40 +135,39 @@ def files(folder: Path = ROOT / "tests") -> list[Path]:
     return [path for path in sorted(folder.rglob("test_*.py")) if "from hypothesis import given" in path.read_text()]
 
 
-def run(paths: Sequence[Path], profile: str, only: str = "") -> dict[str, Property]:
-    """Every property in the files `paths`, by pytest's name for it, run under a profile of hypothesis.
+def run(paths: Sequence[Path], profile: str, done: Done, only: str = "") -> bool:
+    """Runs every property in the files `paths` under a profile of hypothesis; whether all of them hold.
 
     Raises:
         ValueError: pytest could not run them, or found none.
     """
-    recorder = Recorder()
     chosen = ["-k", only] if only else []
-    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
     arguments = [*map(str, paths), "-m", "hypothesis", f"--hypothesis-profile={profile}", *chosen, *quiet]
-    code = pytest.main(arguments, plugins=[recorder])
+    code = pytest.main(arguments, plugins=[Recorder(profile, done)])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise ValueError(f"no properties were run (pytest: {pytest.ExitCode(code).name}): change --only {only!r}")
-    return recorder.found
+    return code == pytest.ExitCode.OK
 
 
 def main(args: Sequence[str]) -> int:
     options = cli.parse(Options, args, prog="python -m reliability.properties", description=__doc__ or "")
     check_target(options.json)
-    start = time.perf_counter()
-    found = run(files(), options.profile, options.only)
-    counterexamples = sum(row.counterexamples for row in found.values())
-    write(
-        options.json,
-        " ".join(("python -m reliability.properties", *args)),
-        {
-            "examples": sum(row.examples for row in found.values()),
-            "counterexamples": counterexamples,
-            "properties": {name: dataclasses.asdict(row) for name, row in found.items()},
-        },
-        seconds=time.perf_counter() - start,
-        defects=DEFECTS,
+    known = json.loads(options.json.read_text())["properties"] if options.json.exists() else {}
+
+    def done(name: str, found: Property) -> None:
+        known[name] = dataclasses.asdict(found)
+        _write(options.json, dict(sorted(known.items())))
+
+    return cli.OK if run(files(), options.profile, done, options.only) else cli.FAILED
+
+
+def _write(path: Path, properties: dict[str, dict[str, Any]]) -> None:
+    examples, seconds, counterexamples = (
+        sum(row[name] for row in properties.values()) for name in ("examples", "seconds", "counterexamples")
     )
-    return cli.FAILED if counterexamples else cli.OK
+    figures = {"examples": examples, "counterexamples": counterexamples, "properties": properties}
+    write(path, "python -m reliability.properties", figures, seconds=seconds, defects=DEFECTS)
 
 
 if __name__ == "__main__":

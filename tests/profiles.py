@@ -20,7 +20,7 @@ def register() -> None:
         "long",
         database=None,
         deadline=None,
-        max_examples=20 * SHORT,
+        max_examples=10 * SHORT,
         print_blob=True,
         suppress_health_check=_SLOW_DRAWS,
     )

@@ -29,28 +29,37 @@ def test_without_examples():
     assert False
 """
 RUN = """
-import dataclasses, json, pathlib, sys
-from reliability.properties import run
-found = run([pathlib.Path(sys.argv[1])], "default", sys.argv[2])
-print(json.dumps({name.split("::")[1]: dataclasses.asdict(row) for name, row in found.items()}))
+import pathlib, sys
+from reliability import properties
+properties.files = lambda: [pathlib.Path(sys.argv[1])]
+sys.exit(properties.cli.run(properties.main, ["--profile", "short", "--only", sys.argv[2], "--json", sys.argv[3]]))
 """
 
 
 def campaign(path: Path, only: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", RUN, str(path), only]
+    arguments = [sys.executable, "-c", RUN, str(path), only, str(path.with_suffix(".json"))]
     return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 def test_examples_are_counted_and_counterexamples_told(tmp_path: Path):
     path = tmp_path / "test_some.py"
     path.write_text(PROPERTIES)
-    found = json.loads(campaign(path, "").stdout.splitlines()[-1])
-    assert found.keys() == {"test_that_holds", "test_that_does_not_hold"}
-    assert (found["test_that_holds"]["examples"], found["test_that_holds"]["counterexamples"]) == (30, 0)
-    assert found["test_that_does_not_hold"]["counterexamples"] == 1
+    (tmp_path / "conftest.py").write_text("from tests import profiles\nprofiles.register()\n")
+    assert campaign(path, "not does").returncode == 0
+    done = campaign(path, "does")
+    assert done.returncode == 1
+    assert "x=100" in done.stdout  # the counterexample, shrunk
+    record = json.loads(path.with_suffix(".json").read_text())
+    holds, does_not = (
+        record["properties"].pop(f"test_some.py::test_that_{name}") for name in ("holds", "does_not_hold")
+    )
+    assert (holds["profile"], holds["examples"], holds["counterexamples"]) == ("short", 30, 0)  # kept
+    assert does_not["counterexamples"] == 1
+    assert record["properties"] == {}
+    assert record["counterexamples"] == 1
     nothing = campaign(path, "nowhere")
-    assert nothing.returncode
-    assert "ValueError: no properties were run" in nothing.stderr
+    assert nothing.returncode == 2
+    assert "no properties were run" in nothing.stderr
 
 
 def test_the_files_with_properties_are_found():
