@@ -117,7 +117,11 @@ def test_float64_without_64_bit_types_is_an_error_and_changes_nothing():
     with torch.no_grad():
         source.fc.weight += 1
     source.norm.double()  # the layers before it would have been carried already
-    with pytest.raises(ValueError, match=r"norm.*float64.*jax_enable_x64"):
+    message = (
+        r"^norm\.(scale|bias) is float64, which JAX holds only with jax_enable_x64: switch it on, or pass cast=True to "
+        r"round to the model's own dtype$"
+    )
+    with pytest.raises(ValueError, match=message):
         torch_to_jax(source, model)
     assert bits(model) == before
 
