@@ -56,8 +56,7 @@ def _careful(a: np.ndarray, b: np.ndarray) -> float:
 def norm(array: np.ndarray) -> float:
     """||array||_F. Without BLAS: on short vectors its threads cost more than they give."""
     flat = np.ravel(array, order="K").astype(np.float64, copy=False)
-    with np.errstate(over="ignore"):
-        return math.sqrt(np.einsum("i,i->", flat, flat))
+    return math.sqrt(np.einsum("i,i->", flat, flat))
 
 
 def relative(error: float, scale: float) -> float:

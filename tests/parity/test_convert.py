@@ -117,7 +117,11 @@ def test_float64_without_64_bit_types_is_an_error_and_changes_nothing():
     with torch.no_grad():
         source.fc.weight += 1
     source.norm.double()  # the layers before it would have been carried already
-    with pytest.raises(ValueError, match=r"norm.*float64.*jax_enable_x64"):
+    message = (
+        r"^norm\.(scale|bias) is float64, which JAX holds only with jax_enable_x64: switch it on, or pass cast=True to "
+        r"round to the model's own dtype$"
+    )
+    with pytest.raises(ValueError, match=message):
         torch_to_jax(source, model)
     assert bits(model) == before
 
@@ -273,6 +277,7 @@ def test_as_dtype_is_a_copy_in_which_everything_changes(x64: None):
     assert type(double) is type(model)
     low = nnx.Linear(2, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert as_dtype(low, jnp.float64)(jnp.zeros(2)).dtype == np.float64
+    assert as_dtype(low, jnp.float64).param_dtype == jnp.float64
     assert low(jnp.zeros(2)).dtype == jnp.bfloat16
 
 
@@ -283,6 +288,7 @@ def test_as_dtype_changes_floating_numbers_alone():
     dtypes = {name: variable.dtype for name, variable in jax_variables(low).items()}
     assert dtypes == {"bias": jnp.bfloat16, "kernel": jnp.bfloat16, "places": jnp.int32}
     np.testing.assert_array_equal(low.kernel[...], model.kernel[...].astype(jnp.bfloat16))
+    assert (low.dtype, low.param_dtype) == (None, jnp.bfloat16)  # None: that of the inputs and parameters
 
 
 def test_state_equal_sees_a_single_bit():

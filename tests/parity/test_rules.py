@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from parity import LeafRule, Rules, torch_to_jax
 from parity.align import channels_last
 from parity.models import power
-from parity.rules import matches
+from parity.rules import layer_rules, matches
 from tests.golden import rel_f
 from tests.parity.pairs import images
 
@@ -181,6 +181,19 @@ def test_fused_attention():
     x = images(2, 5, 6).astype(np.float32)
     expected, _ = torch_layer(*[torch.from_numpy(x)] * 3)
     assert rel_f(jax_layer(jnp.asarray(x)), expected.detach()) < 1e-6
+
+
+def test_the_parts_of_fused_attention():
+    module = nnx.eval_shape(lambda: nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0)))
+    found = {rule.jax: rule for rule in layer_rules(module)}
+    for i, name in enumerate(("query", "key", "value")):
+        kernel, bias = found.pop(f"{name}.kernel"), found.pop(f"{name}.bias")
+        assert kernel == LeafRule("in_proj_weight", f"{name}.kernel", (1, 0), (i, 3), reshape=True)
+        assert bias == LeafRule("in_proj_bias", f"{name}.bias", None, (i, 3), reshape=True)
+    assert found == {
+        "out.kernel": LeafRule("out_proj.weight", "out.kernel", (1, 0), reshape=True),
+        "out.bias": LeafRule("out_proj.bias", "out.bias"),
+    }
 
 
 def test_own_rules_come_before_the_built_in_ones():
