@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -119,6 +120,7 @@ def _batches(examples: TrainExamples | EvalExamples, steps: range, threads: int,
         batch_sampler=_Rows(rows, steps),
         num_workers=workers,
         multiprocessing_context=FORKSERVER if workers else None,
+        worker_init_fn=_leave_interrupts_to_the_run,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
     )
@@ -126,6 +128,11 @@ def _batches(examples: TrainExamples | EvalExamples, steps: range, threads: int,
         if isinstance(batch, ValueError):
             raise batch
         yield batch
+
+
+def _leave_interrupts_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: the run ends itself, after a step that still needs its batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(examples: list[Example] | list[ValueError]) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +48,17 @@ def test_threads_workers_and_a_resume_change_nothing(changes: dict[str, int]):
     assert len(rest) == 4
     for ours, theirs in zip(rest, whole[2:], strict=True):
         assert torch.equal(ours["image"], theirs["image"])
+
+
+def test_an_interrupt_leaves_workers_alive():
+    """Ctrl-C reaches them too, and the run is to end after a step, with all batches until then."""
+    batches = train_iterator(open_source("digits", "train"), dataclasses.replace(RECIPE, data_workers=1), HOW)
+    before = multiprocessing.active_children()
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()).difference(before)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 5
 
 
 def test_processes_together_make_the_batches_of_one():
