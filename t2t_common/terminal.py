@@ -35,4 +35,6 @@ def status(text: str) -> Status:
 def bar(items: Iterable[T], text: str, total: int) -> Iterable[T]:
     """`items`, and on stderr how many of `total` are done and when they all will be."""
     console = make_console(stderr=True)
-    return track(items, text, total, console=console, transient=True, disable=not console.is_terminal)
+    if not console.is_terminal:  # rich 13 writes an empty line even for a bar that is disabled
+        return items
+    return track(items, text, total, console=console, transient=True)
