@@ -6,6 +6,9 @@ Writes docs/reliability.md from what the campaigns left in reliability/results.
 from __future__ import annotations
 
 import dataclasses
+import html
+import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,8 +58,11 @@ HEADLINES = {
     "faults": "{faults_survived:,} of {faults_tried:,} survived; of {arrays_compared:,} arrays {arrays_that_differ:,} "
     "differ",
     "fuzz": "{cases:,} cases, {cases with a defect:,} with a defect",
+    "properties": "{examples:,} examples, {counterexamples:,} of them against a property",
+    "mutation": "{killed:,} of {mutants:,} killed, {explained:,} explained, {unexplained:,} unexplained",
     "coverage": "parity {packages[parity][percent]:.1f} %, t2t_torch {packages[t2t_torch][percent]:.1f} %, "
     "t2t_jax {packages[t2t_jax][percent]:.1f} %",
+    "versions": "vulnerabilities of the pinned versions: {vulnerabilities of the pinned versions}",
 }
 """Campaign: its figures in one line; without one, the page has them in its section alone."""
 COLUMNS = {"faults": ("fault", "package", "times", "survived", "failure", "most_seconds_until_the_line")}
@@ -88,7 +94,8 @@ def _summary(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
         rows.append([f"[{title}](#{address})", _headline(name, found[name]) if name in found else "not run yet"])
     defects = sum(len(result["defects"]) for result in found.values())
     yield from _table(
-        ["campaign", "result"], [*rows, ["[Defects found](#defects-found)", f"{defects}, all of them fixed"]]
+        ["campaign", "result"],
+        [*rows, ["[Defects found](#defects-found)", f"{defects}, all of them fixed" if defects else "none"]],
     )
 
 
@@ -148,7 +155,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _words(name: str) -> str:
     text = name.replace("_", " ")
-    return text[:1].upper() + text[1:] if text.islower() else text
+    return text[:1].upper() + text[1:]
 
 
 def _cell(value: Any) -> str:
@@ -164,7 +171,14 @@ def _cell(value: Any) -> str:
         return ", ".join(f"{_words(str(name)).lower()} {_cell(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return " ".join(str(value).replace("|", "\\|").split())
+    return _text(str(value))
+
+
+def _text(text: str) -> str:
+    """Any text as it is, in one line; but for code in backquotes, which is taken for such."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace("|", "\\|"))
+    plain = [re.sub(r"([*\[\]])", r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
+    return "".join(part for pair in itertools.zip_longest(plain, parts[1::2], fillvalue="") for part in pair)
 
 
 def _defects(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

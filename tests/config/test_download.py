@@ -47,19 +47,6 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path):
     assert server.requests == [("/a/file.pth", None)]
 
 
-def test_a_name_with_a_path_in_it_stays_in_the_folder(server: Server, tmp_path: Path):
-    server.files["/a/..%2F..%2Foutside.pth"] = CONTENT
-    path = cached_download(f"{server.address}/a/..%2F..%2Foutside.pth", folder=tmp_path / "b" / "c", progress=False)
-    assert path == tmp_path / "b" / "c" / "outside.pth"
-    assert names(tmp_path) == {"b"}
-
-
-@pytest.mark.parametrize("end", ["", "..", "a%2F.."])
-def test_an_address_of_no_file(tmp_path: Path, end: str):
-    with pytest.raises(ValueError, match="names no file"):
-        cached_download(f"https://127.0.0.1/{end}", folder=tmp_path)
-
-
 @pytest.mark.parametrize("known", [{}, {"num_bytes": len(CONTENT)}, {"sha256": SHA256[:8]}])
 def test_a_cached_file_that_is_not_whole_or_another_is_replaced(server: Server, tmp_path: Path, known: dict[str, Any]):
     (tmp_path / "file.pth").write_bytes(b"of another origin")

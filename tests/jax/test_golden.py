@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from t2t_jax import create_model
 from t2t_jax.transformer_block import get_sinusoid_encoding
 from tests.golden import (
     Golden,
+    changed_golden,
     ends,
     golden,
     golden_input,
@@ -114,3 +117,25 @@ def test_gradient_of_the_images(run: Run):
         assert rel_f(run.grad_x[0, :, ::37, ::41], run.golden.arrays["gradx"]) <= GATE
     assert np.isfinite(run.grad_x).all()
     assert np.abs(run.grad_x).max() > 0
+
+
+JUDGES: dict[str, Callable[[Run], None]] = {
+    "logits": test_logits_and_loss,
+    "act": test_every_activation,
+    "actnorm": test_every_activation,
+    "gradnorm": test_every_gradient,
+    "gradx": test_gradient_of_the_images,
+    "loss": test_logits_and_loss,
+}
+"""Arrays of a golden file by their kind, and the test above that has to notice when a number in one is another."""
+
+
+def test_changed_numbers_in_the_file_are_noticed(run: Run, tmp_path: Path):
+    last = {key.partition("/")[0]: key for key in run.golden.arrays if key != "state_dict_keys"}  # of each kind
+    assert {"logits", "loss", "gradnorm"} <= last.keys() <= JUDGES.keys()
+    loss = last.pop("loss")
+    for changes in (last, {"loss": loss}):  # the loss by itself, as the test judges the logits first
+        changed = dataclasses.replace(run, golden=changed_golden(run.golden, changes.values(), tmp_path))
+        for kind in changes:
+            with pytest.raises(AssertionError):
+                JUDGES[kind](changed)
