@@ -20,7 +20,7 @@ from flax import nnx
 from parity.compare import Gates
 from parity.judge import FLOAT64_NOISE, ZERO_BY_STRUCTURE
 from parity.trajectory import TrainingGates
-from t2t_common import cli
+from t2t_common import cli, images
 from t2t_common.data import open_source
 from t2t_common.run_page import confusion, writer
 from t2t_config import MODELS, model_config, recipe
@@ -154,6 +154,10 @@ FIGURES: dict[str, list[str]] = {
         "Dropouts of rate 0 on",
         f"one line with exit code {cli.MISUSED}",
         f"tyro {needs('tyro')} or later",
+        f"the newest JAX (Python {WORKFLOW['jobs']['test']['strategy']['matrix']['python'][-1]})",
+        f"at most {images.MOST_PIXELS / 1e6:.0f} million pixels, and no narrower than 1:{images.LONGEST_SIDE}.",
+        f"tensorboardX {needs('tensorboardX')}, scikit-learn {needs('scikit-learn')} and onnxscript {needs('onnxscript')}",
+        f"Beside rich {needs('rich')},",
         f"## [{PROJECT['version']}]",
     ],
     "CONTRIBUTING.md": ["Files of up to 400 lines"],
