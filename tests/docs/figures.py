@@ -156,7 +156,8 @@ FIGURES: dict[str, list[str]] = {
         f"tyro {needs('tyro')} or later",
         f"the newest JAX (Python {WORKFLOW['jobs']['test']['strategy']['matrix']['python'][-1]})",
         f"at most {images.MOST_PIXELS / 1e6:.0f} million pixels, and no narrower than 1:{images.LONGEST_SIDE}.",
-        f"tensorboardX {needs('tensorboardX')}, scikit-learn {needs('scikit-learn')} and onnxscript {needs('onnxscript')}",
+        f"tensorboardX {needs('tensorboardX')}, scikit-learn {needs('scikit-learn')} and onnxscript "
+        f"{needs('onnxscript')} or later",
         f"Beside rich {needs('rich')},",
         f"## [{PROJECT['version']}]",
     ],
