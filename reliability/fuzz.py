@@ -106,54 +106,54 @@ def table(tallies: Mapping[str, Tally]) -> Table:
     return found
 
 
-def save(options: Options, found: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-    """Writes the result, with those of readers that were left out as an earlier call wrote them."""
-    path, readers = options.json, dict(found)
-    assert path is not None
-    if options.only and path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        readers, seconds = {**earlier["readers"], **readers}, seconds + earlier["seconds"]
-    order = [name.rpartition(".")[2] for name in CASES]
-    figures = {
-        "cases": sum(figures["cases"] for figures in readers.values()),
-        "cases with a defect": sum(figures["defects"] for figures in readers.values()),
-        "seed": options.seed,
-        "readers": {name: readers[name] for name in order if name in readers},
-    }
-    command = "python -m reliability.fuzz"
-    write(path, command, figures, seconds=seconds, defects=DEFECTS)
+class Result:
+    """The file of the result, written after every reader; those left out stay as an earlier call wrote them."""
+
+    def __init__(self, options: Options) -> None:
+        self._path, self._seed, self._start = options.json, options.seed, time.monotonic()
+        self._readers: dict[str, Any] = {}
+        self._seconds = 0.0
+        if self._path is not None and options.only and self._path.is_file():
+            earlier = json.loads(self._path.read_text(encoding="utf-8"))
+            self._readers, self._seconds = earlier["readers"], earlier["seconds"]
+
+    def save(self, tallies: Mapping[str, Tally]) -> None:
+        if self._path is None:
+            return
+        readers = {**self._readers, **{name.rpartition(".")[2]: tally.figures for name, tally in tallies.items()}}
+        order = [name.rpartition(".")[2] for name in CASES]
+        figures = {
+            "cases": sum(figures["cases"] for figures in readers.values()),
+            "cases with a defect": sum(figures["defects"] for figures in readers.values()),
+            "seed": self._seed,
+            "readers": {name: readers[name] for name in order if name in readers},
+        }
+        seconds = self._seconds + time.monotonic() - self._start
+        write(self._path, "python -m reliability.fuzz", figures, seconds=seconds, defects=DEFECTS)
 
 
 def main(args: Sequence[str]) -> int:
     options = cli.parse(Options, args, prog="python -m reliability.fuzz", description=(__doc__ or "").strip())
+    chosen = counts(options.cases, options.only, options.each)
     if options.json is not None:
         check_target(options.json)
-    start, done, seen = time.monotonic(), 0, set[tuple[str, str]]()
-
+    result, done, seen = Result(options), 0, set[tuple[str, str]]()
     with status("fuzzing") as shown:
 
         def progress(name: str, told: Told) -> None:
             nonlocal done
             done += 1
             if done % 100 == 0:
-                shown.update(f"{done} cases, at {name}")
+                shown.update(f"{done} of {sum(chosen.values())} cases, at {name}")
             kind = (told.outcome, told.detail.rpartition("(")[2])
             if told.outcome not in ("read", "refused") and kind not in seen:
                 seen.add(kind)
                 print(f"{name} case {told.number}: {told.outcome}: {told.detail}", flush=True)
 
-        tallies = campaign.run(
-            counts(options.cases, options.only, options.each), seed=options.seed, first=options.first, progress=progress
-        )
+        tallies = campaign.run(chosen, seed=options.seed, first=options.first, progress=progress, finished=result.save)
     Console().print(table(tallies))
     defects = sum(len(tally.defects) for tally in tallies.values())
     print(f"{sum(tally.cases for tally in tallies.values())} cases, {defects} with a defect")
-    if options.json is not None:
-        save(
-            options,
-            {name.rpartition(".")[2]: tally.figures for name, tally in tallies.items()},
-            time.monotonic() - start,
-        )
     return cli.FAILED if defects else cli.OK
 
 

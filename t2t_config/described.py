@@ -23,6 +23,10 @@ NOT_OVERRIDES = ("name", "model", "pretrained", "dtype", "param_dtype", "rngs", 
 """Arguments of `create_model` that are not the model's: nobody's weights decide them."""
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= 100
+
+
 def _is_int(value: Any, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
 
@@ -51,7 +55,7 @@ def _are_overrides(value: Any) -> bool:
 
 
 KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "model": ("a name", lambda value: isinstance(value, str)),
+    "model": ("a name", _is_name),
     "img_size": (f"one or two numbers of pixels up to {MOST_SIDE}", _is_side),
     "in_chans": ("a number of channels", lambda value: _is_int(value, 1, 1024)),
     "num_classes": (f"a number up to {MOST_CLASSES}", lambda value: _is_int(value, 0, MOST_CLASSES)),
@@ -60,7 +64,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "mean": ("a list of numbers", _are_numbers),
     "std": ("a list of numbers", _are_numbers),
     "crop_pct": ("a number", _is_number),
-    "interpolation": ("a name", lambda value: isinstance(value, str)),
+    "interpolation": ("a name", _is_name),
     "class_names": (
         "a list of names",
         lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),

@@ -91,7 +91,12 @@ def _name_of(url: str) -> str:
         ValueError: it is no name of a file: none, or one that leads elsewhere.
     """
     name = unquote(urlsplit(url).path.rpartition("/")[2])
-    if not url.isascii() or name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\"):
+    if (
+        not (url.isascii() and url.isprintable())
+        or name in ("", ".", "..")
+        or not name.isprintable()
+        or set(name) & set("/\\")
+    ):
         raise ValueError(f"{readable(url)} does not end with the name of a file: give the address of one, in ASCII")
     return name
 

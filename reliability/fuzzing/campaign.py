@@ -58,9 +58,17 @@ class Tally:
 
 
 def run(
-    counts: Mapping[str, int], *, seed: int, first: int = 0, progress: Callable[[str, Told], None] | None = None
+    counts: Mapping[str, int],
+    *,
+    seed: int,
+    first: int = 0,
+    progress: Callable[[str, Told], None] = lambda name, told: None,
+    finished: Callable[[dict[str, Tally]], None] = lambda tallies: None,
 ) -> dict[str, Tally]:
-    """Cases `first` to `first + counts[reader] - 1` of every reader, by its dotted name."""
+    """Cases `first` to `first + counts[reader] - 1` of every reader, by its dotted name.
+
+    `progress` is told of every case, `finished` after every reader of all so far.
+    """
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         worker = Worker(Path(folder))
@@ -69,8 +77,8 @@ def run(
                 tallies[name] = Tally()
                 for told in worker.cases(Job(name, seed, first, first + count)):
                     tallies[name].add(told)
-                    if progress:
-                        progress(name, told)
+                    progress(name, told)
+                finished(tallies)
         finally:
             worker.end()
     return tallies

@@ -192,7 +192,7 @@ def recipes() -> Reader:
             value = rng.choice(
                 (*(v for v in VALUES if not isinstance(v, int) or abs(v) < 10**300), "1,2", "None", "--epochs")
             )
-            case["options"] = {rng.choice(fields): str(value)[:2000].replace("\0", "")}
+            case["options"] = {rng.choice(fields): str(value)[:100].replace("\0", "")}
         else:
             case["there"] = {
                 rng.choice(("epochs", "lr", "data", "betas", "\x1b")): rng.choice(

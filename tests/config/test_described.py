@@ -14,7 +14,7 @@ from t2t_config.described import ALWAYS, MAX_EXPANSION, check_metadata, check_si
 from t2t_config.metadata import create_arguments, describe
 
 WRONG: dict[str, list[Any]] = {
-    "model": [3, ["t2t_vit_14"]],
+    "model": [3, ["t2t_vit_14"], "x" * 5000],
     "img_size": [0, -1, 10**9, [1, 2, 3], [], "224", float("nan"), True],
     "in_chans": [0, 1.5, 10**6],
     "num_classes": [-1, 10**9, "3"],
@@ -31,7 +31,7 @@ WRONG: dict[str, list[Any]] = {
     "mean": [0.5, ["x"], [float("inf")], [10**400]],
     "std": ["0.5"],
     "crop_pct": ["1", [1], float("nan")],
-    "interpolation": [3],
+    "interpolation": [3, "bi\ncubic"],
     "class_names": ["abc", [1], {"0": "a"}],
 }
 

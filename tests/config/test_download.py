@@ -215,7 +215,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_dir() == Path.home() / ".cache" / "t2t-vit"
 
 
-@pytest.mark.parametrize("name", ["..%2Fx", "%2Ftmp%2Fx", "..", ".", "", "a%0Ab", "a%5Cb", "%00", "\u00e9"])
+@pytest.mark.parametrize("name", ["..%2Fx", "%2Ftmp%2Fx", "..", ".", "", "a%0Ab", "a\rb", "a%5Cb", "%00", "\u00e9"])
 def test_an_address_that_does_not_end_with_a_name(tmp_path: Path, name: str):
     """It may not choose where the file goes: `%2F` is a slash too."""
     with pytest.raises(ValueError, match="does not end with the name of a file"):
