@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -56,6 +58,28 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None = None)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Ends the process by the exit code of `main`, as `run` has it; at once, where it failed.
+
+    In good order Python and JAX would wait for threads that write, for worker processes, for other machines: where
+    something failed, that may be for ever.
+    """
+    try:
+        code = run(main)
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        code = FAILED
+    if code != OK:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _complain(text: str) -> int:

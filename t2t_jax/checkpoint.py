@@ -10,6 +10,7 @@ is written beside its final name and renamed, so a folder is there whole or not 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -88,13 +89,14 @@ def start_writing(
         ValueError: this, and the function returned: cannot be written. Nothing of it is left, an older folder stays.
     """
     folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
-    with writing(path), _swept_on_failure(folder), _no_log():
+    _silence_orbax()
+    with writing(path), _swept_on_failure(folder):
         recover(path)
         folder.mkdir(exist_ok=True)
         written = ocp.save_checkpointables_async(folder / "new", dict(items), custom_metadata=dict(metadata))
 
     def finish() -> None:
-        with writing(path), _swept_on_failure(folder), _no_log():
+        with writing(path), _swept_on_failure(folder):
             written.result()
             if jax.process_index() > 0:
                 return
@@ -127,15 +129,10 @@ def _swept_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _no_log() -> Iterator[None]:
-    """Silences what Orbax logs from its threads: pages of traceback about an error that it raises as well."""
-    logger = logging.getLogger("absl")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = was_disabled
+@functools.cache
+def _silence_orbax() -> None:
+    """Drops what Orbax logs from its threads: pages of traceback about an error that it raises as well."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def reason(error: Exception) -> str:

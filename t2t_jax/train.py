@@ -46,9 +46,9 @@ from t2t_jax.data import (
 from t2t_jax.diverged import explain
 from t2t_jax.evaluate import accuracy, forward_on
 from t2t_jax.interrupt import Interruption
-from t2t_jax.mesh import make_mesh, put_batch, put_tree
+from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
-from t2t_jax.processes import joined_processes, told_of_loss
+from t2t_jax.processes import told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
@@ -322,18 +322,19 @@ def main(args: Sequence[str]) -> int:
     command = f"python -m t2t_jax.train {name}"
     options = cli.parse(Options, args[1:], prog=command, description=describe_recipe(name), default=start)
     workdir = options.workdir or Path("workdir") / name
-    with joined_processes(options.distributed):
-        try:
+    join_processes(options.distributed)
+    try:
+        with told_of_loss():
             result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh, watch=options.watch)
-        except TrainingDivergedError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return cli.FAILED
-        except RunInterruptedError as stop:
-            print(stop)
-            return cli.OK
+    except TrainingDivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.FAILED
+    except RunInterruptedError as stop:
+        print(stop)
+        return cli.OK
     print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run_and_end(main)

@@ -62,3 +62,35 @@ def test_a_reader_that_has_enough_is_no_error(lines: int, tmp_path: Path):
         process.stdin.flush()
         assert process.stderr.read() == b""
     assert process.returncode == cli.CUT_OFF
+
+
+ENDING = """
+import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from t2t_common import cli
+
+def main(args):
+    if args[0] == "hangs":
+        ThreadPoolExecutor(1).submit(time.sleep, 600)  # Python waits for it in the end
+    print("said")
+    if args[0] == "hangs":
+        raise {"ValueError": ValueError, "TypeError": TypeError}[args[1]]("why")
+    return cli.OK
+
+cli.run_and_end(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["hangs", "ValueError"], 2, "error: why\n"),
+        (["hangs", "TypeError"], 1, "TypeError: why\n"),
+        (["ends"], 0, ""),
+    ],
+)
+def test_a_process_that_failed_ends_although_a_thread_hangs(args: list[str], code: int, said: str):
+    command = [sys.executable, "-c", ENDING, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (code, "said\n")
+    assert done.stderr.endswith(said)
