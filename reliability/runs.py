@@ -125,10 +125,20 @@ class Running:
             process.wait()
 
     def children(self) -> list[int]:
-        """Processes that the first one has started to prepare batches, by their ids."""
-        folder = Path(f"/proc/{self.processes[0].pid}/task")
-        found = [int(pid) for task in folder.iterdir() for pid in (task / "children").read_text().split()]
-        return [pid for pid in found if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        """Processes that prepare batches for the first one, by their ids: its own, or those of its fork server."""
+        found = []
+        for pid in _children(self.processes[0].pid):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"multiprocessing.forkserver" in command:
+                found += _children(pid)
+            elif b"resource_tracker" not in command:
+                found.append(pid)
+        return found
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 @dataclasses.dataclass(frozen=True)

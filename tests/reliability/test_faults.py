@@ -16,13 +16,13 @@ from t2t_common import cli
 
 
 def test_a_run_whose_worker_hangs_ends_and_is_continued_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(process_faults, "WORKER_TIMEOUT", 10)
+    monkeypatch.setattr(process_faults, "WORKER_TIMEOUT", 30)  # workers begin by importing torch
     row = faults.harm(Lab("t2t_torch", tmp_path, epochs=3), "data worker hangs", process_faults.worker_hangs)
     assert "failure" not in row
     assert (row["times"], row["survived"], row["lines_that_differ"], row["arrays_that_differ"]) == (1, 1, 0, [])
     assert row["lines_compared"] == 3 * 8 + 3 + 1
-    assert 10 < row["most_seconds_until_the_last_words"] + 2 < 60
-    assert row["last_words"][0].startswith("no batch of images came for 10 s")
+    assert 30 < row["most_seconds_until_the_last_words"] + 2 < 80
+    assert row["last_words"][0].startswith("no batch of images came for 30 s")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
