@@ -10,7 +10,7 @@ from reliability.mounts import disk, full, read_only, vanish
 from reliability.runs import Ended, Lab, clear_end
 from t2t_common.run_folder import CHECKPOINTS
 
-SECONDS = 120.0
+SECONDS = 300.0
 """A run that cannot go on has ended by then, on a machine that is busy too."""
 CANNOT_WRITE = "^error: cannot write"
 
