@@ -31,8 +31,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_a_child_process_ran_counts(data: Path):
+Files = dict[str, dict[str, int]]
+
+
+@pytest.fixture(scope="module")
+def files(data: Path) -> Files:
+    before = sorted(data.iterdir())
     files = coverage.measured(data)
+    assert sorted(data.iterdir()) == before
+    return files
+
+
+def test_what_a_child_process_ran_counts(files: Files):
     shapes, never = files["t2t_config/shapes.py"], files["parity/compare.py"]
     assert 0 < shapes["missing_statements"] < shapes["statements"]
     assert 0 < shapes["missing_branches"] < shapes["branches"]
@@ -40,11 +50,12 @@ def test_what_a_child_process_ran_counts(data: Path):
     assert {Path(name).parts[0] for name in files} == {"parity", "t2t_common", "t2t_config", "t2t_jax", "t2t_torch"}
 
 
-def test_the_result_names_packages_and_files_below(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    before = sorted(data.iterdir())
+def test_the_result_names_packages_and_files_below(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(coverage, "measured", lambda folder: {tmp_path: files}[folder])
     target = tmp_path / "coverage.json"
-    assert cli.run(coverage.main, ["--data", str(data), "--json", str(target)]) == cli.FAILED
-    assert sorted(data.iterdir()) == before
+    assert cli.run(coverage.main, ["--data", str(tmp_path), "--json", str(target)]) == cli.FAILED
     result = json.loads(target.read_text())
     assert result["packages"]["parity"]["limit"] == 95
     assert result["packages"]["parity"]["holds"] is False
@@ -64,7 +75,7 @@ def test_percentages_are_never_rounded_up_to_the_limit():
     assert [row["file"] for row in coverage.below(files)] == ["t2t_jax/c.py", "parity/a.py"]
 
 
-def test_a_failing_suite_is_no_success(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path):
+def test_a_failing_suite_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     whole = {f"{package}/a.py": {**NONE, "statements": 3} for package in ("parity", "t2t_jax")}
     monkeypatch.setattr(coverage, "measured", lambda folder: whole)
     for passed, code in ((True, cli.OK), (False, cli.FAILED)):
