@@ -67,10 +67,9 @@ def _in_order(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, order="C")
 
 
-def _conv_axes(kernel_size: object) -> tuple[int, ...]:
+def _conv_axes(kernel_size: Sequence[int]) -> tuple[int, ...]:
     """Axes of O I K.. -> K.. I O for a convolution of this kernel size."""
-    spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 1
-    return (*range(2, 2 + spatial), 1, 0)
+    return (*range(2, 2 + len(kernel_size)), 1, 0)
 
 
 def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:

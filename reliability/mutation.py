@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from t2t_common.files import check_target
 
 EQUIVALENT = ROOT / "reliability" / "equivalent_mutants.toml"
 KILLED, TIMED_OUT, SURVIVED = "killed", "timeout", "survived"
+NOTICED = (KILLED, TIMED_OUT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Options:
     """Options of the command line."""
 
     resume: bool = False
-    """Go on where a run was cut off, in the folder `mutants`; what it knows of functions as they are now is kept."""
+    """Go on in the folder `mutants`: what was noticed stays, while the code is as it was; survivors are tried again."""
     workers: int = os.cpu_count() or 1
     """Mutants at a time."""
     json: Path = RESULTS / "mutation.json"
@@ -79,7 +80,9 @@ def run_mutmut(root: Path, *, workers: int, resume: bool) -> None:
     Raises:
         ValueError: mutmut ended with an error, such as tests that fail without a mutant; it has said which.
     """
-    if not resume:
+    if resume:
+        _forget_survivors(root)
+    else:
         shutil.rmtree(root / "mutants", ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="xla-") as cache:  # a program that many mutants run is compiled once
         environment = {
@@ -95,15 +98,29 @@ def run_mutmut(root: Path, *, workers: int, resume: bool) -> None:
         raise ValueError(f"mutmut ended with code {code}; why, it says above")
 
 
+def _forget_survivors(root: Path) -> None:
+    with contextlib.chdir(root):
+        for data in _stored():
+            noticed = {name for name, code in data.exit_code_by_key.items() if status_by_exit_code[code] in NOTICED}
+            data.exit_code_by_key = {n: code if n in noticed else None for n, code in data.exit_code_by_key.items()}
+            data.save()
+
+
+def _stored() -> Iterator[SourceFileMutationData]:
+    """What mutmut left in the folder `mutants` of the working directory, file by file."""
+    for meta in sorted(Path("mutants").rglob("*.py.meta")):
+        data = SourceFileMutationData(path=meta.relative_to("mutants").with_suffix(""))
+        data.load()
+        yield data
+
+
 def outcomes(root: Path) -> dict[str, dict[str, str]]:
     """File -> name of each of its mutants -> `KILLED`, `TIMED_OUT`, or (also where no test runs it) `SURVIVED`."""
     found = {}
     with contextlib.chdir(root):
-        for meta in sorted(Path("mutants").rglob("*.py.meta")):
-            data = SourceFileMutationData(path=meta.relative_to("mutants").with_suffix(""))
-            data.load()
+        for data in _stored():
             statuses = {name: status_by_exit_code[code] for name, code in data.exit_code_by_key.items()}
-            found[str(data.path)] = {n: s if s in (KILLED, TIMED_OUT) else SURVIVED for n, s in statuses.items()}
+            found[str(data.path)] = {name: s if s in NOTICED else SURVIVED for name, s in statuses.items()}
     return {file: statuses for file, statuses in found.items() if statuses}
 
 

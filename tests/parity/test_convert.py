@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import t2t_jax
 import t2t_torch
 from parity import Entry, Ledger, Rules, build_ledger, jax_to_torch, torch_to_jax
-from parity.convert import as_dtype, jax_variables, state_equal, to_numpy, to_tensor
+from parity.convert import as_dtype, jax_variables, state_equal, to_numpy, to_tensor, torch_arrays
 from t2t_config import MODELS
 from tests.parity import trees
 from tests.parity.pairs import FlaxResNet, FlaxTwice, TorchResNet, TorchTwice, micro, resnet, twice
@@ -135,6 +135,8 @@ def test_cast_keeps_the_models_own_dtype():
     np.testing.assert_array_equal(model.fc.kernel[...], source.fc.weight.detach().float().T)
     assert model.fc.kernel.dtype == jnp.float32
     low = as_dtype(model, jnp.bfloat16)
+    torch_to_jax(source, low, cast=True)
+    assert {variable.dtype for variable in jax_variables(low).values()} == {np.dtype(jnp.bfloat16)}
     jax_to_torch(low, source, cast=True)
     assert source.fc.weight.dtype == torch.float64
     assert torch.equal(source.fc.weight, to_tensor(np.asarray(low.fc.kernel[...])).T.double())
@@ -148,6 +150,20 @@ def test_jax_to_torch_keeps_parameters_in_their_places():
     jax_to_torch(model, target)
     assert all(a is b for a, b in zip(held, target.parameters(), strict=True))
     assert torch.equal(held[0], to_tensor(np.asarray(model.fc.kernel[...])).T)
+
+
+def test_jax_to_torch_keeps_the_device():
+    target = torch.nn.Linear(6, 6, device="meta", dtype=torch.float64)
+    jax_to_torch(nnx.Linear(6, 6, rngs=nnx.Rngs(0)), target)
+    assert {(p.device.type, p.dtype) for p in target.parameters()} == {("meta", torch.float32)}
+
+
+def test_arrays_of_some_tensors_are_those_of_pytorch_too():
+    ledger = build_ledger(*twice())
+    bias = np.arange(6.0)
+    found = torch_arrays(ledger, {"norm.bias": bias})
+    assert found.keys() == {"norm.bias"}
+    np.testing.assert_array_equal(found["norm.bias"], bias)
 
 
 def test_a_converted_model_does_not_share_memory():

@@ -101,6 +101,16 @@ def test_tied_tensors_of_pytorch_take_no_two_values():
     assert state_equal(jax_to_torch(model, target), target, model) == []
 
 
+def test_an_empty_tensor_before_tied_ones_hides_nothing():
+    target, model = torch.nn.Module(), nnx.Module()
+    target.empty = torch.nn.Parameter(torch.ones(0))
+    target.first = target.second = torch.nn.Parameter(torch.ones(2))
+    for i, (name, size) in enumerate((("empty", 0), ("first", 2), ("second", 2))):
+        setattr(model, name, nnx.Param(jnp.full(size, float(i))))
+    with pytest.raises(ValueError, match=r"first and second are one tensor in PyTorch and differ in JAX"):
+        jax_to_torch(model, target)
+
+
 def test_what_is_no_tensor_is_listed():
     model = nnx.eval_shape(FlaxTwice)
     model.rate = nnx.Param(0.5)

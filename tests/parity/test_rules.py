@@ -220,6 +220,7 @@ def test_positions_in_a_stack():
     assert rules.stack_index("net.blocks.3") == ("blocks", 3)
     assert rules.stack_index("other.blocks.3.attn") == ("other.blocks.3.attn", None)
     assert rules.stack_index("net_blocks.3.attn") == ("net_blocks.3.attn", None)
+    assert rules.stack_index("net.blocks.3.a\nb") == ("blocks.a\nb", 3)
 
 
 def test_what_lies_in_a_stack():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_a_change_may_be_explained_and_an_explanation_needs_one(toy: Path):
     found = figures(toy, {WEAK: "known", killed: "wrong"})
     assert (found["explained"], found["unexplained"]) == (1, 1)
     assert [Change(**c) for c in found["reasons without a mutant"]] == [killed]
+
+
+def test_survivors_are_tried_again(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    toy = Path(shutil.copytree(toy, tmp_path / "toy"))
+    tests = toy / "tests" / "test_sums.py"
+    tests.write_text(tests.read_text() + "\n\ndef test_weak():\n    assert weak(1, 1) == 0\n")
+    run_mutmut(toy, workers=1, resume=True)
+    assert sorted(outcomes(toy)["toy/sums.py"].values()) == ["killed", "killed", "survived"]
 
 
 def test_a_suite_that_fails_without_a_mutant_is_an_error(tmp_path: Path):
