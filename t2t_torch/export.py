@@ -69,7 +69,7 @@ def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | 
     model = copy.deepcopy(model).eval()
     shape = (model.in_chans, *model.img_size)
     images = torch.zeros(2, *shape)  # traced with a batch that is not 1, which might be taken for a constant
-    batch = ({0: torch.export.Dim("batch", min=1)},)
+    batch = ({0: torch.export.Dim("batch", min=1, max=2**31 - 1)},)  # without a limit PyTorch 2.6 refuses to export
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes=batch)
     with replace_file(path) as temporary:
