@@ -14,7 +14,7 @@ from reliability.disk_faults import SECONDS
 from reliability.runs import Ended, Lab, NotSurvivedError, clear_end
 from t2t_common.run_page.record import Record
 
-WORKER_TIMEOUT = 60
+WORKER_TIMEOUT = 120
 PEER_SECONDS = 240.0
 """JAX takes a process for dead after 100 s without a sign of life; the rest is for a busy machine."""
 OURS = "^error: another process of this run is gone"
