@@ -21,10 +21,10 @@ test: $(INSTALLED)  ## the whole suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-timm: $(TIMM)/.installed  ## our models in timm's registry; timm needs torchvision, so in an environment of its own
-	OMP_NUM_THREADS=1 $(TIMM)/bin/python -m pytest tests/timm
+	OMP_NUM_THREADS=1 $(TIMM)/bin/python -m pytest -o filterwarnings= tests/timm
 
 test-tpu: $(TPU)/.installed  ## compile for TPUs that are not there; with libtpu JAX would look for a TPU, so apart
-	OMP_NUM_THREADS=1 $(TPU)/bin/python -m pytest tests/tpu
+	OMP_NUM_THREADS=1 $(TPU)/bin/python -m pytest -o filterwarnings= tests/tpu
 
 test-min: $(MIN)/.installed  ## part of the suite with the oldest versions that pyproject.toml admits
 	OMP_NUM_THREADS=1 $(MIN)/bin/python -m pytest -n 2 --junitxml=$(MIN)/tests.xml -o filterwarnings= @tests/oldest.txt
@@ -51,12 +51,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(TIMM)/.installed: constraints-timm.txt
 	$(PYTHON) -m venv $(TIMM)
 	$(TIMM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-timm.txt \
-		torch torchvision timm safetensors pytest
+		torch torchvision timm safetensors hypothesis pytest
 	touch $@
 
 $(TPU)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TPU)
-	$(TPU)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tpu]" pytest
+	$(TPU)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tpu]" hypothesis pytest
 	touch $@
 
 $(MIN)/.installed: pyproject.toml constraints-min.txt
