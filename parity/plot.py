@@ -49,7 +49,8 @@ MARKS = {
 
 
 class LogAxis:
-    """Powers of ten. Zero is drawn at the bottom edge, infinity and NaN at the top edge; both are labelled there."""
+    """Powers of ten. Zero is drawn at the bottom edge, infinity and NaN at the top edge; both are labelled there. Below
+    zero, which only a damaged report has, is drawn as zero."""
 
     def __init__(self, values: Sequence[float]) -> None:
         drawn = [value for value in values if value > 0 and math.isfinite(value)]
@@ -61,7 +62,7 @@ class LogAxis:
 
     def y(self, value: float) -> float:
         """Pixels from the top."""
-        if value == 0:
+        if value <= 0:
             return HEIGHT
         if not math.isfinite(value):
             return 0.0

@@ -6,6 +6,10 @@ from reliability.record import Defect
 
 _FOUND = (
     (
+        "A report with a gate below zero ended its page with an error that named no file.",
+        "tests/parity/test_plot.py::test_zero_infinity_and_nan_have_the_edges_for_themselves",
+    ),
+    (
         "A checkpoint of 200 bytes hung the reader (.pth, .pdparams): as the key of a dictionary, a tuple of twice a "
         "tuple of twice ... is walked through 2^60 times.",
         "tests/torch/test_unpickle.py::test_a_key_that_takes_forever",

@@ -217,7 +217,7 @@ def damaged_tree(tree: Tree, rng: Random, change: Change = damaged) -> Tree:
     if chance < 0.96:
         return {
             **rest,
-            name: Link(rng.choice((name.rpartition("/")[2], "nowhere", "/etc/passwd", "../outside/kept", "/"))),
+            name: Link(rng.choice((name.rpartition("/")[2], "nowhere", "/etc/passwd", "../outside/kept", "/etc"))),
         }
     if chance < 0.98:
         return {**tree, name: b""}

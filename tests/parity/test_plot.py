@@ -22,6 +22,7 @@ def test_zero_infinity_and_nan_have_the_edges_for_themselves() -> None:
     axis = LogAxis([0.0, 1e-16, 1e-3, math.inf])
     assert (axis.y(0.0), axis.y(math.inf), axis.y(math.nan)) == (HEIGHT, 0.0, 0.0)
     assert 0 < axis.y(1e-3) < axis.y(1e-16) < HEIGHT
+    assert axis.y(-1e12) == HEIGHT  # of a damaged report
     assert {label: y for y, label in axis.ticks() if not label.startswith("1e")} == {"0": HEIGHT, "∞": 0.0}
     assert {label for _, label in LogAxis([1e-16]).ticks()} & {"0", "∞"} == set()
 
