@@ -93,7 +93,7 @@ def test_ghost_mlp():
     layer.eval()
     x = normal(2, 5, 4)
     a = layer.act(layer.fc1(x))
-    b, c = (layer.act(a * op.kernel[...].reshape(-1)) for op in (layer.cheap_operation2, layer.cheap_operation3))
+    b, c = (layer.act(a * op.kernel[...].reshape(1, 1, -1)) for op in (layer.cheap_operation2, layer.cheap_operation3))
     np.testing.assert_array_equal(layer(x), layer.fc2(jnp.concatenate((a, b, c), axis=2)))
 
 
@@ -108,7 +108,7 @@ def test_ghost_attention_makes_half_of_each_projection_cheaply():
     columns = []
     for name in ("q", "k", "v"):
         kernel = getattr(layer, name).kernel[...]
-        columns += [kernel, kernel * getattr(layer, f"cheap_operation_{name}").kernel[...].reshape(-1)]
+        columns += [kernel, kernel * getattr(layer, f"cheap_operation_{name}").kernel[...].reshape(1, -1)]
     plain.qkv.kernel[...] = jnp.concatenate(columns, axis=1)
     plain.proj = layer.proj
     x = normal(2, 5, 8)

@@ -58,7 +58,7 @@ def test_a_cut_residual_names_the_module_that_adds() -> None:
 
 def test_a_parameter_that_gets_no_gradient_is_told() -> None:
     def frozen(self, original, x):
-        return x @ self.kernel[...] + stop(self.bias[...])
+        return x @ self.kernel[...] + stop(self.bias[...]).reshape(1, 1, -1)
 
     rows, causes = rows_of("dropout", calling("fc1", frozen))
     assert [row.name for row in rows if not row.passed] == ["fc1"]
