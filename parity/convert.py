@@ -327,8 +327,7 @@ def torch_to_jax(
     found = jax_arrays(ledger, {entry.torch: to_numpy(state[entry.torch]) for entry in ledger})
     arrays = {}
     for name, array in found.items():
-        # A copy: JAX would share the memory of PyTorch's tensor where it is aligned.
-        value = jnp.array(array, dtype=variables[name].dtype if cast else None)
+        value = jnp.array(array, dtype=variables[name].dtype if cast else None)  # a copy, never PyTorch's memory
         if not cast and value.dtype != array.dtype:
             raise ValueError(
                 f"{name} is {array.dtype}, which JAX holds only with jax_enable_x64: switch it on, or pass "

@@ -84,7 +84,8 @@ def measured(folder: Path) -> dict[str, dict[str, int]]:
     with tempfile.TemporaryDirectory() as scratch:
         data = coverage.Coverage(data_file=f"{scratch}/.coverage", config_file=str(record.ROOT / "pyproject.toml"))
         data.combine([str(folder)], keep=True)
-        data.json_report(outfile=f"{scratch}/report.json", ignore_errors=True)  # of copies that tests made and left no trace of
+        # Errors: of copies of the sources that tests made, and that are gone.
+        data.json_report(outfile=f"{scratch}/report.json", ignore_errors=True)
         report = json.loads(Path(scratch, "report.json").read_text())
     return {
         Path(name).as_posix(): {
