@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chart import chart
+from benchmarks.levers import AS_IT_IS, LEVERS
 from t2t_common import cli
 from t2t_common.files import write_text
 
@@ -89,10 +90,18 @@ From `python -m benchmarks.start`; each in a process of its own.
 ## On TPU, without a TPU
 
 The training step of `t2t_jax.train` as `t2t_jax.compile` finds it, 1024 images in bfloat16. That is "compiles for and
-fits", never a speed. These programs were compiled before the changes above; "FLOPs now" are the matrix products that
-the step asks for since (`--export-only`). What is above 1 there are scores that are computed twice to save memory.
+fits", never a speed. "FLOPs now" are the matrix products that the step asks for with the code as it is
+(`--export-only`); where they differ from those beside them, the program was compiled with older code. What is above 1
+there are scores that are computed twice to save memory.
 
 {tpu}
+
+What each lever does there, from `python -m benchmarks.levers`: the T2T module and one block of {levers_model}, forward
+and backward, {levers_batch} images, compiled with one lever undone at a time. Bytes that the program reads and writes,
+and what it holds besides its arguments. Above 1, the lever saves them. Below 1, what pays on a CPU costs there: by
+these figures such a lever should be left to CPUs, which is not done yet.
+
+{levers}
 """
 
 
@@ -103,9 +112,9 @@ def render(results: Path = RESULTS) -> str:
         FileNotFoundError: results are missing.
     """
     speed = json.loads((results / "speed.json").read_text())
-    start, scaling, parts, whole = (
+    start, scaling, parts, whole, levers = (
         json.loads((results / f"{name}.json").read_text())
-        for name in ("start", "scaling", "scores_in_parts", "scores_at_once")
+        for name in ("start", "scaling", "scores_in_parts", "scores_at_once", "levers")
     )
     compiled, lowered = (
         {path.name: json.loads(path.read_text()) for path in sorted((results / folder).glob("*.json"))}
@@ -125,6 +134,9 @@ def render(results: Path = RESULTS) -> str:
         memory_whole=memory_whole / 1e6,
         memory_ratio=memory_whole / memory_parts,
         start="\n".join(_start(start)),
+        levers_model=levers["model"],
+        levers_batch=levers["batch"],
+        levers="\n".join(_levers(levers["parts"])),
         tpu="\n".join(_tpu([(report, lowered[name]) for name, report in compiled.items()])),
     )
 
@@ -170,6 +182,18 @@ def _start(found: dict[str, list[float]]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, seconds in found.items():
         yield f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} |"
+
+
+def _levers(parts: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
+    yield "| part | lever | undone | MB an image | of that with it | temporary MB an image | of that with it |"
+    yield "|---|---|---|---|---|---|---|"
+    for part, rows in parts.items():
+        for name, row in rows.items():
+            figures = [
+                f"{row[key] / 1e6:.2f} | {row[key] / rows[AS_IT_IS][key]:.2f}" for key in ("bytes", "temporary_bytes")
+            ]
+            undone = LEVERS[name].undone if name in LEVERS else ""
+            yield f"| {part} | {name} | {undone} | {' | '.join(figures)} |"
 
 
 def _verdict(reached: bool) -> str:
