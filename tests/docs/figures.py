@@ -159,6 +159,7 @@ FIGURES: dict[str, list[str]] = {
         f"tensorboardX {needs('tensorboardX')}, scikit-learn {needs('scikit-learn')} and onnxscript "
         f"{needs('onnxscript')} or later",
         f"Beside rich {needs('rich')},",
+        f"With PyTorch {needs('torch')} models are exported",
         f"## [{PROJECT['version']}]",
     ],
     "CONTRIBUTING.md": ["Files of up to 400 lines"],
