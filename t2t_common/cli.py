@@ -9,7 +9,9 @@ import io
 import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -79,6 +81,8 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that was asked to stop twice has ended well all the same
     sys.exit(code)
 
 

@@ -94,3 +94,13 @@ def test_a_process_that_failed_ends_although_a_thread_hangs(args: list[str], cod
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (code, "said\n")
     assert done.stderr.endswith(said)
+
+
+def test_a_process_that_ended_well_is_not_failed_by_a_late_sigterm():
+    code = """
+import atexit, os, signal
+from t2t_common import cli
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+cli.run_and_end(lambda args: cli.OK)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == cli.OK
