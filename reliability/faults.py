@@ -53,6 +53,10 @@ DEFECTS = tuple(
     record.Defect(what, test)
     for what, test in (
         (
+            "A second SIGTERM that came while a stopped run ended made it a failure, though it was saved.",
+            "tests/common/test_cli.py::test_a_process_that_ended_well_is_not_failed_by_a_late_sigterm",
+        ),
+        (
             "A data worker that died ended the run in a traceback, in PyTorch from wherever the run just was.",
             f"{_PATIENCE}::test_what_a_worker_died_of_is_one_line",
         ),
