@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -202,7 +203,7 @@ def save(path: Path, row: Mapping[str, Any]) -> None:
     """Puts a row into the result, in the place of what it held of this fault and package, and counts anew."""
     old = json.loads(path.read_text())["faults"] if path.exists() else []
     order = [*itertools.product((KILLS, *FAULTS, *FAULTS_OF_TWO), PACKAGES)]
-    found = {(row["fault"], row["package"]): row for row in (*old, row)}
+    found = {(row["fault"], row["package"]): _without_places(row) for row in (*old, row)}
     rows = [found[key] for key in order if key in found]
     figures = {
         "faults_tried": sum(row["times"] for row in rows),
@@ -215,6 +216,12 @@ def save(path: Path, row: Mapping[str, Any]) -> None:
     }
     seconds = sum(row["seconds"] for row in rows)
     record.write(path, "python -m reliability.faults", figures, seconds=seconds, defects=DEFECTS)
+
+
+def _without_places(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What failed in one line, without folders of the machine."""
+    failure = " ".join(re.sub(r"/[\w./-]*/", ".../", row.get("failure", "")).split())
+    return {**row, "failure": failure[:200]} if failure else dict(row)
 
 
 if __name__ == "__main__":
