@@ -305,8 +305,7 @@ def image_files() -> Reader:
         long = [encoded("PNG", size=size, mode="1") for size in ((1, 60_000), (60_000, 1))]
         large = [encoded("PNG", size=(9000, 9000), mode="1")]
         return [
-            {"photo.jpg": content}
-            for content in [*(encoded(kind, mode=mode) for kind, mode in kinds), *long, *large][:]
+            {"photo.jpg": content} for content in [*(encoded(kind, mode=mode) for kind, mode in kinds), *long, *large]
         ]
 
     def change(tree: Tree, rng: Random) -> Tree:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -11,17 +10,14 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 60.0
-"""For a process to end in good order once its input hangs. Then it ends anyhow: Python would wait for a thread that
-hangs."""
-
 _END = object()
 
 
 class Patient(Iterator[T], Generic[T]):
     """The items of an iterator, each waited for no longer than `seconds`.
 
-    The iterator is made and asked in a thread of its own, for one item at a time, and only while one is waited for.
+    The iterator is made and asked in a thread of its own, for one item at a time, and only while one is waited for. One
+    that hangs goes on hanging there, and may keep Python from ending: commands end by `cli.run_and_end`.
     """
 
     def __init__(self, make: Callable[[], Iterator[T]], seconds: float) -> None:
@@ -76,7 +72,6 @@ class Patient(Iterator[T], Generic[T]):
         for worker in multiprocessing.active_children():
             if worker not in self._strangers:
                 worker.kill()  # one that is stopped would never hear that it should end
-        threading.Thread(target=_end_with, args=[self._thread], daemon=True).start()
 
 
 def _serve(
@@ -94,9 +89,3 @@ def _serve(
     close = getattr(items, "close", None)
     if close is not None:
         close()
-
-
-def _end_with(thread: threading.Thread) -> None:
-    thread.join(GRACE_SECONDS)
-    if thread.is_alive():
-        os._exit(2)
