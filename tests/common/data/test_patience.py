@@ -62,6 +62,7 @@ def test_an_item_that_does_not_come_ends_the_wait():
 def test_a_worker_that_is_stopped_is_killed():
     """Its process would wait for it for ever, in the end."""
     started: list[multiprocessing.process.BaseProcess] = []
+    ended = threading.Event()
     stranger = multiprocessing.get_context("spawn").Process(target=signal.pause, daemon=True)
     stranger.start()
 
@@ -72,11 +73,12 @@ def test_a_worker_that_is_stopped_is_killed():
         os.kill(worker.pid, signal.SIGSTOP)
         started.append(worker)
         worker.join()
+        ended.set()
         yield 1
 
     with pytest.raises(ValueError, match="no batch"):
         next(Patient(items, 0.5))
-    started[0].join(10)
+    assert ended.wait(10)  # no second join: of two threads that wait for one process, one may find none to wait for
     assert started[0].exitcode == -signal.SIGKILL
     assert stranger.is_alive()
     stranger.kill()
