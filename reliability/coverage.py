@@ -68,7 +68,8 @@ def main(args: Sequence[str]) -> int:
 
 def run_suite(folder: Path, workers: int) -> bool:
     """Runs every test, with the data of all processes in `folder`; whether all passed."""
-    command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-n", str(workers), "--dist", "worksteal"]
+    command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-p", "reliability.workers_saved"]
+    command += ["-n", str(workers), "--dist", "worksteal"]
     environ = {"OMP_NUM_THREADS": "1", **os.environ, "COVERAGE_FILE": str(folder.absolute() / ".coverage")}
     return subprocess.run(command, cwd=record.ROOT, env=environ, check=False).returncode == 0
 
