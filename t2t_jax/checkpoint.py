@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -131,8 +132,19 @@ def _swept_on_failure(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def _silence_orbax() -> None:
-    """Drops what Orbax logs from its threads: pages of traceback about an error that it raises as well."""
+    """Drops what Orbax says from its threads: pages of traceback about an error that it raises as well.
+
+    Some of it is logged; the rest comes from arrays that are written on when another has failed, and whose end nobody
+    waits for any more.
+    """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    show = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def reason(error: Exception) -> str:

@@ -13,12 +13,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
 def on_full_disk(before: str, then: str) -> str:
-    """The ValueError that `then` raises in a process that can write no more than 4096 bytes to a file.
+    """The ValueError that `then` raises, and nothing besides, where no more than 4096 bytes can be written to a file.
 
-    `before` runs in that process too, while files may still have any size.
+    It runs in a process of its own; `before` runs there too, while files may still have any size.
     """
     body = "".join(f"    {line}\n" for line in then.strip().splitlines())
     code = f"{before}\n{FULL}\ntry:\n{body}except ValueError as error:\n    print(error)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

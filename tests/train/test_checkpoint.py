@@ -23,6 +23,7 @@ from t2t_jax.checkpoint import (
 )
 from t2t_jax.state import model_arrays
 from t2t_torch.checkpoint_file import save_checkpoint
+from tests.full_disk import on_full_disk
 from tests.train.test_replace import fail_to_rename
 
 SIZES = {"img_size": 16, "in_chans": 1, "num_classes": 3}
@@ -65,6 +66,20 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
         save_model(tmp_path / "m", {"a": np.zeros(2)})
     np.testing.assert_array_equal(load_model_state(tmp_path / "m").arrays["a"], np.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path):
+    """Arrays that are written on when the first has failed had a traceback each."""
+    before = f"""
+import numpy as np
+from t2t_jax.checkpoint import save_model
+arrays = {{f"a{{i}}": np.random.default_rng(i).random(50_000) for i in range(40)}}
+path = {str(tmp_path / "m")!r}
+"""
+    said = on_full_disk(before, "save_model(path, arrays)")
+    assert said.startswith(f"cannot write {tmp_path}/m (")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_exchange_in_two_steps_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
