@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +31,7 @@ from t2t_common.terminal import make_console, status
 from t2t_config.models import model_config
 from t2t_jax import layers, softmax, transformer_block
 from t2t_jax.compile import ENVIRONMENT
+from t2t_jax.platform import traced_for
 from t2t_jax.state import Arrays, merge_model, split_model
 from t2t_jax.topology import tpu_topology
 
@@ -78,28 +79,19 @@ class Lever:
             yield
 
 
-def textbook_product(attn: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(attn) v, as it is written."""
-    return jax.nn.softmax(attn, axis=-1).astype(v.dtype) @ v
+def as_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `function` does where it is traced for a CPU."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        with traced_for("cpu"):
+            return function(*args, **options)
+
+    return call
 
 
 def plain_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """As `wide_einsum`, with the gradients that autodiff makes: of float32 factors."""
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
-
-
-def patches_by_convolution(unfold: layers.Unfold, x: jax.Array) -> jax.Array:
-    """What `Unfold` gives, by the convolution that JAX has for it."""
-    pad = (unfold.padding, unfold.padding)
-    x = jax.lax.conv_general_dilated_patches(
-        x,
-        (unfold.kernel, unfold.kernel),
-        (unfold.stride, unfold.stride),
-        (pad, pad),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
@@ -109,8 +101,10 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 BLOCK = ("block",)
 LEVERS = {
-    "attention divides after the product with v": Lever(
-        "softmax, then the product", ((transformer_block, "softmax_product", textbook_product),), parts=BLOCK
+    "softmax, then the product with v": Lever(
+        "divided after the product, as on CPU",
+        ((transformer_block, "softmax_product", as_on_cpu(softmax.softmax_product)),),
+        parts=BLOCK,
     ),
     "gradients of the scores in bfloat16": Lever(
         "in float32", ((transformer_block, "wide_einsum", plain_einsum),), parts=BLOCK
@@ -118,14 +112,22 @@ LEVERS = {
     "T2T attention by rows": Lever(
         "all scores at once", ((softmax, "ROWS", 1 << 30),), tokens_types=("transformer",), parts=("tokens_to_token",)
     ),
-    "soft split by strided slices": Lever(
-        "conv_general_dilated_patches",
-        ((layers.Unfold, "__call__", patches_by_convolution),),
+    "T2T softmax, then the product with v": Lever(
+        "divided after the product, as on CPU",
+        ((softmax, "softmax_product", as_on_cpu(softmax.softmax_product)),),
+        tokens_types=("transformer",),
+        parts=("tokens_to_token",),
+    ),
+    "soft split by a convolution": Lever(
+        "strided slices, as on CPU",
+        ((layers.Unfold, "__call__", as_on_cpu(layers.Unfold.__call__)),),
         parts=("tokens_to_token",),
     ),
     "GELU by erf, one array kept": Lever("jax.nn.gelu", ((layers, "gelu", exact_gelu),)),
     "LayerNorm in PyTorch's order": Lever("flax's", ((layers.LayerNorm, "__call__", nnx.LayerNorm.__call__),)),
-    "tokens flattened around Linear": Lever("(B, N, C)", ((layers.Linear, "__call__", nnx.Linear.__call__),)),
+    "tokens as they are around Linear": Lever(
+        "in one dimension, as on CPU", ((layers.Linear, "__call__", as_on_cpu(layers.Linear.__call__)),)
+    ),
     "bfloat16": Lever("float32", dtype=jnp.float32),
     "activations kept": Lever("--remat: computed again", remat=True),
 }
@@ -151,7 +153,7 @@ def measure(options: Options, part: str, lever: Lever | None) -> dict[str, float
         result, backward = jax.vjp(lambda params, x: run(params, buffers, x), params, x)
         return result, backward(given)
 
-    with lever.undo():
+    with traced_for("tpu"), lever.undo():
         given = jax.eval_shape(forward, params, buffers, x)
         chip = SingleDeviceSharding(tpu_topology(options.topology).devices[0])
         arguments = jax.tree.map(

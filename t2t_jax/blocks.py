@@ -13,6 +13,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import Mesh
 
 from t2t_jax.mesh import AnyMesh, split_batch
+from t2t_jax.platform import on_cpu
 from t2t_jax.stacked import run_blocks
 
 
@@ -70,7 +71,7 @@ def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = Fals
 
 
 def on_one_cpu(mesh: AnyMesh | None = None) -> bool:
-    """Whether programs for `mesh` (None: the default device) run on a single CPU device; there blocks are fenced."""
+    """Whether programs for `mesh` (None: what is traced for) run on a single CPU device; there blocks are fenced."""
     if mesh is None:
-        return jax.default_backend() == "cpu"
+        return on_cpu()
     return isinstance(mesh, Mesh) and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"

@@ -36,6 +36,7 @@ from t2t_config.models import model_config
 from t2t_jax import hlo
 from t2t_jax.build import build_model, build_step, check_recipe
 from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, own_shapes, tree_shardings
+from t2t_jax.platform import traced_for
 from t2t_jax.state import split_model
 from t2t_jax.step import init_state
 from t2t_jax.topology import HBM_GIB, num_chips, topology_name, tpu_topology
@@ -222,8 +223,9 @@ def compile_step(options: Options) -> tuple[Report, str]:
         mesh = topologies.make_mesh(devices, shape, AXES)
     recipe = recipe_of(options, mesh.size)
     check_recipe(recipe, mesh)
-    step, arguments = abstract_step(recipe, mesh)
-    traced = step.trace(*arguments)
+    with traced_for("tpu"):
+        step, arguments = abstract_step(recipe, mesh)
+        traced = step.trace(*arguments)
     lowered = traced.lower(lowering_platforms=("tpu",))
     products = matrix_products(traced.jaxpr.jaxpr)
     report = Report(

@@ -44,8 +44,7 @@ def dot_product_attention(
 ) -> jax.Array:
     """drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D).
 
-    The softmax never runs below float32. Where nothing is dropped its sum divides the product with v, D numbers for
-    each token in place of N.
+    The softmax never runs below float32.
     """
     attn = wide_einsum("bhnd,bhmd->bhnm", q * scale, k)
     if isinstance(attn_drop, Identity) or attn_drop.deterministic:

@@ -25,8 +25,9 @@ from t2t_jax.layers import (
     gelu,
     trunc_normal,
 )
+from t2t_jax.platform import traced_for
 from tests.golden import rel_f
-from tests.jax.helpers import modules, normal
+from tests.jax.helpers import equations, modules, normal
 
 
 def test_trunc_normal_has_absolute_bounds():
@@ -135,7 +136,10 @@ def test_dropout_in_evaluation_and_in_training(layer_type: type[Dropout]):
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1), (2, 1, 0)])
 @pytest.mark.parametrize("size", [(16, 16), (9, 14)])
-def test_unfold_is_channel_major_and_bit_for_bit(kernel: int, stride: int, padding: int, size: tuple[int, int]):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_unfold_is_channel_major_and_bit_for_bit(
+    kernel: int, stride: int, padding: int, size: tuple[int, int], platform: str
+):
     x = np.asarray(normal(2, *size, 3))
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in size)
@@ -145,7 +149,19 @@ def test_unfold_is_channel_major_and_bit_for_bit(kernel: int, stride: int, paddi
             top, left = i * stride, j * stride
             expected[:, i, j] = padded[:, top : top + kernel, left : left + kernel].transpose(0, 3, 1, 2)
     expected = expected.reshape(2, rows * columns, 3 * kernel * kernel)
-    np.testing.assert_array_equal(Unfold(kernel, stride, padding)(jnp.asarray(x)), expected)
+    with traced_for(platform):
+        np.testing.assert_array_equal(Unfold(kernel, stride, padding)(jnp.asarray(x)), expected)
+
+
+def test_unfold_by_a_convolution_asks_for_whole_pixels():
+    """Its default precision would round them, and their gradients, on the hardware that takes it."""
+    with traced_for("tpu"):
+        program = jax.make_jaxpr(jax.grad(lambda x: Unfold(3, 2, 1)(x).sum()))(jnp.zeros((1, 8, 8, 2))).jaxpr
+    convolutions = [e for e in equations(program) if e.primitive.name == "conv_general_dilated"]
+    assert len(convolutions) == 2
+    for convolution in convolutions:
+        pixels, _ = convolution.params["precision"]
+        assert pixels == jax.lax.Precision.HIGHEST
 
 
 def test_sequential_has_the_paths_of_pytorch():
