@@ -79,6 +79,10 @@ DEFECTS = tuple(
             "test_a_full_disk_is_an_error_of_one_line_and_the_next_run_drops_the_line_that_is_cut",
         ),
         (
+            "A disk that filled up under a checkpoint of JAX was told of in pages of traceback beside the one line.",
+            "tests/train/test_checkpoint.py::test_a_full_disk_is_told_of_in_one_line",
+        ),
+        (
             "A process of t2t_torch that lost another ended in a traceback.",
             "tests/torch/test_processes.py::test_a_lost_process_is_told_of",
         ),
