@@ -59,9 +59,10 @@ What we wanted, and what was measured:
 - **Fences between blocks** (`t2t_jax/blocks.py`). XLA's CPU compiler fuses the chain of residual sums into everything
   that reads it and computes it again there. On a CPU blocks stay calls of the program; elsewhere it is as it was.
 - **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
-  falls on the weights. In PyTorch the fused kernels run there.
+  falls on the weights; on CPUs alone. In PyTorch the fused kernels run there.
 - **GELU by erf**, as PyTorch computes it; `jax.nn.gelu` takes erfc, which costs another exponential and two divisions.
-- **Tokens flattened around every Linear**: the gradient of its kernel is then one plain product.
+- **Tokens flattened around every Linear**: the gradient of its kernel is then one plain product; on CPUs alone.
+- **Soft split by strided slices**, whose gradient is no convolution of an image spread out with zeros; on CPUs alone.
 - **LayerNorm in PyTorch's order of products**: one number for each token is scaled, not an array.
 - **Huge pages** (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` before the command): XLA takes its memory anew in every step.
 - **Fused AdamW** and an average in place, in PyTorch.
@@ -98,8 +99,8 @@ there are scores that are computed twice to save memory.
 
 What each lever does there, from `python -m benchmarks.levers`: the T2T module and one block of {levers_model}, forward
 and backward, {levers_batch} images, compiled with one lever undone at a time. Bytes that the program reads and writes,
-and what it holds besides its arguments. Above 1, the lever saves them. Below 1, what pays on a CPU costs there: by
-these figures such a lever should be left to CPUs, which is not done yet.
+and what it holds besides its arguments. Above 1, the lever saves them. Three forms that pay on a CPU cost there, as
+their rows show ("as on CPU"): which one is traced is chosen in `t2t_jax/platform.py`.
 
 {levers}
 """
