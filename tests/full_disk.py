@@ -8,8 +8,10 @@ import sys
 FULL = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write beyond the limit raises OSError, as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
 """
+SPACIOUS = "resource.setrlimit(resource.RLIMIT_FSIZE, limits)  # for what measures which lines run"
 
 
 def on_full_disk(before: str, then: str) -> str:
@@ -18,7 +20,7 @@ def on_full_disk(before: str, then: str) -> str:
     It runs in a process of its own; `before` runs there too, while files may still have any size.
     """
     body = "".join(f"    {line}\n" for line in then.strip().splitlines())
-    code = f"{before}\n{FULL}\ntry:\n{body}except ValueError as error:\n    print(error)\n"
+    code = f"{before}\n{FULL}\ntry:\n{body}except ValueError as error:\n    print(error)\n{SPACIOUS}\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
