@@ -126,7 +126,7 @@ LEVERS = {
     "GELU by erf, one array kept": Lever("jax.nn.gelu", ((layers, "gelu", exact_gelu),)),
     "LayerNorm in PyTorch's order": Lever("flax's", ((layers.LayerNorm, "__call__", nnx.LayerNorm.__call__),)),
     "tokens as they are around Linear": Lever(
-        "in one dimension, as on CPU", ((layers.Linear, "__call__", as_on_cpu(layers.Linear.__call__)),)
+        "in one dimension, as on CPU", ((layers.Linear, "__call__", as_on_cpu(layers.Linear.__call__)),), parts=BLOCK
     ),
     "bfloat16": Lever("float32", dtype=jnp.float32),
     "activations kept": Lever("--remat: computed again", remat=True),

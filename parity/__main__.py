@@ -174,7 +174,7 @@ def _show(report: Any, targets: dict[str, Path], console: Console) -> int:
     sys.stdout.write(report.render(width=console.width, color=console.is_terminal and console.color_system is not None))
     for name, path in targets.items():
         write_text(path, getattr(report, f"to_{name}")())
-        console.print(f"report written to {path}")
+        console.print(f"report written to {path}", soft_wrap=True)
     return cli.OK if report.passed else cli.FAILED
 
 
@@ -190,7 +190,7 @@ def convert(options: Convert, console: Console) -> int:
             check=options.check,
             **_sizes(options),
         )
-    console.print(f"{options.target}: {len(ledger)} tensors of {options.model}, bit for bit")
+    console.print(f"{options.target}: {len(ledger)} tensors of {options.model}, bit for bit", soft_wrap=True)
     return cli.OK
 
 
@@ -221,7 +221,7 @@ def survey(options: Survey, console: Console) -> int:
             figures.append(figure)
             write(figures, fingerprint(), options.out)
             console.print(f"{figure.name}: {'every gate holds' if figure.passed else 'FAILED'}, {figure.seconds:.0f} s")
-    console.print(f"{len(figures)} models written to {options.out}")
+    console.print(f"{len(figures)} models written to {options.out}", soft_wrap=True)
     return cli.OK if all(figure.passed for figure in figures) else cli.FAILED
 
 

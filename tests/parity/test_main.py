@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,11 @@ import t2t_torch
 from parity.__main__ import main
 from parity.formats import saved_metadata
 from parity.models import power
+from parity.selftest import Outcome, Selftest
+from parity.survey import Figure
 from t2t_common import cli
 from t2t_config.metadata import describe_model, to_text
+from tests.parity.test_survey import figure
 
 SMALL = ["--img-size", "32", "--num-classes", "10", "--level", "forward"]
 MICRO = ["check", "t2t_vit_micro", *SMALL]
@@ -203,6 +207,48 @@ def test_convert_of_another_models_weights_writes_nothing(
     assert run("convert", checkpoint, tmp_path / "folder", "--model", "t2t_vit_tiny") == 2
     assert "t2t_vit_micro" in complaint(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
+# ---- selftest and survey ----
+
+
+@pytest.mark.parametrize("caught", [True, False])
+def test_selftest_ends_by_what_was_caught(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caught: bool
+):
+    judged = Outcome("kernel rotated", "conversion", caught, 1e9, None, None, None, None, 1.0)
+    found = Selftest((judged,), (), correct_runs=1, seconds=1.0)
+    asked: list[dict[str, object]] = []
+
+    def selftest(**options: object) -> Selftest:
+        asked.append(options)
+        return found
+
+    monkeypatch.setattr("parity.selftest.run", selftest)
+    assert run("selftest", "--seeds", 3, "--json", tmp_path / "outcome.json") == (0 if caught else 1)
+    assert asked[0]["seeds"] == 3
+    assert f"{int(caught)} of 1 mutations caught" in capsys.readouterr().out
+    assert (tmp_path / "outcome.json").read_text().strip() == found.to_json()
+    assert run("selftest", "--json", tmp_path / "none" / "outcome.json") == 2
+    assert len(asked) == 1  # before anything is run
+
+
+def test_a_survey_writes_each_model_as_it_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    page = tmp_path / "parity.md"
+
+    def survey(names: tuple[str, ...], **options: object) -> Iterator[Figure]:
+        yield figure("t2t_vit_7")
+        assert "`t2t_vit_7`" in page.read_text()
+        yield figure("t2t_vit_10", passed="t2t_vit_24" not in names)
+
+    monkeypatch.setattr("parity.survey.survey", survey)
+    assert run("survey", "--out", page) == 1  # of all models
+    assert run("survey", "--out", page, "--names", "t2t_vit_7", "t2t_vit_10") == 0
+    said = capsys.readouterr().out
+    assert "t2t_vit_10: FAILED, 1 s" in said
+    assert f"2 models written to {page}" in said
 
 
 # ---- the process ----
