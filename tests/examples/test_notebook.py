@@ -63,7 +63,7 @@ def cell(source: str, **metadata: Any) -> NotebookNode:
 
 def run(cells: list[NotebookNode], folder: Path) -> list[NotebookNode]:
     """The cells with their outputs; a cell that fails is an error."""
-    notebook = nbformat.v4.new_notebook(cells=copy.deepcopy(cells), metadata=NOTEBOOK.metadata)
+    notebook = nbformat.v4.new_notebook(cells=copy.deepcopy(cells), metadata=copy.deepcopy(NOTEBOOK.metadata))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook.cells
 
