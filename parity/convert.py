@@ -160,7 +160,7 @@ def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rul
 
 def _shape(tensor: Any) -> tuple[int, ...] | None:
     """Shape of a tensor or variable, None of one that holds something else."""
-    shape = getattr(tensor.get_value() if isinstance(tensor, nnx.Variable) else tensor, "shape", None)
+    shape = getattr(tensor, "shape", None)
     return None if shape is None else tuple(shape)
 
 

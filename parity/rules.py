@@ -73,25 +73,20 @@ def _conv_axes(kernel_size: Sequence[int]) -> tuple[int, ...]:
 
 
 def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
-    """The rules of a flax layer type (subclasses included), () for a module that owns its tensors by bare names."""
+    """The rules of a flax layer type (subclasses included); tensors that are the same on both sides need none."""
     match module:
         case nnx.Linear():
-            return LeafRule("weight", "kernel", (1, 0)), LeafRule("bias", "bias")
+            return (LeafRule("weight", "kernel", (1, 0)),)
         case nnx.LinearGeneral():
             return LeafRule("weight", "kernel", (1, 0), reshape=True), LeafRule("bias", "bias", reshape=True)
         case nnx.MultiHeadAttention():
             return _attention_rules()
         case nnx.Conv():
-            return LeafRule("weight", "kernel", _conv_axes(module.kernel_size)), LeafRule("bias", "bias")
+            return (LeafRule("weight", "kernel", _conv_axes(module.kernel_size)),)
         case nnx.BatchNorm():
-            return (
-                LeafRule("weight", "scale"),
-                LeafRule("bias", "bias"),
-                LeafRule("running_mean", "mean"),
-                LeafRule("running_var", "var"),
-            )
+            return LeafRule("weight", "scale"), LeafRule("running_mean", "mean"), LeafRule("running_var", "var")
         case nnx.LayerNorm() | nnx.GroupNorm() | nnx.RMSNorm():
-            return LeafRule("weight", "scale"), LeafRule("bias", "bias")
+            return (LeafRule("weight", "scale"),)
         case nnx.Embed():
             return (LeafRule("weight", "embedding"),)
         case _:

@@ -121,6 +121,12 @@ def test_what_is_no_tensor_is_listed():
         {**TorchTwice().state_dict(), "epoch": 3}, nnx.eval_shape(FlaxTwice), Rules(torch_only=["epoch"])
     )
     assert ledger.torch_only == ("epoch",)
+    ledger = build_ledger({**TorchTwice().state_dict(), "rate": torch.zeros(())}, model, Rules(jax_only=["ra*"]))
+    assert "rate" not in ledger.jax_only  # it is claimed
+    ledger = build_ledger(TorchTwice().state_dict(), model, Rules(jax_only=["ra*"]))
+    assert ledger.jax_only == ("rate",)
+    with pytest.raises(ValueError, match=r"^1 tensors .*: fc\.weight of PyTorch is a str, not a tensor$"):
+        build_ledger({**TorchTwice().state_dict(), "fc.weight": "lost"}, nnx.eval_shape(FlaxTwice))
 
 
 def test_only_batch_norms_own_count_stays_in_pytorch_unasked():

@@ -28,7 +28,10 @@ def test_a_rule_loses_nothing(axes: tuple[int, ...] | None):
     array = images(2, 3, 4)
     there = rule.to_jax(array)
     assert rule.fits(array.shape, there.shape)
-    np.testing.assert_array_equal(rule.to_torch(there, array.shape), array)
+    back = rule.to_torch(there, array.shape)
+    np.testing.assert_array_equal(back, array)
+    assert there.flags.c_contiguous
+    assert back.flags.c_contiguous
 
 
 @st.composite
