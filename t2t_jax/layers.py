@@ -17,7 +17,6 @@ from flax import nnx
 
 from t2t_jax.platform import on_cpu
 
-
 TILE_ROWS = 16
 """Rows of a tile in a TPU's memory, of bfloat16; of float32 it has half as many."""
 
