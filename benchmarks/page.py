@@ -97,6 +97,8 @@ there are scores that are computed twice to save memory.
 
 {tpu}
 
+{batches}
+
 What each lever does there, from `python -m benchmarks.levers`: the T2T module and one block of {levers_model}, forward
 and backward, {levers_batch} images, compiled with one lever undone at a time. Bytes that the program reads and writes,
 and what it holds besides its arguments. Above 1, the lever saves them. Three forms that pay on a CPU cost there, as
@@ -117,9 +119,9 @@ def render(results: Path = RESULTS) -> str:
         json.loads((results / f"{name}.json").read_text())
         for name in ("start", "scaling", "scores_in_parts", "scores_at_once", "levers")
     )
-    compiled, lowered = (
+    compiled, lowered, batches = (
         {path.name: json.loads(path.read_text()) for path in sorted((results / folder).glob("*.json"))}
-        for folder in ("tpu", "lowered")
+        for folder in ("tpu", "lowered", "batches")
     )
     memory_parts, memory_whole = (x["sizes"]["224"]["temporary_bytes"] / x["options"]["batch"] for x in (parts, whole))
     return TEXT.format(
@@ -139,6 +141,7 @@ def render(results: Path = RESULTS) -> str:
         levers_batch=levers["batch"],
         levers="\n".join(_levers(levers["parts"])),
         tpu="\n".join(_tpu([(report, lowered[name]) for name, report in compiled.items()])),
+        batches=_batches(list(batches.values())),
     )
 
 
@@ -232,6 +235,18 @@ def _tpu(reports: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[s
             f"{r['compile_seconds']:.0f} s",
         )
         yield f"| {' | '.join(cells)} |"
+
+
+def _batches(reports: Sequence[dict[str, Any]]) -> str:
+    """The largest batch that fits, and the next one that was tried."""
+    first = reports[0]
+    largest = max((r for r in reports if r["fits"]), key=lambda r: r["batch"])
+    beyond = min(r["batch"] for r in reports if not r["fits"])
+    mesh = ", ".join(f"{axis}={size}" for axis, size in first["mesh"].items())
+    return (
+        f"The largest batch of {first['model']} that was seen to fit on {first['topology']} ({mesh}) has "
+        f"{largest['batch']} images,\nwith {largest['memory']['total'] / 2**30:.2f} GiB a device; {beyond} do not fit."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
