@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import sys
-import time
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +41,8 @@ from t2t_jax.torch_file import Weights, read_torch_file
 
 BEST = "best"
 SCRATCH = ".unfinished-"
+LIMIT_SECONDS = 1200.0
+"""For one checkpoint. Orbax has the same limit, but by the system's time: set back, that is never reached."""
 MAX_EXPANSION = 100
 """Orbax packs: arrays of zeros become nearly nothing."""
 
@@ -98,7 +100,7 @@ def start_writing(
 
     def finish() -> None:
         with writing(path), _swept_on_failure(folder):
-            written.result()
+            written.result(timeout=LIMIT_SECONDS)
             if jax.process_index() > 0:
                 return
             if path.exists():
@@ -115,6 +117,9 @@ def writing(path: Path) -> Iterator[None]:
     """Makes what fails inside a ValueError that names `path`; a full disk raises OSError, and others in tensorstore."""
     try:
         yield
+    except TimeoutError as error:  # Orbax goes by the system's time
+        remedy = "look after the disk and the system's time, then give the same command again"
+        raise ValueError(f"cannot write {path} ({reason(error)}): {remedy}") from error
     except Exception as error:
         raise ValueError(f"cannot write {path} ({reason(error)}): free space, or choose another folder") from error
 
@@ -126,7 +131,7 @@ def _swept_on_failure(folder: Path) -> Iterator[None]:
     except BaseException:
         for _ in range(10):  # Orbax's threads go on writing for a moment
             shutil.rmtree(folder, ignore_errors=True)
-            time.sleep(0.1)
+            threading.Event().wait(0.1)  # no error of its own, whatever happens to the system's time
         raise
 
 
@@ -138,6 +143,7 @@ def _silence_orbax() -> None:
     waits for any more.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
     show = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:

@@ -82,6 +82,18 @@ path = {str(tmp_path / "m")!r}
     assert not list(tmp_path.iterdir())
 
 
+def test_a_save_that_takes_too_long_is_not_about_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the system's time, which may have been set forward."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise TimeoutError("Overall save timeout exceeded.")
+
+    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables_async", fail)
+    with pytest.raises(ValueError, match=r"cannot write .*m \(Overall .*\): look after the disk and the system's time"):
+        save_model(tmp_path / "m", {"a": np.zeros(2)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_exchange_in_two_steps_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(replace, "_exchanged", lambda one, other: False)
     save_model(tmp_path / "m", {"a": np.ones(2)})
