@@ -62,8 +62,8 @@ What we wanted, and what was measured:
 - **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
   falls on the weights; on CPUs alone. In PyTorch the fused kernels run there.
 - **GELU by erf**, as PyTorch computes it; `jax.nn.gelu` takes erfc, which costs another exponential and two divisions.
-- **Tokens flattened around every Linear**: the gradient of its kernel is then one plain product. On a TPU only where its
-  memory's tiles allow it without a copy: not with 197 tokens.
+- **Tokens flattened around every Linear**: the gradient of its kernel is then one plain product. On a TPU only where
+  its memory's tiles allow it without a copy: not with 197 tokens.
 - **Soft split by strided slices**, whose gradient is no convolution of an image spread out with zeros; on CPUs alone.
 - **LayerNorm in PyTorch's order of products**: one number for each token is scaled, not an array.
 - **Huge pages** (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` before the command): XLA takes its memory anew in every step.
