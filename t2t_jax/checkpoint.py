@@ -42,7 +42,7 @@ from t2t_jax.torch_file import Weights, read_torch_file
 BEST = "best"
 SCRATCH = ".unfinished-"
 LIMIT_SECONDS = 1200.0
-"""For one checkpoint. Orbax has the same limit, but by the system's time: set back, that is never reached."""
+"""For one checkpoint. Orbax has the same limit, but by the system's time, which may be set back."""
 MAX_EXPANSION = 100
 """Orbax packs: arrays of zeros become nearly nothing."""
 

@@ -84,7 +84,7 @@ path = {str(tmp_path / "m")!r}
 
 
 def test_a_save_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As one does while the system's time is set back."""
+    """Orbax's own limit goes by the system's time."""
     monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables_async", lambda *args, **kwargs: Future())
     monkeypatch.setattr("t2t_jax.checkpoint.LIMIT_SECONDS", 0.05)
     with pytest.raises(
