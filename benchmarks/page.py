@@ -100,8 +100,6 @@ compiler's count, which is not told of programs with loops, or by older code.
 
 {tpu}
 
-{batches}
-
 What each lever does there, from `python -m benchmarks.levers`: the T2T module and one block of {levers_model}, forward
 and backward, {levers_batch} images, compiled with one lever undone at a time. Bytes that the program reads and writes,
 and what it holds besides its arguments. Above 1, the lever saves them. Three forms that pay on a CPU cost there, as
@@ -122,9 +120,9 @@ def render(results: Path = RESULTS) -> str:
         json.loads((results / f"{name}.json").read_text())
         for name in ("start", "scaling", "scores_in_parts", "scores_at_once", "levers")
     )
-    compiled, lowered, batches = (
+    compiled, lowered = (
         {path.name: json.loads(path.read_text()) for path in sorted((results / folder).glob("*.json"))}
-        for folder in ("tpu", "lowered", "batches")
+        for folder in ("tpu", "lowered")
     )
     memory_parts, memory_whole = (x["sizes"]["224"]["temporary_bytes"] / x["options"]["batch"] for x in (parts, whole))
     return TEXT.format(
@@ -144,7 +142,6 @@ def render(results: Path = RESULTS) -> str:
         levers_batch=levers["batch"],
         levers="\n".join(_levers(levers["parts"])),
         tpu="\n".join(_tpu([(report, lowered[name]) for name, report in compiled.items()])),
-        batches=_batches(list(batches.values())),
     )
 
 
@@ -247,18 +244,6 @@ def _traffic(report: dict[str, Any]) -> str:
         return "not told"
     images = report["batch"] / math.prod(report["mesh"].values())
     return f"{report['bytes_accessed'] / images / 1e6:.0f} MB"
-
-
-def _batches(reports: Sequence[dict[str, Any]]) -> str:
-    """The largest batch that was seen to fit, and the smallest that was seen not to, if any was."""
-    largest = max((r for r in reports if r["fits"]), key=lambda r: r["batch"])
-    beyond = min((r["batch"] for r in reports if not r["fits"]), default=None)
-    mesh = ", ".join(f"{axis}={size}" for axis, size in largest["mesh"].items())
-    return (
-        f"The largest batch of {largest['model']} that was seen to fit on {largest['topology']} ({mesh}) has "
-        f"{largest['batch']} images,\nwith {largest['memory']['total'] / 2**30:.2f} GiB a device"
-        + (f"; {beyond} do not fit." if beyond else ".")
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

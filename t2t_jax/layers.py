@@ -35,7 +35,7 @@ class Linear(nnx.Linear):
 
     All tokens lie in one dimension: the kernel's gradient is then one plain product, which XLA would otherwise make of
     transposed copies (on a CPU a sixth of the attention's time). But not where the memory of a TPU is tiled in such a
-    way that the tokens would be copied for it: by half more bytes were read and written in a block of 197 tokens.
+    way that the tokens would be copied for it, as 197 are (docs/performance.md has what that costs).
     """
 
     def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, **spec: Any) -> None:
@@ -168,8 +168,8 @@ class Sequential(nnx.List):
 class Unfold(nnx.Module):
     """Soft split, PyTorch's `nn.Unfold` in tokens-last order: (B, H, W, C) -> (B, L, C * K * K), channel-major.
 
-    On a CPU by strided slices: a rearrangement. Elsewhere by a convolution, which gives the same order, and half the
-    bytes that a TPU reads and writes for the slices; its default precision would round the pixels.
+    On a CPU by strided slices: a rearrangement. Elsewhere by a convolution, which gives the same order; with slices a
+    TPU reads and writes far more (docs/performance.md). Its default precision would round the pixels.
     """
 
     def __init__(self, kernel: int, stride: int, padding: int) -> None:

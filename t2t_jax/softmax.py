@@ -21,8 +21,8 @@ SOFTMAX_PRODUCT = "softmax_product"
 def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`.
 
-    On a CPU the sums of the softmax divide the product, D numbers for each token in place of M. On a TPU that would
-    read and write a third more bytes in a block.
+    On a CPU the sums of the softmax divide the product, D numbers for each token in place of M. A TPU would read and
+    write more for it (docs/performance.md).
     """
     if not on_cpu():
         return checkpoint_name(jax.nn.softmax(attn, axis=-1).astype(v.dtype) @ v, SOFTMAX_PRODUCT)
