@@ -18,13 +18,11 @@ from t2t_config import MODELS, model_config, recipe
 from t2t_config.flops import forward_flops, training_flops
 from t2t_config.pretrained import PRETRAINED
 from t2t_jax import compile
-from tests.docs.blocks import PAGES, ROOT, page_name, shell_lines
+from tests.docs.blocks import PAGES, ROOT, WRITTEN, page_name, shell_lines
 from tests.docs.figures import FIGURES, SURVEY
 
 ROW = re.compile(r"^\| `(t2t_\w+)` \| (\w+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| (.*) \|$", re.MULTILINE)
 
-WRITTEN = {"docs/parity.md", "docs/performance.md", "docs/reliability.md"}
-"""Pages that a command writes from results: all of them is held by its test."""
 NO_FIGURES = (
     r"^```.*?^```|`[^`]+`",  # code, which is run by test_code_blocks, and what it prints
     r"arXiv \d{4}\.\d{5}|, \d{4}(?=\])",  # papers

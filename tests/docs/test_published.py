@@ -13,7 +13,7 @@ from t2t_config import MODELS, RECIPES, describe_recipe
 from t2t_config.card import model_card, to_config
 from t2t_config.metadata import describe
 from t2t_config.pretrained import PRETRAINED
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import ROOT, WRITTEN, page_name
 
 FILES = [file for tags in PRETRAINED.values() for file in tags.values()]
 PUBLISHED = {str(top1) for top1 in [*(m.top1 for m in MODELS.values()), *(f.top1 for f in FILES)] if top1 is not None}
@@ -34,9 +34,10 @@ SUFFIXES = (".md", ".py", ".ipynb", ".cff", ".toml", ".html")
 
 
 def texts() -> Iterator[Path]:
-    """Every file that a user may read a figure in; measurements (JSON, SVG) are ours."""
+    """Every file that a user may read a figure in; measurements (JSON, SVG, pages written from them) are ours."""
     paths = itertools.chain(ROOT.glob("*"), *((ROOT / folder).rglob("*") for folder in FOLDERS))
-    return (path for path in paths if path.suffix in SUFFIXES and path.is_file())
+    files = (path for path in paths if path.suffix in SUFFIXES and path.is_file())
+    return (path for path in files if page_name(path) not in WRITTEN)
 
 
 def unmarked(path: Path, text: str) -> list[str]:
