@@ -168,8 +168,9 @@ class Sequential(nnx.List):
 class Unfold(nnx.Module):
     """Soft split, PyTorch's `nn.Unfold` in tokens-last order: (B, H, W, C) -> (B, L, C * K * K), channel-major.
 
-    On a CPU by strided slices: a rearrangement. Elsewhere by a convolution, which gives the same order; with slices a
-    TPU reads and writes far more (docs/performance.md). Its default precision would round the pixels.
+    On a CPU a rearrangement: with the image cut into steps of the stride, S x S pixels each, a window is a few whole
+    slices of it. Elsewhere by a convolution, which gives the same order; with slices a TPU reads and writes far more
+    (docs/performance.md). Its default precision would round the pixels.
     """
 
     def __init__(self, kernel: int, stride: int, padding: int) -> None:
@@ -191,21 +192,17 @@ class Unfold(nnx.Module):
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
     def _slices(self, x: jax.Array) -> jax.Array:
-        B, _, _, C = x.shape
-        pad = (self.padding, self.padding)
-        x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-        rows, columns = ((side - self.kernel) // self.stride + 1 for side in x.shape[1:3])
-        windows = [
-            jax.lax.slice(
-                x,
-                (0, i, j, 0),
-                (B, i + (rows - 1) * self.stride + 1, j + (columns - 1) * self.stride + 1, C),
-                (1, self.stride, self.stride, 1),
-            )
-            for i in range(self.kernel)
-            for j in range(self.kernel)
-        ]
-        return jnp.stack(windows, axis=-1).reshape(B, rows * columns, C * self.kernel**2)
+        K, S, P = self.kernel, self.stride, self.padding
+        B, *sides, C = x.shape
+        rows, columns = ((side + 2 * P - K) // S + 1 for side in sides)
+        steps = range(math.ceil(K / S))  # of S pixels, that a window lies over
+        crops = [(P, (n + len(steps) - 1) * S - side - P, 0) for n, side in zip((rows, columns), sides, strict=True)]
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *crops, (0, 0, 0)])
+        x = x.reshape(B, rows + len(steps) - 1, S, columns + len(steps) - 1, S, C).transpose(0, 1, 3, 5, 2, 4)
+        bands = [x[:, i : i + rows, ..., : K - i * S, :] for i in steps]
+        parts = [[band[:, :, j : j + columns, ..., : K - j * S] for j in steps] for band in bands]
+        windows = jnp.concatenate([jnp.concatenate(part, axis=-1) for part in parts], axis=-2)
+        return windows.reshape(B, rows * columns, C * K * K)
 
 
 def check_images(x: jax.Array, in_chans: int, img_size: tuple[int, int]) -> None:

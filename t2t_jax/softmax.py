@@ -9,27 +9,48 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from t2t_jax.platform import on_cpu
 from t2t_jax.wide import wide_einsum
 
-SOFTMAX_PRODUCT = "softmax_product"
-"""Name of the product with v, for those who choose what a backward pass computes again."""
-
 
 def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`.
+    """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`."""
+    if on_cpu() and attn.dtype == v.dtype:
+        return _divided_product(attn, v)
+    return jax.nn.softmax(attn, axis=-1).astype(v.dtype) @ v
 
-    On a CPU the sums of the softmax divide the product, D numbers for each token in place of M. A TPU would read and
-    write more for it (docs/performance.md).
+
+@jax.custom_jvp
+def _divided_product(attn: jax.Array, v: jax.Array) -> jax.Array:
+    """The sums of the softmax divide the product, D numbers for each token in place of M.
+
+    Sum and division end up in one loop with the product, which XLA's CPU compiler then spreads over the cores; many
+    small products by themselves it computes on one. A TPU would read and write more for it (docs/performance.md).
     """
-    if not on_cpu():
-        return checkpoint_name(jax.nn.softmax(attn, axis=-1).astype(v.dtype) @ v, SOFTMAX_PRODUCT)
-    exp = jnp.exp(attn - jax.lax.stop_gradient(attn.max(axis=-1, keepdims=True)))
+    exp = _exp(attn)
+    return exp @ v / exp.sum(axis=-1, keepdims=True)
+
+
+@_divided_product.defjvp
+def _divided_product_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    attn, v = primals
+    exp = _exp(attn)
+    return exp @ v / exp.sum(axis=-1, keepdims=True), _tangent(exp, v, *tangents)
+
+
+@jax.checkpoint  # were the sums kept for the backward pass, they would leave the product's loop
+def _tangent(exp: jax.Array, v: jax.Array, d_attn: jax.Array, d_v: jax.Array) -> jax.Array:
     total = exp.sum(axis=-1, keepdims=True)
-    product = checkpoint_name(wide_einsum("...nm,...md->...nd", exp.astype(v.dtype), v), SOFTMAX_PRODUCT)
-    return (product / total).astype(v.dtype)
+    d_exp = exp * (d_attn - (exp * d_attn).sum(axis=-1, keepdims=True) / total)
+    return (d_exp @ v + exp @ d_v) / total
+
+
+def _exp(attn: jax.Array) -> jax.Array:
+    """exp(attn) but for a factor of each row that keeps it from overflow."""
+    return jnp.exp(attn - attn.max(axis=-1, keepdims=True))
 
 
 ROWS = 512
@@ -51,8 +72,7 @@ def attention_by_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     if count == 1:
         return attend(q)
-    kept = jax.checkpoint_policies.save_only_these_names(SOFTMAX_PRODUCT)
-    attend_again = jax.checkpoint(attend, prevent_cse=False, policy=kept)
+    attend_again = jax.checkpoint(attend, prevent_cse=False)
     parts = jnp.pad(q, ((0, 0), (0, count * rows - N), (0, 0))).reshape(B, count, rows, D)
     found = jax.lax.map(attend_again, parts.swapaxes(0, 1)).swapaxes(0, 1)
     return found.reshape(B, count * rows, D)[:, :N]

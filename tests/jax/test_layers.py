@@ -134,7 +134,7 @@ def test_dropout_in_evaluation_and_in_training(layer_type: type[Dropout]):
     assert not layer_type(1.0)(x, rngs=nnx.Rngs(dropout=0)).any()
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1), (2, 1, 0)])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1), (2, 1, 0), (2, 3, 1)])
 @pytest.mark.parametrize("size", [(16, 16), (9, 14)])
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_unfold_is_channel_major_and_bit_for_bit(
