@@ -1,4 +1,4 @@
-"""python -m benchmarks.levers [--model NAME] [--batch N] [--json FILE]
+"""python -m benchmarks.levers [--model NAME] [--batch N] [--parts NAME ...] [--json FILE]
 
 What each lever does to the program of a TPU that is not there: the T2T module and one block of the backbone, forward
 and backward, in bfloat16, compiled as they are and again with one lever undone, in the form that it replaced. Bytes
@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import jax
@@ -36,7 +36,8 @@ from t2t_jax.state import Arrays, merge_model, split_model
 from t2t_jax.topology import tpu_topology
 from t2t_jax.wide import wide_einsum
 
-PARTS = ("tokens_to_token", "block")
+Part = Literal["tokens_to_token", "block"]
+PARTS: tuple[Part, ...] = ("tokens_to_token", "block")
 AS_IT_IS = "as it is"
 
 
@@ -50,6 +51,8 @@ class Options:
     """TPUs of which one is compiled for."""
     batch: int = 64
     """Images."""
+    parts: tuple[Part, ...] = PARTS
+    """What is compiled."""
     json: Path | None = None
     """File for all figures."""
 
@@ -193,7 +196,7 @@ def main(args: Sequence[str]) -> int:
     if options.json is not None:
         check_target(options.json)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for part in PARTS:
+    for part in options.parts:
         undone = {name: x for name, x in LEVERS.items() if part in x.parts and tokens_type in x.tokens_types}
         levers: dict[str, Lever | None] = {AS_IT_IS: None, **undone}
         with status(f"{options.model}, {part}") as progress:

@@ -51,7 +51,8 @@ Versions: {versions}; the authors' code and timm run in timm's environment.
 
 {speed}
 
-What we wanted, and what was measured:
+What we wanted, and what was measured. The last column is the share of the limit that the wanted speed would be: no
+order of the same products in float32 reaches more than all of it.
 
 {targets}
 
@@ -60,18 +61,20 @@ What we wanted, and what was measured:
 - **Fences between blocks** (`t2t_jax/blocks.py`). XLA's CPU compiler fuses the chain of residual sums into everything
   that reads it and computes it again there. On a CPU blocks stay calls of the program; elsewhere it is as it was.
 - **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
-  falls on the weights; on CPUs alone. In PyTorch the fused kernels run there.
+  falls on the weights; on CPUs alone. The sums stand in one loop with the product, also in training: XLA spreads that
+  loop over the cores, while many small products by themselves run on one. In PyTorch the fused kernels run there.
 - **GELU by erf**, as PyTorch computes it; `jax.nn.gelu` takes erfc, which costs another exponential and two divisions.
 - **Tokens flattened around every Linear**: the gradient of its kernel is then one plain product. On a TPU only where
   its memory's tiles allow it without a copy: not with 197 tokens.
-- **Soft split by strided slices**, whose gradient is no convolution of an image spread out with zeros; on CPUs alone.
+- **Soft split by a few whole slices**: cut into squares of the stride, four of them hold a window. A strided slice for
+  each of its pixels takes several times as long, backward too, and so does a convolution; on CPUs alone.
 - **LayerNorm in PyTorch's order of products**: one number for each token is scaled, not an array.
 - **Huge pages** (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` before the command): XLA takes its memory anew in every step.
 - **Fused AdamW** and an average in place, in PyTorch.
 
 Tried without effect: optimisation barriers (the CPU compiler drops them before it fuses), a scan over blocks (faster
 than no fences, slower than fences), a column of ones in v for the softmax's sum, both random features of the performer
-in one product, closed-form gradients for attention, other schedulers and fusion types of XLA.
+in one product, scores of half the images at a time, other schedulers and fusion types of XLA.
 
 ## Against pixels
 
@@ -100,10 +103,12 @@ compiler's count, which is not told of programs with loops, or by older code.
 
 {tpu}
 
-What each lever does there, from `python -m benchmarks.levers`: the T2T module and one block of {levers_model}, forward
-and backward, {levers_batch} images, compiled with one lever undone at a time. Bytes that the program reads and writes,
-and what it holds besides its arguments. Above 1, the lever saves them. Three forms that pay on a CPU cost there, as
-their rows show ("as on CPU"): which one is traced is chosen in `t2t_jax/platform.py`.
+{batches}
+
+What each lever does there, from `python -m benchmarks.levers`: T2T modules and a block, forward and backward, compiled
+with one lever undone at a time. Bytes that the program reads and writes, and what it holds besides its arguments. Above
+1, the lever saves them. Three forms that pay on a CPU cost there, as their rows show ("as on CPU"): which one is traced
+is chosen in `t2t_jax/platform.py`.
 
 {levers}
 """
@@ -116,13 +121,13 @@ def render(results: Path = RESULTS) -> str:
         FileNotFoundError: results are missing.
     """
     speed = json.loads((results / "speed.json").read_text())
-    start, scaling, parts, whole, levers = (
+    start, scaling, parts, whole = (
         json.loads((results / f"{name}.json").read_text())
-        for name in ("start", "scaling", "scores_in_parts", "scores_at_once", "levers")
+        for name in ("start", "scaling", "scores_in_parts", "scores_at_once")
     )
-    compiled, lowered = (
+    compiled, lowered, batches, levers = (
         {path.name: json.loads(path.read_text()) for path in sorted((results / folder).glob("*.json"))}
-        for folder in ("tpu", "lowered")
+        for folder in ("tpu", "lowered", "batches", "levers")
     )
     memory_parts, memory_whole = (x["sizes"]["224"]["temporary_bytes"] / x["options"]["batch"] for x in (parts, whole))
     return TEXT.format(
@@ -138,10 +143,9 @@ def render(results: Path = RESULTS) -> str:
         memory_whole=memory_whole / 1e6,
         memory_ratio=memory_whole / memory_parts,
         start="\n".join(_start(start)),
-        levers_model=levers["model"],
-        levers_batch=levers["batch"],
-        levers="\n".join(_levers(levers["parts"])),
+        levers="\n".join(_levers(list(levers.values()))),
         tpu="\n".join(_tpu([(report, lowered[name]) for name, report in compiled.items()])),
+        batches=_batches(list(batches.values())),
     )
 
 
@@ -150,9 +154,13 @@ def _versions(contestants: dict[str, Any]) -> str:
     return "; ".join(f"{name} {sets[name]}" for name in ("t2t_jax", "t2t_torch", "authors' code"))
 
 
+def _header(*columns: str) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+
+
 def _speed(tasks: dict[str, Any]) -> Iterator[str]:
-    yield "| | inference, images/s | of the limit | training, images/s | of the limit | first step |"
-    yield "|---|---|---|---|---|---|"
+    yield from _header("", "inference, images/s", "of the limit", "training, images/s", "of the limit", "first step")
     for name in tasks["inference"]["contestants"]:
         rows = [tasks[task]["contestants"][name] for task in ("inference", "training")]
         cells = [f"{row['images_a_second']:.2f} | {row['share_of_limit']:.0%}" for row in rows]
@@ -160,19 +168,19 @@ def _speed(tasks: dict[str, Any]) -> Iterator[str]:
 
 
 def _targets(tasks: dict[str, Any]) -> Iterator[str]:
-    yield "| | wanted | measured | |"
-    yield "|---|---|---|---|"
+    yield from _header("", "wanted", "measured", "", "of the limit")
     for task, ours, theirs, wanted in TARGETS:
-        found = tasks[task]["contestants"][ours]["times_as_fast_as"][theirs]
-        yield f"| {task}: {ours} / {theirs} | {wanted:.2f} | {found:.2f} | {_verdict(found >= wanted)} |"
+        contestants = tasks[task]["contestants"]
+        found, share = contestants[ours]["times_as_fast_as"][theirs], contestants[theirs]["share_of_limit"]
+        verdict = _verdict(found >= wanted)
+        yield f"| {task}: {ours} / {theirs} | {wanted:.2f} | {found:.2f} | {verdict} | {wanted * share:.0%} |"
     for task, wanted in SHARES:
         found = tasks[task]["contestants"]["t2t_jax"]["share_of_limit"]
-        yield f"| {task}: t2t_jax / limit | {wanted:.2f} | {found:.2f} | {_verdict(found >= wanted)} |"
+        yield f"| {task}: t2t_jax / limit | {wanted:.2f} | {found:.2f} | {_verdict(found >= wanted)} | {wanted:.0%} |"
 
 
 def _scaling(report: dict[str, Any]) -> Iterator[str]:
-    yield "| pixels | ms an image | MB an image | time a pixel | memory a pixel |"
-    yield "|---|---|---|---|---|"
+    yield from _header("pixels", "ms an image", "MB an image", "time a pixel", "memory a pixel")
     batch, sizes = report["options"]["batch"], {int(size): figures for size, figures in report["sizes"].items()}
     first = min(sizes)
     for size, figures in sizes.items():
@@ -182,22 +190,24 @@ def _scaling(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _start(found: dict[str, list[float]]) -> Iterator[str]:
-    yield "| | median, s | least, s |"
-    yield "|---|---|---|"
+    yield from _header("", "median, s", "least, s")
     for name, seconds in found.items():
         yield f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} |"
 
 
-def _levers(parts: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
-    yield "| part | lever | undone | MB an image | of that with it | temporary MB an image | of that with it |"
-    yield "|---|---|---|---|---|---|---|"
-    for part, rows in parts.items():
-        for name, row in rows.items():
-            figures = [
-                f"{row[key] / 1e6:.2f} | {row[key] / rows[AS_IT_IS][key]:.2f}" for key in ("bytes", "temporary_bytes")
-            ]
-            undone = LEVERS[name].undone if name in LEVERS else ""
-            yield f"| {part} | {name} | {undone} | {' | '.join(figures)} |"
+def _levers(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
+    columns = "model", "images", "part", "lever", "undone"
+    yield from _header(*columns, "MB an image", "of that with it", "temporary MB an image", "of that with it")
+    for report in reports:
+        for part, rows in report["parts"].items():
+            for name, row in rows.items():
+                figures = [
+                    f"{row[key] / 1e6:.2f} | {row[key] / rows[AS_IT_IS][key]:.2f}"
+                    for key in ("bytes", "temporary_bytes")
+                ]
+                undone = LEVERS[name].undone if name in LEVERS else ""
+                cells = (report["model"], str(report["batch"]), part, name, undone, *figures)
+                yield f"| {' | '.join(cells)} |"
 
 
 def _verdict(reached: bool) -> str:
@@ -206,19 +216,8 @@ def _verdict(reached: bool) -> str:
 
 def _tpu(reports: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[str]:
     """Of what was compiled, and of the same step lowered now."""
-    columns: tuple[str, ...] = (
-        "model",
-        "TPUs",
-        "mesh",
-        "memory a device",
-        "of it temporary",
-        "traffic an image",
-        "FLOPs / analytic",
-        "messages",
-    )
-    columns = (*columns, "FLOPs now", "with the global batch", "compiled in")
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
+    columns = "model", "TPUs", "mesh", "memory a device", "of it temporary", "traffic an image", "FLOPs / analytic"
+    yield from _header(*columns, "messages", "FLOPs now", "with the global batch", "compiled in")
     for r, now in reports:
         memory, gib = r["memory"], 2**30
         mesh = ", ".join(f"{axis}={size}" for axis, size in r["mesh"].items())
@@ -244,6 +243,18 @@ def _traffic(report: dict[str, Any]) -> str:
         return "not told"
     images = report["batch"] / math.prod(report["mesh"].values())
     return f"{report['bytes_accessed'] / images / 1e6:.0f} MB"
+
+
+def _batches(reports: Sequence[dict[str, Any]]) -> str:
+    """The largest batch that was seen to fit, and the smallest that was seen not to, if any was."""
+    largest = max((r for r in reports if r["fits"]), key=lambda r: r["batch"])
+    beyond = min((r["batch"] for r in reports if not r["fits"]), default=None)
+    mesh = ", ".join(f"{axis}={size}" for axis, size in largest["mesh"].items())
+    return (
+        f"The largest batch of {largest['model']} that was seen to fit on {largest['topology']} ({mesh}) has "
+        f"{largest['batch']} images,\nwith {largest['memory']['total'] / 2**30:.2f} GiB a device"
+        + (f"; {beyond} do not fit." if beyond else ".")
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Layers as PyTorch means them: flax's own, with the defaults that would break equality set right.
 
-Shapes: B batch, N tokens, C channels, H W image, K kernel size, L windows.
+Shapes: B batch, N tokens, C channels, H W image, L windows, K kernel size, S stride, P padding.
 `spec` is what every layer takes besides its sizes: dtype (of the computation; None: that of parameters and input),
 param_dtype, rngs.
 """
@@ -195,7 +195,7 @@ class Unfold(nnx.Module):
         K, S, P = self.kernel, self.stride, self.padding
         B, *sides, C = x.shape
         rows, columns = ((side + 2 * P - K) // S + 1 for side in sides)
-        steps = range(math.ceil(K / S))  # of S pixels, that a window lies over
+        steps = range(math.ceil(K / S))  # those that a window lies over
         crops = [(P, (n + len(steps) - 1) * S - side - P, 0) for n, side in zip((rows, columns), sides, strict=True)]
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *crops, (0, 0, 0)])
         x = x.reshape(B, rows + len(steps) - 1, S, columns + len(steps) - 1, S, C).transpose(0, 1, 3, 5, 2, 4)

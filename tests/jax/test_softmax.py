@@ -8,11 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from t2t_jax import softmax
 from t2t_jax.compile import matrix_products
+from t2t_jax.platform import traced_for
 from tests.golden import rel_f
 from tests.jax.helpers import equations, normal
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_product_of_the_softmax_and_its_derivatives(x64: None, platform: str):
+    """Forward, backward and second derivatives; scores that would overflow an exponential."""
+    attn, v = normal(2, 3, 5, 6, seed=0, dtype=np.float64), normal(2, 3, 6, 4, seed=1, dtype=np.float64)
+    with traced_for(platform):
+        assert rel_f(softmax.softmax_product(attn, v), jax.nn.softmax(attn) @ v) <= 1e-15
+        check_grads(softmax.softmax_product, (attn, v), order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
+        assert rel_f(softmax.softmax_product(attn + 1e4, v), jax.nn.softmax(attn) @ v) <= 1e-11
 
 
 @pytest.mark.parametrize("tokens", [5, 6, 7, 9])
