@@ -107,8 +107,10 @@ compiler's count, which is not told of programs with loops, or by older code.
 
 What each lever does there, from `python -m benchmarks.levers`: T2T modules and a block, forward and backward, compiled
 with one lever undone at a time. Bytes that the program reads and writes, and what it holds besides its arguments. Above
-1, the lever saves them. Three forms that pay on a CPU cost there, as their rows show ("as on CPU"): which one is traced
-is chosen in `t2t_jax/platform.py`.
+1, the lever saves them. Of the loop over rows in the T2T module of T2T-ViT_t one pass is counted in the traffic, so
+only its memory compares with all scores at once. Three forms that pay on a CPU cost there, as their rows show ("as on
+CPU"): which one is traced is chosen in `t2t_jax/platform.py`. One of them, the softmax, is below 1 in that loop: there
+the CPU's form would be the leaner one.
 
 {levers}
 """
