@@ -51,8 +51,8 @@ Versions: {versions}; the authors' code and timm run in timm's environment.
 
 {speed}
 
-What we wanted, and what was measured. The last column is the share of the limit that the wanted speed would be: no
-order of the same products in float32 reaches more than all of it.
+What we wanted, and what was measured. The last column is the share of the limit that the wanted speed would be; near
+all of it only faster products would help, not less around them.
 
 {targets}
 
@@ -74,7 +74,7 @@ order of the same products in float32 reaches more than all of it.
 
 Tried without effect: optimisation barriers (the CPU compiler drops them before it fuses), a scan over blocks (faster
 than no fences, slower than fences), a column of ones in v for the softmax's sum, both random features of the performer
-in one product, scores of half the images at a time, other schedulers and fusion types of XLA.
+in one product, queries, keys and values split before they are transposed, other schedulers and fusion types of XLA.
 
 ## Against pixels
 

@@ -15,7 +15,10 @@ from t2t_jax.wide import wide_einsum
 
 
 def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`."""
+    """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`.
+
+    The CPU's form is for a wide `v` alone: gradients of its factors in bfloat16 would be float32 products (see wide.py).
+    """
     if on_cpu() and attn.dtype == v.dtype:
         return _divided_product(attn, v)
     return jax.nn.softmax(attn, axis=-1).astype(v.dtype) @ v
@@ -28,8 +31,7 @@ def _divided_product(attn: jax.Array, v: jax.Array) -> jax.Array:
     Sum and division end up in one loop with the product, which XLA's CPU compiler then spreads over the cores; many
     small products by themselves it computes on one. A TPU would read and write more for it (docs/performance.md).
     """
-    exp = _exp(attn)
-    return exp @ v / exp.sum(axis=-1, keepdims=True)
+    return _divide(_exp(attn), v)
 
 
 @_divided_product.defjvp
@@ -38,7 +40,7 @@ def _divided_product_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     attn, v = primals
     exp = _exp(attn)
-    return exp @ v / exp.sum(axis=-1, keepdims=True), _tangent(exp, v, *tangents)
+    return _divide(exp, v), _tangent(exp, v, *tangents)
 
 
 @jax.checkpoint  # were the sums kept for the backward pass, they would leave the product's loop
@@ -46,6 +48,10 @@ def _tangent(exp: jax.Array, v: jax.Array, d_attn: jax.Array, d_v: jax.Array) ->
     total = exp.sum(axis=-1, keepdims=True)
     d_exp = exp * (d_attn - (exp * d_attn).sum(axis=-1, keepdims=True) / total)
     return (d_exp @ v + exp @ d_v) / total
+
+
+def _divide(exp: jax.Array, v: jax.Array) -> jax.Array:
+    return exp @ v / exp.sum(axis=-1, keepdims=True)
 
 
 def _exp(attn: jax.Array) -> jax.Array:

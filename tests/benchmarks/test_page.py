@@ -23,3 +23,10 @@ def test_what_falls_short_is_said():
     lines = list(page._targets(tasks))
     assert "| inference: t2t_jax / authors' code | 1.25 | 1.24 | not reached | 110% |" in lines
     assert "| inference: t2t_jax / limit | 0.90 | 0.91 | reached | 90% |" in lines
+
+
+def test_the_largest_batch_and_what_lies_beyond():
+    report = {"model": "m", "topology": "v5e:4x4", "mesh": {"data": 16}, "memory": {"total": 3 << 30}, "fits": True}
+    reports = [{**report, "batch": 32}, {**report, "batch": 64}]
+    assert page._batches(reports).endswith("(data=16) has 64 images,\nwith 3.00 GiB a device.")
+    assert page._batches([*reports, {**report, "batch": 96, "fits": False}]).endswith("; 96 do not fit.")
