@@ -17,7 +17,7 @@ from t2t_jax.wide import wide_einsum
 def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`.
 
-    The CPU's form is for a wide `v` alone: gradients of its factors in bfloat16 would be float32 products (see wide.py).
+    The CPU's form is for a wide `v` alone: gradients of bfloat16 factors would be float32 products (see wide.py).
     """
     if on_cpu() and attn.dtype == v.dtype:
         return _divided_product(attn, v)
