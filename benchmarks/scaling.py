@@ -81,11 +81,11 @@ def main(args: Sequence[str]) -> int:
     if options.json is not None:
         check_target(options.json)
     console, found = Console(), {}
-    attention = textbook_attention if options.textbook else token_transformer.attention_by_rows
+    attention = textbook_attention if options.textbook else token_transformer.one_head_attention
     for size in options.sizes:
         with (
             console.status(f"{options.model}, {size} px"),
-            mock.patch.object(token_transformer, "attention_by_rows", attention),
+            mock.patch.object(token_transformer, "one_head_attention", attention),
         ):
             found[size] = measure(options.model, size, options.batch, options.calls)
     table = Table("pixels", "ms an image", "MB an image", "time a pixel, of the first", "memory a pixel, of the first")

@@ -323,7 +323,19 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
     for equation in jaxpr.eqns:
         yield equation, times
         for inner in jaxprs_in_params(equation.params):
-            yield from _equations(inner, times * equation.params.get("length", 1))
+            yield from _equations(inner, times * _repeats(equation))
+
+
+def _repeats(equation: Any) -> int:
+    """How often a program runs what is inside of an equation: a loop, a kernel, a part for each device."""
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "pallas_call":
+            return math.prod(equation.params["grid_mapping"].grid)
+        case "shard_map":
+            return equation.params["mesh"].size
+    return 1
 
 
 def main(args: Sequence[str]) -> int:

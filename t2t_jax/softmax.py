@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from t2t_jax.platform import on_cpu
+from t2t_jax.platform import on_cpu, takes_tpu_kernels
 from t2t_jax.wide import wide_einsum
 
 
@@ -61,6 +61,22 @@ def _exp(attn: jax.Array) -> jax.Array:
 
 ROWS = 512
 """Most queries whose scores are held at once."""
+
+
+KERNEL_TOKENS = 1024
+"""Most tokens that a TPU takes without a kernel: few would be padded too much for it."""
+
+
+def one_head_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T) v of one head, (B, N, D), without all scores of many tokens at once.
+
+    In a step for TPUs by a kernel, with no scores in the HBM at all; anywhere else some queries at a time.
+    """
+    if q.shape[1] > KERNEL_TOKENS and takes_tpu_kernels() and jnp.finfo(q.dtype).bits <= 32:
+        from t2t_jax.tpu_attention import kernel_attention  # of JAX's experimental part: only where it is needed
+
+        return kernel_attention(q, k, v)
+    return attention_by_rows(q, k, v)
 
 
 def attention_by_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from t2t_jax.mesh import AnyMesh, gather, scatter, split_batch
 from t2t_jax.metrics import cross_entropy
 from t2t_jax.mixup import Mixup
 from t2t_jax.optim import update_ema
+from t2t_jax.platform import traced_on
 from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.stacked import unstack_arrays, unstack_blocks
 from t2t_jax.state import Arrays, merge_model
@@ -174,7 +175,7 @@ def make_train_step(
         new_state = state._replace(params=params, opt_state=opt_state, ema=ema, step=state.step + 1)
         return scatter(new_state, mesh), gather({"loss": loss, "grad_norm": optax.tree.norm(grads)}, mesh)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(traced_on(mesh, step), donate_argnums=0)
 
 
 _observers: list[Callable[[Arrays], None]] = []
@@ -210,4 +211,4 @@ def make_forward(
         logits = split_batch(model(image_BxHxWxC), mesh)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
-    return jax.jit(forward)
+    return jax.jit(traced_on(mesh, forward))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t2t_jax.layers import LayerNorm, Linear
-from t2t_jax.softmax import attention_by_rows
+from t2t_jax.softmax import one_head_attention
 from t2t_jax.transformer_block import Mlp
 
 
@@ -31,7 +31,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        return v + self.proj(attention_by_rows(q * self.scale, k, v))
+        return v + self.proj(one_head_attention(q * self.scale, k, v))
 
 
 class TokenTransformer(nnx.Module):

@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from t2t_common import cli
 from t2t_jax.compile import Options, Report, compile_step, main, matrix_products
@@ -47,6 +50,26 @@ def test_products_are_counted_with_their_dtypes_and_as_often_as_they_run():
     }
     assert products.float32 == 4
     assert products.flops == 2 * (4 * 5 * 7 * 6 + 4 * 30 + 4 * 7 * 6 + 3 * 6 * 4 * 4)
+
+
+def test_products_of_kernels_and_of_every_device_are_counted():
+    def kernel(a_ref: Any, b_ref: Any, c_ref: Any) -> None:
+        c_ref[...] = a_ref[...] @ b_ref[...]
+
+    def part(a: jax.Array, b: jax.Array) -> jax.Array:
+        return pl.pallas_call(
+            kernel,
+            grid=(3, 2),
+            in_specs=[pl.BlockSpec((8, 16), lambda i, j: (i, 0)), pl.BlockSpec((16, 4), lambda i, j: (0, j))],
+            out_specs=pl.BlockSpec((8, 4), lambda i, j: (i, j)),
+            out_shape=jax.ShapeDtypeStruct((24, 8), a.dtype),
+        )(a, b)
+
+    mesh = AbstractMesh((5,), ("data",), (AxisType.Auto,))
+    program = jax.shard_map(part, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=False)
+    products = matrix_products(jax.make_jaxpr(program)(jnp.ones((120, 16)), jnp.ones((16, 8))).jaxpr)
+    assert products.dtypes == {"f32 x f32 -> f32": 5 * 3 * 2}
+    assert products.flops == 2 * 120 * 16 * 8
 
 
 def test_lowering_alone_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
