@@ -23,6 +23,13 @@ def test_every_run_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "median" in capsys.readouterr().out
 
 
+def test_each_run_has_a_folder_of_its_own():
+    program = "import sys, pathlib; pathlib.Path(sys.argv[1], 'new').mkdir()"
+    assert start.measure(["-c", program, start.FOLDER]) > 0
+    assert start.measure(["-c", program, start.FOLDER]) > 0
+    assert ["examples/demo.py", start.FOLDER] in start.runs("t2t_vit_micro").values()
+
+
 def test_a_run_that_fails_is_an_error():
     with pytest.raises(ValueError, match="ZeroDivisionError"):
         start.measure(["-c", "1 / 0"])
