@@ -29,11 +29,12 @@ from t2t_common import cli
 from t2t_common.files import check_target, write_text
 from t2t_common.terminal import make_console, status
 from t2t_config.models import model_config
-from t2t_jax import layers, softmax, transformer_block
+from t2t_jax import layers, softmax, token_transformer, transformer_block
 from t2t_jax.compile import ENVIRONMENT
-from t2t_jax.platform import traced_for
+from t2t_jax.platform import ONE_DEVICE, batch_on, traced_for
 from t2t_jax.state import Arrays, merge_model, split_model
 from t2t_jax.topology import tpu_topology
+from t2t_jax.tpu_attention import kernel_attention
 from t2t_jax.wide import wide_einsum
 
 Part = Literal["tokens_to_token", "block"]
@@ -105,6 +106,18 @@ def divided_after(attn: jax.Array, v: jax.Array) -> jax.Array:
     return (product / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
+def all_at_once(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T) v of one head."""
+    return softmax.softmax_product(wide_einsum("bnd,bmd->bnm", q, k), v)
+
+
+def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, *_: Any) -> jax.Array:
+    """`transformer_block.dot_product_attention` by the kernel that the T2T transformer takes, tokens padded."""
+    B, H, N, D = q.shape
+    x = kernel_attention(*(x.reshape(B * H, N, D) for x in (q * scale, k, v))).reshape(B, H, N, D)
+    return jax.lax.collapse(x.swapaxes(1, 2), 2)
+
+
 def exact_gelu(x: jax.Array) -> jax.Array:
     """JAX's own, by erfc."""
     return jax.nn.gelu(x, approximate=False)
@@ -117,15 +130,23 @@ LEVERS = {
         ((transformer_block, "softmax_product", divided_after),),
         parts=BLOCK,
     ),
+    "softmax written out": Lever(
+        "a kernel",
+        ((transformer_block, "dot_product_attention", by_kernel),),
+        parts=BLOCK,
+    ),
     "gradients of the scores in bfloat16": Lever(
         "in float32", ((transformer_block, "wide_einsum", plain_einsum),), parts=BLOCK
     ),
-    "T2T attention by rows": Lever(
-        "all scores at once", ((softmax, "ROWS", 1 << 30),), tokens_types=("transformer",), parts=("tokens_to_token",)
+    "T2T attention by a kernel": Lever(
+        "by rows, as elsewhere",
+        ((token_transformer, "one_head_attention", softmax.attention_by_rows),),
+        tokens_types=("transformer",),
+        parts=("tokens_to_token",),
     ),
-    "T2T softmax, then the product with v": Lever(
-        "divided after the product, as on CPU",
-        ((softmax, "softmax_product", divided_after),),
+    "T2T attention in parts": Lever(
+        "all scores at once",
+        ((token_transformer, "one_head_attention", all_at_once),),
         tokens_types=("transformer",),
         parts=("tokens_to_token",),
     ),
@@ -164,7 +185,7 @@ def measure(options: Options, part: str, lever: Lever | None) -> dict[str, float
         result, backward = jax.vjp(lambda params, x: run(params, buffers, x), params, x)
         return result, backward(given)
 
-    with traced_for("tpu"), lever.undo():
+    with traced_for("tpu"), batch_on(ONE_DEVICE), lever.undo():
         given = jax.eval_shape(forward, params, buffers, x)
         chip = SingleDeviceSharding(tpu_topology(options.topology).devices[0])
         arguments = jax.tree.map(

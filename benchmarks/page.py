@@ -87,7 +87,7 @@ T2T-ViT_t takes the softmax over 3136 tokens. Its layers hold the scores of 448 
 the backward pass: the module of t2t_vit_t_14 needs {memory_parts:.0f} MB an image in training and
 takes {memory_whole:.0f} MB in the textbook's form, {memory_ratio:.1f} times as much (four times was wanted).
 
-## Before anything is computed
+## What else a user waits for
 
 From `python -m benchmarks.start`; each in a process of its own.
 
@@ -98,8 +98,8 @@ From `python -m benchmarks.start`; each in a process of its own.
 The training step of `t2t_jax.train` as `t2t_jax.compile` finds it, 1024 images in bfloat16. That is "compiles for and
 fits", never a speed. "FLOPs now" are the matrix products that the step asks for with the code as it is
 (`--export-only`); where they differ from those beside them, the program was compiled with older code. What is above 1
-there are scores that are computed twice to save memory. The traffic is what a device reads and writes by the
-compiler's count, which is not told of programs with loops, or by older code.
+there are scores that are computed twice to save memory, and tokens that a kernel pads. The traffic is what a device
+reads and writes by the compiler's count, which is not told of programs with loops, or by older code.
 
 {tpu}
 
@@ -107,10 +107,14 @@ compiler's count, which is not told of programs with loops, or by older code.
 
 What each lever does there, from `python -m benchmarks.levers`: T2T modules and a block, forward and backward, compiled
 with one lever undone at a time. Bytes that the program reads and writes, and what it holds besides its arguments. Above
-1, the lever saves them. Of the loop over rows in the T2T module of T2T-ViT_t one pass is counted in the traffic, so
-only its memory compares with all scores at once. Three forms that pay on a CPU cost there, as their rows show ("as on
-CPU"): which one is traced is chosen in `t2t_jax/platform.py`. One of them, the softmax, is below 1 in that loop: there
-the CPU's form would be the leaner one.
+1, the lever saves them. Of a loop over rows one pass is counted in the traffic, of a kernel what goes in and out.
+Three forms that pay on a CPU cost there, as their rows show ("as on CPU"): which one is traced is chosen in
+`t2t_jax/platform.py`.
+
+The softmax of T2T-ViT_t over 3136 tokens is a kernel in the training step and in evaluation, JAX's own (splash
+attention), on each device under `shard_map`: no scores reach a TPU's main memory. One of its seven products has a
+float32 factor, the exponentials. Interpreted on a CPU it gives what the formula gives; it was compiled for v5e, v5p and
+v6e. For the blocks' 197 tokens it would not pay: they would be padded to 256.
 
 {levers}
 """
