@@ -43,7 +43,7 @@ def traced_on(mesh: Mesh | AbstractMesh | None, function: Callable[Arguments, Re
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
-        with batch_on(mesh or ONE_DEVICE):
+        with batch_on(ONE_DEVICE if mesh is None else mesh):
             return function(*args, **options)
 
     return call

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from t2t_jax import create_model
-from t2t_jax.platform import on_cpu, traced_for
+from t2t_jax.mesh import AXES
+from t2t_jax.platform import ONE_DEVICE, batch_on, on_cpu, takes_tpu_kernels, traced_for, traced_on
 from t2t_jax.state import merge_model, split_model
 from tests.families import FAMILIES
 from tests.golden import rel_f
@@ -34,6 +36,22 @@ def test_what_was_traced_for_one_platform_is_not_taken_for_another():
             assert on_cpu()
     program()
     assert found == [True, False]
+
+
+def test_a_step_knows_which_devices_hold_its_batch():
+    found = []
+
+    def program() -> jax.Array:
+        found.append((batch_on.value, takes_tpu_kernels()))
+        return jnp.zeros(())
+
+    mesh = AbstractMesh((2, 2), AXES, (AxisType.Auto,) * 2)
+    for trace in (program, traced_on(None, program), traced_on(mesh, program)):
+        with traced_for("tpu"):
+            jax.eval_shape(trace)
+    jax.eval_shape(traced_on(mesh, program))
+    assert found == [(None, False), (ONE_DEVICE, True), (mesh, True), (mesh, False)]
+    assert batch_on.value is None
 
 
 @pytest.mark.parametrize("family", ["performer", "transformer", "vit"])
