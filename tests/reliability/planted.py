@@ -14,15 +14,18 @@ from reliability.fuzzing.reader import Reader
 SAMPLE = b"sample"
 
 
-def planted(fault: Callable[[Path], object]) -> Reader:
-    """Reads its sample as it is; whatever differs from it meets the fault."""
+def planted(fault: Callable[[Path], object], seconds: float = Reader.seconds) -> Reader:
+    """Reads its sample as it is; whatever differs from it meets the fault.
+
+    Only what hangs gets few seconds: a busy machine may take one of them to fill the memory of another fault.
+    """
 
     def read(folder: Path) -> object:
         path = folder / "file.bin"
         return None if path.read_bytes() == SAMPLE else fault(path)
 
     return Reader(
-        lambda: [{"file.bin": SAMPLE}], lambda tree, rng: {"file.bin": SAMPLE + rng.randbytes(2)}, read, seconds=0.5
+        lambda: [{"file.bin": SAMPLE}], lambda tree, rng: {"file.bin": SAMPLE + rng.randbytes(2)}, read, seconds=seconds
     )
 
 
@@ -70,11 +73,11 @@ def crash() -> Reader:
 
 
 def hang() -> Reader:
-    return planted(_burn)
+    return planted(_burn, seconds=1)
 
 
 def sleep() -> Reader:
-    return planted(lambda path: time.sleep(1000))
+    return planted(lambda path: time.sleep(1000), seconds=1)
 
 
 def blow_up() -> Reader:
