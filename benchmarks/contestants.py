@@ -49,7 +49,7 @@ def labels(setup: Setup) -> np.ndarray:
 # --- ours -----------------------------------------------------------------------------------------------------
 
 
-def t2t_jax(setup: Setup, task: Task) -> Call:
+def t2t_jax(setup: Setup, task: Task, *, grad_accum_steps: int = 1) -> Call:
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -67,7 +67,7 @@ def t2t_jax(setup: Setup, task: Task) -> Call:
         return lambda: jax.block_until_ready(forward(arrays, x))
     graphdef, params, buffers = split_model(nnx.view(model, deterministic=False))
     tx = adamw(LR, weight_decay=WEIGHT_DECAY, mask=decay_mask(params, model.no_weight_decay()))
-    step = make_train_step(graphdef, tx, ema_decay=EMA_DECAY)
+    step = make_train_step(graphdef, tx, ema_decay=EMA_DECAY, grad_accum_steps=grad_accum_steps)
     state = init_state(params, buffers, tx, seed=0, average=True)
     batch = {"image": x, "label": jnp.asarray(labels(setup), jnp.int32)}
 
@@ -79,18 +79,29 @@ def t2t_jax(setup: Setup, task: Task) -> Call:
     return call
 
 
+def t2t_jax_in_parts(setup: Setup, task: Task) -> Call:
+    """A step that adds up the gradients of as many parts of its batch as evaluation computes it in."""
+    from t2t_common.caches import available_cores, cached_parts
+
+    parts = cached_parts(setup.batch, setup.img_size, setup.img_size, cores=available_cores())
+    return t2t_jax(setup, task, grad_accum_steps=parts)
+
+
 def t2t_torch(setup: Setup, task: Task) -> Call:
     import torch
 
     import t2t_torch
     from t2t_config import Recipe
     from t2t_torch.build import build_step
+    from t2t_torch.step import make_forward
 
     model = t2t_torch.create_model(setup.model, img_size=setup.img_size)
-    if task == "inference":
-        return _torch_inference(model, setup)
     if setup.compiled:
         model.compile()
+    if task == "inference":
+        x = torch.from_numpy(images(setup))
+        forward, arrays = make_forward(model.eval()), model.state_dict()
+        return lambda: forward(arrays, x)
     sizes: dict[str, Any] = {"img_size": setup.img_size, "num_classes": 1000, "batch_size": setup.batch}
     recipe = Recipe(model=setup.model, epochs=1, ema_decay=EMA_DECAY, weight_decay=WEIGHT_DECAY, **sizes)
     state, step = build_step(recipe, model, steps_per_epoch=1000)
@@ -202,5 +213,6 @@ def matrix_product_flops(setup: Setup) -> int:
 
 
 CONTESTANTS: dict[str, Callable[[Setup, Task], Call]] = {
-    build.__name__: build for build in (t2t_jax, t2t_torch, baseline, official, deit_timm, matrix_product)
+    build.__name__: build
+    for build in (t2t_jax, t2t_jax_in_parts, t2t_torch, baseline, official, deit_timm, matrix_product)
 }

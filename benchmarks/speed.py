@@ -30,6 +30,8 @@ from t2t_config.flops import forward_flops, training_flops
 
 OURS = ("t2t_jax", "t2t_torch")
 LIMIT = "matrix_product"
+IN_PARTS = "t2t_jax, in parts"
+"""In training alone: evaluation takes a batch in parts by itself."""
 OTHER_MODELS = {"timm's DeiT-S": "vit_deit_small_patch16_224"}
 """Contestants that are not the chosen model: what theirs is called here."""
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -126,7 +128,8 @@ def check(options: Options) -> None:
 
 def measure(options: Options, task: Task, console: Console) -> dict[str, Any]:
     """Medians of every contestant: seconds, images a second, ratio to the others, share of the limit."""
-    chosen = [entry for entry in _entries(options) if not options.only or entry[0] in (LIMIT, *options.only)]
+    entries = [entry for entry in _entries(options) if task == "training" or entry[0] != IN_PARTS]
+    chosen = [entry for entry in entries if not options.only or entry[0] in (LIMIT, *options.only)]
     with contextlib.ExitStack() as stack, console.status(task) as status:
         contestants = [stack.enter_context(_started(*entry, options, task)) for entry in chosen]
         for number in range(options.rounds + 1):
@@ -165,6 +168,7 @@ def _entries(options: Options) -> Iterator[tuple[str, str, bool]]:
     yield LIMIT, LIMIT, False
     for name in OURS:
         yield name, name, False
+    yield IN_PARTS, "t2t_jax_in_parts", False
     yield "plain PyTorch", "baseline", False
     if options.official is not None:
         yield "authors' code", "official", False

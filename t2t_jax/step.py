@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from t2t_common.caches import available_cores, cached_parts
 from t2t_jax.blocks import border_blocks, on_one_cpu
 from t2t_jax.mesh import AnyMesh, gather, scatter, split_batch
 from t2t_jax.metrics import cross_entropy
@@ -201,14 +203,26 @@ def make_forward(
 ) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:
     """Evaluation's forward pass, compiled at its first call: (arrays, images) -> logits, float32 or wider.
 
+    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/caches.py).
+
     Args:
         graphdef: of the model in evaluation mode.
         mesh: devices that arrays and images are split over (see mesh.py), and the logits too; None for one device.
     """
 
-    def forward(arrays: Arrays, image_BxHxWxC: jax.Array | np.ndarray) -> jax.Array:
-        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh, fence=on_one_cpu(mesh))
+    on_cpu = on_one_cpu(mesh)
+
+    def logits_of(arrays: Arrays, image_BxHxWxC: jax.Array) -> jax.Array:
+        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh, fence=on_cpu)
         logits = split_batch(model(image_BxHxWxC), mesh)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def forward(arrays: Arrays, image_BxHxWxC: jax.Array | np.ndarray) -> jax.Array:
+        images = jnp.asarray(image_BxHxWxC)
+        parts = cached_parts(*images.shape[:3], cores=available_cores()) if on_cpu and images.ndim == 4 else 1
+        if parts == 1:
+            return logits_of(arrays, images)
+        logits = jax.lax.map(functools.partial(logits_of, arrays), images.reshape(parts, -1, *images.shape[1:]))
+        return jax.lax.collapse(logits, 0, 2)
 
     return jax.jit(traced_on(mesh, forward))

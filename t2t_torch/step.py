@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
+from t2t_common.caches import cached_parts
 from t2t_torch.metrics import cross_entropy
 from t2t_torch.mixup import Mixup
 from t2t_torch.optim import Ema
@@ -166,6 +167,8 @@ def make_forward(
 ) -> Callable[[Mapping[str, Tensor], Tensor | np.ndarray], np.ndarray]:
     """Evaluation's forward pass: (arrays, images (B, H, W, C)) -> logits in numpy, float32 or wider.
 
+    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/caches.py).
+
     Args:
         model: in evaluation mode; its own weights are not used.
         dtype: of the computation; None for that of the arrays.
@@ -175,7 +178,11 @@ def make_forward(
     @torch.inference_mode()
     def forward(arrays: Mapping[str, Tensor], image_BxHxWxC: Tensor | np.ndarray) -> np.ndarray:
         images = torch.as_tensor(image_BxHxWxC).to(device).permute(0, 3, 1, 2).contiguous()
-        logits = functional_call(model, in_dtype(arrays, dtype), (images.to(dtype or images.dtype),))
+        B, _, H, W = images.shape
+        parts = cached_parts(B, H, W, cores=torch.get_num_threads()) if device.type == "cpu" else 1
+        weights = in_dtype(arrays, dtype)
+        found = [functional_call(model, weights, (part.to(dtype or part.dtype),)) for part in images.chunk(parts)]
+        logits = torch.cat(found)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu().numpy()
 
     return forward

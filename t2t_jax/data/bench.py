@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from t2t_common.caches import available_cores
 from t2t_common.data.examples import augmented_example, read_labelled
 from t2t_common.data.sources import Source
 from t2t_common.images import UnreadableImageError
@@ -121,7 +121,7 @@ def bench(
     decode, augment, batch = _split_time(source, recipe, how, seconds)
     rates = tuple(Rate(*setting, _throughput(source, recipe, how, *setting, seconds)) for setting in settings)
     needed = None if step_ms is None else 1000 * recipe.batch_size / processes / step_ms
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return Bench(len(source), recipe.batch_size, decode, augment, batch, rates, cores, needed)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from t2t_common import caches
 from t2t_config import Recipe
 from t2t_torch import create_model
 from t2t_torch.build import build_model, build_step
@@ -170,6 +171,18 @@ def test_evaluation_uses_the_arrays_that_it_is_given():
     rounded = make_forward(state.model, dtype=torch.bfloat16)(state.raw, images)
     assert rounded.dtype == np.float32
     assert 0 < rel_f(rounded, own) < 3e-2
+
+
+def test_a_cpu_evaluates_few_images_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(caches, "PIXELS_A_CORE", 2 * 16 * 16 / torch.get_num_threads())
+    model, images = without_draws().eval(), batch()["image"].double()
+    with torch.inference_mode():
+        whole = model(images).numpy()
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    found = make_forward(model)(model.state_dict(), images.permute(0, 2, 3, 1))
+    assert seen == [2, 2, 2, 2]
+    assert rel_f(found, whole) < 1e-13
 
 
 def test_a_distilled_model_gets_the_mean_of_its_losses():

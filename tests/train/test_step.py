@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh
 
+from t2t_common import caches
 from t2t_jax import create_model
 from t2t_jax.blocks import on_one_cpu
 from t2t_jax.layers import Buffer
@@ -21,6 +22,8 @@ from t2t_jax.random_erasing import RandomErasing
 from t2t_jax.state import load_arrays, merge_model, model_arrays, split_model
 from t2t_jax.step import TrainState, init_state, make_forward, make_train_step
 from t2t_jax.transformer_block import Mlp
+from tests.golden import rel_f
+from tests.jax.helpers import equations
 
 
 class Toy(nnx.Module):
@@ -276,3 +279,15 @@ def test_bfloat16_computes_low_and_keeps_float32():
     assert all(array.dtype == jnp.float32 for array in model_arrays(model).values())
     assert low.dtype == jnp.float32
     assert 0 < np.abs(low - high).max() < 0.1 * np.abs(high).max()
+
+
+def test_a_cpu_evaluates_few_images_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(caches, "PIXELS_A_CORE", 2 * 16 * 16 / caches.available_cores())
+    with jax.enable_x64(True):
+        model = create_model("t2t_vit_micro", img_size=16, num_classes=3, in_chans=1, param_dtype=jnp.float64)
+        graphdef, arrays = split_model(model)[0], model_arrays(model)
+        images = jnp.asarray(np.random.RandomState(0).standard_normal((8, 16, 16, 1)))
+        forward = make_forward(graphdef)
+        (scan,) = (e for e in equations(jax.make_jaxpr(forward)(arrays, images).jaxpr) if e.primitive.name == "scan")
+        assert scan.params["length"] == 4
+        assert rel_f(forward(arrays, images), jax.jit(merge_model(graphdef, arrays))(images)) < 1e-13
