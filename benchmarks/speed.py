@@ -101,7 +101,8 @@ def main(args: Sequence[str]) -> int:
     check(options)
     console = Console()
     console.width = max(console.width, 110)  # that the table needs
-    report: dict[str, Any] = {"setup": dataclasses.asdict(_setup(options)), "machine": _machine(), "tasks": {}}
+    setup = {**dataclasses.asdict(_setup(options)), "official": options.official is not None}
+    report: dict[str, Any] = {"setup": setup, "machine": _machine(), "tasks": {}}
     for task in options.tasks:
         report["tasks"][task] = found = measure(options, task, console)
         console.print(_table(task, found))

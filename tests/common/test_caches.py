@@ -14,7 +14,8 @@ from t2t_common.caches import available_cores, cached_parts
         (16, 224, 8, 16),  # more caches, and more cores to keep busy
         (12, 224, 2, 4),
         (10, 224, 3, 5),  # 6 do not divide it
-        (17, 224, 2, 17),  # neither do 4, 3 or 2: one at a time would be slower than all
+        (10, 224, 2, 10),  # neither 4 nor 3 divide it, and 2 at a time would be slower than all
+        (17, 224, 2, 17),
         (4, 224, 2, 4),
         (1, 224, 2, 1),
         (0, 224, 2, 0),

@@ -89,9 +89,9 @@ def test_a_legacy_file_that_declares_a_huge_storage(tmp_path: Path):
     size = (1234567).to_bytes(4, "little")
     assert content.count(b"J" + size) >= 2  # of the storage and of the tensor
     (tmp_path / "w.pth").write_bytes(content.replace(b"J" + size, b"J" + (2**31 - 1).to_bytes(4, "little"))[:5000])
-    start = time.perf_counter()
+    start = time.process_time()
     assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_same_array_many_times(tmp_path: Path):

@@ -121,7 +121,7 @@ def test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both(
     try:
         checkpoints = TrainingCheckpoints(tmp_path, keep=1)
         checkpoints.save(state_at(1), numbers(), {})
-        assert waits.wait(10)
+        assert waits.wait(60)
         checkpoints.__exit__(LostProcessError, LostProcessError("gone"), None)
         assert not other_comes.is_set()
     finally:

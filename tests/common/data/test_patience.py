@@ -78,7 +78,7 @@ def test_a_worker_that_is_stopped_is_killed():
 
     with pytest.raises(ValueError, match="no batch"):
         next(Patient(items, 0.5))
-    assert ended.wait(10)  # no second join: of two threads that wait for one process, one may find none to wait for
+    assert ended.wait(60)  # no second join: of two threads that wait for one process, one may find none to wait for
     assert started[0].exitcode == -signal.SIGKILL
     assert stranger.is_alive()
     stranger.kill()
