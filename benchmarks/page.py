@@ -65,8 +65,9 @@ less around them.
 - **Fences between blocks** (`t2t_jax/blocks.py`). XLA's CPU compiler fuses the chain of residual sums into everything
   that reads it and computes it again there. On a CPU blocks stay calls of the program; elsewhere it is as it was.
 - **A few images at once in evaluation** on a CPU, in both frameworks, two for each core: what lies between the layers
-  stays in the caches (`t2t_common/caches.py`). A training step does it where it is told to: "in parts" above is
-  `--grad-accum-steps 4`, whose gradients are the whole batch's. In PyTorch's training it does not pay.
+  stays in the caches (`t2t_common/caches.py`). The others are called with the whole batch, as their users call them;
+  by hand they would gain too. A training step does it where it is told to: "in parts" above is `--grad-accum-steps 4`,
+  whose gradients are the whole batch's. In PyTorch's training it does not pay.
 - **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
   falls on the weights; on CPUs alone. The sums stand in one loop with the product, also in training: XLA spreads that
   loop over the cores, while many small products by themselves run on one. In PyTorch the fused kernels run there.
