@@ -210,16 +210,15 @@ def make_forward(
         mesh: devices that arrays and images are split over (see mesh.py), and the logits too; None for one device.
     """
 
-    on_cpu = on_one_cpu(mesh)
-
     def logits_of(arrays: Arrays, image_BxHxWxC: jax.Array) -> jax.Array:
-        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh, fence=on_cpu)
+        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh, fence=on_one_cpu(mesh))
         logits = split_batch(model(image_BxHxWxC), mesh)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def forward(arrays: Arrays, image_BxHxWxC: jax.Array | np.ndarray) -> jax.Array:
         images = jnp.asarray(image_BxHxWxC)
-        parts = cached_parts(*images.shape[:3], cores=available_cores()) if on_cpu and images.ndim == 4 else 1
+        in_parts = images.ndim == 4 and on_one_cpu(mesh)
+        parts = cached_parts(*images.shape[:3], cores=available_cores()) if in_parts else 1
         if parts == 1:
             return logits_of(arrays, images)
         logits = jax.lax.map(functools.partial(logits_of, arrays), images.reshape(parts, -1, *images.shape[1:]))
