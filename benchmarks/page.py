@@ -19,6 +19,7 @@ from benchmarks.chart import chart
 from benchmarks.levers import AS_IT_IS, LEVERS
 from benchmarks.speed import IN_PARTS
 from t2t_common import cli
+from t2t_common.caches import cached_parts
 from t2t_common.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -65,9 +66,10 @@ less around them.
 - **Fences between blocks** (`t2t_jax/blocks.py`). XLA's CPU compiler fuses the chain of residual sums into everything
   that reads it and computes it again there. On a CPU blocks stay calls of the program; elsewhere it is as it was.
 - **A few images at once in evaluation** on a CPU, in both frameworks, two for each core: what lies between the layers
-  stays in the caches (`t2t_common/caches.py`). The others are called with the whole batch, as their users call them;
-  by hand they would gain too. A training step does it where it is told to: "in parts" above is `--grad-accum-steps 4`,
-  whose gradients are the whole batch's. In PyTorch's training it does not pay.
+  stays in the caches (`t2t_common/caches.py`). In PyTorch it shows with larger batches than this one. The others
+  are called with the whole batch, as their users call them. A training step does it where it is told to: "in parts"
+  above is `--grad-accum-steps {parts}`, whose gradients are the whole batch's. It does not do so by itself, as each part
+  has dropout masks of its own, which would then depend on the number of cores.
 - **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
   falls on the weights; on CPUs alone. The sums stand in one loop with the product, also in training: XLA spreads that
   loop over the cores, while many small products by themselves run on one. In PyTorch the fused kernels run there.
@@ -144,6 +146,7 @@ def render(results: Path = RESULTS) -> str:
         {path.name: json.loads(path.read_text()) for path in sorted((results / folder).glob("*.json"))}
         for folder in ("tpu", "lowered", "batches", "levers")
     )
+    batch, side = (speed["setup"][name] for name in ("batch", "img_size"))
     memory_parts, memory_whole = (x["sizes"]["224"]["temporary_bytes"] / x["options"]["batch"] for x in (parts, whole))
     return TEXT.format(
         **speed["setup"],
@@ -151,6 +154,7 @@ def render(results: Path = RESULTS) -> str:
         versions=_versions(speed["tasks"]["training"]["contestants"]),
         speed="\n".join(_speed(speed["tasks"])),
         targets="\n".join(_targets(speed["tasks"])),
+        parts=cached_parts(batch, side, side, cores=speed["machine"]["cores"]),
         rounds=len(speed["tasks"]["inference"]["contestants"]["t2t_jax"]["seconds"]),
         scaling_model=scaling["options"]["model"],
         scaling_batch=scaling["options"]["batch"],

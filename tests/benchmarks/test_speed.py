@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import speed
+from benchmarks import contestants, speed
 from benchmarks.chart import chart
-from t2t_common import cli
+from t2t_common import caches, cli
 
 TINY = ["--model", "t2t_vit_7", "--batch", "1", "--img-size", "32", "--rounds", "2", "--timm-python", "none"]
 
@@ -65,3 +65,9 @@ def test_the_first_call_of_a_turn_does_not_count(monkeypatch: pytest.MonkeyPatch
     contestant.take_turn(2, counts=False)
     contestant.take_turn(2, counts=True)
     assert contestant.seconds == [2.0]
+
+
+def test_in_parts_is_a_step_in_the_parts_of_evaluation(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(caches, "available_cores", lambda: 2)
+    monkeypatch.setattr(contestants, "t2t_jax", lambda setup, task, *, grad_accum_steps: (task, grad_accum_steps))
+    assert contestants.t2t_jax_in_parts(contestants.Setup(batch=16), "training") == ("training", 4)
