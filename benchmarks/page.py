@@ -68,8 +68,8 @@ less around them.
 - **A few images at once in evaluation** on a CPU, in both frameworks, two for each core: what lies between the layers
   stays in the caches (`t2t_common/caches.py`). In PyTorch it shows with larger batches than this one. The others
   are called with the whole batch, as their users call them. A training step does it where it is told to: "in parts"
-  above is `--grad-accum-steps {parts}`, whose gradients are the whole batch's. It does not do so by itself, as each part
-  has dropout masks of its own, which would then depend on the number of cores.
+  above is `--grad-accum-steps {parts}`, whose gradients are the whole batch's. It does not do so by itself, as each
+  part has dropout masks of its own, which would then depend on the number of cores.
 - **Attention that divides after the product with v**, 64 numbers for each token in place of 197, wherever no dropout
   falls on the weights; on CPUs alone. The sums stand in one loop with the product, also in training: XLA spreads that
   loop over the cores, while many small products by themselves run on one. In PyTorch the fused kernels run there.
