@@ -13,7 +13,7 @@ from flax import nnx
 from parity.capture import Call, Key
 from parity.compare import Gates, Row, norm, rel_f, relative
 from parity.convert import Ledger, jax_variables, state_equal, to_numpy
-from parity.pairing import Pair
+from parity.pairing import Pair, Pairing
 from parity.runs import Arrays, Gradients
 
 REARRANGEMENTS = (
@@ -52,6 +52,21 @@ def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mod
             rows.append(Row(entry.torch, "weights", "-", entry.dtype, error, 0.0, note="; ".join(notes)))
     equal = len(ledger) - len(rows)
     return [Row(f"{equal} tensors", "weights", "-", "as stored", 0.0, 0.0), *rows] if equal else rows
+
+
+def pairing_rows(pairing: Pairing) -> list[Row]:
+    """What fails before any number is compared: structures, dtypes, modules that never ran."""
+    rows = [Row(name, "structure", "-", "-", math.inf, 0.0, note=why) for name, why in pairing.different]
+    for path in pairing.idle:
+        why = (
+            f"nothing was compared: its weights are not used on these inputs (leave it out: Rules(unpaired=[{path!r}]))"
+        )
+        rows.append(Row(path, "not run", "-", "-", math.inf, 0.0, note=why))
+    if pairing.configured:
+        name, how = pairing.configured[-1]
+        more = f" and in {len(pairing.configured) - 1} more modules" if len(pairing.configured) > 1 else ""
+        rows.append(Row(name, "configuration", "-", "as configured", math.inf, 0.0, note=f"it computes {how}{more}"))
+    return rows
 
 
 def distance(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> tuple[float, str]:

@@ -144,6 +144,9 @@ class Report:
         What a module passes on to its children is its own work, so a wrong "calls" row names the module around.
         Where all of these hold, it is the first module that draws or updates something else in training mode.
         """
+        structure = next((row for row in self.rows if row.kind == "structure"), None)
+        if structure is not None:
+            return structure.name or "the model"
         order = {name: i for i, (name, _) in enumerate(self.layers)}
         failed = [row for row in self.rows if row.mode == "forced" and not row.passed and row.name in order]
         if not failed:
@@ -183,6 +186,8 @@ class Report:
     def verdict(self) -> str:
         """One line: equal or different, how many measurements, where it starts."""
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
+        if self.failures and all(row.kind == "configuration" for row in self.failures):
+            return f"DIFFERENT: the algorithm is equal, the configuration is not: {self.failures[0].note}"
         return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
