@@ -26,6 +26,7 @@ from parity.judge import (
     gradient_rows,
     layer_rows,
     noise_floor,
+    weight_notes,
     weight_rows,
 )
 from parity.leaks import gradient_leaks, leaks
@@ -37,6 +38,7 @@ from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
 from parity.training import training_rows
+from parity.wrappers import refuse_compiled, tied_modules, unwrapped
 
 LEVELS = ("forward", "gradients", "train")
 PRECISIONS = ("float64", "float32")
@@ -95,6 +97,7 @@ def check(
     tell = progress or (lambda stage: None)
     start = time.perf_counter()
     tell("weights and modules")
+    torch_model = unwrapped(torch_model)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, torch_model, jax_model)
     rows += proof.forward(tell=tell)
@@ -125,6 +128,7 @@ def check(
         ledger=proof.ledger,
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
+        notes=(*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)),
         causes=causes,
         formats=tuple(format_figures),
         settings={
@@ -182,7 +186,9 @@ class Proof:
         """
         arrays = _inputs(inputs)
         axes = tuple(input_axes(x.ndim) for x in arrays)
+        refuse_compiled(torch_model)
         ledger = build_ledger(torch_model, jax_model, rules)
+        rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(ledger, torch_model)))
         # In the precision that runs faster: shapes are the same in either.
         sides = TorchSide.of(torch_model, "float32"), JaxSide.of(jax_model, "float32", axes)
         pairing = pair_calls(*sides, arrays, rules, torch_model)
@@ -304,11 +310,13 @@ class Proof:
 
         JAX first: its backward pass needs the most memory, and PyTorch's gradients are not there yet.
         """
-        trained = [name for name, param in self.torch_model.named_parameters() if param.requires_grad]
+        named = self.torch_model.named_parameters(remove_duplicate=False)
+        trained = [name for name, param in named if param.requires_grad]
         shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
         theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        ours = ours.within(self.ledger)
         activations = {pair.jax: aligned(ours.activations[pair.torch], pair.output_axes) for pair in chosen}
         return dataclasses.replace(ours, activations=activations), theirs
 

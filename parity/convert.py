@@ -146,7 +146,9 @@ def _jax_array(name: str, array: np.ndarray, dtype: Any) -> jax.Array:
         elif held != array.dtype and is_integer(held):
             array = converted(array, held)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        wide = array.dtype.itemsize == 8 and is_integer(array.dtype)
+        advice = ", and JAX holds wider integers only with jax_enable_x64: switch it on" if wide else ""
+        raise ValueError(f"{name}: {error}{advice}") from None
     value = jnp.array(array)
     if value.dtype != array.dtype:
         raise ValueError(

@@ -8,10 +8,13 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import linen, nnx
+
+from parity.arrays import converted, is_integer
 
 
 def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
@@ -21,8 +24,14 @@ def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
     """
     model = nnx.clone(jax_model)
     for _, variable in nnx.iter_graph(model):
-        if isinstance(variable, nnx.Variable) and (kind := _like(getattr(variable, "dtype", None), dtype)) is not None:
+        if not isinstance(variable, nnx.Variable):
+            continue
+        own = getattr(variable, "dtype", None)
+        if (kind := _like(own, dtype)) is not None:
             variable.set_value(jnp.asarray(np.asarray(variable[...]).astype(kind)))
+        elif own is not None and is_integer(own) and (held := jax.dtypes.canonicalize_dtype(own)) != own:
+            # 64-bit integers, in a run in which JAX has none: exactly, or not at all.
+            variable.set_value(jnp.asarray(converted(np.asarray(variable[...]), held)))
     for _, module in nnx.iter_modules(model):
         for attribute in ("dtype", "param_dtype"):
             # Looked up as it is written: a property, or what a wrapper makes up, is not for us to set.

@@ -166,7 +166,7 @@ def pair_calls(
 
     for key in ours:
         path, index = key
-        partner = (rules.jax_path(path), index)
+        partner = (_partner_path(path, rules), index)
         if partner in theirs:
             try:
                 pair = _pair(key, partner, modules[path], ours[key], theirs[partner], rules, values)
@@ -180,9 +180,10 @@ def pair_calls(
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
             unpaired.append(f"{_label(key)} of PyTorch")
-    for key in theirs.keys() - {(rules.jax_path(path), index) for path, index in ours}:
+    for key in theirs.keys() - {(_partner_path(path, rules), index) for path, index in ours}:
         allowed = matches(key[0], rules.unpaired) or rules.in_stack(key[0], torch_side=False)
         allowed = allowed or _inside_fused(jax_side.model, key[0], rules)
+        allowed = allowed or _only_holds(jax_side.model, key[0], {pair.jax[0] for pair in pairs}, rules)
         if _holds_tensors(jax_side.model, key[0]) and not allowed:
             problems.append(f"{_label(key)} of JAX has no partner in PyTorch")
         else:
@@ -192,6 +193,22 @@ def pair_calls(
     if problems:
         raise ValueError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
     return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours)
+
+
+def _partner_path(path: str, rules: Rules) -> str:
+    """JAX's module; the models themselves are each other's, also where JAX's holds all of it one level deeper."""
+    return rules.jax_path(path) if path else ""
+
+
+def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Rules) -> bool:
+    """Whether a module of JAX is one more level around modules that have partners: judged with the one around it."""
+    if path == rules.jax_path("") and path:
+        return True
+    module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
+    inside = [p for p, m in nnx.iter_modules(module) if p]
+    own = [p for p, node in nnx.iter_graph(module) if isinstance(node, nnx.Variable)]
+    held = all(any(p[: len(q)] == q for q in inside) for p in own)
+    return held and any(name.startswith(f"{path}.") for name in paired)
 
 
 def _inside_fused(model: nnx.Module, path: str, rules: Rules) -> bool:

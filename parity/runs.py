@@ -6,7 +6,6 @@ JAX runs compiled, as it is used; see pieces.py.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,6 +32,7 @@ from parity.capture import (
     torch_hooks,
 )
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
+from parity.copies import torch_copy
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
@@ -66,6 +66,11 @@ class Gradients:
     inputs: list[np.ndarray]
     activations: dict[Key, list[np.ndarray]]
 
+    def within(self, ledger: Ledger) -> Gradients:
+        """Without the parameters that have no partner, or are one with another that has."""
+        names = {entry.torch for entry in ledger}
+        return dataclasses.replace(self, params={name: g for name, g in self.params.items() if name in names})
+
 
 @dataclasses.dataclass
 class TorchSide:
@@ -78,7 +83,7 @@ class TorchSide:
 
     @classmethod
     def of(cls, model: torch.nn.Module, precision: str, *, training: bool = False) -> TorchSide:
-        return cls(copy.deepcopy(model).to(dtype=getattr(torch, precision)).train(training), precision)
+        return cls(torch_copy(model, getattr(torch, precision)).train(training), precision)
 
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -135,7 +140,7 @@ class TorchSide:
         value.backward()
         params = {
             name: to_numpy(torch.zeros_like(param) if param.grad is None else param.grad)
-            for name, param in self.model.named_parameters()
+            for name, param in self.model.named_parameters(remove_duplicate=False)
             if param.requires_grad
         }
         seen = {key: [to_numpy(g) for g in found] for key, found in grads.items()}

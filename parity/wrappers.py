@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+
+if TYPE_CHECKING:
+    from parity.ledger import Ledger
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -65,7 +70,7 @@ def _prefix_hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
     if not all(paths):
         return []
     for more, fewer, rule in (
-        (paths[1], paths[0], "Rules(rename={{r'^(?=.)': '{0}.'}})"),
+        (paths[1], paths[0], "Rules(rename={{r'^': '{0}.'}})"),
         (paths[0], paths[1], "Rules(rename={{r'^{0}\\.?': ''}})"),
     ):
         first = min(more).split(".")[0]
@@ -76,10 +81,28 @@ def _prefix_hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
     return []
 
 
-def compiled_parts(model: torch.nn.Module) -> list[str]:
-    """Modules inside of the model that run as compiled code, so that nothing in them can be seen."""
+def refuse_compiled(model: torch.nn.Module) -> None:
+    """Raises ValueError if parts of the model run as compiled code, so that the calls in them cannot be recorded."""
+    for name, module in model.named_modules():
+        where = name or "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{where} is a ScriptModule, whose calls cannot be recorded: give the module it was made of"
+            )
+        if "_orig_mod" in dict(module.named_children()):
+            raise ValueError(f"{where} is compiled (torch.compile): put {where}._orig_mod in its place for the check")
+
+
+def tied_modules(ledger: Ledger, model: torch.nn.Module) -> list[str]:
+    """Patterns of the modules all of whose tensors are carried under another name: they need no partner."""
+    own = {name.rpartition(".")[0] for name in (*(entry.torch for entry in ledger), *ledger.torch_only)}
+    tied = {name.rpartition(".")[0] for name in ledger.tied}
     return [
-        name or "the model"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.jit.ScriptModule) or (name and "_orig_mod" in dict(module.named_children()))
+        glob.escape(path)
+        for path, _ in model.named_modules(remove_duplicate=False)
+        if path and _any_in(path, tied) and not _any_in(path, own)
     ]
+
+
+def _any_in(path: str, paths: Collection[str]) -> bool:
+    return any(other == path or other.startswith(f"{path}.") for other in paths)
