@@ -142,7 +142,8 @@ def _torch_derivatives(
     with torch_hooks(side.model, before, after):
         side.apply(side.model, side.inputs(arrays))
     torch.stack(terms).sum().backward()
-    params = {name: _gradient(param) for name, param in side.model.named_parameters() if param.requires_grad}
+    named = side.model.named_parameters(remove_duplicate=False)
+    params = {name: _gradient(param) for name, param in named if param.requires_grad}
     side.model.zero_grad()
     return Derivatives(_gradients(z), _gradients(u), params)
 

@@ -29,6 +29,7 @@ from parity.judge import (
     layer_rows,
     noise_floor,
     pairing_rows,
+    weight_notes,
     weight_rows,
 )
 from parity.layouts import fitting_inputs
@@ -43,6 +44,7 @@ from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
 from parity.subjects import jax_subject, torch_subject
 from parity.training import training_rows
 from parity.transformed import has_paths, with_paths
+from parity.wrappers import refuse_compiled, tied_modules
 
 LEVELS = ("forward", "gradients", "train")
 PRECISIONS = ("float64", "float32")
@@ -103,7 +105,8 @@ def check(
     tell("weights and modules")
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
-    rows, notes = weight_rows(proof.ledger, torch_model, jax_model), list(proof.notes)
+    rows = weight_rows(proof.ledger, torch_model, jax_model)
+    notes = [*proof.notes, *proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)]
     rows += pairing_rows(proof.pairing)
     rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()
@@ -195,7 +198,9 @@ class Proof:
             ValueError: some have no partner; or the inputs are empty or not finite.
         """
         arguments = Arguments.of(inputs)
+        refuse_compiled(torch_model)
         ledger = build_ledger(torch_model, jax_model, rules)
+        rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(ledger, torch_model)))
         ours = TorchSide.as_configured(torch_model, arguments.apply)
         usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
         theirs = JaxSide.as_configured(jax_model, ours.precision, usual, arguments.apply)
@@ -341,11 +346,13 @@ class Proof:
 
         JAX first: its backward pass needs the most memory, and PyTorch's gradients are not there yet.
         """
-        trained = [name for name, param in self.torch_model.named_parameters() if param.requires_grad]
+        named = self.torch_model.named_parameters(remove_duplicate=False)
+        trained = [name for name, param in named if param.requires_grad]
         shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
         theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        ours = ours.within(self.ledger)
         activations = {pair.jax: aligned(ours.activations[pair.torch], pair.output_axes) for pair in chosen}
         return dataclasses.replace(ours, activations=activations), theirs
 

@@ -133,7 +133,7 @@ def pair_calls(
     modules = dict((owner or torch_side.model).named_modules())
     problems, unpaired, different, drafts = [], [], [], []
     # A module that is there on both sides, and called by another method on one, is judged with the one around it.
-    here = {rules.jax_path(path) for path in modules}
+    here = {_partner_path(path, rules) for path in modules}
     there = {".".join(map(str, path)) for path, _ in nnx.iter_modules(jax_side.model)}
     partners = _partners(ours.calls, theirs, torch_side.model, jax_side.model, rules)
     for key, shapes in ours.calls.items():
@@ -146,7 +146,9 @@ def pair_calls(
             except ValueError as error:
                 different.append((_name(key), str(error)))
         elif _holds_own(modules[path]) and not (
-            matches(path, rules.unpaired) or rules.in_stack(path, torch_side=True) or rules.jax_path(path) in there
+            matches(path, rules.unpaired)
+            or rules.in_stack(path, torch_side=True)
+            or _partner_path(path, rules) in there
         ):
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
@@ -154,6 +156,7 @@ def pair_calls(
     for key in theirs.keys() - set(partners.values()):
         allowed = matches(key[0], rules.unpaired) or rules.in_stack(key[0], torch_side=False) or key[0] in here
         allowed = allowed or _inside_fused(jax_side.model, key[0], rules)
+        allowed = allowed or _only_holds(jax_side.model, key[0], {draft.pair.jax[0] for draft in drafts}, rules)
         if _holds_tensors(jax_side.model, key[0]) and not allowed:
             problems.append(f"{_label(key)} of JAX has no partner in PyTorch")
         else:
@@ -187,7 +190,7 @@ def _partners(
     aliases = _torch_aliases(torch_model)
     names = _jax_aliases(jax_model)
     for path, index in ours:
-        paths = (rules.jax_path(alias) for alias in aliases.get(path, (path,)))
+        paths = (_partner_path(alias, rules) for alias in aliases.get(path, (path,)))
         key = next(
             ((names.get(other, other), index) for other in paths if (names.get(other, other), index) in theirs), None
         )
@@ -222,6 +225,22 @@ def _jax_aliases(model: nnx.Module) -> dict[str, str]:
 
     visit(model, "", frozenset({id(model)}))
     return found
+
+
+def _partner_path(path: str, rules: Rules) -> str:
+    """JAX's module; the models themselves are each other's, also where JAX's holds all of it one level deeper."""
+    return rules.jax_path(path) if path else ""
+
+
+def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Rules) -> bool:
+    """Whether a module of JAX is one more level around modules that have partners: judged with the one around it."""
+    if path == rules.jax_path("") and path:
+        return True
+    module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
+    inside = [p for p, m in nnx.iter_modules(module) if p]
+    own = [p for p, node in nnx.iter_graph(module) if isinstance(node, nnx.Variable)]
+    held = all(any(p[: len(q)] == q for q in inside) for p in own)
+    return held and any(name.startswith(f"{path}.") for name in paired)
 
 
 def _inside_fused(model: nnx.Module, path: str, rules: Rules) -> bool:

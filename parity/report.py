@@ -262,6 +262,8 @@ class Report:
                     tuple(_restored(Entry, entry) for entry in ledger["entries"]),
                     _typed(ledger["torch_only"], "tuple[str, ...]"),
                     _typed(ledger["jax_only"], "tuple[str, ...]"),
+                    _typed(ledger.get("tied", []), "tuple[str, ...]"),
+                    _typed(ledger.get("notes", []), "tuple[str, ...]"),
                 ),
                 layers=tuple((_typed(x["name"], "str"), _typed(x["type"], "str")) for x in payload["layers"]),
                 unpaired=_typed(payload["unpaired"], "tuple[str, ...]"),

@@ -6,7 +6,6 @@ JAX runs compiled, as it is used; see pieces.py.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,6 +30,7 @@ from parity.capture import (
 )
 from parity.channels import Axes
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
+from parity.copies import torch_copy
 from parity.inputs import Apply, positional
 from parity.losses import Loss
 from parity.memory import release, trim
@@ -67,6 +67,11 @@ class Gradients:
     inputs: list[np.ndarray]
     activations: dict[Key, list[np.ndarray]]
 
+    def within(self, ledger: Ledger) -> Gradients:
+        """Without the parameters that have no partner, or are one with another that has."""
+        names = {entry.torch for entry in ledger}
+        return dataclasses.replace(self, params={name: g for name, g in self.params.items() if name in names})
+
 
 @dataclasses.dataclass
 class TorchSide:
@@ -82,13 +87,13 @@ class TorchSide:
     def of(
         cls, model: torch.nn.Module, precision: str, *, training: bool = False, apply: Apply = positional
     ) -> TorchSide:
-        return cls(copy.deepcopy(model).to(dtype=getattr(torch, precision)).train(training), precision, apply)
+        return cls(torch_copy(model, getattr(torch, precision)).train(training), precision, apply)
 
     @classmethod
     def as_configured(cls, model: torch.nn.Module, apply: Apply = positional) -> TorchSide:
         """In the dtypes that the model has; inputs in that of its first floating parameter."""
         moving = (p.dtype for p in model.parameters() if p.is_floating_point())
-        return cls(copy.deepcopy(model).eval(), str(next(moving, torch.float32)).removeprefix("torch."), apply)
+        return cls(torch_copy(model).eval(), str(next(moving, torch.float32)).removeprefix("torch."), apply)
 
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -143,7 +148,11 @@ class TorchSide:
         with torch_hooks(self.model, lambda key, tensors: None, after):
             value = loss.torch(self.apply(self.model, tensors))
         value.backward()
-        params = {name: _gradient(param) for name, param in self.model.named_parameters() if param.requires_grad}
+        params = {
+            name: _gradient(param)
+            for name, param in self.model.named_parameters(remove_duplicate=False)
+            if param.requires_grad
+        }
         seen = {key: [to_numpy(g) for g in found] for key, found in grads.items()}
         return Gradients(float(value.detach()), params, [_gradient(x) for x in tensors if x.requires_grad], seen)
 

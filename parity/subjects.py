@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from flax import nnx
 
+from parity.wrappers import unwrapped
+
 
 def torch_subject(model: Any) -> torch.nn.Module:
     """The PyTorch model, out of `torch.compile` and data parallelism.
@@ -18,15 +20,11 @@ def torch_subject(model: Any) -> torch.nn.Module:
         raise ValueError("the first model is a flax.nnx.Module, the second has to be: exchange the two arguments")
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"the first model has to be a torch.nn.Module, not {_kind(model)}")
-    while isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    model = unwrapped(model)
     lazy = [name for name, p in model.named_parameters() if isinstance(p, torch.nn.parameter.UninitializedParameter)]
     if lazy:
         raise ValueError(f"{lazy[0]} of PyTorch has no shape yet: run the model once on an example first")
     return model
-
-
-_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
 
 def jax_subject(model: Any) -> nnx.Module:
