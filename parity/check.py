@@ -18,8 +18,9 @@ from parity.align import Axes, input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
 from parity.causes import find_causes
-from parity.compare import Gates, Row
+from parity.compare import Gates, Row, real_numbers
 from parity.convert import Ledger, build_ledger, to_numpy
+from parity.elements import SmallOnes, small_gradients, small_ones, with_small_gradients
 from parity.judge import (
     float32_gradient_rows,
     float32_rows,
@@ -36,7 +37,9 @@ from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
+from parity.shaken import shake, shaken_gradients
 from parity.training import training_rows
+from parity.unverified import unverified_gradients, unverified_layers
 
 LEVELS = ("forward", "gradients", "train")
 PRECISIONS = ("float64", "float32")
@@ -127,6 +130,7 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
+        notes=tuple(dict.fromkeys(proof.notes)),
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -164,6 +168,8 @@ class Proof:
     rules: Rules
     gates: Gates
     memory: float = MEMORY
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What the stages so far did not verify."""
 
     @classmethod
     def of(
@@ -220,11 +226,13 @@ class Proof:
                 references = self._references(section, oracle)
                 keys = {pair.jax for pair in section}
                 runs = {p: jax_side(p).both(pool, self.arrays, references, only=keys) for p in precisions}
-                shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
+                shaken = double.forward(shake(self.arrays), only={pair.torch for pair in section})
                 noise = noise_floor(section, oracle, shaken)
-                del shaken
                 if "float64" in precisions:
-                    rows += self._section64(runs.pop("float64"), section, references, noise)
+                    small = self._small(section, references, shaken, torch_side("float32"))
+                    del shaken
+                    rows += self._section64(runs.pop("float64"), section, references, noise, small)
+                    self.notes.extend(unverified_layers(section, references))
                 if "float32" in precisions:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
@@ -243,13 +251,26 @@ class Proof:
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
         return max((self.memory * 2**30 - 5.5 * weights) / 1.6, SECTION_BYTES)
 
-    def _section64(self, theirs: Run, section: list[Pair], references: Arrays, noise: Mapping[Key, float]) -> list[Row]:
+    def _small(self, section: list[Pair], references: Arrays, shaken: Arrays, ours: TorchSide) -> SmallOnes:
+        """The elements that relF does not resolve, and how noisy each of them is."""
+        own = ours.forward(self.arrays, only={pair.torch for pair in section})
+        draws = [_in_jax(section, calls) for calls in (own, shaken)]
+        return small_ones({pair.jax: references[pair.jax] for pair in section}, draws, self.gates.f64)
+
+    def _section64(
+        self,
+        theirs: Run,
+        section: list[Pair],
+        references: Arrays,
+        noise: Mapping[Key, float],
+        small: SmallOnes,
+    ) -> list[Row]:
         free = theirs(False)
-        rows = layer_rows(section, references, free, "free", self.gates, noise)
+        rows = layer_rows(section, references, free, "free", self.gates, noise, small)
         own = {pair.jax: references[pair.jax] for pair in section}
         rows += _leak_rows(leaks(section, own, free))
         del free
-        return rows + layer_rows(section, references, theirs(True), "forced", self.gates)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
 
     def _section32(
         self,
@@ -277,10 +298,19 @@ class Proof:
         wanted, given = self._both_gradients("float64", loss, chosen)
         rows = gradient_rows(wanted, given, self.gates, names=names)
         rows += _leak_rows(gradient_leaks(wanted.params, given.params, self.arrays))
+        suspects = small_gradients(wanted, given, self.gates)
+        self.notes.extend(unverified_gradients(wanted, given))
         del given
         release()
         ours, theirs = self._both_gradients("float32", loss, chosen)
-        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        found = with_small_gradients(rows, suspects, [ours])
+        found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        if not _fails(found):
+            return found
+        # Measured only where it may matter: what a rounding of the inputs and parameters changes.
+        shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
+        rows = with_small_gradients(rows, suspects, [ours, shaken])
+        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
@@ -350,16 +380,13 @@ def _inputs(inputs: Any) -> tuple[np.ndarray, ...]:
     arrays = [to_numpy(x) for x in (inputs if isinstance(inputs, tuple | list) else (inputs,))]
     if not arrays or any(x.size == 0 for x in arrays):
         raise ValueError("there is nothing to run on: the inputs are empty")
-    if not all(np.isfinite(x.astype(np.float64)).all() for x in arrays):
+    if not all(np.isfinite(part).all() for x in arrays for part in real_numbers(x)):
         raise ValueError("the inputs hold NaN or infinity")
-    # Rounded to float32 once, so that both precisions see the same numbers.
-    return tuple(x.astype(np.float32).astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x for x in arrays)
+    return tuple(_rounded(x) for x in arrays)
 
 
-def _shake(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The inputs with every number changed by half a unit of float32's last place, up or down."""
-    draw = np.random.RandomState(0)
-    return tuple(
-        x * (1 + 2.0**-24 * draw.choice((-1.0, 1.0), x.shape)) if np.issubdtype(x.dtype, np.floating) else x
-        for x in arrays
-    )
+def _rounded(array: np.ndarray) -> np.ndarray:
+    """Rounded to float32 once, so that both precisions see the same numbers."""
+    if np.iscomplexobj(array):
+        return array.astype(np.complex64).astype(np.complex128)
+    return array.astype(np.float32).astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from parity.dtypes import in_precision
 from parity.rules import TORCH_ONLY, LeafRule, Rules, matches
 
 
@@ -375,15 +376,15 @@ def _check_tied(found: Mapping[str, np.ndarray], tensors: StateDict) -> None:
 
 
 def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
-    """A copy of `jax_model` that stores and computes in `dtype`, whatever its layers were set to."""
+    """A copy of `jax_model` that stores and computes in `dtype`, whatever they were set to; complex if they are."""
     model = nnx.clone(jax_model)
     for _, variable in nnx.iter_graph(model):
-        if isinstance(variable, nnx.Variable) and jnp.issubdtype(variable.dtype, jnp.floating):
-            variable.set_value(jnp.asarray(np.asarray(variable[...]).astype(dtype)))
+        if isinstance(variable, nnx.Variable) and jnp.issubdtype(variable.dtype, jnp.inexact):
+            variable.set_value(jnp.asarray(np.asarray(variable[...]).astype(in_precision(variable.dtype, dtype))))
     for _, module in nnx.iter_modules(model):
         for attribute in ("dtype", "param_dtype"):
             if getattr(module, attribute, None) is not None:
-                setattr(module, attribute, dtype)
+                setattr(module, attribute, in_precision(getattr(module, attribute), dtype))
     return model
 
 
