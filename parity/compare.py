@@ -76,6 +76,14 @@ def relative(error: float, scale: float) -> float:
     return float(error / scale) if scale > 0 else math.inf
 
 
+BY_CHANCE = 8.0
+"""So far above both figures of its noise (PyTorch's error, and what a shaken input changes) a float32 error may lie.
+
+Let a single number err by three independent normal errors of one size: the third exceeds 8 times the larger of the
+others once in a hundred times, and only where it is the small rest of large terms does it meet the limit of a tensor.
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Gates:
     """The largest errors that still count as equal (docs: How equality is judged).

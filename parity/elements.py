@@ -40,6 +40,8 @@ DECADES = 3
 
 ROUNDING = 2.0**-24
 
+UNSEEN = "which relF does not see"
+
 
 @dataclasses.dataclass(frozen=True)
 class Small:
@@ -96,7 +98,7 @@ class Small:
             return 0.0, ""
         size = float(np.median(self.scale[own]))
         count = f"{own.sum()} element" + "s" * int(own.sum() != 1)
-        return error, f"in {count} of size {size:.0e}, which relF does not see beside one of {self.beside:.0e}"
+        return error, f"in {count} of size {size:.0e}, {UNSEEN} beside one of {self.beside:.0e}"
 
 
 def small(reference: np.ndarray, gate: float, unit: float = 1.0) -> Small | None:
@@ -209,6 +211,11 @@ def with_small_gradients(
             row = with_error(row, *suspects[row.name].error(noisy[row.name]))
         found.append(row)
     return found
+
+
+def is_small(row: Row) -> bool:
+    """Whether a failing row is that of elements which relF does not resolve."""
+    return UNSEEN in row.note
 
 
 def with_error(row: Row, error: float, note: str) -> Row:

@@ -11,9 +11,10 @@ import torch
 from flax import nnx
 
 from parity.capture import Call, Key
-from parity.compare import HUGE, Gates, Row, norm, real_numbers, rel_f, relative
+from parity.compare import BY_CHANCE, HUGE, Gates, Row, norm, real_numbers, rel_f, relative
 from parity.convert import Ledger, jax_variables, state_equal, to_numpy
 from parity.elements import Small, SmallOnes, with_error
+from parity.loss_gate import loss_error, loss_rows
 from parity.pairing import Pair
 from parity.runs import Arrays, Gradients
 
@@ -30,13 +31,6 @@ REARRANGEMENTS = (
 
 ZERO_BY_STRUCTURE = 1e-10
 """A gradient this much smaller than the global norm is rounding noise around zero (float64 noise is about 1e-16)."""
-
-BY_CHANCE = 8.0
-"""So far above both figures of its noise (PyTorch's error, and what a shaken input changes) a float32 error may lie.
-
-Let a single number err by three independent normal errors of one size: the third exceeds 8 times the larger of the
-others once in a hundred times, and only where it is the small rest of large terms does it meet the limit of a tensor.
-"""
 
 FLUSHED = 2.0**-124
 """Four times the smallest normal float32, 2^-126: what is lost where a number below that becomes zero."""
@@ -188,7 +182,8 @@ def float32_rows(
 def flushed(outputs: Sequence[np.ndarray]) -> float:
     """relF of a tensor whose every number is off by FLUSHED: XLA on CPU takes subnormal numbers for zero."""
     sizes = [(norm(x), x.size) for x in outputs if x.size]
-    return max((relative(FLUSHED * math.sqrt(n), size) for size, n in sizes if 0 < size < HUGE), default=0.0)
+    lost = max((relative(FLUSHED * math.sqrt(n), size) for size, n in sizes if 0 < size < HUGE), default=0.0)
+    return lost if lost > 2.0**-24 else 0.0
 
 
 def _independent(call: Call, mode: str) -> int:
@@ -214,7 +209,7 @@ def gradient_rows(
     """
     zero = wanted.params and not any(g.any() for side in (wanted, given) for g in side.params.values())
     note = "every gradient is zero: nothing was compared" if zero else ""
-    rows = [Row("loss", "loss", mode, "float64", _loss_error(given, wanted), gates.f64, note=note)]
+    rows = [Row("loss", "loss", mode, "float64", loss_error(given, wanted), gates.f64, note=note)]
     errors = _gradient_errors(given, wanted, names)
     return rows + [Row(name, kind, mode, "float64", e, gates.f64_gradient) for (name, kind), e in errors.items()]
 
@@ -244,70 +239,6 @@ def float32_gradient_rows(
         gate = gates.float32(own, sizes[name, kind], limit, floor=gates.f32_gradient_floor)
         rows.append(Row(name, kind, mode, "float32", error, gate, own))
     return rows
-
-
-def loss_rows(
-    oracle: Gradients, ours: Gradients, theirs: Gradients, gates: Gates, mode: str, shaken: Gradients | None = None
-) -> list[Row]:
-    """float32: the loss of both frameworks against the oracle's and against each other.
-
-    The loss' error is what the outputs' errors d_i make of it, sum_i g_i d_i with g = dL/dy. Outputs may err by
-    `f32_logits`, as numbers of one size r = rms(y), which as independent errors come to f32_logits * ||g|| r. And
-    PyTorch's own outputs err by d: then sqrt(sum (g_i d_i)^2) is what is to be expected of the loss, where its own
-    error is a single number, small by chance now and then.
-    """
-    size = loss_scale(oracle)
-    torch_loss, jax_loss, between = (
-        relative(abs(a.loss - b.loss), size) for a, b in ((ours, oracle), (theirs, oracle), (theirs, ours))
-    )
-    spread = max(_spread(run, oracle) for run in (ours, shaken or ours)) / size if size else 0.0
-    handed_on = gates.f32_logits * _reach(oracle) / size if size else 0.0
-    limit = max(gates.f32_loss, min(handed_on, gates.f32_logits), BY_CHANCE * spread)
-    gate = gates.float32(max(torch_loss, spread), 1, limit)
-    return [
-        Row("loss", "loss", mode, "float32", jax_loss, gate, torch_loss),
-        Row("loss", "loss", "between", "float32", between, limit),
-    ]
-
-
-def loss_scale(run: Gradients) -> float:
-    """max(|L|, sum_i |y_i dL/dy_i|): what a relative error of the loss is relative to.
-
-    If every output y_i is off by a relative d_i, then to first order L is off by sum_i y_i dL/dy_i d_i, at most
-    max |d| times that sum, however small the terms of L leave L itself by cancelling.
-    """
-    terms = sum(float(np.abs(y * g).sum()) for y, g in _reals(run))
-    return max(abs(run.loss), terms) if math.isfinite(terms) else abs(run.loss)
-
-
-def _reals(run: Gradients) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The outputs and the loss' gradients by them, as real numbers, where both are finite."""
-    found = []
-    for y, g in run.outputs:
-        y, g = real_numbers(y, g)
-        kept = np.isfinite(y) & np.isfinite(g)
-        found.append((y[kept], g[kept]))
-    return found
-
-
-def _spread(run: Gradients, oracle: Gradients) -> float:
-    """sqrt(sum (g_i d_i)^2), d the errors of this run's outputs."""
-    total = 0.0
-    for (y, _), (wanted, g) in zip(run.outputs, oracle.outputs, strict=False):
-        y, wanted, g = real_numbers(y, wanted, g)
-        with np.errstate(over="ignore", invalid="ignore"):
-            terms = (y - wanted) * g
-        total += norm(terms[np.isfinite(terms)]) ** 2
-    return math.sqrt(total)
-
-
-def _reach(oracle: Gradients) -> float:
-    """The sum over the outputs of ||g|| rms(y)."""
-    return sum(norm(g) * norm(y) / math.sqrt(y.size) for y, g in _reals(oracle) if y.size)
-
-
-def _loss_error(value: Gradients, reference: Gradients) -> float:
-    return relative(abs(value.loss - reference.loss), loss_scale(reference))
 
 
 def _gradient_errors(
