@@ -21,7 +21,8 @@ from parity.causes import find_causes
 from parity.channels import Axes
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger
-from parity.inputs import Apply, Arguments, positional, shake
+from parity.elements import SmallOnes, is_small, small_gradients, small_ones, with_small_gradients
+from parity.inputs import Apply, Arguments, positional
 from parity.judge import (
     float32_gradient_rows,
     float32_rows,
@@ -41,9 +42,11 @@ from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
+from parity.shaken import shake, shaken_gradients
 from parity.subjects import jax_subject, torch_subject
 from parity.training import training_rows
 from parity.transformed import has_paths, with_paths
+from parity.unverified import unverified_gradients, unverified_layers
 from parity.wrappers import refuse_compiled, tied_modules
 
 LEVELS = ("forward", "gradients", "train")
@@ -106,13 +109,13 @@ def check(
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, torch_model, jax_model)
-    notes = [*proof.notes, *proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)]
+    proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
     rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()
     if _fails(rows, mode="forced"):
         tell("causes")
-        causes = proof.causes(rows)
+        causes = proof.causes([row for row in rows if not is_small(row)])  # by relF, which sees nothing there
     if not proof.pairing.comparable:  # the outputs have no structure in common: nothing to differentiate
         level, formats = "forward", False
     evaluation_loss = loss or proof.default_loss
@@ -141,7 +144,7 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(proof.notes)),
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -180,7 +183,8 @@ class Proof:
     gates: Gates
     memory: float = MEMORY
     apply: Apply = positional
-    notes: tuple[str, ...] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What the stages so far did not verify."""
 
     @classmethod
     def of(
@@ -219,7 +223,7 @@ class Proof:
             gates,
             memory,
             arguments.apply,
-            () if note is None else (note,),
+            [] if note is None else [note],
         )
 
     @property
@@ -264,9 +268,11 @@ class Proof:
                 runs = {p: jax_side(p).both(pool, self.arrays, references, only=keys) for p in precisions}
                 shaken = double.forward(shake(self.arrays), only={pair.torch for pair in section})
                 noise = noise_floor(section, oracle, shaken)
-                del shaken
                 if "float64" in precisions:
-                    rows += self._section64(runs.pop("float64"), section, references, noise)
+                    small = self._small(section, references, shaken, torch_side("float32"))
+                    del shaken
+                    rows += self._section64(runs.pop("float64"), section, references, noise, small)
+                    self.notes.extend(unverified_layers(section, references))
                 if "float32" in precisions:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
@@ -285,13 +291,26 @@ class Proof:
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
         return max((self.memory * 2**30 - 5.5 * weights) / 1.6, SECTION_BYTES)
 
-    def _section64(self, theirs: Run, section: list[Pair], references: Arrays, noise: Mapping[Key, float]) -> list[Row]:
+    def _small(self, section: list[Pair], references: Arrays, shaken: Arrays, ours: TorchSide) -> SmallOnes:
+        """The elements that relF does not resolve, and how noisy each of them is."""
+        own = ours.forward(self.arrays, only={pair.torch for pair in section})
+        draws = [_in_jax(section, calls) for calls in (own, shaken)]
+        return small_ones({pair.jax: references[pair.jax] for pair in section}, draws, self.gates.f64)
+
+    def _section64(
+        self,
+        theirs: Run,
+        section: list[Pair],
+        references: Arrays,
+        noise: Mapping[Key, float],
+        small: SmallOnes,
+    ) -> list[Row]:
         free = theirs(False)
-        rows = layer_rows(section, references, free, "free", self.gates, noise)
+        rows = layer_rows(section, references, free, "free", self.gates, noise, small)
         own = {pair.jax: references[pair.jax] for pair in section}
         rows += _leak_rows(leaks(section, own, free))
         del free
-        return rows + layer_rows(section, references, theirs(True), "forced", self.gates)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
 
     def _section32(
         self,
@@ -319,10 +338,19 @@ class Proof:
         wanted, given = self._both_gradients("float64", loss, chosen)
         rows = gradient_rows(wanted, given, self.gates, names=names)
         rows += _leak_rows(gradient_leaks(wanted.params, given.params, self.arrays))
+        suspects = small_gradients(wanted, given, self.gates)
+        self.notes.extend(unverified_gradients(wanted, given))
         del given
         release()
         ours, theirs = self._both_gradients("float32", loss, chosen)
-        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        found = with_small_gradients(rows, suspects, [ours])
+        found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        if not _fails(found):
+            return found
+        # Measured only where it may matter: what a rounding of the inputs and parameters changes.
+        shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
+        rows = with_small_gradients(rows, suspects, [ours, shaken])
+        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""

@@ -18,24 +18,24 @@ import numpy as np
 import torch
 from flax import nnx
 
+from parity.altered import Masks, altered_in_pieces
 from parity.capture import (
     Call,
     Calls,
     InPlaceError,
     Key,
     OtherTypeError,
-    Replace,
     torch_calls,
     torch_hooks,
 )
 from parity.channels import Axes
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.copies import torch_copy
+from parity.dtypes import in_precision, torch_in_precision
 from parity.inputs import Apply, positional
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
-    InPieces,
     Pieces,
     UnfitError,
     begin,
@@ -43,9 +43,8 @@ from parity.pieces import (
     dotted,
     jax_calls_in_pieces,
     piece_names,
-    within,
 )
-from parity.structure import Form, form
+from parity.structure import Form, form, tensors, with_tensors
 from parity.transformed import jax_calls, watched
 
 Arrays = dict[Key, Call]
@@ -54,18 +53,21 @@ Arrays = dict[Key, Call]
 Run = Callable[[bool], Arrays]
 """A forward pass: free, or (True) forced."""
 
-Masks = Mapping[Key, np.ndarray]
-"""What the output of a call is multiplied with (dropout with chosen draws)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """A loss and its gradients; parameters and inputs in PyTorch's names and layouts, outputs of calls in each own."""
+    """A loss and its gradients; parameters and inputs in PyTorch's names and layouts, outputs of calls in each own.
+
+    By complex numbers: dL/dRe + i dL/dIm, as in PyTorch (JAX's are the conjugates of these).
+
+    `outputs` are the model's own and the loss' gradients by them, PyTorch's alone.
+    """
 
     loss: float
     params: dict[str, np.ndarray]
     inputs: list[np.ndarray]
     activations: dict[Key, list[np.ndarray]]
+    outputs: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
     def within(self, ledger: Ledger) -> Gradients:
         """Without the parameters that have no partner, or are one with another that has."""
@@ -97,11 +99,8 @@ class TorchSide:
 
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return tuple(torch.from_numpy(np.array(x)).to(device, self._dtype(x)) for x in arrays)
-
-    def _dtype(self, array: np.ndarray) -> torch.dtype | None:
-        """This run's precision for floating arrays; integers stay."""
-        return getattr(torch, self.precision) if np.issubdtype(array.dtype, np.floating) else None
+        dtype = getattr(torch, self.precision)
+        return tuple(torch_in_precision(torch.from_numpy(np.array(x)).to(device), dtype) for x in arrays)
 
     def forward(
         self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
@@ -128,8 +127,12 @@ class TorchSide:
         masks: Masks | None = None,
         activations: Collection[Key] = (),
     ) -> Gradients:
-        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`."""
-        tensors = tuple(x.requires_grad_(x.is_floating_point()) for x in self.inputs(arrays))
+        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`.
+
+        Raises:
+            ValueError: the loss depends on nothing that has a gradient.
+        """
+        given = tuple(x.requires_grad_(x.is_floating_point() or x.is_complex()) for x in self.inputs(arrays))
         grads: dict[Key, list[torch.Tensor]] = {}
 
         def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
@@ -146,7 +149,13 @@ class TorchSide:
 
         self.model.zero_grad()
         with torch_hooks(self.model, lambda key, tensors: None, after):
-            value = loss.torch(self.apply(self.model, tensors))
+            output = self.apply(self.model, given)
+            moving = {id(x): x for x in tensors(output) if x.requires_grad}
+            for x in moving.values():
+                x.retain_grad()
+            value = loss.torch(output)
+        if not value.requires_grad:
+            raise ValueError('the loss depends on no parameter and no floating input: use level="forward"')
         value.backward()
         params = {
             name: _gradient(param)
@@ -154,11 +163,12 @@ class TorchSide:
             if param.requires_grad
         }
         seen = {key: [to_numpy(g) for g in found] for key, found in grads.items()}
-        return Gradients(float(value.detach()), params, [_gradient(x) for x in tensors if x.requires_grad], seen)
+        by_inputs = [_gradient(x) for x in given if x.requires_grad]
+        outputs = [(to_numpy(x), _gradient(x)) for x in moving.values()]
+        return Gradients(float(value.detach()), params, by_inputs, seen, outputs)
 
 
 def _gradient(tensor: torch.Tensor) -> np.ndarray:
-    """Zeros where the loss does not depend on the tensor."""
     return to_numpy(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
 
 
@@ -203,8 +213,9 @@ class JaxSide:
         return jnp.asarray(array.astype(self._dtype(array), copy=False))
 
     def _dtype(self, array: np.ndarray) -> np.dtype:
-        """This run's precision for floating arrays; integers as they are."""
-        return jax.dtypes.canonicalize_dtype(self.precision if np.issubdtype(array.dtype, np.floating) else array.dtype)
+        """This run's precision for floating and complex arrays; integers as they are."""
+        moving = np.issubdtype(array.dtype, np.inexact)
+        return jax.dtypes.canonicalize_dtype(in_precision(array.dtype, self.precision) if moving else array.dtype)
 
     def forward(
         self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
@@ -315,21 +326,25 @@ class JaxSide:
         trained: Collection[str],
         *,
         masks: Masks | None = None,
-        activations: Mapping[Key, Sequence[tuple[int, ...]]] | None = None,
+        activations: Mapping[Key, Sequence[tuple[int, ...] | jax.ShapeDtypeStruct]] | None = None,
     ) -> Gradients:
         """As `TorchSide.gradients`, for the parameters in `trained` (PyTorch's names).
 
-        `activations` gives the shapes of the outputs in question: to each of them a zero is added, and the gradient
-        of that zero is the output's. The model's own arrays are used up to save memory: it runs once.
+        `activations` gives the shapes of the outputs in question (with the type, where they are complex): to each of
+        them a zero is added, and the gradient of that zero is the output's. The model's own arrays are used up to save
+        memory: it runs once.
         """
         entries = {entry.jax for entry in ledger if entry.torch in trained}
         with self.switches():
             inputs = self.inputs(arrays)
-            floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+            floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.inexact)]
             parts: Any = nnx.split(self.model, lambda path, _: dotted(path) in entries, ...)
             graphdef, state, rest = parts
             zeros = {
-                key: [np.zeros(shape, self.precision) for shape in shapes]
+                key: [
+                    np.zeros(x, self.precision) if isinstance(x, tuple) else np.zeros(x.shape, self._dtype(x))
+                    for x in shapes
+                ]
                 for key, shapes in (activations or {}).items()
             }
 
@@ -341,16 +356,18 @@ class JaxSide:
                     moved[i] = x
                 # Variables made anew at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
-                return jax.jit(loss.jax)(altered_in_pieces(pieces, model, moved, (masks or {}, zeros), self.apply))
+                output = altered_in_pieces(pieces, model, moved, (masks or {}, zeros), self.apply)
+                # By its tensors: an output may hold what jit does not take.
+                return jax.jit(lambda new: loss.jax(with_tensors(output, new)))(tensors(output))
 
             arguments = state, [inputs[i] for i in floating], zeros, rest
             value, (params, input_grads, seen) = self._value_and_grad(scalar, arguments)
-        named = {dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
+        named = {dotted(path): np.asarray(grad[...]).conj() for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
             torch_arrays(ledger, named),
-            [_back(np.asarray(g), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
-            {key: [np.asarray(g) for g in found] for key, found in seen.items()},
+            [_back(np.asarray(g).conj(), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
+            {key: [np.asarray(g).conj() for g in found] for key, found in seen.items()},
         )
 
     def _value_and_grad(self, scalar: Callable[..., jax.Array], arguments: tuple[Any, ...]) -> Any:
@@ -382,40 +399,6 @@ class JaxSide:
         compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
         release()
         return compiled(*args)
-
-
-Altered = tuple[Masks, Mapping[Key, Sequence[Any]]]
-"""What outputs of calls are multiplied with, and what is added then."""
-
-
-def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
-    return watched(module, lambda key, arrays: None, _altering(by))(*args, **kwargs)
-
-
-def altered_in_pieces(
-    pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered, apply: Apply = positional
-) -> Any:
-    if pieces is None:
-        return apply(lambda *args, **kwargs: _altered(model, args, kwargs, by), inputs)
-
-    def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
-        # Its own output is altered by the hook that surrounds this.
-        return pieces(_altered, module, args, kwargs, tuple(within(key[0], values) for values in by))
-
-    return apply(watched(model, lambda key, arrays: None, _altering(by), inside=InPieces(pieces, compute)), inputs)
-
-
-def _altering(by: Altered) -> Replace:
-    masks, zeros = by
-
-    def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-        if key in masks:
-            outputs = [x * jnp.asarray(masks[key], x.dtype) for x in outputs]
-        if key in zeros:
-            outputs = [x + zero for x, zero in zip(outputs, zeros[key], strict=True)]
-        return outputs
-
-    return after
 
 
 def _back(array: np.ndarray, axes: Axes) -> np.ndarray:
