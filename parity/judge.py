@@ -83,6 +83,8 @@ def layer_rows(
 ) -> list[Row]:
     """float64: JAX's calls against PyTorch's; in forced mode also what each module was given by the one around it.
 
+    "train" is forced mode in training.
+
     `noise` is the float32 noise floor per JAX call (see `noise_floor`).
     """
     rows = []
@@ -91,7 +93,7 @@ def layer_rows(
         gate = 0.0 if isinstance(pair.module, REARRANGEMENTS) and mode == "forced" else gates.f64
         floor = noise[pair.jax] * FLOAT64_NOISE if noise else None
         rows.append(_row(pair, _kind(pair), mode, call.outputs, reference.outputs, gate, floor))
-        if mode == "forced" and pair.torch[0] and reference.inputs is not None:
+        if mode in ("forced", "train") and pair.torch[0] and reference.inputs is not None:
             rows.append(_row(pair, "calls", mode, call.inputs or [], reference.inputs, gates.f64))
     return rows
 

@@ -21,6 +21,7 @@ from flax import nnx
 
 from parity.align import Axes
 from parity.capture import (
+    ROOT,
     Call,
     Calls,
     InPlaceError,
@@ -33,6 +34,8 @@ from parity.capture import (
     torch_hooks,
 )
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
+from parity.draws import Handed
+from parity.jax_draws import handed_out, in_precision
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
@@ -46,15 +49,13 @@ from parity.pieces import (
     piece_names,
     within,
 )
+from parity.torch_draws import TorchDraws
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
 
 Run = Callable[[bool], Arrays]
 """A forward pass: free, or (True) forced."""
-
-Masks = Mapping[Key, np.ndarray]
-"""What the output of a call is multiplied with (dropout with chosen draws)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +90,27 @@ class TorchSide:
         return getattr(torch, self.precision) if np.issubdtype(array.dtype, np.floating) else None
 
     def forward(
-        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+        draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (PyTorch's layout) is given."""
+        """The calls; forced if `reference` (PyTorch's layout) is given. `draws`: the numbers of random draws."""
         inputs = self.inputs(arrays)
         if reference is None and not self.in_place:
             try:
-                return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only))
+                with self._drawing(draws):
+                    return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only))
             except InPlaceError:
                 self.in_place = True
         known = reference and {key: self._call(call) for key, call in reference.items()}
-        return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only))
+        with self._drawing(draws):
+            return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only))
+
+    def _drawing(self, draws: Handed | None) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if draws is None else TorchDraws(self.model, draws, quiet=True)
 
     def _call(self, call: Call) -> Call:
         inputs = None if call.inputs is None else list(self.inputs(call.inputs))
@@ -110,16 +121,17 @@ class TorchSide:
         arrays: Sequence[np.ndarray],
         loss: Loss,
         *,
-        masks: Masks | None = None,
+        draws: Handed | None = None,
         activations: Collection[Key] = (),
     ) -> Gradients:
-        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`."""
+        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`.
+
+        `draws`: the numbers of random draws; None: the model draws by itself.
+        """
         tensors = tuple(x.requires_grad_(x.is_floating_point()) for x in self.inputs(arrays))
         grads: dict[Key, list[torch.Tensor]] = {}
 
         def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if masks and key in masks:
-                outputs = [x * torch.from_numpy(masks[key]).to(x) for x in outputs]
             if key in activations:
                 # A copy: a module that hands its input through would share its tensor's other uses, and one that
                 # works in place would take the tensor's history over.
@@ -130,9 +142,10 @@ class TorchSide:
             return outputs
 
         self.model.zero_grad()
-        with torch_hooks(self.model, lambda key, tensors: None, after):
-            value = loss.torch(self.model(*tensors))
-        value.backward()
+        with self._drawing(draws):  # in the backward pass too: what is checkpointed runs again there
+            with torch_hooks(self.model, lambda key, tensors: None, after):
+                value = loss.torch(self.model(*tensors))
+            value.backward()
         params = {
             name: to_numpy(torch.zeros_like(param) if param.grad is None else param.grad)
             for name, param in self.model.named_parameters()
@@ -169,16 +182,27 @@ class JaxSide:
         return jax.dtypes.canonicalize_dtype(self.precision if np.issubdtype(array.dtype, np.floating) else array.dtype)
 
     def forward(
-        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+        draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (JAX's layout) is given."""
+        """The calls; forced if `reference` (JAX's layout) is given. `draws`: the numbers of random draws."""
         with self.switches():
             graphdef, state = nnx.split(self.model)
 
-            def run(state: nnx.State, inputs: Any, known: Calls) -> Calls:
-                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
+            def run(state: nnx.State, inputs: Any, known: Calls, draws: Any) -> Calls:
+                model = nnx.merge(graphdef, state)
+                with handed_out(model, draws):
+                    return jax_calls(model, inputs, known, only=only)
 
-            return _to_numpy(self.run(run, state, self.inputs(arrays), self._calls(reference or {})))
+            given = self.inputs(arrays), self._calls(reference or {}), self._drawn(draws)
+            return _to_numpy(self.run(run, state, *given))
+
+    def _drawn(self, draws: Handed | None) -> Any:
+        return None if draws is None else in_precision(draws, self.precision)
 
     def both(
         self, pool: Executor, arrays: Sequence[np.ndarray], reference: Arrays, *, only: Collection[Key] | None = None
@@ -228,22 +252,21 @@ class JaxSide:
 
         return Call(None if call.inputs is None else shapes(call.inputs), shapes(call.outputs))
 
-    def updated(self, arrays: Sequence[np.ndarray], masks: Masks) -> dict[str, np.ndarray]:
-        """Every variable after one run, by dotted name: running statistics change in training mode."""
+    def updated(self, arrays: Sequence[np.ndarray], draws: Handed | None = None) -> dict[str, np.ndarray]:
+        """Every variable after one run, by dotted name, but the state of generators.
 
-        def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-            return [x * jnp.asarray(masks[key], x.dtype) for x in outputs] if key in masks else None
-
+        Running statistics change in training mode. `draws`: the numbers of random draws.
+        """
         with self.switches():
             graphdef, state = nnx.split(self.model)
 
-            def run(state: nnx.State, inputs: tuple[jax.Array, ...]) -> nnx.State:
+            def run(state: nnx.State, inputs: tuple[jax.Array, ...], draws: Any) -> nnx.State:
                 model = nnx.merge(graphdef, state)
-                with jax_hooks(model, lambda key, arrays: None, after):
+                with handed_out(model, draws):
                     model(*inputs)
-                return nnx.state(model)
+                return nnx.state(model, nnx.Not(nnx.RngState))
 
-            found = self.run(run, state, self.inputs(arrays))
+            found = self.run(run, state, self.inputs(arrays), self._drawn(draws))
         return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
@@ -272,7 +295,7 @@ class JaxSide:
         ledger: Ledger,
         trained: Collection[str],
         *,
-        masks: Masks | None = None,
+        draws: Handed | None = None,
         activations: Mapping[Key, Sequence[tuple[int, ...]]] | None = None,
     ) -> Gradients:
         """As `TorchSide.gradients`, for the parameters in `trained` (PyTorch's names).
@@ -290,6 +313,7 @@ class JaxSide:
                 key: [np.zeros(shape, self.precision) for shape in shapes]
                 for key, shapes in (activations or {}).items()
             }
+            drawn = self._drawn(draws)
 
             def scalar(
                 pieces: Pieces | None, state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State
@@ -299,7 +323,7 @@ class JaxSide:
                     moved[i] = x
                 # Variables made anew at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
-                return jax.jit(loss.jax)(altered_in_pieces(pieces, model, moved, (masks or {}, zeros)))
+                return jax.jit(loss.jax)(altered_in_pieces(pieces, model, moved, (drawn, zeros)))
 
             arguments = state, [inputs[i] for i in floating], zeros, rest
             value, (params, input_grads, seen) = self._value_and_grad(scalar, arguments)
@@ -342,36 +366,35 @@ class JaxSide:
         return compiled(*args)
 
 
-Altered = tuple[Masks, Mapping[Key, Sequence[Any]]]
-"""What outputs of calls are multiplied with, and what is added then."""
+Altered = tuple[Handed | None, Mapping[Key, Sequence[Any]]]
+"""The numbers of random draws (None: as they are drawn), and what is added to outputs of calls."""
 
 
 def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
-    with jax_hooks(module, lambda key, arrays: None, _altering(by)):
+    draws, zeros = by
+    with handed_out(module, draws), jax_hooks(module, lambda key, arrays: None, _adding(zeros)):
         return module(*args, **kwargs)
 
 
 def altered_in_pieces(pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered) -> Any:
     if pieces is None:
         return _altered(model, inputs, {}, by)
+    draws, zeros = by
 
     def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
-        # Its own output is altered by the hook that surrounds this.
-        return pieces(_altered, module, args, kwargs, tuple(within(key[0], values) for values in by))
+        # To its own output the hook that surrounds this adds; its own draws are made inside.
+        own = {ROOT: draws[key]} if draws and key in draws else {}
+        inner = None if draws is None else {**own, **within(key[0], draws)}
+        return pieces(_altered, module, args, kwargs, (inner, within(key[0], zeros)))
 
-    with jax_hooks(model, lambda key, arrays: None, _altering(by), InPieces(pieces, compute)):
+    hooks = jax_hooks(model, lambda key, arrays: None, _adding(zeros), InPieces(pieces, compute))
+    with handed_out(model, draws), hooks:
         return model(*inputs)
 
 
-def _altering(by: Altered) -> Replace:
-    masks, zeros = by
-
+def _adding(zeros: Mapping[Key, Sequence[Any]]) -> Replace:
     def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-        if key in masks:
-            outputs = [x * jnp.asarray(masks[key], x.dtype) for x in outputs]
-        if key in zeros:
-            outputs = [x + zero for x, zero in zip(outputs, zeros[key], strict=True)]
-        return outputs
+        return [x + zero for x, zero in zip(outputs, zeros[key], strict=True)] if key in zeros else None
 
     return after
 
