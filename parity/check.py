@@ -367,7 +367,7 @@ class Proof:
         """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
-        return training_rows(self.torch_model, self.jax_model, *shared, loss)
+        return training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply)
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.

@@ -130,8 +130,9 @@ class Row:
         kind: "weights", "layer" (a module's own arithmetic), "calls" (what it passes to a module inside it),
             "output", "leak" (float32 numbers in a float64 run), "loss", "gradient" (of a parameter or an input),
             "activation gradient", "derivative" (of a module's own arithmetic); in training mode "dropout rate",
-            "dropout draws" and "buffer" too.
-        mode: "forced" (correct inputs), "free", "train" (training mode, shared masks), "between" (the two float32
+            "dropout draws" (which elements share one), "random draw" (one that stands alone, or has no known law),
+            "structure" (calls that only there do not answer to each other) and "buffer" too.
+        mode: "forced" (correct inputs), "free", "train" (training mode, shared draws), "between" (the two float32
             runs against each other), or "-".
         precision: "float64" or "float32".
         error: relF of JAX: to PyTorch (float64), to the float64 oracle (float32).

@@ -132,6 +132,8 @@ def layer_rows(
 ) -> list[Row]:
     """float64: JAX's calls against PyTorch's; in forced mode also what each module was given by the one around it.
 
+    "train" is forced mode in training.
+
     `noise` is the float32 noise floor per JAX call (see `noise_floor`); `small` are the elements that relF does not
     resolve (see `parity.elements`): where relF holds and they do not, the row is theirs.
     """
@@ -143,7 +145,7 @@ def layer_rows(
         hidden = small[pair.jax] if small else Call([], [])
         row = _row(pair, _kind(pair), mode, call.outputs, reference.outputs, gate, floor)
         rows.append(_with_small(row, hidden.outputs, call.outputs))
-        if mode == "forced" and pair.torch[0] and reference.inputs is not None:
+        if mode in ("forced", "train") and pair.torch[0] and reference.inputs is not None:
             row = _row(pair, "calls", mode, call.inputs or [], reference.inputs, gates.f64)
             rows.append(_with_small(row, hidden.inputs or [], call.inputs or []))
     return rows

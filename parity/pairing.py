@@ -254,8 +254,10 @@ def _holds_own(module: torch.nn.Module) -> bool:
 
 
 def _holds_tensors(model: nnx.Module, path: str) -> bool:
+    """Whether a module holds more than the state of a generator: what a dropout draws is compared in training mode."""
     module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
-    return any(isinstance(node, nnx.Variable) for _, node in nnx.iter_graph(module))
+    nodes = (node for _, node in nnx.iter_graph(module))
+    return any(isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState) for node in nodes)
 
 
 def _label(key: Key) -> str:

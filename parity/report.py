@@ -163,9 +163,9 @@ class Report:
 
     @property
     def _first_in_training(self) -> str | None:
-        laws = ("dropout rate", "dropout draws", "buffer")
-        failed = [row for row in self.failures if row.kind in laws]
-        names = [row.name.rpartition(".")[0] if row.kind == "buffer" else row.name for row in failed]
+        laws = ("dropout rate", "dropout draws", "random draw", "structure", "layer", "calls", "output", "buffer")
+        failed = [row for row in self.failures if row.kind in laws and row.mode == "train"]
+        names = [around(row.name) if row.kind in ("buffer", "calls") else row.name for row in failed]
         return names[0] or "the model" if names else None
 
     @property

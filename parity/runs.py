@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.altered import Masks, altered_in_pieces
+from parity.altered import altered_in_pieces
 from parity.capture import (
     Call,
     Calls,
@@ -31,8 +31,11 @@ from parity.capture import (
 from parity.channels import Axes
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.copies import torch_copy
+from parity.draws import Handed
 from parity.dtypes import in_precision, torch_in_precision
 from parity.inputs import Apply, positional
+from parity.jax_draws import handed_out
+from parity.jax_draws import in_precision as draws_in_precision
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
@@ -45,7 +48,8 @@ from parity.pieces import (
     piece_names,
 )
 from parity.structure import Form, form, tensors, with_tensors
-from parity.transformed import jax_calls, watched
+from parity.torch_draws import TorchDraws
+from parity.transformed import jax_calls
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -103,17 +107,27 @@ class TorchSide:
         return tuple(torch_in_precision(torch.from_numpy(np.array(x)).to(device), dtype) for x in arrays)
 
     def forward(
-        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+        draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (PyTorch's layout) is given."""
+        """The calls; forced if `reference` (PyTorch's layout) is given. `draws`: the numbers of random draws."""
         inputs = self.inputs(arrays)
         if reference is None and not self.in_place:
             try:
-                return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only, apply=self.apply))
+                with self._drawing(draws):
+                    return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only, apply=self.apply))
             except InPlaceError:
                 self.in_place = True
         known = reference and {key: self._call(call) for key, call in reference.items()}
-        return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only, apply=self.apply))
+        with self._drawing(draws):
+            return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only, apply=self.apply))
+
+    def _drawing(self, draws: Handed | None) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if draws is None else TorchDraws(self.model, draws, quiet=True)
 
     def _call(self, call: Call) -> Call:
         inputs = None if call.inputs is None else list(self.inputs(call.inputs))
@@ -124,10 +138,12 @@ class TorchSide:
         arrays: Sequence[np.ndarray],
         loss: Loss,
         *,
-        masks: Masks | None = None,
+        draws: Handed | None = None,
         activations: Collection[Key] = (),
     ) -> Gradients:
         """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`.
+
+        `draws`: the numbers of random draws; None: the model draws by itself.
 
         Raises:
             ValueError: the loss depends on nothing that has a gradient.
@@ -136,8 +152,6 @@ class TorchSide:
         grads: dict[Key, list[torch.Tensor]] = {}
 
         def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if masks and key in masks:
-                outputs = [x * torch.from_numpy(masks[key]).to(x) for x in outputs]
             if key in activations:
                 # A copy: a module that hands its input through would share its tensor's other uses, and one that
                 # works in place would take the tensor's history over.
@@ -148,15 +162,16 @@ class TorchSide:
             return outputs
 
         self.model.zero_grad()
-        with torch_hooks(self.model, lambda key, tensors: None, after):
-            output = self.apply(self.model, given)
-            moving = {id(x): x for x in tensors(output) if x.requires_grad}
-            for x in moving.values():
-                x.retain_grad()
-            value = loss.torch(output)
-        if not value.requires_grad:
-            raise ValueError('the loss depends on no parameter and no floating input: use level="forward"')
-        value.backward()
+        with self._drawing(draws):  # in the backward pass too: what is checkpointed runs again there
+            with torch_hooks(self.model, lambda key, tensors: None, after):
+                output = self.apply(self.model, given)
+                moving = {id(x): x for x in tensors(output) if x.requires_grad}
+                for x in moving.values():
+                    x.retain_grad()
+                value = loss.torch(output)
+            if not value.requires_grad:
+                raise ValueError('the loss depends on no parameter and no floating input: use level="forward"')
+            value.backward()
         params = {
             name: _gradient(param)
             for name, param in self.model.named_parameters(remove_duplicate=False)
@@ -218,16 +233,27 @@ class JaxSide:
         return jax.dtypes.canonicalize_dtype(in_precision(array.dtype, self.precision) if moving else array.dtype)
 
     def forward(
-        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+        draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (JAX's layout) is given."""
+        """The calls; forced if `reference` (JAX's layout) is given. `draws`: the numbers of random draws."""
         with self.switches():
             graphdef, state = nnx.split(self.model)
 
-            def run(state: nnx.State, inputs: Any, known: Calls) -> Calls:
-                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only, apply=self.apply)
+            def run(state: nnx.State, inputs: Any, known: Calls, draws: Any) -> Calls:
+                model = nnx.merge(graphdef, state)
+                with handed_out(model, draws):
+                    return jax_calls(model, inputs, known, only=only, apply=self.apply)
 
-            return _to_numpy(self.run(run, state, self.inputs(arrays), self._calls(reference or {})))
+            given = self.inputs(arrays), self._calls(reference or {}), self._drawn(draws)
+            return _to_numpy(self.run(run, state, *given))
+
+    def _drawn(self, draws: Handed | None) -> Any:
+        return None if draws is None else draws_in_precision(draws, self.precision)
 
     def both(
         self, pool: Executor, arrays: Sequence[np.ndarray], reference: Arrays, *, only: Collection[Key] | None = None
@@ -277,21 +303,21 @@ class JaxSide:
 
         return Call(None if call.inputs is None else shapes(call.inputs), shapes(call.outputs))
 
-    def updated(self, arrays: Sequence[np.ndarray], masks: Masks) -> dict[str, np.ndarray]:
-        """Every variable after one run, by dotted name: running statistics change in training mode."""
+    def updated(self, arrays: Sequence[np.ndarray], draws: Handed | None = None) -> dict[str, np.ndarray]:
+        """Every variable after one run, by dotted name, but the state of generators.
 
-        def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-            return [x * jnp.asarray(masks[key], x.dtype) for x in outputs] if key in masks else None
-
+        Running statistics change in training mode. `draws`: the numbers of random draws.
+        """
         with self.switches():
             graphdef, state = nnx.split(self.model)
 
-            def run(state: nnx.State, inputs: tuple[jax.Array, ...]) -> nnx.State:
+            def run(state: nnx.State, inputs: tuple[jax.Array, ...], draws: Any) -> nnx.State:
                 model = nnx.merge(graphdef, state)
-                self.apply(watched(model, lambda key, arrays: None, after), inputs)
-                return nnx.state(model)
+                with handed_out(model, draws):
+                    self.apply(model, inputs)
+                return nnx.state(model, nnx.Not(nnx.RngState))
 
-            found = self.run(run, state, self.inputs(arrays))
+            found = self.run(run, state, self.inputs(arrays), self._drawn(draws))
         return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> tuple[Calls, dict[Key, Form]]:
@@ -325,7 +351,7 @@ class JaxSide:
         ledger: Ledger,
         trained: Collection[str],
         *,
-        masks: Masks | None = None,
+        draws: Handed | None = None,
         activations: Mapping[Key, Sequence[tuple[int, ...] | jax.ShapeDtypeStruct]] | None = None,
     ) -> Gradients:
         """As `TorchSide.gradients`, for the parameters in `trained` (PyTorch's names).
@@ -347,6 +373,7 @@ class JaxSide:
                 ]
                 for key, shapes in (activations or {}).items()
             }
+            drawn = self._drawn(draws)
 
             def scalar(
                 pieces: Pieces | None, state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State
@@ -356,7 +383,7 @@ class JaxSide:
                     moved[i] = x
                 # Variables made anew at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
-                output = altered_in_pieces(pieces, model, moved, (masks or {}, zeros), self.apply)
+                output = altered_in_pieces(pieces, model, moved, (drawn, zeros), self.apply)
                 # By its tensors: an output may hold what jit does not take.
                 return jax.jit(lambda new: loss.jax(with_tensors(output, new)))(tensors(output))
 
