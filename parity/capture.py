@@ -22,6 +22,7 @@ import jax
 import torch
 from flax import nnx
 
+from parity.jax_casts import module_scope
 from parity.structure import Leaf, tensors, with_tensors
 
 Key = tuple[str, int]
@@ -222,7 +223,8 @@ def jax_hooks(
                 if inside is not None and inside.takes(key):
                     output = inside(key, self, args, kwargs)
                 else:
-                    output = original(self, *args, **kwargs)
+                    with module_scope(name):
+                        output = original(self, *args, **kwargs)
             finally:
                 active.discard(id(self))
             if returned is not None:

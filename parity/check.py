@@ -126,6 +126,7 @@ def check(
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
         causes=causes,
+        notes=proof.pairing.design.notes(),
         formats=tuple(format_figures),
         settings={
             "level": level,
@@ -183,16 +184,16 @@ class Proof:
         arrays = _inputs(inputs)
         axes = tuple(input_axes(x.ndim) for x in arrays)
         ledger = build_ledger(torch_model, jax_model, rules)
-        # In the precision that runs faster: shapes are the same in either.
-        sides = TorchSide.of(torch_model, "float32"), JaxSide.of(jax_model, "float32", axes)
+        # In float64: so it shows what casts to less.
+        sides = TorchSide.of(torch_model, "float64"), JaxSide.of(jax_model, "float64", axes)
         pairing = pair_calls(*sides, arrays, rules, torch_model)
         return cls(torch_model, jax_model, arrays, axes, ledger, pairing, rules, gates, memory)
 
     def torch_side(self, precision: str) -> TorchSide:
-        return TorchSide.of(self.torch_model, precision)
+        return TorchSide.of(self.torch_model, precision, design=self.pairing.design)
 
     def jax_side(self, precision: str) -> JaxSide:
-        return JaxSide.of(self.jax_model, precision, self.axes)
+        return JaxSide.of(self.jax_model, precision, self.axes, design=self.pairing.design)
 
     def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
         """PyTorch's calls in JAX's layout: all of `section`, and the outputs alone of what is right inside it."""
@@ -284,14 +285,16 @@ class Proof:
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return find_causes(*sides, self.arrays, self.pairing, rows)
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        with ours.wide():
+            return find_causes(ours, theirs, self.arrays, self.pairing, rows)
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
         """Every module's own derivative, and what is wrong with it: see `parity.backward`."""
         release()
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return backward_rows(*sides, self.arrays, self.pairing, self.ledger, self.gates)
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        with ours.wide():
+            return backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
         """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""

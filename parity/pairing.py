@@ -11,9 +11,11 @@ import torch
 from flax import nnx
 
 from parity.align import Axes, closest_axes, fitting_axes
+from parity.by_design import Design
 from parity.capture import Call, Key, torch_hooks
 from parity.rules import Rules, matches
 from parity.runs import JaxSide, TorchSide
+from parity.wide_torch import own_tables, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +47,12 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """All pairs of calls, what has no partner and needs none, and the shapes of PyTorch's calls."""
+    """All pairs of calls, what has no partner and needs none, the shapes of PyTorch's calls, and what is by design."""
 
     pairs: tuple[Pair, ...]
     unpaired: tuple[str, ...]
     shapes: Mapping[Key, Shapes]
+    design: Design = dataclasses.field(default_factory=Design)
 
     @property
     def root(self) -> Pair:
@@ -157,7 +160,9 @@ def pair_calls(
     Raises:
         ValueError: modules without a partner, or tensors whose shapes do not fit; all are listed.
     """
-    ours, theirs = torch_shapes(torch_side, arrays), jax_shapes(jax_side, arrays)
+    with wide(torch_side.precision, torch_side.model) as asked:
+        ours = torch_shapes(torch_side, arrays)
+    theirs = jax_shapes(jax_side, arrays)
     modules = dict((owner or torch_side.model).named_modules())
     problems, unpaired, pairs = [], [], []
 
@@ -191,7 +196,9 @@ def pair_calls(
         problems.append("no module was called on both sides")
     if problems:
         raise ValueError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
-    return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours)
+    partners = {pair.jax[0]: pair.torch[0] for pair in pairs}
+    design = Design.of(asked, own_tables(owner or torch_side.model, "float64"), jax_side.program, partners)
+    return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours, design)
 
 
 def _inside_fused(model: nnx.Module, path: str, rules: Rules) -> bool:

@@ -20,6 +20,7 @@ import torch
 from flax import nnx
 
 from parity.align import Axes
+from parity.by_design import Design
 from parity.capture import (
     Call,
     Calls,
@@ -46,6 +47,8 @@ from parity.pieces import (
     piece_names,
     within,
 )
+from parity.wide_jax import widened
+from parity.wide_torch import wide
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -75,10 +78,20 @@ class TorchSide:
     precision: str
     in_place: bool = False
     """Whether the model changes activations in place; found out by the first free run."""
+    design: Design | None = None
 
     @classmethod
-    def of(cls, model: torch.nn.Module, precision: str, *, training: bool = False) -> TorchSide:
-        return cls(copy.deepcopy(model).to(dtype=getattr(torch, precision)).train(training), precision)
+    def of(
+        cls, model: torch.nn.Module, precision: str, *, training: bool = False, design: Design | None = None
+    ) -> TorchSide:
+        whole = copy.deepcopy(model).to(dtype=getattr(torch, precision)).train(training)
+        return cls(whole, precision, design=design)
+
+    def wide(self) -> contextlib.AbstractContextManager[Any]:
+        """While open, the model's casts to formats below this run's precision are left out."""
+        if self.precision != "float64" and not (self.design and self.design.ours_widen(self.precision)):
+            return contextlib.nullcontext()
+        return wide(self.precision)
 
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -93,13 +106,14 @@ class TorchSide:
     ) -> Arrays:
         """The calls; forced if `reference` (PyTorch's layout) is given."""
         inputs = self.inputs(arrays)
-        if reference is None and not self.in_place:
-            try:
-                return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only))
-            except InPlaceError:
-                self.in_place = True
-        known = reference and {key: self._call(call) for key, call in reference.items()}
-        return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only))
+        with self.wide():
+            if reference is None and not self.in_place:
+                try:
+                    return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only))
+                except InPlaceError:
+                    self.in_place = True
+            known = reference and {key: self._call(call) for key, call in reference.items()}
+            return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only))
 
     def _call(self, call: Call) -> Call:
         inputs = None if call.inputs is None else list(self.inputs(call.inputs))
@@ -130,9 +144,9 @@ class TorchSide:
             return outputs
 
         self.model.zero_grad()
-        with torch_hooks(self.model, lambda key, tensors: None, after):
+        with torch_hooks(self.model, lambda key, tensors: None, after), self.wide():
             value = loss.torch(self.model(*tensors))
-        value.backward()
+            value.backward()  # a checkpoint runs its part of the model again
         params = {
             name: to_numpy(torch.zeros_like(param) if param.grad is None else param.grad)
             for name, param in self.model.named_parameters()
@@ -149,13 +163,29 @@ class JaxSide:
     model: nnx.Module
     precision: str
     input_axes: Sequence[Axes]
+    design: Design | None = None
+    program: Any = None
+    """The model as JAX traced it, once its shapes have been asked for."""
 
     @classmethod
-    def of(cls, model: nnx.Module, precision: str, axes: Sequence[Axes], *, training: bool = False) -> JaxSide:
+    def of(
+        cls,
+        model: nnx.Module,
+        precision: str,
+        axes: Sequence[Axes],
+        *,
+        training: bool = False,
+        design: Design | None = None,
+    ) -> JaxSide:
         with jax.enable_x64(precision == "float64"):
             jax_copy = as_dtype(model, jnp.dtype(precision))
         jax_copy.train() if training else jax_copy.eval()
-        return cls(jax_copy, precision, axes)
+        return cls(jax_copy, precision, axes, design=design)
+
+    @property
+    def widens(self) -> bool:
+        """Whether casts are left out: then the model runs as one program."""
+        return self.design is not None and self.design.theirs_widen(self.precision)
 
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, ...]:
         aligned = (x if axes is None else x.transpose(axes) for x, axes in zip(arrays, self.input_axes, strict=True))
@@ -188,7 +218,7 @@ class JaxSide:
         Programs that pass on their own tensors or the reference's, as they are told, take half the time of two. Where
         a tensor is of another type than the reference's, passing on either would change the free run: then it is two.
         """
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if self.widens or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return lambda forced: self.forward(arrays, reference if forced else None, only=only)
         keys = reference.keys() if only is None else only
         with self.switches():
@@ -247,11 +277,15 @@ class JaxSide:
         return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
-        """The calls with shapes for arrays; nothing is computed."""
-        with self.switches():
+        """The calls with shapes for arrays; nothing is computed. The program is kept."""
+        with self.switches(), jax.disable_jit(False):
             graphdef, state = nnx.split(self.model)
-            inputs = self.inputs(arrays)
-            return jax.eval_shape(lambda state, inputs: jax_calls(nnx.merge(graphdef, state), inputs), state, inputs)
+
+            def run(state: nnx.State, inputs: Any) -> Calls:
+                return jax_calls(nnx.merge(graphdef, state), inputs)
+
+            self.program, calls = jax.make_jaxpr(run, return_shape=True)(state, self.inputs(arrays))
+        return calls
 
     def _calls(self, reference: Arrays) -> Calls:
         """In this run's precision, all brought over at once: one by one they take several times as long.
@@ -317,7 +351,7 @@ class JaxSide:
         def gradient(pieces: Pieces | None) -> Callable[..., Any]:
             return jax.value_and_grad(functools.partial(scalar, pieces), argnums=(0, 1, 2))
 
-        names = piece_names(self.model)
+        names = {""} if self.widens else piece_names(self.model)
         if names != {""} and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             with contextlib.suppress(UnfitError), ThreadPoolExecutor(2) as pool:
                 pieces = begin(names, pool, scalar, *arguments, gradients=True)
@@ -335,6 +369,10 @@ class JaxSide:
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
+        if self.widens and self.design is not None:
+            function = widened(function, self.precision, self.design.allows, self.design.scalars)
+            with jax.disable_jit(False):
+                return jax.jit(function, **options)(*args)
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
         compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))

@@ -58,8 +58,8 @@ def training_rows(
 
     results = {}
     for precision in ("float64", "float32"):
-        ours = TorchSide.of(silent_torch, precision, training=True)
-        theirs = JaxSide.of(silent_jax, precision, axes, training=True)
+        ours = TorchSide.of(silent_torch, precision, training=True, design=pairing.design)
+        theirs = JaxSide.of(silent_jax, precision, axes, training=True, design=pairing.design)
         wanted = ours.gradients(arrays, loss, masks=torch_masks)
         if precision == "float64":
             moved = _moved(ledger, torch_model, ours.model, theirs)
