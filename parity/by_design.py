@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from parity.casts import FRACTION, Cast, wider
 from parity.jax_casts import casts, tables_of
+from parity.report import Cause
 from parity.wide_torch import Wide
 
 Table = tuple[str, np.ndarray]
@@ -135,6 +136,20 @@ class Design:
                 at = f" at {cast.where}" if cast.where else ""
                 found.setdefault(self._partner(cast.module), []).append(f"{cast.format}{at}")
         return {path: ", ".join(dict.fromkeys(texts)) for path, texts in found.items()}
+
+    def located(self, causes: Sequence[Cause]) -> tuple[Cause, ...]:
+        """The causes, those that are leaks with the lines of the port that cast."""
+        own = {path or "the model": text for path, text in self.leaks().items()}
+        return tuple(
+            dataclasses.replace(cause, description=f"{cause.description}; JAX casts to {own[cause.module]}")
+            if cause.switch.endswith("leak") and cause.module in own
+            else cause
+            for cause in causes
+        )
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return (*self.our_tables, *self.their_tables)
 
     def notes(self) -> tuple[str, ...]:
         """What is by design, a sentence per format."""

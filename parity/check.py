@@ -36,6 +36,7 @@ from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
+from parity.table_gates import TableGates, own_casts
 from parity.training import training_rows
 
 LEVELS = ("forward", "gradients", "train")
@@ -109,7 +110,8 @@ def check(
         gradients = proof.gradients(evaluation_loss)
         rows += gradients
         # A wrong gradient does not say where it comes from; where the forward pass is right, this does.
-        if _fails(gradients, precision="float64") and not _fails(rows, mode="forced"):
+        unsure = _fails(gradients, precision="float64") or bool(proof.tables.apart)
+        if unsure and not _fails(rows, mode="forced"):
             tell("derivative of every module")
             derivatives, found = proof.derivatives()
             rows, causes = rows + derivatives, causes + found
@@ -126,7 +128,7 @@ def check(
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
         causes=causes,
-        notes=proof.pairing.design.notes(),
+        notes=proof.pairing.design.notes() + proof.tables.notes(),
         formats=tuple(format_figures),
         settings={
             "level": level,
@@ -230,7 +232,12 @@ class Proof:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
                     )
-        return rows
+        rows = self.tables.judged(rows)
+        return rows + own_casts(rows, self.pairing)
+
+    @functools.cached_property
+    def tables(self) -> TableGates:
+        return TableGates(self.pairing, self.gates)
 
     def forward64(self) -> list[Row]:
         return self.forward(("float64",))
@@ -248,7 +255,7 @@ class Proof:
         free = theirs(False)
         rows = layer_rows(section, references, free, "free", self.gates, noise)
         own = {pair.jax: references[pair.jax] for pair in section}
-        rows += _leak_rows(leaks(section, own, free))
+        rows += _leak_rows(leaks(section, own, free, [numbers for _, numbers in self.pairing.design.tables]))
         del free
         return rows + layer_rows(section, references, theirs(True), "forced", self.gates)
 
@@ -281,26 +288,28 @@ class Proof:
         del given
         release()
         ours, theirs = self._both_gradients("float32", loss, chosen)
-        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        return self.tables.judged(rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names))
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         with ours.wide():
-            return find_causes(ours, theirs, self.arrays, self.pairing, rows)
+            return self.pairing.design.located(find_causes(ours, theirs, self.arrays, self.pairing, rows))
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
         """Every module's own derivative, and what is wrong with it: see `parity.backward`."""
         release()
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         with ours.wide():
-            return backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
+            rows, causes = backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
+        return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
         """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
-        return training_rows(self.torch_model, self.jax_model, *shared, loss)
+        rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss)
+        return self.tables.judged(rows), causes
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.

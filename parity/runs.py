@@ -20,6 +20,7 @@ import torch
 from flax import nnx
 
 from parity.align import Axes
+from parity.altered import Masks, altered_in_pieces
 from parity.by_design import Design
 from parity.capture import (
     Call,
@@ -27,7 +28,6 @@ from parity.capture import (
     InPlaceError,
     Key,
     OtherTypeError,
-    Replace,
     jax_calls,
     jax_hooks,
     torch_calls,
@@ -37,7 +37,6 @@ from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
-    InPieces,
     Pieces,
     UnfitError,
     begin,
@@ -45,7 +44,6 @@ from parity.pieces import (
     dotted,
     jax_calls_in_pieces,
     piece_names,
-    within,
 )
 from parity.wide_jax import widened
 from parity.wide_torch import wide
@@ -55,9 +53,6 @@ Arrays = dict[Key, Call]
 
 Run = Callable[[bool], Arrays]
 """A forward pass: free, or (True) forced."""
-
-Masks = Mapping[Key, np.ndarray]
-"""What the output of a call is multiplied with (dropout with chosen draws)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,47 +366,12 @@ class JaxSide:
         """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
         if self.widens and self.design is not None:
             function = widened(function, self.precision, self.design.allows, self.design.scalars)
-            with jax.disable_jit(False):
-                return jax.jit(function, **options)(*args)
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        elif jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
-        compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
-        release()
-        return compiled(*args)
-
-
-Altered = tuple[Masks, Mapping[Key, Sequence[Any]]]
-"""What outputs of calls are multiplied with, and what is added then."""
-
-
-def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
-    with jax_hooks(module, lambda key, arrays: None, _altering(by)):
-        return module(*args, **kwargs)
-
-
-def altered_in_pieces(pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered) -> Any:
-    if pieces is None:
-        return _altered(model, inputs, {}, by)
-
-    def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
-        # Its own output is altered by the hook that surrounds this.
-        return pieces(_altered, module, args, kwargs, tuple(within(key[0], values) for values in by))
-
-    with jax_hooks(model, lambda key, arrays: None, _altering(by), InPieces(pieces, compute)):
-        return model(*inputs)
-
-
-def _altering(by: Altered) -> Replace:
-    masks, zeros = by
-
-    def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-        if key in masks:
-            outputs = [x * jnp.asarray(masks[key], x.dtype) for x in outputs]
-        if key in zeros:
-            outputs = [x + zero for x, zero in zip(outputs, zeros[key], strict=True)]
-        return outputs
-
-    return after
+        with jax.disable_jit(False):
+            compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
+            release()
+            return compiled(*args)
 
 
 def _back(array: np.ndarray, axes: Axes) -> np.ndarray:

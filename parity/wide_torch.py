@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class Wide(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in AS_THEY_ARE:
+        if name in AS_THEY_ARE or _in_search(sys._getframe(1)):
             return func(*args, **kwargs)
         self.scalars.update(x for x in (*args, *kwargs.values()) if type(x) is float)
         if name in SHORTHANDS and args and isinstance(args[0], torch.Tensor):
@@ -113,6 +114,13 @@ def _floating(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def _in_search(frame: FrameType | None) -> bool:
+    """Whether a function is called by the search for causes, which rounds on purpose, and not by the model."""
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_CAUSES) and frame.f_code.co_filename != _REPLAY
+
+
 def _where() -> str:
     """The model's own line that is being run; "" if all of it is PyTorch's."""
     frame = sys._getframe(2)
@@ -126,6 +134,10 @@ def _where() -> str:
 
 
 _PARITY = str(Path(__file__).parent) + "/"
+_TORCH = str(Path(torch.__file__).parent) + "/"
+_CAUSES = _PARITY + "causes/"
+_REPLAY = _CAUSES + "replay.py"
+"""Runs the model's own functions again."""
 
 
 @contextlib.contextmanager
