@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from parity.casts import FRACTION, Cast, wider
 from parity.jax_casts import casts, tables_of
-from parity.report import Cause
 from parity.wide_torch import Wide
 
 Table = tuple[str, np.ndarray]
@@ -35,6 +35,7 @@ class Design:
         our_tables, their_tables: narrow arrays that they hold, apart from their weights.
         partners: JAX's path -> PyTorch's, of the modules that are compared.
         scalars: Python numbers that PyTorch's model uses.
+        granted: modules (PyTorch's paths) in which every cast of JAX's counts as by design.
     """
 
     ours: tuple[Cast, ...] = ()
@@ -43,20 +44,28 @@ class Design:
     their_tables: tuple[Table, ...] = ()
     partners: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scalars: frozenset[float] = frozenset()
+    granted: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, asked: Wide, buffers: Iterable[Table], program: ClosedJaxpr, partners: Mapping[str, str]) -> Design:
-        """From a run of PyTorch's model, its unsaved buffers, and the traced program of JAX's."""
+    def of(
+        cls,
+        asked: Wide,
+        buffers: Iterable[Table],
+        program: tuple[ClosedJaxpr, Sequence[Any]],
+        partners: Mapping[str, str],
+    ) -> Design:
+        """From a run of PyTorch's model, its unsaved buffers, and the program of JAX's with what it was traced on."""
         held = [(path, numbers) for (path, _), numbers in asked.tables.items()]
-        ours, theirs = tuple(asked.casts), tuple(casts(program, asked.precision))
-        tables = tuple(tables_of(program, asked.precision))
+        ours, theirs = tuple(asked.casts), tuple(casts(program[0], asked.precision))
+        tables = tuple(tables_of(*program, asked.precision))
         return cls(ours, theirs, (*buffers, *held), tables, partners, frozenset(asked.scalars))
 
     def allows(self, cast: Cast) -> bool:
         """Whether a cast of JAX's is by design: a library's own, or the reference has one as narrow there too."""
         if cast.library and cast.format == "float32":
             return True
-        return self._allowed(self._partner(cast.module), FRACTION.get(cast.format, 0), cast.made)
+        module = self._partner(cast.module)
+        return module in self.granted or self._allowed(module, FRACTION.get(cast.format, 0), cast.made)
 
     def _allowed(self, module: str, bits: int, made: bool) -> bool:
         near = self._near(module)
@@ -137,15 +146,10 @@ class Design:
                 found.setdefault(self._partner(cast.module), []).append(f"{cast.format}{at}")
         return {path: ", ".join(dict.fromkeys(texts)) for path, texts in found.items()}
 
-    def located(self, causes: Sequence[Cause]) -> tuple[Cause, ...]:
-        """The causes, those that are leaks with the lines of the port that cast."""
-        own = {path or "the model": text for path, text in self.leaks().items()}
-        return tuple(
-            dataclasses.replace(cause, description=f"{cause.description}; JAX casts to {own[cause.module]}")
-            if cause.switch.endswith("leak") and cause.module in own
-            else cause
-            for cause in causes
-        )
+    def narrows(self, module: str) -> bool:
+        """Whether JAX's program narrows anything in a module (PyTorch's path), around it or right inside it."""
+        near = self._near(module) | {""}
+        return any(self._partner(path) in near for path in (*(c.module for c in self.theirs), *dict(self.their_tables)))
 
     @property
     def tables(self) -> tuple[Table, ...]:

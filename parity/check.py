@@ -18,6 +18,7 @@ from parity.align import Axes, input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
 from parity.causes import find_causes
+from parity.causes.leaks import believable, leak_causes
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger, to_numpy
 from parity.judge import (
@@ -292,9 +293,12 @@ class Proof:
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
-        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
-        with ours.wide():
-            return self.pairing.design.located(find_causes(ours, theirs, self.arrays, self.pairing, rows))
+        shared = self.torch_side("float64"), self.jax_side("float64"), self.arrays, self.pairing, rows
+        proven = leak_causes(*shared, self.gates)
+        with shared[0].wide():
+            found = believable(find_causes(*shared), self.pairing, rows)
+        # A cast that is proven says more than any other cause of its module.
+        return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
         """Every module's own derivative, and what is wrong with it: see `parity.backward`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -128,10 +128,11 @@ def _constant(eqn: Any) -> bool:
     return eqn.primitive.name == "convert_element_type" and isinstance(eqn.invars[0], Literal)
 
 
-def tables_of(closed: ClosedJaxpr, precision: str) -> list[tuple[str, np.ndarray]]:
-    """(module, numbers) of the narrow arrays that a traced program holds as constants, where they are first used."""
+def tables_of(closed: ClosedJaxpr, args: Sequence[Any], precision: str) -> list[tuple[str, np.ndarray]]:
+    """(module, numbers) of the narrow arrays that a traced program holds or is given, where they are first used."""
     found = []
-    for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+    held = [*zip(closed.jaxpr.constvars, closed.consts, strict=True), *zip(closed.jaxpr.invars, args, strict=True)]
+    for var, value in held:
         if np.ndim(value) and wider(format_of(var), precision):
             path = next(_users(closed.jaxpr, var, Scope()), "")
             found.append((path, np.asarray(value).astype(np.float64)))

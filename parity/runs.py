@@ -160,7 +160,7 @@ class JaxSide:
     input_axes: Sequence[Axes]
     design: Design | None = None
     program: Any = None
-    """The model as JAX traced it, once its shapes have been asked for."""
+    """The model as JAX traced it and what it was traced with, once its shapes have been asked for."""
 
     @classmethod
     def of(
@@ -279,7 +279,9 @@ class JaxSide:
             def run(state: nnx.State, inputs: Any) -> Calls:
                 return jax_calls(nnx.merge(graphdef, state), inputs)
 
-            self.program, calls = jax.make_jaxpr(run, return_shape=True)(state, self.inputs(arrays))
+            arguments = state, self.inputs(arrays)
+            program, calls = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        self.program = program, jax.tree.leaves(arguments)
         return calls
 
     def _calls(self, reference: Arrays) -> Calls:

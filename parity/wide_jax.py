@@ -37,7 +37,7 @@ class Either:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A narrow array that the program holds: whole if the first module to use it may have it so."""
+    """A narrow array that was made before the run: whole if the module that uses it may have it so."""
 
     value: Any
 
@@ -68,11 +68,13 @@ class Evaluator:
 
     def __init__(self, precision: str, allows: Callable[[Cast], bool], scalars: Collection[float] = ()) -> None:
         self.precision, self.allows = precision, allows
-        self._scalars = {float(np.float32(x)): x for x in sorted(scalars) if abs(x) < np.finfo(np.float32).max}
+        self._scalars = sorted(x for x in scalars if abs(x) < np.finfo(np.float32).max)
+        self._known: dict[str, dict[float, float]] = {}
 
     def closed(self, closed: ClosedJaxpr, args: Sequence[Any], scope: Scope) -> list[Any]:
         """The results of a whole program."""
-        found = zip(self.run(closed.jaxpr, closed.consts, args, scope), closed.jaxpr.outvars, strict=True)
+        given = [self._held(var, x) for var, x in zip(closed.jaxpr.invars, args, strict=True)]
+        found = zip(self.run(closed.jaxpr, closed.consts, given, scope), closed.jaxpr.outvars, strict=True)
         return [self._settled(x, var, wide=isinstance(x, Table)) for x, var in found]
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], scope: Scope) -> list[Any]:
@@ -91,7 +93,8 @@ class Evaluator:
     def _held(self, var: Any, value: Any) -> Any:
         if not wider(format_of(var), self.precision):
             return value
-        return Table(value) if np.ndim(value) else Either(value, self._recovered(value))
+        known = isinstance(value, np.ndarray | np.generic) or (hasattr(value, "__array__") and not _traced(value))
+        return Either(value, self._recovered(value)) if known and not np.ndim(value) else Table(value)
 
     def _literal(self, literal: Any) -> Any:
         value = literal.val
@@ -102,8 +105,12 @@ class Evaluator:
 
     def _recovered(self, value: Any) -> np.ndarray:
         """A narrow scalar as the source code has it: 0.1 is held as 0.100000001."""
-        dtype = wider(str(value.dtype), self.precision)
-        return np.asarray(whole_scalar(np.asarray(value)[()], self._scalars), dtype)
+        format_ = str(value.dtype)
+        if format_ not in self._known:
+            with np.errstate(over="ignore"):
+                self._known[format_] = {float(np.asarray(x).astype(value.dtype)): x for x in self._scalars}
+        whole = whole_scalar(np.asarray(value)[()], self._known[format_])
+        return np.asarray(whole, wider(format_, self.precision))
 
     def _equation(self, eqn: Any, values: list[Any], scope: Scope) -> list[Any]:
         name = eqn.primitive.name
@@ -132,7 +139,7 @@ class Evaluator:
         format_ = str(value.value.dtype)
         if not self.allows(scope.cast(format_, made=True)):
             return value.value
-        return np.asarray(value.value).astype(wider(format_, self.precision))
+        return jax.lax.convert_element_type(value.value, wider(format_, self.precision))
 
     def _chosen(self, values: list[Any], wide: bool, scope: Scope) -> list[Any]:
         """Numbers known beforehand, in an operation that shows no width: whole where float32 is by design."""
@@ -151,7 +158,7 @@ class Evaluator:
     def _settled(self, value: Any, var: Any, *, wide: bool) -> Any:
         """A value as an operand: whole, or as its variable says."""
         if isinstance(value, Table):
-            value = np.asarray(value.value)
+            value = value.value
         if isinstance(value, Either):
             value = value.whole if wide else value.narrow
         format_ = wider(format_of(var), self.precision)
@@ -249,6 +256,10 @@ CONTROL: dict[str, Callable[..., list[Any]]] = {
 }
 
 
+def _traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
 def whole_scalar(value: Any, known: dict[float, float]) -> float:
     """The number that source code means by a narrow scalar: one that it is known to use, else a short one.
 
@@ -260,8 +271,9 @@ def whole_scalar(value: Any, known: dict[float, float]) -> float:
         return own
     if own in known:
         return known[own]
-    short = float(f"{own:.6g}")
-    if type(value)(short) == value:
+    decimals = (float(f"{own:.{digits}g}") for digits in range(1, 7))
+    short = next((x for x in decimals if type(value)(x) == value), None)
+    if short is not None:
         return short
     return next((x for x in _constants(own) if type(value)(x) == value), own)
 

@@ -188,17 +188,18 @@ class JaxRope(nnx.Module):
 
     def __init__(self, table: Any = None, *, theta: float = 10000.0, interleaved: bool = False) -> None:
         self.proj = nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(0))
-        self.table, self.theta, self.interleaved = table, theta, interleaved
+        self.held, self.theta, self.interleaved = table is not None, theta, interleaved
+        self.cos, self.sin = table or (jnp.zeros(()), jnp.zeros(()))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.proj(x)
-        if self.table is None:
+        if not self.held:
             positions = jnp.arange(x.shape[1], dtype=jnp.float32)
             angles = positions[:, None] * inverse_frequencies(self.theta, jnp)
             angles = jnp.repeat(angles, 2, -1) if self.interleaved else jnp.concatenate([angles] * 2, -1)
             cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
         else:
-            cos, sin = self.table
+            cos, sin = self.cos, self.sin
         if self.interleaved:
             half = jnp.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
         else:
