@@ -24,6 +24,7 @@ import torch
 from flax import nnx
 from jax.extend.core import get_opaque_trace_state
 
+from parity.jax_casts import module_scope
 from parity.structure import Leaf, tensors, with_tensors
 
 Key = tuple[str, int]
@@ -269,7 +270,8 @@ def jax_hooks(
                 if inside is not None and inside.takes(key):
                     output = inside(key, self, args, kwargs)
                 else:
-                    output = original(self, *args, **kwargs)
+                    with module_scope(name):
+                        output = original(self, *args, **kwargs)
             finally:
                 active.discard(id(self))
             if returned is not None:

@@ -18,6 +18,7 @@ from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
 from parity.causes import find_causes
+from parity.causes.leaks import believable, leak_causes
 from parity.channels import Axes
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger
@@ -37,13 +38,14 @@ from parity.layouts import fitting_inputs
 from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
-from parity.pairing import Pair, Pairing, aligned, pair_calls
+from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
 from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
 from parity.shaken import shake, shaken_gradients
 from parity.subjects import jax_subject, torch_subject
+from parity.table_gates import TableGates, own_casts
 from parity.training import training_rows
 from parity.transformed import has_paths, with_paths
 from parity.unverified import unverified_gradients, unverified_layers
@@ -124,7 +126,8 @@ def check(
         gradients = proof.gradients(evaluation_loss)
         rows += gradients
         # A wrong gradient does not say where it comes from; where the forward pass is right, this does.
-        if _fails(gradients, precision="float64") and not _fails(rows, mode="forced"):
+        unsure = _fails(gradients, precision="float64") or bool(proof.tables.apart)
+        if unsure and not _fails(rows, mode="forced"):
             tell("derivative of every module")
             derivatives, found = proof.derivatives()
             rows, causes = rows + derivatives, causes + found
@@ -144,7 +147,7 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
-        notes=tuple(dict.fromkeys(proof.notes)),
+        notes=tuple(dict.fromkeys((*proof.pairing.design.notes(), *proof.tables.notes(), *proof.notes))),
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -212,6 +215,10 @@ class Proof:
         if has_paths(theirs.model):
             jax_model = with_paths(jax_model)
         pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
+        # In float64: so it shows what casts to less.
+        ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
+        theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)
+        pairing = with_design(pairing, ours, theirs, arguments.arrays, torch_model)
         return cls(
             torch_model,
             jax_model,
@@ -235,10 +242,10 @@ class Proof:
         return default_loss(self.pairing.shapes[root.torch].outputs, root.output_axes)
 
     def torch_side(self, precision: str) -> TorchSide:
-        return TorchSide.of(self.torch_model, precision, apply=self.apply)
+        return TorchSide.of(self.torch_model, precision, apply=self.apply, design=self.pairing.design)
 
     def jax_side(self, precision: str) -> JaxSide:
-        return JaxSide.of(self.jax_model, precision, self.axes, apply=self.apply)
+        return JaxSide.of(self.jax_model, precision, self.axes, apply=self.apply, design=self.pairing.design)
 
     def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
         """PyTorch's calls in JAX's layout: all of `section`, and the outputs alone of what is right inside it."""
@@ -277,7 +284,12 @@ class Proof:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
                     )
-        return rows
+        rows = self.tables.judged(rows)
+        return rows + own_casts(rows, self.pairing)
+
+    @functools.cached_property
+    def tables(self) -> TableGates:
+        return TableGates(self.pairing, self.gates)
 
     def forward64(self) -> list[Row]:
         return self.forward(("float64",))
@@ -308,7 +320,7 @@ class Proof:
         free = theirs(False)
         rows = layer_rows(section, references, free, "free", self.gates, noise, small)
         own = {pair.jax: references[pair.jax] for pair in section}
-        rows += _leak_rows(leaks(section, own, free))
+        rows += _leak_rows(leaks(section, own, free, [numbers for _, numbers in self.pairing.design.tables]))
         del free
         return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
 
@@ -346,28 +358,36 @@ class Proof:
         found = with_small_gradients(rows, suspects, [ours])
         found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
         if not _fails(found):
-            return found
+            return self.tables.judged(found)
         # Measured only where it may matter: what a rounding of the inputs and parameters changes.
         shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
         rows = with_small_gradients(rows, suspects, [ours, shaken])
-        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
+        rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
+        return self.tables.judged(rows)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return find_causes(*sides, self.arrays, self.pairing, rows)
+        shared = self.torch_side("float64"), self.jax_side("float64"), self.arrays, self.pairing, rows
+        proven = leak_causes(*shared, self.gates)
+        with shared[0].wide():
+            found = believable(find_causes(*shared), self.pairing, rows)
+        # A cast that is proven says more than any other cause of its module.
+        return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
         """Every module's own derivative, and what is wrong with it: see `parity.backward`."""
         release()
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return backward_rows(*sides, self.arrays, self.pairing, self.ledger, self.gates)
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        with ours.wide():
+            rows, causes = backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
+        return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
         """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
-        return training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply)
+        rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)
+        return self.tables.judged(rows), causes
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.

@@ -24,7 +24,12 @@ DISTINCT = 8
 """A tensor with fewer different values than this says nothing: masks, one-hot, counts."""
 
 
-def leaks(pairs: Sequence[Pair], references: Mapping[Key, Call], calls: Mapping[Key, Call]) -> dict[str, str]:
+def leaks(
+    pairs: Sequence[Pair],
+    references: Mapping[Key, Call],
+    calls: Mapping[Key, Call],
+    tables: Sequence[np.ndarray] = (),
+) -> dict[str, str]:
     """Module -> what leaks there, for both frameworks, from the calls of a float64 run.
 
     Args:
@@ -32,6 +37,7 @@ def leaks(pairs: Sequence[Pair], references: Mapping[Key, Call], calls: Mapping[
         calls: JAX's own calls, free or forced.
         pairs: those whose calls are at hand; a module is judged with the results of the modules inside it, so these
             have to be at hand too.
+        tables: short numbers that the models hold apart from their weights: like these, they may be passed on.
     """
     found: dict[str, str] = {}
     for framework, side in (("PyTorch", references), ("JAX", calls)):
@@ -41,7 +47,7 @@ def leaks(pairs: Sequence[Pair], references: Mapping[Key, Call], calls: Mapping[
             inner = [side[other.jax] for other in pairs if _inside(other, pair) and other.jax in side]
             given = (side[pair.jax].inputs or []) + [x for call in inner for x in call.outputs]
             tensors = [*pair.module.parameters(), *pair.module.buffers()]
-            sources = given + [to_numpy(x) for x in tensors if x.is_floating_point()]
+            sources = [*given, *tables, *(to_numpy(x) for x in tensors if x.is_floating_point())]
             format_ = leaked_format(side[pair.jax].outputs, sources)
             if format_ is not None:
                 text = f"{framework}'s output holds only {format_} numbers in a float64 run, and its inputs do not"

@@ -11,12 +11,14 @@ import torch
 from flax import nnx
 
 from parity.align import closest_axes, fitting_axes
+from parity.by_design import Design
 from parity.capture import ROOT, Call, Key
 from parity.channels import Axes
 from parity.rules import Rules, matches
 from parity.runs import JaxSide, TorchSide
 from parity.shapes import Shapes, jax_shapes, torch_shapes
 from parity.structure import difference
+from parity.wide_torch import own_tables, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Pairing:
         different: (module, why) of calls on both sides whose outputs cannot be compared.
         configured: (module, how) of calls whose results are of another dtype, as the models are configured.
         idle: modules whose own weights PyTorch's model never uses on these inputs.
+        design: which narrow formats are by design.
     """
 
     pairs: tuple[Pair, ...]
@@ -62,6 +65,7 @@ class Pairing:
     different: tuple[tuple[str, str], ...] = ()
     configured: tuple[tuple[str, str], ...] = ()
     idle: tuple[str, ...] = ()
+    design: Design = dataclasses.field(default_factory=Design)
 
     @property
     def comparable(self) -> bool:
@@ -176,6 +180,21 @@ def pair_calls(
     ]
     idle = [path for path in ours.idle if not matches(path, rules.unpaired)]
     return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours.calls, tuple(different), tuple(configured), tuple(idle))
+
+
+def with_design(
+    pairing: Pairing,
+    torch_side: TorchSide,
+    jax_side: JaxSide,
+    arrays: Sequence[np.ndarray],
+    owner: torch.nn.Module,
+) -> Pairing:
+    """`pairing` with what both models compute in formats below the sides' precision, float64, and what is by design."""
+    with wide(torch_side.precision, torch_side.model) as asked, torch.no_grad():
+        torch_side.apply(torch_side.model, torch_side.inputs(arrays))
+    partners = {pair.jax[0]: pair.torch[0] for pair in pairing.pairs}
+    tables = own_tables(owner, torch_side.precision)
+    return dataclasses.replace(pairing, design=Design.of(asked, tables, jax_side.program(arrays), partners))
 
 
 def _partners(

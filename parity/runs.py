@@ -19,6 +19,7 @@ import torch
 from flax import nnx
 
 from parity.altered import altered_in_pieces
+from parity.by_design import Design
 from parity.capture import (
     Call,
     Calls,
@@ -50,6 +51,8 @@ from parity.pieces import (
 from parity.structure import Form, form, tensors, with_tensors
 from parity.torch_draws import TorchDraws
 from parity.transformed import jax_calls
+from parity.wide_jax import widened
+from parity.wide_torch import wide
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -88,12 +91,25 @@ class TorchSide:
     apply: Apply = positional
     in_place: bool = False
     """Whether the model changes activations in place; found out by the first free run."""
+    design: Design | None = None
 
     @classmethod
     def of(
-        cls, model: torch.nn.Module, precision: str, *, training: bool = False, apply: Apply = positional
+        cls,
+        model: torch.nn.Module,
+        precision: str,
+        *,
+        training: bool = False,
+        apply: Apply = positional,
+        design: Design | None = None,
     ) -> TorchSide:
-        return cls(torch_copy(model, getattr(torch, precision)).train(training), precision, apply)
+        return cls(torch_copy(model, getattr(torch, precision)).train(training), precision, apply, design=design)
+
+    def wide(self) -> contextlib.AbstractContextManager[Any]:
+        """While open, the model's casts to formats below this run's precision are left out."""
+        if self.precision != "float64" and not (self.design and self.design.ours_widen(self.precision)):
+            return contextlib.nullcontext()
+        return wide(self.precision)
 
     @classmethod
     def as_configured(cls, model: torch.nn.Module, apply: Apply = positional) -> TorchSide:
@@ -118,12 +134,12 @@ class TorchSide:
         inputs = self.inputs(arrays)
         if reference is None and not self.in_place:
             try:
-                with self._drawing(draws):
+                with self._drawing(draws), self.wide():
                     return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only, apply=self.apply))
             except InPlaceError:
                 self.in_place = True
         known = reference and {key: self._call(call) for key, call in reference.items()}
-        with self._drawing(draws):
+        with self._drawing(draws), self.wide():
             return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only, apply=self.apply))
 
     def _drawing(self, draws: Handed | None) -> contextlib.AbstractContextManager[Any]:
@@ -162,7 +178,8 @@ class TorchSide:
             return outputs
 
         self.model.zero_grad()
-        with self._drawing(draws):  # in the backward pass too: what is checkpointed runs again there
+        # In the backward pass too: what is checkpointed runs again there.
+        with self._drawing(draws), self.wide():
             with torch_hooks(self.model, lambda key, tensors: None, after):
                 output = self.apply(self.model, given)
                 moving = {id(x): x for x in tensors(output) if x.requires_grad}
@@ -195,6 +212,7 @@ class JaxSide:
     precision: str
     input_axes: Sequence[Axes]
     apply: Apply = positional
+    design: Design | None = None
 
     @classmethod
     def of(
@@ -205,11 +223,17 @@ class JaxSide:
         *,
         training: bool = False,
         apply: Apply = positional,
+        design: Design | None = None,
     ) -> JaxSide:
         with jax.enable_x64(precision == "float64"):
             jax_copy = as_dtype(model, jnp.dtype(precision))
         jax_copy.train() if training else jax_copy.eval()
-        return cls(jax_copy, precision, axes, apply)
+        return cls(jax_copy, precision, axes, apply, design=design)
+
+    @property
+    def widens(self) -> bool:
+        """Whether casts are left out: then the model runs as one program."""
+        return self.design is not None and self.design.theirs_widen(self.precision)
 
     @classmethod
     def as_configured(
@@ -263,7 +287,7 @@ class JaxSide:
         Programs that pass on their own tensors or the reference's, as they are told, take half the time of two. Where
         a tensor is of another type than the reference's, passing on either would change the free run: then it is two.
         """
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if self.widens or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return lambda forced: self.forward(arrays, reference if forced else None, only=only)
         keys = reference.keys() if only is None else only
         with self.switches():
@@ -331,6 +355,17 @@ class JaxSide:
                 return jax_calls(model, inputs, apply=self.apply, returned=lambda k, x: forms.update({k: form(x)}))
 
             return jax.eval_shape(run, state, self.inputs(arrays)), forms
+
+    def program(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[jax.Array]]:
+        """The model as JAX traces it, and what it was traced with."""
+        with self.switches(), jax.disable_jit(False):
+            graphdef, state = nnx.split(self.model)
+
+            def run(state: nnx.State, inputs: Any) -> Calls:
+                return jax_calls(nnx.merge(graphdef, state), inputs, apply=self.apply)
+
+            arguments = state, self.inputs(arrays)
+            return jax.make_jaxpr(run)(*arguments), jax.tree.leaves(arguments)
 
     def _calls(self, reference: Arrays) -> Calls:
         """In this run's precision, all brought over at once: one by one they take several times as long.
@@ -403,7 +438,7 @@ class JaxSide:
         def gradient(pieces: Pieces | None) -> Callable[..., Any]:
             return jax.value_and_grad(functools.partial(scalar, pieces), argnums=(0, 1, 2))
 
-        names = piece_names(self.model)
+        names = {""} if self.widens else piece_names(self.model)
         if names != {""} and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             with contextlib.suppress(UnfitError), ThreadPoolExecutor(2) as pool:
                 pieces = begin(names, pool, scalar, *arguments, gradients=True)
@@ -421,11 +456,14 @@ class JaxSide:
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if self.widens and self.design is not None:
+            function = widened(function, self.precision, self.design.allows, self.design.scalars)
+        elif jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
-        compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
-        release()
-        return compiled(*args)
+        with jax.disable_jit(False):
+            compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
+            release()
+            return compiled(*args)
 
 
 def _back(array: np.ndarray, axes: Axes) -> np.ndarray:

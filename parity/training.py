@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from parity.by_design import Design
 from parity.causes.training import statistics_cause
 from parity.channels import Axes
 from parity.compare import Gates, Row, rel_f
@@ -50,12 +51,13 @@ def training_rows(
     gates: Gates,
     loss: Loss | None = None,
     apply: Apply = positional,
+    design: Design | None = None,
 ) -> tuple[list[Row], tuple[Cause, ...]]:
     """Laws of the random draws; then, with shared numbers, loss, gradients and updated buffers in training mode.
 
     With the causes of what is wrong there, as far as it can be told.
     """
-    run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply)
+    run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply, design)
     try:
         pairing = run.paired(rules)
     except ValueError as error:  # in evaluation they could be paired
@@ -89,12 +91,13 @@ class _Training:
     ledger: Ledger
     gates: Gates
     apply: Apply = positional
+    design: Design | None = None
 
     def torch_side(self, precision: str) -> TorchSide:
-        return TorchSide.of(self.torch_model, precision, training=True, apply=self.apply)
+        return TorchSide.of(self.torch_model, precision, training=True, apply=self.apply, design=self.design)
 
     def jax_side(self, precision: str) -> JaxSide:
-        return JaxSide.of(self.jax_model, precision, self.axes, training=True, apply=self.apply)
+        return JaxSide.of(self.jax_model, precision, self.axes, training=True, apply=self.apply, design=self.design)
 
     def paired(self, rules: Rules) -> Pairing:
         """The calls of both models in training mode, while nothing is dropped.
