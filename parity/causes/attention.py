@@ -13,7 +13,7 @@ from parity.causes.masks import hidden_of, masks, softmax_of
 from parity.causes.registry import Around, switches
 from parity.causes.replay import Step
 from parity.causes.values import inverse_roots
-from parity.causes.variant import Variant, family, given, orders
+from parity.causes.variant import Variant, family, given, orders, result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +131,14 @@ def _tiled(step: Step) -> torch.Tensor:
     n = q.shape[-3] // k.shape[-3]
     k, v = (torch.cat([x] * n, -3) for x in (k, v))
     return step.run({PLACES[1]: k, PLACES[2]: v})
+
+
+@switches("matmul", "bmm", "einsum")
+def product(step: Step, around: Around) -> Iterator[Variant]:
+    """Queries times keys: exchanged."""
+    y = step.output
+    if around.index(step) in around.scored and y.ndim > 1 and y.shape[-1] == y.shape[-2]:
+        yield result("q/k/v order", "query and key exchanged", lambda y: y.transpose(-2, -1))
 
 
 @switches("softmax")

@@ -19,6 +19,9 @@ from parity.causes.variant import Variant
 MANY = 6
 """Up to so many calls at one place are altered one by one too (a function called for q and for k)."""
 
+TELLING = ("rotary embedding", "sinusoid")
+"""What says more than the same mistake in one of the steps that it is made of: these come first."""
+
 HEADS = 64
 """The most heads that a fused projection is taken apart into."""
 
@@ -64,6 +67,7 @@ def changes(recording: Recording, here: Around) -> Iterator[Change]:
     yield from _inner(recording, part_orders)
     yield from _exchanged(recording)
     named = [(step, variants(step, here)) for step in first]
+    named = [(step, [v for v in found if (v.switch in TELLING) is told]) for told in (True, False) for step, found in named]
     fits = [(step, v) for step, found in named for v in found if v.family]
     exact = [(step, v) for step, found in named for v in found if not v.rounding and not v.family]
     yield from (dataclasses.replace(_altered(here, step, v), named=True) for step, v in exact)

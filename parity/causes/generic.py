@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from parity.causes.layouts import split_as
 from parity.causes.registry import Named
 from parity.causes.replay import Step, tensors_of
-from parity.causes.variant import Variant, changed, family, orders
+from parity.causes.variant import Variant, changed, choices, family, orders
 
 SUMS = ("add", "sub", "iadd", "rsub", "radd")
 SHIFTS = {1: "shifted by one", 2: "shifted by two"}
@@ -142,7 +142,7 @@ def part_orders(tree: Any) -> Iterator[tuple[str, str, Any]]:
     if x is None:
         return
     for count, switch in ((3, "q/k/v order"), (2, "parts order")):
-        for order in orders(count) if x.shape[-1] % count == 0 else ():
+        for order in choices(count) if x.shape[-1] % count == 0 else ():
             parts = x.chunk(count, -1)
             text = f"its {count} equal parts read in the order {order}"
             yield switch, text, _instead(tree, torch.cat([parts[i] for i in order], -1))

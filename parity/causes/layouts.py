@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from parity.causes.registry import Around, switches
 from parity.causes.replay import Step
+from parity.causes.mixtures import expanded
 from parity.causes.pooling import same_pads
 from parity.causes.values import biases
-from parity.causes.variant import Argument, Variant, changed, given, orders, picked, replaced, result
+from parity.causes.variant import Argument, Variant, changed, choices, given, orders, picked, replaced, result
 
 _KERNEL = (1, "weight")
 
@@ -161,7 +162,7 @@ def joined(step: Step, around: Around) -> Iterator[Variant]:
 @switches("chunk", "split", "unbind", "tensor_split")
 def pieces(step: Step, around: Around) -> Iterator[Variant]:
     """chunk, split, unbind: the pieces in another order."""
-    for order in orders(len(step.output)):
+    for order in choices(len(step.output)):
         switch = "q/k/v order" if len(order) == 3 else "parts order"
         text = f"pieces of {step.name} in the order {order}"
         yield result(switch, text, lambda parts, o=order: picked(parts, o))
@@ -203,6 +204,7 @@ def permuted(step: Step, around: Around) -> Iterator[Variant]:
 @switches("reshape", "view", "flatten", "unflatten")
 def reshaped(step: Step, around: Around) -> Iterator[Variant]:
     """Reshapes that merge or split axes: in another order of those axes in memory."""
+    yield from expanded(step)
     before, after = list(step.args[0].shape), list(step.output.shape)
     head = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
     tail = 0

@@ -86,11 +86,11 @@ def _other(hidden: torch.Tensor, queries: int, keys: int) -> Iterator[tuple[str,
         pure = bool((hidden == triangle).all())
         for shift, what in ((-1, "the token itself hidden"), (1, "one token ahead seen"), (2, "two tokens ahead seen")):
             text = f"causal mask{aligned} with diagonal {first} -> {first + shift}: {what}"
-            yield text, lambda h, s, f=first, n=shift: (_of(h) & ~_triangle(s, f)) | _triangle(s, f + n)
+            yield text, lambda h, s, f=first, n=shift: _rest(_of(h), s, f) | _triangle(s, f + n)
         if offset:
             text = f"causal mask{aligned} -> aligned to the {'first' if aligned else 'last'} key"
             other = 1 if aligned else 1 + offset
-            yield text, lambda h, s, f=first, o=other: (_of(h) & ~_triangle(s, f)) | _triangle(s, o)
+            yield text, lambda h, s, f=first, o=other: _rest(_of(h), s, f) | _triangle(s, o)
         if not pure:
             yield from _both(first)
     if queries == keys:
@@ -100,6 +100,12 @@ def _other(hidden: torch.Tensor, queries: int, keys: int) -> Iterator[tuple[str,
         yield "mask -> that of the sample before", lambda h, s: _of(h).roll(1, 0)
         yield "mask -> that of the first sample", lambda h, s: _of(h)[:1].expand(s.shape)
         yield "mask -> in the reverse order of the samples", lambda h, s: _of(h).flip(0)
+
+
+def _rest(hidden: torch.Tensor, scores: torch.Tensor, first: int) -> torch.Tensor:
+    """What is hidden besides the triangle: whole columns if that is all there is, else what lies below it."""
+    triangle, columns = _triangle(scores, first), hidden[..., -1:, :].expand(scores.shape)
+    return columns if torch.equal(hidden.expand(scores.shape), columns | triangle) else hidden & ~triangle
 
 
 def _both(first: int) -> Iterator[tuple[str, Change]]:

@@ -154,8 +154,7 @@ def repeated(step: Step, around: Around) -> Iterator[Variant]:
         yield replaced("kv heads", text, lambda x: x.repeat_interleave(counts[many[0]], many[0]))
 
 
-@switches("reshape", "view", "flatten")
-def expanded(step: Step, around: Around) -> Iterator[Variant]:
+def expanded(step: Step) -> Iterator[Variant]:
     """The same where the heads are repeated by expand and reshape."""
     x = step.args[0]
     axes = [axis for axis in range(1, x.ndim) if x.stride(axis) == 0 and x.shape[axis] > 1]

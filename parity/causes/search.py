@@ -102,11 +102,13 @@ class Search:
         Args:
             known: only these (switch, text) are tried: what was found in a module like this one.
         """
-        if not all(math.isfinite(error) for error in self.before):
+        if any(item.wanted(self.sites) is None for item in self.wrong):
             return []
         full, partial = self._exact(known)
         if full or known is not None:
             return full
+        if not all(math.isfinite(error) for error in self.before):
+            return []
         related = self._related()
         if related is not None and len(self.wrong) == 1:
             return [related]

@@ -60,6 +60,13 @@ def orders(count: int) -> list[tuple[int, ...]]:
     return list(itertools.permutations(range(count)))[1:] if count <= 3 else [tuple(reversed(range(count)))]
 
 
+def choices(count: int) -> list[tuple[int, ...]]:
+    """The same, and of two or three things those where one is taken twice."""
+    every = list(itertools.product(range(count), repeat=count))[1:] if count <= 3 else []
+    twice = [c for c in every if len(set(c)) == count - 1]
+    return [*orders(count), *twice]
+
+
 def picked(parts: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     return tuple(parts[i] for i in order)
 

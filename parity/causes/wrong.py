@@ -15,6 +15,9 @@ from parity.pairing import Pair, aligned
 ORDINARY = 1e3
 """An element this many times the median is looked at apart from the others: beside it no error of theirs is seen."""
 
+FEW = 8
+"""So many finite elements there have to be, or all."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Wrong:
@@ -54,6 +57,8 @@ def distance(value: np.ndarray, reference: np.ndarray) -> float:
     """relF; of the ordinary elements alone, if there are extraordinary ones, where that is more."""
     if value.size == 0:
         return 0.0
+    if np.isfinite(reference).sum() < min(value.size, FEW):
+        return math.inf  # nothing to recognise it by
     if np.iscomplexobj(value) or np.iscomplexobj(reference):
         value, reference = (np.stack((np.real(x), np.imag(x))) for x in (value, reference))
     error = rel_f(value, reference)
