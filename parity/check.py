@@ -370,7 +370,7 @@ class Proof:
         shared = self.torch_side("float64"), self.jax_side("float64"), self.arrays, self.pairing, rows
         proven = leak_causes(*shared, self.gates)
         with shared[0].wide():
-            found = believable(find_causes(*shared), self.pairing, rows)
+            found = believable(find_causes(*shared, self.notes), self.pairing, rows)
         # A cast that is proven says more than any other cause of its module.
         return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
