@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import jax
-import numpy as np
 import torch
 from flax import nnx
 
@@ -14,13 +13,15 @@ from parity.compare import Gates
 from parity.judge import weight_rows
 from parity.report import Report
 from parity.rules import Rules
+from parity.selftest.foreign.architecture import Inputs
 
 
 def judge(
     torch_model: torch.nn.Module,
     jax_model: nnx.Module,
-    inputs: np.ndarray,
+    inputs: Inputs,
     *,
+    rules: Rules | None = None,
     backward: bool = False,
     training: bool = False,
     float32: bool = False,
@@ -36,7 +37,7 @@ def judge(
     """
     start = time.perf_counter()
     with jax.disable_jit():
-        proof = Proof.of(torch_model, jax_model, inputs, Rules(), gates or Gates())
+        proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates())
         rows = weight_rows(proof.ledger, torch_model, jax_model) + proof.forward64()
         causes = proof.causes(rows)
         if backward:

@@ -262,7 +262,6 @@ class ViT(nnx.Module):
         return self.head(self.fc_norm(self.pooled(x)))
 
 
-
 ENCODERS = {
     "bert": Architecture(TorchBert, Bert, _padded),
     "timm": Architecture(TorchViT, ViT, normal(2, 3, 12, 8)),

@@ -40,7 +40,9 @@ class LSTM(nnx.Module):
 
     def projected(self, x: jax.Array, h: jax.Array, end: str) -> jax.Array:
         """(B, D), (B, S) -> the sums under the gates, (B, 4 S)."""
-        ih, hh, b, c = (getattr(self, f"{name}_l0{end}")[...] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        ih, hh, b, c = (
+            getattr(self, f"{name}_l0{end}")[...] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
         return x @ ih.T + b[None] + h @ hh.T + c[None]
 
     def gates(self, z: jax.Array) -> list[jax.Array]:
