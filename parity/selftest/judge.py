@@ -29,7 +29,7 @@ def judge(
 ) -> Report:
     """Weights and every layer in float64, free and forced, with causes.
 
-    With `backward` every module's own derivative too; with `training` training mode with shared masks; with `float32`
+    With `backward` the gradients of the default loss and every module's own derivative too; with `training` training mode with shared masks; with `float32`
     the forward pass in float32 too.
 
     Raises:
@@ -41,6 +41,7 @@ def judge(
         rows = weight_rows(proof.ledger, torch_model, jax_model) + proof.forward64()
         causes = proof.causes(rows)
         if backward:
+            rows += proof.gradients64()
             found, named = proof.derivatives()
             rows, causes = rows + found, causes + named
         if float32:

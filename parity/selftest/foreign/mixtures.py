@@ -1,4 +1,4 @@
-"""A mixture of experts, a variational autoencoder whose outputs are named, and a dueling head.
+"""A mixture of experts, a variational autoencoder whose outputs are named, a dueling head and a policy.
 
 Shapes: B examples, N tokens, D features, E experts, A actions.
 """
@@ -170,18 +170,17 @@ class VAE(nnx.Module):
 
 
 class TorchDueling(torch.nn.Module):
-    """value + advantage - its mean, plus a prior of the actions; illegal ones masked; (B, D), (B, A) -> (B, A)."""
+    """value + advantage - its mean; (B, D) -> (B, A)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body, self.value = torch.nn.Linear(D, D), torch.nn.Linear(D, 1)
-        self.advantage, self.prior = torch.nn.Linear(D, A), torch.nn.Parameter(torch.zeros(A))
+        self.advantage = torch.nn.Linear(D, A)
 
-    def forward(self, x: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.leaky_relu(self.body(x), 0.01)
         advantage = self.advantage(x)
-        q = self.value(x) + advantage - advantage.mean(1, keepdim=True) + self.prior
-        return q.masked_fill(legal == 0, ILLEGAL)
+        return self.value(x) + advantage - advantage.mean(1, keepdim=True)
 
 
 class Dueling(nnx.Module):
@@ -189,7 +188,7 @@ class Dueling(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.body, self.value = nnx.Linear(D, D, rngs=rngs), nnx.Linear(D, 1, rngs=rngs)
-        self.advantage, self.prior = nnx.Linear(D, A, rngs=rngs), nnx.Param(jnp.zeros(A))
+        self.advantage = nnx.Linear(D, A, rngs=rngs)
 
     def act(self, x: jax.Array) -> jax.Array:
         return jax.nn.leaky_relu(x, 0.01)
@@ -200,15 +199,39 @@ class Dueling(nnx.Module):
     def joined(self, value: jax.Array, advantage: jax.Array) -> jax.Array:
         return value + advantage - self.centre(advantage)
 
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.act(self.body(x))
+        return self.joined(self.value(x), self.advantage(x))
+
+
+# ---- policy with illegal moves ----
+
+
+class TorchPolicy(torch.nn.Module):
+    """Logits plus a prior of the actions, illegal ones at -1e9; (B, D), (B, A) -> (B, A)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.prior = torch.nn.Linear(D, A), torch.nn.Parameter(torch.zeros(A))
+
+    def forward(self, x: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
+        return (self.body(x) + self.prior).masked_fill(legal == 0, ILLEGAL)
+
+
+class Policy(nnx.Module):
+    """Twin of `TorchPolicy`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.body, self.prior = nnx.Linear(D, A, rngs=rngs), nnx.Param(jnp.zeros(A))
+
     def known(self) -> jax.Array:
         return self.prior[...][None]
 
-    def masked(self, q: jax.Array, legal: jax.Array) -> jax.Array:
-        return jnp.where(legal == 0, ILLEGAL, q)
+    def masked(self, logits: jax.Array, legal: jax.Array) -> jax.Array:
+        return jnp.where(legal == 0, ILLEGAL, logits)
 
     def __call__(self, x: jax.Array, legal: jax.Array) -> jax.Array:
-        x = self.act(self.body(x))
-        return self.masked(self.joined(self.value(x), self.advantage(x)) + self.known(), legal)
+        return self.masked(self.body(x) + self.known(), legal)
 
 
 def _moves(draw: np.random.RandomState) -> Inputs:
@@ -220,5 +243,6 @@ def _moves(draw: np.random.RandomState) -> Inputs:
 MIXTURES = {
     "switch": Architecture(TorchSwitch, Switch, normal(2, N, D)),
     "vae": Architecture(TorchVAE, VAE, normal(2, 2, 4, 6)),
-    "dueling": Architecture(TorchDueling, Dueling, _moves),
+    "dueling": Architecture(TorchDueling, Dueling, normal(3, D)),
+    "policy": Architecture(TorchPolicy, Policy, _moves),
 }

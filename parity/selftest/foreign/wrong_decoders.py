@@ -157,7 +157,7 @@ GPT = (
     ),
     gpt("LayerNorm eps 1e-6", "h.0.ln_1", "epsilon", setting("h.0.ln_1", epsilon=1e-6)),
     gpt("post-norm", "h.0", None, calling("h.0", _post_norm), also=("wrong tensor", "residual")),
-    gpt("attention and MLP in parallel", "h.0", "wrong tensor", calling("h.0", _parallel)),
+    gpt("attention and MLP in parallel", "h.0", "wrong tensor", calling("h.0", _parallel), also=("residual",)),
     gpt("residual from the normed", "h.0", "residual", calling("h.0", _from_normed)),
     gpt(
         "positions not trained", "the model", "gradient cut", calling("", _untrained_positions, "embedded"), "gradient"
@@ -262,12 +262,12 @@ def _float32(self: Any, original: Any, logits: jax.Array) -> jax.Array:
 LLAMA = (
     llama("pairs interleaved", SELF, "rope", _both(_interleaved)),
     llama("theta of 500000", SELF, "rope", _both(lambda x: rotated(x, _angle(x, 500000.0)))),
-    llama("rotated backwards", SELF, "rope", _both(lambda x: rotated(x, -_angle(x)))),
+    llama("rotated backwards", SELF, "rope", _both(lambda x: rotated(x, -_angle(x))), also=("axis flipped",)),
     llama("k not rotated", SELF, "rope", _rotating(lambda q, k, v: (rotated(q, _angle(q)), k, v))),
     llama("nothing rotated", SELF, "rope", _rotating(lambda q, k, v: (q, k, v))),
     llama("v rotated too", SELF, "rope", _rotating(lambda q, k, v: tuple(rotated(x, _angle(x)) for x in (q, k, v)))),
     llama("keys one position late", SELF, None, _rotating(_late_keys), also=("rope", "position")),
-    llama("frequencies of twice the width", SELF, None, _both(_full_width), also=("rope",)),
+    llama("frequencies of twice the width", SELF, None, _both(_full_width), also=("rope", "scale")),
     llama("half of the features rotated", SELF, None, _both(_half_rotated), also=("rope",)),
     llama(
         "heads of keys tiled",
@@ -277,8 +277,14 @@ LLAMA = (
     ),
     llama("values for keys", SELF, "wrong tensor", calling(SELF, _swapped_keys)),
     llama("heads not moved back", SELF, None, calling(SELF, _joined_wrongly), also=("axis order", "head order")),
-    llama("mask forgotten", SELF, "attention mask", calling(SELF, _unmasked, "weights")),
-    llama("mask hides the past", SELF, "attention mask", calling(SELF, _masked_where(lambda n: ~upper(n)), "weights")),
+    llama("mask forgotten", SELF, "attention mask", calling(SELF, _unmasked, "weights"), also=("step left out",)),
+    llama(
+        "mask hides the past",
+        SELF,
+        "attention mask",
+        calling(SELF, _masked_where(lambda n: ~upper(n)), "weights"),
+        also=("axis order",),
+    ),
     llama(
         "mask of -1",
         SELF,

@@ -57,6 +57,7 @@ BERT = (
         ATTENTION,
         "attention mask",
         calling(ATTENTION, _softmax(lambda s, m: s + m[:, None, None] * -10000.0), "weights"),
+        also=("residual",),
     ),
     bert(
         "padding hidden along the queries",
@@ -77,7 +78,16 @@ BERT = (
         "attention mask",
         calling(ATTENTION, _softmax(lambda s, m: s + m[:, None, None]), "weights"),
     ),
-    bert("mask forgotten", ATTENTION, "attention mask", calling(ATTENTION, _softmax(lambda s, m: s), "weights")),
+    bert(
+        "mask forgotten",
+        ATTENTION,
+        "attention mask",
+        calling(ATTENTION, _softmax(lambda s, m: s), "weights"),
+        also=(
+            "residual",
+            "step left out",
+        ),
+    ),
     bert(
         "mask of -10",
         ATTENTION,
@@ -107,6 +117,7 @@ BERT = (
         "the model",
         "pooling",
         calling("", lambda self, original, x, mask: (x * mask[..., None].astype(x.dtype)).mean(1), "pooled"),
+        also=("scale",),
     ),
     bert(
         "first token for the mean",

@@ -12,7 +12,8 @@ from parity.selftest.foreign.mixtures import D, E, sinusoid
 from parity.selftest.mutation import Apply, calling, changing, exchanged, mistakes_in
 
 stop = jax.lax.stop_gradient
-switch, vae, dueling = mistakes_in("switch"), mistakes_in("vae"), mistakes_in("dueling")
+switch, vae = mistakes_in("switch"), mistakes_in("vae")
+dueling, policy = mistakes_in("dueling"), mistakes_in("policy")
 
 # ---- mixture of experts ----
 
@@ -274,16 +275,11 @@ VAE = (
 # ---- dueling head ----
 
 
-def _short_prior(self: Any, original: Any) -> jax.Array:
-    prior = original()
-    return prior.astype(jnp.bfloat16).astype(prior.dtype)
-
-
 DUELING = (
     dueling(
         "mean of the batch",
         "the model",
-        None,
+        "mean axis",
         calling("", lambda self, original, a: a.mean(0, keepdims=True), "centre"),
         also=("pooling",),
     ),
@@ -304,49 +300,6 @@ DUELING = (
         "the model",
         "residual",
         calling("", lambda self, original, value, a: a - self.centre(a), "joined"),
-    ),
-    dueling(
-        "prior forgotten beside masked logits",
-        "the model",
-        "residual",
-        calling("", lambda self, original: jnp.zeros_like(original()), "known"),
-        also=("bias",),
-    ),
-    dueling(
-        "prior off by 1e-5 beside masked logits",
-        "the model",
-        None,
-        calling("", lambda self, original: original() + 1e-5, "known"),
-        also=("bias",),
-    ),
-    dueling("prior in bfloat16 beside masked logits", "the model", "bfloat16 leak", calling("", _short_prior, "known")),
-    dueling(
-        "legal moves masked",
-        "the model",
-        None,
-        calling("", lambda self, original, q, legal: original(q, 1 - legal), "masked"),
-        also=("attention mask", "mask"),
-    ),
-    dueling(
-        "mask of the next example",
-        "the model",
-        "shifted by one",
-        calling("", lambda self, original, q, legal: original(q, jnp.roll(legal, 1, 0)), "masked"),
-        also=("attention mask", "mask"),
-    ),
-    dueling(
-        "mask of -1e8",
-        "the model",
-        None,
-        calling("", lambda self, original, q, legal: jnp.where(legal == 0, -1e8, q), "masked"),
-        also=("attention mask", "mask", "mask value"),
-    ),
-    dueling(
-        "mask added to the logits",
-        "the model",
-        None,
-        calling("", lambda self, original, q, legal: q + (legal == 0) * -1e9, "masked"),
-        also=("attention mask", "mask"),
     ),
     dueling(
         "ReLU for leaky ReLU", "the model", "activation", calling("", lambda self, original, x: jax.nn.relu(x), "act")
@@ -374,4 +327,58 @@ DUELING = (
     ),
 )
 
-MIXTURE_MISTAKES = (*SWITCH, *VAE, *DUELING)
+# ---- policy ----
+
+
+def _short_prior(self: Any, original: Any) -> jax.Array:
+    prior = original()
+    return prior.astype(jnp.bfloat16).astype(prior.dtype)
+
+
+POLICY = (
+    policy("prior in bfloat16 beside masked logits", "the model", "bfloat16 leak", calling("", _short_prior, "known")),
+    policy(
+        "prior forgotten beside masked logits",
+        "the model",
+        "residual",
+        calling("", lambda self, original: jnp.zeros_like(original()), "known"),
+        also=("bias",),
+    ),
+    policy(
+        "prior off by 1e-5 beside masked logits",
+        "the model",
+        None,
+        calling("", lambda self, original: original() + 1e-5, "known"),
+        also=("bias",),
+    ),
+    policy(
+        "legal moves masked",
+        "the model",
+        None,
+        calling("", lambda self, original, q, legal: original(q, 1 - legal), "masked"),
+        also=("attention mask", "mask"),
+    ),
+    policy(
+        "mask of the next example",
+        "the model",
+        "shifted by one",
+        calling("", lambda self, original, q, legal: original(q, jnp.roll(legal, 1, 0)), "masked"),
+        also=("attention mask", "mask"),
+    ),
+    policy(
+        "mask of -1e8",
+        "the model",
+        None,
+        calling("", lambda self, original, q, legal: jnp.where(legal == 0, -1e8, q), "masked"),
+        also=("attention mask", "mask", "mask value"),
+    ),
+    policy(
+        "mask added to the logits",
+        "the model",
+        None,
+        calling("", lambda self, original, q, legal: q + (legal == 0) * -1e9, "masked"),
+        also=("attention mask", "mask"),
+    ),
+)
+
+MIXTURE_MISTAKES = (*SWITCH, *VAE, *DUELING, *POLICY)
