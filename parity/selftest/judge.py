@@ -29,8 +29,8 @@ def judge(
 ) -> Report:
     """Weights and every layer in float64, free and forced, with causes.
 
-    With `backward` the gradients of the default loss and every module's own derivative too; with `training` training mode with shared masks; with `float32`
-    the forward pass in float32 too.
+    With `backward` the gradients of the default loss and every module's own derivative too; with `training` training
+    mode with shared masks; with `float32` the forward pass in float32 too.
 
     Raises:
         ValueError: see `parity.check`.

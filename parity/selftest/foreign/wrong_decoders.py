@@ -89,8 +89,8 @@ def _short_weights(self: Any, original: Any, logits: jax.Array) -> jax.Array:
 ATTN, HEAD = "h.0.attn", "head"
 
 GPT = (
-    gpt("positions from 1", "the model", "position", _positions(1), also=("shifted by one",)),
-    gpt("positions from 2", "the model", "position", _positions(2)),
+    gpt("positions from 1", "the model", "position offset", _positions(1), also=("shifted by one",)),
+    gpt("positions from 2", "the model", "position offset", _positions(2)),
     gpt(
         "embedding times the root of the width",
         "the model",
@@ -260,19 +260,26 @@ def _float32(self: Any, original: Any, logits: jax.Array) -> jax.Array:
 
 
 LLAMA = (
-    llama("pairs interleaved", SELF, "rope", _both(_interleaved)),
-    llama("theta of 500000", SELF, "rope", _both(lambda x: rotated(x, _angle(x, 500000.0)))),
-    llama("rotated backwards", SELF, "rope", _both(lambda x: rotated(x, -_angle(x))), also=("axis flipped",)),
-    llama("k not rotated", SELF, "rope", _rotating(lambda q, k, v: (rotated(q, _angle(q)), k, v))),
-    llama("nothing rotated", SELF, "rope", _rotating(lambda q, k, v: (q, k, v))),
-    llama("v rotated too", SELF, "rope", _rotating(lambda q, k, v: tuple(rotated(x, _angle(x)) for x in (q, k, v)))),
-    llama("keys one position late", SELF, None, _rotating(_late_keys), also=("rope", "position")),
-    llama("frequencies of twice the width", SELF, None, _both(_full_width), also=("rope", "scale")),
-    llama("half of the features rotated", SELF, None, _both(_half_rotated), also=("rope",)),
+    llama("pairs interleaved", SELF, "rotary embedding", _both(_interleaved)),
+    llama("theta of 500000", SELF, "rotary embedding", _both(lambda x: rotated(x, _angle(x, 500000.0)))),
+    llama(
+        "rotated backwards", SELF, "rotary embedding", _both(lambda x: rotated(x, -_angle(x))), also=("axis flipped",)
+    ),
+    llama("k not rotated", SELF, "rotary embedding", _rotating(lambda q, k, v: (rotated(q, _angle(q)), k, v))),
+    llama("nothing rotated", SELF, "rotary embedding", _rotating(lambda q, k, v: (q, k, v))),
+    llama(
+        "v rotated too",
+        SELF,
+        "rotary embedding",
+        _rotating(lambda q, k, v: tuple(rotated(x, _angle(x)) for x in (q, k, v))),
+    ),
+    llama("keys one position late", SELF, None, _rotating(_late_keys), also=("rotary embedding", "position offset")),
+    llama("frequencies of twice the width", SELF, None, _both(_full_width), also=("rotary embedding", "scale")),
+    llama("half of the features rotated", SELF, None, _both(_half_rotated), also=("rotary embedding",)),
     llama(
         "heads of keys tiled",
         SELF,
-        "gqa order",
+        "kv heads",
         calling(SELF, lambda self, original, x: jnp.tile(x, (1, H // K, 1, 1)), "shared"),
     ),
     llama("values for keys", SELF, "wrong tensor", calling(SELF, _swapped_keys)),

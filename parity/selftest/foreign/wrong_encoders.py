@@ -142,7 +142,7 @@ BERT = (
     bert(
         "positions from 2",
         EMBEDDINGS,
-        "position",
+        "position offset",
         calling(EMBEDDINGS, lambda self, original, ids: 2 + jnp.arange(ids.shape[1]), "positions"),
     ),
     bert(
@@ -150,14 +150,14 @@ BERT = (
         EMBEDDINGS,
         "axis flipped",
         calling(EMBEDDINGS, lambda self, original, ids: jnp.arange(ids.shape[1])[::-1], "positions"),
-        also=("position",),
+        also=("position offset",),
     ),
     bert(
         "second kind of token",
         EMBEDDINGS,
         None,
         calling(EMBEDDINGS, lambda self, original, ids: jnp.ones_like(ids), "types"),
-        also=("token taken", "position"),
+        also=("token taken", "position offset"),
     ),
     bert("kind of token forgotten", EMBEDDINGS, "residual", calling(EMBEDDINGS, _without_types)),
     bert("LayerNorm eps 1e-6", f"{EMBEDDINGS}.LayerNorm", "epsilon", setting(f"{EMBEDDINGS}.LayerNorm", epsilon=1e-6)),
@@ -256,7 +256,7 @@ TIMM = (
         "the model",
         None,
         calling("", _positions_first, "with_class"),
-        also=("position",),
+        also=("position offset",),
     ),
     timm(
         "patches column by column",
@@ -301,7 +301,7 @@ TIMM = (
         "shifted by one",
         changing("pos_embed", lambda x: jnp.roll(x, 1, axis=1)),
         "conversion",
-        also=("position",),
+        also=("position offset",),
     ),
     timm("eps of the last norm 1e-5", "fc_norm", "epsilon", setting("fc_norm", epsilon=1e-5)),
     timm(

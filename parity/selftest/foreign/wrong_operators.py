@@ -65,7 +65,7 @@ SPECTRAL = (
         "mix",
         None,
         calling("mix", lambda self, original, s: s[..., 1:4], "lowest"),
-        also=("shifted by one", "position"),
+        also=("shifted by one", "position offset"),
     ),
     spectral(
         "highest modes",
