@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes
-from parity.capture import Call, Key, jax_hooks, torch_hooks
+from parity.capture import Call, Key, torch_hooks
 from parity.causes import enclosing
+from parity.channels import Axes
 from parity.compare import Gates, Row, norm, relative
 from parity.convert import Ledger, to_numpy, torch_arrays
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
 from parity.runs import JaxSide, TorchSide
+from parity.transformed import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +140,10 @@ def _torch_derivatives(
 
     side.model.zero_grad()
     with torch_hooks(side.model, before, after):
-        side.model(*side.inputs(arrays))
+        side.apply(side.model, side.inputs(arrays))
     torch.stack(terms).sum().backward()
-    params = {name: _gradient(param) for name, param in side.model.named_parameters() if param.requires_grad}
+    named = side.model.named_parameters(remove_duplicate=False)
+    params = {name: _gradient(param) for name, param in named if param.requires_grad}
     side.model.zero_grad()
     return Derivatives(_gradients(z), _gradients(u), params)
 
@@ -199,8 +201,7 @@ def _jax_derivatives(
                 return u[key]
 
             model = nnx.merge(graphdef, state, rest)
-            with jax_hooks(model, before, after):
-                model(*inputs)
+            side.apply(watched(model, before, after), inputs)
             return jnp.stack(terms).sum()
 
         params, dz, du = side.run(jax.grad(total, argnums=(0, 1, 2)), state, z, u, rest)

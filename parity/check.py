@@ -14,20 +14,25 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes, input_axes
+from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
 from parity.causes import find_causes
+from parity.channels import Axes
 from parity.compare import Gates, Row
-from parity.convert import Ledger, build_ledger, to_numpy
+from parity.convert import Ledger, build_ledger
+from parity.inputs import Apply, Arguments, positional, shake
 from parity.judge import (
     float32_gradient_rows,
     float32_rows,
     gradient_rows,
     layer_rows,
     noise_floor,
+    pairing_rows,
+    weight_notes,
     weight_rows,
 )
+from parity.layouts import fitting_inputs
 from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
@@ -36,7 +41,10 @@ from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
+from parity.subjects import jax_subject, torch_subject
 from parity.training import training_rows
+from parity.transformed import has_paths, with_paths
+from parity.wrappers import refuse_compiled, tied_modules
 
 LEVELS = ("forward", "gradients", "train")
 PRECISIONS = ("float64", "float32")
@@ -95,15 +103,19 @@ def check(
     tell = progress or (lambda stage: None)
     start = time.perf_counter()
     tell("weights and modules")
+    torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, torch_model, jax_model)
+    notes = [*proof.notes, *proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)]
+    rows += pairing_rows(proof.pairing)
     rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()
     if _fails(rows, mode="forced"):
         tell("causes")
         causes = proof.causes(rows)
-    root = proof.pairing.root
-    evaluation_loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
+    if not proof.pairing.comparable:  # the outputs have no structure in common: nothing to differentiate
+        level, formats = "forward", False
+    evaluation_loss = loss or proof.default_loss
     if level != "forward":
         tell("gradients")
         gradients = proof.gradients(evaluation_loss)
@@ -119,7 +131,9 @@ def check(
         rows, causes = rows + found_rows, causes + found
     if formats:
         tell("reduced formats")
-    format_figures = format_rows(torch_model, proof.jax_side("float32"), proof.arrays, root) if formats else ()
+    format_figures = (
+        format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
+    )
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -127,12 +141,13 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
+        notes=tuple(notes),
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
             "jax_model": type(jax_model).__name__,
             "input_shapes": [list(x.shape) for x in proof.arrays],
-            "loss": None if level == "forward" else evaluation_loss.name,
+            "loss": None if level == "forward" or evaluation_loss is None else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
         },
     )
@@ -164,6 +179,8 @@ class Proof:
     rules: Rules
     gates: Gates
     memory: float = MEMORY
+    apply: Apply = positional
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -180,19 +197,44 @@ class Proof:
         Raises:
             ValueError: some have no partner; or the inputs are empty or not finite.
         """
-        arrays = _inputs(inputs)
-        axes = tuple(input_axes(x.ndim) for x in arrays)
+        arguments = Arguments.of(inputs)
+        refuse_compiled(torch_model)
         ledger = build_ledger(torch_model, jax_model, rules)
-        # In the precision that runs faster: shapes are the same in either.
-        sides = TorchSide.of(torch_model, "float32"), JaxSide.of(jax_model, "float32", axes)
-        pairing = pair_calls(*sides, arrays, rules, torch_model)
-        return cls(torch_model, jax_model, arrays, axes, ledger, pairing, rules, gates, memory)
+        rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(ledger, torch_model)))
+        ours = TorchSide.as_configured(torch_model, arguments.apply)
+        usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
+        theirs = JaxSide.as_configured(jax_model, ours.precision, usual, arguments.apply)
+        theirs, note = fitting_inputs(ours, theirs, arguments.arrays, rules)
+        if has_paths(theirs.model):
+            jax_model = with_paths(jax_model)
+        pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
+        return cls(
+            torch_model,
+            jax_model,
+            arguments.arrays,
+            tuple(theirs.input_axes),
+            ledger,
+            pairing,
+            rules,
+            gates,
+            memory,
+            arguments.apply,
+            () if note is None else (note,),
+        )
+
+    @property
+    def default_loss(self) -> Loss | None:
+        """What is differentiated unless the user says otherwise; None where the outputs cannot be compared."""
+        if not self.pairing.comparable:
+            return None
+        root = self.pairing.root
+        return default_loss(self.pairing.shapes[root.torch].outputs, root.output_axes)
 
     def torch_side(self, precision: str) -> TorchSide:
-        return TorchSide.of(self.torch_model, precision)
+        return TorchSide.of(self.torch_model, precision, apply=self.apply)
 
     def jax_side(self, precision: str) -> JaxSide:
-        return JaxSide.of(self.jax_model, precision, self.axes)
+        return JaxSide.of(self.jax_model, precision, self.axes, apply=self.apply)
 
     def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
         """PyTorch's calls in JAX's layout: all of `section`, and the outputs alone of what is right inside it."""
@@ -220,7 +262,7 @@ class Proof:
                 references = self._references(section, oracle)
                 keys = {pair.jax for pair in section}
                 runs = {p: jax_side(p).both(pool, self.arrays, references, only=keys) for p in precisions}
-                shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
+                shaken = double.forward(shake(self.arrays), only={pair.torch for pair in section})
                 noise = noise_floor(section, oracle, shaken)
                 del shaken
                 if "float64" in precisions:
@@ -312,11 +354,13 @@ class Proof:
 
         JAX first: its backward pass needs the most memory, and PyTorch's gradients are not there yet.
         """
-        trained = [name for name, param in self.torch_model.named_parameters() if param.requires_grad]
+        named = self.torch_model.named_parameters(remove_duplicate=False)
+        trained = [name for name, param in named if param.requires_grad]
         shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
         theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        ours = ours.within(self.ledger)
         activations = {pair.jax: aligned(ours.activations[pair.torch], pair.output_axes) for pair in chosen}
         return dataclasses.replace(ours, activations=activations), theirs
 
@@ -347,27 +391,3 @@ def _output_shapes(pair: Pair, shapes: Sequence[tuple[int, ...]]) -> list[tuple[
 def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:
     """PyTorch's calls under JAX's names and in JAX's layout."""
     return {pair.jax: pair.reference(calls[pair.torch]) for pair in section}
-
-
-def _inputs(inputs: Any) -> tuple[np.ndarray, ...]:
-    """The inputs as numpy, floating ones in float64.
-
-    Raises:
-        ValueError: no input, an empty one, or one that is not finite.
-    """
-    arrays = [to_numpy(x) for x in (inputs if isinstance(inputs, tuple | list) else (inputs,))]
-    if not arrays or any(x.size == 0 for x in arrays):
-        raise ValueError("there is nothing to run on: the inputs are empty")
-    if not all(np.isfinite(x.astype(np.float64)).all() for x in arrays):
-        raise ValueError("the inputs hold NaN or infinity")
-    # Rounded to float32 once, so that both precisions see the same numbers.
-    return tuple(x.astype(np.float32).astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x for x in arrays)
-
-
-def _shake(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The inputs with every number changed by half a unit of float32's last place, up or down."""
-    draw = np.random.RandomState(0)
-    return tuple(
-        x * (1 + 2.0**-24 * draw.choice((-1.0, 1.0), x.shape)) if np.issubdtype(x.dtype, np.floating) else x
-        for x in arrays
-    )

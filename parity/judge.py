@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import torch
 from flax import nnx
 
+from parity.arrays import is_integer, numpy_dtype
 from parity.capture import Call, Key
 from parity.compare import Gates, Row, norm, rel_f, relative
 from parity.convert import Ledger, jax_variables, state_equal, to_numpy
-from parity.pairing import Pair
+from parity.ledger import identity
+from parity.pairing import Pair, Pairing
 from parity.runs import Arrays, Gradients
 
 REARRANGEMENTS = (
@@ -42,16 +45,51 @@ def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mod
     for entry in ledger:
         value, variable = state[entry.torch], variables[entry.jax]
         notes = []
+        whole = is_integer(variable.dtype) and is_integer(numpy_dtype(value))
         if value.requires_grad != isinstance(variable, nnx.Param):
             notes.append("trained on one side, frozen on the other")
-        if str(variable.dtype) != entry.dtype:
+        if str(variable.dtype) != entry.dtype and not whole:
             notes.append(f"{entry.dtype} in PyTorch, {variable.dtype} in JAX")
         if notes or entry.torch in different:
             theirs = np.asarray(jax.device_get(variable[...]))
-            error = rel_f(theirs if entry.index is None else theirs[entry.index], entry.to_jax(to_numpy(value)))
+            given, wanted = theirs if entry.index is None else theirs[entry.index], entry.to_jax(to_numpy(value))
+            error = rel_f(given, wanted) if wanted.size else 0.0
             rows.append(Row(entry.torch, "weights", "-", entry.dtype, error, 0.0, note="; ".join(notes)))
     equal = len(ledger) - len(rows)
     return [Row(f"{equal} tensors", "weights", "-", "as stored", 0.0, 0.0), *rows] if equal else rows
+
+
+def pairing_rows(pairing: Pairing) -> list[Row]:
+    """What fails before any number is compared: structures, dtypes, modules that never ran."""
+    rows = [Row(name, "structure", "-", "-", math.inf, 0.0, note=why) for name, why in pairing.different]
+    for path in pairing.idle:
+        why = (
+            f"nothing was compared: its weights are not used on these inputs (leave it out: Rules(unpaired=[{path!r}]))"
+        )
+        rows.append(Row(path, "not run", "-", "-", math.inf, 0.0, note=why))
+    if pairing.configured:
+        name, how = pairing.configured[-1]
+        more = f" and in {len(pairing.configured) - 1} more modules" if len(pairing.configured) > 1 else ""
+        rows.append(Row(name, "configuration", "-", "as configured", math.inf, 0.0, note=f"it computes {how}{more}"))
+    return rows
+
+
+def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[str]:
+    """What is to be told of tensors that are no failure: widths of integers, empty ones, ties of one side alone."""
+    state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
+    notes, first = [], dict[Any, str]()
+    for entry in ledger:
+        value, variable = state[entry.torch], variables[entry.jax]
+        if is_integer(variable.dtype) and str(variable.dtype) != entry.dtype:
+            notes.append(
+                f"{entry.torch} is {entry.dtype} in PyTorch and {variable.dtype} in JAX, compared by its numbers"
+            )
+        if not value.numel():
+            notes.append(f"{entry.torch} is empty: there is nothing to compare")
+        other = first.setdefault(identity(value), entry.torch) if entry.part[1] == 1 else entry.torch
+        if other != entry.torch and value.requires_grad:
+            notes.append(f"{entry.torch} is {other} in PyTorch (tied), and two tensors in JAX: trained, they will part")
+    return notes
 
 
 def distance(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> tuple[float, str]:
@@ -210,7 +248,9 @@ def _gradient_errors(
     """relF of every gradient; one that is zero by structure is measured against the global gradient norm."""
     global_norm = math.sqrt(sum(norm(g) ** 2 for g in reference.params.values()))
     errors = {
-        (name, "gradient"): _gradient_error(value.params[name], g, global_norm) for name, g in reference.params.items()
+        (name, "gradient"): _gradient_error(value.params[name], g, global_norm)
+        for name, g in reference.params.items()
+        if g.size
     }
     for i, (a, b) in enumerate(zip(value.inputs, reference.inputs, strict=True)):
         errors[f"input {i}", "gradient"] = rel_f(a, b)

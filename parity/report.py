@@ -99,7 +99,12 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Every measurement of one check. `layers` are (name, PyTorch type) in the order in which their calls return."""
+    """Every measurement of one check.
+
+    Attributes:
+        layers: (name, PyTorch type) of the layer calls, in the order in which they return.
+        notes: what passed with a condition or was not verified, a sentence each.
+    """
 
     rows: tuple[Row, ...]
     ledger: Ledger
@@ -110,6 +115,7 @@ class Report:
     causes: tuple[Cause, ...] = ()
     formats: tuple[FormatRow, ...] = ()
     trajectory: Trajectory | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -138,6 +144,9 @@ class Report:
         What a module passes on to its children is its own work, so a wrong "calls" row names the module around.
         Where all of these hold, it is the first module that draws or updates something else in training mode.
         """
+        structure = next((row for row in self.rows if row.kind == "structure"), None)
+        if structure is not None:
+            return structure.name or "the model"
         order = {name: i for i, (name, _) in enumerate(self.layers)}
         failed = [row for row in self.rows if row.mode == "forced" and not row.passed and row.name in order]
         if not failed:
@@ -177,6 +186,8 @@ class Report:
     def verdict(self) -> str:
         """One line: equal or different, how many measurements, where it starts."""
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
+        if self.failures and all(row.kind == "configuration" for row in self.failures):
+            return f"DIFFERENT: the algorithm is equal, the configuration is not: {self.failures[0].note}"
         return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
@@ -223,6 +234,7 @@ class Report:
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "unpaired": list(self.unpaired),
+            "notes": list(self.notes),
             "ledger": dataclasses.asdict(self.ledger),
             "layers": [{"name": name, "type": kind} for name, kind in self.layers],
             "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
@@ -250,9 +262,12 @@ class Report:
                     tuple(_restored(Entry, entry) for entry in ledger["entries"]),
                     _typed(ledger["torch_only"], "tuple[str, ...]"),
                     _typed(ledger["jax_only"], "tuple[str, ...]"),
+                    _typed(ledger.get("tied", []), "tuple[str, ...]"),
+                    _typed(ledger.get("notes", []), "tuple[str, ...]"),
                 ),
                 layers=tuple((_typed(x["name"], "str"), _typed(x["type"], "str")) for x in payload["layers"]),
                 unpaired=_typed(payload["unpaired"], "tuple[str, ...]"),
+                notes=_typed(payload.get("notes", []), "tuple[str, ...]"),
                 settings=dict(payload["settings"]),
                 environment=dict(payload["environment"]),
                 causes=tuple(_restored(Cause, cause) for cause in payload["causes"]),

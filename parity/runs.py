@@ -6,7 +6,6 @@ JAX runs compiled, as it is used; see pieces.py.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes
 from parity.capture import (
     Call,
     Calls,
@@ -27,12 +25,13 @@ from parity.capture import (
     Key,
     OtherTypeError,
     Replace,
-    jax_calls,
-    jax_hooks,
     torch_calls,
     torch_hooks,
 )
+from parity.channels import Axes
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
+from parity.copies import torch_copy
+from parity.inputs import Apply, positional
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
@@ -46,6 +45,8 @@ from parity.pieces import (
     piece_names,
     within,
 )
+from parity.structure import Form, form
+from parity.transformed import jax_calls, watched
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -66,6 +67,11 @@ class Gradients:
     inputs: list[np.ndarray]
     activations: dict[Key, list[np.ndarray]]
 
+    def within(self, ledger: Ledger) -> Gradients:
+        """Without the parameters that have no partner, or are one with another that has."""
+        names = {entry.torch for entry in ledger}
+        return dataclasses.replace(self, params={name: g for name, g in self.params.items() if name in names})
+
 
 @dataclasses.dataclass
 class TorchSide:
@@ -73,12 +79,21 @@ class TorchSide:
 
     model: torch.nn.Module
     precision: str
+    apply: Apply = positional
     in_place: bool = False
     """Whether the model changes activations in place; found out by the first free run."""
 
     @classmethod
-    def of(cls, model: torch.nn.Module, precision: str, *, training: bool = False) -> TorchSide:
-        return cls(copy.deepcopy(model).to(dtype=getattr(torch, precision)).train(training), precision)
+    def of(
+        cls, model: torch.nn.Module, precision: str, *, training: bool = False, apply: Apply = positional
+    ) -> TorchSide:
+        return cls(torch_copy(model, getattr(torch, precision)).train(training), precision, apply)
+
+    @classmethod
+    def as_configured(cls, model: torch.nn.Module, apply: Apply = positional) -> TorchSide:
+        """In the dtypes that the model has; inputs in that of its first floating parameter."""
+        moving = (p.dtype for p in model.parameters() if p.is_floating_point())
+        return cls(torch_copy(model).eval(), str(next(moving, torch.float32)).removeprefix("torch."), apply)
 
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -95,11 +110,11 @@ class TorchSide:
         inputs = self.inputs(arrays)
         if reference is None and not self.in_place:
             try:
-                return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only))
+                return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only, apply=self.apply))
             except InPlaceError:
                 self.in_place = True
         known = reference and {key: self._call(call) for key, call in reference.items()}
-        return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only))
+        return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only, apply=self.apply))
 
     def _call(self, call: Call) -> Call:
         inputs = None if call.inputs is None else list(self.inputs(call.inputs))
@@ -131,15 +146,20 @@ class TorchSide:
 
         self.model.zero_grad()
         with torch_hooks(self.model, lambda key, tensors: None, after):
-            value = loss.torch(self.model(*tensors))
+            value = loss.torch(self.apply(self.model, tensors))
         value.backward()
         params = {
-            name: to_numpy(torch.zeros_like(param) if param.grad is None else param.grad)
-            for name, param in self.model.named_parameters()
+            name: _gradient(param)
+            for name, param in self.model.named_parameters(remove_duplicate=False)
             if param.requires_grad
         }
         seen = {key: [to_numpy(g) for g in found] for key, found in grads.items()}
-        return Gradients(float(value.detach()), params, [to_numpy(x.grad) for x in tensors if x.grad is not None], seen)
+        return Gradients(float(value.detach()), params, [_gradient(x) for x in tensors if x.requires_grad], seen)
+
+
+def _gradient(tensor: torch.Tensor) -> np.ndarray:
+    """Zeros where the loss does not depend on the tensor."""
+    return to_numpy(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
 
 
 @dataclasses.dataclass
@@ -149,13 +169,31 @@ class JaxSide:
     model: nnx.Module
     precision: str
     input_axes: Sequence[Axes]
+    apply: Apply = positional
 
     @classmethod
-    def of(cls, model: nnx.Module, precision: str, axes: Sequence[Axes], *, training: bool = False) -> JaxSide:
+    def of(
+        cls,
+        model: nnx.Module,
+        precision: str,
+        axes: Sequence[Axes],
+        *,
+        training: bool = False,
+        apply: Apply = positional,
+    ) -> JaxSide:
         with jax.enable_x64(precision == "float64"):
             jax_copy = as_dtype(model, jnp.dtype(precision))
         jax_copy.train() if training else jax_copy.eval()
-        return cls(jax_copy, precision, axes)
+        return cls(jax_copy, precision, axes, apply)
+
+    @classmethod
+    def as_configured(
+        cls, model: nnx.Module, precision: str, axes: Sequence[Axes], apply: Apply = positional
+    ) -> JaxSide:
+        """In the dtypes that the model computes in; inputs in `precision`."""
+        jax_copy = nnx.clone(model)
+        jax_copy.eval()
+        return cls(jax_copy, precision, axes, apply)
 
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, ...]:
         aligned = (x if axes is None else x.transpose(axes) for x, axes in zip(arrays, self.input_axes, strict=True))
@@ -176,7 +214,7 @@ class JaxSide:
             graphdef, state = nnx.split(self.model)
 
             def run(state: nnx.State, inputs: Any, known: Calls) -> Calls:
-                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only)
+                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only, apply=self.apply)
 
             return _to_numpy(self.run(run, state, self.inputs(arrays), self._calls(reference or {})))
 
@@ -197,7 +235,7 @@ class JaxSide:
 
             def run(pieces: Pieces, state: nnx.State, inputs: Any, known: Calls, forced: bool | None) -> Calls:
                 model = nnx.merge(graphdef, state)
-                return jax_calls_in_pieces(pieces, model, inputs, known, only=keys, forced=forced)
+                return jax_calls_in_pieces(pieces, model, inputs, known, only=keys, forced=forced, apply=self.apply)
 
             def start(known: Calls, forced: bool | None) -> Pieces:
                 function = functools.partial(run, forced=forced)
@@ -239,19 +277,23 @@ class JaxSide:
 
             def run(state: nnx.State, inputs: tuple[jax.Array, ...]) -> nnx.State:
                 model = nnx.merge(graphdef, state)
-                with jax_hooks(model, lambda key, arrays: None, after):
-                    model(*inputs)
+                self.apply(watched(model, lambda key, arrays: None, after), inputs)
                 return nnx.state(model)
 
             found = self.run(run, state, self.inputs(arrays))
         return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
-    def shapes(self, arrays: Sequence[np.ndarray]) -> Calls:
-        """The calls with shapes for arrays; nothing is computed."""
+    def shapes(self, arrays: Sequence[np.ndarray]) -> tuple[Calls, dict[Key, Form]]:
+        """The calls with shapes for arrays, and the form of what each returns; nothing is computed."""
+        forms: dict[Key, Form] = {}
         with self.switches():
             graphdef, state = nnx.split(self.model)
-            inputs = self.inputs(arrays)
-            return jax.eval_shape(lambda state, inputs: jax_calls(nnx.merge(graphdef, state), inputs), state, inputs)
+
+            def run(state: nnx.State, inputs: Any) -> Calls:
+                model = nnx.merge(graphdef, state)
+                return jax_calls(model, inputs, apply=self.apply, returned=lambda k, x: forms.update({k: form(x)}))
+
+            return jax.eval_shape(run, state, self.inputs(arrays)), forms
 
     def _calls(self, reference: Arrays) -> Calls:
         """In this run's precision, all brought over at once: one by one they take several times as long.
@@ -299,7 +341,7 @@ class JaxSide:
                     moved[i] = x
                 # Variables made anew at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
-                return jax.jit(loss.jax)(altered_in_pieces(pieces, model, moved, (masks or {}, zeros)))
+                return jax.jit(loss.jax)(altered_in_pieces(pieces, model, moved, (masks or {}, zeros), self.apply))
 
             arguments = state, [inputs[i] for i in floating], zeros, rest
             value, (params, input_grads, seen) = self._value_and_grad(scalar, arguments)
@@ -347,20 +389,20 @@ Altered = tuple[Masks, Mapping[Key, Sequence[Any]]]
 
 
 def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
-    with jax_hooks(module, lambda key, arrays: None, _altering(by)):
-        return module(*args, **kwargs)
+    return watched(module, lambda key, arrays: None, _altering(by))(*args, **kwargs)
 
 
-def altered_in_pieces(pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered) -> Any:
+def altered_in_pieces(
+    pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered, apply: Apply = positional
+) -> Any:
     if pieces is None:
-        return _altered(model, inputs, {}, by)
+        return apply(lambda *args, **kwargs: _altered(model, args, kwargs, by), inputs)
 
     def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
         # Its own output is altered by the hook that surrounds this.
         return pieces(_altered, module, args, kwargs, tuple(within(key[0], values) for values in by))
 
-    with jax_hooks(model, lambda key, arrays: None, _altering(by), InPieces(pieces, compute)):
-        return model(*inputs)
+    return apply(watched(model, lambda key, arrays: None, _altering(by), inside=InPieces(pieces, compute)), inputs)
 
 
 def _altering(by: Altered) -> Replace:

@@ -21,6 +21,7 @@ from parity.align import Axes
 from parity.causes.training import statistics_cause
 from parity.compare import Gates, Row, rel_f
 from parity.convert import Entry, Ledger, jax_variables, to_numpy
+from parity.copies import torch_copy as copied
 from parity.judge import float32_gradient_rows, gradient_rows
 from parity.losses import Loss, default_loss
 from parity.pairing import Pair, pair_calls
@@ -60,7 +61,7 @@ def training_rows(
     for precision in ("float64", "float32"):
         ours = TorchSide.of(silent_torch, precision, training=True)
         theirs = JaxSide.of(silent_jax, precision, axes, training=True)
-        wanted = ours.gradients(arrays, loss, masks=torch_masks)
+        wanted = ours.gradients(arrays, loss, masks=torch_masks).within(ledger)
         if precision == "float64":
             moved = _moved(ledger, torch_model, ours.model, theirs)
             updated = theirs.updated(arrays, jax_masks) if moved else {}
@@ -117,7 +118,7 @@ def _rate_name(module: torch.nn.Module) -> str | None:
 
 def silenced(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> tuple[torch.nn.Module, nnx.Module]:
     """Copies of both models whose dropouts do nothing."""
-    torch_copy, jax_copy = copy.deepcopy(torch_model), nnx.clone(jax_model)
+    torch_copy, jax_copy = copied(torch_model), nnx.clone(jax_model)
     dropouts = {
         ".".join(map(str, path)): module
         for path, module in nnx.iter_modules(jax_copy)

@@ -17,6 +17,7 @@ from parity.causes.replay import Recording, Sites, Step, record, tensors_of
 from parity.causes.switches import generic, head_orders, part_orders, rounded_to, specific
 from parity.causes.variant import Variant
 from parity.compare import Row, rel_f
+from parity.inputs import Apply, positional
 from parity.pairing import Pair, Pairing, aligned
 from parity.report import Cause
 from parity.runs import JaxSide, TorchSide
@@ -85,7 +86,7 @@ def find_causes(
         if pair.torch not in own:
             references[pair.jax].inputs = None
     forced = theirs.forward(arrays, references, only={pair.jax for pair in section})
-    return name_causes(ours.model, ours.inputs(arrays), pairing.pairs, forced, rows)
+    return name_causes(ours.model, ours.inputs(arrays), pairing.pairs, forced, rows, ours.apply)
 
 
 def name_causes(
@@ -94,12 +95,13 @@ def name_causes(
     pairs: Sequence[Pair],
     calls: Mapping[Key, Call],
     rows: Sequence[Row],
+    apply: Apply = positional,
 ) -> tuple[Cause, ...]:
     """As `find_causes`, from JAX's forced float64 calls (numpy, those of the failing pairs) that are at hand."""
     causes = []
     paired = {pair.torch for pair in pairs}
     for owner, wrong in list(_wrong(pairs, calls, rows).items())[:MODULES]:
-        recording = record(model, inputs, owner, paired)
+        recording = record(model, inputs, owner, paired, apply)
         if recording is not None:
             cause = _name(owner[0] or "the model", recording, wrong)
             causes += [cause] if cause is not None else []

@@ -76,7 +76,7 @@ def test_integers_stay():
 def test_shapes_without_computing():
     _, jax_model = micro()
     x = images(1, 3, 32, 32)
-    shapes = JaxSide.of(jax_model, "float64", [NHWC]).shapes([x])
+    shapes, _ = JaxSide.of(jax_model, "float64", [NHWC]).shapes([x])
     calls = JaxSide.of(jax_model, "float64", [NHWC]).forward([x])
     assert {key: [y.shape for y in call.outputs] for key, call in shapes.items()} == {
         key: [y.shape for y in call.outputs] for key, call in calls.items()
