@@ -324,14 +324,6 @@ class Proof:
         ours, theirs = self._both_gradients("float32", loss, chosen)
         return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
 
-    def gradients64(self, loss: Loss | None = None) -> list[Row]:
-        """The same in float64 alone, of the default loss unless one is given."""
-        chosen = self._activations()
-        root = self.pairing.root
-        loss = loss or default_loss(self.pairing.shapes[root.torch].outputs, root.output_axes)
-        wanted, given = self._both_gradients("float64", loss, chosen)
-        return gradient_rows(wanted, given, self.gates, names={pair.jax: pair.name for pair in chosen})
-
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
         sides = self.torch_side("float64"), self.jax_side("float64")

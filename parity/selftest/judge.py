@@ -10,7 +10,7 @@ from flax import nnx
 
 from parity.check import Proof
 from parity.compare import Gates
-from parity.judge import weight_rows
+from parity.judge import pairing_rows, weight_rows
 from parity.report import Report
 from parity.rules import Rules
 from parity.selftest.foreign.architecture import Inputs
@@ -38,15 +38,16 @@ def judge(
     start = time.perf_counter()
     with jax.disable_jit():
         proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates())
-        rows = weight_rows(proof.ledger, torch_model, jax_model) + proof.forward64()
+        rows = weight_rows(proof.ledger, torch_model, jax_model) + pairing_rows(proof.pairing) + proof.forward64()
         causes = proof.causes(rows)
-        if backward:
-            rows += proof.gradients64()
+        loss = proof.default_loss
+        if backward and loss is not None:
+            rows += proof.gradients(loss)
             found, named = proof.derivatives()
             rows, causes = rows + found, causes + named
         if float32:
             rows += proof.forward32()
-    if training:  # compiled: flax lets a gradient change running statistics only there
+    if training and loss is not None:  # compiled: flax lets a gradient change running statistics only there
         found, named = proof.training()
         rows, causes = rows + found, causes + named
     return Report(
