@@ -16,9 +16,12 @@ import t2t_torch.layers
 from parity.causes.resize import weights
 from parity.convert import torch_to_jax
 from parity.models import make_pair, power
+from parity.rules import Rules
+from parity.selftest.foreign import FOREIGN
+from parity.selftest.foreign.architecture import Inputs
 
-Pair = tuple[torch.nn.Module, nnx.Module, np.ndarray]
-"""Both models with the same weights, and their input as PyTorch takes it."""
+Pair = tuple[torch.nn.Module, nnx.Module, Inputs]
+"""Both models with the same weights, and what PyTorch's takes."""
 
 _SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 5, "embed_dim": 32, "num_heads": 2}
 _T2T: dict[str, Any] = {**_SMALL, "depth": 1, "mlp_ratio": 2.0, "token_dim": 8}
@@ -172,11 +175,25 @@ _GENERIC: dict[str, tuple[type[torch.nn.Module], Callable[..., nnx.Module], tupl
     "dropout": (TorchDropout, Dropout, (2, 3, 8)),
 }
 
-PAIRS = (*FAMILIES, *_GENERIC)
+PAIRS = (*FAMILIES, *_GENERIC, *FOREIGN)
+
+_TRAINED = {"convnet", "dropout"}
+
+
+def rules_of(name: str) -> Rules:
+    """What the pair needs besides the built-in rules."""
+    return FOREIGN[name].rules if name in FOREIGN else Rules()
+
+
+def trains(name: str) -> bool:
+    """Whether the pair has something that only training mode shows, and that can be compared there."""
+    return FOREIGN[name].trains if name in FOREIGN else name in _TRAINED
 
 
 def make(name: str, seed: int = 0) -> Pair:
     """The pair `name` with weights and input drawn from `seed`."""
+    if name in FOREIGN:
+        return FOREIGN[name].make(seed)
     draw = np.random.RandomState(seed)
     if name in FAMILIES:
         model, sizes = FAMILIES[name]
