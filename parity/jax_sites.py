@@ -80,7 +80,7 @@ def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], 
 
     It runs twice, to see what is drawn anew each time. Only what draws depend on is computed.
     """
-    with side.switches():
+    with side.switches(), jax.disable_jit(False):
         graphdef, state = nnx.split(side.model)
         recorders: list[Recorder] = []
 

@@ -163,15 +163,27 @@ def _statistics_causes(
     causes = []
     for entry in wrong:
         path = entry.torch.rpartition(".")[0]
-        momentum = getattr(modules[path], "momentum", None)
-        if momentum is None or (path, 0) not in shapes:
+        momentum = _momentum(modules[path], old, path)
+        if momentum is None or not shapes.get((path, 0)):
             continue
         shape = shapes[path, 0].inputs[0]
         states = to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch]), entry.to_torch(theirs[entry.jax])
         cause = statistics_cause(*states, momentum, math.prod(shape) // shape[1])
         if cause is not None:
             causes.append(Cause(path, cause.switch, cause.description, cause.error_before, cause.error_after))
-    return causes
+    return [cause for cause in causes if not any(_says_more(other, cause) for other in causes)]
+
+
+def _momentum(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str) -> float | None:
+    """The weight of the new value: with momentum None, PyTorch's mean over all batches gives it 1 / their number."""
+    counted = state.get(f"{path}.num_batches_tracked")
+    momentum = getattr(module, "momentum", None)
+    return 1.0 / (int(counted) + 1) if momentum is None and counted is not None else momentum
+
+
+def _says_more(other: Cause, cause: Cause) -> bool:
+    """Whether another cause of the same module names this one's switch and another one."""
+    return other.module == cause.module and cause.switch in other.switch and cause.switch != other.switch
 
 
 def _rate_name(module: torch.nn.Module) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from parity import build_ledger, rel_f
+from parity import build_ledger, rel_f, torch_to_jax
 from parity.align import channels_last
 from parity.convert import jax_variables
 from parity.losses import cross_entropy, projection
@@ -160,15 +160,15 @@ def test_random_draws_get_the_numbers_that_are_handed_out():
     ledger = torch_to_jax(torch_model, jax_model)
     names, x = dict(torch_model.named_parameters()), np.arange(18.0).reshape(3, 6)
     loss = cross_entropy(np.array([0, 1, 2]))
-    ours = TorchSide.of(torch_model, "float64", training=True)
-    theirs = JaxSide.of(jax_model, "float64", [None], training=True)
     results = []
     for kept in (np.full((3, 6), 0.1), np.tile([0.1, 0.9], (3, 3))):
         draws = {("drop", 1): [kept]}  # the first call drops nothing
+        ours = TorchSide.of(torch_model, "float64", training=True)
+        theirs = JaxSide.of(jax_model, "float64", [None], training=True)
+        output = theirs.forward([x], draws=draws)["", 0].outputs[0]
         wanted = ours.gradients([x], loss, draws=draws)
         given = theirs.gradients([x], loss, ledger, names, draws=draws)
         assert rel_f(given.params["fc.weight"], wanted.params["fc.weight"]) < 1e-13
-        output = theirs.forward([x], draws=draws)["", 0].outputs[0]
         assert rel_f(output, ours.forward([x], draws=draws)["", 0].outputs[0]) < 1e-14
         assert ((output == 0) == (kept > 0.5)).all()
         results.append(wanted.loss)
