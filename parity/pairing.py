@@ -12,6 +12,7 @@ from flax import nnx
 
 from parity.align import Axes, closest_axes, fitting_axes
 from parity.capture import Call, Key, torch_hooks
+from parity.ledger import every_path
 from parity.rules import Rules, matches
 from parity.runs import JaxSide, TorchSide
 
@@ -159,6 +160,7 @@ def pair_calls(
     """
     ours, theirs = torch_shapes(torch_side, arrays), jax_shapes(jax_side, arrays)
     modules = dict((owner or torch_side.model).named_modules())
+    names = partner_paths(torch_side.model, jax_side.model, rules)
     problems, unpaired, pairs = [], [], []
 
     def values(key: Key, partner: Key) -> tuple[Call, Call]:
@@ -166,7 +168,7 @@ def pair_calls(
 
     for key in ours:
         path, index = key
-        partner = (_partner_path(path, rules), index)
+        partner = (names[path], index)
         if partner in theirs:
             try:
                 pair = _pair(key, partner, modules[path], ours[key], theirs[partner], rules, values)
@@ -180,7 +182,7 @@ def pair_calls(
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
             unpaired.append(f"{_label(key)} of PyTorch")
-    for key in theirs.keys() - {(_partner_path(path, rules), index) for path, index in ours}:
+    for key in theirs.keys() - {(names[path], index) for path, index in ours}:
         allowed = matches(key[0], rules.unpaired) or rules.in_stack(key[0], torch_side=False)
         allowed = allowed or _inside_fused(jax_side.model, key[0], rules)
         allowed = allowed or _only_holds(jax_side.model, key[0], {pair.jax[0] for pair in pairs}, rules)
@@ -195,9 +197,23 @@ def pair_calls(
     return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours)
 
 
-def _partner_path(path: str, rules: Rules) -> str:
-    """JAX's module; the models themselves are each other's, also where JAX's holds all of it one level deeper."""
-    return rules.jax_path(path) if path else ""
+def partner_paths(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> dict[str, str]:
+    """PyTorch's path of every module -> the path under which JAX counts its partner, whether there is one or not.
+
+    A module may have several names on either side. The models themselves are each other's, also where JAX's holds all
+    of it one level deeper.
+    """
+    counted = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(jax_model)}
+    jax_names = {path: counted[id(node)] for path, node in every_path(jax_model) if id(node) in counted}
+    aliases: dict[int, list[str]] = {}
+    for path, module in torch_model.named_modules(remove_duplicate=False):
+        aliases.setdefault(id(module), []).append(path)
+    found = {}
+    for path, module in torch_model.named_modules():
+        candidates = [rules.jax_path(name) for name in aliases[id(module)]] if path else [""]
+        known = (jax_names[candidate] for candidate in candidates if candidate in jax_names)
+        found[path] = next(known, candidates[0])
+    return found
 
 
 def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Rules) -> bool:
