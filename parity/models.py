@@ -22,9 +22,9 @@ def power(model: torch.nn.Module, seed: int = 0) -> None:
     """Fills every tensor with random numbers that leave nothing neutral, in place.
 
     A fresh model has zero biases, unit scales and tiny weights: a swapped norm or a missing bias does not show in it.
-    Here every tensor is drawn by its name: scales 1 + 0.1 z, biases 0.1 z, running variances (0.5, 1.5), single
-    numbers 1 + 0.1 z, tokens and position tables 0.02 z, other weights 0.5 z / sqrt(fan in), z standard normal.
-    Frozen tensors keep their values.
+    Here every tensor is drawn by its name: scales and single numbers 1 + 0.1 z, biases 0.1 z, running variances
+    (0.5, 1.5), tokens and position tables 0.02 z, other weights 0.5 z / sqrt(fan in), z standard normal (of complex
+    tensors in both parts). Frozen tensors keep their values.
     """
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():

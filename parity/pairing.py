@@ -14,6 +14,7 @@ from parity.align import closest_axes, fitting_axes
 from parity.by_design import Design
 from parity.capture import ROOT, Call, Key
 from parity.channels import Axes
+from parity.ledger import every_path
 from parity.rules import Rules, matches
 from parity.runs import JaxSide, TorchSide
 from parity.shapes import Shapes, jax_shapes, torch_shapes
@@ -137,9 +138,10 @@ def pair_calls(
     modules = dict((owner or torch_side.model).named_modules())
     problems, unpaired, different, drafts = [], [], [], []
     # A module that is there on both sides, and called by another method on one, is judged with the one around it.
-    here = {_partner_path(path, rules) for path in modules}
+    names = partner_paths(torch_side.model, jax_side.model, rules)
+    here = set(names.values())
     there = {".".join(map(str, path)) for path, _ in nnx.iter_modules(jax_side.model)}
-    partners = _partners(ours.calls, theirs, torch_side.model, jax_side.model, rules)
+    partners = {(path, i): (names[path], i) for path, i in ours.calls if (names[path], i) in theirs}
     for key, shapes in ours.calls.items():
         path, _ = key
         if key in partners:
@@ -150,9 +152,7 @@ def pair_calls(
             except ValueError as error:
                 different.append((_name(key), str(error)))
         elif _holds_own(modules[path]) and not (
-            matches(path, rules.unpaired)
-            or rules.in_stack(path, torch_side=True)
-            or _partner_path(path, rules) in there
+            matches(path, rules.unpaired) or rules.in_stack(path, torch_side=True) or names[path] in there
         ):
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
@@ -197,58 +197,23 @@ def with_design(
     return dataclasses.replace(pairing, design=Design.of(asked, tables, jax_side.program(arrays), partners))
 
 
-def _partners(
-    ours: Mapping[Key, Shapes],
-    theirs: Mapping[Key, Shapes],
-    torch_model: torch.nn.Module,
-    jax_model: nnx.Module,
-    rules: Rules,
-) -> dict[Key, Key]:
-    """PyTorch's call -> JAX's: of the same path, or of another name of the same module."""
-    found: dict[Key, Key] = {}
-    aliases = _torch_aliases(torch_model)
-    names = _jax_aliases(jax_model)
-    for path, index in ours:
-        paths = (_partner_path(alias, rules) for alias in aliases.get(path, (path,)))
-        key = next(
-            ((names.get(other, other), index) for other in paths if (names.get(other, other), index) in theirs), None
-        )
-        if key is not None:
-            found[path, index] = key
+def partner_paths(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> dict[str, str]:
+    """PyTorch's path of every module -> the path under which JAX counts its partner, whether there is one or not.
+
+    A module may have several names on either side. The models themselves are each other's, also where JAX's holds all
+    of it one level deeper.
+    """
+    counted = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(jax_model)}
+    jax_names = {path: counted[id(node)] for path, node in every_path(jax_model) if id(node) in counted}
+    aliases: dict[int, list[str]] = {}
+    for path, module in torch_model.named_modules(remove_duplicate=False):
+        aliases.setdefault(id(module), []).append(path)
+    found = {}
+    for path, module in torch_model.named_modules():
+        candidates = [rules.jax_path(name) for name in aliases[id(module)]] if path else [""]
+        known = (jax_names[candidate] for candidate in candidates if candidate in jax_names)
+        found[path] = next(known, candidates[0])
     return found
-
-
-def _torch_aliases(model: torch.nn.Module) -> dict[str, list[str]]:
-    """The path of every module -> all its paths."""
-    first = {id(module): path for path, module in model.named_modules()}
-    found: dict[str, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(first[id(module)], []).append(path)
-    return found
-
-
-def _jax_aliases(model: nnx.Module) -> dict[str, str]:
-    """Every other path of a module that has several -> the one by which it is known."""
-    known = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
-    found: dict[str, str] = {}
-
-    def visit(module: nnx.Module, path: str, around: frozenset[int]) -> None:
-        for name, child in nnx.iter_children(module):
-            inner = f"{path}.{name}" if path else str(name)
-            if not isinstance(child, nnx.Pytree):
-                continue
-            if known.get(id(child), inner) != inner:
-                found[inner] = known[id(child)]
-            if id(child) not in around:
-                visit(child, inner, around | {id(child)})
-
-    visit(model, "", frozenset({id(model)}))
-    return found
-
-
-def _partner_path(path: str, rules: Rules) -> str:
-    """JAX's module; the models themselves are each other's, also where JAX's holds all of it one level deeper."""
-    return rules.jax_path(path) if path else ""
 
 
 def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Rules) -> bool:
