@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
@@ -32,7 +33,7 @@ from parity.judge import (
 from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
-from parity.pairing import Pair, Pairing, aligned, pair_calls
+from parity.pairing import Pair, Pairing, Shapes, aligned, pair_calls
 from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
@@ -335,7 +336,7 @@ class Proof:
         JAX first: its backward pass needs the most memory, and PyTorch's gradients are not there yet.
         """
         trained = [name for name, param in self.torch_model.named_parameters() if param.requires_grad]
-        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
+        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch]) for pair in chosen}
         theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
@@ -358,12 +359,13 @@ def _leak_rows(found: Mapping[str, str]) -> list[Row]:
     return [Row(name, "leak", "free", "float64", math.inf, 0.0, note=text) for name, text in found.items()]
 
 
-def _output_shapes(pair: Pair, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The shapes of a call's outputs in JAX's layout."""
-    return [
+def _output_shapes(pair: Pair, shapes: Shapes) -> list[tuple[int, ...] | jax.ShapeDtypeStruct]:
+    """The shapes of a call's outputs in JAX's layout; with the type, of those that are complex."""
+    found = [
         shape if axes is None else tuple(shape[axis] for axis in axes)
-        for shape, axes in zip(shapes, pair.output_axes, strict=True)
+        for shape, axes in zip(shapes.outputs, pair.output_axes, strict=True)
     ]
+    return [jax.ShapeDtypeStruct(x, np.complex64) if own else x for x, own in zip(found, shapes.complex, strict=True)]
 
 
 def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:

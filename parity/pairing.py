@@ -100,13 +100,14 @@ class Shapes:
     """One call, shapes in place of tensors.
 
     `repeats` says of each input whether it is the very tensor before it, `floating` whether all outputs are numbers
-    that have a gradient.
+    that have a gradient, `complex` of each output whether it is complex.
     """
 
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     repeats: tuple[bool, ...] = ()
     floating: bool = True
+    complex: tuple[bool, ...] = ()
 
 
 Values = Callable[[Key, Key], tuple[Call, Call]]
@@ -124,8 +125,9 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray]) -> dict[Key, Sha
 
     def after(key: Key, tensors: list[torch.Tensor]) -> None:
         inputs, repeats = given.pop(key)
-        floating = all(tensor.is_floating_point() for tensor in tensors)
-        found[key] = Shapes(inputs, tuple(tuple(tensor.shape) for tensor in tensors), repeats, floating)
+        complex_ = tuple(tensor.is_complex() for tensor in tensors)
+        floating = all(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+        found[key] = Shapes(inputs, tuple(tuple(tensor.shape) for tensor in tensors), repeats, floating, complex_)
 
     with torch_hooks(side.model, before, after), torch.no_grad():
         side.model(*side.inputs(arrays))

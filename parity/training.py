@@ -21,6 +21,7 @@ from parity.align import Axes
 from parity.causes.training import statistics_cause
 from parity.compare import Gates, Row, rel_f
 from parity.convert import Entry, Ledger, jax_variables, to_numpy
+from parity.dtypes import torch_in_precision
 from parity.judge import float32_gradient_rows, gradient_rows
 from parity.losses import Loss, default_loss
 from parity.pairing import Pair, pair_calls
@@ -182,7 +183,8 @@ def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, thei
     statistics = {name for name, v in jax_variables(theirs.model).items() if isinstance(v, nnx.BatchStat)}
 
     def moves(entry: Entry) -> bool:
-        return not np.array_equal(to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch].double()))
+        before, after = (torch_in_precision(state[entry.torch], torch.float64) for state in (old, new))
+        return not np.array_equal(to_numpy(before), to_numpy(after))
 
     buffers = [entry for entry in ledger if entry.torch not in trained]
     return [entry for entry in buffers if entry.jax in statistics or moves(entry)]
