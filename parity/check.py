@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
@@ -44,6 +45,7 @@ from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
 from parity.shaken import shake, shaken_gradients
+from parity.shapes import Shapes
 from parity.subjects import jax_subject, torch_subject
 from parity.table_gates import TableGates, own_casts
 from parity.training import training_rows
@@ -396,7 +398,7 @@ class Proof:
         """
         named = self.torch_model.named_parameters(remove_duplicate=False)
         trained = [name for name, param in named if param.requires_grad]
-        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
+        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch]) for pair in chosen}
         theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
@@ -420,12 +422,13 @@ def _leak_rows(found: Mapping[str, str]) -> list[Row]:
     return [Row(name, "leak", "free", "float64", math.inf, 0.0, note=text) for name, text in found.items()]
 
 
-def _output_shapes(pair: Pair, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The shapes of a call's outputs in JAX's layout."""
-    return [
+def _output_shapes(pair: Pair, shapes: Shapes) -> list[tuple[int, ...] | jax.ShapeDtypeStruct]:
+    """The shapes of a call's outputs in JAX's layout; with the type, of those that are complex."""
+    found = [
         shape if axes is None else tuple(shape[axis] for axis in axes)
-        for shape, axes in zip(shapes, pair.output_axes, strict=True)
+        for shape, axes in zip(shapes.outputs, pair.output_axes, strict=True)
     ]
+    return [jax.ShapeDtypeStruct(x, np.complex64) if own else x for x, own in zip(found, shapes.complex, strict=True)]
 
 
 def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:

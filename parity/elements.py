@@ -112,7 +112,8 @@ def small(reference: np.ndarray, gate: float, unit: float = 1.0) -> Small | None
     if not np.isfinite(whole):
         finite = size[np.isfinite(size)]
         top = finite.max(initial=0.0)
-        whole = float(min(top * norm(finite / top), np.finfo(np.float64).max)) if top else 0.0
+        with np.errstate(over="ignore"):
+            whole = float(min(top * norm(finite / top), np.finfo(np.float64).max)) if top else 0.0
     limit = gate * RESOLVED * whole
     if limit <= FLOOR * unit:
         return None
@@ -185,7 +186,7 @@ def small_gradients(wanted: Gradients, given: Gradients, gates: Gates) -> dict[s
     The unit is the size of an ordinary gradient: the median of the root mean squares of those that are not zero.
     """
     sizes = [norm(g) / math.sqrt(g.size) for g in wanted.params.values() if g.any()]
-    unit = float(np.median(sizes)) if sizes else 1.0
+    unit = float(np.quantile(sizes, 0.5, method="lower")) if sizes else 1.0
     found = {}
     for name, (b, a) in _named(wanted, given).items():
         own = small(b, gates.f64_gradient, unit)

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from parity.capture import Call, Key
+from parity.compare import real_numbers
 from parity.convert import to_numpy
 from parity.pairing import Pair
 
@@ -47,7 +48,7 @@ def leaks(
             inner = [side[other.jax] for other in pairs if _inside(other, pair) and other.jax in side]
             given = (side[pair.jax].inputs or []) + [x for call in inner for x in call.outputs]
             tensors = [*pair.module.parameters(), *pair.module.buffers()]
-            sources = [*given, *tables, *(to_numpy(x) for x in tensors if x.is_floating_point())]
+            sources = [*given, *tables, *(to_numpy(x) for x in tensors if x.is_floating_point() or x.is_complex())]
             format_ = leaked_format(side[pair.jax].outputs, sources)
             if format_ is not None:
                 text = f"{framework}'s output holds only {format_} numbers in a float64 run, and its inputs do not"
@@ -92,7 +93,12 @@ def leaked_format(outputs: Sequence[np.ndarray], sources: Sequence[np.ndarray]) 
 
 
 def short_format(array: np.ndarray) -> str | None:
-    """The shortest format that holds every element of a float64 array exactly; None if float64 alone does."""
+    """The shortest format that holds every element of a float64 array exactly; None if float64 alone does.
+
+    Of a complex128 array, real and imaginary parts.
+    """
+    if array.dtype == np.complex128:
+        array = real_numbers(array)[0]
     if array.dtype != np.float64 or not array.any():
         return None
     sample = array.ravel()[:: max(1, array.size // 64)]
@@ -107,5 +113,5 @@ def short_format(array: np.ndarray) -> str | None:
 
 def _digits(array: np.ndarray) -> np.ndarray:
     """The different mantissas: |x| with its power of two removed, so that x / 2 is as well known as x."""
-    mantissas = np.unique(np.abs(np.frexp(array.astype(np.float64).ravel())[0]))
+    mantissas = np.unique(np.abs(np.frexp(real_numbers(array)[0].ravel())[0]))
     return mantissas[~np.isin(mantissas, (0.0, 0.5))]

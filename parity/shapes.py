@@ -24,6 +24,7 @@ class Shapes:
     Attributes:
         repeats: of each input whether it is the very tensor before it.
         floating: whether all outputs are numbers that have a gradient.
+        complex: of each output whether it is complex.
         form: the structure of what is returned.
         dtypes: of the floating outputs, "float32" for example.
         input_labels, output_labels: what is known of the axes of PyTorch's tensors, see `parity.channels`.
@@ -33,6 +34,7 @@ class Shapes:
     outputs: tuple[tuple[int, ...], ...]
     repeats: tuple[bool, ...] = ()
     floating: bool = True
+    complex: tuple[bool, ...] = ()
     form: Form | None = None
     dtypes: str = ""
     input_labels: tuple[Labels | None, ...] = ()
@@ -66,6 +68,7 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[A
             tuple(tuple(tensor.shape) for tensor in tensors),
             repeats,
             len(moving) == len(tensors),
+            tuple(x.is_complex() for x in tensors),
             forms.pop(key),
             _dtypes(str(x.dtype).removeprefix("torch.") for x in moving),
             input_labels,

@@ -25,6 +25,7 @@ from parity.copies import torch_copy as copied
 from parity.draw_effects import paired_by_effect
 from parity.draw_rows import draw_causes, draw_rows
 from parity.draws import Handed, Matching, hand_out, match
+from parity.dtypes import torch_in_precision
 from parity.inputs import Apply, positional
 from parity.jax_draws import quiet as quiet_jax
 from parity.jax_sites import jax_sites
@@ -214,7 +215,8 @@ def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, thei
     statistics = {name for name, v in jax_variables(theirs.model).items() if isinstance(v, nnx.BatchStat)}
 
     def moves(entry: Entry) -> bool:
-        return not np.array_equal(to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch].double()))
+        before, after = (torch_in_precision(state[entry.torch], torch.float64) for state in (old, new))
+        return not np.array_equal(to_numpy(before), to_numpy(after))
 
     buffers = [entry for entry in ledger if entry.torch not in trained and math.prod(entry.torch_shape)]
     return [entry for entry in buffers if entry.jax in statistics or moves(entry)]
