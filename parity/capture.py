@@ -22,6 +22,8 @@ import jax
 import torch
 from flax import nnx
 
+from parity.structure import Leaf, tensors, with_tensors
+
 Key = tuple[str, int]
 
 
@@ -49,10 +51,13 @@ Where = Literal["inputs", "outputs"]
 Replace = Callable[[Key, list[Any]], "list[Any] | None"]
 """Given a call and its tensors, those to take their place; None leaves them as they are."""
 
+Returned = Callable[[Key, Any], None]
+"""Given a call and all that it returns."""
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Passed:
+class Passed(Leaf):
     """In place of a tensor that was an earlier call's: a program need not return it again. See `resolved`.
 
     `replaced`: in a forced run it is the reference's.
@@ -90,23 +95,14 @@ class OtherTypeError(Exception):
 # PyTorch
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    leaves, _ = torch.utils._pytree.tree_flatten(tree)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
-def _with_tensors(tree: Any, tensors: list[torch.Tensor]) -> Any:
-    """`tree` with its tensors replaced, in order."""
-    leaves, spec = torch.utils._pytree.tree_flatten(tree)
-    supply = iter(tensors)
-    return torch.utils._pytree.tree_unflatten(
-        [next(supply) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
-    )
-
-
 @contextlib.contextmanager
-def torch_hooks(model: torch.nn.Module, replace_inputs: Replace, replace_outputs: Replace) -> Iterator[None]:
-    """While open, every call of every module of `model` shows its tensors to the two functions, before and after."""
+def torch_hooks(
+    model: torch.nn.Module, replace_inputs: Replace, replace_outputs: Replace, returned: Returned | None = None
+) -> Iterator[None]:
+    """While open, every call of every module of `model` shows its tensors to the two functions, before and after.
+
+    `returned` is shown all that the call returns, before anything is replaced.
+    """
     count: dict[str, int] = {}
     open_calls: list[Key] = []
     handles = []
@@ -116,14 +112,17 @@ def torch_hooks(model: torch.nn.Module, replace_inputs: Replace, replace_outputs
             key = (name, count.get(name, 0))
             count[name] = key[1] + 1
             open_calls.append(key)
-            new = replace_inputs(key, _tensors((args, kwargs)))
-            return None if new is None else _with_tensors((args, kwargs), new)
+            new = replace_inputs(key, tensors((args, kwargs)))
+            return None if new is None else with_tensors((args, kwargs), new)
 
         return hook
 
     def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        new = replace_outputs(open_calls.pop(), _tensors(output))
-        return None if new is None else _with_tensors(output, new)
+        key = open_calls.pop()
+        if returned is not None:
+            returned(key, output)
+        new = replace_outputs(key, tensors(output))
+        return None if new is None else with_tensors(output, new)
 
     try:
         for name, module in model.named_modules():
@@ -186,15 +185,6 @@ def opaque(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Pytree | nnx.Variable)
 
 
-def arrays_of(tree: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=opaque) if isinstance(leaf, jax.Array)]
-
-
-def with_arrays(tree: Any, arrays: list[jax.Array]) -> Any:
-    supply = iter(arrays)
-    return jax.tree.map(lambda leaf: next(supply) if isinstance(leaf, jax.Array) else leaf, tree, is_leaf=opaque)
-
-
 class Inside(Protocol):
     """What computes the calls of some modules in its own way, those of the modules inside them too."""
 
@@ -205,7 +195,11 @@ class Inside(Protocol):
 
 @contextlib.contextmanager
 def jax_hooks(
-    model: nnx.Module, replace_inputs: Replace, replace_outputs: Replace, inside: Inside | None = None
+    model: nnx.Module,
+    replace_inputs: Replace,
+    replace_outputs: Replace,
+    inside: Inside | None = None,
+    returned: Returned | None = None,
 ) -> Iterator[None]:
     """The same for the modules of a flax model; may be traced."""
     names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
@@ -220,9 +214,9 @@ def jax_hooks(
             name = names[id(self)]
             key = (name, count.get(name, 0))
             count[name] = key[1] + 1
-            new = replace_inputs(key, arrays_of((args, kwargs)))
+            new = replace_inputs(key, tensors((args, kwargs)))
             if new is not None:
-                args, kwargs = with_arrays((args, kwargs), new)
+                args, kwargs = with_tensors((args, kwargs), new)
             active.add(id(self))
             try:
                 if inside is not None and inside.takes(key):
@@ -231,8 +225,10 @@ def jax_hooks(
                     output = original(self, *args, **kwargs)
             finally:
                 active.discard(id(self))
-            new = replace_outputs(key, arrays_of(output))
-            return output if new is None else with_arrays(output, new)
+            if returned is not None:
+                returned(key, output)
+            new = replace_outputs(key, tensors(output))
+            return output if new is None else with_tensors(output, new)
 
         return call
 

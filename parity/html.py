@@ -44,6 +44,7 @@ def page(report: Report) -> str:
         _section("Training", _training(report)),
         _section("Reduced precision", _formats(report)),
         _section("Tensors", _ledger(report)),
+        _section("Notes", _list(report.notes)),
         _section("Without a partner", _unpaired(report)),
         _section("Settings and environment", _environment(report)),
     )
@@ -198,6 +199,10 @@ def _carried(entry: Entry) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) if shape else "scalar"
+
+
+def _list(lines: Sequence[str]) -> Markup | None:
+    return tag("ul", *(tag("li", line) for line in lines)) if lines else None
 
 
 def _unpaired(report: Report) -> Markup | None:

@@ -99,7 +99,12 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Every measurement of one check. `layers` are (name, PyTorch type) in the order in which their calls return."""
+    """Every measurement of one check.
+
+    Attributes:
+        layers: (name, PyTorch type) of the layer calls, in the order in which they return.
+        notes: what passed with a condition or was not verified, a sentence each.
+    """
 
     rows: tuple[Row, ...]
     ledger: Ledger
@@ -110,6 +115,7 @@ class Report:
     causes: tuple[Cause, ...] = ()
     formats: tuple[FormatRow, ...] = ()
     trajectory: Trajectory | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -223,6 +229,7 @@ class Report:
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "unpaired": list(self.unpaired),
+            "notes": list(self.notes),
             "ledger": dataclasses.asdict(self.ledger),
             "layers": [{"name": name, "type": kind} for name, kind in self.layers],
             "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
@@ -253,6 +260,7 @@ class Report:
                 ),
                 layers=tuple((_typed(x["name"], "str"), _typed(x["type"], "str")) for x in payload["layers"]),
                 unpaired=_typed(payload["unpaired"], "tuple[str, ...]"),
+                notes=_typed(payload.get("notes", []), "tuple[str, ...]"),
                 settings=dict(payload["settings"]),
                 environment=dict(payload["environment"]),
                 causes=tuple(_restored(Cause, cause) for cause in payload["causes"]),
