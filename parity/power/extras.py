@@ -7,7 +7,6 @@ also what is seldom computed but often not exercised: a mask without padding, a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -133,5 +132,3 @@ EXTRAS: dict[tuple[str, ...], Callable[[Step], Iterator[Variant]]] = {
     ("getitem",): _slice,
 }
 """Function names -> what is mistaken for them."""
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from parity.convert import to_numpy
 from parity.judge import REARRANGEMENTS, distance, gradient_rows, summed
 from parity.losses import Loss, default_loss
 from parity.power.mutate import mutated
-from parity.power.mutations import Mutation
+from parity.power.mutations import Mutation, found, replay
 from parity.power.recordings import calls_of
 from parity.report import tightness
 from parity.runs import Arrays, Gradients, TorchSide
@@ -57,14 +57,16 @@ def _over(error: float, gate: float) -> float:
     return error / gate if gate > 0 else math.inf
 
 
-def forced32(recording: Recording, arguments: Mapping[str, Any], key: Key, gates: Gates) -> float:
+def forced32(recording: Recording, mutation: Mutation, key: Key, gates: Gates) -> float:
     """The margin of the forced float32 row of a call's output, both sides measured against float64."""
     oracle, _ = recording.run()
     short = as_float32(recording)
-    own, _ = short.run()
-    inner = {"inner": _short(arguments["inner"])} if "inner" in arguments else {}
-    wrong, _ = short.run(**{**arguments, **inner})
-    if not oracle[None] or changes_shapes(own, wrong):
+    own, steps = short.run()
+    change = mutation.among(found(short, steps))
+    if change is None or not oracle[None]:
+        return 0.0
+    wrong = replay(short, change)
+    if changes_shapes(own, wrong):
         return 0.0
     mine, theirs = _distance(own[None], oracle[None]), _distance(wrong[None], oracle[None])
     size = sum(x.numel() for x in oracle[None])
@@ -78,7 +80,7 @@ def as_float32(recording: Recording) -> Recording:
     names = {id(old): new for (_, old), (_, new) in _twins(recording.module, module)}
     modules = {path: names.get(id(old), old) for path, old in recording.modules.items()}
     given = _short((recording.args, recording.kwargs))
-    return Recording(module, *given, _short(recording.inner), modules)
+    return Recording(module, *given, _short(recording.inner), modules, path=recording.path)
 
 
 def _twins(old: torch.nn.Module, new: torch.nn.Module) -> Any:

@@ -83,4 +83,3 @@ def usable(inputs: Any) -> tuple[np.ndarray, ...]:
     from parity.check import _inputs
 
     return _inputs(inputs)
-

@@ -5,26 +5,21 @@ A port with that mistake computes what this model computes, up to rounding.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
-import sys
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from parity.causes.replay import Place, Step, tensors_of
-from parity.power.mutations import Mutation, Pool, recent, result_name, start_pool
-from parity.power.recordings import copied
+from parity.capture import Key
+from parity.causes.replay import Recording
+from parity.power.mutations import Mutation, found
 
 Around = Callable[[torch.nn.Module, Callable[..., Any], Any, Any], Any]
-"""Takes the place of a module's forward: given the module, its own forward, and the arguments."""
-
-_TORCH = str(Path(torch.__file__).parent)
-_ACTIVE: list[Any] = []
-"""The calls of altered modules that are under way, the innermost last."""
+"""Takes the place of a module's forward: given the module, its class's forward, and the arguments."""
 
 
 def mutated(model: torch.nn.Module, mutation: Mutation, paired: Collection[str]) -> torch.nn.Module:
@@ -38,9 +33,8 @@ def mutated(model: torch.nn.Module, mutation: Mutation, paired: Collection[str])
     inside = [name for name in paired if name != mutation.module and name in modules and _is_in(name, mutation.module)]
     for name in inside:
         if not any(_is_in(name, other) for other in inside if other != name):
-            wrap(modules[name], _inner(name, mutation))
-    if not mutation.inner:
-        wrap(modules[mutation.module], _altered(mutation))
+            wrap(modules[name], _inner(name))
+    wrap(modules[mutation.module], _altered(mutation))
     return changed
 
 
@@ -53,90 +47,101 @@ def wrap(module: torch.nn.Module, around: Around) -> None:
     cls = type(module)
 
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def own(*args: Any, **kwargs: Any) -> Any:
-            return cls.forward(self, *args, **kwargs)
-
-        return around(self, own, args, kwargs)
+        return around(self, cls.forward, args, kwargs)
 
     module.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
 
 
-def _altered(mutation: Mutation) -> Around:
-    def around(module: torch.nn.Module, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        mode = _Altering(mutation, module, (args, kwargs))
-        _ACTIVE.append(mode)
-        try:
-            with mode:
-                return own(*args, **kwargs)
-        finally:
-            _ACTIVE.remove(mode)
+@dataclasses.dataclass
+class _Running:
+    """A call of the altered module that is under way: what its inner modules returned, and are to return instead."""
 
-    return around
+    tape: Any
+    instead: Mapping[Key, Any]
+    outputs: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    count: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
 
-def _inner(name: str, mutation: Mutation) -> Around:
-    """An inner module is not altered, and what it returns is at hand in the one around, or read otherwise there."""
-
-    def around(module: torch.nn.Module, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        mode = _ACTIVE[-1] if _ACTIVE else None
-        with mode.paused() if mode else contextlib.nullcontext():
-            output = own(*args, **kwargs)
-            if mode is not None:
-                mode.inner.setdefault(name, output)
-            return mutation.reordered(output) if name == mutation.inner else output
-
-    return around
+_ACTIVE: list[_Running] = []
 
 
-class _Altering(TorchFunctionMode):
-    """Alters the steps of one place while a module runs."""
+@dataclasses.dataclass
+class _Live(Recording):
+    """A call as it is made: its inner modules run."""
 
-    def __init__(self, mutation: Mutation, module: torch.nn.Module, given: Any) -> None:
-        super().__init__()
-        self.mutation, self.module, self.given = mutation, module, given
-        self.inner: dict[str, Any] = {}
-        self.results: Pool = []
-        self.is_paused = False
+    outputs: dict[Key, Any] = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        before, self.is_paused = self.is_paused, True
+    def _stubs(self, results: Mapping[Key, Any], sites: Any, tape: Any, handed: Any) -> Iterator[None]:
+        running = _Running(tape, results)
+        _ACTIVE.append(running)
         try:
             yield
         finally:
-            self.is_paused = before
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.is_paused:
-            return func(*args, **(kwargs or {}))
-        step = Step(_place(), func, tuple(args), kwargs or {})
-        output = self._altered(step) if self._is_it(step) else step.run()
-        self.results = recent([*self.results, *((result_name(step), x) for x in tensors_of(output)[:1])])
-        return output
-
-    def _is_it(self, step: Step) -> bool:
-        """The same function at the same line; PyTorch's own modules have one place."""
-        wanted = self.mutation.place
-        same = step.place == wanted if wanted[1] else step.place[1] == 0
-        return same and step.name == self.mutation.name
-
-    def _altered(self, step: Step) -> Any:
-        pool = start_pool(self.module, self.given, self.inner, self.mutation.module)
-        variant = self.mutation.chosen(_tried(step), [*pool, *self.results])
-        return step.run() if variant is None else variant.alter(step)
+            _ACTIVE.remove(running)
+            self.outputs = running.outputs
 
 
-def _tried(step: Step) -> Step:
-    """The step with its output, on copies, so that nothing done in place and no random number is spent."""
-    with torch.random.fork_rng(devices=[]):
-        trial = Step(step.place, step.function, *copied((step.args, dict(step.kwargs))))
-        return Step(step.place, step.function, step.args, step.kwargs, trial.run())
+class _Own:
+    """A module whose forward is its class's, and keeps what it returned."""
+
+    def __init__(self, module: torch.nn.Module, forward: Callable[..., Any]) -> None:
+        self._module, self._forward, self.output = module, forward, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.output = self._forward(self._module, *args, **kwargs)
+        return self.output
 
 
-def _place() -> Place:
-    """Where the model's own code is; line 0 if all of it, from the altered module on, is PyTorch's."""
-    frame = sys._getframe(2)
-    while frame.f_code.co_filename.startswith(_TORCH) and frame.f_back is not None:
-        frame = frame.f_back
-    inside = frame.f_code.co_filename != __file__
-    return frame.f_code.co_filename, frame.f_lineno if inside else 0, frame.f_lasti
+def _altered(mutation: Mutation) -> Around:
+    def around(module: torch.nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        gradients = torch.is_grad_enabled()
+        with torch.random.fork_rng(devices=[]):
+            trial = _live(_twin(module), forward, args, kwargs, mutation.module)
+            _, steps = trial.run(gradients=gradients)
+        known = Recording(trial.module, trial.args, trial.kwargs, trial.outputs, {}, path=mutation.module)
+        change = mutation.among(found(known, steps))
+        if change is None:
+            return forward(module, *args, **kwargs)
+        live = _live(module, forward, args, kwargs, mutation.module)
+        live.run(change.alterations, dict(change.inner or {}), gradients=gradients)
+        own: Any = live.module
+        return own.output
+
+    return around
+
+
+def _live(module: torch.nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any, path: str) -> _Live:
+    own: Any = _Own(module, forward)
+    return _Live(own, args, kwargs, {}, {}, path=path)
+
+
+def _twin(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy with the same parameters, its own buffers, and no hooks: what runs in it is noted nowhere."""
+    memo: dict[int, Any] = {id(x): x for x in module.parameters()}
+    memo |= {id(x): x.detach().clone() for x in module.buffers()}
+    twin = copy.deepcopy(module, memo)
+    for inner in twin.modules():
+        inner._forward_hooks = collections.OrderedDict()
+        inner._forward_pre_hooks = collections.OrderedDict()
+    return twin
+
+
+def _inner(name: str) -> Around:
+    """An inner module's steps are its own; what it returns is at hand in the module around, or read otherwise there."""
+
+    def around(module: torch.nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not _ACTIVE:
+            return forward(module, *args, **kwargs)
+        running = _ACTIVE[-1]
+        with running.tape.paused():
+            output = forward(module, *args, **kwargs)
+        key = (name, running.count[name])
+        running.count[name] += 1
+        running.outputs[key] = output
+        return running.instead.get(key, output)
+
+    return around

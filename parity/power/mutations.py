@@ -1,34 +1,28 @@
-"""The mistakes that can be made in one call of a module: the catalogue of `parity.causes`, one entry at a time.
+"""The mistakes that can be made in one call of a module: the changes of `parity.causes`, one at a time.
 
-A mistake is told by its words: (switch, text). The tensors that it takes are looked up anew wherever it is made, so that
-the same mistake can be made on other inputs, in another precision, or in the running model, with its gradients.
+A mistake is told by its words, so that the same one can be made on other inputs, in another precision, or in the
+running model with its gradients: there the catalogue is asked anew, and the tensors that it takes are those at hand.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import torch
-
-from parity.causes.replay import Place, Recording, Step, tensors_of
-from parity.causes.switches import generic, head_orders, part_orders, specific
-from parity.causes.variant import Variant
+from parity.causes.changes import Change, around, changes
+from parity.causes.registry import Around
+from parity.causes.replay import Place, Recording, Sites, Step
 from parity.power.extras import extra
-
-Pool = list[tuple[str, torch.Tensor]]
 
 SPECIFIC, GENERIC = "specific", "generic"
 PHASES = (SPECIFIC, GENERIC)
-"""What is mistaken for this very function; what can go wrong with any."""
+"""What is mistaken for this very function, or for the results of inner modules; what can go wrong with any step."""
 
-MOST_HEADS = 64
-RECENT = 3
-"""So many results before a step may be taken for its operands."""
-
-NOT_ON_VALUES = ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d")
+IN_TRAINING = ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d")
 """Functions that do nothing in evaluation mode: see `parity.power.training`."""
+
+NOWHERE: Place = ("", 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,150 +31,101 @@ class Mutation:
 
     Attributes:
         module: dotted path.
-        switch, text: what is mistaken, as in `Cause`.
-        inner: path of the inner module whose result is read otherwise; "" where a step is altered.
-        place, name: the altered step: where it stands, and its function.
-        phase, number: where in the catalogue: the `number`-th variant of the step.
-        sizes: of the tensors around, from which the catalogue draws constants.
+        switch, text: what is mistaken, as in `Cause`; `number`: which of those of the same words.
+        phase: one of PHASES.
+        place, name, order: the altered step, and which of the mistakes of this switch there it is.
         rounding: the same function with other roundings.
     """
 
     module: str
     switch: str
     text: str
-    inner: str = ""
-    place: Place = ("", 0, 0)
-    name: str = ""
-    phase: str = SPECIFIC
     number: int = 0
-    sizes: tuple[int, ...] = ()
+    phase: str = SPECIFIC
+    place: Place = NOWHERE
+    name: str = ""
+    order: int = 0
     rounding: bool = False
 
     @property
-    def words(self) -> tuple[str, str]:
-        return self.switch, self.text
+    def words(self) -> tuple[str, str, str, int]:
+        return self.module, self.switch, self.text, self.number
+
+    @property
+    def spot(self) -> tuple[object, ...]:
+        """The same on inputs of other sizes, where the words may differ."""
+        return self.module, self.switch, self.place, self.name, self.phase, self.order
 
     @property
     def label(self) -> str:
-        """The text with where it stands."""
-        file, line, _ = self.place
-        text = self.text if not self.name or self.name in self.text else f"{self.name}: {self.text}"
-        return text + (f" ({file.rpartition('/')[2]}:{line})" if line else "")
+        return self.text if self.number == 0 else f"{self.text}, form {self.number + 1}"
 
     @property
     def only_in_gradients(self) -> bool:
         return "gradient" in self.switch
 
-    def chosen(self, step: Step, pool: Pool) -> Variant | None:
-        """The same mistake at this step: the one of the same words, else the one of the same number."""
-        offered = variants(step, self.sizes, pool, self.phase)
-        named = [v for v in offered if (v.switch, v.description) == self.words]
-        if named:
-            return named[0]
-        same = offered[self.number] if self.number < len(offered) else None
-        return same if same is not None and same.switch == self.switch else None
-
-    def reordered(self, tree: Any) -> Any:
-        """What the inner module returned, read otherwise; as it is if it cannot be."""
-        for switch, text, other in _orders(tree, self.sizes):
-            if (switch, f"{self.inner_name}: {text}") == self.words:
-                return other
-        return tree
-
-    @property
-    def inner_name(self) -> str:
-        return _within(self.module, self.inner)
+    def among(self, offered: Iterable[tuple[Mutation, Change]]) -> Change | None:
+        """The change that makes this mistake: of the same words, else of the same spot."""
+        spot: Change | None = None
+        for other, change in offered:
+            if other.words == self.words:
+                return change
+            if spot is None and self.name and other.spot == self.spot:
+                spot = change
+        return spot
 
 
-def _within(module: str, inner: str) -> str:
-    return inner.removeprefix(f"{module}.") if module else inner
+def found(recording: Recording, steps: Sequence[Step]) -> Iterator[tuple[Mutation, Change]]:
+    """Every mistake in a call whose replay gave `steps`."""
+    recording.scored = any("softmax" in s.name or s.name == "scaled_dot_product_attention" for s in steps)
+    here = around(recording, list(steps))
+    count: dict[object, int] = collections.Counter()
+    for change, named in _offered(recording, here):
+        if _left_out(change):
+            continue
+        place, name = change.alterations[0][0][:2] if change.alterations and change.alterations[0][0] else (NOWHERE, "")
+        phase = SPECIFIC if named or change.inner is not None else GENERIC
+        text = change.text.replace("{value}", f"{change.start:g}")
+        words, spot = (change.switch, text), (change.switch, place, name, phase)
+        mutation = Mutation(
+            *(recording.path, *words, count[words], phase, place, name, count[spot]), rounding=bool(change.rounding)
+        )
+        count[words] += 1
+        count[spot] += 1
+        if name not in IN_TRAINING:
+            yield mutation, change
 
 
-def variants(step: Step, sizes: Sequence[int], pool: Pool, phase: str) -> list[Variant]:
-    """The catalogue at one step; nothing where an entry does not understand this way of calling the function."""
-    if step.name in NOT_ON_VALUES:
-        return []
-    if phase == GENERIC:
-        return [variant for variant in _safely(generic(step, pool)) if not _coarser(variant)]
-    return [*_safely(specific(step, sizes)), *_safely(extra(step))]
+def _offered(recording: Recording, here: Around) -> Iterator[tuple[Change, bool]]:
+    """All changes, and whether they belong to this very function."""
+    for change in changes(recording, here):
+        yield change, change.named or (bool(change.rounding) and change.switch == "fast variance")
+    for step in {(step.place, step.name): step for step in reversed(here.steps)}.values():
+        for variant in extra(step):
+            text = variant.description if step.name in variant.description else f"{step.name}: {variant.description}"
+            target = (step.place, step.name, None)
+            yield Change(variant.switch, text + step.where, ((target, variant.alter),)), True
 
 
-def _coarser(variant: Variant) -> bool:
-    """Rounding a step's result to float32 shows least; whoever sees that sees shorter formats too."""
-    return "leak" in variant.switch and (variant.switch != "float32 leak" or variant.description.startswith("operand"))
+def _left_out(change: Change) -> bool:
+    """What adds nothing to the others: who sees the one sees the other.
+
+    Rounding a step's result to float32 shows least of all roundings; a shift by one shows less than one by two; one
+    call of several at a place stands for all; and of the results before a step, any may be taken for its operands.
+    """
+    if "leak" in change.switch:
+        return not (change.switch == "float32 leak" and "result of" in change.text)
+    if change.named or change.inner is not None:
+        return False
+    alone = any(target is not None and target[2] is not None for target, _ in change.alterations)
+    return alone or change.family is not None or change.switch == "shifted by two" or "-> the result of" in change.text
 
 
-def _safely(offered: Iterator[Variant]) -> list[Variant]:
-    found: list[Variant] = []
-    try:
-        found.extend(offered)
-    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError, KeyError):
-        pass
-    return found
+def replay(recording: Recording, change: Change, *, gradients: bool = False) -> Sites:
+    """What the call passes on and returns with this change."""
+    sites, _ = recording.run(change.alterations, _given(change.inner), gradients=gradients)
+    return sites
 
 
-def _orders(tree: Any, sizes: Sequence[int]) -> Iterator[tuple[str, str, Any]]:
-    yield from part_orders(tree)
-    yield from head_orders(tree, [n for n in sizes if n <= MOST_HEADS])
-
-
-def start_pool(
-    module: torch.nn.Module, given: Any, inner: Mapping[str, Any], path: str
-) -> Pool:
-    """What is at hand when the call begins: its inputs, what inner modules return, its own tensors."""
-    pool = [(f"input {i}", x) for i, x in enumerate(tensors_of(given))]
-    for name, tree in inner.items():
-        pool += [(f"the output of {_within(path, name)}", x) for x in tensors_of(tree)]
-    own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-    return pool + [(name, x) for name, x in own.items()]
-
-
-def recent(results: Sequence[tuple[str, torch.Tensor]]) -> Pool:
-    """The last few results before a step."""
-    return list(results[-RECENT:])
-
-
-def result_name(step: Step) -> str:
-    return f"the result of {step.name}{step.where}"
-
-
-def found(
-    path: str, recording: Recording, steps: Sequence[Step], phase: str
-) -> Iterator[tuple[Mutation, dict[str, Any]]]:
-    """Every mistake of one phase in a recorded call, with the arguments of its replay."""
-    sizes = tuple(sorted({n for step in steps for x in tensors_of((step.args, step.output)) for n in x.shape if n > 1}))
-    if phase == SPECIFIC:
-        yield from _found_inside(path, recording, sizes)
-    base = start_pool(recording.module, (recording.args, recording.kwargs), _by_path(recording), path)
-    results: list[tuple[str, torch.Tensor]] = []
-    done: set[tuple[Place, str]] = set()
-    for step in steps:
-        if (step.place, step.name) not in done:
-            done.add((step.place, step.name))
-            for i, variant in enumerate(variants(step, sizes, [*base, *recent(results)], phase)):
-                words = variant.switch, variant.description
-                where = {"place": step.place, "name": step.name}
-                mutation = Mutation(
-                    path, *words, **where, phase=phase, number=i, sizes=sizes, rounding=variant.rounding
-                )
-                yield mutation, {"altered": (step.place, step.name), "alter": variant.alter}
-        results += [(result_name(step), x) for x in tensors_of(step.output)[:1]]
-
-
-def _by_path(recording: Recording) -> dict[str, Any]:
-    """What each inner module returned, first call."""
-    found: dict[str, Any] = {}
-    for (name, _), tree in recording.inner.items():
-        found.setdefault(name, tree)
-    return found
-
-
-def _found_inside(
-    path: str, recording: Recording, sizes: tuple[int, ...]
-) -> Iterator[tuple[Mutation, dict[str, Any]]]:
-    for name, tree in _by_path(recording).items():
-        calls = [key for key in recording.inner if key[0] == name]
-        for switch, text, other in _orders(tree, sizes):
-            mutation = Mutation(path, switch, f"{_within(path, name)}: {text}", inner=name, sizes=sizes)
-            trees = {calls[0]: other} | {key: mutation.reordered(recording.inner[key]) for key in calls[1:]}
-            yield mutation, {"inner": trees}
+def _given(inner: Mapping | None) -> Mapping | None:
+    return None if inner is None else dict(inner)

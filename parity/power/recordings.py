@@ -85,7 +85,7 @@ def record_calls(
     def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         key = open_keys.pop()
         if key in wanted:
-            found[key] = Recording(module, *given.pop(key), inner[key], modules)
+            found[key] = Recording(module, *given.pop(key), inner[key], modules, path=key[0])
         # The call around, without those in between that are part of its arithmetic.
         owners = [k for k in _around(open_keys, paired) if k in wanted] if key in paired else []
         for owner in owners:

@@ -35,8 +35,8 @@ class Remedy:
 @dataclasses.dataclass(frozen=True)
 class Remedies:
     """Attributes:
-        everything: random weights and random inputs, in several forms: what none of them shows is the same function.
-        single: one change each, inputs first, which are easier to change than weights.
+    everything: random weights and random inputs, in several forms: what none of them shows is the same function.
+    single: one change each, inputs first, which are easier to change than weights.
     """
 
     everything: tuple[Remedy, ...]

@@ -5,28 +5,28 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from parity.capture import Key
+from parity.causes.changes import Change
 from parity.causes.replay import Recording, Sites, Step
 from parity.power.derivative import same_derivative
 from parity.power.gauge import Whole, changes_shapes, forced, forced32
 from parity.power.hints import hint
-from parity.power.mutations import GENERIC, PHASES, SPECIFIC, Mutation, found
+from parity.power.mutations import GENERIC, SPECIFIC, Mutation, found, replay
 from parity.power.recordings import Called, parts, record_calls, work_of
 from parity.power.remedies import WEIGHTS, Remedy, neutral, remedies
 from parity.power.report import BLIND, NOT_FOUND, SAME, SEEN, PowerReport, PowerRow, grouped
 from parity.power.training import TrainingMistake, training_mistakes
 from parity.runs import TorchSide
 
-FIRST_SHARE = 0.7
+FIRST_SHARE = 0.6
 """Of the budget, for trying mistakes; the rest is for what they do to gradients, and for remedies."""
 
-MORE = "a larger budget: not all could be tried"
+MORE = "a larger budget (not all could be tried)"
 TRAIN = 'level="train"'
 
 
@@ -63,16 +63,12 @@ class Finding:
 
     @property
     def _remedy(self) -> str:
-        return self.remedy or (MORE if self.incomplete else NOT_FOUND)
+        return (self.remedy or NOT_FOUND) if not self.incomplete else f"{self.remedy}; or {MORE}" if self.remedy else MORE
 
     @property
     def is_a_mistake(self) -> bool:
         """A step that is left out, or takes another tensor, and is the same whatever the numbers, is none."""
         return self.seen or self._differs or self.mutation.phase == SPECIFIC
-
-
-Name = tuple[str, str, str]
-"""Module, switch, text with its place."""
 
 
 @dataclasses.dataclass
@@ -86,7 +82,7 @@ class Search:
     tell: Callable[[str, float], None]
     spent: float = 0.0
     untried: int = 0
-    findings: dict[Name, Finding] = dataclasses.field(default_factory=dict)
+    findings: dict[tuple[str, str, str, int], Finding] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def run(self) -> PowerReport:
@@ -94,7 +90,9 @@ class Search:
         self._remedies()
         self._gradients()
         modules = dict(self.whole.model.named_modules())
-        rows = [finding.row(modules[finding.mutation.module]) for finding in self.findings.values() if finding.is_a_mistake]
+        rows = [
+            finding.row(modules[finding.mutation.module]) for finding in self.findings.values() if finding.is_a_mistake
+        ]
         rows += self._training()
         self.tell("done", 1.0)
         work = round(self.spent, 1)
@@ -131,12 +129,14 @@ class Search:
             return
         sites, steps, cost = replayed
         self.tell(f"{call.key[0] or 'the model'}: {phase}", self._share())
-        for mutation, arguments in found(call.key[0], recording, steps, phase):
+        for mutation, change in found(recording, steps):
+            if mutation.phase != phase:
+                continue
             if self.spent + cost > FIRST_SHARE * self.budget:
                 self.untried += 1
                 continue
             self.spent += cost
-            measured = self._measured(call, recording, sites, arguments)
+            measured = self._measured(call, recording, sites, mutation, change)
             if measured is not None:
                 self._finding(mutation, call.type).take(*measured, cost)
 
@@ -151,25 +151,24 @@ class Search:
         return sites, steps, cost
 
     def _measured(
-        self, call: Called, recording: Recording, sites: Sites, arguments: Mapping[str, Any]
+        self, call: Called, recording: Recording, sites: Sites, mutation: Mutation, change: Change
     ) -> tuple[float, float] | None:
         """Margin and error of a mistake in one call; None if it cannot be made there."""
         try:
-            wrong, _ = recording.run(**arguments)
+            wrong = replay(recording, change)
             if changes_shapes(sites, wrong):
                 return None
             margin, error = forced(sites, wrong, recording.module, self.whole.gates)
             if 0 < margin <= 1:
-                margin = max(margin, forced32(recording, arguments, call.key, self.whole.gates))
+                margin = max(margin, forced32(recording, mutation, call.key, self.whole.gates))
         except Exception:  # PyTorch cannot run it so
             return None
         return margin, error
 
     def _finding(self, mutation: Mutation, type_: str) -> Finding:
-        name = _name(mutation)
-        if name not in self.findings:
-            self.findings[name] = Finding(mutation, type_)
-        return self.findings[name]
+        if mutation.words not in self.findings:
+            self.findings[mutation.words] = Finding(mutation, type_)
+        return self.findings[mutation.words]
 
     # What would show the rest
 
@@ -214,20 +213,19 @@ class Search:
         if not all(bool(x.isfinite().all()) for tensors in sites.values() for x in tensors):
             return
         cost = work_of(steps) / self.unit
-        left = {_name(f.mutation): f for f in waiting if not f.remedy}
-        for phase in PHASES:
-            if any(f.mutation.phase == phase for f in left.values()):
-                for mutation, arguments in found(call.key[0], recording, steps, phase):
-                    finding = left.get(_name(mutation)) or _alike(mutation, left)
-                    if finding is None or finding.remedy:
-                        continue
-                    if self.spent + cost > self.budget:
-                        finding.incomplete = True
-                        continue
-                    self.spent += cost
-                    measured = self._measured(call, recording, sites, arguments)
-                    if measured is not None and measured[0] > 1:
-                        finding.remedy = self._said(remedy, finding)
+        by_words = {f.mutation.words: f for f in waiting if not f.remedy}
+        by_spot = {f.mutation.spot: f for f in by_words.values() if f.mutation.name}
+        for mutation, change in found(recording, steps):
+            finding = by_words.get(mutation.words) or by_spot.get(mutation.spot)
+            if finding is None or finding.remedy:
+                continue
+            if self.spent + cost > self.budget:
+                finding.incomplete = True
+                continue
+            self.spent += cost
+            measured = self._measured(call, recording, sites, mutation, change)
+            if measured is not None and measured[0] > 1:
+                finding.remedy = self._said(remedy, finding)
 
     def _said(self, remedy: Remedy, finding: Finding) -> str:
         """The remedy in words, with what is neutral about the module's own weights."""
@@ -261,8 +259,11 @@ class Search:
             for call, recording in self._recorded(part, self.whole.model, self.whole.arrays):
                 for finding in (f for f in waiting if f.mutation.module == call.key[0] and id(f) not in changed):
                     self.tell(f"derivative of {call.key[0] or 'the model'}", self._share())
+                    if self.spent > self.budget:
+                        finding.incomplete = True
+                        continue
                     self.spent += 4 * finding.work
-                    if not _safe_same(recording, finding.mutation, call.key[0]):
+                    if not _safe_same(recording, finding.mutation):
                         changed[id(finding)] = finding
         return list(changed.values())
 
@@ -312,27 +313,11 @@ class Search:
         return PowerRow(*words, SEEN if margin > 1 else BLIND, margin, "" if margin > 1 else NOT_FOUND, self.whole.work)
 
 
-def _safe_same(recording: Recording, mutation: Mutation, path: str) -> bool:
+def _safe_same(recording: Recording, mutation: Mutation) -> bool:
     try:
-        return same_derivative(recording, mutation, path)
+        return same_derivative(recording, mutation)
     except Exception:  # it cannot be differentiated by itself: the whole model is asked
         return False
-
-
-def _name(mutation: Mutation) -> Name:
-    return mutation.module, mutation.switch, mutation.label
-
-
-def _alike(mutation: Mutation, waiting: Mapping[Name, Finding]) -> Finding | None:
-    """The same variant of the same step under other words: sizes in them changed with the inputs."""
-    for finding in waiting.values():
-        m = finding.mutation
-        same = (m.place, m.name, m.phase, m.number, m.switch) == (
-            *(mutation.place, mutation.name, mutation.phase, mutation.number, mutation.switch),
-        )
-        if mutation.name and same:
-            return finding
-    return None
 
 
 def _ranked(calls: Sequence[Called]) -> tuple[list[Called], list[Called]]:
@@ -343,5 +328,3 @@ def _ranked(calls: Sequence[Called]) -> tuple[list[Called], list[Called]]:
         (again if call.kind in known else first).append(call)
         known.add(call.kind)
     return first, again
-
-
