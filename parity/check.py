@@ -32,6 +32,8 @@ from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
 from parity.pairing import Pair, Pairing, aligned, pair_calls
+from parity.power import BUDGET, PowerReport
+from parity.power import power as measure_power
 from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
@@ -65,6 +67,7 @@ def check(
     loss: Loss | None = None,
     formats: bool = False,
     memory: float = MEMORY,
+    power: bool | float = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
@@ -82,6 +85,8 @@ def check(
         formats: report bfloat16 and the device's default matrix products too.
         memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
             part of the layers: more memory makes the check of a large model quicker.
+        power: measure too what these inputs and weights would have shown (see `parity.power`): True, or what it may
+            cost in forward passes of the model.
         progress: called with a line before each stage.
 
     Returns:
@@ -120,6 +125,7 @@ def check(
     if formats:
         tell("reduced formats")
     format_figures = format_rows(torch_model, proof.jax_side("float32"), proof.arrays, root) if formats else ()
+    powers = _power(proof, level, evaluation_loss, power, tell) if power else None
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -127,6 +133,7 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
+        power=powers,
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -135,6 +142,19 @@ def check(
             "loss": None if level == "forward" else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
         },
+    )
+
+
+def _power(proof: Proof, level: str, loss: Loss, budget: float, tell: Callable[[str], None]) -> PowerReport:
+    return measure_power(
+        proof.torch_model,
+        proof.arrays,
+        level=level,
+        gates=proof.gates,
+        loss=loss,
+        budget=BUDGET if budget is True else budget,
+        paired={pair.torch for pair in proof.pairing.pairs},
+        progress=lambda line, share: tell(f"power, {share:.0%} of the budget: {line}"),
     )
 
 

@@ -63,7 +63,9 @@ class Finding:
 
     @property
     def _remedy(self) -> str:
-        return (self.remedy or NOT_FOUND) if not self.incomplete else f"{self.remedy}; or {MORE}" if self.remedy else MORE
+        if not self.incomplete:
+            return self.remedy or NOT_FOUND
+        return f"{self.remedy}; or {MORE}" if self.remedy else MORE
 
     @property
     def is_a_mistake(self) -> bool:
