@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from parity.power.command import Power, run_power
 from parity.train_command import Train, run_train
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
@@ -116,6 +117,7 @@ class Doctor:
 
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Power, tyro.conf.subcommand("power")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Render, tyro.conf.subcommand("report")]
@@ -247,6 +249,8 @@ def main(args: Sequence[str]) -> int:
     match command:
         case Check():
             return check(command, console)
+        case Power():
+            return run_power(command, console)
         case Convert():
             return convert(command, console)
         case Train():

@@ -40,6 +40,8 @@ from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
 from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
+from parity.power import BUDGET, PowerReport
+from parity.power import power as measure_power
 from parity.precision import format_rows
 from parity.report import Cause, Report
 from parity.rules import Rules
@@ -80,6 +82,7 @@ def check(
     loss: Loss | None = None,
     formats: bool = False,
     memory: float = MEMORY,
+    power: bool | float = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
@@ -97,6 +100,8 @@ def check(
         formats: report bfloat16 and the device's default matrix products too.
         memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
             part of the layers: more memory makes the check of a large model quicker.
+        power: measure too what these inputs and weights would have shown (see `parity.power`): True, or what it may
+            cost in forward passes of the model.
         progress: called with a line before each stage.
 
     Returns:
@@ -142,6 +147,7 @@ def check(
     format_figures = (
         format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
     )
+    powers = _power(proof, level, evaluation_loss, power, tell) if power else None
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -150,6 +156,7 @@ def check(
         causes=causes,
         formats=tuple(format_figures),
         notes=tuple(dict.fromkeys((*proof.pairing.design.notes(), *proof.tables.notes(), *proof.notes))),
+        power=powers,
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -158,6 +165,19 @@ def check(
             "loss": None if level == "forward" or evaluation_loss is None else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
         },
+    )
+
+
+def _power(proof: Proof, level: str, loss: Loss, budget: float, tell: Callable[[str], None]) -> PowerReport:
+    return measure_power(
+        proof.torch_model,
+        proof.arrays,
+        level=level,
+        gates=proof.gates,
+        loss=loss,
+        budget=BUDGET if budget is True else budget,
+        paired={pair.torch for pair in proof.pairing.pairs},
+        progress=lambda line, share: tell(f"power, {share:.0%} of the budget: {line}"),
     )
 
 
