@@ -50,7 +50,9 @@ class Attention(Node):
         found += ["scale of all channels", "heads interleaved"] if self.heads > 1 else []
         found += ["groups tiled"] if 1 < self.groups < self.heads else []
         found += ["not causal", "diagonal 1", "diagonal -1", "anticausal"] if self.causal else []
-        found += ["mask ignored", "mask inverted", "mask of the queries", "mask after the softmax"] if self.padded else []
+        found += (
+            ["mask ignored", "mask inverted", "mask of the queries", "mask after the softmax"] if self.padded else []
+        )
         found += ["float32 softmax"] if not self.float32 else []
         found += ["dropout forgotten", "dropout rate"] if self.rate else []
         return tuple(found)

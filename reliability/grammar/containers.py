@@ -1,4 +1,4 @@
-"""Nodes around other nodes: chains, branches, shared and frozen modules, and what flax calls through a transformation."""
+"""Nodes around other nodes: chains, branches, shared and frozen modules, and calls through a transformation."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from reliability.grammar.node import (
     UnfitError,
     build,
     call,
+    empty,
     port,
     stop,
     unchanged,
@@ -345,7 +346,7 @@ class TorchTied(torch.nn.Module):
 class FlaxTied(nnx.Module):
     def __init__(self, node: Tied, given: Format, twin: TorchTied) -> None:
         self.wrong, self.inner = node.wrong, port(node.inner, node._tokens(given), twin.inner)
-        self.table = nnx.Embed(given.vocabulary, node.to, rngs=nnx.Rngs(0))
+        self.table = nnx.Embed(given.vocabulary, node.to, embedding_init=empty, rngs=nnx.Rngs(0))
         self.table.embedding.set_value(jnp.asarray(twin.table.weight.detach().numpy()))
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -7,13 +7,16 @@ to see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""Programs that run once are not worth more."""
 
 HUGE = 1e6
 """Beyond this a number is no ordinary one: a mask writes it."""
@@ -41,17 +44,23 @@ def behaviour(model: nnx.Module, inputs: Sequence[np.ndarray], level: str) -> Be
         moving = (0, 2) if jnp.issubdtype(arrays[0].dtype, jnp.floating) else (0,)
         first, others = arrays[0], arrays[1:]
         if level == "forward":
-            output = jax.jit(lambda p, r, x: run(p, r, [x, *others])[1])(params, rest, first)
+            output = _once(lambda p, r, x: run(p, r, [x, *others])[1], params, rest, first)
             return _named("output", output)
         gradient = jax.value_and_grad(lambda p, r, x: run(p, r, [x, *others]), moving, has_aux=True)
-        (_, output), grads = jax.jit(gradient)(params, rest, first)
+        (_, output), grads = _once(gradient, params, rest, first)
         found = _named("output", output) | _gradients(grads)
         return found | (_trained(double, arrays) if level == "train" else {})
 
 
+def _once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return jax.jit(function).lower(*arguments).compile(QUICK)(*arguments)
+
+
 def _gradients(grads: Any) -> Behaviour:
     params = {f"gradient {'.'.join(map(str, path))}": leaf[...] for path, leaf in nnx.to_flat_state(grads[0])}
-    return {name: np.asarray(x) for name, x in (params | dict(zip(["gradient input"], grads[1:], strict=False))).items()}
+    return {
+        name: np.asarray(x) for name, x in (params | dict(zip(["gradient input"], grads[1:], strict=False))).items()
+    }
 
 
 def _trained(model: nnx.Module, arrays: Sequence[Any]) -> Behaviour:
@@ -63,7 +72,7 @@ def _trained(model: nnx.Module, arrays: Sequence[Any]) -> Behaviour:
         built.train()
         return [built(*arrays) for _ in range(3)]
 
-    return _named("trained", jax.jit(run)(state, list(arrays)))
+    return _named("trained", _once(run, state, list(arrays)))
 
 
 class _Trained:
@@ -111,7 +120,9 @@ def difference(value: Behaviour, reference: Behaviour) -> float:
     """The largest difference of two behaviours: infinite for another structure, shape, or NaN on one side."""
     if value.keys() != reference.keys():
         return math.inf
-    total = math.sqrt(sum(float((np.abs(x) ** 2).sum()) for name, x in reference.items() if name.startswith("gradient")))
+    total = math.sqrt(
+        sum(float((np.abs(x) ** 2).sum()) for name, x in reference.items() if name.startswith("gradient"))
+    )
     return max(
         _distance(value[name], x, 1e-9 * total if name.startswith("gradient") else 0.0) for name, x in reference.items()
     )

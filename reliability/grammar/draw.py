@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from reliability.grammar import attention, containers, images, norms, outputs, plain
-from reliability.grammar.node import IDS, IMAGE, TOKENS, VECTOR, Format, Node, UnfitError
+from reliability.grammar import attention, containers, images, norms, outputs, plain, tokens
+from reliability.grammar.node import IDS, IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, build
 from reliability.grammar.tree import Tree, with_mistake
 
 CHANNELS = (1, 2, 3, 4, 4, 6, 8)
@@ -33,9 +33,7 @@ def draw_tree(seed: int) -> Tree:
     draw = Draw(seed)
     level = draw.choices(("forward", "gradients", "train"), (4, 5, 2))[0]
     draw.train = level == "train"
-    given = _given(draw)
-    root = _model(draw, given)
-    traced = any(isinstance(node, containers.Traced) for node in root.walk())
+    given, root = _trainable(draw)
     tree = Tree(
         root,
         given,
@@ -44,21 +42,29 @@ def draw_tree(seed: int) -> Tree:
         level=level,
         mask=draw.choice(("float32", "int64", "bool")) if root.uses_mask else "",
         fresh=draw.rarely(),
-        compiled=traced or draw.rarely(),
     )
     return with_mistake(tree, draw) if draw.random() < 0.5 else tree
 
 
+def _trainable(draw: Draw) -> tuple[Format, Node]:
+    """A model in which there is something to train, and what it is given."""
+    while True:
+        given = _given(draw)
+        root = _model(draw, given)
+        if any(weight.requires_grad for weight in build(root, given).parameters()):
+            return given, root
+
+
 def _given(draw: Draw) -> Format:
     kind = draw.choices((VECTOR, TOKENS, IMAGE, IDS), (2, 4, 4, 2))[0]
-    channels, tokens = draw.choice(CHANNELS), draw.choice((1, 2, 3, 4, 5, 7))
+    channels, count = draw.choice(CHANNELS), draw.choice((1, 2, 3, 4, 5, 7))
     match kind:
         case "vector":
             return Format(kind, (channels,))
         case "tokens":
-            return Format(kind, (tokens, channels), mask=draw.random() < 0.5)
+            return Format(kind, (count, channels), mask=draw.random() < 0.5)
         case "ids":
-            return Format(kind, (tokens,), mask=draw.random() < 0.5, vocabulary=draw.choice((3, 5, 8, 11)))
+            return Format(kind, (count,), mask=draw.random() < 0.5, vocabulary=draw.choice((3, 5, 8, 11)))
     side = draw.choice((4, 5, 6, 8))
     return Format(kind, (draw.choice((1, 3, 3, 4, 6)), side, side if draw.random() < 0.5 else draw.choice((4, 5, 7))))
 
@@ -70,7 +76,7 @@ def _model(draw: Draw, given: Format) -> Node:
         if draw.random() < 0.4:
             to = draw.choice((4, 6, 8))
             return containers.Tied(_chain(draw, Format(TOKENS, (*given.shape, to), given.mask), 2, same=True), to)
-        parts.append(plain.Embedding(draw.choice((4, 6, 8)), draw.random() < 0.3))
+        parts.append(tokens.Embedding(draw.choice((4, 6, 8)), draw.random() < 0.3))
     body = _extended(draw, parts, given, draw.randint(1, 4))
     return containers.Chain(tuple(_ended(draw, body, given)))
 
@@ -93,7 +99,7 @@ def _ended(draw: Draw, parts: list[Node], given: Format) -> list[Node]:
         parts, format = [*parts, node], node.out(format)
     if format.kind == TOKENS and draw.random() < 0.5:
         how = draw.choice(("mean", "first", "max", *(("masked mean",) * 2 if format.mask else ())))
-        parts, format = [*parts, plain.TokenMean(how)], Format(VECTOR, format.shape[-1:])
+        parts, format = [*parts, tokens.TokenMean(how)], Format(VECTOR, format.shape[-1:])
     chance = draw.random()
     if chance < 0.2:
         return parts
@@ -176,8 +182,7 @@ def _attention(draw: Draw, given: Format, depth: int) -> Node:
 
 def _batch_norm(draw: Draw, given: Format, depth: int) -> Node:
     if draw.train:
-        raise_to = norms.GroupNorm(1)
-        return raise_to
+        return norms.GroupNorm(1)
     return norms.BatchNorm()
 
 
@@ -201,10 +206,10 @@ MAKERS: dict[Make, float] = {
     lambda d, g, n: plain.Mlp(d.choice((2, 5, 8)), d.act(), d.random() < 0.4): 4,
     lambda d, g, n: plain.Glu(): 2,
     lambda d, g, n: plain.Standardise(): 1,
-    lambda d, g, n: plain.Positions(d.random() < 0.5): 3,
+    lambda d, g, n: tokens.Positions(d.random() < 0.5): 3,
     lambda d, g, n: plain.Buffers(): 1,
     lambda d, g, n: plain.Scale(d.rarely()): 1,
-    lambda d, g, n: plain.TokenMean(d.choice(("mean", "first", "max", "masked mean"))): 0.5,
+    lambda d, g, n: tokens.TokenMean(d.choice(("mean", "first", "max", "masked mean"))): 0.5,
     _dropout: 2,
     lambda d, g, n: norms.LayerNorm(d.choice((1e-5, 1e-5, 1e-3, 1e-6))): 4,
     lambda d, g, n: norms.RMSNorm(d.choice((1e-6, 1e-5)), d.rarely()): 2,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import torch
 from flax import nnx
 
-from reliability.grammar.node import IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, fill, linear
+from reliability.grammar.node import EMPTY, IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, fill, linear
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -74,6 +74,7 @@ class Conv(Node):
             feature_group_count=self.groups,
             use_bias=self.bias,
             rngs=nnx.Rngs(0),
+            **EMPTY,
         )
         fill(module.kernel, twin.weight, (*range(2, 2 + rank), 1, 0))
         if self.bias:

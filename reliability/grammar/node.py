@@ -169,9 +169,21 @@ def fill(variable: Any, tensor: torch.Tensor, axes: Sequence[int] | None = None)
     variable.set_value(jnp.asarray(value if axes is None else value.transpose(axes)))
 
 
+def empty(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+    """An initialiser that computes nothing: what it makes is filled."""
+    return jnp.asarray(np.zeros(shape, dtype))
+
+
+EMPTY: dict[str, Any] = {"kernel_init": empty, "bias_init": empty}
+"""Of a flax layer with a kernel."""
+
+EMPTY_NORM: dict[str, Any] = {"scale_init": empty, "bias_init": empty}
+"""Of a flax normalisation."""
+
+
 def linear(twin: torch.nn.Linear) -> nnx.Linear:
     """The flax twin of a Linear."""
-    module = nnx.Linear(twin.in_features, twin.out_features, use_bias=twin.bias is not None, rngs=nnx.Rngs(0))
+    module = nnx.Linear(twin.in_features, twin.out_features, use_bias=twin.bias is not None, rngs=nnx.Rngs(0), **EMPTY)
     fill(module.kernel, twin.weight, (1, 0))
     if twin.bias is not None:
         fill(module.bias, twin.bias)

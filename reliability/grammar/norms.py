@@ -10,7 +10,19 @@ import jax.numpy as jnp
 import torch
 from flax import nnx
 
-from reliability.grammar.node import IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, fill, param, stop
+from reliability.grammar.node import (
+    EMPTY_NORM,
+    IMAGE,
+    TOKENS,
+    VECTOR,
+    Format,
+    Node,
+    UnfitError,
+    empty,
+    fill,
+    param,
+    stop,
+)
 
 AFFINE = ("scale missing", "1 + scale")
 LIKELY = ("epsilon", "statistics stopped")
@@ -26,7 +38,9 @@ def _affine(module: Any, twin: Any) -> Any:
 
 def _with_affine(x: jax.Array, module: Any, wrong: str) -> jax.Array:
     scale = {"scale missing": 1.0, "1 + scale": 1 + module.scale[...]}.get(wrong, module.scale[...])
-    return x * scale if getattr(module, "bias", None) is None or wrong == "bias missing" else x * scale + module.bias[...]
+    return (
+        x * scale if getattr(module, "bias", None) is None or wrong == "bias missing" else x * scale + module.bias[...]
+    )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,7 +56,7 @@ class LayerNorm(Node):
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
         eps = 1e-6 if self.wrong == "epsilon" else self.eps
-        module = nnx.LayerNorm(given.channels, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0))
+        module = nnx.LayerNorm(given.channels, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0), **EMPTY_NORM)
         if self.wrong and self.wrong != "epsilon":
             module.__class__, module.wrong = WrongLayerNorm, self.wrong
         return _affine(module, twin)
@@ -79,10 +93,17 @@ class RMSNorm(Node):
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
         if self.float32 or self.wrong:
-            module = FlaxRMSNorm(self, twin) if self.float32 else WrongRMSNorm(given.channels, rngs=nnx.Rngs(0))
+            module = (
+                FlaxRMSNorm(self, twin)
+                if self.float32
+                else WrongRMSNorm(given.channels, scale_init=empty, rngs=nnx.Rngs(0))
+            )
             module.node = self
             return module if self.float32 else _affine(module, twin)
-        return _affine(nnx.RMSNorm(given.channels, epsilon=self.eps, use_fast_variance=False, rngs=nnx.Rngs(0)), twin)
+        return _affine(
+            nnx.RMSNorm(given.channels, epsilon=self.eps, use_fast_variance=False, scale_init=empty, rngs=nnx.Rngs(0)),
+            twin,
+        )
 
 
 class TorchRMSNorm(torch.nn.Module):
@@ -143,7 +164,7 @@ class GroupNorm(Node):
         eps = 1e-4 if self.wrong == "epsilon" else self.eps
         groups = 1 if self.wrong == "one group" else self.groups
         module = nnx.GroupNorm(
-            given.channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0)
+            given.channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0), **EMPTY_NORM
         )
         if self.wrong == "groups interleaved":
             module.__class__ = InterleavedGroupNorm
@@ -176,7 +197,7 @@ class BatchNorm(Node):
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
         eps = 1e-3 if self.wrong == "epsilon" else self.eps
-        module = nnx.BatchNorm(given.channels, epsilon=eps, momentum=0.9, rngs=nnx.Rngs(0))
+        module = nnx.BatchNorm(given.channels, epsilon=eps, momentum=0.9, rngs=nnx.Rngs(0), **EMPTY_NORM)
         fill(module.mean, twin.running_mean)
         fill(module.var, twin.running_var)
         if self.wrong and self.wrong != "epsilon":

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +17,20 @@ from flax import nnx
 from reliability.grammar.attention import Attention, Spectrum
 from reliability.grammar.containers import Branches, Chain, Frozen, Repeated, Residual, Tied, Traced
 from reliability.grammar.images import Conv, Pool, SqueezeExcite, ToTokens, ToVector
-from reliability.grammar.node import GENERAL, IDS, IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, build, port
+from reliability.grammar.node import GENERAL, IDS, Format, Node, UnfitError, build, port
 from reliability.grammar.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from reliability.grammar.outputs import Heads, Logits, Picture
 from reliability.grammar.plain import (
     Activation,
     Buffers,
     Dropout,
-    Embedding,
     Glu,
     Linear,
     Mlp,
-    Positions,
     Scale,
     Standardise,
-    TokenMean,
 )
+from reliability.grammar.tokens import Embedding, Positions, TokenMean
 
 __all__ = [
     "Activation",
@@ -87,7 +84,6 @@ class Tree:
     level: str = "gradients"
     mask: str = ""
     fresh: bool = False
-    compiled: bool = False
 
     __repr__ = Node.__repr__
 

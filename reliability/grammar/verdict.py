@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -47,7 +46,7 @@ def judge(tree: Tree) -> Verdict:
     expected = _expected(tree)
     start = time.process_time()
     try:
-        with jax.disable_jit(not tree.compiled), quiet():
+        with quiet():
             report = _report(tree)
     except ValueError as error:
         said, kind, detail = REFUSED, _kind_of_error(error), str(error)
@@ -109,7 +108,9 @@ def _buffers(model: object) -> list[np.ndarray]:
 def _weights(model: nnx.Module) -> dict[tuple, str]:
     """Path -> digest of every variable but the state of random numbers."""
     state = nnx.state(model, nnx.Not(nnx.RngState))
-    return {path: hashlib.sha256(np.asarray(leaf[...]).tobytes()).hexdigest() for path, leaf in nnx.to_flat_state(state)}
+    return {
+        path: hashlib.sha256(np.asarray(leaf[...]).tobytes()).hexdigest() for path, leaf in nnx.to_flat_state(state)
+    }
 
 
 @contextlib.contextmanager
