@@ -266,7 +266,7 @@ class Proof:
             gates,
             memory,
             arguments.apply,
-            [] if note is None else [note],
+            [note for note in (note, _output_note(pairing)) if note is not None],
         )
 
     def in_other_order(self) -> Proof | None:
@@ -463,6 +463,13 @@ class Proof:
                 break
             chosen.append(pair)
         return chosen
+
+
+def _output_note(pairing: Pairing) -> str | None:
+    """What to say of the layout of the model's own outputs, where it is not PyTorch's."""
+    axes = pairing.root.output_axes if pairing.comparable else ()
+    moved = [f"output {i} with its channels last, {own}" for i, own in enumerate(axes) if own is not None]
+    return f"JAX's model returns {', '.join(moved)}" if moved else None
 
 
 def _leak_rows(found: Mapping[str, str]) -> list[Row]:
