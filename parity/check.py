@@ -76,7 +76,7 @@ def check(
         inputs: one array, or a tuple of them, as PyTorch's model takes them (images N C H W; JAX's get N H W C).
         rules: what the pair needs besides the built-in rules.
         level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
-            same dropout masks in both.
+            same random draws in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
         loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
         formats: report bfloat16 and the device's default matrix products too.
@@ -294,7 +294,7 @@ class Proof:
         return backward_rows(*sides, self.arrays, self.pairing, self.ledger, self.gates)
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
+        """Training mode with the same random draws on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         return training_rows(self.torch_model, self.jax_model, *shared, loss)

@@ -267,6 +267,34 @@ def normed(m: Any, x: Any) -> Any:
 
 DROP = torch.nn.Dropout
 
+
+def jax_dropped(x: jax.Array, key: jax.Array) -> jax.Array:
+    return jnp.where(jax.random.bernoulli(key, 0.7, x.shape), x / 0.7, 0)
+
+
+def mapped(m: Any, x: jax.Array) -> jax.Array:
+    """A key for each example."""
+    return jax.vmap(jax_dropped)(x, jax.random.split(m.rngs.dropout(), len(x)))
+
+
+def repeatedly(m: Any, x: torch.Tensor) -> torch.Tensor:
+    for _ in range(3):
+        x = F.dropout(m.fc1(x), 0.3, m.training).sin()
+    return m.fc2(x)
+
+
+def scanned(m: Any, x: jax.Array, *, one_key: bool = False) -> jax.Array:
+    """The same layer three times, a key for each."""
+
+    def step(y: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        y = y @ m.fc1.kernel[...] + jnp.broadcast_to(m.fc1.bias[...], y.shape)
+        return jnp.sin(y if m.deterministic else jax_dropped(y, key)), None
+
+    key = m.rngs.dropout()
+    keys = jnp.stack([key] * 3) if one_key else jax.random.split(key, 3)
+    return m.fc2(jax.lax.scan(step, x, keys)[0])
+
+
 EQUAL: dict[str, Callable[[], tuple[Any, ...]]] = {
     "called twice": lambda: (Ours(twice, drop=DROP(0.3)), Theirs(twice, drop=drop(0.3))),
     "noise": lambda: (Ours(torch_noise), Theirs(jax_noise)),
@@ -276,6 +304,8 @@ EQUAL: dict[str, Callable[[], tuple[Any, ...]]] = {
         Ours(torch_path),
         Theirs(lambda m, x: x + m.drop(m.fc1(x)), drop=drop(0.2, 1, 2)),
     ),
+    "a key for each example": lambda: (TORCH["functional"](0.3), Theirs(unless_deterministic(mapped))),
+    "a loop": lambda: (Ours(repeatedly), Theirs(scanned), X, Rules(unpaired=["fc1"])),
     "in another order": lambda: (
         Ours(two("fc1", "fc2"), drop=DROP(0.3)),
         Theirs(two("fc2", "fc1"), drop=drop(0.3)),
@@ -338,6 +368,16 @@ DIFFERENT: dict[str, tuple[Callable[[], tuple[Any, ...]], str, str]] = {
         lambda: (
             TORCH["functional"](0.3),
             Theirs(unless_deterministic(lambda m, x: compiled_drop(jax.random.key(0), x, 0.7))),
+        ),
+        "dropout rate",
+        "",
+    ),
+    "one key for a whole loop": (
+        lambda: (
+            Ours(repeatedly),
+            Theirs(functools.partial(scanned, one_key=True)),
+            X,
+            Rules(unpaired=["fc1"]),
         ),
         "dropout rate",
         "",
