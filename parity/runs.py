@@ -20,16 +20,14 @@ import torch
 from flax import nnx
 
 from parity.align import Axes
+from parity.altered import altered_in_pieces
 from parity.capture import (
-    ROOT,
     Call,
     Calls,
     InPlaceError,
     Key,
     OtherTypeError,
-    Replace,
     jax_calls,
-    jax_hooks,
     torch_calls,
     torch_hooks,
 )
@@ -39,7 +37,6 @@ from parity.jax_draws import handed_out, in_precision
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
-    InPieces,
     Pieces,
     UnfitError,
     begin,
@@ -47,7 +44,6 @@ from parity.pieces import (
     dotted,
     jax_calls_in_pieces,
     piece_names,
-    within,
 )
 from parity.torch_draws import TorchDraws
 
@@ -364,39 +360,6 @@ class JaxSide:
         compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
         release()
         return compiled(*args)
-
-
-Altered = tuple[Handed | None, Mapping[Key, Sequence[Any]]]
-"""The numbers of random draws (None: as they are drawn), and what is added to outputs of calls."""
-
-
-def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
-    draws, zeros = by
-    with handed_out(module, draws), jax_hooks(module, lambda key, arrays: None, _adding(zeros)):
-        return module(*args, **kwargs)
-
-
-def altered_in_pieces(pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered) -> Any:
-    if pieces is None:
-        return _altered(model, inputs, {}, by)
-    draws, zeros = by
-
-    def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
-        # To its own output the hook that surrounds this adds; its own draws are made inside.
-        own = {ROOT: draws[key]} if draws and key in draws else {}
-        inner = None if draws is None else {**own, **within(key[0], draws)}
-        return pieces(_altered, module, args, kwargs, (inner, within(key[0], zeros)))
-
-    hooks = jax_hooks(model, lambda key, arrays: None, _adding(zeros), InPieces(pieces, compute))
-    with handed_out(model, draws), hooks:
-        return model(*inputs)
-
-
-def _adding(zeros: Mapping[Key, Sequence[Any]]) -> Replace:
-    def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-        return [x + zero for x, zero in zip(outputs, zeros[key], strict=True)] if key in zeros else None
-
-    return after
 
 
 def _back(array: np.ndarray, axes: Axes) -> np.ndarray:
