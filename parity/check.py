@@ -98,7 +98,7 @@ def check(
             as it is if JAX's model takes it so.
         rules: what the pair needs besides the built-in rules.
         level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
-            same dropout masks in both.
+            same random draws in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
         loss: what is differentiated; by default one that has a gradient and a curvature in every direction of every
             output (`parity.losses.default_loss`).
@@ -432,7 +432,7 @@ class Proof:
         return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
+        """Training mode with the same random draws on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)
