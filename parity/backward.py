@@ -98,7 +98,9 @@ def _cause(
     if len(wrong) == 1 and wrong[0].by[0] == "parameter":
         name = wrong[0].by[1]
         holder = dict(side.model.named_modules()).get(name.rpartition(".")[0])
-        found = embedding_cause(holder, wrong[0], row.gate) or untied_cause(name, tied.get(name, {}), wrong[0], row.gate)
+        found = embedding_cause(holder, wrong[0], row.gate) or untied_cause(
+            name, tied.get(name, {}), wrong[0], row.gate
+        )
         if found is not None:
             return [as_cause(module, found, row.error, 0.0)]
     alike = related_cause(wrong, row.gate)

@@ -17,7 +17,7 @@ from flax import nnx
 from parity.align import Axes, input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
-from parity.causes import find_causes
+from parity.causes import find_causes, find_single_causes
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger, to_numpy
 from parity.judge import (
@@ -99,9 +99,10 @@ def check(
     rows = weight_rows(proof.ledger, torch_model, jax_model)
     rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()
+    notes: list[str] = []
     if _fails(rows, mode="forced"):
         tell("causes")
-        causes = proof.causes(rows)
+        causes = proof.causes(rows, notes)
     root = proof.pairing.root
     evaluation_loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
     if level != "forward":
@@ -282,10 +283,12 @@ class Proof:
         ours, theirs = self._both_gradients("float32", loss, chosen)
         return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
 
-    def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
-        """Why modules fail, as far as it can be told: see `parity.causes`."""
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return find_causes(*sides, self.arrays, self.pairing, rows)
+    def causes(self, rows: Sequence[Row], notes: list[str] | None = None) -> tuple[Cause, ...]:
+        """Why modules fail, as far as it can be told: see `parity.causes`. What is not looked into joins `notes`."""
+        double = self.torch_side("float64")
+        shared = self.arrays, self.pairing, rows, notes
+        found = find_causes(double, self.jax_side("float64"), *shared)
+        return found + find_single_causes(double, self.jax_side("float32"), *shared)
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
         """Every module's own derivative, and what is wrong with it: see `parity.backward`."""

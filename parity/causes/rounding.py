@@ -2,7 +2,8 @@
 
 The same function rounded otherwise cannot be expected to give JAX's numbers to the last digit: sums run in another
 order, and a float32 `exp` differs between libraries in its last bit. But most of its roundings (of the inputs, of a
-result to 24 digits) are those of JAX, so the errors agree element by element; chance gives a correlation of 1 / sqrt(n).
+result to 24 digits) are those of JAX, so the errors agree element by element; by chance they would correlate by
+1 / sqrt(n).
 """
 
 from __future__ import annotations
