@@ -18,7 +18,7 @@ from flax import nnx
 from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
-from parity.causes import find_causes
+from parity.causes import find_causes, find_single_causes
 from parity.causes.leaks import believable, leak_causes
 from parity.channels import Axes
 from parity.compare import Gates, Row
@@ -420,6 +420,7 @@ class Proof:
         proven = leak_causes(*shared, self.gates)
         with shared[0].wide():
             found = believable(find_causes(*shared, self.notes), self.pairing, rows)
+            found += find_single_causes(shared[0], self.jax_side("float32"), *shared[2:], self.notes)
         # A cast that is proven says more than any other cause of its module.
         return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
