@@ -112,7 +112,7 @@ GPT = (
         "the model",
         None,
         calling("", lambda self, original, x: 3 * jnp.tanh(original(x) / 3), HEAD),
-        also=("activation", "extra step"),
+        also=("activation", "extra step", "soft cap"),
     ),
     gpt(
         "head without the last norm",
@@ -282,7 +282,13 @@ LLAMA = (
         "kv heads",
         calling(SELF, lambda self, original, x: jnp.tile(x, (1, H // K, 1, 1)), "shared"),
     ),
-    llama("values for keys", SELF, "wrong tensor", calling(SELF, _swapped_keys)),
+    llama(
+        "values for keys",
+        SELF,
+        "q/k/v order",
+        calling(SELF, _swapped_keys),
+        also=("wrong tensor", "branches exchanged"),
+    ),
     llama("heads not moved back", SELF, None, calling(SELF, _joined_wrongly), also=("axis order", "head order")),
     llama("mask forgotten", SELF, "attention mask", calling(SELF, _unmasked, "weights"), also=("step left out",)),
     llama(
@@ -307,7 +313,7 @@ LLAMA = (
         MLP,
         "gate and up",
         calling(MLP, lambda self, original, gate, up: original(up, gate), "gated"),
-        also=("wrong tensor",),
+        also=("wrong tensor", "branches exchanged"),
     ),
     llama(
         "GELU gate",
