@@ -133,6 +133,7 @@ UNET = (
         "kernel transposed",
         changing("up.kernel", lambda x: x.swapaxes(0, 1)),
         "conversion",
+        also=("axis order",),
     ),
     unet(
         "transposed kernel: in and out",
@@ -140,6 +141,7 @@ UNET = (
         "kernel transposed",
         changing("up.kernel", lambda x: x.swapaxes(2, 3)),
         "conversion",
+        also=("axis order",),
     ),
     unet(
         "two groups for four",
