@@ -276,10 +276,9 @@ RESNET = (
     resnet(
         "flax's momentum and variance",
         "bn1",
-        "batch norm momentum",
+        "batch norm momentum and running variance",
         _as_flax("bn1", 0.99),
         "train",
-        also=("running variance", "running statistics"),
     ),
     resnet(
         "running statistics not updated", f"{NAMED}.bn3", "running statistics", calling(f"{BLOCK}.bn3", _still), "train"
@@ -330,10 +329,17 @@ MOBILENET = (
     mobile(
         "sigmoid gate",
         "block.se",
-        "activation",
+        None,
         calling("block.se", lambda self, original, x: jax.nn.sigmoid(x), "gate"),
+        also=("activation",),
     ),
-    mobile("hard sigmoid of Keras", "block.se", "activation", calling("block.se", _keras_hard_sigmoid, "gate")),
+    mobile(
+        "hard sigmoid of Keras",
+        "block.se",
+        None,
+        calling("block.se", _keras_hard_sigmoid, "gate"),
+        also=("activation",),
+    ),
     mobile(
         "squeeze by the largest",
         "block.se",
@@ -357,9 +363,9 @@ MOBILENET = (
     mobile(
         "linear bottleneck activated",
         "block",
-        "extra step",
+        None,
         calling("block", _activated, "summed"),
-        also=("activation",),
+        also=("activation", "extra step"),
     ),
     mobile("residual missing", "block", "residual", calling("block", lambda self, original, x, y: y, "summed")),
     mobile("padding SAME", "stem", "padding", setting("stem", padding="SAME")),
