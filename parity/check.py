@@ -129,7 +129,7 @@ def check(
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
         causes=causes,
-        notes=proof.pairing.design.notes() + proof.tables.notes(),
+        notes=proof.notes,
         formats=tuple(format_figures),
         settings={
             "level": level,
@@ -239,6 +239,10 @@ class Proof:
     @functools.cached_property
     def tables(self) -> TableGates:
         return TableGates(self.pairing, self.gates)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.pairing.design.notes() + self.tables.notes()
 
     def forward64(self) -> list[Row]:
         return self.forward(("float64",))

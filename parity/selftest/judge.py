@@ -55,4 +55,5 @@ def judge(
         settings={"seconds": round(time.perf_counter() - start, 1)},
         environment={},
         causes=causes,
+        notes=proof.notes,
     )
