@@ -169,7 +169,7 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
-        notes=tuple(dict.fromkeys((*proof.pairing.design.notes(), *proof.tables.notes(), *proof.notes))),
+        notes=proof.all_notes,
         power=powers,
         settings={
             "level": level,
@@ -339,6 +339,11 @@ class Proof:
     @functools.cached_property
     def tables(self) -> TableGates:
         return TableGates(self.pairing, self.gates)
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What passed with a condition or was not verified, a sentence each."""
+        return tuple(dict.fromkeys((*self.pairing.design.notes(), *self.tables.notes(), *self.notes)))
 
     def forward64(self) -> list[Row]:
         return self.forward(("float64",))

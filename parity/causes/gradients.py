@@ -209,7 +209,7 @@ def related_cause(terms: Sequence[Term], gate: float) -> tuple[str, str, float] 
         return "gradient cut", f"JAX's derivative by {by} is zero", 0.0
     if sum(term.wanted.size for term in terms) < 8 or not all(norm(term.wanted) > 0 for term in terms):
         return None
-    factors = [float(np.vdot(term.wanted, term.given) / norm(term.wanted) ** 2) for term in terms]
+    factors = [float(np.vdot(term.wanted, term.given).real / norm(term.wanted) ** 2) for term in terms]
     after = max(relative(norm(t.given - factors[0] * t.wanted), norm(t.given)) for t in terms)
     if after <= gate:
         return "gradient scale", f"JAX's derivative by {by} is {factors[0]:.6g} times PyTorch's", after
