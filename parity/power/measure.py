@@ -22,7 +22,7 @@ from parity.runs import TorchSide
 
 LEVELS = ("forward", "gradients", "train")
 
-BUDGET = 300.0
+BUDGET = 1000.0
 """Forward passes of the model that the search may cost."""
 
 Progress = Callable[[str, float], None]

@@ -16,6 +16,7 @@ from parity.causes.replay import Recording, Sites, Step
 from parity.power.derivative import same_derivative
 from parity.power.gauge import Whole, changes_shapes, forced, forced32
 from parity.power.hints import hint
+from parity.power.mutate import NotMadeError
 from parity.power.mutations import GENERIC, SPECIFIC, Mutation, found, replay
 from parity.power.recordings import Called, parts, record_calls, work_of
 from parity.power.remedies import WEIGHTS, Remedy, neutral, remedies
@@ -277,7 +278,11 @@ class Search:
             return 0.0
         self.tell(f"the model with {mutation.module or 'its'} {mutation.text}", self._share())
         self.spent += whole.work
-        margin = whole.margin(mutation)
+        try:
+            margin = whole.margin(mutation)
+        except NotMadeError as error:
+            self.notes.append(f"not tried in the whole model: {error}")
+            return 0.0
         if whole is self.whole:
             finding.take(margin, 0.0, whole.work)
         return margin
