@@ -14,6 +14,7 @@ A call is named (module path, how many times that module was called before in th
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -21,7 +22,9 @@ from typing import Any, Literal, Protocol
 import jax
 import torch
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
+from parity.jax_casts import module_scope
 from parity.structure import Leaf, tensors, with_tensors
 
 Key = tuple[str, int]
@@ -88,6 +91,10 @@ class InPlaceError(Exception):
     """A model changes its activations in place, so they have to be copied as they are recorded."""
 
 
+class NestedCallError(Exception):
+    """A module is called inside `jax.jit`, a remat or the like: see `parity.transformed`."""
+
+
 class OtherTypeError(Exception):
     """A tensor is of another type than the reference's: one program cannot pass on the one or the other."""
 
@@ -141,6 +148,7 @@ def torch_calls(
     *,
     copies: bool = True,
     only: Collection[Key] | None = None,
+    apply: Callable[[Any, Sequence[Any]], Any] = lambda model, tensors: model(*tensors),
 ) -> Calls:
     """Runs `model` once without gradients and records the calls of its modules; forced if `reference` is given.
 
@@ -172,7 +180,7 @@ def torch_calls(
         return [keep(tensor) for tensor in known[key].outputs] if key in known else None
 
     with torch_hooks(model, replace_inputs, replace_outputs), torch.no_grad():
-        model(*inputs)
+        apply(model, inputs)
     if not copies and any(tensor._version != version for tensor, version in versions):
         raise InPlaceError
     return calls
@@ -193,6 +201,31 @@ class Inside(Protocol):
     def __call__(self, key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any: ...
 
 
+def callable_classes(model: nnx.Module) -> set[type]:
+    """The classes that define how modules of `model` are called."""
+    return {
+        base
+        for _, module in nnx.iter_modules(model)
+        for base in type(module).__mro__
+        if "__call__" in vars(base) and issubclass(base, nnx.Pytree)
+    }
+
+
+@contextlib.contextmanager
+def replaced_calls(
+    classes: Collection[type], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """While open, instances of `classes` are called through `wrap` of what they define."""
+    originals = {cls: vars(cls)["__call__"] for cls in classes}
+    try:
+        for cls, original in originals.items():
+            setattr(cls, "__call__", wrap(original))  # noqa: B010  (mypy refuses to assign a method)
+        yield
+    finally:
+        for cls, original in originals.items():
+            setattr(cls, "__call__", original)  # noqa: B010
+
+
 @contextlib.contextmanager
 def jax_hooks(
     model: nnx.Module,
@@ -200,14 +233,29 @@ def jax_hooks(
     replace_outputs: Replace,
     inside: Inside | None = None,
     returned: Returned | None = None,
+    *,
+    skip_nested: bool = False,
 ) -> Iterator[None]:
-    """The same for the modules of a flax model; may be traced."""
+    """The same for the modules of a flax model; may be traced.
+
+    With `skip_nested`, calls inside another trace (of `jax.jit` for example) are left alone.
+
+    Raises:
+        NestedCallError: a module is called inside another trace than the one in which this was opened.
+    """
     names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
+    types = {type(module) for _, module in nnx.iter_modules(model)}
     count: dict[str, int] = {}
     active: set[int] = set()
+    trace, me = get_opaque_trace_state(convention="nnx"), object()
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+            if get_opaque_trace_state(convention="nnx") != trace:
+                # Hooks that were opened within that trace look after what is inside.
+                if not skip_nested and _innermost.get() is me and (id(self) in names or type(self) in types):
+                    raise NestedCallError
+                return original(self, *args, **kwargs)
             # A subclass that calls super().__call__ is one call, not two.
             if id(self) not in names or id(self) in active:
                 return original(self, *args, **kwargs)
@@ -222,7 +270,8 @@ def jax_hooks(
                 if inside is not None and inside.takes(key):
                     output = inside(key, self, args, kwargs)
                 else:
-                    output = original(self, *args, **kwargs)
+                    with module_scope(name):
+                        output = original(self, *args, **kwargs)
             finally:
                 active.discard(id(self))
             if returned is not None:
@@ -232,20 +281,21 @@ def jax_hooks(
 
         return call
 
-    classes = {
-        base
-        for _, module in nnx.iter_modules(model)
-        for base in type(module).__mro__
-        if "__call__" in vars(base) and issubclass(base, nnx.Pytree)
-    }
-    originals = {cls: vars(cls)["__call__"] for cls in classes}
+    with innermost(me), replaced_calls(callable_classes(model), wrap):
+        yield
+
+
+_innermost: contextvars.ContextVar[object] = contextvars.ContextVar("innermost hooks")
+
+
+@contextlib.contextmanager
+def innermost(hooks: object) -> Iterator[None]:
+    """While open, these are the hooks that answer for calls inside another trace."""
+    token = _innermost.set(hooks)
     try:
-        for cls, original in originals.items():
-            setattr(cls, "__call__", wrap(original))  # noqa: B010  (mypy refuses to assign a method)
         yield
     finally:
-        for cls, original in originals.items():
-            setattr(cls, "__call__", original)  # noqa: B010
+        _innermost.reset(token)
 
 
 class Recorder:
@@ -257,15 +307,12 @@ class Recorder:
         self._given: dict[Key, list[Any]] = {}
         self._passed: dict[int, tuple[jax.Array, Passed]] = {}  # by identity, of arrays that are kept alive
 
-    def hooks(self, model: nnx.Module, inside: Inside | None = None) -> contextlib.AbstractContextManager[None]:
-        return jax_hooks(model, self._replace_inputs, self._replace_outputs, inside)
-
-    def _replace_inputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+    def replace_inputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if self._only is None or key in self._only:
             self._given[key] = self._record(key, "inputs", arrays)
         return self._chosen(key, "inputs", self._known[key].inputs, arrays) if key in self._known else None
 
-    def _replace_outputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+    def replace_outputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if key in self._given:
             self.calls[key] = Call(self._given.pop(key), self._record(key, "outputs", arrays))
         return self._chosen(key, "outputs", self._known[key].outputs, arrays) if key in self._known else None
@@ -295,28 +342,6 @@ class Recorder:
         if self._only is None or key in self._only:
             self._passed.update({id(x): (x, Passed(key, where, i, replaced=True)) for i, x in enumerate(new)})
         return new
-
-
-def jax_calls(
-    model: nnx.Module,
-    inputs: tuple[jax.Array, ...],
-    reference: Mapping[Key, Call] | None = None,
-    *,
-    only: Collection[Key] | None = None,
-    forced: jax.Array | None = None,
-) -> Calls:
-    """Runs `model` once and records the calls of its modules; forced if `reference` is given. May be traced.
-
-    `forced`, a boolean of the program, decides as it runs: so one program makes both the free and the forced run.
-    What one call hands to another is then recorded once (see `Passed`).
-
-    Raises:
-        OtherTypeError: with `forced`, where a tensor differs from the reference's in shape or dtype.
-    """
-    recorder = Recorder(reference or {}, only, forced)
-    with recorder.hooks(model):
-        model(*inputs)
-    return recorder.calls
 
 
 def _either(forced: jax.Array, wanted: list[jax.Array], arrays: list[jax.Array]) -> list[jax.Array]:

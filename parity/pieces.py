@@ -24,7 +24,9 @@ import numpy as np
 from flax import nnx
 
 from parity.capture import ROOT, Call, Calls, Key, Recorder, opaque, resolved
+from parity.inputs import Apply, positional
 from parity.structure import Rebuild, flatten, tensors, with_tensors
+from parity.transformed import has_paths, watched
 
 Work = Callable[[nnx.Module, Any, Any, Any], Any]
 """What is done in a piece, of its module, its arguments, its keyword arguments and further arrays. It is hashable, and
@@ -39,7 +41,9 @@ class UnfitError(Exception):
 
 
 def piece_names(model: nnx.Module) -> frozenset[str]:
-    """Paths of the modules that are pieces; {""} for the whole model."""
+    """Paths of the modules that are pieces; {""} for the whole model, as where modules carry their paths."""
+    if has_paths(model):
+        return frozenset({""})
     modules = dict(nnx.iter_modules(model))
     filled = {path[:end] for path in modules for end in range(len(path))}
     members = [path for path in modules if path in filled and path and isinstance(path[-1], int)]
@@ -274,6 +278,7 @@ def jax_calls_in_pieces(
     *,
     only: Collection[Key],
     forced: bool | None,
+    apply: Apply = positional,
 ) -> Calls:
     """As `jax_calls`, compiled in pieces. Those for a `forced` that is False or True are the same; None: always.
 
@@ -295,8 +300,8 @@ def jax_calls_in_pieces(
         recorder.calls.update({around(key[0], inner): call for inner, call in calls.items() if inner != ROOT})
         return rebuild(calls[ROOT].outputs)
 
-    with recorder.hooks(model, InPieces(pieces, compute)):
-        model(*inputs)
+    inside = InPieces(pieces, compute)
+    apply(watched(model, recorder.replace_inputs, recorder.replace_outputs, inside=inside), inputs)
     return recorder.calls
 
 
@@ -309,8 +314,7 @@ class _Recording:
     def __call__(self, module: nnx.Module, args: Any, kwargs: Any, given: tuple[Calls, Any]) -> tuple[Any, Calls]:
         recorder = Recorder(given[0], self.only, given[1])
         recorder.meet(ROOT, "inputs", tensors((args, kwargs)))
-        with recorder.hooks(module):
-            output = module(*args, **kwargs)
+        output = watched(module, recorder.replace_inputs, recorder.replace_outputs)(*args, **kwargs)
         return with_tensors(output, [recorder.passed(x) for x in tensors(output)]), recorder.calls
 
 

@@ -149,6 +149,9 @@ class Report:
         What a module passes on to its children is its own work, so a wrong "calls" row names the module around.
         Where all of these hold, it is the first module that draws or updates something else in training mode.
         """
+        structure = next((row for row in self.rows if row.kind == "structure"), None)
+        if structure is not None:
+            return structure.name or "the model"
         order = {name: i for i, (name, _) in enumerate(self.layers)}
         failed = [row for row in self.rows if row.mode == "forced" and not row.passed and row.name in order]
         if not failed:
@@ -165,9 +168,9 @@ class Report:
 
     @property
     def _first_in_training(self) -> str | None:
-        laws = ("dropout rate", "dropout draws", "buffer")
-        failed = [row for row in self.failures if row.kind in laws]
-        names = [row.name.rpartition(".")[0] if row.kind == "buffer" else row.name for row in failed]
+        laws = ("dropout rate", "dropout draws", "random draw", "structure", "layer", "calls", "output", "buffer")
+        failed = [row for row in self.failures if row.kind in laws and row.mode == "train"]
+        names = [around(row.name) if row.kind in ("buffer", "calls") else row.name for row in failed]
         return names[0] or "the model" if names else None
 
     @property
@@ -188,6 +191,8 @@ class Report:
     def verdict(self) -> str:
         """One line: equal or different, how many measurements, where it starts."""
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
+        if self.failures and all(row.kind == "configuration" for row in self.failures):
+            return f"DIFFERENT: the algorithm is equal, the configuration is not: {self.failures[0].note}"
         return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
@@ -264,6 +269,8 @@ class Report:
                     tuple(_restored(Entry, entry) for entry in ledger["entries"]),
                     _typed(ledger["torch_only"], "tuple[str, ...]"),
                     _typed(ledger["jax_only"], "tuple[str, ...]"),
+                    _typed(ledger.get("tied", []), "tuple[str, ...]"),
+                    _typed(ledger.get("notes", []), "tuple[str, ...]"),
                 ),
                 layers=tuple((_typed(x["name"], "str"), _typed(x["type"], "str")) for x in payload["layers"]),
                 unpaired=_typed(payload["unpaired"], "tuple[str, ...]"),

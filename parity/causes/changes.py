@@ -62,26 +62,31 @@ def around(recording: Recording, steps: list[Step]) -> Around:
 
 def changes(recording: Recording, here: Around) -> Iterator[Change]:
     """All single changes; each step stands for all at its place."""
-    own = list(here.own.values())
     first = list({(step.place, step.name): step for step in reversed(here.steps)}.values())[::-1]
+    own = list(here.own.values())
     yield from _inner(recording, part_orders)
     yield from _exchanged(recording)
+    repeated = [(step, variants(step, here)) for step in here.steps if 1 < len(here.same(step)) <= MANY]
     named = [(step, variants(step, here)) for step in first]
-    named = [(step, [v for v in found if (v.switch in TELLING) is told]) for told in (True, False) for step, found in named]
     fits = [(step, v) for step, found in named for v in found if v.family]
     exact = [(step, v) for step, found in named for v in found if not v.rounding and not v.family]
-    yield from (dataclasses.replace(_altered(here, step, v), named=True) for step, v in exact)
+    yield from (dataclasses.replace(_altered(here, step, v), named=True) for step, v in exact if v.switch in TELLING)
+    for step, found in repeated:
+        yield from (_altered(here, step, v, alone=True) for v in found if v.switch in TELLING and not v.family)
+    yield from (
+        dataclasses.replace(_altered(here, step, v), named=True) for step, v in exact if v.switch not in TELLING
+    )
     yield from _inner(recording, lambda tree: head_orders(tree, [n for n in here.sizes if n <= HEADS]))
     rounded = [(step, v) for step, found in named for v in found if v.rounding]
     for step in first:
         found = _safely(generic(step, here.before(step), own))
         rounded += [(step, v) for v in found if v.rounding]
         yield from (_altered(here, step, v) for v in found if not v.rounding)
-    for step in here.steps:
-        if 1 < len(here.same(step)) <= MANY:
-            found = [*variants(step, here), *_safely(generic(step, here.before(step), own))]
-            yield from (_altered(here, step, v, alone=True) for v in found if not v.rounding and not v.family)
-    yield from (_altered(here, step, v) for step, v in fits)
+    for step, found in repeated:
+        rest = [v for v in found if v.switch not in TELLING] + _safely(generic(step, here.before(step), own))
+        yield from (_altered(here, step, v, alone=True) for v in rest if not v.rounding and not v.family)
+    yield from (_altered(here, step, v) for step, v in fits if v.switch in TELLING)
+    yield from (_altered(here, step, v) for step, v in fits if v.switch not in TELLING)
     yield from (_altered(here, step, v) for step, v in rounded)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from parity.causes.registry import Around, switches
-from parity.causes.replay import Step
 from parity.causes.mixtures import expanded
 from parity.causes.pooling import same_pads
+from parity.causes.registry import Around, switches
+from parity.causes.replay import Step
 from parity.causes.values import biases
 from parity.causes.variant import Argument, Variant, changed, choices, given, orders, picked, replaced, result
 

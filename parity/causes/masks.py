@@ -140,8 +140,9 @@ def _window(hidden: torch.Tensor, queries: int, keys: int) -> Iterator[tuple[str
             return (_of(h) & ~ones.tril(edge - width)) | ones.tril(edge - n)
 
         yield text, change
-    yield f"window of {width} keys -> no window", lambda h, s: _of(h) & ~torch.ones(queries, keys).bool().tril(
-        keys - queries - width
+    yield (
+        f"window of {width} keys -> no window",
+        lambda h, s: _of(h) & ~torch.ones(queries, keys).bool().tril(keys - queries - width),
     )
 
 

@@ -13,6 +13,7 @@ from parity.causes.replay import Recording, record
 from parity.causes.search import Budget, Found, Search
 from parity.causes.wrong import Wrong
 from parity.compare import Row
+from parity.inputs import Apply, positional
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
 from parity.runs import JaxSide, TorchSide
@@ -51,7 +52,7 @@ def find_causes(
         if pair.torch not in own:
             references[pair.jax].inputs = None
     forced = theirs.forward(arrays, references, only={pair.jax for pair in section})
-    return name_causes(ours.model, ours.inputs(arrays), pairing.pairs, forced, rows, notes)
+    return name_causes(ours.model, ours.inputs(arrays), pairing.pairs, forced, rows, notes, apply=ours.apply)
 
 
 def name_causes(
@@ -62,6 +63,7 @@ def name_causes(
     rows: Sequence[Row],
     notes: list[str] | None = None,
     *,
+    apply: Apply = positional,
     work: float = WORK,
 ) -> tuple[Cause, ...]:
     """As `find_causes`, from JAX's forced float64 calls (numpy, those of the failing pairs) that are at hand.
@@ -75,7 +77,7 @@ def name_causes(
     ranked = _ranked(_wrong(pairs, calls, rows), pairs, rows)
     left, known = work, {}  # type: ignore[var-annotated]
     for i, (owner, wrong) in enumerate(ranked):
-        recording = record(model, inputs, owner, paired)
+        recording = record(model, inputs, owner, paired, apply)
         if recording is None:
             continue
         budget = Budget(left / (len(ranked) - i) if i else left / 2)

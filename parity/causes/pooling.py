@@ -123,8 +123,9 @@ def windows(step: Step, around: Around) -> Iterator[Variant]:
             yield replaced(
                 "padding",
                 f"padding {padding} on both sides -> {text}, not counted",
-                lambda x, p=pads: average(F.pad(x, p), kernel, stride)
-                / average(F.pad(torch.ones_like(x), p), kernel, stride),
+                lambda x, p=pads: (
+                    average(F.pad(x, p), kernel, stride) / average(F.pad(torch.ones_like(x), p), kernel, stride)
+                ),
             )
 
 

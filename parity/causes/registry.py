@@ -55,7 +55,9 @@ class Around:
     def before(self, step: Step) -> list[Named]:
         """The tensors at hand when the step runs: inputs, inner results, parameters, results of earlier steps."""
         index = self.index(step)
-        results = [(f"the result of {s.name}{s.where}", x) for s in self.steps[:index] for x in tensors_of(s.output)[:1]]
+        results = [
+            (f"the result of {s.name}{s.where}", x) for s in self.steps[:index] for x in tensors_of(s.output)[:3]
+        ]
         return [*self.given, *self.own.items(), *results]
 
     def index(self, step: Step) -> int:
@@ -88,8 +90,35 @@ class Around:
 
 
 SCORES = frozenset(
-    "matmul bmm baddbmm einsum mul div true_divide add sub masked_fill where transpose permute reshape view unsqueeze "
-    "squeeze expand unflatten flatten float to type double contiguous rmatmul rmul".split()
+    [
+        "matmul",
+        "bmm",
+        "baddbmm",
+        "einsum",
+        "mul",
+        "div",
+        "true_divide",
+        "add",
+        "sub",
+        "masked_fill",
+        "where",
+        "transpose",
+        "permute",
+        "reshape",
+        "view",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "unflatten",
+        "flatten",
+        "float",
+        "to",
+        "type",
+        "double",
+        "contiguous",
+        "rmatmul",
+        "rmul",
+    ]
 )
 """Functions on the way from queries and keys to the softmax."""
 

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from parity.capture import Key
 from parity.causes.fused import multi_head_attention
+from parity.inputs import Apply, positional
 
 Place = tuple[str, int, int]
 """File, line and instruction of the model's code: the same each time around a loop, or in a method called twice."""
@@ -167,7 +168,11 @@ class Recording:
 
 
 def record(
-    model: torch.nn.Module, inputs: Sequence[torch.Tensor], key: Key, paired: Collection[Key]
+    model: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    key: Key,
+    paired: Collection[Key],
+    apply: Apply = positional,
 ) -> Recording | None:
     """Runs `model` once and records the call `key`; None if it never comes.
 
@@ -204,7 +209,7 @@ def record(
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after, with_kwargs=True))
         with torch.no_grad():
-            model(*_copy(tuple(inputs)))
+            apply(model, _copy(tuple(inputs)))
     finally:
         for handle in handles:
             handle.remove()

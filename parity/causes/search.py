@@ -13,11 +13,11 @@ import torch
 from parity.capture import Key
 from parity.causes.changes import Change, around, changes
 from parity.causes.fit import fitted
+from parity.causes.generic import rounded_to
 from parity.causes.registry import Around
 from parity.causes.relations import relations
 from parity.causes.replay import Recording, Sites, Step, tensors_of
 from parity.causes.rounding import alike, random_signs
-from parity.causes.generic import rounded_to
 from parity.causes.wrong import Wrong, distance
 
 GATE = 1e-13

@@ -33,7 +33,20 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@switches("gelu", "relu", "silu", "sigmoid", "tanh", "relu6", "hardswish", "hardsigmoid", "leaky_relu", "elu", "softplus", "mish")
+@switches(
+    "gelu",
+    "relu",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "relu6",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "mish",
+)
 def activation(step: Step, around: Around) -> Iterator[Variant]:
     for name, function in ACTIVATIONS.items():
         switch = "gelu form" if step.name == "gelu" and "gelu" in name else "activation"

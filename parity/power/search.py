@@ -118,7 +118,7 @@ class Search:
         paired = {call.key for call in self.calls}
         self.spent += 1
         side = TorchSide(model, "float64")
-        recordings = record_calls(model, side.inputs(arrays), keys, paired)
+        recordings = record_calls(model, side.inputs(arrays), keys, paired, self.whole.apply)
         while recordings:  # let go one by one
             key = next(iter(recordings))
             yield keys[key], recordings.pop(key)
@@ -180,7 +180,7 @@ class Search:
         if not waiting:
             return
         try:
-            known = remedies(self.whole.model, self.whole.arrays)
+            known = remedies(self.whole.model, self.whole.arrays, self.whole.apply)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             self.notes.append(f"no other inputs could be tried: {error}")
             return
@@ -291,7 +291,7 @@ class Search:
         """Nothing in the forward pass shows it, whatever the inputs: gradients here, then with other inputs."""
         if self.whole.level != "forward" and self._ask(finding, self.whole) > 1:
             return
-        known = remedies(self.whole.model, self.whole.arrays)
+        known = remedies(self.whole.model, self.whole.arrays, self.whole.apply)
         here = [Remedy('level="gradients"', self.whole.model, self.whole.arrays)] * (self.whole.level == "forward")
         for remedy in (*here, *known.single, *known.everything):
             level = "gradients" if self.whole.level == "forward" else self.whole.level

@@ -48,7 +48,7 @@ ROTARY: dict[str, tuple[Callable[[Callable[..., Tensor], Tensor, str], Tensor], 
     "one too far": (lambda f, x, o: f(x, angles(first=1), o), "positions +1"),
     "two too far": (lambda f, x, o: f(x, angles(first=2), o), "positions +2"),
     "none": (lambda f, x, o: x, "left out"),
-    "exponent": (lambda f, x, o: f(x, angles(power=0.5), o), "i/D"),
+    "exponent": (lambda f, x, o: f(x, angles(power=0.5), o), "period 100"),
     "half of the width": (
         lambda f, x, o: torch.cat((f(x[..., :4], angles(width=4), o), x[..., 4:]), -1),
         "only the first half",
