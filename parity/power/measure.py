@@ -60,6 +60,23 @@ def power(
     Raises:
         ValueError: an unknown level, a budget that is not positive, or inputs that are empty or not finite.
     """
+    return search_of(
+        torch_model, inputs, level=level, gates=gates, loss=loss, budget=budget, paired=paired, progress=progress
+    ).run()
+
+
+def search_of(
+    torch_model: torch.nn.Module,
+    inputs: Any,
+    *,
+    level: str = "gradients",
+    gates: Gates | None = None,
+    loss: Loss | None = None,
+    budget: float = BUDGET,
+    paired: Collection[Key] | None = None,
+    progress: Progress | None = None,
+) -> Search:
+    """The search that `power` runs: its findings hold the mistakes themselves, to be made (see `mutated`)."""
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is not one of {', '.join(LEVELS)}")
     if not budget > 0:
@@ -73,5 +90,4 @@ def power(
     names = {call.key[0] for call in chosen}
     whole = Whole(side.model, arrays, names, loss, gates or Gates(), level, apply)
     unit = forward_work(side.model, tensors, apply)
-    search = Search(whole, chosen, unit, budget, progress or (lambda line, share: None))
-    return search.run()
+    return Search(whole, chosen, unit, budget, progress or (lambda line, share: None))

@@ -51,11 +51,14 @@ class Finding:
     def take(self, margin: float, error: float, work: float) -> None:
         self.margin, self.error, self.work = max(self.margin, margin), max(self.error, error), self.work + work
 
+    @property
+    def status(self) -> str:
+        return SEEN if self.seen else BLIND if self._differs else SAME
+
     def row(self, module: torch.nn.Module) -> PowerRow:
         m = self.mutation
-        status = SEEN if self.seen else BLIND if self._differs else SAME
-        remedy = {SEEN: "", BLIND: self._remedy, SAME: hint(m.switch, module)}[status]
-        return PowerRow((m.module,), self.type, m.switch, m.label, status, self.margin, remedy, self.work)
+        remedy = {SEEN: "", BLIND: self._remedy, SAME: hint(m.switch, module)}[self.status]
+        return PowerRow((m.module,), self.type, m.switch, m.label, self.status, self.margin, remedy, self.work)
 
     @property
     def _differs(self) -> bool:
