@@ -151,6 +151,7 @@ def check(options: Check, console: Console) -> int:
             level=options.level,
             formats=options.formats,
             memory=options.memory,
+            same_trainable=True,
             progress=lambda stage: status.update(f"{options.name}: {stage}"),
         )
     report = dataclasses.replace(report, settings={**report.settings, "name": options.name})

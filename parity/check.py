@@ -42,6 +42,7 @@ from parity.memory import release
 from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
 from parity.power import power_of
 from parity.precision import format_rows
+from parity.repeated import paired_by_value
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
@@ -82,6 +83,7 @@ def check(
     formats: bool = False,
     memory: float = MEMORY,
     power: bool | float = False,
+    same_trainable: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
@@ -90,17 +92,22 @@ def check(
 
     Args:
         torch_model, jax_model: the pair, with the same weights (see `torch_to_jax`).
-        inputs: one array, or a tuple of them, as PyTorch's model takes them (images N C H W; JAX's get N H W C).
+        inputs: one array, a tuple of arguments, a mapping of arguments by name, or `Inputs`, as PyTorch's model takes
+            them. Images are N C H W there and N H W C in JAX; an array of rank 3 to 5 that is no image is handed over
+            as it is if JAX's model takes it so.
         rules: what the pair needs besides the built-in rules.
         level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
             same dropout masks in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
-        loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
+        loss: what is differentiated; by default one that has a gradient and a curvature in every direction of every
+            output (`parity.losses.default_loss`).
         formats: report bfloat16 and the device's default matrix products too.
         memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
             part of the layers: more memory makes the check of a large model quicker.
         power: measure too what these inputs and weights would have shown (see `parity.power`): True, or what it may
             cost in forward passes of the model.
+        same_trainable: also require that the same tensors are trained on both sides. By default a part that is frozen
+            on one side alone is said, since flax models are usually frozen in the optimiser.
         progress: called with a line before each stage.
 
     Returns:
@@ -116,15 +123,22 @@ def check(
     tell("weights and modules")
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
-    rows = weight_rows(proof.ledger, torch_model, jax_model)
+    rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
     proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
-    rows += proof.forward(tell=tell)
+    forward = proof.forward(tell=tell)
+    if _fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
+        tell("calls of one module in another order")
+        again = other.forward(tell=tell)
+        if sum(not row.passed for row in again) < sum(not row.passed for row in forward):
+            proof, forward = other, again
+    rows += forward
     causes: tuple[Cause, ...] = ()
     if _fails(rows, mode="forced"):
         tell("causes")
         causes = proof.causes([row for row in rows if not is_small(row)])  # by relF, which sees nothing there
-    if not proof.pairing.comparable:  # the outputs have no structure in common: nothing to differentiate
+    if not proof.pairing.comparable and level != "forward":
+        proof.notes.append("gradients and training mode were not compared, since the outputs cannot be")
         level, formats = "forward", False
     evaluation_loss = loss or proof.default_loss
     if level != "forward":
@@ -154,8 +168,8 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
-        power=powers,
         notes=tuple(dict.fromkeys((*proof.pairing.design.notes(), *proof.tables.notes(), *proof.notes))),
+        power=powers,
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -238,8 +252,21 @@ class Proof:
             gates,
             memory,
             arguments.apply,
-            [] if note is None else [note],
+            [note for note in (note, _output_note(pairing)) if note is not None],
         )
+
+    def in_other_order(self) -> Proof | None:
+        """With the calls of modules that are called several times paired by their values; None if that changes nothing.
+
+        Both models may call a shared module in another order.
+        """
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        pairing = paired_by_value(self.pairing, ours, theirs, self.arrays)
+        if pairing == self.pairing:
+            return None
+        moved = ", ".join(sorted({pair.torch[0] for pair in pairing.pairs if pair.torch[1] != pair.jax[1]}))
+        note = f"called in another order in JAX, and paired by value: {moved}"
+        return dataclasses.replace(self, pairing=pairing, notes=[*self.notes, note])
 
     @property
     def default_loss(self) -> Loss | None:
@@ -422,6 +449,13 @@ class Proof:
                 break
             chosen.append(pair)
         return chosen
+
+
+def _output_note(pairing: Pairing) -> str | None:
+    """What to say of the layout of the model's own outputs, where it is not PyTorch's."""
+    axes = pairing.root.output_axes if pairing.comparable else ()
+    moved = [f"output {i} with its channels last, {own}" for i, own in enumerate(axes) if own is not None]
+    return f"JAX's model returns {', '.join(moved)}" if moved else None
 
 
 def _leak_rows(found: Mapping[str, str]) -> list[Row]:

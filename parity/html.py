@@ -180,7 +180,9 @@ def _power(report: Report) -> Markup | None:
     ]
     columns = ("where", "type", "modules", "mistake", "what it would be", "what would show it")
     parts = [tag("p", f"This proof {report.power.summary}.")]
-    parts += [_table("Mistakes that these inputs and weights do not show", columns, rows[:MOST_FAILURES])] if rows else []
+    parts += (
+        [_table("Mistakes that these inputs and weights do not show", columns, rows[:MOST_FAILURES])] if rows else []
+    )
     return join([*parts, *(tag("p", note) for note in report.power.notes)])
 
 

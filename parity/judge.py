@@ -42,8 +42,13 @@ FLOAT64_NOISE = 2.0**-29
 """Rounding of float64 over rounding of float32: noise scales with it."""
 
 
-def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[Row]:
-    """One row for all tensors that are equal bit for bit and trained (or frozen) on both sides, one for each other."""
+def weight_rows(
+    ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module, *, same_trainable: bool = True
+) -> list[Row]:
+    """One row for all tensors that are equal bit for bit, one for each other.
+
+    With `same_trainable`, a tensor that is trained on one side and frozen on the other is one of the others.
+    """
     state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
     different = set(state_equal(ledger, torch_model, jax_model))
     rows = []
@@ -51,7 +56,7 @@ def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mod
         value, variable = state[entry.torch], variables[entry.jax]
         notes = []
         whole = is_integer(variable.dtype) and is_integer(numpy_dtype(value))
-        if value.requires_grad != isinstance(variable, nnx.Param):
+        if same_trainable and value.requires_grad != isinstance(variable, nnx.Param):
             notes.append("trained on one side, frozen on the other")
         if str(variable.dtype) != entry.dtype and not whole:
             notes.append(f"{entry.dtype} in PyTorch, {variable.dtype} in JAX")
@@ -80,11 +85,14 @@ def pairing_rows(pairing: Pairing) -> list[Row]:
 
 
 def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[str]:
-    """What is to be told of tensors that are no failure: widths of integers, empty ones, ties of one side alone."""
+    """What is to be told of tensors that are no failure: frozen on one side, widths of integers, empty, tied ones."""
     state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
     notes, first = [], dict[Any, str]()
+    frozen: dict[str, list[str]] = {}
     for entry in ledger:
         value, variable = state[entry.torch], variables[entry.jax]
+        if value.requires_grad != isinstance(variable, nnx.Param):
+            frozen.setdefault("JAX" if value.requires_grad else "PyTorch", []).append(entry.torch)
         if is_integer(variable.dtype) and str(variable.dtype) != entry.dtype:
             notes.append(
                 f"{entry.torch} is {entry.dtype} in PyTorch and {variable.dtype} in JAX, compared by its numbers"
@@ -94,6 +102,9 @@ def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mo
         other = first.setdefault(identity(value), entry.torch) if entry.part[1] == 1 else entry.torch
         if other != entry.torch and value.requires_grad:
             notes.append(f"{entry.torch} is {other} in PyTorch (tied), and two tensors in JAX: trained, they will part")
+    for side, names in frozen.items():
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        notes.append(f"frozen in {side} alone: {listed} (no failure unless same_trainable=True)")
     return notes
 
 

@@ -279,11 +279,10 @@ class _Draft:
         """
         _check_structure(module, ours, theirs)
         rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
-        known = ours.output_labels if key != ROOT else (None,) * len(ours.outputs)
         layer = module if key != ROOT else None
         outputs = [
             _candidates(a, b, rule, layer, labels)
-            for a, b, labels in zip(ours.outputs, theirs.outputs, known, strict=True)
+            for a, b, labels in zip(ours.outputs, theirs.outputs, ours.output_labels, strict=True)
         ]
         inputs = _matching_inputs(ours, len(theirs.inputs))
         choices: list[list[Axes]] = []

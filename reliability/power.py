@@ -165,4 +165,4 @@ def main(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv[1:])
+    sys.exit(cli.run(main))
