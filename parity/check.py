@@ -40,8 +40,7 @@ from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
 from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
-from parity.power import BUDGET, PowerReport
-from parity.power import power as measure_power
+from parity.power import power_of
 from parity.precision import format_rows
 from parity.repeated import paired_by_value
 from parity.report import Cause, Report
@@ -161,7 +160,7 @@ def check(
     format_figures = (
         format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
     )
-    powers = _power(proof, level, evaluation_loss, power, tell) if power else None
+    powers = power_of(proof, level, evaluation_loss, power, tell) if power else None
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -179,19 +178,6 @@ def check(
             "loss": None if level == "forward" or evaluation_loss is None else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
         },
-    )
-
-
-def _power(proof: Proof, level: str, loss: Loss, budget: float, tell: Callable[[str], None]) -> PowerReport:
-    return measure_power(
-        proof.torch_model,
-        proof.arrays,
-        level=level,
-        gates=proof.gates,
-        loss=loss,
-        budget=BUDGET if budget is True else budget,
-        paired={pair.torch for pair in proof.pairing.pairs},
-        progress=lambda line, share: tell(f"power, {share:.0%} of the budget: {line}"),
     )
 
 
