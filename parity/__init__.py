@@ -6,6 +6,7 @@ Knows no model: point it at any `torch.nn.Module` and any `flax.nnx.Module`.
 from parity.check import assert_parity, check
 from parity.compare import Gates, Row, rel_f
 from parity.convert import Entry, Ledger, build_ledger, jax_to_torch, torch_to_jax
+from parity.inputs import Inputs
 from parity.losses import Loss, cross_entropy, projection
 from parity.report import Report
 from parity.rules import LeafRule, Rules
@@ -13,6 +14,7 @@ from parity.rules import LeafRule, Rules
 __all__ = [
     "Entry",
     "Gates",
+    "Inputs",
     "LeafRule",
     "Ledger",
     "Loss",

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from parity.power.command import Power, run_power
 from parity.train_command import Train, run_train
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
@@ -91,8 +92,8 @@ class Render:
 class Selftest:
     """Prove that the proof can fail: every known mistake put into a correct pair has to be caught."""
 
-    seeds: int = 20
-    """Unmutated draws of every model family, none of which may be reported."""
+    seeds: int = 40
+    """Unmutated draws of every pair, none of which may be reported."""
     json: Path | None = None
     """Write every outcome there."""
 
@@ -116,6 +117,7 @@ class Doctor:
 
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Power, tyro.conf.subcommand("power")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Render, tyro.conf.subcommand("report")]
@@ -149,6 +151,7 @@ def check(options: Check, console: Console) -> int:
             level=options.level,
             formats=options.formats,
             memory=options.memory,
+            same_trainable=True,
             progress=lambda stage: status.update(f"{options.name}: {stage}"),
         )
     report = dataclasses.replace(report, settings={**report.settings, "name": options.name})
@@ -247,6 +250,8 @@ def main(args: Sequence[str]) -> int:
     match command:
         case Check():
             return check(command, console)
+        case Power():
+            return run_power(command, console)
         case Convert():
             return convert(command, console)
         case Train():

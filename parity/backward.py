@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes
-from parity.capture import Call, Key, jax_hooks, torch_hooks
+from parity.capture import Call, Key, torch_hooks
 from parity.causes import enclosing
+from parity.channels import Axes
 from parity.compare import Gates, Row, norm, relative
 from parity.convert import Ledger, to_numpy, torch_arrays
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
 from parity.runs import JaxSide, TorchSide
+from parity.transformed import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _cause(module: str, wrong: Sequence[_Term], row: Row) -> list[Cause]:
     by = ", ".join(term.by for term in wrong)
     if not any(term.given.any() for term in wrong):
         return [Cause(module or "the model", "gradient cut", f"JAX's derivative by {by} is zero", row.error, 0.0)]
-    factors = [float(np.vdot(term.wanted, term.given) / norm(term.wanted) ** 2) for term in wrong]
+    factors = [float(np.vdot(term.wanted, term.given).real / norm(term.wanted) ** 2) for term in wrong]
     after = max(relative(norm(t.given - factors[0] * t.wanted), norm(t.given)) for t in wrong)
     if after <= row.gate:
         text = f"JAX's derivative by {by} is {factors[0]:.6g} times PyTorch's"
@@ -100,12 +101,12 @@ def _whole(pair: Pair, pairing: Pairing) -> bool:
 
 def _floating(call: Call) -> bool:
     tensors = [*(call.inputs or []), *call.outputs]
-    return all(np.issubdtype(x.dtype, np.floating) for x in tensors)
+    return all(np.issubdtype(x.dtype, np.inexact) for x in tensors)
 
 
-def _direction(key: Key, what: str, index: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A fixed random direction of norm about 1, PyTorch's layout."""
-    draw = np.random.RandomState(zlib.crc32(repr((key, what, index)).encode()))
+def _direction(key: Key, what: str, index: int, shape: tuple[int, ...], part: str = "") -> np.ndarray:
+    """A fixed random direction of norm about 1, PyTorch's layout; another for the imaginary part."""
+    draw = np.random.RandomState(zlib.crc32(repr((key, what + part, index)).encode()))
     return draw.standard_normal(shape) / math.sqrt(math.prod(shape))
 
 
@@ -120,7 +121,9 @@ def _torch_derivatives(
     def project(key: Key, what: str, tensors: list[torch.Tensor]) -> None:
         for i, x in enumerate(tensors):
             if x.requires_grad:
-                terms.append((x * torch.from_numpy(_direction(key, what, i, tuple(x.shape))).to(x)).sum())
+                parts = {"": x.real, "imaginary": x.imag} if x.is_complex() else {"": x}
+                for part, y in parts.items():
+                    terms.append((y * torch.from_numpy(_direction(key, what, i, tuple(x.shape), part)).to(y)).sum())
 
     def before(key: Key, tensors: list[torch.Tensor]) -> list[torch.Tensor] | None:
         if key not in chosen:
@@ -139,9 +142,10 @@ def _torch_derivatives(
 
     side.model.zero_grad()
     with torch_hooks(side.model, before, after):
-        side.model(*side.inputs(arrays))
+        side.apply(side.model, side.inputs(arrays))
     torch.stack(terms).sum().backward()
-    params = {name: _gradient(param) for name, param in side.model.named_parameters() if param.requires_grad}
+    named = side.model.named_parameters(remove_duplicate=False)
+    params = {name: _gradient(param) for name, param in named if param.requires_grad}
     side.model.zero_grad()
     return Derivatives(_gradients(z), _gradients(u), params)
 
@@ -184,7 +188,9 @@ def _jax_derivatives(
                 for i, (x, a) in enumerate(zip(found, axes, strict=True)):
                     back = range(x.ndim) if a is None else np.argsort(a)
                     shape = tuple(x.shape[int(j)] for j in back)
-                    terms.append((x * _aligned(_direction(by_jax[key].torch, what, i, shape), a)).sum())
+                    parts = {"": x.real, "imaginary": x.imag} if jnp.iscomplexobj(x) else {"": x}
+                    for part, y in parts.items():
+                        terms.append((y * _aligned(_direction(by_jax[key].torch, what, i, shape, part), a)).sum())
 
             def before(key: Key, found: list[jax.Array]) -> list[jax.Array] | None:
                 if key not in z:
@@ -199,15 +205,15 @@ def _jax_derivatives(
                 return u[key]
 
             model = nnx.merge(graphdef, state, rest)
-            with jax_hooks(model, before, after):
-                model(*inputs)
+            side.apply(watched(model, before, after), inputs)
             return jnp.stack(terms).sum()
 
         params, dz, du = side.run(jax.grad(total, argnums=(0, 1, 2)), state, z, u, rest)
-    named = {".".join(map(str, path)): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
+    # By complex numbers, JAX's gradients are the conjugates of PyTorch's.
+    named = {".".join(map(str, path)): np.asarray(grad[...]).conj() for path, grad in nnx.to_flat_state(params)}
     return Derivatives(
-        {by_jax[key].torch: [np.asarray(x) for x in found] for key, found in dz.items()},
-        {by_jax[key].torch: [np.asarray(x) for x in found] for key, found in du.items()},
+        {by_jax[key].torch: [np.asarray(x).conj() for x in found] for key, found in dz.items()},
+        {by_jax[key].torch: [np.asarray(x).conj() for x in found] for key, found in du.items()},
         torch_arrays(ledger, named),
     )
 

@@ -14,6 +14,7 @@ A call is named (module path, how many times that module was called before in th
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -21,6 +22,10 @@ from typing import Any, Literal, Protocol
 import jax
 import torch
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
+
+from parity.jax_casts import module_scope
+from parity.structure import Leaf, tensors, with_tensors
 
 Key = tuple[str, int]
 
@@ -49,10 +54,13 @@ Where = Literal["inputs", "outputs"]
 Replace = Callable[[Key, list[Any]], "list[Any] | None"]
 """Given a call and its tensors, those to take their place; None leaves them as they are."""
 
+Returned = Callable[[Key, Any], None]
+"""Given a call and all that it returns."""
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Passed:
+class Passed(Leaf):
     """In place of a tensor that was an earlier call's: a program need not return it again. See `resolved`.
 
     `replaced`: in a forced run it is the reference's.
@@ -83,6 +91,10 @@ class InPlaceError(Exception):
     """A model changes its activations in place, so they have to be copied as they are recorded."""
 
 
+class NestedCallError(Exception):
+    """A module is called inside `jax.jit`, a remat or the like: see `parity.transformed`."""
+
+
 class OtherTypeError(Exception):
     """A tensor is of another type than the reference's: one program cannot pass on the one or the other."""
 
@@ -90,23 +102,14 @@ class OtherTypeError(Exception):
 # PyTorch
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    leaves, _ = torch.utils._pytree.tree_flatten(tree)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
-def _with_tensors(tree: Any, tensors: list[torch.Tensor]) -> Any:
-    """`tree` with its tensors replaced, in order."""
-    leaves, spec = torch.utils._pytree.tree_flatten(tree)
-    supply = iter(tensors)
-    return torch.utils._pytree.tree_unflatten(
-        [next(supply) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
-    )
-
-
 @contextlib.contextmanager
-def torch_hooks(model: torch.nn.Module, replace_inputs: Replace, replace_outputs: Replace) -> Iterator[None]:
-    """While open, every call of every module of `model` shows its tensors to the two functions, before and after."""
+def torch_hooks(
+    model: torch.nn.Module, replace_inputs: Replace, replace_outputs: Replace, returned: Returned | None = None
+) -> Iterator[None]:
+    """While open, every call of every module of `model` shows its tensors to the two functions, before and after.
+
+    `returned` is shown all that the call returns, before anything is replaced.
+    """
     count: dict[str, int] = {}
     open_calls: list[Key] = []
     handles = []
@@ -116,14 +119,17 @@ def torch_hooks(model: torch.nn.Module, replace_inputs: Replace, replace_outputs
             key = (name, count.get(name, 0))
             count[name] = key[1] + 1
             open_calls.append(key)
-            new = replace_inputs(key, _tensors((args, kwargs)))
-            return None if new is None else _with_tensors((args, kwargs), new)
+            new = replace_inputs(key, tensors((args, kwargs)))
+            return None if new is None else with_tensors((args, kwargs), new)
 
         return hook
 
     def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        new = replace_outputs(open_calls.pop(), _tensors(output))
-        return None if new is None else _with_tensors(output, new)
+        key = open_calls.pop()
+        if returned is not None:
+            returned(key, output)
+        new = replace_outputs(key, tensors(output))
+        return None if new is None else with_tensors(output, new)
 
     try:
         for name, module in model.named_modules():
@@ -142,6 +148,7 @@ def torch_calls(
     *,
     copies: bool = True,
     only: Collection[Key] | None = None,
+    apply: Callable[[Any, Sequence[Any]], Any] = lambda model, tensors: model(*tensors),
 ) -> Calls:
     """Runs `model` once without gradients and records the calls of its modules; forced if `reference` is given.
 
@@ -173,7 +180,7 @@ def torch_calls(
         return [keep(tensor) for tensor in known[key].outputs] if key in known else None
 
     with torch_hooks(model, replace_inputs, replace_outputs), torch.no_grad():
-        model(*inputs)
+        apply(model, inputs)
     if not copies and any(tensor._version != version for tensor, version in versions):
         raise InPlaceError
     return calls
@@ -186,15 +193,6 @@ def opaque(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Pytree | nnx.Variable)
 
 
-def arrays_of(tree: Any) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=opaque) if isinstance(leaf, jax.Array)]
-
-
-def with_arrays(tree: Any, arrays: list[jax.Array]) -> Any:
-    supply = iter(arrays)
-    return jax.tree.map(lambda leaf: next(supply) if isinstance(leaf, jax.Array) else leaf, tree, is_leaf=opaque)
-
-
 class Inside(Protocol):
     """What computes the calls of some modules in its own way, those of the modules inside them too."""
 
@@ -203,45 +201,21 @@ class Inside(Protocol):
     def __call__(self, key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any: ...
 
 
-@contextlib.contextmanager
-def jax_hooks(
-    model: nnx.Module, replace_inputs: Replace, replace_outputs: Replace, inside: Inside | None = None
-) -> Iterator[None]:
-    """The same for the modules of a flax model; may be traced."""
-    names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
-    count: dict[str, int] = {}
-    active: set[int] = set()
-
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
-            # A subclass that calls super().__call__ is one call, not two.
-            if id(self) not in names or id(self) in active:
-                return original(self, *args, **kwargs)
-            name = names[id(self)]
-            key = (name, count.get(name, 0))
-            count[name] = key[1] + 1
-            new = replace_inputs(key, arrays_of((args, kwargs)))
-            if new is not None:
-                args, kwargs = with_arrays((args, kwargs), new)
-            active.add(id(self))
-            try:
-                if inside is not None and inside.takes(key):
-                    output = inside(key, self, args, kwargs)
-                else:
-                    output = original(self, *args, **kwargs)
-            finally:
-                active.discard(id(self))
-            new = replace_outputs(key, arrays_of(output))
-            return output if new is None else with_arrays(output, new)
-
-        return call
-
-    classes = {
+def callable_classes(model: nnx.Module) -> set[type]:
+    """The classes that define how modules of `model` are called."""
+    return {
         base
         for _, module in nnx.iter_modules(model)
         for base in type(module).__mro__
         if "__call__" in vars(base) and issubclass(base, nnx.Pytree)
     }
+
+
+@contextlib.contextmanager
+def replaced_calls(
+    classes: Collection[type], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """While open, instances of `classes` are called through `wrap` of what they define."""
     originals = {cls: vars(cls)["__call__"] for cls in classes}
     try:
         for cls, original in originals.items():
@@ -250,6 +224,78 @@ def jax_hooks(
     finally:
         for cls, original in originals.items():
             setattr(cls, "__call__", original)  # noqa: B010
+
+
+@contextlib.contextmanager
+def jax_hooks(
+    model: nnx.Module,
+    replace_inputs: Replace,
+    replace_outputs: Replace,
+    inside: Inside | None = None,
+    returned: Returned | None = None,
+    *,
+    skip_nested: bool = False,
+) -> Iterator[None]:
+    """The same for the modules of a flax model; may be traced.
+
+    With `skip_nested`, calls inside another trace (of `jax.jit` for example) are left alone.
+
+    Raises:
+        NestedCallError: a module is called inside another trace than the one in which this was opened.
+    """
+    names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
+    types = {type(module) for _, module in nnx.iter_modules(model)}
+    count: dict[str, int] = {}
+    active: set[int] = set()
+    trace, me = get_opaque_trace_state(convention="nnx"), object()
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+            if get_opaque_trace_state(convention="nnx") != trace:
+                # Hooks that were opened within that trace look after what is inside.
+                if not skip_nested and _innermost.get() is me and (id(self) in names or type(self) in types):
+                    raise NestedCallError
+                return original(self, *args, **kwargs)
+            # A subclass that calls super().__call__ is one call, not two.
+            if id(self) not in names or id(self) in active:
+                return original(self, *args, **kwargs)
+            name = names[id(self)]
+            key = (name, count.get(name, 0))
+            count[name] = key[1] + 1
+            new = replace_inputs(key, tensors((args, kwargs)))
+            if new is not None:
+                args, kwargs = with_tensors((args, kwargs), new)
+            active.add(id(self))
+            try:
+                if inside is not None and inside.takes(key):
+                    output = inside(key, self, args, kwargs)
+                else:
+                    with module_scope(name):
+                        output = original(self, *args, **kwargs)
+            finally:
+                active.discard(id(self))
+            if returned is not None:
+                returned(key, output)
+            new = replace_outputs(key, tensors(output))
+            return output if new is None else with_tensors(output, new)
+
+        return call
+
+    with innermost(me), replaced_calls(callable_classes(model), wrap):
+        yield
+
+
+_innermost: contextvars.ContextVar[object] = contextvars.ContextVar("innermost hooks")
+
+
+@contextlib.contextmanager
+def innermost(hooks: object) -> Iterator[None]:
+    """While open, these are the hooks that answer for calls inside another trace."""
+    token = _innermost.set(hooks)
+    try:
+        yield
+    finally:
+        _innermost.reset(token)
 
 
 class Recorder:
@@ -261,15 +307,12 @@ class Recorder:
         self._given: dict[Key, list[Any]] = {}
         self._passed: dict[int, tuple[jax.Array, Passed]] = {}  # by identity, of arrays that are kept alive
 
-    def hooks(self, model: nnx.Module, inside: Inside | None = None) -> contextlib.AbstractContextManager[None]:
-        return jax_hooks(model, self._replace_inputs, self._replace_outputs, inside)
-
-    def _replace_inputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+    def replace_inputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if self._only is None or key in self._only:
             self._given[key] = self._record(key, "inputs", arrays)
         return self._chosen(key, "inputs", self._known[key].inputs, arrays) if key in self._known else None
 
-    def _replace_outputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
+    def replace_outputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if key in self._given:
             self.calls[key] = Call(self._given.pop(key), self._record(key, "outputs", arrays))
         return self._chosen(key, "outputs", self._known[key].outputs, arrays) if key in self._known else None
@@ -299,28 +342,6 @@ class Recorder:
         if self._only is None or key in self._only:
             self._passed.update({id(x): (x, Passed(key, where, i, replaced=True)) for i, x in enumerate(new)})
         return new
-
-
-def jax_calls(
-    model: nnx.Module,
-    inputs: tuple[jax.Array, ...],
-    reference: Mapping[Key, Call] | None = None,
-    *,
-    only: Collection[Key] | None = None,
-    forced: jax.Array | None = None,
-) -> Calls:
-    """Runs `model` once and records the calls of its modules; forced if `reference` is given. May be traced.
-
-    `forced`, a boolean of the program, decides as it runs: so one program makes both the free and the forced run.
-    What one call hands to another is then recorded once (see `Passed`).
-
-    Raises:
-        OtherTypeError: with `forced`, where a tensor differs from the reference's in shape or dtype.
-    """
-    recorder = Recorder(reference or {}, only, forced)
-    with recorder.hooks(model):
-        model(*inputs)
-    return recorder.calls
 
 
 def _either(forced: jax.Array, wanted: list[jax.Array], arrays: list[jax.Array]) -> list[jax.Array]:

@@ -10,33 +10,51 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes, input_axes
+from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
 from parity.causes import find_causes
+from parity.causes.leaks import believable, leak_causes
+from parity.channels import Axes
 from parity.compare import Gates, Row
-from parity.convert import Ledger, build_ledger, to_numpy
+from parity.convert import Ledger, build_ledger
+from parity.elements import SmallOnes, is_small, small_gradients, small_ones, with_small_gradients
+from parity.inputs import Apply, Arguments, positional
 from parity.judge import (
     float32_gradient_rows,
     float32_rows,
     gradient_rows,
     layer_rows,
     noise_floor,
+    pairing_rows,
+    weight_notes,
     weight_rows,
 )
+from parity.layouts import fitting_inputs
 from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
-from parity.pairing import Pair, Pairing, aligned, pair_calls
+from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
+from parity.power import BUDGET, PowerReport
+from parity.power import power as measure_power
 from parity.precision import format_rows
+from parity.repeated import paired_by_value
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
+from parity.shaken import shake, shaken_gradients
+from parity.shapes import Shapes
+from parity.subjects import jax_subject, torch_subject
+from parity.table_gates import TableGates, own_casts
 from parity.training import training_rows
+from parity.transformed import has_paths, with_paths
+from parity.unverified import unverified_gradients, unverified_layers
+from parity.wrappers import refuse_compiled, tied_modules
 
 LEVELS = ("forward", "gradients", "train")
 PRECISIONS = ("float64", "float32")
@@ -65,6 +83,8 @@ def check(
     loss: Loss | None = None,
     formats: bool = False,
     memory: float = MEMORY,
+    power: bool | float = False,
+    same_trainable: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
@@ -73,15 +93,22 @@ def check(
 
     Args:
         torch_model, jax_model: the pair, with the same weights (see `torch_to_jax`).
-        inputs: one array, or a tuple of them, as PyTorch's model takes them (images N C H W; JAX's get N H W C).
+        inputs: one array, a tuple of arguments, a mapping of arguments by name, or `Inputs`, as PyTorch's model takes
+            them. Images are N C H W there and N H W C in JAX; an array of rank 3 to 5 that is no image is handed over
+            as it is if JAX's model takes it so.
         rules: what the pair needs besides the built-in rules.
         level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
             same dropout masks in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
-        loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
+        loss: what is differentiated; by default one that has a gradient and a curvature in every direction of every
+            output (`parity.losses.default_loss`).
         formats: report bfloat16 and the device's default matrix products too.
         memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
             part of the layers: more memory makes the check of a large model quicker.
+        power: measure too what these inputs and weights would have shown (see `parity.power`): True, or what it may
+            cost in forward passes of the model.
+        same_trainable: also require that the same tensors are trained on both sides. By default a part that is frozen
+            on one side alone is said, since flax models are usually frozen in the optimiser.
         progress: called with a line before each stage.
 
     Returns:
@@ -95,21 +122,33 @@ def check(
     tell = progress or (lambda stage: None)
     start = time.perf_counter()
     tell("weights and modules")
+    torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
-    rows = weight_rows(proof.ledger, torch_model, jax_model)
-    rows += proof.forward(tell=tell)
+    rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
+    proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
+    rows += pairing_rows(proof.pairing)
+    forward = proof.forward(tell=tell)
+    if _fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
+        tell("calls of one module in another order")
+        again = other.forward(tell=tell)
+        if sum(not row.passed for row in again) < sum(not row.passed for row in forward):
+            proof, forward = other, again
+    rows += forward
     causes: tuple[Cause, ...] = ()
     if _fails(rows, mode="forced"):
         tell("causes")
-        causes = proof.causes(rows)
-    root = proof.pairing.root
-    evaluation_loss = loss or default_loss(proof.pairing.shapes[root.torch].outputs, root.output_axes)
+        causes = proof.causes([row for row in rows if not is_small(row)])  # by relF, which sees nothing there
+    if not proof.pairing.comparable and level != "forward":
+        proof.notes.append("gradients and training mode were not compared, since the outputs cannot be")
+        level, formats = "forward", False
+    evaluation_loss = loss or proof.default_loss
     if level != "forward":
         tell("gradients")
         gradients = proof.gradients(evaluation_loss)
         rows += gradients
         # A wrong gradient does not say where it comes from; where the forward pass is right, this does.
-        if _fails(gradients, precision="float64") and not _fails(rows, mode="forced"):
+        unsure = _fails(gradients, precision="float64") or bool(proof.tables.apart)
+        if unsure and not _fails(rows, mode="forced"):
             tell("derivative of every module")
             derivatives, found = proof.derivatives()
             rows, causes = rows + derivatives, causes + found
@@ -119,7 +158,10 @@ def check(
         rows, causes = rows + found_rows, causes + found
     if formats:
         tell("reduced formats")
-    format_figures = format_rows(torch_model, proof.jax_side("float32"), proof.arrays, root) if formats else ()
+    format_figures = (
+        format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
+    )
+    powers = _power(proof, level, evaluation_loss, power, tell) if power else None
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -127,14 +169,29 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
+        notes=tuple(dict.fromkeys((*proof.pairing.design.notes(), *proof.tables.notes(), *proof.notes))),
+        power=powers,
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
             "jax_model": type(jax_model).__name__,
             "input_shapes": [list(x.shape) for x in proof.arrays],
-            "loss": None if level == "forward" else evaluation_loss.name,
+            "loss": None if level == "forward" or evaluation_loss is None else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
         },
+    )
+
+
+def _power(proof: Proof, level: str, loss: Loss, budget: float, tell: Callable[[str], None]) -> PowerReport:
+    return measure_power(
+        proof.torch_model,
+        proof.arrays,
+        level=level,
+        gates=proof.gates,
+        loss=loss,
+        budget=BUDGET if budget is True else budget,
+        paired={pair.torch for pair in proof.pairing.pairs},
+        progress=lambda line, share: tell(f"power, {share:.0%} of the budget: {line}"),
     )
 
 
@@ -164,6 +221,9 @@ class Proof:
     rules: Rules
     gates: Gates
     memory: float = MEMORY
+    apply: Apply = positional
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What the stages so far did not verify."""
 
     @classmethod
     def of(
@@ -180,19 +240,61 @@ class Proof:
         Raises:
             ValueError: some have no partner; or the inputs are empty or not finite.
         """
-        arrays = _inputs(inputs)
-        axes = tuple(input_axes(x.ndim) for x in arrays)
+        arguments = Arguments.of(inputs)
+        refuse_compiled(torch_model)
         ledger = build_ledger(torch_model, jax_model, rules)
-        # In the precision that runs faster: shapes are the same in either.
-        sides = TorchSide.of(torch_model, "float32"), JaxSide.of(jax_model, "float32", axes)
-        pairing = pair_calls(*sides, arrays, rules, torch_model)
-        return cls(torch_model, jax_model, arrays, axes, ledger, pairing, rules, gates, memory)
+        rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(ledger, torch_model)))
+        ours = TorchSide.as_configured(torch_model, arguments.apply)
+        usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
+        theirs = JaxSide.as_configured(jax_model, ours.precision, usual, arguments.apply)
+        theirs, note = fitting_inputs(ours, theirs, arguments.arrays, rules)
+        if has_paths(theirs.model):
+            jax_model = with_paths(jax_model)
+        pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
+        # In float64: so it shows what casts to less.
+        ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
+        theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)
+        pairing = with_design(pairing, ours, theirs, arguments.arrays, torch_model)
+        return cls(
+            torch_model,
+            jax_model,
+            arguments.arrays,
+            tuple(theirs.input_axes),
+            ledger,
+            pairing,
+            rules,
+            gates,
+            memory,
+            arguments.apply,
+            [note for note in (note, _output_note(pairing)) if note is not None],
+        )
+
+    def in_other_order(self) -> Proof | None:
+        """With the calls of modules that are called several times paired by their values; None if that changes nothing.
+
+        Both models may call a shared module in another order.
+        """
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        pairing = paired_by_value(self.pairing, ours, theirs, self.arrays)
+        if pairing == self.pairing:
+            return None
+        moved = ", ".join(sorted({pair.torch[0] for pair in pairing.pairs if pair.torch[1] != pair.jax[1]}))
+        note = f"called in another order in JAX, and paired by value: {moved}"
+        return dataclasses.replace(self, pairing=pairing, notes=[*self.notes, note])
+
+    @property
+    def default_loss(self) -> Loss | None:
+        """What is differentiated unless the user says otherwise; None where the outputs cannot be compared."""
+        if not self.pairing.comparable:
+            return None
+        root = self.pairing.root
+        return default_loss(self.pairing.shapes[root.torch].outputs, root.output_axes)
 
     def torch_side(self, precision: str) -> TorchSide:
-        return TorchSide.of(self.torch_model, precision)
+        return TorchSide.of(self.torch_model, precision, apply=self.apply, design=self.pairing.design)
 
     def jax_side(self, precision: str) -> JaxSide:
-        return JaxSide.of(self.jax_model, precision, self.axes)
+        return JaxSide.of(self.jax_model, precision, self.axes, apply=self.apply, design=self.pairing.design)
 
     def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
         """PyTorch's calls in JAX's layout: all of `section`, and the outputs alone of what is right inside it."""
@@ -220,16 +322,23 @@ class Proof:
                 references = self._references(section, oracle)
                 keys = {pair.jax for pair in section}
                 runs = {p: jax_side(p).both(pool, self.arrays, references, only=keys) for p in precisions}
-                shaken = double.forward(_shake(self.arrays), only={pair.torch for pair in section})
+                shaken = double.forward(shake(self.arrays), only={pair.torch for pair in section})
                 noise = noise_floor(section, oracle, shaken)
-                del shaken
                 if "float64" in precisions:
-                    rows += self._section64(runs.pop("float64"), section, references, noise)
+                    small = self._small(section, references, shaken, torch_side("float32"))
+                    del shaken
+                    rows += self._section64(runs.pop("float64"), section, references, noise, small)
+                    self.notes.extend(unverified_layers(section, references))
                 if "float32" in precisions:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
                     )
-        return rows
+        rows = self.tables.judged(rows)
+        return rows + own_casts(rows, self.pairing)
+
+    @functools.cached_property
+    def tables(self) -> TableGates:
+        return TableGates(self.pairing, self.gates)
 
     def forward64(self) -> list[Row]:
         return self.forward(("float64",))
@@ -243,13 +352,26 @@ class Proof:
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
         return max((self.memory * 2**30 - 5.5 * weights) / 1.6, SECTION_BYTES)
 
-    def _section64(self, theirs: Run, section: list[Pair], references: Arrays, noise: Mapping[Key, float]) -> list[Row]:
+    def _small(self, section: list[Pair], references: Arrays, shaken: Arrays, ours: TorchSide) -> SmallOnes:
+        """The elements that relF does not resolve, and how noisy each of them is."""
+        own = ours.forward(self.arrays, only={pair.torch for pair in section})
+        draws = [_in_jax(section, calls) for calls in (own, shaken)]
+        return small_ones({pair.jax: references[pair.jax] for pair in section}, draws, self.gates.f64)
+
+    def _section64(
+        self,
+        theirs: Run,
+        section: list[Pair],
+        references: Arrays,
+        noise: Mapping[Key, float],
+        small: SmallOnes,
+    ) -> list[Row]:
         free = theirs(False)
-        rows = layer_rows(section, references, free, "free", self.gates, noise)
+        rows = layer_rows(section, references, free, "free", self.gates, noise, small)
         own = {pair.jax: references[pair.jax] for pair in section}
-        rows += _leak_rows(leaks(section, own, free))
+        rows += _leak_rows(leaks(section, own, free, [numbers for _, numbers in self.pairing.design.tables]))
         del free
-        return rows + layer_rows(section, references, theirs(True), "forced", self.gates)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
 
     def _section32(
         self,
@@ -277,38 +399,57 @@ class Proof:
         wanted, given = self._both_gradients("float64", loss, chosen)
         rows = gradient_rows(wanted, given, self.gates, names=names)
         rows += _leak_rows(gradient_leaks(wanted.params, given.params, self.arrays))
+        suspects = small_gradients(wanted, given, self.gates)
+        self.notes.extend(unverified_gradients(wanted, given))
         del given
         release()
         ours, theirs = self._both_gradients("float32", loss, chosen)
-        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        found = with_small_gradients(rows, suspects, [ours])
+        found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        if not _fails(found):
+            return self.tables.judged(found)
+        # Measured only where it may matter: what a rounding of the inputs and parameters changes.
+        shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
+        rows = with_small_gradients(rows, suspects, [ours, shaken])
+        rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
+        return self.tables.judged(rows)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return find_causes(*sides, self.arrays, self.pairing, rows)
+        shared = self.torch_side("float64"), self.jax_side("float64"), self.arrays, self.pairing, rows
+        proven = leak_causes(*shared, self.gates)
+        with shared[0].wide():
+            found = believable(find_causes(*shared, self.notes), self.pairing, rows)
+        # A cast that is proven says more than any other cause of its module.
+        return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
         """Every module's own derivative, and what is wrong with it: see `parity.backward`."""
         release()
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return backward_rows(*sides, self.arrays, self.pairing, self.ledger, self.gates)
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        with ours.wide():
+            rows, causes = backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
+        return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
         """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
-        return training_rows(self.torch_model, self.jax_model, *shared, loss)
+        rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)
+        return self.tables.judged(rows), causes
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.
 
         JAX first: its backward pass needs the most memory, and PyTorch's gradients are not there yet.
         """
-        trained = [name for name, param in self.torch_model.named_parameters() if param.requires_grad]
-        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
+        named = self.torch_model.named_parameters(remove_duplicate=False)
+        trained = [name for name, param in named if param.requires_grad]
+        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch]) for pair in chosen}
         theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
+        ours = ours.within(self.ledger)
         activations = {pair.jax: aligned(ours.activations[pair.torch], pair.output_axes) for pair in chosen}
         return dataclasses.replace(ours, activations=activations), theirs
 
@@ -324,42 +465,26 @@ class Proof:
         return chosen
 
 
+def _output_note(pairing: Pairing) -> str | None:
+    """What to say of the layout of the model's own outputs, where it is not PyTorch's."""
+    axes = pairing.root.output_axes if pairing.comparable else ()
+    moved = [f"output {i} with its channels last, {own}" for i, own in enumerate(axes) if own is not None]
+    return f"JAX's model returns {', '.join(moved)}" if moved else None
+
+
 def _leak_rows(found: Mapping[str, str]) -> list[Row]:
     return [Row(name, "leak", "free", "float64", math.inf, 0.0, note=text) for name, text in found.items()]
 
 
-def _output_shapes(pair: Pair, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The shapes of a call's outputs in JAX's layout."""
-    return [
+def _output_shapes(pair: Pair, shapes: Shapes) -> list[tuple[int, ...] | jax.ShapeDtypeStruct]:
+    """The shapes of a call's outputs in JAX's layout; with the type, of those that are complex."""
+    found = [
         shape if axes is None else tuple(shape[axis] for axis in axes)
-        for shape, axes in zip(shapes, pair.output_axes, strict=True)
+        for shape, axes in zip(shapes.outputs, pair.output_axes, strict=True)
     ]
+    return [jax.ShapeDtypeStruct(x, np.complex64) if own else x for x, own in zip(found, shapes.complex, strict=True)]
 
 
 def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:
     """PyTorch's calls under JAX's names and in JAX's layout."""
     return {pair.jax: pair.reference(calls[pair.torch]) for pair in section}
-
-
-def _inputs(inputs: Any) -> tuple[np.ndarray, ...]:
-    """The inputs as numpy, floating ones in float64.
-
-    Raises:
-        ValueError: no input, an empty one, or one that is not finite.
-    """
-    arrays = [to_numpy(x) for x in (inputs if isinstance(inputs, tuple | list) else (inputs,))]
-    if not arrays or any(x.size == 0 for x in arrays):
-        raise ValueError("there is nothing to run on: the inputs are empty")
-    if not all(np.isfinite(x.astype(np.float64)).all() for x in arrays):
-        raise ValueError("the inputs hold NaN or infinity")
-    # Rounded to float32 once, so that both precisions see the same numbers.
-    return tuple(x.astype(np.float32).astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x for x in arrays)
-
-
-def _shake(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The inputs with every number changed by half a unit of float32's last place, up or down."""
-    draw = np.random.RandomState(0)
-    return tuple(
-        x * (1 + 2.0**-24 * draw.choice((-1.0, 1.0), x.shape)) if np.issubdtype(x.dtype, np.floating) else x
-        for x in arrays
-    )

@@ -11,7 +11,21 @@ from parity.report import Report, Trajectory, around, tightness
 OK, INHERITED, INSIDE, FAILED = "ok", "inherits", "inside", "FAILED"
 """A module's status: all gates hold; fails, by the fault of others; has a module at fault inside; is at fault."""
 
-KINDS = ("weights", "layer", "calls", "output", "loss", "gradient", "activation gradient", "derivative")
+KINDS = (
+    "weights",
+    "structure",
+    "not run",
+    "configuration",
+    "layer",
+    "calls",
+    "output",
+    "loss",
+    "gradient",
+    "activation gradient",
+    "derivative",
+)
+BEFORE_NUMBERS = ("weights", "structure", "not run", "configuration")
+"""Kinds of failures that have their own cause, whatever the layers do."""
 PRECISIONS = ("as stored", "float64", "float32")
 MODES = ("-", "forced", "free", "train", "between")
 """The orders in which a model is proven; what is not listed comes last."""
@@ -120,7 +134,7 @@ def culprits(report: Report) -> tuple[Row, ...]:
     """
     forced = [row for row in report.failures if row.mode == "forced"]
     double = [row for row in forced if row.precision == "float64"]
-    weights = [row for row in report.failures if row.kind == "weights"]
+    weights = [row for row in report.failures if row.kind in BEFORE_NUMBERS]
     return tuple(weights + double or forced or report.failures)
 
 

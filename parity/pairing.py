@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes, closest_axes, fitting_axes
-from parity.capture import Call, Key, torch_hooks
+from parity.align import closest_axes, fitting_axes
+from parity.by_design import Design
+from parity.capture import ROOT, Call, Key
+from parity.channels import Axes
+from parity.ledger import every_path
 from parity.rules import Rules, matches
 from parity.runs import JaxSide, TorchSide
+from parity.shapes import Shapes, jax_shapes, torch_shapes
+from parity.structure import difference
+from parity.wide_torch import own_tables, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +51,27 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """All pairs of calls, what has no partner and needs none, and the shapes of PyTorch's calls."""
+    """All pairs of calls, what has no partner and needs none, and the shapes of PyTorch's calls.
+
+    Attributes:
+        different: (module, why) of calls on both sides whose outputs cannot be compared.
+        configured: (module, how) of calls whose results are of another dtype, as the models are configured.
+        idle: modules whose own weights PyTorch's model never uses on these inputs.
+        design: which narrow formats are by design.
+    """
 
     pairs: tuple[Pair, ...]
     unpaired: tuple[str, ...]
     shapes: Mapping[Key, Shapes]
+    different: tuple[tuple[str, str], ...] = ()
+    configured: tuple[tuple[str, str], ...] = ()
+    idle: tuple[str, ...] = ()
+    design: Design = dataclasses.field(default_factory=Design)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the model's own outputs can be compared."""
+        return any(pair.torch == ROOT for pair in self.pairs)
 
     @property
     def root(self) -> Pair:
@@ -58,7 +80,7 @@ class Pairing:
         Raises:
             ValueError: the model itself was not called on both sides.
         """
-        return next(pair for pair in self.pairs if pair.torch == ("", 0))
+        return next(pair for pair in self.pairs if pair.torch == ROOT)
 
     def sections(self, limit: float) -> Iterator[list[Pair]]:
         """The pairs in order, in runs whose tensors take at most `limit` bytes in float64 (or of one pair)."""
@@ -95,51 +117,6 @@ def aligned(arrays: Sequence[np.ndarray], axes: Sequence[Axes]) -> list[np.ndarr
     return [x if a is None else x.transpose(a) for x, a in zip(arrays, axes, strict=True)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """One call, shapes in place of tensors.
-
-    `repeats` says of each input whether it is the very tensor before it, `floating` whether all outputs are numbers
-    that have a gradient.
-    """
-
-    inputs: tuple[tuple[int, ...], ...]
-    outputs: tuple[tuple[int, ...], ...]
-    repeats: tuple[bool, ...] = ()
-    floating: bool = True
-
-
-Values = Callable[[Key, Key], tuple[Call, Call]]
-"""The actual tensors of a call on both sides, for the rare layouts that shapes leave open."""
-
-
-def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]:
-    """The calls of the PyTorch model with shapes for tensors; nothing else is kept."""
-    found: dict[Key, Shapes] = {}
-    given: dict[Key, tuple[tuple[tuple[int, ...], ...], tuple[bool, ...]]] = {}
-
-    def before(key: Key, tensors: list[torch.Tensor]) -> None:
-        repeats = tuple(i > 0 and tensor is tensors[i - 1] for i, tensor in enumerate(tensors))
-        given[key] = (tuple(tuple(tensor.shape) for tensor in tensors), repeats)
-
-    def after(key: Key, tensors: list[torch.Tensor]) -> None:
-        inputs, repeats = given.pop(key)
-        floating = all(tensor.is_floating_point() for tensor in tensors)
-        found[key] = Shapes(inputs, tuple(tuple(tensor.shape) for tensor in tensors), repeats, floating)
-
-    with torch_hooks(side.model, before, after), torch.no_grad():
-        side.model(*side.inputs(arrays))
-    return found
-
-
-def jax_shapes(side: JaxSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]:
-    """The calls of the flax model with shapes for tensors; nothing is computed."""
-    return {
-        key: Shapes(tuple(x.shape for x in call.inputs or []), tuple(x.shape for x in call.outputs))
-        for key, call in side.shapes(arrays).items()
-    }
-
-
 def pair_calls(
     torch_side: TorchSide,
     jax_side: JaxSide,
@@ -155,43 +132,99 @@ def pair_calls(
     judged with that of the module around them.
 
     Raises:
-        ValueError: modules without a partner, or tensors whose shapes do not fit; all are listed.
+        ValueError: modules without a partner; all are listed.
     """
-    ours, theirs = torch_shapes(torch_side, arrays), jax_shapes(jax_side, arrays)
+    ours, theirs = torch_shapes(torch_side, arrays, jax_side.input_axes), jax_shapes(jax_side, arrays)
     modules = dict((owner or torch_side.model).named_modules())
-    problems, unpaired, pairs = [], [], []
-
-    def values(key: Key, partner: Key) -> tuple[Call, Call]:
-        return torch_side.forward(arrays, only={key})[key], jax_side.forward(arrays, only={partner})[partner]
-
-    for key in ours:
-        path, index = key
-        partner = (rules.jax_path(path), index)
-        if partner in theirs:
+    problems, unpaired, different, drafts = [], [], [], []
+    # A module that is there on both sides, and called by another method on one, is judged with the one around it.
+    names = partner_paths(torch_side.model, jax_side.model, rules)
+    here = set(names.values())
+    there = {".".join(map(str, path)) for path, _ in nnx.iter_modules(jax_side.model)}
+    partners = {(path, i): (names[path], i) for path, i in ours.calls if (names[path], i) in theirs}
+    for key, shapes in ours.calls.items():
+        path, _ = key
+        if key in partners:
             try:
-                pair = _pair(key, partner, modules[path], ours[key], theirs[partner], rules, values)
+                drafts.append(_Draft.of(key, partners[key], modules[path], shapes, theirs[partners[key]], rules))
+            except _SideResultError as error:
+                unpaired.append(f"{_label(key)}: {error}")
             except ValueError as error:
-                problems.append(f"{_label(key)}: {error}")
-                continue
-            pairs.append(pair)
-            if pair.inputs is None:
-                unpaired.append(f"the inputs of {_label(key)}: other tensors come in on either side")
-        elif _holds_own(modules[path]) and not (matches(path, rules.unpaired) or rules.in_stack(path, torch_side=True)):
+                different.append((_name(key), str(error)))
+        elif _holds_own(modules[path]) and not (
+            matches(path, rules.unpaired) or rules.in_stack(path, torch_side=True) or names[path] in there
+        ):
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
             unpaired.append(f"{_label(key)} of PyTorch")
-    for key in theirs.keys() - {(rules.jax_path(path), index) for path, index in ours}:
-        allowed = matches(key[0], rules.unpaired) or rules.in_stack(key[0], torch_side=False)
+    for key in theirs.keys() - set(partners.values()):
+        allowed = matches(key[0], rules.unpaired) or rules.in_stack(key[0], torch_side=False) or key[0] in here
         allowed = allowed or _inside_fused(jax_side.model, key[0], rules)
+        allowed = allowed or _only_holds(jax_side.model, key[0], {draft.pair.jax[0] for draft in drafts}, rules)
         if _holds_tensors(jax_side.model, key[0]) and not allowed:
             problems.append(f"{_label(key)} of JAX has no partner in PyTorch")
         else:
             unpaired.append(f"{_label(key)} of JAX")
-    if not pairs and not problems:
+    if not drafts and not problems and not different:
         problems.append("no module was called on both sides")
     if problems:
         raise ValueError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
-    return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours)
+    pairs = _decided(drafts, torch_side, jax_side, arrays)
+    unpaired += [
+        f"the inputs of {_label(x.torch)}: other tensors come in on either side" for x in pairs if x.inputs is None
+    ]
+    configured = [
+        (pair.name, f"{theirs[pair.jax].dtypes} in JAX, {ours.calls[pair.torch].dtypes} in PyTorch")
+        for pair in pairs
+        if theirs[pair.jax].dtypes != ours.calls[pair.torch].dtypes
+    ]
+    idle = [path for path in ours.idle if not matches(path, rules.unpaired)]
+    return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours.calls, tuple(different), tuple(configured), tuple(idle))
+
+
+def with_design(
+    pairing: Pairing,
+    torch_side: TorchSide,
+    jax_side: JaxSide,
+    arrays: Sequence[np.ndarray],
+    owner: torch.nn.Module,
+) -> Pairing:
+    """`pairing` with what both models compute in formats below the sides' precision, float64, and what is by design."""
+    with wide(torch_side.precision, torch_side.model) as asked, torch.no_grad():
+        torch_side.apply(torch_side.model, torch_side.inputs(arrays))
+    partners = {pair.jax[0]: pair.torch[0] for pair in pairing.pairs}
+    tables = own_tables(owner, torch_side.precision)
+    return dataclasses.replace(pairing, design=Design.of(asked, tables, jax_side.program(arrays), partners))
+
+
+def partner_paths(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> dict[str, str]:
+    """PyTorch's path of every module -> the path under which JAX counts its partner, whether there is one or not.
+
+    A module may have several names on either side. The models themselves are each other's, also where JAX's holds all
+    of it one level deeper.
+    """
+    counted = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(jax_model)}
+    jax_names = {path: counted[id(node)] for path, node in every_path(jax_model) if id(node) in counted}
+    aliases: dict[int, list[str]] = {}
+    for path, module in torch_model.named_modules(remove_duplicate=False):
+        aliases.setdefault(id(module), []).append(path)
+    found = {}
+    for path, module in torch_model.named_modules():
+        candidates = [rules.jax_path(name) for name in aliases[id(module)]] if path else [""]
+        known = (jax_names[candidate] for candidate in candidates if candidate in jax_names)
+        found[path] = next(known, candidates[0])
+    return found
+
+
+def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Rules) -> bool:
+    """Whether a module of JAX is one more level around modules that have partners: judged with the one around it."""
+    if path == rules.jax_path("") and path:
+        return True
+    module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
+    inside = [p for p, m in nnx.iter_modules(module) if p]
+    own = [p for p, node in nnx.iter_graph(module) if isinstance(node, nnx.Variable)]
+    held = all(any(p[: len(q)] == q for q in inside) for p in own)
+    return held and any(name.startswith(f"{path}.") for name in paired)
 
 
 def _inside_fused(model: nnx.Module, path: str, rules: Rules) -> bool:
@@ -205,13 +238,97 @@ def _holds_own(module: torch.nn.Module) -> bool:
 
 
 def _holds_tensors(model: nnx.Module, path: str) -> bool:
+    """Whether a module holds more than the state of a generator: what a dropout draws is compared in training mode."""
     module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
-    return any(isinstance(node, nnx.Variable) for _, node in nnx.iter_graph(module))
+    nodes = (node for _, node in nnx.iter_graph(module))
+    return any(isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState) for node in nodes)
 
 
 def _label(key: Key) -> str:
     path, index = key
     return (path or "the model") + (f" (call {index + 1})" if index else "")
+
+
+def _name(key: Key) -> str:
+    path, index = key
+    return path if index == 0 else f"{path}#{index + 1}"
+
+
+class _SideResultError(ValueError):
+    """PyTorch's layer returns more than its twin in flax does; the rest is judged with the module around it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draft:
+    """A pair whose layouts are not decided yet."""
+
+    pair: Pair
+    input_choices: list[list[Axes]]
+    output_choices: list[list[Axes]]
+
+    @property
+    def open(self) -> bool:
+        return any(len(choices) > 1 for choices in (*self.input_choices, *self.output_choices))
+
+    @classmethod
+    def of(cls, key: Key, partner: Key, module: torch.nn.Module, ours: Shapes, theirs: Shapes, rules: Rules) -> _Draft:
+        """
+        Raises:
+            ValueError: the outputs are of another structure or shape.
+            _SideResultError: see there.
+        """
+        _check_structure(module, ours, theirs)
+        rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
+        layer = module if key != ROOT else None
+        outputs = [
+            _candidates(a, b, rule, layer, labels)
+            for a, b, labels in zip(ours.outputs, theirs.outputs, ours.output_labels, strict=True)
+        ]
+        inputs = _matching_inputs(ours, len(theirs.inputs))
+        choices: list[list[Axes]] = []
+        try:
+            for i, b in zip(inputs or (), theirs.inputs, strict=False):
+                choices.append(
+                    _candidates(ours.inputs[i], b, "find" if key == ROOT else rule, module, ours.input_labels[i])
+                )
+        except ValueError:
+            inputs, choices = None, []
+        return cls(Pair(key, partner, module, inputs, (), ()), choices, outputs)
+
+    def decided(self, values: tuple[Call, Call] | None) -> Pair:
+        """With the layouts under which the tensors of both calls are closest, where several fit."""
+        inputs, outputs = self.input_choices, self.output_choices
+        if values is not None:
+            given = [(values[0].inputs or [])[i] for i in self.pair.inputs or ()]
+            inputs = _decide(inputs, given, values[1].inputs or [])
+            outputs = _decide(outputs, values[0].outputs, values[1].outputs)
+        chosen = (tuple(choices[0] for choices in all_) for all_ in (inputs, outputs))
+        return dataclasses.replace(self.pair, **dict(zip(("input_axes", "output_axes"), chosen, strict=True)))
+
+
+def _check_structure(module: torch.nn.Module, ours: Shapes, theirs: Shapes) -> None:
+    found = difference(ours.form, theirs.form) if ours.form and theirs.form else None
+    if found is None:
+        return
+    if isinstance(module, torch.nn.MultiheadAttention) and theirs.form and theirs.form.kind == "tensor":
+        if len(ours.outputs) == 1:
+            return  # (output, None): need_weights=False
+        raise _SideResultError("PyTorch returns the attention weights too")
+    raise ValueError(found)
+
+
+def _candidates(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    rule: Axes | str,
+    module: torch.nn.Module | None,
+    labels: str | None,
+) -> list[Axes]:
+    if isinstance(rule, str) or (rule is not None and len(rule) != len(a)):
+        return fitting_axes(a, b, module, labels)
+    if (a if rule is None else tuple(a[axis] for axis in rule)) != b:
+        raise ValueError(f"the layout rule {rule} does not turn {list(a)} into {list(b)}")
+    return [rule]
 
 
 def _matching_inputs(ours: Shapes, count: int) -> tuple[int, ...] | None:
@@ -225,31 +342,16 @@ def _matching_inputs(ours: Shapes, count: int) -> tuple[int, ...] | None:
     return distinct if len(distinct) == count else None
 
 
-def _pair(
-    key: Key, partner: Key, module: torch.nn.Module, ours: Shapes, theirs: Shapes, rules: Rules, values: Values
-) -> Pair:
-    if len(ours.outputs) != len(theirs.outputs):
-        raise ValueError(f"{len(ours.outputs)} tensors come out in PyTorch, {len(theirs.outputs)} in JAX")
-    rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
-
-    def candidates(a: tuple[int, ...], b: tuple[int, ...]) -> list[Axes]:
-        if isinstance(rule, str):
-            return fitting_axes(a, b, module)
-        if (a if rule is None else tuple(a[axis] for axis in rule)) != b:
-            raise ValueError(f"the layout rule {rule} does not turn {list(a)} into {list(b)}")
-        return [rule]
-
-    inputs = _matching_inputs(ours, len(theirs.inputs))
-    given = () if inputs is None else tuple(ours.inputs[i] for i in inputs)
-    taken = () if inputs is None else theirs.inputs
-    input_choices = [candidates(a, b) for a, b in zip(given, taken, strict=True)]
-    output_choices = [candidates(a, b) for a, b in zip(ours.outputs, theirs.outputs, strict=True)]
-    if any(len(choices) > 1 for choices in (*input_choices, *output_choices)):
-        torch_call, jax_call = values(key, partner)
-        torch_inputs = [] if inputs is None else [(torch_call.inputs or [])[i] for i in inputs]
-        input_choices = _decide(input_choices, torch_inputs, jax_call.inputs or [])
-        output_choices = _decide(output_choices, torch_call.outputs, jax_call.outputs)
-    return Pair(key, partner, module, inputs, tuple(c[0] for c in input_choices), tuple(c[0] for c in output_choices))
+def _decided(
+    drafts: Sequence[_Draft], torch_side: TorchSide, jax_side: JaxSide, arrays: Sequence[np.ndarray]
+) -> list[Pair]:
+    """The pairs; where several layouts fit, one run of both models decides."""
+    unsure = [draft for draft in drafts if draft.open]
+    if not unsure:
+        return [draft.decided(None) for draft in drafts]
+    ours = torch_side.forward(arrays, only={draft.pair.torch for draft in unsure})
+    theirs = jax_side.forward(arrays, only={draft.pair.jax for draft in unsure})
+    return [draft.decided((ours[draft.pair.torch], theirs[draft.pair.jax]) if draft.open else None) for draft in drafts]
 
 
 def _decide(choices: list[list[Axes]], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> list[list[Axes]]:

@@ -23,7 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.capture import ROOT, Call, Calls, Key, Passed, Recorder, arrays_of, opaque, resolved, with_arrays
+from parity.capture import ROOT, Call, Calls, Key, Recorder, opaque, resolved
+from parity.inputs import Apply, positional
+from parity.structure import Rebuild, flatten, tensors, with_tensors
+from parity.transformed import has_paths, watched
 
 Work = Callable[[nnx.Module, Any, Any, Any], Any]
 """What is done in a piece, of its module, its arguments, its keyword arguments and further arrays. It is hashable, and
@@ -38,7 +41,9 @@ class UnfitError(Exception):
 
 
 def piece_names(model: nnx.Module) -> frozenset[str]:
-    """Paths of the modules that are pieces; {""} for the whole model."""
+    """Paths of the modules that are pieces; {""} for the whole model, as where modules carry their paths."""
+    if has_paths(model):
+        return frozenset({""})
     modules = dict(nnx.iter_modules(model))
     filled = {path[:end] for path in modules for end in range(len(path))}
     members = [path for path in modules if path in filled and path and isinstance(path[-1], int)]
@@ -128,6 +133,10 @@ class Pieces:
         return parts
 
 
+_ARRAY = object()
+"""Stands for an array among the leaves of a result."""
+
+
 class _Program:
     """One piece, for all calls that are alike; made from the first of them."""
 
@@ -137,7 +146,7 @@ class _Program:
         self.forward: Future[jax.stages.Compiled] | None = None
         self.backward: Future[jax.stages.Compiled] | None = None
         self._traced = jax.jit(self._arrays)
-        self._shape: tuple[Any, list[Any]] | None = None
+        self._form: tuple[Rebuild, list[Any]] | None = None
 
     def _arrays(self, *arrays: jax.Array) -> list[jax.Array]:
         """The arrays of what the work gives, in order."""
@@ -146,11 +155,11 @@ class _Program:
         state, args, kwargs, given = jax.tree.unflatten(self._tree, leaves)
         module = nnx.merge(self._graphdef, state)
         before = jax.tree.leaves(nnx.state(module))
-        found, tree = jax.tree.flatten(self._work(module, args, kwargs, given))
+        found, rebuild = flatten(self._work(module, args, kwargs, given))
         after = jax.tree.leaves(nnx.state(module))
         if not self._may_change and any(a is not b for a, b in zip(before, after, strict=True)):
             raise UnfitError
-        self._shape = tree, [None if _is_array(x) else x for x in found]
+        self._form = rebuild, [_ARRAY if _is_array(x) else x for x in found]
         return [jnp.asarray(x) for x in found if _is_array(x)]
 
     def wait(self) -> None:
@@ -160,10 +169,10 @@ class _Program:
 
     def result(self, arrays: Sequence[Any]) -> Any:
         """What the work gives, with these arrays."""
-        assert self._shape is not None
-        tree, others = self._shape
+        assert self._form is not None
+        rebuild, others = self._form
         supply = iter(arrays)
-        return jax.tree.unflatten(tree, [next(supply) if x is None else x for x in others])
+        return rebuild([next(supply) if x is _ARRAY else x for x in others])
 
     def trace(self, arrays: Sequence[Any], module: nnx.Module, pool: Executor, *, gradients: bool) -> list[jax.Array]:
         """The arrays as shapes; the first time compiling begins."""
@@ -269,6 +278,7 @@ def jax_calls_in_pieces(
     *,
     only: Collection[Key],
     forced: bool | None,
+    apply: Apply = positional,
 ) -> Calls:
     """As `jax_calls`, compiled in pieces. Those for a `forced` that is False or True are the same; None: always.
 
@@ -285,13 +295,13 @@ def jax_calls_in_pieces(
         work = _Recording(frozenset(within(key[0], dict.fromkeys(only))))
         known = within(key[0], reference)
         output, found = pieces(work, module, args, kwargs, (known, told))
-        leaves, tree = jax.tree.flatten(output, is_leaf=lambda leaf: isinstance(leaf, Passed))
-        calls = resolved({ROOT: Call(arrays_of((args, kwargs)), leaves), **found}, None if forced is False else known)
+        leaves, rebuild = flatten(output)
+        calls = resolved({ROOT: Call(tensors((args, kwargs)), leaves), **found}, None if forced is False else known)
         recorder.calls.update({around(key[0], inner): call for inner, call in calls.items() if inner != ROOT})
-        return jax.tree.unflatten(tree, calls[ROOT].outputs)
+        return rebuild(calls[ROOT].outputs)
 
-    with recorder.hooks(model, InPieces(pieces, compute)):
-        model(*inputs)
+    inside = InPieces(pieces, compute)
+    apply(watched(model, recorder.replace_inputs, recorder.replace_outputs, inside=inside), inputs)
     return recorder.calls
 
 
@@ -303,10 +313,9 @@ class _Recording:
 
     def __call__(self, module: nnx.Module, args: Any, kwargs: Any, given: tuple[Calls, Any]) -> tuple[Any, Calls]:
         recorder = Recorder(given[0], self.only, given[1])
-        recorder.meet(ROOT, "inputs", arrays_of((args, kwargs)))
-        with recorder.hooks(module):
-            output = module(*args, **kwargs)
-        return with_arrays(output, [recorder.passed(x) for x in arrays_of(output)]), recorder.calls
+        recorder.meet(ROOT, "inputs", tensors((args, kwargs)))
+        output = watched(module, recorder.replace_inputs, recorder.replace_outputs)(*args, **kwargs)
+        return with_tensors(output, [recorder.passed(x) for x in tensors(output)]), recorder.calls
 
 
 def _is_array(leaf: Any) -> bool:

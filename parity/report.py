@@ -7,11 +7,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.compare import Row
 from parity.convert import Entry, Ledger
 from parity.environment import fingerprint
+
+if TYPE_CHECKING:
+    from parity.power.report import PowerReport
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
@@ -99,7 +102,13 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Every measurement of one check. `layers` are (name, PyTorch type) in the order in which their calls return."""
+    """Every measurement of one check.
+
+    Attributes:
+        layers: (name, PyTorch type) of the layer calls, in the order in which they return.
+        power: what these inputs and weights would have shown, if it was asked for.
+        notes: what passed with a condition or was not verified, a sentence each.
+    """
 
     rows: tuple[Row, ...]
     ledger: Ledger
@@ -110,6 +119,8 @@ class Report:
     causes: tuple[Cause, ...] = ()
     formats: tuple[FormatRow, ...] = ()
     trajectory: Trajectory | None = None
+    notes: tuple[str, ...] = ()
+    power: PowerReport | None = None
 
     @property
     def passed(self) -> bool:
@@ -138,6 +149,9 @@ class Report:
         What a module passes on to its children is its own work, so a wrong "calls" row names the module around.
         Where all of these hold, it is the first module that draws or updates something else in training mode.
         """
+        structure = next((row for row in self.rows if row.kind == "structure"), None)
+        if structure is not None:
+            return structure.name or "the model"
         order = {name: i for i, (name, _) in enumerate(self.layers)}
         failed = [row for row in self.rows if row.mode == "forced" and not row.passed and row.name in order]
         if not failed:
@@ -154,9 +168,9 @@ class Report:
 
     @property
     def _first_in_training(self) -> str | None:
-        laws = ("dropout rate", "dropout draws", "buffer")
-        failed = [row for row in self.failures if row.kind in laws]
-        names = [row.name.rpartition(".")[0] if row.kind == "buffer" else row.name for row in failed]
+        laws = ("dropout rate", "dropout draws", "random draw", "structure", "layer", "calls", "output", "buffer")
+        failed = [row for row in self.failures if row.kind in laws and row.mode == "train"]
+        names = [around(row.name) if row.kind in ("buffer", "calls") else row.name for row in failed]
         return names[0] or "the model" if names else None
 
     @property
@@ -177,6 +191,8 @@ class Report:
     def verdict(self) -> str:
         """One line: equal or different, how many measurements, where it starts."""
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
+        if self.failures and all(row.kind == "configuration" for row in self.failures):
+            return f"DIFFERENT: the algorithm is equal, the configuration is not: {self.failures[0].note}"
         return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
@@ -223,6 +239,7 @@ class Report:
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "unpaired": list(self.unpaired),
+            "notes": list(self.notes),
             "ledger": dataclasses.asdict(self.ledger),
             "layers": [{"name": name, "type": kind} for name, kind in self.layers],
             "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
@@ -230,6 +247,8 @@ class Report:
             "formats": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.formats],
             "trajectory": None if self.trajectory is None else _trajectory(self.trajectory),
         }
+        if self.power is not None:
+            payload["power"] = self.power.payload()
         return json.dumps(finite(payload), indent=1, allow_nan=False)
 
     @classmethod
@@ -250,14 +269,18 @@ class Report:
                     tuple(_restored(Entry, entry) for entry in ledger["entries"]),
                     _typed(ledger["torch_only"], "tuple[str, ...]"),
                     _typed(ledger["jax_only"], "tuple[str, ...]"),
+                    _typed(ledger.get("tied", []), "tuple[str, ...]"),
+                    _typed(ledger.get("notes", []), "tuple[str, ...]"),
                 ),
                 layers=tuple((_typed(x["name"], "str"), _typed(x["type"], "str")) for x in payload["layers"]),
                 unpaired=_typed(payload["unpaired"], "tuple[str, ...]"),
+                notes=_typed(payload.get("notes", []), "tuple[str, ...]"),
                 settings=dict(payload["settings"]),
                 environment=dict(payload["environment"]),
                 causes=tuple(_restored(Cause, cause) for cause in payload["causes"]),
                 formats=tuple(_restored(FormatRow, row) for row in payload["formats"]),
                 trajectory=None if trajectory is None else _restored(Trajectory, trajectory),
+                power=_power(payload.get("power")),
             )
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"not a report of parity: {ascii(str(error)[:150])[1:-1]}") from error
@@ -298,6 +321,12 @@ def _saved(text: str, path: str | Path | None) -> str:
 
 def _trajectory(trajectory: Trajectory) -> dict[str, Any]:
     return {**dataclasses.asdict(trajectory), "passed": trajectory.passed}
+
+
+def _power(payload: Mapping[str, Any] | None) -> PowerReport | None:
+    from parity.power.report import restored
+
+    return None if payload is None else restored(payload)
 
 
 def finite(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """How a PyTorch layer's tensors are laid out in Flax: one table of two-way rules by layer type.
 
-A rule cuts, permutes and reshapes, so it loses nothing and has an inverse by construction.
+A rule cuts, permutes, flips and reshapes, so it loses nothing and has an inverse by construction.
 Layouts: O out, I in (per group), K K1 K2 K3 spatial; PyTorch convolutions are O I K.., flax's K.. I O.
+PyTorch's transposed convolutions are I O K..; flax's K.. I O, turned round, or (`transpose_kernel`) K.. O I, as it is.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from flax import nnx
 class LeafRule:
     """`torch` and `jax` name the same numbers on both sides, relative to the layer.
 
-    jax = reshape(transpose(part i of n of torch, cut along its first axis; axes)); `part` is (i, n), (0, 1) for the
-    whole; `axes` None for as they are; the reshape, to the flax tensor's own shape, only if `reshape`.
+    jax = reshape(flip(transpose(part i of n of torch, cut along its first axis; axes); flip)); `part` is (i, n), (0, 1)
+    for the whole; `axes` None for as they are; `flip` the axes, in flax's order, that run backwards; the reshape, to
+    the flax tensor's own shape, only if `reshape`.
     """
 
     torch: str
@@ -29,6 +31,7 @@ class LeafRule:
     axes: tuple[int, ...] | None = None
     part: tuple[int, int] = (0, 1)
     reshape: bool = False
+    flip: tuple[int, ...] = ()
 
     def to_jax(self, array: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
         """The flax tensor (of `shape`, where it is reshaped) of PyTorch's."""
@@ -37,12 +40,13 @@ class LeafRule:
             array = array.reshape(parts, array.shape[0] // parts, *array.shape[1:])[index]
         if self.axes is not None:
             array = array.transpose(self.axes)
+        array = np.flip(array, self.flip)
         return _in_order(array if shape is None or not self.reshape else array.reshape(shape))
 
     def to_torch(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """PyTorch's tensor (of `shape`), or this rule's part of it, of the flax tensor."""
         moved = self._moved(shape)
-        array = array.reshape(moved)
+        array = np.flip(array.reshape(moved), self.flip)
         return _in_order(array if self.axes is None else array.transpose(np.argsort(self.axes)))
 
     def _moved(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -53,6 +57,8 @@ class LeafRule:
     def fits(self, shape: Sequence[int], jax_shape: Sequence[int]) -> bool:
         """Whether a PyTorch tensor of `shape` gives a flax tensor of `jax_shape`."""
         if self.axes is not None and len(self.axes) != len(shape):
+            return False
+        if any(axis >= len(shape) for axis in self.flip):
             return False
         if self.part[1] > 1 and (not shape or shape[0] % self.part[1]):
             return False
@@ -72,6 +78,14 @@ def _conv_axes(kernel_size: Sequence[int]) -> tuple[int, ...]:
     return (*range(2, 2 + len(kernel_size)), 1, 0)
 
 
+def _transposed_conv_rule(module: nnx.ConvTranspose) -> LeafRule:
+    """torch.nn.ConvTranspose is the gradient of a convolution: `lax.conv_transpose` of a kernel turned round."""
+    spatial = tuple(range(len(module.kernel_size)))
+    if module.transpose_kernel:
+        return LeafRule("weight", "kernel", _conv_axes(module.kernel_size))
+    return LeafRule("weight", "kernel", (*range(2, 2 + len(spatial)), 0, 1), flip=spatial)
+
+
 def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
     """The rules of a flax layer type (subclasses included); tensors that are the same on both sides need none."""
     match module:
@@ -83,6 +97,8 @@ def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
             return _attention_rules()
         case nnx.Conv():
             return (LeafRule("weight", "kernel", _conv_axes(module.kernel_size)),)
+        case nnx.ConvTranspose():
+            return (_transposed_conv_rule(module),)
         case nnx.BatchNorm():
             return LeafRule("weight", "scale"), LeafRule("running_mean", "mean"), LeafRule("running_var", "var")
         case nnx.LayerNorm() | nnx.GroupNorm() | nnx.RMSNorm():
@@ -137,7 +153,7 @@ class Rules:
         """The flax path of a PyTorch module path."""
         for pattern, replacement in self.rename.items():
             torch_path = re.sub(pattern, replacement, torch_path)
-        return torch_path
+        return torch_path.strip(".")
 
     def stack_index(self, torch_name: str) -> tuple[str, int | None]:
         """`blocks.3.attn.weight` -> (`blocks.attn.weight`, 3) if `blocks` is stacked; else the name and None."""

@@ -32,13 +32,18 @@ def render(report: Report, width: int | None = None, color: bool = False) -> str
         console.print(Text(line), soft_wrap=True)  # a broken line cannot be searched
     if report.unpaired:
         console.print(f"{len(report.unpaired)} calls without a partner, judged with the module around them")
+    for line in report.power.lines() if report.power is not None else ():
+        console.print(Text(line), soft_wrap=True)
+    for note in report.notes:
+        console.print(Text(f"NOTE {note}"), soft_wrap=True)
     console.print(Text(report.verdict, style="bold green" if report.passed else "bold red"), soft_wrap=True)
     return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
 
 
 def brief(report: Report) -> str:
-    """Verdict, causes and the first failures."""
-    return "\n".join([report.verdict, *cause_lines(report.causes), *_failures(report, 8)])
+    """Verdict, causes, the first failures and the notes."""
+    notes = [f"NOTE {note}" for note in report.notes]
+    return "\n".join([report.verdict, *cause_lines(report.causes), *_failures(report, 8), *notes])
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import time
 
 import jax
-import numpy as np
 import torch
 from flax import nnx
 
 from parity.check import Proof
 from parity.compare import Gates
-from parity.judge import weight_rows
+from parity.judge import pairing_rows, weight_rows
 from parity.report import Report
 from parity.rules import Rules
+from parity.selftest.foreign.architecture import Inputs
 
 
 def judge(
     torch_model: torch.nn.Module,
     jax_model: nnx.Module,
-    inputs: np.ndarray,
+    inputs: Inputs,
     *,
+    rules: Rules | None = None,
     backward: bool = False,
     training: bool = False,
     float32: bool = False,
@@ -28,23 +29,25 @@ def judge(
 ) -> Report:
     """Weights and every layer in float64, free and forced, with causes.
 
-    With `backward` every module's own derivative too; with `training` training mode with shared masks; with `float32`
-    the forward pass in float32 too.
+    With `backward` the gradients of the default loss and every module's own derivative too; with `training` training
+    mode with shared masks; with `float32` the forward pass in float32 too.
 
     Raises:
         ValueError: see `parity.check`.
     """
     start = time.perf_counter()
     with jax.disable_jit():
-        proof = Proof.of(torch_model, jax_model, inputs, Rules(), gates or Gates())
-        rows = weight_rows(proof.ledger, torch_model, jax_model) + proof.forward64()
+        proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates())
+        rows = weight_rows(proof.ledger, torch_model, jax_model) + pairing_rows(proof.pairing) + proof.forward64()
         causes = proof.causes(rows)
-        if backward:
+        loss = proof.default_loss
+        if backward and loss is not None:
+            rows += proof.gradients(loss)
             found, named = proof.derivatives()
             rows, causes = rows + found, causes + named
         if float32:
             rows += proof.forward32()
-    if training:  # compiled: flax lets a gradient change running statistics only there
+    if training and loss is not None:  # compiled: flax lets a gradient change running statistics only there
         found, named = proof.training()
         rows, causes = rows + found, causes + named
     return Report(
@@ -52,6 +55,7 @@ def judge(
         ledger=proof.ledger,
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
+        notes=tuple(dict.fromkeys(proof.notes)),
         settings={"seconds": round(time.perf_counter() - start, 1)},
         environment={},
         causes=causes,

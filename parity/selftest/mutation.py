@@ -30,6 +30,7 @@ class Mutation:
         module: the module that has to be named ("the model" for the outermost); None where none is to blame.
         cause: the switch that has to be named; None where the catalogue has none.
         apply: puts it in.
+        also: other switches that say the same of this mistake, so that they are no false causes.
     """
 
     name: str
@@ -38,6 +39,28 @@ class Mutation:
     module: str | None
     cause: str | None
     apply: Apply
+    also: tuple[str, ...] = ()
+
+    @property
+    def true_causes(self) -> tuple[str, ...]:
+        """What may be named without being false."""
+        return self.also if self.cause is None else (self.cause, *self.also)
+
+
+def mistakes_in(pair: str) -> Callable[..., Mutation]:
+    """A maker of mistakes in one pair: their names begin with it, and they are of the group "forward" unless said."""
+
+    def mistake(
+        name: str,
+        module: str | None,
+        cause: str | None,
+        apply: Apply,
+        group: str = "forward",
+        also: tuple[str, ...] = (),
+    ) -> Mutation:
+        return Mutation(f"{pair}: {name}", group, pair, module, cause, apply, also)
+
+    return mistake
 
 
 def at(model: Any, path: str) -> Any:
@@ -58,6 +81,28 @@ def setting(path: str, **attributes: Any) -> Apply:
     def apply(model: nnx.Module) -> None:
         for name, value in attributes.items():
             setattr(at(model, path), name, value)
+
+    return apply
+
+
+def changing(path: str, change: Callable[[jax.Array], jax.Array]) -> Apply:
+    """Changes one tensor of the JAX model."""
+
+    def apply(model: nnx.Module) -> None:
+        variable = at(model, path)
+        variable.set_value(change(variable[...]))
+
+    return apply
+
+
+def exchanged(first: str, second: str) -> Apply:
+    """Exchanges two tensors of the JAX model."""
+
+    def apply(model: nnx.Module) -> None:
+        a, b = at(model, first), at(model, second)
+        x, y = a[...], b[...]
+        a.set_value(y)
+        b.set_value(x)
 
     return apply
 

@@ -16,9 +16,12 @@ import t2t_torch.layers
 from parity.causes.resize import weights
 from parity.convert import torch_to_jax
 from parity.models import make_pair, power
+from parity.rules import Rules
+from parity.selftest.foreign import FOREIGN
+from parity.selftest.foreign.architecture import Inputs
 
-Pair = tuple[torch.nn.Module, nnx.Module, np.ndarray]
-"""Both models with the same weights, and their input as PyTorch takes it."""
+Pair = tuple[torch.nn.Module, nnx.Module, Inputs]
+"""Both models with the same weights, and what PyTorch's takes."""
 
 _SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 5, "embed_dim": 32, "num_heads": 2}
 _T2T: dict[str, Any] = {**_SMALL, "depth": 1, "mlp_ratio": 2.0, "token_dim": 8}
@@ -165,18 +168,94 @@ class Dropout(nnx.Module):
         return x + self.drop_path(self.fc2(self.drop(self.fc1(x))))
 
 
+class TorchRandomBlock(torch.nn.Module):
+    """Attention with dropout, a functional dropout, stochastic depth by hand; (B, N, 8) -> (B, N, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        rate = 0.2 if self.training else 0.0
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        y = torch.nn.functional.dropout(self.proj(y.transpose(1, 2).flatten(2)), 0.1, self.training)
+        if self.training:
+            y = y * y.new_empty(len(y), 1, 1).bernoulli_(0.7) / 0.7
+        return x + y
+
+
+class RandomBlock(nnx.Module):
+    """Twin of `TorchRandomBlock`; its attributes are what may be got wrong."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.qkv, self.proj, self.rngs = nnx.Linear(8, 24, rngs=rngs), nnx.Linear(8, 8, rngs=rngs), rngs.fork()
+        self.attention, self.rate, self.path, self.extra = 0.2, 0.1, 0.3, 0.0
+        self.heads_share, self.path_shares = (), (1, 2)
+        self.early, self.scaled, self.deterministic = False, True, False
+
+    def dropped(self, x: jax.Array, rate: float, *shared: int) -> jax.Array:
+        if self.deterministic or rate == 0:
+            return x
+        shape = [1 if axis in shared else n for axis, n in enumerate(x.shape)]
+        kept = jnp.where(jax.random.bernoulli(self.rngs.dropout(), 1 - rate, shape), x, 0)
+        return kept / (1 - rate) if self.scaled else kept
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, 2, 4), 2, 0)
+        weights = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) / 2, axis=-1)
+        weights = self.dropped(weights, self.attention, *self.heads_share)
+        y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        y = self.proj(self.dropped(y, self.rate)) if self.early else self.dropped(self.proj(y), self.rate)
+        return x + self.dropped(self.dropped(y, self.path, *self.path_shares), self.extra)
+
+
+class TorchRandom(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = TorchRandomBlock(), torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(x))
+
+
+class Random(nnx.Module):
+    """Twin of `TorchRandom`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.block, self.head = RandomBlock(rngs), nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.block(x))
+
+
 _GENERIC: dict[str, tuple[type[torch.nn.Module], Callable[..., nnx.Module], tuple[int, ...]]] = {
     "convnet": (TorchConvNet, ConvNet, (2, 3, 8, 8)),
     "offset": (TorchOffset, Offset, (4, 64)),
     "resize": (TorchResize, Resize, (2, 3, 8, 8)),
     "dropout": (TorchDropout, Dropout, (2, 3, 8)),
+    "random": (TorchRandom, Random, (3, 5, 8)),
 }
 
-PAIRS = (*FAMILIES, *_GENERIC)
+PAIRS = (*FAMILIES, *_GENERIC, *FOREIGN)
+
+_TRAINED = {"convnet", "dropout"}
+
+
+def rules_of(name: str) -> Rules:
+    """What the pair needs besides the built-in rules."""
+    return FOREIGN[name].rules if name in FOREIGN else Rules()
+
+
+def trains(name: str) -> bool:
+    """Whether the pair has something that only training mode shows, and that can be compared there."""
+    return FOREIGN[name].trains if name in FOREIGN else name in _TRAINED
 
 
 def make(name: str, seed: int = 0) -> Pair:
     """The pair `name` with weights and input drawn from `seed`."""
+    if name in FOREIGN:
+        return FOREIGN[name].make(seed)
     draw = np.random.RandomState(seed)
     if name in FAMILIES:
         model, sizes = FAMILIES[name]

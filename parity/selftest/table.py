@@ -21,7 +21,8 @@ def verdict(selftest: Selftest) -> str:
     outcomes = selftest.outcomes
     caught = sum(outcome.caught for outcome in outcomes)
     text = (
-        f"{caught} of {len(outcomes)} mutations caught, {selftest.causes_named:.0%} of the causes named, "
+        f"{caught} of {len(outcomes)} mutations caught, {selftest.modules_named:.1%} of the modules and "
+        f"{selftest.causes_named:.1%} of the causes named, {selftest.false_causes} false causes, "
         f"{len(selftest.false_alarms)} false alarms in {selftest.correct_runs} correct runs, {selftest.seconds:.0f} s"
     )
     return ("HOLDS: " if selftest.passed else "DOES NOT HOLD: ") + text
@@ -31,12 +32,16 @@ def _mutations(selftest: Selftest) -> Table:
     found = Table("group", "mutation", "above the gate", "module named", "cause named", "s", title="Mutations")
     for outcome in selftest.outcomes:
         margin = "NOT CAUGHT" if not outcome.caught else _times(outcome.margin)
-        module = _named(outcome.module, outcome.module_right)
-        cause = _named(outcome.cause, outcome.cause_right)
-        style = None if outcome.passed and outcome.cause_right is not False else "red"
+        module = _named(outcome.module, outcome.module_right) + (f" ({outcome.raised})" if outcome.raised else "")
+        cause = _named(outcome.cause, outcome.cause_right) + _falsely(outcome.false_causes)
+        right = outcome.passed and False not in (outcome.module_right, outcome.cause_right)
         cells = (outcome.group, outcome.mutation, margin, module, cause, f"{outcome.seconds:.1f}")
-        found.add_row(*cells, style=style)
+        found.add_row(*cells, style=None if right else "red")
     return found
+
+
+def _falsely(causes: tuple[str, ...]) -> str:
+    return f"; FALSE: {', '.join(causes)}" if causes else ""
 
 
 def _times(margin: float) -> str:
@@ -52,7 +57,8 @@ def _named(name: str | None, right: bool | None) -> str:
 
 
 def _groups(selftest: Selftest) -> Table:
-    found = Table("group", "mutations", "caught", "least margin", "modules", "causes", title="By group")
+    columns = ("group", "mutations", "caught", "least margin", "modules", "causes", "false causes")
+    found = Table(*columns, title="By group")
     for group in GROUPS:
         outcomes = [outcome for outcome in selftest.outcomes if outcome.group == group]
         if outcomes:
@@ -60,9 +66,10 @@ def _groups(selftest: Selftest) -> Table:
             margin = min(outcome.margin for outcome in outcomes)
             modules = _share([outcome.module_right for outcome in outcomes])
             causes = _share([outcome.cause_right for outcome in outcomes])
-            found.add_row(group, str(len(outcomes)), str(caught), _times(margin), modules, causes)
+            false = str(sum(bool(outcome.false_causes) for outcome in outcomes))
+            found.add_row(group, str(len(outcomes)), str(caught), _times(margin), modules, causes, false)
     for alarm in selftest.false_alarms:
-        found.add_row("false alarm", alarm, "", "", "", "", style="red")
+        found.add_row("false alarm", alarm, *[""] * 5, style="red")
     return found
 
 

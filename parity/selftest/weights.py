@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import t2t_jax.t2t_vit
-from parity.selftest.mutation import Apply, Mutation, at, calling, patching
+from parity.selftest.mutation import Apply, Mutation, calling, changing, exchanged, patching
 
 
 def _conversion(name: str, pair: str, module: str | None, cause: str | None, apply: Apply) -> Mutation:
@@ -19,26 +19,6 @@ def _conversion(name: str, pair: str, module: str | None, cause: str | None, app
 
 def _data(name: str, pair: str, module: str, cause: str | None, apply: Apply) -> Mutation:
     return Mutation(name, "data", pair, module, cause, apply)
-
-
-def _changing(path: str, change: Callable[[jax.Array], jax.Array]) -> Apply:
-    """Changes one tensor of the JAX model."""
-
-    def apply(model: nnx.Module) -> None:
-        variable = at(model, path)
-        variable.set_value(change(variable[...]))
-
-    return apply
-
-
-def _exchanged(first: str, second: str) -> Apply:
-    def apply(model: nnx.Module) -> None:
-        a, b = at(model, first), at(model, second)
-        x, y = a[...], b[...]
-        a.set_value(y)
-        b.set_value(x)
-
-    return apply
 
 
 def _thirds(x: jax.Array) -> jax.Array:
@@ -60,59 +40,59 @@ CONVERSION = (
         "performer",
         "blocks.0.attn.proj",
         "kernel transposed",
-        _changing("blocks.0.attn.proj.kernel", jnp.transpose),
+        changing("blocks.0.attn.proj.kernel", jnp.transpose),
     ),
     _conversion(
         "q and k exchanged in the kernel",
         "vit",
         "blocks.0.attn.qkv",
         "parts order",
-        _changing("blocks.0.attn.qkv.kernel", _thirds),
+        changing("blocks.0.attn.qkv.kernel", _thirds),
     ),
     _conversion(
         "height and width of a kernel exchanged",
         "convolution",
         "tokens_to_token.soft_split0",
         "kernel transposed",
-        _changing("tokens_to_token.soft_split0.kernel", lambda x: x.transpose(1, 0, 2, 3)),
+        changing("tokens_to_token.soft_split0.kernel", lambda x: x.transpose(1, 0, 2, 3)),
     ),
     _conversion(
         "kernel rotated",
         "convnet",
         "down",
         "kernel flipped",
-        _changing("down.kernel", lambda x: x[::-1, ::-1]),
+        changing("down.kernel", lambda x: x[::-1, ::-1]),
     ),
     _conversion(
         "groups interleaved",
         "convnet",
         "conv2",
         "groups",
-        _changing("conv2.kernel", lambda x: x.reshape(3, 3, 4, 2, 4).swapaxes(3, 4).reshape(x.shape)),
+        changing("conv2.kernel", lambda x: x.reshape(3, 3, 4, 2, 4).swapaxes(3, 4).reshape(x.shape)),
     ),
     _conversion(
         "biases of two layers exchanged",
         "vit",
         "blocks.0.attn.proj",
         "bias",
-        _exchanged("blocks.0.attn.proj.bias", "blocks.0.mlp.fc2.bias"),
+        exchanged("blocks.0.attn.proj.bias", "blocks.0.mlp.fc2.bias"),
     ),
     _conversion(
         "kernel rounded to bfloat16",
         "performer",
         "blocks.0.mlp.fc1",
         "bfloat16 leak",
-        _changing("blocks.0.mlp.fc1.kernel", lambda x: x.astype(jnp.bfloat16).astype(x.dtype)),
+        changing("blocks.0.mlp.fc1.kernel", lambda x: x.astype(jnp.bfloat16).astype(x.dtype)),
     ),
     _conversion(
         "positions shifted by one",
         "performer",
         "the model",
         "shifted by one",
-        _changing("pos_embed", lambda x: jnp.roll(x, 1, axis=1)),
+        changing("pos_embed", lambda x: jnp.roll(x, 1, axis=1)),
     ),
-    _conversion("running mean and variance exchanged", "convnet", "norm1", None, _exchanged("norm1.mean", "norm1.var")),
-    _conversion("one number off by one bit", "vit", "head", None, _changing("head.kernel", _next_float)),
+    _conversion("running mean and variance exchanged", "convnet", "norm1", None, exchanged("norm1.mean", "norm1.var")),
+    _conversion("one number off by one bit", "vit", "head", None, changing("head.kernel", _next_float)),
     _conversion("frozen table trained", "performer", None, None, _trained_table),
 )
 

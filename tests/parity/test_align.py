@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity.align import channels_last, closest_axes, fitting_axes, input_axes
+from parity.align import channels_last, closest_axes, fitting_axes, input_axes, possible_input_axes
 from tests.parity.pairs import images
 
 LINEAR, CONV = torch.nn.Linear(2, 2), torch.nn.Conv2d(2, 2, 1)
@@ -24,28 +24,47 @@ def test_images_and_volumes_go_in_with_channels_last(rank: int, axes: tuple[int,
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "module", "expected"),
+    ("ours", "theirs", "module", "labels", "expected"),
     [
-        ((2, 3), (2, 3), LINEAR, [None]),
-        ((2, 5, 3), (2, 5, 3), LINEAR, [None]),
-        ((2, 3, 5), (2, 5, 3), torch.nn.Unfold(2), [(0, 2, 1)]),
-        ((2, 3, 8, 6), (2, 8, 6, 3), CONV, [NHWC]),
-        ((2, 3, 8, 6), (2, 8, 6, 3), LINEAR, [NHWC]),
-        ((2, 8, 6, 3), (2, 8, 6, 3), LINEAR, [None]),
-        ((2, 4, 4, 4), (2, 4, 4, 4), CONV, [NHWC]),  # the module says it
-        ((2, 4, 4, 4), (2, 4, 4, 4), LINEAR, [None, NHWC]),  # nobody knows
-        ((2, 4, 4), (2, 4, 4), LINEAR, [None]),  # tokens
-        ((2, 4, 4), (2, 4, 4), torch.nn.Conv1d(4, 4, 1), [(0, 2, 1)]),
+        ((2, 3), (2, 3), LINEAR, None, [None]),
+        ((2, 5, 3), (2, 5, 3), LINEAR, None, [None]),
+        ((2, 3, 5), (2, 5, 3), torch.nn.Unfold(2), None, [(0, 2, 1)]),
+        ((2, 3, 8, 6), (2, 8, 6, 3), CONV, None, [NHWC]),
+        ((2, 3, 8, 6), (2, 8, 6, 3), LINEAR, "BCSS", [NHWC]),
+        ((2, 8, 6, 3), (2, 8, 6, 3), LINEAR, "BSSC", [None]),
+        ((2, 8, 6, 3), (2, 8, 6, 3), LINEAR, None, [None]),
+        ((2, 4, 4, 4), (2, 4, 4, 4), CONV, None, [NHWC, None]),  # of equal sides: the numbers decide
+        ((2, 4, 4, 4), (2, 4, 4, 4), LINEAR, "BCSS", [NHWC, None]),
+        ((2, 4, 4, 4), (2, 4, 4, 4), LINEAR, None, [None]),  # nothing says that it is transposed
+        ((2, 4, 4), (2, 4, 4), LINEAR, None, [None]),  # tokens
+        ((2, 4, 4), (2, 4, 4), torch.nn.Conv1d(4, 4, 1), None, [(0, 2, 1), None]),
+        ((5, 2, 4), (2, 5, 4), torch.nn.LSTM(4, 4), None, [(1, 0, 2)]),
+        ((2, 2, 3, 8, 6), (2, 8, 6, 2, 3), LINEAR, "BCCSS", [(0, 3, 4, 1, 2)]),  # channels in groups
     ],
 )
-def test_which_layouts_fit(ours, theirs, module, expected):
-    assert fitting_axes(ours, theirs, module) == expected
+def test_which_layouts_fit(ours, theirs, module, labels, expected):
+    assert fitting_axes(ours, theirs, module, labels) == expected
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [((2, 3), (3, 2)), ((2, 3, 4), (2, 3, 5)), ((2, 3), (2, 3, 1))])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [((2, 3), (3, 2)), ((2, 3, 4), (2, 3, 5)), ((2, 3), (2, 3, 1)), ((2, 7, 5), (2, 5, 7)), ((2, 3, 8, 6), (2, 8, 6, 3))],
+)
 def test_no_layout_fits(ours: tuple[int, ...], theirs: tuple[int, ...]):
     with pytest.raises(ValueError, match="shapes differ"):
         fitting_axes(ours, theirs, LINEAR)
+
+
+def test_what_to_write_for_another_layout():
+    with pytest.raises(ValueError, match=r"Rules\(layouts=\{NAME: \(0, 2, 3, 1\)\}\)"):
+        fitting_axes((2, 3, 8, 6), (2, 8, 6, 3), LINEAR)
+
+
+@pytest.mark.parametrize(("rank", "count"), [(2, 1), (3, 2), (4, 2), (5, 3)])
+def test_inputs_may_have_other_layouts_than_the_usual_one(rank: int, count: int):
+    found = possible_input_axes(rank)
+    assert found[0] == input_axes(rank)
+    assert len(set(found)) == len(found) == count
 
 
 def test_where_shapes_leave_it_open_the_numbers_decide():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from flax import nnx
 
-from parity.capture import Call, InPlaceError, Passed, jax_calls, jax_hooks, resolved, torch_calls, torch_hooks
+from parity.capture import Call, InPlaceError, Passed, jax_hooks, resolved, torch_calls, torch_hooks
+from parity.transformed import jax_calls
 from tests.golden import rel_f
 from tests.parity.pairs import images, micro, resnet, twice
 

@@ -152,10 +152,14 @@ def test_jax_to_torch_keeps_parameters_in_their_places():
     assert torch.equal(held[0], to_tensor(np.asarray(model.fc.kernel[...])).T)
 
 
-def test_jax_to_torch_keeps_the_device():
+def test_a_model_without_memory_holds_no_weights():
+    """A model on the device meta would take them, and lose them."""
     target = torch.nn.Linear(6, 6, device="meta", dtype=torch.float64)
-    jax_to_torch(nnx.Linear(6, 6, rngs=nnx.Rngs(0)), target)
-    assert {(p.device.type, p.dtype) for p in target.parameters()} == {("meta", torch.float32)}
+    with pytest.raises(ValueError, match=r"2 tensors .*: weight is on the device meta, .*to_empty.*; bias is on the"):
+        jax_to_torch(nnx.Linear(6, 6, rngs=nnx.Rngs(0)), target)
+    with pytest.raises(ValueError, match="weight of PyTorch is on the device meta"):
+        torch_to_jax(target, nnx.Linear(6, 6, rngs=nnx.Rngs(0)))
+    assert {(p.device.type, p.dtype) for p in target.parameters()} == {("meta", torch.float64)}
 
 
 def test_arrays_of_some_tensors_are_those_of_pytorch_too():

@@ -149,22 +149,33 @@ def test_layers_and_parts_of_one_tensor_share_its_dtype(x64: None):
         jax_to_torch(attention, torch.nn.MultiheadAttention(4, 2))
 
 
-def test_modules_that_flax_shares_are_listed_and_may_stay_out():
-    """flax counts a shared module once, PyTorch under both names."""
+def test_modules_that_both_share_are_carried_once():
+    """flax counts a shared module once, PyTorch under both names: the second is tied."""
     source, model = torch.nn.Module(), nnx.Module()
     source.first = source.again = torch.nn.Linear(2, 3)
     model.first = model.again = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     name = next(iter(jax_variables(model))).partition(".")[0]
     other = {"first": "again", "again": "first"}[name]
-    with pytest.raises(ValueError, match=rf"2 tensors .*{other}\.weight .*{other}\.bias"):
-        torch_to_jax(source, model)
-    ledger = torch_to_jax(source, model, rules=Rules(torch_only=[f"{other}.*"]))
+    ledger = torch_to_jax(source, model)
+    assert sorted(ledger.tied) == [f"{other}.bias", f"{other}.weight"]
     np.testing.assert_array_equal(model.again.kernel[...], source.again.weight.detach().T)
-    target = torch.nn.Module()
-    target.first = target.again = torch.nn.Linear(2, 3)
-    jax_to_torch(model, target, rules=Rules(torch_only=[f"{other}.*"]))
-    assert trees.torch_bits(target) == trees.torch_bits(source)
-    assert len(ledger) == 2
+    told = torch_to_jax(source, model, rules=Rules(torch_only=[f"{other}.*"]))
+    assert len(ledger) == len(told) == 2
+    for rules in (None, Rules(torch_only=[f"{other}.*"])):
+        target = torch.nn.Module()
+        target.first = target.again = torch.nn.Linear(2, 3)
+        jax_to_torch(model, target, rules=rules)
+        assert trees.torch_bits(target) == trees.torch_bits(source)
+
+
+def test_modules_that_one_side_shares_are_not_taken_for_one():
+    """PyTorch's are apart, and may train apart: JAX's one cannot hold both."""
+    source, model = torch.nn.Module(), nnx.Module()
+    source.first, source.again = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    source.again.load_state_dict(source.first.state_dict())
+    model.first = model.again = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="of PyTorch both claim"):
+        torch_to_jax(source, model)
 
 
 def test_every_problem_is_listed_at_once_and_nothing_is_changed():

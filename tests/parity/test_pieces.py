@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from parity.capture import Call, Calls, jax_calls
+from parity.capture import Call, Calls
 from parity.pieces import Pieces, UnfitError, begin, jax_calls_in_pieces, piece_names
 from parity.runs import altered_in_pieces
+from parity.transformed import jax_calls
 from tests.golden import rel_f
 
 X = np.random.RandomState(0).standard_normal((2, 4))

@@ -1,0 +1,42 @@
+"""Right pairs of architectures that are not ours, written from their definitions, and what people get wrong there."""
+
+from parity.selftest.foreign.architecture import Architecture
+from parity.selftest.foreign.convolutions import CONVOLUTIONS
+from parity.selftest.foreign.decoders import DECODERS
+from parity.selftest.foreign.encoders import ENCODERS
+from parity.selftest.foreign.images import IMAGES
+from parity.selftest.foreign.mixtures import MIXTURES
+from parity.selftest.foreign.operators import OPERATORS
+from parity.selftest.foreign.recurrent import RECURRENT
+from parity.selftest.foreign.wrong_convolutions import CONVOLUTION_MISTAKES
+from parity.selftest.foreign.wrong_decoders import DECODER_MISTAKES
+from parity.selftest.foreign.wrong_encoders import ENCODER_MISTAKES
+from parity.selftest.foreign.wrong_images import IMAGE_MISTAKES
+from parity.selftest.foreign.wrong_mixtures import MIXTURE_MISTAKES
+from parity.selftest.foreign.wrong_operators import OPERATOR_MISTAKES
+from parity.selftest.foreign.wrong_recurrent import RECURRENT_MISTAKES
+from parity.selftest.mutation import Mutation
+
+FOREIGN: dict[str, Architecture] = {
+    **DECODERS,
+    **ENCODERS,
+    **RECURRENT,
+    **IMAGES,
+    **CONVOLUTIONS,
+    **MIXTURES,
+    **OPERATORS,
+}
+"""Every architecture by its name."""
+
+MISTAKES: tuple[Mutation, ...] = (
+    *DECODER_MISTAKES,
+    *ENCODER_MISTAKES,
+    *RECURRENT_MISTAKES,
+    *IMAGE_MISTAKES,
+    *CONVOLUTION_MISTAKES,
+    *MIXTURE_MISTAKES,
+    *OPERATOR_MISTAKES,
+)
+"""What people get wrong there."""
+
+__all__ = ["FOREIGN", "MISTAKES", "Architecture"]

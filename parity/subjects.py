@@ -1,0 +1,64 @@
+"""What may be compared: a `torch.nn.Module` and a `flax.nnx.Module`; for anything else, what to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from flax import nnx
+
+from parity.wrappers import unwrapped
+
+
+def torch_subject(model: Any) -> torch.nn.Module:
+    """The PyTorch model, out of `torch.compile` and data parallelism.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(model, nnx.Module):
+        raise ValueError("the first model is a flax.nnx.Module, the second has to be: exchange the two arguments")
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"the first model has to be a torch.nn.Module, not {_kind(model)}")
+    model = unwrapped(model)
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, torch.nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} of PyTorch has no shape yet: run the model once on an example first")
+    return model
+
+
+def jax_subject(model: Any) -> nnx.Module:
+    """The flax NNX model, out of `nnx.jit`.
+
+    Raises:
+        ValueError: it is none; the text says what to write for the libraries that are known.
+    """
+    inner = getattr(model, "__wrapped__", None)
+    if not isinstance(model, nnx.Module) and isinstance(inner, nnx.Module):
+        model = inner
+    if isinstance(model, nnx.Module):
+        return model
+    if isinstance(model, torch.nn.Module):
+        raise ValueError("the second model is a torch.nn.Module too: the second has to be a flax.nnx.Module")
+    raise ValueError(f"the second model has to be a flax.nnx.Module, not {_kind(model)}{_remedy(model)}")
+
+
+def _kind(model: Any) -> str:
+    return f"{type(model).__module__.partition('.')[0]}'s {type(model).__qualname__}"
+
+
+def _remedy(model: Any) -> str:
+    """How to make it one; known by the names of its classes, since these libraries need not be installed."""
+    origins = {f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__}
+    libraries = {origin.partition(".")[0] for origin in origins}
+    if any(origin.startswith("flax.linen") for origin in origins):
+        return ": wrap it, flax.nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)) and nnx.bridge.lazy_init(wrapped, x)"
+    if "equinox" in libraries:
+        return ": keep its arrays as nnx.Param in an nnx.Module whose __call__ puts them back with equinox.combine"
+    if "haiku" in libraries:
+        return ": keep its params as nnx.Param in an nnx.Module whose __call__ calls transformed.apply"
+    if isinstance(model, nnx.State):
+        return ": put the state into the model with nnx.update or nnx.merge first"
+    if callable(model) or isinstance(model, dict | list | tuple):
+        return ": keep its parameters as nnx.Param in an nnx.Module whose __call__ calls the function"
+    return ""
