@@ -108,23 +108,23 @@ class FlaxAttention(nnx.Module):
     def __init__(self, node: Attention, twin: TorchAttention) -> None:
         self.node = node
         self.q, self.k, self.v, self.proj = (linear(x) for x in (twin.q, twin.k, twin.v, twin.proj))
-        rate = {"dropout forgotten": 0.0, "dropout rate": node.rate / 2 + 0.05}.get(node.wrong, node.rate)
+        rate = {"dropout forgotten": 0.0, "dropout rate": node.rate / 2 + 0.05}.get(node.own, node.rate)
         self.drop = nnx.Dropout(rate, rngs=nnx.Rngs(0)) if node.rate else None
 
     def _heads(self, x: jax.Array, count: int) -> jax.Array:
         B, N, C = x.shape
-        if self.node.wrong == "heads interleaved":
+        if self.node.own == "heads interleaved":
             return x.reshape(B, N, C // count, count).transpose(0, 3, 1, 2)
         return x.reshape(B, N, count, C // count).swapaxes(1, 2)
 
     def _shared(self, x: jax.Array) -> jax.Array:
         node = self.node
         heads = self._heads(x, node.heads // node.groups)
-        tiled = node.wrong == "groups tiled"
+        tiled = node.own == "groups tiled"
         return jnp.tile(heads, (1, node.groups, 1, 1)) if tiled else jnp.repeat(heads, node.groups, 1)
 
     def _allowed(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        wrong, allowed = self.node.wrong, jnp.ones((x.shape[1], x.shape[1]), bool)
+        wrong, allowed = self.node.own, jnp.ones((x.shape[1], x.shape[1]), bool)
         if self.node.causal and wrong != "not causal":
             shift = {"diagonal 1": 1, "diagonal -1": -1}.get(wrong, 0)
             allowed = jnp.triu(allowed) if wrong == "anticausal" else jnp.tril(allowed, shift)
@@ -134,7 +134,7 @@ class FlaxAttention(nnx.Module):
         return allowed & (kept[:, None, :, None] if wrong == "mask of the queries" else kept[:, None, None, :])
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        wrong = self.node.wrong
+        wrong = self.node.own
         q, k = self._heads(self.q(x), self.node.heads), self._shared(self.k(x))
         v = k if wrong == "k as v" else self._shared(self.v(x))
         weights = self._weights(*((k, q) if wrong == "q and k exchanged" else (q, k)), self._allowed(x, mask))
@@ -146,7 +146,7 @@ class FlaxAttention(nnx.Module):
         return self.proj(y.swapaxes(1, 2).reshape(x.shape))
 
     def _weights(self, q: jax.Array, k: jax.Array, allowed: jax.Array) -> jax.Array:
-        node, wrong = self.node, self.node.wrong
+        node, wrong = self.node, self.node.own
         size = {"scale missing": 1, "scale of all channels": node.heads * q.shape[-1]}.get(wrong, q.shape[-1])
         fill = -math.inf if node.sdpa else FILLS[node.fill]
         scores = jnp.where(allowed, q @ k.mT / math.sqrt(size), fill)
@@ -200,7 +200,7 @@ class FlaxSpectrum(nnx.Module):
             self.weight = param(twin.weight)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong = self.node.wrong
+        wrong = self.node.own
         norm = "ortho" if wrong == "orthonormal" else None
         if self.node.how == "real part":
             y = jnp.fft.ifft(x) if wrong == "inverse" else jnp.fft.fft(x, norm=norm)

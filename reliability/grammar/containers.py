@@ -84,7 +84,7 @@ class TorchChain(torch.nn.Module):
 
 class FlaxChain(nnx.Module):
     def __init__(self, node: Chain, layers: Sequence[nnx.Module]) -> None:
-        self.wrong, self.layers = node.wrong, nnx.List(layers)
+        self.wrong, self.layers = node.own, nnx.List(layers)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         layers = list(self.layers)
@@ -129,7 +129,7 @@ class TorchResidual(torch.nn.Module):
 
 class FlaxResidual(nnx.Module):
     def __init__(self, node: Residual, given: Format, twin: TorchResidual) -> None:
-        self.wrong, self.inner = node.wrong, port(node.inner, given, twin.inner)
+        self.wrong, self.inner = node.own, port(node.inner, given, twin.inner)
         # In PyTorch's shape, as a checkpoint has it.
         self.gate = None if twin.gate is None else nnx.Param(jnp.asarray(twin.gate.detach().numpy()))
 
@@ -193,7 +193,7 @@ class TorchBranches(torch.nn.Module):
 
 class FlaxBranches(nnx.Module):
     def __init__(self, node: Branches, given: Format, twin: TorchBranches) -> None:
-        self.how, self.wrong = node.how, node.wrong
+        self.how, self.wrong = node.how, node.own
         self.first, self.second = port(node.first, given, twin.first), port(node.second, given, twin.second)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -239,7 +239,7 @@ class TorchRepeated(torch.nn.Module):
 
 class FlaxRepeated(nnx.Module):
     def __init__(self, node: Repeated, given: Format, twin: TorchRepeated) -> None:
-        self.wrong, self.inner = node.wrong, port(node.inner, given, twin.inner)
+        self.wrong, self.inner = node.own, port(node.inner, given, twin.inner)
         self.again = self.inner if node.names else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -345,7 +345,7 @@ class TorchTied(torch.nn.Module):
 
 class FlaxTied(nnx.Module):
     def __init__(self, node: Tied, given: Format, twin: TorchTied) -> None:
-        self.wrong, self.inner = node.wrong, port(node.inner, node._tokens(given), twin.inner)
+        self.wrong, self.inner = node.own, port(node.inner, node._tokens(given), twin.inner)
         self.table = nnx.Embed(given.vocabulary, node.to, embedding_init=empty, rngs=nnx.Rngs(0))
         self.table.embedding.set_value(jnp.asarray(twin.table.weight.detach().numpy()))
 

@@ -36,7 +36,8 @@ def behaviour(model: nnx.Module, inputs: Sequence[np.ndarray], level: str) -> Be
         graphdef, params, rest = nnx.split(double, _Trained(double), ...)
 
         def run(params: Any, rest: Any, arrays: Any) -> Any:
-            built = nnx.merge(graphdef, params, rest)
+            # Variables made anew at this level of tracing: drawing counts what was drawn.
+            built = nnx.merge(graphdef, params, jax.tree.map(lambda x: x, rest))
             built.eval()
             output = built(*arrays)
             return _scalar(output), output

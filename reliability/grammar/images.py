@@ -69,7 +69,7 @@ class Conv(Node):
             self.to,
             (self.kernel,) * rank,
             strides=self.stride,
-            padding="SAME" if self.wrong == "padding SAME" else self.padding,
+            padding="SAME" if self.own == "padding SAME" else self.padding,
             kernel_dilation=self.dilation,
             feature_group_count=self.groups,
             use_bias=self.bias,
@@ -79,7 +79,7 @@ class Conv(Node):
         fill(module.kernel, twin.weight, (*range(2, 2 + rank), 1, 0))
         if self.bias:
             fill(module.bias, twin.bias)
-        if self.wrong and self.wrong != "padding SAME":
+        if self.own and self.own != "padding SAME":
             module.__class__, module.node = WrongConv, self
         return module
 
@@ -90,13 +90,13 @@ class WrongConv(nnx.Conv):
     def __call__(self, x: jax.Array) -> jax.Array:
         node, rank, kernel = self.node, x.ndim - 2, self.kernel[...]
         pads = [(node.padding, node.padding)] * rank
-        if node.wrong == "kernel flipped":
+        if node.own == "kernel flipped":
             kernel = jnp.flip(kernel, tuple(range(rank)))
-        elif node.wrong == "kernel transposed":
+        elif node.own == "kernel transposed":
             kernel = kernel.swapaxes(0, 1)
-        elif node.wrong == "groups interleaved":
+        elif node.own == "groups interleaved":
             x = x.reshape(*x.shape[:-1], -1, node.groups).swapaxes(-1, -2).reshape(x.shape)
-        elif node.wrong == "padding repeated":
+        elif node.own == "padding repeated":
             x, pads = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="edge"), [(0, 0)] * rank
         letters = "HW"[:rank]
         y = jax.lax.conv_general_dilated(
@@ -108,7 +108,7 @@ class WrongConv(nnx.Conv):
             dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
             feature_group_count=node.groups,
         )
-        return y if self.bias is None or node.wrong == "bias missing" else y + self.bias[...]
+        return y if self.bias is None or node.own == "bias missing" else y + self.bias[...]
 
 
 class TorchConv1d(torch.nn.Module):
@@ -162,7 +162,7 @@ class FlaxPool(nnx.Module):
         self.node = node
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        node, wrong = self.node, self.node.wrong
+        node, wrong = self.node, self.node.own
         window, strides, pads = (node.window,) * 2, (node.stride,) * 2, ((node.padding,) * 2,) * 2
         if wrong == "padded with zeros":
             x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -202,7 +202,7 @@ class FlaxSqueezeExcite(nnx.Module):
         self.node, self.fc1, self.fc2 = node, linear(twin.fc1), linear(twin.fc2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong = self.node.wrong
+        wrong = self.node.own
         mean = {"mean of one row": x[:, 0].mean(1), "largest for the mean": x.max((1, 2))}.get(wrong, x.mean((1, 2)))
         hidden = self.fc1(mean)
         gate = jax.nn.sigmoid(self.fc2(jnp.tanh(hidden) if wrong == "activation" else jax.nn.relu(hidden)))
@@ -241,9 +241,9 @@ class FlaxToTokens(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, C = x.shape
-        if self.node.wrong == "channels as tokens":
+        if self.node.own == "channels as tokens":
             return x.reshape(B, C, H * W).swapaxes(1, 2)
-        return (x.swapaxes(1, 2) if self.node.wrong == "column by column" else x).reshape(B, H * W, C)
+        return (x.swapaxes(1, 2) if self.node.own == "column by column" else x).reshape(B, H * W, C)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -279,5 +279,5 @@ class FlaxToVector(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.node.flat:
-            return (x if self.node.wrong == "flax's order" else x.transpose(0, 3, 1, 2)).reshape(x.shape[0], -1)
-        return {"sum": x.sum((1, 2)), "largest": x.max((1, 2))}.get(self.node.wrong, x.mean((1, 2)))
+            return (x if self.node.own == "flax's order" else x.transpose(0, 3, 1, 2)).reshape(x.shape[0], -1)
+        return {"sum": x.sum((1, 2)), "largest": x.max((1, 2))}.get(self.node.own, x.mean((1, 2)))

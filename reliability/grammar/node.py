@@ -62,6 +62,11 @@ class Node:
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
     @property
+    def own(self) -> str:
+        """The mistake, if it belongs to this node alone."""
+        return "" if self.wrong in GENERAL else self.wrong
+
+    @property
     def children(self) -> tuple[Node, ...]:
         return ()
 

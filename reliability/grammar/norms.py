@@ -55,10 +55,10 @@ class LayerNorm(Node):
         return torch.nn.LayerNorm(given.channels, eps=self.eps)
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
-        eps = 1e-6 if self.wrong == "epsilon" else self.eps
+        eps = 1e-6 if self.own == "epsilon" else self.eps
         module = nnx.LayerNorm(given.channels, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0), **EMPTY_NORM)
-        if self.wrong and self.wrong != "epsilon":
-            module.__class__, module.wrong = WrongLayerNorm, self.wrong
+        if self.own and self.own != "epsilon":
+            module.__class__, module.wrong = WrongLayerNorm, self.own
         return _affine(module, twin)
 
 
@@ -92,7 +92,7 @@ class RMSNorm(Node):
         return torch.nn.RMSNorm(given.channels, eps=self.eps)
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
-        if self.float32 or self.wrong:
+        if self.float32 or self.own:
             module = (
                 FlaxRMSNorm(self, twin)
                 if self.float32
@@ -117,7 +117,7 @@ class TorchRMSNorm(torch.nn.Module):
 
 
 def _rms(x: jax.Array, node: RMSNorm, scale: jax.Array, dtype: Any) -> jax.Array:
-    wrong, h = node.wrong, x.astype(dtype)
+    wrong, h = node.own, x.astype(dtype)
     h = h - h.mean(-1, keepdims=True) if wrong == "mean subtracted" else h
     mean = (h * h).mean(-1, keepdims=True)
     mean = stop(mean) if wrong == "statistics stopped" else mean
@@ -161,12 +161,12 @@ class GroupNorm(Node):
         return torch.nn.GroupNorm(self.groups, given.channels, eps=self.eps)
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
-        eps = 1e-4 if self.wrong == "epsilon" else self.eps
-        groups = 1 if self.wrong == "one group" else self.groups
+        eps = 1e-4 if self.own == "epsilon" else self.eps
+        groups = 1 if self.own == "one group" else self.groups
         module = nnx.GroupNorm(
             given.channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0), **EMPTY_NORM
         )
-        if self.wrong == "groups interleaved":
+        if self.own == "groups interleaved":
             module.__class__ = InterleavedGroupNorm
         return _affine(module, twin)
 
@@ -196,12 +196,12 @@ class BatchNorm(Node):
         return module
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
-        eps = 1e-3 if self.wrong == "epsilon" else self.eps
+        eps = 1e-3 if self.own == "epsilon" else self.eps
         module = nnx.BatchNorm(given.channels, epsilon=eps, momentum=0.9, rngs=nnx.Rngs(0), **EMPTY_NORM)
         fill(module.mean, twin.running_mean)
         fill(module.var, twin.running_var)
-        if self.wrong and self.wrong != "epsilon":
-            module.__class__, module.wrong = WrongBatchNorm, self.wrong
+        if self.own and self.own != "epsilon":
+            module.__class__, module.wrong = WrongBatchNorm, self.own
         return _affine(module, twin)
 
 

@@ -93,7 +93,7 @@ class FlaxHeads(nnx.Module):
         self.second = None if twin.second is None else linear(twin.second)
 
     def __call__(self, x: jax.Array) -> Any:
-        wrong, a, b = self.node.wrong, self.first(x), None if self.second is None else self.second(x)
+        wrong, a, b = self.node.own, self.first(x), None if self.second is None else self.second(x)
         match wrong:
             case "exchanged":
                 a, b = b, a
@@ -158,7 +158,7 @@ class FlaxLogits(nnx.Module):
         self.prior = nnx.Variable(jnp.asarray(array(twin.prior))) if node.how in MASKED else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong, how, y = self.node.wrong, self.node.how, self.head(x)
+        wrong, how, y = self.node.own, self.node.how, self.head(x)
         if self.prior is not None:
             y = (1 if wrong == "scale forgotten" else 5) * y
             y = y + (-1 if wrong == "prior negated" else 1) * self.prior[...]
@@ -208,6 +208,6 @@ class FlaxPicture(nnx.Module):
         self.node = node
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.node.wrong == "flax's layout":
+        if self.node.own == "flax's layout":
             return x
-        return x.transpose(0, 3, 2, 1) if self.node.wrong == "sides exchanged" else x.transpose(0, 3, 1, 2)
+        return x.transpose(0, 3, 2, 1) if self.node.own == "sides exchanged" else x.transpose(0, 3, 1, 2)

@@ -78,8 +78,8 @@ class Linear(Node):
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
         module = linear(twin)
-        if self.wrong:
-            module.__class__, module.wrong = WrongLinear, self.wrong
+        if self.own:
+            module.__class__, module.wrong = WrongLinear, self.own
         return module
 
 
@@ -114,7 +114,7 @@ class FlaxActivation(nnx.Module):
         self.node = node
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x if self.node.wrong == "missing" else function(self.node.name, self.node.wrong)(x)
+        return x if self.node.own == "missing" else function(self.node.name, self.node.own)(x)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -157,7 +157,7 @@ class FlaxMlp(nnx.Module):
         self.up = None if twin.up is None else linear(twin.up)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong, act = self.node.wrong, function(self.node.name, self.node.wrong)
+        wrong, act = self.node.own, function(self.node.name, self.node.own)
         if wrong == "activation after the second layer":
             return act(self.fc2(self.fc1(x) if self.up is None else self.fc1(x) * self.up(x)))
         if self.up is None or wrong == "gate missing":
@@ -201,7 +201,7 @@ class FlaxGlu(nnx.Module):
         self.node = node
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong = self.node.wrong
+        wrong = self.node.own
         a, b = (x[..., ::2], x[..., 1::2]) if wrong == "interleaved" else jnp.split(x, 2, axis=-1)
         a, b = (b, a) if wrong == "halves exchanged" else (a, b)
         return a * (jnp.tanh(b) if wrong == "tanh" else jax.nn.sigmoid(b))
@@ -243,9 +243,9 @@ class FlaxStandardise(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         mean, deviation = (jnp.asarray(c, x.dtype) for c in _constants(self.channels))
-        if self.node.wrong == "times the deviation":
+        if self.node.own == "times the deviation":
             return (x - mean) * deviation
-        if self.node.wrong == "mean after the division":
+        if self.node.own == "mean after the division":
             return x / deviation - mean
         return (x - mean) / deviation
 
@@ -286,7 +286,7 @@ class FlaxBuffers(nnx.Module):
         self.offset = nnx.Variable(jnp.asarray(array(twin.offset)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        order, wrong = self.order[...], self.node.wrong
+        order, wrong = self.order[...], self.node.own
         order = {"order inverted": jnp.argsort(order), "order ignored": jnp.sort(order)}.get(wrong, order)
         return x[..., order] + (-1 if wrong == "offset negated" else 1) * self.offset[...]
 
@@ -310,8 +310,8 @@ class Dropout(Node):
         return FlaxDropout(dropout) if self.functional else dropout
 
     def _dropout(self, rank: int) -> nnx.Dropout:
-        rate = {"rate": self.rate / 2 + 0.05, "forgotten": 0.0}.get(self.wrong, self.rate)
-        axes = tuple(range(1, rank + 1)) if self.path else (-1,) if self.wrong == "one draw for all channels" else ()
+        rate = {"rate": self.rate / 2 + 0.05, "forgotten": 0.0}.get(self.own, self.rate)
+        axes = tuple(range(1, rank + 1)) if self.path else (-1,) if self.own == "one draw for all channels" else ()
         return nnx.Dropout(rate, broadcast_dims=axes, rngs=nnx.Rngs(0))
 
 
@@ -372,5 +372,5 @@ class FlaxScale(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         gamma = self.gamma[...]
         return x * {"1 + scale": 1 + gamma, "square": gamma**2, "scale gradient stopped": stop(gamma)}.get(
-            self.node.wrong, gamma
+            self.node.own, gamma
         )

@@ -56,11 +56,11 @@ class FlaxPositions(nnx.Module):
         self.table = None if twin.table is None else param(twin.table)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        period = 1000.0 if self.node.wrong == "period 1000" else 10_000.0
+        period = 1000.0 if self.node.own == "period 1000" else 10_000.0
         sinusoids = self.table is None
         table = jnp.asarray(_sinusoids(self.shape, period), x.dtype)[None] if sinusoids else self.table[...]
         table = {"off by one": jnp.roll(table, 1, 1), "reversed": table[:, ::-1], "missing": 0 * table}.get(
-            self.node.wrong, table
+            self.node.own, table
         )
         return x + table
 
@@ -111,7 +111,7 @@ class FlaxTokenMean(nnx.Module):
         self.node = node
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        how = self.node.wrong or self.node.how
+        how = self.node.own or self.node.how
         if mask is not None:
             weight = (mask > 0).astype(x.dtype)[..., None]
             total = x.sum(1) if how == "over the padding" else (x * weight).sum(1)
@@ -158,7 +158,7 @@ class FlaxEmbedding(nnx.Module):
         fill(self.table.embedding, twin.table.weight)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        wrong = self.node.wrong
+        wrong = self.node.own
         x = self.table((ids + 1) % self.table.num_embeddings if wrong == "ids shifted" else ids)
         x = x * (self.factor * 1.1 if wrong == "scale" else self.factor)
         x = jnp.where((ids == 0)[..., None], 0, x) if wrong == "first row zero" else x

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -115,7 +116,8 @@ def _weights(model: nnx.Module) -> dict[tuple, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    """No warnings, and what JAX allows unless told otherwise: ranks that are promoted."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"), jax.numpy_rank_promotion("allow"):
         warnings.simplefilter("ignore")
         yield
 
