@@ -117,6 +117,17 @@ class TorchSide:
         moving = (p.dtype for p in model.parameters() if p.is_floating_point())
         return cls(torch_copy(model).eval(), str(next(moving, torch.float32)).removeprefix("torch."), apply)
 
+    def runs(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Whether the model runs in its own dtype: not every operation exists in half precision on every device."""
+        if self.precision in ("float32", "float64"):
+            return True
+        try:
+            with torch.no_grad():
+                self.apply(self.model, self.inputs(arrays))
+        except RuntimeError as error:
+            return "not implemented for" not in str(error)
+        return True
+
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         dtype = getattr(torch, self.precision)
