@@ -33,7 +33,7 @@ from parity.capture import (
     torch_hooks,
 )
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
-from parity.dtypes import in_precision, torch_in_precision
+from parity.dtypes import as_xla_rounds, in_precision, torch_in_precision
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
@@ -93,7 +93,15 @@ class TorchSide:
         self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
     ) -> Arrays:
         """The calls; forced if `reference` (PyTorch's layout) is given."""
-        inputs = self.inputs(arrays)
+        with self._rounding():
+            return self._forward(self.inputs(arrays), reference, only)
+
+    def _rounding(self) -> contextlib.AbstractContextManager[None]:
+        return as_xla_rounds() if self.precision == "float32" else contextlib.nullcontext()
+
+    def _forward(
+        self, inputs: tuple[torch.Tensor, ...], reference: Arrays | None, only: Collection[Key] | None
+    ) -> Arrays:
         if reference is None and not self.in_place:
             try:
                 return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only))
@@ -119,7 +127,14 @@ class TorchSide:
         Raises:
             ValueError: the loss depends on nothing that has a gradient.
         """
-        given = tuple(x.requires_grad_(x.is_floating_point() or x.is_complex()) for x in self.inputs(arrays))
+        with self._rounding():
+            return self._gradients(self.inputs(arrays), loss, masks, activations)
+
+    def _gradients(
+        self, given: tuple[torch.Tensor, ...], loss: Loss, masks: Masks | None, activations: Collection[Key]
+    ) -> Gradients:
+        for x in given:
+            x.requires_grad_(x.is_floating_point() or x.is_complex())
         grads: dict[Key, list[torch.Tensor]] = {}
 
         def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
