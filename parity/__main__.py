@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from parity.power.command import Power, run_power
 from parity.train_command import Train, run_train
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
@@ -28,7 +29,7 @@ class Check:
     checkpoint: Path | None = None
     """Weights to prove it with: .pth, .pth.tar, .safetensors or an Orbax folder; powered random ones by default."""
     level: Literal["forward", "gradients", "train"] = "gradients"
-    """How far: layers only; loss and gradients too; training mode with the same dropout masks on top."""
+    """How far: layers only; loss and gradients too; training mode with the same random draws on top."""
     img_size: tuple[int, ...] | None = None
     """Pixels: one number for a square, or height and width; the model's (or the checkpoint's) own by default."""
     in_chans: int | None = None
@@ -116,6 +117,7 @@ class Doctor:
 
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Power, tyro.conf.subcommand("power")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Render, tyro.conf.subcommand("report")]
@@ -149,6 +151,7 @@ def check(options: Check, console: Console) -> int:
             level=options.level,
             formats=options.formats,
             memory=options.memory,
+            same_trainable=True,
             progress=lambda stage: status.update(f"{options.name}: {stage}"),
         )
     report = dataclasses.replace(report, settings={**report.settings, "name": options.name})
@@ -247,6 +250,8 @@ def main(args: Sequence[str]) -> int:
     match command:
         case Check():
             return check(command, console)
+        case Power():
+            return run_power(command, console)
         case Convert():
             return convert(command, console)
         case Train():

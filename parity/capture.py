@@ -24,6 +24,7 @@ import torch
 from flax import nnx
 from jax.extend.core import get_opaque_trace_state
 
+from parity.jax_casts import module_scope
 from parity.structure import Leaf, tensors, with_tensors
 
 Key = tuple[str, int]
@@ -232,8 +233,12 @@ def jax_hooks(
     replace_outputs: Replace,
     inside: Inside | None = None,
     returned: Returned | None = None,
+    *,
+    skip_nested: bool = False,
 ) -> Iterator[None]:
     """The same for the modules of a flax model; may be traced.
+
+    With `skip_nested`, calls inside another trace (of `jax.jit` for example) are left alone.
 
     Raises:
         NestedCallError: a module is called inside another trace than the one in which this was opened.
@@ -246,10 +251,11 @@ def jax_hooks(
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
-            if _innermost.get() is not me:  # hooks within these look after what is inside
+            if get_opaque_trace_state(convention="nnx") != trace:
+                # Hooks that were opened within that trace look after what is inside.
+                if not skip_nested and _innermost.get() is me and (id(self) in names or type(self) in types):
+                    raise NestedCallError
                 return original(self, *args, **kwargs)
-            if (id(self) in names or type(self) in types) and get_opaque_trace_state(convention="nnx") != trace:
-                raise NestedCallError
             # A subclass that calls super().__call__ is one call, not two.
             if id(self) not in names or id(self) in active:
                 return original(self, *args, **kwargs)
@@ -264,7 +270,8 @@ def jax_hooks(
                 if inside is not None and inside.takes(key):
                     output = inside(key, self, args, kwargs)
                 else:
-                    output = original(self, *args, **kwargs)
+                    with module_scope(name):
+                        output = original(self, *args, **kwargs)
             finally:
                 active.discard(id(self))
             if returned is not None:
@@ -283,7 +290,7 @@ _innermost: contextvars.ContextVar[object] = contextvars.ContextVar("innermost h
 
 @contextlib.contextmanager
 def innermost(hooks: object) -> Iterator[None]:
-    """While open, hooks that were opened before stand back."""
+    """While open, these are the hooks that answer for calls inside another trace."""
     token = _innermost.set(hooks)
     try:
         yield

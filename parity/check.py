@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
@@ -17,11 +18,13 @@ from flax import nnx
 from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
-from parity.causes import find_causes
+from parity.causes import find_causes, find_single_causes
+from parity.causes.leaks import believable, leak_causes
 from parity.channels import Axes
 from parity.compare import Gates, Row
 from parity.convert import Ledger, build_ledger
-from parity.inputs import Apply, Arguments, positional, shake
+from parity.elements import SmallOnes, is_small, small_gradients, small_ones, with_small_gradients
+from parity.inputs import Apply, Arguments, positional
 from parity.judge import (
     float32_gradient_rows,
     float32_rows,
@@ -36,14 +39,20 @@ from parity.layouts import fitting_inputs
 from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
-from parity.pairing import Pair, Pairing, aligned, pair_calls
+from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
+from parity.power import power_of
 from parity.precision import format_rows
+from parity.repeated import paired_by_value
 from parity.report import Cause, Report
 from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
+from parity.shaken import shake, shaken_gradients
+from parity.shapes import Shapes
 from parity.subjects import jax_subject, torch_subject
+from parity.table_gates import TableGates, own_casts
 from parity.training import training_rows
 from parity.transformed import has_paths, with_paths
+from parity.unverified import unverified_gradients, unverified_layers
 from parity.wrappers import refuse_compiled, tied_modules
 
 LEVELS = ("forward", "gradients", "train")
@@ -73,6 +82,8 @@ def check(
     loss: Loss | None = None,
     formats: bool = False,
     memory: float = MEMORY,
+    power: bool | float = False,
+    same_trainable: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
@@ -81,15 +92,22 @@ def check(
 
     Args:
         torch_model, jax_model: the pair, with the same weights (see `torch_to_jax`).
-        inputs: one array, or a tuple of them, as PyTorch's model takes them (images N C H W; JAX's get N H W C).
+        inputs: one array, a tuple of arguments, a mapping of arguments by name, or `Inputs`, as PyTorch's model takes
+            them. Images are N C H W there and N H W C in JAX; an array of rank 3 to 5 that is no image is handed over
+            as it is if JAX's model takes it so.
         rules: what the pair needs besides the built-in rules.
         level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
-            same dropout masks in both.
+            same random draws in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
-        loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
+        loss: what is differentiated; by default one that has a gradient and a curvature in every direction of every
+            output (`parity.losses.default_loss`).
         formats: report bfloat16 and the device's default matrix products too.
         memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
             part of the layers: more memory makes the check of a large model quicker.
+        power: measure too what these inputs and weights would have shown (see `parity.power`): True, or what it may
+            cost in forward passes of the model.
+        same_trainable: also require that the same tensors are trained on both sides. By default a part that is frozen
+            on one side alone is said, since flax models are usually frozen in the optimiser.
         progress: called with a line before each stage.
 
     Returns:
@@ -105,15 +123,22 @@ def check(
     tell("weights and modules")
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
-    rows = weight_rows(proof.ledger, torch_model, jax_model)
-    notes = [*proof.notes, *proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)]
+    rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
+    proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
-    rows += proof.forward(tell=tell)
+    forward = proof.forward(tell=tell)
+    if _fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
+        tell("calls of one module in another order")
+        again = other.forward(tell=tell)
+        if sum(not row.passed for row in again) < sum(not row.passed for row in forward):
+            proof, forward = other, again
+    rows += forward
     causes: tuple[Cause, ...] = ()
     if _fails(rows, mode="forced"):
         tell("causes")
-        causes = proof.causes(rows)
-    if not proof.pairing.comparable:  # the outputs have no structure in common: nothing to differentiate
+        causes = proof.causes([row for row in rows if not is_small(row)])  # by relF, which sees nothing there
+    if not proof.pairing.comparable and level != "forward":
+        proof.notes.append("gradients and training mode were not compared, since the outputs cannot be")
         level, formats = "forward", False
     evaluation_loss = loss or proof.default_loss
     if level != "forward":
@@ -121,7 +146,8 @@ def check(
         gradients = proof.gradients(evaluation_loss)
         rows += gradients
         # A wrong gradient does not say where it comes from; where the forward pass is right, this does.
-        if _fails(gradients, precision="float64") and not _fails(rows, mode="forced"):
+        unsure = _fails(gradients, precision="float64") or bool(proof.tables.apart)
+        if unsure and not _fails(rows, mode="forced"):
             tell("derivative of every module")
             derivatives, found = proof.derivatives()
             rows, causes = rows + derivatives, causes + found
@@ -134,6 +160,7 @@ def check(
     format_figures = (
         format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
     )
+    powers = power_of(proof, level, evaluation_loss, power, tell) if power else None
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -141,7 +168,8 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
-        notes=tuple(notes),
+        notes=proof.all_notes,
+        power=powers,
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
@@ -180,7 +208,8 @@ class Proof:
     gates: Gates
     memory: float = MEMORY
     apply: Apply = positional
-    notes: tuple[str, ...] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What the stages so far did not verify."""
 
     @classmethod
     def of(
@@ -201,13 +230,23 @@ class Proof:
         refuse_compiled(torch_model)
         ledger = build_ledger(torch_model, jax_model, rules)
         rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(ledger, torch_model)))
-        ours = TorchSide.as_configured(torch_model, arguments.apply)
         usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
+        ours = TorchSide.as_configured(torch_model, arguments.apply)
         theirs = JaxSide.as_configured(jax_model, ours.precision, usual, arguments.apply)
+        notes: list[str | None] = []
+        if not ours.runs(arguments.arrays):
+            notes.append(f"not compared as configured, since PyTorch's model does not run in {ours.precision} here")
+            ours = TorchSide.of(torch_model, "float32", apply=arguments.apply)
+            theirs = JaxSide.of(jax_model, "float32", usual, apply=arguments.apply)
         theirs, note = fitting_inputs(ours, theirs, arguments.arrays, rules)
         if has_paths(theirs.model):
             jax_model = with_paths(jax_model)
         pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
+        notes += [note, _output_note(pairing)]
+        # In float64: so it shows what casts to less.
+        ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
+        theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)
+        pairing = with_design(pairing, ours, theirs, arguments.arrays, torch_model)
         return cls(
             torch_model,
             jax_model,
@@ -219,8 +258,21 @@ class Proof:
             gates,
             memory,
             arguments.apply,
-            () if note is None else (note,),
+            [text for text in notes if text is not None],
         )
+
+    def in_other_order(self) -> Proof | None:
+        """With the calls of modules that are called several times paired by their values; None if that changes nothing.
+
+        Both models may call a shared module in another order.
+        """
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        pairing = paired_by_value(self.pairing, ours, theirs, self.arrays)
+        if pairing == self.pairing:
+            return None
+        moved = ", ".join(sorted({pair.torch[0] for pair in pairing.pairs if pair.torch[1] != pair.jax[1]}))
+        note = f"called in another order in JAX, and paired by value: {moved}"
+        return dataclasses.replace(self, pairing=pairing, notes=[*self.notes, note])
 
     @property
     def default_loss(self) -> Loss | None:
@@ -231,10 +283,10 @@ class Proof:
         return default_loss(self.pairing.shapes[root.torch].outputs, root.output_axes)
 
     def torch_side(self, precision: str) -> TorchSide:
-        return TorchSide.of(self.torch_model, precision, apply=self.apply)
+        return TorchSide.of(self.torch_model, precision, apply=self.apply, design=self.pairing.design)
 
     def jax_side(self, precision: str) -> JaxSide:
-        return JaxSide.of(self.jax_model, precision, self.axes, apply=self.apply)
+        return JaxSide.of(self.jax_model, precision, self.axes, apply=self.apply, design=self.pairing.design)
 
     def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
         """PyTorch's calls in JAX's layout: all of `section`, and the outputs alone of what is right inside it."""
@@ -264,14 +316,26 @@ class Proof:
                 runs = {p: jax_side(p).both(pool, self.arrays, references, only=keys) for p in precisions}
                 shaken = double.forward(shake(self.arrays), only={pair.torch for pair in section})
                 noise = noise_floor(section, oracle, shaken)
-                del shaken
                 if "float64" in precisions:
-                    rows += self._section64(runs.pop("float64"), section, references, noise)
+                    small = self._small(section, references, shaken, torch_side("float32"))
+                    del shaken
+                    rows += self._section64(runs.pop("float64"), section, references, noise, small)
+                    self.notes.extend(unverified_layers(section, references))
                 if "float32" in precisions:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
                     )
-        return rows
+        rows = self.tables.judged(rows)
+        return rows + own_casts(rows, self.pairing)
+
+    @functools.cached_property
+    def tables(self) -> TableGates:
+        return TableGates(self.pairing, self.gates)
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What passed with a condition or was not verified, a sentence each."""
+        return tuple(dict.fromkeys((*self.pairing.design.notes(), *self.tables.notes(), *self.notes)))
 
     def forward64(self) -> list[Row]:
         return self.forward(("float64",))
@@ -285,13 +349,26 @@ class Proof:
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
         return max((self.memory * 2**30 - 5.5 * weights) / 1.6, SECTION_BYTES)
 
-    def _section64(self, theirs: Run, section: list[Pair], references: Arrays, noise: Mapping[Key, float]) -> list[Row]:
+    def _small(self, section: list[Pair], references: Arrays, shaken: Arrays, ours: TorchSide) -> SmallOnes:
+        """The elements that relF does not resolve, and how noisy each of them is."""
+        own = ours.forward(self.arrays, only={pair.torch for pair in section})
+        draws = [_in_jax(section, calls) for calls in (own, shaken)]
+        return small_ones({pair.jax: references[pair.jax] for pair in section}, draws, self.gates.f64)
+
+    def _section64(
+        self,
+        theirs: Run,
+        section: list[Pair],
+        references: Arrays,
+        noise: Mapping[Key, float],
+        small: SmallOnes,
+    ) -> list[Row]:
         free = theirs(False)
-        rows = layer_rows(section, references, free, "free", self.gates, noise)
+        rows = layer_rows(section, references, free, "free", self.gates, noise, small)
         own = {pair.jax: references[pair.jax] for pair in section}
-        rows += _leak_rows(leaks(section, own, free))
+        rows += _leak_rows(leaks(section, own, free, [numbers for _, numbers in self.pairing.design.tables]))
         del free
-        return rows + layer_rows(section, references, theirs(True), "forced", self.gates)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
 
     def _section32(
         self,
@@ -319,27 +396,45 @@ class Proof:
         wanted, given = self._both_gradients("float64", loss, chosen)
         rows = gradient_rows(wanted, given, self.gates, names=names)
         rows += _leak_rows(gradient_leaks(wanted.params, given.params, self.arrays))
+        suspects = small_gradients(wanted, given, self.gates)
+        self.notes.extend(unverified_gradients(wanted, given))
         del given
         release()
         ours, theirs = self._both_gradients("float32", loss, chosen)
-        return rows + float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        found = with_small_gradients(rows, suspects, [ours])
+        found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        if not _fails(found):
+            return self.tables.judged(found)
+        # Measured only where it may matter: what a rounding of the inputs and parameters changes.
+        shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
+        rows = with_small_gradients(rows, suspects, [ours, shaken])
+        rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
+        return self.tables.judged(rows)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return find_causes(*sides, self.arrays, self.pairing, rows)
+        shared = self.torch_side("float64"), self.jax_side("float64"), self.arrays, self.pairing, rows
+        proven = leak_causes(*shared, self.gates)
+        with shared[0].wide():
+            found = believable(find_causes(*shared, self.notes), self.pairing, rows)
+            found += find_single_causes(shared[0], self.jax_side("float32"), *shared[2:], self.notes)
+        # A cast that is proven says more than any other cause of its module.
+        return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
         """Every module's own derivative, and what is wrong with it: see `parity.backward`."""
         release()
-        sides = self.torch_side("float64"), self.jax_side("float64")
-        return backward_rows(*sides, self.arrays, self.pairing, self.ledger, self.gates)
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        with ours.wide():
+            rows, causes = backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
+        return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
+        """Training mode with the same random draws on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
-        return training_rows(self.torch_model, self.jax_model, *shared, loss)
+        rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)
+        return self.tables.judged(rows), causes
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.
@@ -348,7 +443,7 @@ class Proof:
         """
         named = self.torch_model.named_parameters(remove_duplicate=False)
         trained = [name for name, param in named if param.requires_grad]
-        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch].outputs) for pair in chosen}
+        shapes = {pair.jax: _output_shapes(pair, self.pairing.shapes[pair.torch]) for pair in chosen}
         theirs = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, trained, activations=shapes)
         release()
         ours = self.torch_side(precision).gradients(self.arrays, loss, activations={pair.torch for pair in chosen})
@@ -368,16 +463,24 @@ class Proof:
         return chosen
 
 
+def _output_note(pairing: Pairing) -> str | None:
+    """What to say of the layout of the model's own outputs, where it is not PyTorch's."""
+    axes = pairing.root.output_axes if pairing.comparable else ()
+    moved = [f"output {i} with its channels last, {own}" for i, own in enumerate(axes) if own is not None]
+    return f"JAX's model returns {', '.join(moved)}" if moved else None
+
+
 def _leak_rows(found: Mapping[str, str]) -> list[Row]:
     return [Row(name, "leak", "free", "float64", math.inf, 0.0, note=text) for name, text in found.items()]
 
 
-def _output_shapes(pair: Pair, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The shapes of a call's outputs in JAX's layout."""
-    return [
+def _output_shapes(pair: Pair, shapes: Shapes) -> list[tuple[int, ...] | jax.ShapeDtypeStruct]:
+    """The shapes of a call's outputs in JAX's layout; with the type, of those that are complex."""
+    found = [
         shape if axes is None else tuple(shape[axis] for axis in axes)
-        for shape, axes in zip(shapes, pair.output_axes, strict=True)
+        for shape, axes in zip(shapes.outputs, pair.output_axes, strict=True)
     ]
+    return [jax.ShapeDtypeStruct(x, np.complex64) if own else x for x, own in zip(found, shapes.complex, strict=True)]
 
 
 def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:

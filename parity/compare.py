@@ -16,10 +16,11 @@ from parity.convert import to_numpy
 
 
 def rel_f(value: Any, reference: Any) -> float:
-    """||value - reference||_F / ||reference||_F in float64.
+    """||value - reference||_F / ||reference||_F in float64; a complex number is two: real and imaginary part.
 
     Where both sides are not finite in the same places and in the same way, those places are left out; not finite on
-    one side only gives inf. A reference of zeros gives 0 if value is zero too, else inf.
+    one side only gives inf, and so does a pair without any finite number: there is nothing to compare. A reference of
+    zeros gives 0 if value is zero too, else inf.
 
     Raises:
         ValueError: shapes differ, or there is nothing to compare.
@@ -29,12 +30,12 @@ def rel_f(value: Any, reference: Any) -> float:
         raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
     if a.size == 0:
         raise ValueError("nothing to compare: the tensors are empty")
-    a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    a, b = real_numbers(a, b)
     with np.errstate(over="ignore", invalid="ignore"):
         error, scale = norm(a - b), norm(b)
     if TINY < error < HUGE and TINY < scale < HUGE:
         return error / scale
-    return 0.0 if np.array_equal(a, b) else _careful(a, b)
+    return 0.0 if np.array_equal(a, b) and np.isfinite(b).any() else _careful(a, b)
 
 
 TINY, HUGE = 1e-140, 1e140
@@ -42,9 +43,10 @@ TINY, HUGE = 1e-140, 1e140
 
 
 def _careful(a: np.ndarray, b: np.ndarray) -> float:
-    """relF of unequal arrays that hold infinities, NaN, or numbers whose squares float64 cannot hold; never 0."""
+    """relF of arrays that hold infinities, NaN, or numbers whose squares float64 cannot hold; never 0 if unequal."""
     finite = np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+    alike = np.array_equal(a[~finite], b[~finite], equal_nan=True) and np.isfinite(a[finite]).all()
+    if not alike or not finite.any():
         return math.inf
     a, b = a[finite], b[finite]
     if np.array_equal(a, b):
@@ -53,9 +55,17 @@ def _careful(a: np.ndarray, b: np.ndarray) -> float:
     return max(relative(norm(a / top - b / top), norm(b / top)), np.finfo(np.float64).tiny)
 
 
+def real_numbers(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays in float64; if one of them is complex, all with a last axis more: real and imaginary part."""
+    if not any(np.iscomplexobj(x) for x in arrays):
+        return tuple(x.astype(np.float64, copy=False) for x in arrays)
+    # Not by way of a product: inf + 0j times anything is NaN.
+    return tuple(np.stack([x.real, x.imag], -1).astype(np.float64, copy=False) for x in arrays)
+
+
 def norm(array: np.ndarray) -> float:
     """||array||_F. Without BLAS: on short vectors its threads cost more than they give."""
-    flat = np.ravel(array, order="K").astype(np.float64, copy=False)
+    flat = np.ravel(real_numbers(array)[0], order="K")
     return math.sqrt(np.einsum("i,i->", flat, flat))
 
 
@@ -64,6 +74,14 @@ def relative(error: float, scale: float) -> float:
     if error == 0:
         return 0.0
     return float(error / scale) if scale > 0 else math.inf
+
+
+BY_CHANCE = 8.0
+"""So far above both figures of its noise (PyTorch's error, and what a shaken input changes) a float32 error may lie.
+
+Let a single number err by three independent normal errors of one size: the third exceeds 8 times the larger of the
+others once in a hundred times, and only where it is the small rest of large terms does it meet the limit of a tensor.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +130,9 @@ class Row:
         kind: "weights", "layer" (a module's own arithmetic), "calls" (what it passes to a module inside it),
             "output", "leak" (float32 numbers in a float64 run), "loss", "gradient" (of a parameter or an input),
             "activation gradient", "derivative" (of a module's own arithmetic); in training mode "dropout rate",
-            "dropout draws" and "buffer" too.
-        mode: "forced" (correct inputs), "free", "train" (training mode, shared masks), "between" (the two float32
+            "dropout draws" (which elements share one), "random draw" (one that stands alone, or has no known law),
+            "structure" (calls that only there do not answer to each other) and "buffer" too.
+        mode: "forced" (correct inputs), "free", "train" (training mode, shared draws), "between" (the two float32
             runs against each other), or "-".
         precision: "float64" or "float32".
         error: relF of JAX: to PyTorch (float64), to the float64 oracle (float32).

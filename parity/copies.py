@@ -75,7 +75,9 @@ def torch_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> torc
     Raises:
         ValueError: part of the model cannot be copied; the message names it.
     """
-    memo = {id(x): x.detach().clone() for module in model.modules() for x in _computed(vars(module))}
+    memo: dict[int, Any] = {id(x): x.detach().clone() for module in model.modules() for x in _computed(vars(module))}
+    functions = (x for module in model.modules() for x in vars(module).values())
+    memo |= {id(x): x for x in functions if isinstance(x, torch.jit.ScriptFunction)}  # they do not change
     try:
         found = copy.deepcopy(model, memo)
     except Exception as error:

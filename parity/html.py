@@ -46,6 +46,7 @@ def page(report: Report) -> str:
         _section("Tensors", _ledger(report)),
         _section("Notes", _list(report.notes)),
         _section("Without a partner", _unpaired(report)),
+        _section("Power of this proof", _power(report)),
         _section("Settings and environment", _environment(report)),
     )
     body = tag("body", _verdict(report, word), tag("main", *(s for s in sections if s is not None)))
@@ -166,6 +167,23 @@ def _formats(report: Report) -> Markup | None:
     caption = "Relative Frobenius error to the float32 run at highest precision"
     columns = ("verdict", "measured", "format", "JAX", "PyTorch", "cap")
     return _table(caption, columns, rows, [not row.passed for row in report.formats]) if rows else None
+
+
+def _power(report: Report) -> Markup | None:
+    """What this proof is blind to; what it would have caught is a number."""
+    if report.power is None:
+        return None
+    rows = [
+        (row.where, row.type, row.count, row.switch, row.text, remedy)
+        for remedy, found in report.power.remedies().items()
+        for row in found
+    ]
+    columns = ("where", "type", "modules", "mistake", "what it would be", "what would show it")
+    parts = [tag("p", f"This proof {report.power.summary}.")]
+    parts += (
+        [_table("Mistakes that these inputs and weights do not show", columns, rows[:MOST_FAILURES])] if rows else []
+    )
+    return join([*parts, *(tag("p", note) for note in report.power.notes)])
 
 
 def _ledger(report: Report) -> Markup | None:

@@ -113,9 +113,3 @@ def _layouts(name: str, rank: int, rules: Rules) -> list[Axes]:
         if own and (axes is None or len(axes) == rank):
             return [axes]
     return possible_input_axes(rank)
-
-
-def shake(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The inputs with every number changed by half a unit of float32's last place, up or down."""
-    draw = np.random.RandomState(0)
-    return tuple(x * (1 + 2.0**-24 * draw.choice((-1.0, 1.0), x.shape)) if x.dtype.kind in "fc" else x for x in arrays)

@@ -13,9 +13,11 @@ from flax import nnx
 
 from parity.arrays import is_integer, numpy_dtype
 from parity.capture import Call, Key
-from parity.compare import Gates, Row, norm, rel_f, relative
+from parity.compare import BY_CHANCE, HUGE, Gates, Row, norm, real_numbers, rel_f, relative
 from parity.convert import Ledger, jax_variables, state_equal, to_numpy
+from parity.elements import Small, SmallOnes, with_error
 from parity.ledger import identity
+from parity.loss_gate import loss_error, loss_rows
 from parity.pairing import Pair, Pairing
 from parity.runs import Arrays, Gradients
 
@@ -33,12 +35,20 @@ REARRANGEMENTS = (
 ZERO_BY_STRUCTURE = 1e-10
 """A gradient this much smaller than the global norm is rounding noise around zero (float64 noise is about 1e-16)."""
 
+FLUSHED = 2.0**-124
+"""Four times the smallest normal float32, 2^-126: what is lost where a number below that becomes zero."""
+
 FLOAT64_NOISE = 2.0**-29
 """Rounding of float64 over rounding of float32: noise scales with it."""
 
 
-def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[Row]:
-    """One row for all tensors that are equal bit for bit and trained (or frozen) on both sides, one for each other."""
+def weight_rows(
+    ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module, *, same_trainable: bool = True
+) -> list[Row]:
+    """One row for all tensors that are equal bit for bit, one for each other.
+
+    With `same_trainable`, a tensor that is trained on one side and frozen on the other is one of the others.
+    """
     state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
     different = set(state_equal(ledger, torch_model, jax_model))
     rows = []
@@ -46,7 +56,7 @@ def weight_rows(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mod
         value, variable = state[entry.torch], variables[entry.jax]
         notes = []
         whole = is_integer(variable.dtype) and is_integer(numpy_dtype(value))
-        if value.requires_grad != isinstance(variable, nnx.Param):
+        if same_trainable and value.requires_grad != isinstance(variable, nnx.Param):
             notes.append("trained on one side, frozen on the other")
         if str(variable.dtype) != entry.dtype and not whole:
             notes.append(f"{entry.dtype} in PyTorch, {variable.dtype} in JAX")
@@ -75,11 +85,14 @@ def pairing_rows(pairing: Pairing) -> list[Row]:
 
 
 def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[str]:
-    """What is to be told of tensors that are no failure: widths of integers, empty ones, ties of one side alone."""
+    """What is to be told of tensors that are no failure: frozen on one side, widths of integers, empty, tied ones."""
     state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
     notes, first = [], dict[Any, str]()
+    frozen: dict[str, list[str]] = {}
     for entry in ledger:
         value, variable = state[entry.torch], variables[entry.jax]
+        if value.requires_grad != isinstance(variable, nnx.Param):
+            frozen.setdefault("JAX" if value.requires_grad else "PyTorch", []).append(entry.torch)
         if is_integer(variable.dtype) and str(variable.dtype) != entry.dtype:
             notes.append(
                 f"{entry.torch} is {entry.dtype} in PyTorch and {variable.dtype} in JAX, compared by its numbers"
@@ -89,6 +102,9 @@ def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mo
         other = first.setdefault(identity(value), entry.torch) if entry.part[1] == 1 else entry.torch
         if other != entry.torch and value.requires_grad:
             notes.append(f"{entry.torch} is {other} in PyTorch (tied), and two tensors in JAX: trained, they will part")
+    for side, names in frozen.items():
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        notes.append(f"frozen in {side} alone: {listed} (no failure unless same_trainable=True)")
     return notes
 
 
@@ -100,8 +116,13 @@ def distance(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> tu
             return math.inf, f"shapes differ: {list(b.shape)} in PyTorch, {list(a.shape)} in JAX"
         if b.size == 0:
             return math.inf, "nothing to compare: the tensor is empty"
+        if np.iscomplexobj(a) != np.iscomplexobj(b):
+            kinds = ["complex" if np.iscomplexobj(x) else "real" for x in (b, a)]
+            return math.inf, f"{kinds[0]} numbers in PyTorch, {kinds[1]} ones in JAX"
         error = rel_f(a, b)
-        if math.isinf(error) and np.isfinite(a).all() != np.isfinite(b).all():
+        if math.isinf(error) and not (np.isfinite(a).any() or np.isfinite(b).any()):
+            note = "nothing to compare: no number is finite on either side"
+        elif math.isinf(error) and not np.array_equal(np.isfinite(a), np.isfinite(b)):
             note = "not finite on one side only"
         worst = max(worst, error)
     return worst, note
@@ -118,20 +139,33 @@ def layer_rows(
     mode: str,
     gates: Gates,
     noise: Mapping[Key, float] | None = None,
+    small: SmallOnes | None = None,
 ) -> list[Row]:
     """float64: JAX's calls against PyTorch's; in forced mode also what each module was given by the one around it.
 
-    `noise` is the float32 noise floor per JAX call (see `noise_floor`).
+    "train" is forced mode in training.
+
+    `noise` is the float32 noise floor per JAX call (see `noise_floor`); `small` are the elements that relF does not
+    resolve (see `parity.elements`): where relF holds and they do not, the row is theirs.
     """
     rows = []
     for pair in pairs:
         reference, call = references[pair.jax], calls[pair.jax]
         gate = 0.0 if isinstance(pair.module, REARRANGEMENTS) and mode == "forced" else gates.f64
         floor = noise[pair.jax] * FLOAT64_NOISE if noise else None
-        rows.append(_row(pair, _kind(pair), mode, call.outputs, reference.outputs, gate, floor))
-        if mode == "forced" and pair.torch[0] and reference.inputs is not None:
-            rows.append(_row(pair, "calls", mode, call.inputs or [], reference.inputs, gates.f64))
+        hidden = small[pair.jax] if small else Call([], [])
+        row = _row(pair, _kind(pair), mode, call.outputs, reference.outputs, gate, floor)
+        rows.append(_with_small(row, hidden.outputs, call.outputs))
+        if mode in ("forced", "train") and pair.torch[0] and reference.inputs is not None:
+            row = _row(pair, "calls", mode, call.inputs or [], reference.inputs, gates.f64)
+            rows.append(_with_small(row, hidden.inputs or [], call.inputs or []))
     return rows
+
+
+def _with_small(row: Row, small: Sequence[Small | None], value: Sequence[np.ndarray]) -> Row:
+    """The row, or where it passes and the elements that it does not resolve fail, one of these."""
+    found = [own.error(x) for own, x in zip(small, value, strict=False) if own is not None] if row.passed else []
+    return with_error(row, *max(found, default=(0.0, "")))
 
 
 def _row(
@@ -144,9 +178,12 @@ def _row(
     noise: float | None = None,
 ) -> Row:
     error, note = distance(value, reference)
-    leaks = sorted({str(x.dtype) for x in value if np.issubdtype(x.dtype, np.floating)} - {"float64"})
+    leaks = sorted({str(x.dtype) for x in value if np.issubdtype(x.dtype, np.inexact)} - {"float64", "complex128"})
     if leaks:
         note = f"{', '.join(leaks)} in a float64 run"
+    moving = [x for pair in zip(value, reference, strict=True) for x in pair if np.issubdtype(x.dtype, np.inexact)]
+    if kind == "output" and moving and not any(x.any() for x in moving):
+        note = "nothing to compare: zero everywhere on both sides"
     return Row(pair.name, kind, mode, "float64", error, gate, note=note, noise=noise)
 
 
@@ -177,17 +214,27 @@ def float32_rows(
         torch_error, _ = distance(ours.outputs, wanted.outputs)
         error, note = distance(theirs.outputs, wanted.outputs)
         limit = gates.f32_between if pair.torch[0] else gates.f32_logits
-        gate = gates.float32(torch_error, _independent(wanted, mode), limit, terms=terms)
+        floor = noise[pair.jax] if noise else None
+        allowed = max(limit, BY_CHANCE * (floor or 0.0))
+        gate = gates.float32(torch_error, _independent(wanted, mode), allowed, terms=terms)
+        gate = max(gate, flushed(wanted.outputs))
         growth = None
         if mode == "free" and wanted.inputs:
             before, _ = distance(theirs.inputs or [], wanted.inputs)
             growth = error / before if before > 0 and math.isfinite(before) else None
-        floor = noise[pair.jax] if noise else None
         rows.append(Row(pair.name, _kind(pair), mode, "float32", error, gate, torch_error, note, floor, growth))
         if mode == "free":
             between, note = distance(theirs.outputs, ours.outputs)
+            limit = limit if gate <= limit else gate + torch_error  # two that both stray are no closer to each other
             rows.append(Row(pair.name, _kind(pair), "between", "float32", between, limit, note=note))
     return rows
+
+
+def flushed(outputs: Sequence[np.ndarray]) -> float:
+    """relF of a tensor whose every number is off by FLUSHED: XLA on CPU takes subnormal numbers for zero."""
+    sizes = [(norm(x), x.size) for x in outputs if x.size]
+    lost = max((relative(FLUSHED * math.sqrt(n), size) for size, n in sizes if 0 < size < HUGE), default=0.0)
+    return lost if lost > 2.0**-24 else 0.0
 
 
 def _independent(call: Call, mode: str) -> int:
@@ -207,8 +254,13 @@ def summed(module: torch.nn.Module) -> int:
 def gradient_rows(
     wanted: Gradients, given: Gradients, gates: Gates, *, names: Mapping[Key, str] | None = None, mode: str = "free"
 ) -> list[Row]:
-    """float64: loss, every parameter's gradient, every input's, those of the activations in `names` (JAX's calls)."""
-    rows = [Row("loss", "loss", mode, "float64", _loss_error(given, wanted), gates.f64)]
+    """float64: loss, every parameter's gradient, every input's, those of the activations in `names` (JAX's calls).
+
+    A loss none of whose parameters has a gradient fails: nothing was compared.
+    """
+    zero = wanted.params and not any(g.any() for side in (wanted, given) for g in side.params.values())
+    note = "every gradient is zero: nothing was compared" if zero else ""
+    rows = [Row("loss", "loss", mode, "float64", loss_error(given, wanted), gates.f64, note=note)]
     errors = _gradient_errors(given, wanted, names)
     return rows + [Row(name, kind, mode, "float64", e, gates.f64_gradient) for (name, kind), e in errors.items()]
 
@@ -221,25 +273,23 @@ def float32_gradient_rows(
     *,
     names: Mapping[Key, str] | None = None,
     mode: str = "free",
+    shaken: Gradients | None = None,
 ) -> list[Row]:
-    """float32: the same figures of both frameworks against the float64 oracle."""
-    torch_loss, jax_loss, between = (_loss_error(a, b) for a, b in ((ours, oracle), (theirs, oracle), (theirs, ours)))
-    gate = gates.float32(torch_loss, 1, gates.f32_loss)
-    rows = [
-        Row("loss", "loss", mode, "float32", jax_loss, gate, torch_loss),
-        Row("loss", "loss", "between", "float32", between, gates.f32_loss),
-    ]
+    """float32: the same figures of both frameworks against the float64 oracle.
+
+    `shaken` is a float64 run of PyTorch whose inputs and parameters were changed by one rounding of float32 each:
+    where a few numbers are the small rest of large terms, it tells.
+    """
+    rows = loss_rows(oracle, ours, theirs, gates, mode, shaken)
     torch_errors, jax_errors = _gradient_errors(ours, oracle, names), _gradient_errors(theirs, oracle, names)
+    noise = _gradient_errors(shaken, oracle, None) if shaken else {}
     sizes = _gradient_sizes(oracle, names)
     for (name, kind), error in jax_errors.items():
         own = torch_errors[name, kind]
-        gate = gates.float32(own, sizes[name, kind], gates.f32_between, floor=gates.f32_gradient_floor)
+        limit = max(gates.f32_between, BY_CHANCE * noise.get((name, kind), 0.0))
+        gate = gates.float32(own, sizes[name, kind], limit, floor=gates.f32_gradient_floor)
         rows.append(Row(name, kind, mode, "float32", error, gate, own))
     return rows
-
-
-def _loss_error(value: Gradients, reference: Gradients) -> float:
-    return relative(abs(value.loss - reference.loss), abs(reference.loss))
 
 
 def _gradient_errors(
@@ -273,4 +323,4 @@ def _gradient_sizes(reference: Gradients, names: Mapping[Key, str] | None) -> di
 def _gradient_error(value: np.ndarray, reference: np.ndarray, global_norm: float) -> float:
     if norm(reference) > ZERO_BY_STRUCTURE * global_norm:
         return rel_f(value, reference)
-    return relative(norm(value.astype(np.float64) - reference), global_norm)
+    return relative(norm(np.subtract(*real_numbers(value, reference))), global_norm)

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from parity.capture import Call, Key
+from parity.compare import real_numbers
 from parity.convert import to_numpy
 from parity.pairing import Pair
 
@@ -24,7 +25,12 @@ DISTINCT = 8
 """A tensor with fewer different values than this says nothing: masks, one-hot, counts."""
 
 
-def leaks(pairs: Sequence[Pair], references: Mapping[Key, Call], calls: Mapping[Key, Call]) -> dict[str, str]:
+def leaks(
+    pairs: Sequence[Pair],
+    references: Mapping[Key, Call],
+    calls: Mapping[Key, Call],
+    tables: Sequence[np.ndarray] = (),
+) -> dict[str, str]:
     """Module -> what leaks there, for both frameworks, from the calls of a float64 run.
 
     Args:
@@ -32,6 +38,7 @@ def leaks(pairs: Sequence[Pair], references: Mapping[Key, Call], calls: Mapping[
         calls: JAX's own calls, free or forced.
         pairs: those whose calls are at hand; a module is judged with the results of the modules inside it, so these
             have to be at hand too.
+        tables: short numbers that the models hold apart from their weights: like these, they may be passed on.
     """
     found: dict[str, str] = {}
     for framework, side in (("PyTorch", references), ("JAX", calls)):
@@ -41,7 +48,7 @@ def leaks(pairs: Sequence[Pair], references: Mapping[Key, Call], calls: Mapping[
             inner = [side[other.jax] for other in pairs if _inside(other, pair) and other.jax in side]
             given = (side[pair.jax].inputs or []) + [x for call in inner for x in call.outputs]
             tensors = [*pair.module.parameters(), *pair.module.buffers()]
-            sources = given + [to_numpy(x) for x in tensors if x.is_floating_point()]
+            sources = [*given, *tables, *(to_numpy(x) for x in tensors if x.is_floating_point() or x.is_complex())]
             format_ = leaked_format(side[pair.jax].outputs, sources)
             if format_ is not None:
                 text = f"{framework}'s output holds only {format_} numbers in a float64 run, and its inputs do not"
@@ -86,7 +93,12 @@ def leaked_format(outputs: Sequence[np.ndarray], sources: Sequence[np.ndarray]) 
 
 
 def short_format(array: np.ndarray) -> str | None:
-    """The shortest format that holds every element of a float64 array exactly; None if float64 alone does."""
+    """The shortest format that holds every element of a float64 array exactly; None if float64 alone does.
+
+    Of a complex128 array, real and imaginary parts.
+    """
+    if array.dtype == np.complex128:
+        array = real_numbers(array)[0]
     if array.dtype != np.float64 or not array.any():
         return None
     sample = array.ravel()[:: max(1, array.size // 64)]
@@ -101,5 +113,5 @@ def short_format(array: np.ndarray) -> str | None:
 
 def _digits(array: np.ndarray) -> np.ndarray:
     """The different mantissas: |x| with its power of two removed, so that x / 2 is as well known as x."""
-    mantissas = np.unique(np.abs(np.frexp(array.astype(np.float64).ravel())[0]))
+    mantissas = np.unique(np.abs(np.frexp(real_numbers(array)[0].ravel())[0]))
     return mantissas[~np.isin(mantissas, (0.0, 0.5))]

@@ -280,13 +280,13 @@ def _all_names(model: nnx.Module, variables: Mapping[str, nnx.Variable]) -> dict
     """Every name of every variable, second ones of shared modules too -> the name that `jax_variables` has."""
     known = {id(variable): name for name, variable in variables.items()}
     found = {name: name for name in variables}
-    for path, node in _every_path(model):
+    for path, node in every_path(model):
         if id(node) in known:
             found.setdefault(path, known[id(node)])
     return found
 
 
-def _every_path(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+def every_path(model: nnx.Module) -> Iterator[tuple[str, Any]]:
     """Modules and variables by dotted path, as often as they have one; none inside of itself."""
     stack: list[tuple[tuple[str, ...], Any, frozenset[int]]] = [((), model, frozenset())]
     while stack:
@@ -359,7 +359,7 @@ def _expected(model: nnx.Module, names: Mapping[str, str], rules: Rules) -> dict
     A rule may stand with the layer that owns the tensor or with one around it (attention, for its projections); the
     outermost speaks first.
     """
-    modules = {path: node for path, node in _every_path(model) if isinstance(node, nnx.Module)}
+    modules = {path: node for path, node in every_path(model) if isinstance(node, nnx.Module)}
     found: dict[str, list[tuple[str, LeafRule]]] = {}
     for name, first in names.items():
         parts = name.split(".")

@@ -22,8 +22,9 @@ def power(model: torch.nn.Module, seed: int = 0) -> None:
     """Fills every tensor with random numbers that leave nothing neutral, in place.
 
     A fresh model has zero biases, unit scales and tiny weights: a swapped norm or a missing bias does not show in it.
-    Here every tensor is drawn by its name: scales 1 + 0.1 z, biases 0.1 z, running variances (0.5, 1.5), single
-    numbers 1 + 0.1 z, tokens and position tables 0.02 z, other weights 0.5 z / sqrt(fan in), z standard normal. Frozen tensors keep their values.
+    Here every tensor is drawn by its name: scales and single numbers 1 + 0.1 z, biases 0.1 z, running variances
+    (0.5, 1.5), tokens and position tables 0.02 z, other weights 0.5 z / sqrt(fan in), z standard normal (of complex
+    tensors in both parts). Frozen tensors keep their values.
     """
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -50,6 +51,21 @@ def _powered(name: str, z: np.ndarray) -> np.ndarray:
     return 0.5 * z / math.sqrt(max(math.prod(z.shape[1:]), 1))
 
 
+def make_torch(name: str, *, seed: int | None = 0, checkpoint: str | None = None, **arguments: Any) -> Any:
+    """PyTorch's half of `make_pair`."""
+    import t2t_torch
+    from parity.formats import load_into
+
+    with torch.random.fork_rng(devices=[]):  # frozen tensors keep their first values: the seed decides them too
+        torch.manual_seed(seed or 0)
+        torch_model = t2t_torch.create_model(name, **arguments)
+    if checkpoint is not None:
+        load_into(torch_model, checkpoint, name, **arguments)
+    elif seed is not None:
+        power(torch_model, seed)
+    return torch_model
+
+
 def make_pair(
     name: str, *, seed: int | None = 0, checkpoint: str | None = None, scan_blocks: bool = False, **arguments: Any
 ) -> tuple[Any, Any]:
@@ -61,16 +77,8 @@ def make_pair(
         ValueError, FileNotFoundError: unknown name, or a checkpoint that cannot be read or does not fit.
     """
     import t2t_jax
-    import t2t_torch
-    from parity.formats import load_into
 
-    with torch.random.fork_rng(devices=[]):  # frozen tensors keep their first values: the seed decides them too
-        torch.manual_seed(seed or 0)
-        torch_model = t2t_torch.create_model(name, **arguments)
-    if checkpoint is not None:
-        load_into(torch_model, checkpoint, name, **arguments)
-    elif seed is not None:
-        power(torch_model, seed)
+    torch_model = make_torch(name, seed=seed, checkpoint=checkpoint, **arguments)
     # Abstract: every tensor comes from PyTorch, none has to be drawn first.
     jax_model = nnx.eval_shape(lambda: t2t_jax.create_model(name, scan_blocks=scan_blocks, **arguments))
     with jax.enable_x64(True):  # so that float64 weights keep their bits

@@ -11,8 +11,10 @@ Moments are carried bit for bit, in the layouts of the weights' ledger. The opta
 masked or partitioned; parameters may be any tree (an `nnx.State`, nested or flat dictionaries): key paths are joined
 to dotted names.
 
-What neither state holds cannot be carried, and is for the caller to set alike: Nesterov or not (both keep the same
-buffer), and the rates, betas and decays that optax keeps in closures. `parity.trajectory` proves them by a step.
+What neither state holds cannot be carried, and is for the caller to set alike: Nesterov or not, Adam or Adamax (they
+keep the same buffers), and the rates, betas and decays that optax keeps in closures. With `tx`, the transformation
+itself, both rules are compared by what they do (see `parity.optimizer_rule`), and a state is refused where they differ;
+without it a warning says that nobody looked.
 
 A parameter without state in PyTorch has zero moments: AdamW starts there, and SGD's first buffer is the gradient
 itself, which is what a buffer of zeros gives as long as dampening is 0. optax knows no dampening: refused.
@@ -20,7 +22,8 @@ itself, which is what a buffer of zeros gives as long as dampening is 0. optax k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from flax import nnx
 
 from parity.convert import Ledger, StateDict, jax_arrays, to_numpy, to_tensor, torch_arrays
+from parity.optimizer_rule import compare_rules
 from parity.optimizer_state import (
     SLOTS,
     load_state,
@@ -49,6 +54,7 @@ def optimizer_to_jax(
     ledger: Ledger,
     *,
     steps: int | None = None,
+    tx: optax.GradientTransformation | nnx.Optimizer | None = None,
 ) -> optax.OptState:
     """`opt_state` (fresh from the transformation's `init`, for example) with the memory of `torch_optimizer`.
 
@@ -56,9 +62,11 @@ def optimizer_to_jax(
         torch_model: tells the parameters' names.
         ledger: of the weights (see `parity.torch_to_jax`).
         steps: how many were taken, where PyTorch does not count them (SGD) and optax does (a schedule).
+        tx: the transformation whose state it is: compared with PyTorch's optimiser.
 
     Raises:
-        ValueError: something in either state has no partner or does not fit; everything is listed.
+        ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
+            rule than PyTorch's optimiser.
     """
     ours, theirs = read_torch(torch_optimizer, torch_model), read_optax(opt_state)
     problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
@@ -81,7 +89,33 @@ def optimizer_to_jax(
                 return _like(leaf, np.asarray(values[name]))
         return _like(leaf, arrays[slot][name])
 
-    return walk(opt_state, write)
+    found = walk(opt_state, write)
+    count = next(iter(taken), 0)
+    _compare(torch_optimizer, torch_optimizer.param_groups, torch_model, tx, found, ledger, count)
+    return found
+
+
+def _compare(
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Mapping[str, Any]],
+    torch_model: torch.nn.Module,
+    tx: optax.GradientTransformation | nnx.Optimizer | None,
+    opt_state: optax.OptState,
+    ledger: Ledger,
+    steps: int,
+) -> None:
+    """Raises ValueError if the rules differ; warns of what was not compared, and of other learning rates."""
+    if tx is None:
+        told = [
+            "optax's state does not tell its rule (Adam, Adamax and nadam keep the same, AdamW's decay none): pass "
+            "tx= to have it compared with PyTorch's"
+        ]
+    else:
+        rule = tx.tx if isinstance(tx, nnx.Optimizer) else tx
+        problems, told = compare_rules(optimizer, groups, torch_model, rule, opt_state, ledger, steps)
+        _raise(problems)
+    for text in told:
+        warnings.warn(text, stacklevel=3)
 
 
 def optimizer_to_torch(
@@ -89,16 +123,18 @@ def optimizer_to_torch(
     ledger: Ledger,
     torch_model: torch.nn.Module,
     torch_optimizer: torch.optim.Optimizer,
+    *,
+    tx: optax.GradientTransformation | nnx.Optimizer | None = None,
 ) -> int | None:
-    """Gives `torch_optimizer` the memory of `opt_state`, in place.
+    """Gives `torch_optimizer` the memory of `opt_state`, in place; `tx` is as in `optimizer_to_jax`.
 
     Returns:
         How many steps were taken; None if optax does not count them. A scheduler does not belong to PyTorch's
         optimiser: put it there by its `last_epoch`.
 
     Raises:
-        ValueError: something in either state has no partner or does not fit; everything is listed. Nothing is
-            changed then.
+        ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
+            rule. Nothing is changed then.
     """
     ours, theirs = read_torch(torch_optimizer, torch_model), read_optax(opt_state)
     problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
@@ -116,6 +152,10 @@ def optimizer_to_torch(
     _raise([*problems, *conflicts])
 
     steps = counts[0] if counts else None
+    set_to = {name: float(value) for name, value in values.items()}
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in torch_optimizer.param_groups]
+    set_hyperparams(groups, set_to)
+    _compare(torch_optimizer, groups, torch_model, tx, opt_state, ledger, steps or 0)
     partners = {slot: key for key, slot in SLOTS[type(torch_optimizer)].items()}
     state: dict[str, dict[str, Any]] = {}
     for slot, leaves in theirs.moments.items():
@@ -124,7 +164,7 @@ def optimizer_to_torch(
             state.setdefault(name, {})[partners[slot]] = to_tensor(array)
     for name in ours.steps:
         state[name]["step"] = torch.tensor(float(steps or 0))
-    set_hyperparams(torch_optimizer, {name: float(value) for name, value in values.items()})
+    set_hyperparams(torch_optimizer.param_groups, set_to)
     load_state(torch_optimizer, torch_model, state)
     return steps
 

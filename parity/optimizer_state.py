@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -142,10 +142,11 @@ def walk(state: Any, visit: Visit) -> Any:
 
 def named(tree: Any, change: Callable[[str, Any], Any]) -> Any:
     """`tree` with every leaf changed, by its dotted name: flax's variables are leaves, flat and nested names alike."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: change(_dotted(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: change(dotted_name(path), leaf), tree)
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
+def dotted_name(path: tuple[Any, ...]) -> str:
+    """The dotted name of a leaf."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # what a flax variable holds
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator=".")
@@ -185,13 +186,13 @@ def torch_hyperparams(optimizer: torch.optim.Optimizer, wanted: Any) -> tuple[di
     return values, problems
 
 
-def set_hyperparams(optimizer: torch.optim.Optimizer, values: Mapping[str, float]) -> None:
-    """Writes optax's values into every group; those without decay keep to it."""
-    for group in optimizer.param_groups:
+def set_hyperparams(groups: Iterable[dict[str, Any]], values: Mapping[str, float]) -> None:
+    """Writes optax's values into every group of a PyTorch optimiser; those without decay keep to it."""
+    for group in groups:
         for name, key in (("learning_rate", "lr"), ("eps", "eps"), ("momentum", "momentum")):
             if name in values:
                 group[key] = values[name]
-        if group["weight_decay"] and "weight_decay" in values:
+        if group.get("weight_decay") and "weight_decay" in values:
             group["weight_decay"] = values["weight_decay"]
         if "betas" in group:
             b1, b2 = group["betas"]

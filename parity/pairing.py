@@ -11,12 +11,15 @@ import torch
 from flax import nnx
 
 from parity.align import closest_axes, fitting_axes
+from parity.by_design import Design
 from parity.capture import ROOT, Call, Key
 from parity.channels import Axes
+from parity.ledger import every_path
 from parity.rules import Rules, matches
 from parity.runs import JaxSide, TorchSide
 from parity.shapes import Shapes, jax_shapes, torch_shapes
 from parity.structure import difference
+from parity.wide_torch import own_tables, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Pairing:
         different: (module, why) of calls on both sides whose outputs cannot be compared.
         configured: (module, how) of calls whose results are of another dtype, as the models are configured.
         idle: modules whose own weights PyTorch's model never uses on these inputs.
+        design: which narrow formats are by design.
     """
 
     pairs: tuple[Pair, ...]
@@ -62,6 +66,7 @@ class Pairing:
     different: tuple[tuple[str, str], ...] = ()
     configured: tuple[tuple[str, str], ...] = ()
     idle: tuple[str, ...] = ()
+    design: Design = dataclasses.field(default_factory=Design)
 
     @property
     def comparable(self) -> bool:
@@ -133,9 +138,10 @@ def pair_calls(
     modules = dict((owner or torch_side.model).named_modules())
     problems, unpaired, different, drafts = [], [], [], []
     # A module that is there on both sides, and called by another method on one, is judged with the one around it.
-    here = {_partner_path(path, rules) for path in modules}
+    names = partner_paths(torch_side.model, jax_side.model, rules)
+    here = set(names.values())
     there = {".".join(map(str, path)) for path, _ in nnx.iter_modules(jax_side.model)}
-    partners = _partners(ours.calls, theirs, torch_side.model, jax_side.model, rules)
+    partners = {(path, i): (names[path], i) for path, i in ours.calls if (names[path], i) in theirs}
     for key, shapes in ours.calls.items():
         path, _ = key
         if key in partners:
@@ -146,9 +152,7 @@ def pair_calls(
             except ValueError as error:
                 different.append((_name(key), str(error)))
         elif _holds_own(modules[path]) and not (
-            matches(path, rules.unpaired)
-            or rules.in_stack(path, torch_side=True)
-            or _partner_path(path, rules) in there
+            matches(path, rules.unpaired) or rules.in_stack(path, torch_side=True) or names[path] in there
         ):
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
@@ -178,58 +182,38 @@ def pair_calls(
     return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours.calls, tuple(different), tuple(configured), tuple(idle))
 
 
-def _partners(
-    ours: Mapping[Key, Shapes],
-    theirs: Mapping[Key, Shapes],
-    torch_model: torch.nn.Module,
-    jax_model: nnx.Module,
-    rules: Rules,
-) -> dict[Key, Key]:
-    """PyTorch's call -> JAX's: of the same path, or of another name of the same module."""
-    found: dict[Key, Key] = {}
-    aliases = _torch_aliases(torch_model)
-    names = _jax_aliases(jax_model)
-    for path, index in ours:
-        paths = (_partner_path(alias, rules) for alias in aliases.get(path, (path,)))
-        key = next(
-            ((names.get(other, other), index) for other in paths if (names.get(other, other), index) in theirs), None
-        )
-        if key is not None:
-            found[path, index] = key
+def with_design(
+    pairing: Pairing,
+    torch_side: TorchSide,
+    jax_side: JaxSide,
+    arrays: Sequence[np.ndarray],
+    owner: torch.nn.Module,
+) -> Pairing:
+    """`pairing` with what both models compute in formats below the sides' precision, float64, and what is by design."""
+    with wide(torch_side.precision, torch_side.model) as asked, torch.no_grad():
+        torch_side.apply(torch_side.model, torch_side.inputs(arrays))
+    partners = {pair.jax[0]: pair.torch[0] for pair in pairing.pairs}
+    tables = own_tables(owner, torch_side.precision)
+    return dataclasses.replace(pairing, design=Design.of(asked, tables, jax_side.program(arrays), partners))
+
+
+def partner_paths(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> dict[str, str]:
+    """PyTorch's path of every module -> the path under which JAX counts its partner, whether there is one or not.
+
+    A module may have several names on either side. The models themselves are each other's, also where JAX's holds all
+    of it one level deeper.
+    """
+    counted = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(jax_model)}
+    jax_names = {path: counted[id(node)] for path, node in every_path(jax_model) if id(node) in counted}
+    aliases: dict[int, list[str]] = {}
+    for path, module in torch_model.named_modules(remove_duplicate=False):
+        aliases.setdefault(id(module), []).append(path)
+    found = {}
+    for path, module in torch_model.named_modules():
+        candidates = [rules.jax_path(name) for name in aliases[id(module)]] if path else [""]
+        known = (jax_names[candidate] for candidate in candidates if candidate in jax_names)
+        found[path] = next(known, candidates[0])
     return found
-
-
-def _torch_aliases(model: torch.nn.Module) -> dict[str, list[str]]:
-    """The path of every module -> all its paths."""
-    first = {id(module): path for path, module in model.named_modules()}
-    found: dict[str, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(first[id(module)], []).append(path)
-    return found
-
-
-def _jax_aliases(model: nnx.Module) -> dict[str, str]:
-    """Every other path of a module that has several -> the one by which it is known."""
-    known = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
-    found: dict[str, str] = {}
-
-    def visit(module: nnx.Module, path: str, around: frozenset[int]) -> None:
-        for name, child in nnx.iter_children(module):
-            inner = f"{path}.{name}" if path else str(name)
-            if not isinstance(child, nnx.Pytree):
-                continue
-            if known.get(id(child), inner) != inner:
-                found[inner] = known[id(child)]
-            if id(child) not in around:
-                visit(child, inner, around | {id(child)})
-
-    visit(model, "", frozenset({id(model)}))
-    return found
-
-
-def _partner_path(path: str, rules: Rules) -> str:
-    """JAX's module; the models themselves are each other's, also where JAX's holds all of it one level deeper."""
-    return rules.jax_path(path) if path else ""
 
 
 def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Rules) -> bool:
@@ -254,8 +238,10 @@ def _holds_own(module: torch.nn.Module) -> bool:
 
 
 def _holds_tensors(model: nnx.Module, path: str) -> bool:
+    """Whether a module holds more than the state of a generator: what a dropout draws is compared in training mode."""
     module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
-    return any(isinstance(node, nnx.Variable) for _, node in nnx.iter_graph(module))
+    nodes = (node for _, node in nnx.iter_graph(module))
+    return any(isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState) for node in nodes)
 
 
 def _label(key: Key) -> str:
@@ -293,11 +279,10 @@ class _Draft:
         """
         _check_structure(module, ours, theirs)
         rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
-        known = ours.output_labels if key != ROOT else (None,) * len(ours.outputs)
         layer = module if key != ROOT else None
         outputs = [
             _candidates(a, b, rule, layer, labels)
-            for a, b, labels in zip(ours.outputs, theirs.outputs, known, strict=True)
+            for a, b, labels in zip(ours.outputs, theirs.outputs, ours.output_labels, strict=True)
         ]
         inputs = _matching_inputs(ours, len(theirs.inputs))
         choices: list[list[Axes]] = []

@@ -35,6 +35,9 @@ def format_rows(
 
     `jax_side` is the float32 side; `root` tells the layout of the output.
     """
+    tensors = [*torch_model.parameters(), *torch_model.buffers()]
+    if any(x.is_complex() for x in tensors) or any(np.iscomplexobj(x) for x in arrays):
+        raise ValueError("complex numbers have no format below complex64: check without formats (--formats)")
     ours = TorchSide.of(torch_model, "float32")
     reference = _torch_output(ours.model, ours.inputs(arrays), root)
     inputs = jax_side.inputs(arrays)

@@ -7,11 +7,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.compare import Row
 from parity.convert import Entry, Ledger
 from parity.environment import fingerprint
+
+if TYPE_CHECKING:
+    from parity.power.report import PowerReport
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
@@ -103,6 +106,7 @@ class Report:
 
     Attributes:
         layers: (name, PyTorch type) of the layer calls, in the order in which they return.
+        power: what these inputs and weights would have shown, if it was asked for.
         notes: what passed with a condition or was not verified, a sentence each.
     """
 
@@ -116,6 +120,7 @@ class Report:
     formats: tuple[FormatRow, ...] = ()
     trajectory: Trajectory | None = None
     notes: tuple[str, ...] = ()
+    power: PowerReport | None = None
 
     @property
     def passed(self) -> bool:
@@ -163,9 +168,9 @@ class Report:
 
     @property
     def _first_in_training(self) -> str | None:
-        laws = ("dropout rate", "dropout draws", "buffer")
-        failed = [row for row in self.failures if row.kind in laws]
-        names = [row.name.rpartition(".")[0] if row.kind == "buffer" else row.name for row in failed]
+        laws = ("dropout rate", "dropout draws", "random draw", "structure", "layer", "calls", "output", "buffer")
+        failed = [row for row in self.failures if row.kind in laws and row.mode == "train"]
+        names = [around(row.name) if row.kind in ("buffer", "calls") else row.name for row in failed]
         return names[0] or "the model" if names else None
 
     @property
@@ -242,6 +247,8 @@ class Report:
             "formats": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.formats],
             "trajectory": None if self.trajectory is None else _trajectory(self.trajectory),
         }
+        if self.power is not None:
+            payload["power"] = self.power.payload()
         return json.dumps(finite(payload), indent=1, allow_nan=False)
 
     @classmethod
@@ -273,6 +280,7 @@ class Report:
                 causes=tuple(_restored(Cause, cause) for cause in payload["causes"]),
                 formats=tuple(_restored(FormatRow, row) for row in payload["formats"]),
                 trajectory=None if trajectory is None else _restored(Trajectory, trajectory),
+                power=_power(payload.get("power")),
             )
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"not a report of parity: {ascii(str(error)[:150])[1:-1]}") from error
@@ -313,6 +321,12 @@ def _saved(text: str, path: str | Path | None) -> str:
 
 def _trajectory(trajectory: Trajectory) -> dict[str, Any]:
     return {**dataclasses.asdict(trajectory), "passed": trajectory.passed}
+
+
+def _power(payload: Mapping[str, Any] | None) -> PowerReport | None:
+    from parity.power.report import restored
+
+    return None if payload is None else restored(payload)
 
 
 def finite(value: Any) -> Any:

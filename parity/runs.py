@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -18,24 +18,28 @@ import numpy as np
 import torch
 from flax import nnx
 
+from parity.altered import altered_in_pieces
+from parity.by_design import Design
 from parity.capture import (
     Call,
     Calls,
     InPlaceError,
     Key,
     OtherTypeError,
-    Replace,
     torch_calls,
     torch_hooks,
 )
 from parity.channels import Axes
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.copies import torch_copy
+from parity.draws import Handed
+from parity.dtypes import as_xla_rounds, in_precision, torch_in_precision
 from parity.inputs import Apply, positional
+from parity.jax_draws import handed_out
+from parity.jax_draws import in_precision as draws_in_precision
 from parity.losses import Loss
 from parity.memory import release, trim
 from parity.pieces import (
-    InPieces,
     Pieces,
     UnfitError,
     begin,
@@ -43,10 +47,12 @@ from parity.pieces import (
     dotted,
     jax_calls_in_pieces,
     piece_names,
-    within,
 )
-from parity.structure import Form, form
-from parity.transformed import jax_calls, watched
+from parity.structure import Form, form, tensors, with_tensors
+from parity.torch_draws import TorchDraws
+from parity.transformed import jax_calls
+from parity.wide_jax import widened
+from parity.wide_torch import wide
 
 Arrays = dict[Key, Call]
 """Calls with numpy arrays for tensors."""
@@ -54,18 +60,21 @@ Arrays = dict[Key, Call]
 Run = Callable[[bool], Arrays]
 """A forward pass: free, or (True) forced."""
 
-Masks = Mapping[Key, np.ndarray]
-"""What the output of a call is multiplied with (dropout with chosen draws)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """A loss and its gradients; parameters and inputs in PyTorch's names and layouts, outputs of calls in each own."""
+    """A loss and its gradients; parameters and inputs in PyTorch's names and layouts, outputs of calls in each own.
+
+    By complex numbers: dL/dRe + i dL/dIm, as in PyTorch (JAX's are the conjugates of these).
+
+    `outputs` are the model's own and the loss' gradients by them, PyTorch's alone.
+    """
 
     loss: float
     params: dict[str, np.ndarray]
     inputs: list[np.ndarray]
     activations: dict[Key, list[np.ndarray]]
+    outputs: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
     def within(self, ledger: Ledger) -> Gradients:
         """Without the parameters that have no partner, or are one with another that has."""
@@ -82,12 +91,25 @@ class TorchSide:
     apply: Apply = positional
     in_place: bool = False
     """Whether the model changes activations in place; found out by the first free run."""
+    design: Design | None = None
 
     @classmethod
     def of(
-        cls, model: torch.nn.Module, precision: str, *, training: bool = False, apply: Apply = positional
+        cls,
+        model: torch.nn.Module,
+        precision: str,
+        *,
+        training: bool = False,
+        apply: Apply = positional,
+        design: Design | None = None,
     ) -> TorchSide:
-        return cls(torch_copy(model, getattr(torch, precision)).train(training), precision, apply)
+        return cls(torch_copy(model, getattr(torch, precision)).train(training), precision, apply, design=design)
+
+    def wide(self) -> contextlib.AbstractContextManager[Any]:
+        """While open, the model's casts to formats below this run's precision are left out."""
+        if self.precision != "float64" and not (self.design and self.design.ours_widen(self.precision)):
+            return contextlib.nullcontext()
+        return wide(self.precision)
 
     @classmethod
     def as_configured(cls, model: torch.nn.Module, apply: Apply = positional) -> TorchSide:
@@ -95,26 +117,52 @@ class TorchSide:
         moving = (p.dtype for p in model.parameters() if p.is_floating_point())
         return cls(torch_copy(model).eval(), str(next(moving, torch.float32)).removeprefix("torch."), apply)
 
+    def runs(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Whether the model runs in its own dtype: not every operation exists in half precision on every device."""
+        if self.precision in ("float32", "float64"):
+            return True
+        try:
+            with torch.no_grad():
+                self.apply(self.model, self.inputs(arrays))
+        except RuntimeError as error:
+            return "not implemented for" not in str(error)
+        return True
+
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return tuple(torch.from_numpy(np.array(x)).to(device, self._dtype(x)) for x in arrays)
-
-    def _dtype(self, array: np.ndarray) -> torch.dtype | None:
-        """This run's precision for floating arrays; integers stay."""
-        return getattr(torch, self.precision) if np.issubdtype(array.dtype, np.floating) else None
+        dtype = getattr(torch, self.precision)
+        return tuple(torch_in_precision(torch.from_numpy(np.array(x)).to(device), dtype) for x in arrays)
 
     def forward(
-        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+        draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (PyTorch's layout) is given."""
+        """The calls; forced if `reference` (PyTorch's layout) is given. `draws`: the numbers of random draws."""
         inputs = self.inputs(arrays)
         if reference is None and not self.in_place:
             try:
-                return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only, apply=self.apply))
+                with self._running(draws):
+                    return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only, apply=self.apply))
             except InPlaceError:
                 self.in_place = True
         known = reference and {key: self._call(call) for key, call in reference.items()}
-        return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only, apply=self.apply))
+        with self._running(draws):
+            return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only, apply=self.apply))
+
+    @contextlib.contextmanager
+    def _running(self, draws: Handed | None) -> Iterator[None]:
+        """While open, the model runs with the numbers that it is handed, its casts left out, and rounds as XLA does."""
+        with contextlib.ExitStack() as stack:
+            if draws is not None:
+                stack.enter_context(TorchDraws(self.model, draws, quiet=True))
+            stack.enter_context(self.wide())
+            if self.precision == "float32":
+                stack.enter_context(as_xla_rounds())
+            yield
 
     def _call(self, call: Call) -> Call:
         inputs = None if call.inputs is None else list(self.inputs(call.inputs))
@@ -125,16 +173,20 @@ class TorchSide:
         arrays: Sequence[np.ndarray],
         loss: Loss,
         *,
-        masks: Masks | None = None,
+        draws: Handed | None = None,
         activations: Collection[Key] = (),
     ) -> Gradients:
-        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`."""
-        tensors = tuple(x.requires_grad_(x.is_floating_point()) for x in self.inputs(arrays))
+        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`.
+
+        `draws`: the numbers of random draws; None: the model draws by itself.
+
+        Raises:
+            ValueError: the loss depends on nothing that has a gradient.
+        """
+        given = tuple(x.requires_grad_(x.is_floating_point() or x.is_complex()) for x in self.inputs(arrays))
         grads: dict[Key, list[torch.Tensor]] = {}
 
         def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if masks and key in masks:
-                outputs = [x * torch.from_numpy(masks[key]).to(x) for x in outputs]
             if key in activations:
                 # A copy: a module that hands its input through would share its tensor's other uses, and one that
                 # works in place would take the tensor's history over.
@@ -145,20 +197,29 @@ class TorchSide:
             return outputs
 
         self.model.zero_grad()
-        with torch_hooks(self.model, lambda key, tensors: None, after):
-            value = loss.torch(self.apply(self.model, tensors))
-        value.backward()
+        # In the backward pass too: what is checkpointed runs again there.
+        with self._running(draws):
+            with torch_hooks(self.model, lambda key, tensors: None, after):
+                output = self.apply(self.model, given)
+                moving = {id(x): x for x in tensors(output) if x.requires_grad}
+                for x in moving.values():
+                    x.retain_grad()
+                value = loss.torch(output)
+            if not value.requires_grad:
+                raise ValueError('the loss depends on no parameter and no floating input: use level="forward"')
+            value.backward()
         params = {
             name: _gradient(param)
             for name, param in self.model.named_parameters(remove_duplicate=False)
             if param.requires_grad
         }
         seen = {key: [to_numpy(g) for g in found] for key, found in grads.items()}
-        return Gradients(float(value.detach()), params, [_gradient(x) for x in tensors if x.requires_grad], seen)
+        by_inputs = [_gradient(x) for x in given if x.requires_grad]
+        outputs = [(to_numpy(x), _gradient(x)) for x in moving.values()]
+        return Gradients(float(value.detach()), params, by_inputs, seen, outputs)
 
 
 def _gradient(tensor: torch.Tensor) -> np.ndarray:
-    """Zeros where the loss does not depend on the tensor."""
     return to_numpy(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
 
 
@@ -170,6 +231,7 @@ class JaxSide:
     precision: str
     input_axes: Sequence[Axes]
     apply: Apply = positional
+    design: Design | None = None
 
     @classmethod
     def of(
@@ -180,11 +242,17 @@ class JaxSide:
         *,
         training: bool = False,
         apply: Apply = positional,
+        design: Design | None = None,
     ) -> JaxSide:
         with jax.enable_x64(precision == "float64"):
             jax_copy = as_dtype(model, jnp.dtype(precision))
         jax_copy.train() if training else jax_copy.eval()
-        return cls(jax_copy, precision, axes, apply)
+        return cls(jax_copy, precision, axes, apply, design=design)
+
+    @property
+    def widens(self) -> bool:
+        """Whether casts are left out: then the model runs as one program."""
+        return self.design is not None and self.design.theirs_widen(self.precision)
 
     @classmethod
     def as_configured(
@@ -203,20 +271,32 @@ class JaxSide:
         return jnp.asarray(array.astype(self._dtype(array), copy=False))
 
     def _dtype(self, array: np.ndarray) -> np.dtype:
-        """This run's precision for floating arrays; integers as they are."""
-        return jax.dtypes.canonicalize_dtype(self.precision if np.issubdtype(array.dtype, np.floating) else array.dtype)
+        """This run's precision for floating and complex arrays; integers as they are."""
+        moving = np.issubdtype(array.dtype, np.inexact)
+        return jax.dtypes.canonicalize_dtype(in_precision(array.dtype, self.precision) if moving else array.dtype)
 
     def forward(
-        self, arrays: Sequence[np.ndarray], reference: Arrays | None = None, *, only: Collection[Key] | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        reference: Arrays | None = None,
+        *,
+        only: Collection[Key] | None = None,
+        draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (JAX's layout) is given."""
+        """The calls; forced if `reference` (JAX's layout) is given. `draws`: the numbers of random draws."""
         with self.switches():
             graphdef, state = nnx.split(self.model)
 
-            def run(state: nnx.State, inputs: Any, known: Calls) -> Calls:
-                return jax_calls(nnx.merge(graphdef, state), inputs, known, only=only, apply=self.apply)
+            def run(state: nnx.State, inputs: Any, known: Calls, draws: Any) -> Calls:
+                model = nnx.merge(graphdef, state)
+                with handed_out(model, draws):
+                    return jax_calls(model, inputs, known, only=only, apply=self.apply)
 
-            return _to_numpy(self.run(run, state, self.inputs(arrays), self._calls(reference or {})))
+            given = self.inputs(arrays), self._calls(reference or {}), self._drawn(draws)
+            return _to_numpy(self.run(run, state, *given))
+
+    def _drawn(self, draws: Handed | None) -> Any:
+        return None if draws is None else draws_in_precision(draws, self.precision)
 
     def both(
         self, pool: Executor, arrays: Sequence[np.ndarray], reference: Arrays, *, only: Collection[Key] | None = None
@@ -226,7 +306,7 @@ class JaxSide:
         Programs that pass on their own tensors or the reference's, as they are told, take half the time of two. Where
         a tensor is of another type than the reference's, passing on either would change the free run: then it is two.
         """
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if self.widens or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return lambda forced: self.forward(arrays, reference if forced else None, only=only)
         keys = reference.keys() if only is None else only
         with self.switches():
@@ -266,21 +346,21 @@ class JaxSide:
 
         return Call(None if call.inputs is None else shapes(call.inputs), shapes(call.outputs))
 
-    def updated(self, arrays: Sequence[np.ndarray], masks: Masks) -> dict[str, np.ndarray]:
-        """Every variable after one run, by dotted name: running statistics change in training mode."""
+    def updated(self, arrays: Sequence[np.ndarray], draws: Handed | None = None) -> dict[str, np.ndarray]:
+        """Every variable after one run, by dotted name, but the state of generators.
 
-        def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-            return [x * jnp.asarray(masks[key], x.dtype) for x in outputs] if key in masks else None
-
+        Running statistics change in training mode. `draws`: the numbers of random draws.
+        """
         with self.switches():
             graphdef, state = nnx.split(self.model)
 
-            def run(state: nnx.State, inputs: tuple[jax.Array, ...]) -> nnx.State:
+            def run(state: nnx.State, inputs: tuple[jax.Array, ...], draws: Any) -> nnx.State:
                 model = nnx.merge(graphdef, state)
-                self.apply(watched(model, lambda key, arrays: None, after), inputs)
-                return nnx.state(model)
+                with handed_out(model, draws):
+                    self.apply(model, inputs)
+                return nnx.state(model, nnx.Not(nnx.RngState))
 
-            found = self.run(run, state, self.inputs(arrays))
+            found = self.run(run, state, self.inputs(arrays), self._drawn(draws))
         return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> tuple[Calls, dict[Key, Form]]:
@@ -294,6 +374,17 @@ class JaxSide:
                 return jax_calls(model, inputs, apply=self.apply, returned=lambda k, x: forms.update({k: form(x)}))
 
             return jax.eval_shape(run, state, self.inputs(arrays)), forms
+
+    def program(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[jax.Array]]:
+        """The model as JAX traces it, and what it was traced with."""
+        with self.switches(), jax.disable_jit(False):
+            graphdef, state = nnx.split(self.model)
+
+            def run(state: nnx.State, inputs: Any) -> Calls:
+                return jax_calls(nnx.merge(graphdef, state), inputs, apply=self.apply)
+
+            arguments = state, self.inputs(arrays)
+            return jax.make_jaxpr(run)(*arguments), jax.tree.leaves(arguments)
 
     def _calls(self, reference: Arrays) -> Calls:
         """In this run's precision, all brought over at once: one by one they take several times as long.
@@ -314,24 +405,29 @@ class JaxSide:
         ledger: Ledger,
         trained: Collection[str],
         *,
-        masks: Masks | None = None,
-        activations: Mapping[Key, Sequence[tuple[int, ...]]] | None = None,
+        draws: Handed | None = None,
+        activations: Mapping[Key, Sequence[tuple[int, ...] | jax.ShapeDtypeStruct]] | None = None,
     ) -> Gradients:
         """As `TorchSide.gradients`, for the parameters in `trained` (PyTorch's names).
 
-        `activations` gives the shapes of the outputs in question: to each of them a zero is added, and the gradient
-        of that zero is the output's. The model's own arrays are used up to save memory: it runs once.
+        `activations` gives the shapes of the outputs in question (with the type, where they are complex): to each of
+        them a zero is added, and the gradient of that zero is the output's. The model's own arrays are used up to save
+        memory: it runs once.
         """
         entries = {entry.jax for entry in ledger if entry.torch in trained}
         with self.switches():
             inputs = self.inputs(arrays)
-            floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+            floating = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.inexact)]
             parts: Any = nnx.split(self.model, lambda path, _: dotted(path) in entries, ...)
             graphdef, state, rest = parts
             zeros = {
-                key: [np.zeros(shape, self.precision) for shape in shapes]
+                key: [
+                    np.zeros(x, self.precision) if isinstance(x, tuple) else np.zeros(x.shape, self._dtype(x))
+                    for x in shapes
+                ]
                 for key, shapes in (activations or {}).items()
             }
+            drawn = self._drawn(draws)
 
             def scalar(
                 pieces: Pieces | None, state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State
@@ -341,16 +437,18 @@ class JaxSide:
                     moved[i] = x
                 # Variables made anew at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
-                return jax.jit(loss.jax)(altered_in_pieces(pieces, model, moved, (masks or {}, zeros), self.apply))
+                output = altered_in_pieces(pieces, model, moved, (drawn, zeros), self.apply)
+                # By its tensors: an output may hold what jit does not take.
+                return jax.jit(lambda new: loss.jax(with_tensors(output, new)))(tensors(output))
 
             arguments = state, [inputs[i] for i in floating], zeros, rest
             value, (params, input_grads, seen) = self._value_and_grad(scalar, arguments)
-        named = {dotted(path): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(params)}
+        named = {dotted(path): np.asarray(grad[...]).conj() for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
             torch_arrays(ledger, named),
-            [_back(np.asarray(g), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
-            {key: [np.asarray(g) for g in found] for key, found in seen.items()},
+            [_back(np.asarray(g).conj(), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
+            {key: [np.asarray(g).conj() for g in found] for key, found in seen.items()},
         )
 
     def _value_and_grad(self, scalar: Callable[..., jax.Array], arguments: tuple[Any, ...]) -> Any:
@@ -359,7 +457,7 @@ class JaxSide:
         def gradient(pieces: Pieces | None) -> Callable[..., Any]:
             return jax.value_and_grad(functools.partial(scalar, pieces), argnums=(0, 1, 2))
 
-        names = piece_names(self.model)
+        names = {""} if self.widens else piece_names(self.model)
         if names != {""} and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             with contextlib.suppress(UnfitError), ThreadPoolExecutor(2) as pool:
                 pieces = begin(names, pool, scalar, *arguments, gradients=True)
@@ -377,45 +475,14 @@ class JaxSide:
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if self.widens and self.design is not None:
+            function = widened(function, self.precision, self.design.allows, self.design.scalars)
+        elif jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
-        compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
-        release()
-        return compiled(*args)
-
-
-Altered = tuple[Masks, Mapping[Key, Sequence[Any]]]
-"""What outputs of calls are multiplied with, and what is added then."""
-
-
-def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
-    return watched(module, lambda key, arrays: None, _altering(by))(*args, **kwargs)
-
-
-def altered_in_pieces(
-    pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered, apply: Apply = positional
-) -> Any:
-    if pieces is None:
-        return apply(lambda *args, **kwargs: _altered(model, args, kwargs, by), inputs)
-
-    def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
-        # Its own output is altered by the hook that surrounds this.
-        return pieces(_altered, module, args, kwargs, tuple(within(key[0], values) for values in by))
-
-    return apply(watched(model, lambda key, arrays: None, _altering(by), inside=InPieces(pieces, compute)), inputs)
-
-
-def _altering(by: Altered) -> Replace:
-    masks, zeros = by
-
-    def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
-        if key in masks:
-            outputs = [x * jnp.asarray(masks[key], x.dtype) for x in outputs]
-        if key in zeros:
-            outputs = [x + zero for x, zero in zip(outputs, zeros[key], strict=True)]
-        return outputs
-
-    return after
+        with jax.disable_jit(False):
+            compiled = jax.jit(function, **options).lower(*args).compile(compiler_options(self.model))
+            release()
+            return compiled(*args)
 
 
 def _back(array: np.ndarray, axes: Axes) -> np.ndarray:

@@ -24,6 +24,7 @@ class Shapes:
     Attributes:
         repeats: of each input whether it is the very tensor before it.
         floating: whether all outputs are numbers that have a gradient.
+        complex: of each output whether it is complex.
         form: the structure of what is returned.
         dtypes: of the floating outputs, "float32" for example.
         input_labels, output_labels: what is known of the axes of PyTorch's tensors, see `parity.channels`.
@@ -33,6 +34,7 @@ class Shapes:
     outputs: tuple[tuple[int, ...], ...]
     repeats: tuple[bool, ...] = ()
     floating: bool = True
+    complex: tuple[bool, ...] = ()
     form: Form | None = None
     dtypes: str = ""
     input_labels: tuple[Labels | None, ...] = ()
@@ -48,7 +50,11 @@ class TorchShapes:
 
 
 def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[Axes] = ()) -> TorchShapes:
-    """One forward pass of the PyTorch model; only shapes are kept. `axes` are the layouts of JAX's inputs."""
+    """One forward pass of the PyTorch model; only shapes are kept. `axes` are the layouts of JAX's inputs.
+
+    Raises:
+        ValueError: the model does not run on these inputs.
+    """
     found: dict[Key, Shapes] = {}
     given: dict[Key, tuple[Any, ...]] = {}
     forms: dict[Key, Form] = {}
@@ -66,6 +72,7 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[A
             tuple(tuple(tensor.shape) for tensor in tensors),
             repeats,
             len(moving) == len(tensors),
+            tuple(x.is_complex() for x in tensors),
             forms.pop(key),
             _dtypes(str(x.dtype).removeprefix("torch.") for x in moving),
             input_labels,
@@ -78,7 +85,10 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[A
     used = UsedParameters()
     hooks = torch_hooks(side.model, before, after, returned=lambda key, output: forms.update({key: form(output)}))
     with hooks, torch.no_grad(), ChannelAxes(), used:
-        side.apply(side.model, inputs)
+        try:
+            side.apply(side.model, inputs)
+        except Exception as error:  # whatever a foreign model raises
+            raise ValueError(f"PyTorch's model cannot be run on these inputs: {first_line(error)}") from error
     return TorchShapes(found, used.idle_modules(side.model))
 
 
@@ -130,3 +140,9 @@ def jax_shapes(side: JaxSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]
 
 def _dtypes(names: Any) -> str:
     return ", ".join(sorted(set(names)))
+
+
+def first_line(error: Exception) -> str:
+    """The type of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

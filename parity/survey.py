@@ -50,7 +50,7 @@ def survey(
         changes = REDUCED.get(name, {})
         torch_model, jax_model = make_pair(name, **changes)
         images = np.random.RandomState(0).standard_normal((batch, torch_model.in_chans, *torch_model.img_size))
-        report = check(torch_model, jax_model, images, memory=memory)
+        report = check(torch_model, jax_model, images, memory=memory, same_trainable=True)
         yield _figure(name, ", ".join(f"{k} {v}" for k, v in changes.items()), report)
         del torch_model, jax_model
         jax.clear_caches()

@@ -32,6 +32,8 @@ def render(report: Report, width: int | None = None, color: bool = False) -> str
         console.print(Text(line), soft_wrap=True)  # a broken line cannot be searched
     if report.unpaired:
         console.print(f"{len(report.unpaired)} calls without a partner, judged with the module around them")
+    for line in report.power.lines() if report.power is not None else ():
+        console.print(Text(line), soft_wrap=True)
     for note in report.notes:
         console.print(Text(f"NOTE {note}"), soft_wrap=True)
     console.print(Text(report.verdict, style="bold green" if report.passed else "bold red"), soft_wrap=True)

@@ -1,15 +1,14 @@
 """Training mode, proven with the same draws on both sides.
 
-Random numbers of two frameworks never agree, so dropout and stochastic depth are not drawn but handed out: every such
-module's own rate is set to zero, and what comes out of it is multiplied with one mask, the same in both frameworks.
-What the modules themselves would draw is compared by its law: the rate, and which axes share one draw.
+Random numbers of two frameworks never agree, so whatever a model draws in training (dropout in any spelling, stochastic
+depth, noise) is handed out instead, the same numbers to both. What they would draw is compared by its law: the
+probability, and how many numbers one draw has, which says what shares one. See `parity.draws`.
 """
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,17 +16,27 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.align import Axes
+from parity.by_design import Design
 from parity.causes.training import statistics_cause
+from parity.channels import Axes
 from parity.compare import Gates, Row, rel_f
 from parity.convert import Entry, Ledger, jax_variables, to_numpy
 from parity.copies import torch_copy as copied
-from parity.judge import float32_gradient_rows, gradient_rows
+from parity.draw_effects import paired_by_effect
+from parity.draw_rows import draw_causes, draw_rows
+from parity.draws import Handed, Matching, hand_out, match
+from parity.dtypes import torch_in_precision
+from parity.inputs import Apply, positional
+from parity.jax_draws import quiet as quiet_jax
+from parity.jax_sites import jax_sites
+from parity.judge import float32_gradient_rows, gradient_rows, layer_rows
 from parity.losses import Loss, default_loss
-from parity.pairing import Pair, pair_calls
+from parity.pairing import Pairing, pair_calls
 from parity.report import Cause
 from parity.rules import Rules
-from parity.runs import JaxSide, TorchSide
+from parity.runs import Gradients, JaxSide, TorchSide
+from parity.torch_draws import quiet as quiet_torch
+from parity.torch_draws import torch_sites
 
 RATES = ("p", "drop_prob", "rate")
 """What PyTorch modules call their dropout rate: torch's, timm's, ours."""
@@ -42,43 +51,110 @@ def training_rows(
     rules: Rules,
     gates: Gates,
     loss: Loss | None = None,
-    seed: int = 0,
+    apply: Apply = positional,
+    design: Design | None = None,
 ) -> tuple[list[Row], tuple[Cause, ...]]:
-    """Laws of the random modules; then, with shared masks, loss, gradients and updated buffers in training mode.
+    """Laws of the random draws; then, with shared numbers, loss, gradients and updated buffers in training mode.
 
     With the causes of what is wrong there, as far as it can be told.
     """
-    silent_torch, silent_jax = silenced(torch_model, jax_model, rules)
-    sides = TorchSide.of(silent_torch, "float64", training=True), JaxSide.of(silent_jax, "float64", axes, training=True)
-    pairing = pair_calls(*sides, arrays, rules, torch_model)
-    random = [pair for pair in pairing.pairs if isinstance(_jax_module(jax_model, pair), nnx.Dropout)]
-    rows = [row for pair in _first_calls(random) for row in _law_rows(pair, _jax_module(jax_model, pair))]
+    run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply, design)
+    try:
+        pairing = run.paired(rules)
+    except ValueError as error:  # in evaluation they could be paired
+        return [Row("", "structure", "train", "-", math.inf, 0.0, note=f"in training mode {error}")], ()
+    matching, rows = run.draws(rules)
+    causes = draw_causes(rows)
     loss = loss or default_loss(pairing.shapes[pairing.root.torch].outputs, pairing.root.output_axes)
-    causes = _law_causes(rows)
-    torch_masks, jax_masks = draw_masks(random, jax_model, pairing.shapes, seed)
-
-    results = {}
-    for precision in ("float64", "float32"):
-        ours = TorchSide.of(silent_torch, precision, training=True)
-        theirs = JaxSide.of(silent_jax, precision, axes, training=True)
-        wanted = ours.gradients(arrays, loss, masks=torch_masks).within(ledger)
-        if precision == "float64":
-            moved = _moved(ledger, torch_model, ours.model, theirs)
-            updated = theirs.updated(arrays, jax_masks) if moved else {}
-            buffers = _buffer_rows(moved, updated, ours.model, gates)
-            wrong = [entry for entry, row in zip(moved, buffers, strict=True) if not row.passed]
-            causes += _statistics_causes(torch_model, ours.model, updated, wrong, pairing.shapes)
-            rows += buffers
-        results[precision] = wanted, theirs.gradients(arrays, loss, ledger, wanted.params.keys(), masks=jax_masks)
-    rows += gradient_rows(*results["float64"], gates, mode="train")
-    rows += float32_gradient_rows(results["float64"][0], *results["float32"], gates, mode="train")
-    return rows, tuple(causes)
+    found, oracle = run.double(loss, *hand_out(matching))
+    if matching.complete and not all(row.passed for row in found):
+        again = paired_by_effect(matching, run.torch_side("float64"), run.jax_side("float64"), arrays)
+        if again != matching:
+            matching = again
+            found, oracle = run.double(loss, *hand_out(matching))
+    rows += found
+    if matching.complete and not all(row.passed for row in found):
+        rows += run.layers(pairing, *hand_out(matching))
+    buffers, statistics = run.buffers(pairing, *hand_out(matching))
+    rows += buffers
+    rows += run.single(loss, oracle, *hand_out(matching))
+    return rows, (*causes, *statistics)
 
 
-def _law_causes(rows: Sequence[Row]) -> list[Cause]:
-    """What the laws of the random modules show by themselves."""
-    failed = [row for row in rows if "dropout" in row.kind and not row.passed]
-    return [Cause(row.name, row.kind, row.note or row.kind, row.error, 0.0) for row in failed]
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """The runs of a pair of models in training mode."""
+
+    torch_model: torch.nn.Module
+    jax_model: nnx.Module
+    arrays: Sequence[np.ndarray]
+    axes: Sequence[Axes]
+    ledger: Ledger
+    gates: Gates
+    apply: Apply = positional
+    design: Design | None = None
+
+    def torch_side(self, precision: str) -> TorchSide:
+        return TorchSide.of(self.torch_model, precision, training=True, apply=self.apply, design=self.design)
+
+    def jax_side(self, precision: str) -> JaxSide:
+        return JaxSide.of(self.jax_model, precision, self.axes, training=True, apply=self.apply, design=self.design)
+
+    def paired(self, rules: Rules) -> Pairing:
+        """The calls of both models in training mode, while nothing is dropped.
+
+        Raises:
+            ValueError: they do not answer to each other.
+        """
+        ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        with quiet_torch(ours.model), quiet_jax():
+            return pair_calls(ours, theirs, self.arrays, rules, self.torch_model)
+
+    def draws(self, rules: Rules) -> tuple[Matching, list[Row]]:
+        """Which draws belong together, and how their laws differ."""
+        side = self.torch_side("float64")
+        ours = torch_sites(side.model, lambda: side.apply(side.model, side.inputs(self.arrays)))
+        theirs, unknown = jax_sites(self.jax_side("float64"), self.arrays)
+
+        def partner(path: str) -> str:
+            stacked, index = rules.stack_index(path)
+            return rules.jax_path(path) if index is None else stacked
+
+        matching = match(ours, theirs, partner)
+        return matching, draw_rows(matching, theirs, unknown)
+
+    def _gradients(self, precision: str, loss: Loss, ours: Handed, theirs: Handed) -> tuple[Gradients, Gradients]:
+        wanted = self.torch_side(precision).gradients(self.arrays, loss, draws=ours).within(self.ledger)
+        given = self.jax_side(precision).gradients(self.arrays, loss, self.ledger, wanted.params.keys(), draws=theirs)
+        return wanted, given
+
+    def double(self, loss: Loss, ours: Handed, theirs: Handed) -> tuple[list[Row], Gradients]:
+        """Loss and gradients in float64; with PyTorch's."""
+        wanted, given = self._gradients("float64", loss, ours, theirs)
+        return gradient_rows(wanted, given, self.gates, mode="train"), wanted
+
+    def single(self, loss: Loss, oracle: Gradients, ours: Handed, theirs: Handed) -> list[Row]:
+        """Loss and gradients in float32, against float64's."""
+        found = self._gradients("float32", loss, ours, theirs)
+        return float32_gradient_rows(oracle, *found, self.gates, mode="train")
+
+    def layers(self, pairing: Pairing, ours: Handed, theirs: Handed) -> list[Row]:
+        """What every module computes from the reference's inputs, in float64: those that are wrong."""
+        oracle = self.torch_side("float64").forward(self.arrays, draws=ours)
+        references = {pair.jax: pair.reference(oracle[pair.torch]) for pair in pairing.pairs}
+        calls = self.jax_side("float64").forward(self.arrays, references, draws=theirs)
+        rows = layer_rows(pairing.pairs, references, calls, "train", self.gates)
+        return [row for row in rows if not row.passed]
+
+    def buffers(self, pairing: Pairing, ours: Handed, theirs: Handed) -> tuple[list[Row], list[Cause]]:
+        """Running statistics after one step, and why they differ."""
+        after, side = self.torch_side("float64"), self.jax_side("float64")
+        after.forward(self.arrays, draws=ours, only=())
+        moved = _moved(self.ledger, self.torch_model, after.model, side)
+        updated = side.updated(self.arrays, theirs) if moved else {}
+        rows = _buffer_rows(moved, updated, after.model, self.gates)
+        wrong = [entry for entry, row in zip(moved, rows, strict=True) if not row.passed]
+        return rows, _statistics_causes(self.torch_model, after.model, updated, wrong, pairing.shapes)
 
 
 def _statistics_causes(
@@ -93,23 +169,27 @@ def _statistics_causes(
     causes = []
     for entry in wrong:
         path = entry.torch.rpartition(".")[0]
-        momentum = getattr(modules[path], "momentum", None)
-        if momentum is None or (path, 0) not in shapes:
+        momentum = _momentum(modules[path], old, path)
+        if momentum is None or not shapes.get((path, 0)):
             continue
         shape = shapes[path, 0].inputs[0]
         states = to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch]), entry.to_torch(theirs[entry.jax])
         cause = statistics_cause(*states, momentum, math.prod(shape) // shape[1])
         if cause is not None:
             causes.append(Cause(path, cause.switch, cause.description, cause.error_before, cause.error_after))
-    return causes
+    return [cause for cause in causes if not any(_says_more(other, cause) for other in causes)]
 
 
-def _first_calls(pairs: Sequence[Pair]) -> list[Pair]:
-    return [pair for pair in pairs if pair.torch[1] == 0]
+def _momentum(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str) -> float | None:
+    """The weight of the new value: with momentum None, PyTorch's mean over all batches gives it 1 / their number."""
+    counted = state.get(f"{path}.num_batches_tracked")
+    momentum = getattr(module, "momentum", None)
+    return 1.0 / (int(counted) + 1) if momentum is None and counted is not None else momentum
 
 
-def _jax_module(model: nnx.Module, pair: Pair) -> Any:
-    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}[pair.jax[0]]
+def _says_more(other: Cause, cause: Cause) -> bool:
+    """Whether another cause of the same module names this one's switch and another one."""
+    return other.module == cause.module and cause.switch in other.switch and cause.switch != other.switch
 
 
 def _rate_name(module: torch.nn.Module) -> str | None:
@@ -133,49 +213,6 @@ def silenced(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) 
     return torch_copy, jax_copy
 
 
-def draw_masks(pairs: Sequence[Pair], jax_model: nnx.Module, shapes: Mapping, seed: int) -> tuple[dict, dict]:
-    """One mask of 0 and 1 / (1 - rate) per call of a random module, in both layouts: (PyTorch's, JAX's)."""
-    torch_masks, jax_masks = {}, {}
-    for pair in pairs:
-        module = _jax_module(jax_model, pair)
-        axes = pair.output_axes[0]
-        shape = shapes[pair.torch].outputs[0]
-        shape = shape if axes is None else tuple(shape[axis] for axis in axes)
-        shape = tuple(1 if axis in _positive(module.broadcast_dims, len(shape)) else n for axis, n in enumerate(shape))
-        draw = np.random.RandomState((zlib.crc32(repr(pair.torch).encode()) + seed) % 2**32)
-        keep = 1.0 - module.rate
-        mask = (draw.random_sample(shape) < keep) / keep if keep > 0 else np.zeros(shape)
-        jax_masks[pair.jax] = mask
-        torch_masks[pair.torch] = mask if axes is None else np.ascontiguousarray(mask.transpose(np.argsort(axes)))
-    return torch_masks, jax_masks
-
-
-def _positive(axes: Sequence[int], rank: int) -> set[int]:
-    return {axis % rank for axis in axes}
-
-
-def _law_rows(pair: Pair, module: nnx.Dropout) -> list[Row]:
-    """Rate and granularity of a random module: what PyTorch's draws on a cube of ones against what flax declares."""
-    name = _rate_name(pair.module)
-    rate = 0.0 if name is None else float(getattr(pair.module, name))
-    rows = [Row(pair.name, "dropout rate", "train", "-", abs(rate - module.rate), 0.0)]
-    if rate == 0.0 or module.rate == 0.0 or name is None:
-        return rows
-    trial = copy.deepcopy(pair.module).train()
-    setattr(trial, name, 0.5)
-    rank = 3
-    kept = to_numpy(trial(torch.ones((16,) * rank, dtype=torch.float64)))
-    shared = {axis for axis in range(rank) if (kept == kept.take([0], axis)).all()}
-    values_wrong = not set(np.unique(kept)) <= {0.0, 2.0}
-    wrong = values_wrong or shared != _positive(module.broadcast_dims, rank)
-    note = (
-        f"PyTorch shares a draw along axes {sorted(shared)}, flax along {sorted(module.broadcast_dims)}"
-        if wrong
-        else ""
-    )
-    return [*rows, Row(pair.name, "dropout draws", "train", "-", float(wrong), 0.0, note=note)]
-
-
 def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, theirs: JaxSide) -> list[Entry]:
     """Buffers that a training step changes (running statistics), in either framework."""
     old, new = before.state_dict(), after.state_dict()
@@ -183,9 +220,10 @@ def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, thei
     statistics = {name for name, v in jax_variables(theirs.model).items() if isinstance(v, nnx.BatchStat)}
 
     def moves(entry: Entry) -> bool:
-        return not np.array_equal(to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch].double()))
+        before, after = (torch_in_precision(state[entry.torch], torch.float64) for state in (old, new))
+        return not np.array_equal(to_numpy(before), to_numpy(after))
 
-    buffers = [entry for entry in ledger if entry.torch not in trained]
+    buffers = [entry for entry in ledger if entry.torch not in trained and math.prod(entry.torch_shape)]
     return [entry for entry in buffers if entry.jax in statistics or moves(entry)]
 
 

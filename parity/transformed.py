@@ -34,6 +34,7 @@ from parity.capture import (
     replaced_calls,
 )
 from parity.inputs import Apply, positional
+from parity.jax_casts import module_scope
 from parity.structure import flatten, is_tensor, tensors, with_tensors
 
 PATH = "_parity_path"
@@ -138,7 +139,8 @@ def _marking(model: nnx.Module, returned: Returned | None) -> Iterator[None]:
             active.add(path)
             try:
                 args, kwargs = _marked((args, kwargs), path, "inputs")
-                output = original(self, *args, **kwargs)
+                with module_scope(path):
+                    output = original(self, *args, **kwargs)
             finally:
                 active.discard(path)
             if returned is not None:

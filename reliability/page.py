@@ -42,6 +42,11 @@ SECTIONS = {
         "Properties",
         "Random module trees, sizes and numbers, drawn by hypothesis: equal in both frameworks, or the same error.",
     ),
+    "pairs": (
+        "Random pairs",
+        "Random models, written in both frameworks by one generator, half of them with one mistake in flax's half. A "
+        "right pair has to be equal, a wrong one different wherever the mistake changes what the model does.",
+    ),
     "mutation": (
         "Mutants killed",
         "The proof itself, with one thing changed at a time: the tests have to notice. What survived is explained.",
@@ -59,6 +64,7 @@ HEADLINES = {
     "differ",
     "fuzz": "{cases:,} cases, {cases with a defect:,} with a defect",
     "properties": "{examples:,} examples, {counterexamples:,} of them against a property",
+    "pairs": "{pairs:,} pairs: {false pass:,} false passes, {false alarm:,} false alarms, {crash:,} crashes",
     "mutation": "{killed:,} of {mutants:,} killed, {explained:,} explained, {unexplained:,} unexplained",
     "coverage": "parity {packages[parity][percent]:.1f} %, t2t_torch {packages[t2t_torch][percent]:.1f} %, "
     "t2t_jax {packages[t2t_jax][percent]:.1f} %",

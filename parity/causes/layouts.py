@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
+from parity.causes.mixtures import expanded
+from parity.causes.pooling import same_pads
+from parity.causes.registry import Around, switches
 from parity.causes.replay import Step
-from parity.causes.resize import resize
 from parity.causes.values import biases
-from parity.causes.variant import Argument, Variant, changed, given, orders, picked, replaced, result
+from parity.causes.variant import Argument, Variant, changed, choices, given, orders, picked, replaced, result
 
 _KERNEL = (1, "weight")
 
 
-def convolution(step: Step) -> Iterator[Variant]:
+@switches("conv1d", "conv2d", "conv3d")
+def convolution(step: Step, around: Around) -> Iterator[Variant]:
     yield from biases(step)
     x, weight = step.get(0, "input"), step.get(*_KERNEL)
     spatial = tuple(range(2, weight.ndim))
@@ -39,6 +42,64 @@ def convolution(step: Step) -> Iterator[Variant]:
             yield result("groups", text, lambda y, n=sizes: _interleaved(y, 1, n))
             yield changed("groups", f"{text} in the kernel", _KERNEL, lambda w, n=sizes: _interleaved(w, 0, n))
     yield from _paddings(step, len(spatial), (4, "padding"))
+    yield from _strides(step, len(spatial))
+
+
+def _strides(step: Step, rank: int) -> Iterator[Variant]:
+    """Padding as JAX's SAME, another dilation, windows that begin elsewhere."""
+    x, weight = step.get(0, "input"), step.get(*_KERNEL)
+    stride, padding, dilation = step.get(3, "stride", 1), step.get(4, "padding", 0), step.get(5, "dilation", 1)
+    for text, pads in same_pads(x, tuple(weight.shape[2:]), stride, dilation, rank).items():
+        yield _padded(f"padding {padding} on both sides -> {text}", (4, "padding"), pads)
+    for crop in (1, 2):
+        text = f"windows begin {crop} later"
+        pads = [n for _ in range(rank) for n in (-crop, crop)]
+        yield replaced_input("stride offset", text, lambda x, p=pads: F.pad(x, p))
+    for other in (1, 2, 3, 4):
+        mine = [dilation] * rank if isinstance(dilation, int) else list(dilation)
+        if mine != [other] * rank:
+            sides = [other * (k - 1) // 2 for k in weight.shape[2:]]
+            text = f"dilation {dilation} -> {other}"
+            yield given("dilation", text, (5, "dilation"), other)
+            for pad in (sides, [other] * rank):
+                yield Variant(
+                    "dilation",
+                    f"{text}, padding {pad}",
+                    lambda s, o=other, p=pad: s.run({(4, "padding"): tuple(p), (5, "dilation"): o}),
+                )
+
+
+def replaced_input(switch: str, text: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Variant:
+    return changed(switch, text, (0, "input"), change)
+
+
+@switches("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed(step: Step, around: Around) -> Iterator[Variant]:
+    """Transposed convolution: the kernel flipped, its channels exchanged, the result cut elsewhere."""
+    yield from biases(step)
+    weight = step.get(*_KERNEL)
+    spatial = tuple(range(2, weight.ndim))
+    for axes in dict.fromkeys([spatial, *((axis,) for axis in spatial)]):
+        yield changed("kernel flipped", f"kernel flipped along axes {axes}", _KERNEL, lambda w, a=axes: w.flip(a))
+    if weight.shape[0] == weight.shape[1]:
+        text = "kernel's channels in and out exchanged"
+        yield changed("kernel transposed", text, _KERNEL, lambda w: w.transpose(0, 1))
+        text += ", and flipped"
+        yield changed("kernel transposed", text, _KERNEL, lambda w: w.transpose(0, 1).flip(spatial))
+    for n in (1, -1):
+        text = f"the result cut {n:+d} from where it is"
+        yield Variant("padding", text, lambda s, n=n: _cut(s, n, len(spatial)))
+
+
+def _cut(step: Step, by: int, rank: int) -> torch.Tensor:
+    """The transposed convolution without padding, cut to its size `by` further on."""
+    padding = step.get(4, "padding", 0)
+    sides = [padding] * rank if isinstance(padding, int) else list(padding)
+    shape = step.run().shape
+    y = F.pad(step.run({(4, "padding"): 0, (5, "output_padding"): 0}), [0, 2] * rank)
+    for axis in range(rank):
+        y = y.narrow(2 + axis, sides[axis] + by, shape[2 + axis])
+    return y
 
 
 def _interleaved(x: torch.Tensor, axis: int, sizes: tuple[int, int]) -> torch.Tensor:
@@ -67,7 +128,8 @@ def _padded(text: str, argument: Argument, pads: list[int], mode: str = "constan
     return Variant("padding", text, alter)
 
 
-def unfold(step: Step) -> Iterator[Variant]:
+@switches("unfold")
+def unfold(step: Step, around: Around) -> Iterator[Variant]:
     """torch.nn.functional.unfold: the order of the features and of the windows."""
     kernel = step.get(1, "kernel_size")
     if not isinstance(kernel, int | tuple | list):
@@ -89,22 +151,25 @@ def _features(y: torch.Tensor, kh: int, kw: int, order: Sequence[int]) -> torch.
     return y.unflatten(1, (-1, kh, kw)).permute(0, *(1 + i for i in order), 4).flatten(1, 3)
 
 
-def joined(step: Step) -> Iterator[Variant]:
+@switches("cat", "concat", "concatenate", "stack")
+def joined(step: Step, around: Around) -> Iterator[Variant]:
     """cat, stack: the parts in another order."""
     for order in orders(len(step.get(0, "tensors"))):
         text = f"parts of {step.name} in the order {order}"
         yield changed("concat order", text, (0, "tensors"), lambda parts, o=order: list(picked(parts, o)))
 
 
-def pieces(step: Step) -> Iterator[Variant]:
+@switches("chunk", "split", "unbind", "tensor_split")
+def pieces(step: Step, around: Around) -> Iterator[Variant]:
     """chunk, split, unbind: the pieces in another order."""
-    for order in orders(len(step.output)):
+    for order in choices(len(step.output)):
         switch = "q/k/v order" if len(order) == 3 else "parts order"
         text = f"pieces of {step.name} in the order {order}"
         yield result(switch, text, lambda parts, o=order: picked(parts, o))
 
 
-def item(step: Step) -> Iterator[Variant]:
+@switches("getitem", "select")
+def item(step: Step, around: Around) -> Iterator[Variant]:
     """x[:, 0] and the like: another entry, or the mean of all."""
     index = step.get(1, "")
     index = index if isinstance(index, tuple) else (index,)
@@ -127,7 +192,8 @@ def _mean_from(x: torch.Tensor, axis: int, first: int) -> torch.Tensor:
     return x.narrow(axis, first, x.shape[axis] - first).mean(axis)
 
 
-def permuted(step: Step) -> Iterator[Variant]:
+@switches("permute", "transpose", "movedim", "swapaxes")
+def permuted(step: Step, around: Around) -> Iterator[Variant]:
     """permute, transpose: the axes in another order that gives the same shape."""
     shape = tuple(step.args[0].shape)
     for order in itertools.permutations(range(len(shape))) if len(shape) <= 5 else ():
@@ -135,8 +201,10 @@ def permuted(step: Step) -> Iterator[Variant]:
             yield replaced("axis order", f"{step.name} -> permute{order}", lambda x, o=order: x.permute(o))
 
 
-def reshaped(step: Step) -> Iterator[Variant]:
+@switches("reshape", "view", "flatten", "unflatten")
+def reshaped(step: Step, around: Around) -> Iterator[Variant]:
     """Reshapes that merge or split axes: in another order of those axes in memory."""
+    yield from expanded(step)
     before, after = list(step.args[0].shape), list(step.output.shape)
     head = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
     tail = 0
@@ -162,51 +230,8 @@ def split_as(x: torch.Tensor, shape: Sequence[int], head: int, order: Sequence[i
     return other.permute(*range(head), *back, *range(head + len(order), len(shape)))
 
 
-def pooling(step: Step) -> Iterator[Variant]:
-    kernel, stride, padding = step.get(1, "kernel_size"), step.get(2, "stride"), step.get(3, "padding", 0)
-    if step.name == "adaptive_avg_pool2d":
-        size = tuple(step.output.shape[2:])
-        yield replaced("pooling", "average -> max", lambda x: F.adaptive_max_pool2d(x, size))
-        yield result(
-            "pooling",
-            "average -> sum",
-            lambda y: y * (step.args[0].shape[2] * step.args[0].shape[3] // y[0, 0].numel()),
-        )
-        return
-    yield replaced("pooling", "-> max", lambda x: F.max_pool2d(x, kernel, stride, padding))
-    for counted in (True, False):
-        text = "-> average, padding " + ("" if counted else "not ") + "counted"
-        yield replaced(
-            "pooling", text, lambda x, c=counted: F.avg_pool2d(x, kernel, stride, padding, count_include_pad=c)
-        )
-
-
-def interpolation(step: Step) -> Iterator[Variant]:
-    mode, size = step.get(3, "mode", "nearest"), tuple(step.output.shape[2:])
-    for a, antialias, edge in itertools.product((-0.5, -0.75), (False, True), ("clamp", "renormalise")):
-        text = f"{mode} -> bicubic, a = {a}, {'' if antialias else 'no '}antialias, edges {edge}"
-        yield replaced("resize", text, lambda x, a=a, n=antialias, e=edge: resize(x, size, a, antialias=n, edge=e))
-    for other, corners in (("bilinear", None), ("bilinear", True), ("bicubic", True), ("nearest", None)):
-        text = f"{mode} -> {other}" + (", corners aligned" if corners else "")
-        yield replaced("resize", text, lambda x, m=other, c=corners: F.interpolate(x, size, mode=m, align_corners=c))
-
-
-def rolled(step: Step) -> Iterator[Variant]:
+@switches("roll")
+def rolled(step: Step, around: Around) -> Iterator[Variant]:
     shifts = step.get(1, "shifts")
     back = tuple(-n for n in shifts) if isinstance(shifts, tuple | list) else -shifts
     yield given("roll", f"roll by {shifts} -> {back}", (1, "shifts"), back)
-
-
-LAYOUTS: dict[tuple[str, ...], Callable[[Step], Iterator[Variant]]] = {
-    ("conv1d", "conv2d", "conv3d"): convolution,
-    ("unfold",): unfold,
-    ("cat", "concat", "concatenate", "stack"): joined,
-    ("chunk", "split", "unbind", "tensor_split"): pieces,
-    ("getitem", "select"): item,
-    ("permute", "transpose", "movedim", "swapaxes"): permuted,
-    ("reshape", "view", "flatten", "unflatten"): reshaped,
-    ("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d"): pooling,
-    ("interpolate",): interpolation,
-    ("roll",): rolled,
-}
-"""Function names -> what is mistaken for them."""

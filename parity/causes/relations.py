@@ -30,12 +30,15 @@ def relations(value: np.ndarray, reference: np.ndarray, others: Tensors = ()) ->
     """All relations of JAX's `value` to PyTorch's `reference` and to `others` (same layout), most telling first."""
     if value.shape != reference.shape or value.size == 0 or not np.isfinite(value).all():
         return
+    if np.iscomplexobj(value) or np.iscomplexobj(reference):  # none of these is known of complex numbers
+        return
     y, r = value.astype(np.float64), reference.astype(np.float64)
     yield from _formats(y, r)
     yield from _zeros(y)
     yield from _axes(y, r)
     yield from _tensors(y, r, others)
     yield from _scaled(y, r)
+    yield from _multiples(y, r, others)
     yield from _temperature(y, r)
     yield from _functions(r)
     yield from _vectors(y, r)
@@ -108,13 +111,32 @@ def _tensors(y: np.ndarray, r: np.ndarray, others: Tensors) -> Iterator[Relation
         yield Relation("residual", f"{instead} in place of {name}", r - x + z)
 
 
+EQUATIONS = 8
+"""For each number that is fitted there are at least so many different elements: else any tensor fits."""
+
+
+def _different(x: np.ndarray) -> int:
+    """How many different sizes there are among the elements, up to rounding."""
+    sizes = np.sort(np.abs(x[x != 0]), axis=None)
+    return 0 if sizes.size == 0 else 1 + int((np.diff(sizes) > 1e-9 * sizes[1:]).sum())
+
+
+def _multiples(y: np.ndarray, r: np.ndarray, others: Tensors) -> Iterator[Relation]:
+    """y = r + c x, with c by least squares: a branch that is scaled otherwise."""
+    for name, x in others:
+        if x.shape == y.shape and _different(x) >= EQUATIONS:
+            factor = float(np.vdot(x, y - r) / norm(x) ** 2)
+            yield Relation("residual", f"{factor:.6g} times {name} is added", r + factor * x)
+
+
 def _scaled(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
     """y = c r, with c by least squares; and y = c r where it is not zero (dropout left on)."""
-    scale = norm(r) ** 2
-    factor = float(np.vdot(r, y) / scale) if scale else 1.0
+    if _different(r) < EQUATIONS:
+        return
+    factor = float(np.vdot(r, y) / norm(r) ** 2)
     yield Relation("scale", f"multiplied by {factor:.6g}", factor * r)
     kept = (y != 0) & (r != 0)
-    if kept.any() and not kept.all():
+    if _different(r[kept]) >= EQUATIONS and not kept.all():
         factor = float(np.median(y[kept] / r[kept]))
         if factor > 1 + 1e-6:  # what is left is scaled up to keep the mean; otherwise it is an activation
             text = f"dropout left on: {1 - kept.mean():.0%} zeros, the rest multiplied by {factor:.6g}"
@@ -126,7 +148,7 @@ def _temperature(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
     if not all((x > 0).all() and np.allclose(x.sum(-1), 1) for x in (y, r)):
         return
     mine, theirs = (np.log(x) - np.log(x).mean(-1, keepdims=True) for x in (y, r))
-    if not theirs.any():
+    if _different(theirs) < EQUATIONS or len(theirs.reshape(-1, theirs.shape[-1])) < 2:
         return
     factor = float(np.vdot(theirs, mine) / norm(theirs) ** 2)
     yield Relation("attention scale", f"the logits multiplied by {factor:.6g}", _softmax(factor * np.log(r)))
@@ -161,7 +183,8 @@ def _functions(r: np.ndarray) -> Iterator[Relation]:
 def _vectors(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
     """y - r, or y / r, is the same all along but one axis: a bias or a scale for each entry of that axis."""
     for axis in reversed(range(r.ndim)):
-        if r.size < 4 * r.shape[axis]:  # too few to tell
+        entries = np.moveaxis(r, axis, 0).reshape(r.shape[axis], -1)
+        if min(_different(entry) for entry in entries) < EQUATIONS:  # too few to tell
             continue
         rest = tuple(i for i in range(r.ndim) if i != axis)
         yield Relation("bias", f"a constant added along axis {axis}", r + (y - r).mean(rest, keepdims=True))

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from parity.capture import Key
+from parity.causes.fused import multi_head_attention
 from parity.inputs import Apply, positional
 
 Place = tuple[str, int, int]
@@ -35,6 +36,8 @@ class Step:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any = None
+    occurrence: int = 0
+    """How many calls of this function were made at this place before."""
 
     @property
     def where(self) -> str:
@@ -65,6 +68,12 @@ class Step:
 Alter = Callable[..., Any]
 """Computes what takes the place of a step's output, from the step as it comes in the replay."""
 
+Target = tuple[Place, str, "int | None"]
+"""Place, function's name, and which of its calls there (None: all)."""
+
+Alterations = Sequence[tuple["Target | None", Alter]]
+"""What is altered where; None: every step."""
+
 Sites = dict["Key | None", list[torch.Tensor]]
 """What the module hands to each call of an inner module, and, under None, what it returns."""
 
@@ -80,28 +89,42 @@ class Recording:
     modules: Mapping[str, torch.nn.Module]
     in_place: bool = True
     """Whether the module changes tensors in place, so that each replay needs copies; the first one finds out."""
+    whole: set[str] = dataclasses.field(default_factory=set)
+    """Fused functions that cannot be written out here."""
+    path: str = ""
+    scored: bool = False
+    """Whether a softmax is among its steps."""
+
+    def relative(self, path: str) -> str:
+        """The name of an inner module as seen from this one."""
+        return path.removeprefix(f"{self.path}.") if self.path else path
+
+    def own(self) -> dict[str, torch.Tensor]:
+        """The parameters and buffers that its own arithmetic may use: not those of the recorded inner modules."""
+        inner = {self.relative(path) for path, _ in self.inner}
+        every = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        return {name: x for name, x in every.items() if not any(name.startswith(f"{path}.") for path in inner)}
 
     def run(
-        self,
-        altered: tuple[Place, str] | None = None,
-        alter: Alter | None = None,
-        inner: Mapping[Key, Any] | None = None,
+        self, alterations: Alterations = (), inner: Mapping[Key, Any] | None = None, *, gradients: bool = False
     ) -> tuple[Sites, list[Step]]:
-        """Replays the call, altered at one place (and of one name; None: everywhere), or with other inner results.
+        """Replays the call, altered at some steps, or with other inner results.
+
+        With `gradients` it can be differentiated.
 
         Returns:
             What the module passes on and returns; and, unless altered, the steps that gave tensors.
         """
         sites: Sites = {}
-        tape = _Tape(altered, alter)
+        tape = _Tape(alterations, self.whole, copies=self.in_place)
         results = {**self.inner, **(inner or {})}
         handed: list[tuple[torch.Tensor, int]] = []
         args, kwargs = self._handed((self.args, self.kwargs), handed)
-        with torch.no_grad(), self._stubs(results, sites, tape, handed), tape:
+        with torch.set_grad_enabled(gradients), self._stubs(results, sites, tape, handed), tape:
             output = self.module.forward(*args, **kwargs)
         sites[None] = tensors_of(output)
-        if alter is None and inner is None:
-            self.in_place = any(tensor._version != version for tensor, version in handed)
+        if not alterations and inner is None:
+            self.in_place = any(tensor._version != version for tensor, version in (*handed, *tape.seen))
         return sites, tape.steps
 
     def _handed(self, tree: Any, handed: list[tuple[torch.Tensor, int]]) -> Any:
@@ -192,17 +215,19 @@ def record(
             handle.remove()
     if not found:
         return None
-    return Recording(modules[key[0]], found["args"], found["kwargs"], inner, modules)
+    return Recording(modules[key[0]], found["args"], found["kwargs"], inner, modules, path=key[0])
 
 
 class _Tape(TorchFunctionMode):
-    """Keeps the steps that give tensors, and alters those at one place."""
+    """Keeps the steps that give tensors, and alters those that are to be altered."""
 
-    def __init__(self, altered: tuple[Place, str] | None, alter: Alter | None) -> None:
+    def __init__(self, alterations: Alterations, whole: set[str], *, copies: bool) -> None:
         super().__init__()
-        self.altered, self.alter = altered, alter
+        self.alterations, self.whole, self.copies = alterations, whole, copies
         self.steps: list[Step] = []
+        self.seen: list[tuple[torch.Tensor, int]] = []
         self.is_paused = False
+        self.count: dict[tuple[Place, str], int] = {}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -217,14 +242,64 @@ class _Tape(TorchFunctionMode):
         if self.is_paused:
             return func(*args, **kwargs)
         step = Step(_place(), func, tuple(args), kwargs)
-        alter = self.alter if self.altered in (None, (step.place, step.name)) else None
-        output = step.run() if alter is None else alter(step)
-        if self.alter is None and tensors_of(output):
-            self.steps.append(dataclasses.replace(step, output=_copy(output)))
+        if step.name in WRITTEN_OUT and step.name not in self.whole:
+            output = self._written_out(step)
+            if output is not None:
+                return output
+        # Counted before it runs: what follows may differ, the order does not.
+        occurrence = self.count.get((step.place, step.name), 0)
+        self.count[step.place, step.name] = occurrence + 1
+        step = dataclasses.replace(step, occurrence=occurrence)
+        if self.alterations:
+            alter = self._alter(step)
+            return step.run() if alter is None else alter(step)
+        kept = _kept(step) if self.copies else step
+        self.seen += [(tensor, tensor._version) for tensor in tensors_of((step.args, step.kwargs))]
+        output = step.run()
+        if tensors_of(output):
+            self.seen += [(tensor, tensor._version) for tensor in tensors_of(output)]
+            self.steps.append(dataclasses.replace(kept, output=_copy(output) if self.copies else output))
         return output
 
+    def _alter(self, step: Step) -> Alter | None:
+        for target, alter in self.alterations:
+            if target is None or (target[:2] == (step.place, step.name) and target[2] in (None, step.occurrence)):
+                return alter
+        return None
 
-_TORCH = str(Path(torch.__file__).parent)
+    def _written_out(self, step: Step) -> Any:
+        """A fused function by its formula, each function in it a step; None if the formula gives something else."""
+        try:
+            with self:
+                output = WRITTEN_OUT[step.name](*step.args, **step.kwargs)
+            right = self.alterations or _alike(output, step.run())
+        except (TypeError, ValueError, RuntimeError):
+            if self.alterations:
+                raise
+            right = False
+        if right:
+            return output
+        self.whole.add(step.name)
+        return None
+
+
+def _kept(step: Step) -> Step:
+    """The step with its arguments as they were, in case that something is changed in place later."""
+    return dataclasses.replace(step, args=_copy(step.args), kwargs=_copy(dict(step.kwargs)))
+
+
+def _alike(output: Any, wanted: Any) -> bool:
+    a, b = tensors_of(output), tensors_of(wanted)
+    return len(a) == len(b) and all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=1e-9, atol=1e-12, equal_nan=True)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+WRITTEN_OUT: dict[str, Callable[..., Any]] = {"multi_head_attention_forward": multi_head_attention}
+"""Fused functions of several steps, and their formulas."""
+
+_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 
 
 def _place() -> Place:
@@ -232,7 +307,7 @@ def _place() -> Place:
     frame = sys._getframe(2)
     while frame.f_code.co_filename.startswith(_TORCH) and frame.f_back is not None:
         frame = frame.f_back
-    inside = frame.f_code.co_filename != __file__
+    inside = not frame.f_code.co_filename.startswith(_HERE)
     return frame.f_code.co_filename, frame.f_lineno if inside else 0, frame.f_lasti
 
 

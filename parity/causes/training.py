@@ -194,22 +194,50 @@ def statistics_cause(
         count: how many values of a channel the batch holds.
     """
     batch = (wanted - (1 - momentum) * old) / momentum
-    predictions = {
-        ("batch norm momentum", "momentum as weight of the new value -> of the old"): (1 - momentum) * batch
-        + momentum * old,
-        ("running variance", "variance of the batch unbiased (n - 1) -> biased (n)"): (
-            (1 - momentum) * old + momentum * batch * (count - 1) / count
-        ),
-        ("running variance", "variance of the batch biased (n) -> unbiased (n - 1)"): (
-            (1 - momentum) * old + momentum * batch * count / (count - 1)
-        ),
-        ("running statistics", "updated -> not updated"): old,
-        ("running statistics", "moving average -> the batch's own"): batch,
-        ("running statistics", "updated once -> twice"): (1 - momentum) * wanted + momentum * batch,
-    }
     before = relative(norm(given - wanted), norm(wanted))
-    for (switch, text), prediction in predictions.items():
+    for switch, text, prediction in _statistics(old, wanted, given, batch, momentum, count):
         after = relative(norm(given - prediction), norm(prediction))
         if after <= gate < before:
             return TrainingCause(switch, text, before, after)
     return None
+
+
+MOMENTA = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5)
+"""Usual weights of the new value; their complements are tried too."""
+
+
+def _statistics(
+    old: np.ndarray, wanted: np.ndarray, given: np.ndarray, batch: np.ndarray, momentum: float, count: int
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """What JAX would have after one step: (switch, description, prediction)."""
+    momentum_switch, variance_switch, both = (
+        "batch norm momentum",
+        "running variance",
+        "batch norm momentum and running variance",
+    )
+    swapped = "momentum as weight of the new value -> of the old"
+    yield momentum_switch, swapped, (1 - momentum) * batch + momentum * old
+    variances = [("unbiased (n - 1) -> biased (n)", (count - 1) / count)]
+    variances += [("biased (n) -> unbiased (n - 1)", count / (count - 1))] if count > 1 else []
+    for text, factor in variances:
+        yield variance_switch, f"variance of the batch {text}", (1 - momentum) * old + momentum * factor * batch
+    yield "running statistics", "updated -> not updated", old
+    yield "running statistics", "moving average -> the batch's own", batch
+    yield "running statistics", "updated once -> twice", (1 - momentum) * wanted + momentum * batch
+    for text, factor in (("", 1.0), *variances):
+        for weight in _weights(old, factor * batch, given, momentum):
+            described = f"weight of the new value {momentum:g} -> {weight:.6g}"
+            described += f"; variance of the batch {text}" if text else ""
+            yield both if text else momentum_switch, described, old + weight * (factor * batch - old)
+
+
+def _weights(old: np.ndarray, batch: np.ndarray, given: np.ndarray, momentum: float) -> list[float]:
+    """Weights of the new value that may have been used: the one that fits best, and the usual ones.
+
+    One number can be fitted by any weight, and says nothing about it.
+    """
+    usual = [weight for m in (momentum, *MOMENTA) for weight in (m, 1 - m)]
+    step = batch - old
+    if given.size < 2 or not norm(step):
+        return usual
+    return [*usual, float(np.vdot(step, given - old) / norm(step) ** 2)]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from parity.causes.registry import Around, switches
 from parity.causes.replay import Step
-from parity.causes.variant import Variant, changed, given, orders, replaced
+from parity.causes.variant import Variant, changed, family, given, orders, replaced
 
 EPSILONS = (1e-5, 1e-6, 1e-12, 1e-3, 1e-8, 1e-7, 1e-4, 1e-2, 1e-10, 0.0)
 
@@ -32,13 +33,49 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def activation(step: Step) -> Iterator[Variant]:
+@switches(
+    "gelu",
+    "relu",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "relu6",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "mish",
+)
+def activation(step: Step, around: Around) -> Iterator[Variant]:
     for name, function in ACTIVATIONS.items():
         switch = "gelu form" if step.name == "gelu" and "gelu" in name else "activation"
         yield replaced(switch, f"{step.name} -> {name}", function)
+    yield from parameters_of(step)
 
 
-def linear(step: Step) -> Iterator[Variant]:
+_PARAMETERS = {
+    "leaky_relu": ((1, "negative_slope"), 0.01, (0.01, 0.1, 0.2, 0.3, 0.05, 0.0)),
+    "elu": ((1, "alpha"), 1.0, (1.0, 0.5, 2.0)),
+    "softplus": ((1, "beta"), 1.0, (1.0, 2.0, 0.5, 10.0, 100.0)),
+}
+
+
+def parameters_of(step: Step) -> Iterator[Variant]:
+    """The slope of a leaky ReLU, the beta of softplus ...: another common one, or any."""
+    if step.name not in _PARAMETERS:
+        return
+    argument, default, values = _PARAMETERS[step.name]
+    mine = step.get(*argument, default)
+    for value in values:
+        if value != mine:
+            yield given("activation", f"{argument[1]} {mine:g} -> {value:g}", argument, value)
+    text = f"{argument[1]} {mine:g} -> {{value}}"
+    yield family("activation", text, 2.0 * mine, lambda s, n: s.run({argument: n}))
+
+
+@switches("linear")
+def linear(step: Step, around: Around) -> Iterator[Variant]:
     yield from biases(step)
     rows, columns = step.get(1, "weight").shape
     if rows == columns:
@@ -69,21 +106,25 @@ _NORM_ARGUMENTS = {
 }
 
 
-def norm(step: Step) -> Iterator[Variant]:
+@switches("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm")
+def norm(step: Step, around: Around) -> Iterator[Variant]:
     """Every normalisation: epsilon, scale, bias, statistics, groups."""
     weight, bias, eps = _NORM_ARGUMENTS[step.name]
     mine = step.get(*eps, 1e-5)
     for other in EPSILONS:
         if other != mine:
             yield given("epsilon", f"eps {mine} -> {other:g}", eps, other)
+    if mine:
+        yield family("epsilon", f"eps {mine} -> {{value}}", 3.0 * mine, lambda s, n: s.run({eps: n}))
     yield given("scale", "without its scale", weight, None)
+    yield changed("1 + scale", "scale -> 1 + scale", weight, lambda w: 1 + w)
     if bias is not None:
         yield given("bias", "without its bias", bias, None)
-    if step.name in ("layer_norm", "group_norm"):
+    if step.name in ("layer_norm", "group_norm", "instance_norm"):
         for text, statistics in _STATISTICS.items():
             yield Variant("norm statistics", text, lambda s, f=statistics: _normalised(s, f))
         text = "variance as E[x^2] - E[x]^2, which cancels where the mean is large"
-        yield Variant("fast variance", text, lambda s: _normalised(s, _fast), rounding=True)
+        yield Variant("fast variance", text, lambda s: _normalised(s, _fast), rounding="rows")
     if step.name == "group_norm":
         channels = step.get(0, "input").shape[1]
         for groups in sorted({1, 2, 4, 8, 16, 32, channels}):
@@ -127,19 +168,22 @@ _STATISTICS = {
 
 
 def _normalised(step: Step, statistics: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """LayerNorm or GroupNorm with other statistics."""
-    x, sizes, weight, bias = step.get(0, "input"), step.get(1, ""), step.get(2, "weight"), step.get(3, "bias")
-    eps = step.get(4, "eps", 1e-5)
+    """LayerNorm, GroupNorm or InstanceNorm with other statistics."""
+    places = _NORM_ARGUMENTS[step.name]
+    x, weight, bias = step.get(0, "input"), step.get(*places[0]), step.get(*(places[1] or (99, "")))
+    eps = step.get(*places[2], 1e-5)
     if step.name == "layer_norm":
-        y = statistics(x, tuple(range(-len(sizes), 0)), eps)
+        y = statistics(x, tuple(range(-len(step.get(1, "normalized_shape")), 0)), eps)
     else:
-        y = statistics(x.reshape(x.shape[0], sizes, -1), (2,), eps).reshape(x.shape)
+        groups = step.get(1, "num_groups") if step.name == "group_norm" else x.shape[1]
+        y = statistics(x.reshape(x.shape[0], groups, -1), (2,), eps).reshape(x.shape)
         weight, bias = (t if t is None else t.reshape(1, -1, *[1] * (x.ndim - 2)) for t in (weight, bias))
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
 
-def along_axis(step: Step) -> Iterator[Variant]:
+@switches("softmax", "log_softmax", "cumsum", "glu")
+def along_axis(step: Step, around: Around) -> Iterator[Variant]:
     """softmax, mean, sum ...: over another axis."""
     x, mine = step.get(0, "input"), step.get(1, "dim")
     if isinstance(mine, int):
@@ -148,108 +192,79 @@ def along_axis(step: Step) -> Iterator[Variant]:
                 yield given(f"{step.name} axis", f"axis {mine % x.ndim} -> {axis}", (1, "dim"), axis)
 
 
-_REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax}
-
-
-def reduction(step: Step) -> Iterator[Variant]:
-    dim, keep = step.get(1, "dim"), step.get(2, "keepdim", False)
-    for name, function in _REDUCTIONS.items():
-        if name != step.name and dim is not None:
-            yield replaced("pooling", f"{step.name} -> {name}", lambda x, f=function: f(x, dim, keepdim=keep))
-    if isinstance(dim, int):
-        text = f"{step.name} without the first entry"
-        same = _REDUCTIONS[step.name]
-        yield replaced("pooling", text, lambda x: same(x.narrow(dim, 1, x.shape[dim] - 1), dim, keepdim=keep))
-    yield from along_axis(step)
-
-
-def variance(step: Step) -> Iterator[Variant]:
+@switches("var", "std")
+def variance(step: Step, around: Around) -> Iterator[Variant]:
     function = {"var": torch.var, "std": torch.std}[step.name]
     dims, keep = step.get(1, "dim"), step.kwargs.get("keepdim", False)
+    if step.name == "var":
+        text = "variance as E[x^2] - E[x]^2, which cancels where the mean is large"
+        n = step.get(0, "input").numel() / step.output.numel()
+        factor = n / (n - 1) if step.kwargs.get("correction", step.kwargs.get("unbiased", 1)) else 1.0
+
+        def fast(s: Step) -> torch.Tensor:
+            x = s.get(0, "input")
+            return factor * ((x * x).mean(dims, keepdim=keep) - x.mean(dims, keepdim=keep) ** 2).clamp(min=0)
+
+        yield Variant("fast variance", text, fast, rounding="rows")
     for correction in (0, 1):
         text = f"{step.name} with correction {correction}"
         yield replaced("norm statistics", text, lambda x, c=correction: function(x, dims, correction=c, keepdim=keep))
 
 
-def attention(step: Step, sizes: Sequence[int]) -> Iterator[Variant]:
-    """torch's fused attention: scale, mask, order of q, k and v."""
-    mine = step.get(6, "scale") or step.get(0, "query").shape[-1] ** -0.5
-    for text, scale in {"none": 1.0, **inverse_roots(sizes)}.items():
-        if not math.isclose(scale, mine):
-            yield given("attention scale", f"scale {mine:.4g} -> {text}", (6, "scale"), scale)
-    yield given("attention mask", "not causal -> causal", (5, "is_causal"), True)
-    yield Variant(
-        "attention mask", "without its mask", lambda s: s.run({(3, "attn_mask"): None, (5, "is_causal"): False})
-    )
-    for switch, text, function in (
-        ("softmax axis", "softmax over the keys -> over the queries", _softmax_of(axis=-2)),
-        ("float32 leak", "softmax in float32", _softmax_of(dtype=torch.float32)),
-        ("bfloat16 leak", "softmax in bfloat16", _softmax_of(dtype=torch.bfloat16)),
-    ):
-        yield Variant(switch, text, lambda s, f=function: attention_written_out(s, f), rounding="leak" in switch)
-    places = ((0, "query"), (1, "key"), (2, "value"))
-    for order in orders(3):
-        text = f"query, key, value in the order {order}"
-        yield Variant(
-            "q/k/v order", text, lambda s, o=order: s.run({places[i]: s.get(*places[o[i]]) for i in range(3)})
-        )
+@switches("mul", "rmul", "div", "true_divide")
+def constant(step: Step, around: Around) -> Iterator[Variant]:
+    """x * c, x / c: without the constant, or with another common one."""
+    operand: Any = step.get(1, "other")
+    if isinstance(operand, torch.Tensor) and operand.numel() == 1 and operand.is_floating_point():
+        operand = float(operand)
+    if not isinstance(operand, int | float) or isinstance(operand, bool) or not isinstance(step.output, torch.Tensor):
+        return
+    divides = step.name in ("div", "true_divide")
+    switch = "attention scale" if around.index(step) in around.scored else "scale"
+    yield replaced(switch, f"without {step.name} by {operand:.4g}", lambda x: x)
+    factors = {
+        "its half": operand / 2,
+        "its double": 2 * operand,
+        "its inverse": 1 / operand if operand else 1.0,
+        "its square": operand**2,
+        "its root": abs(operand) ** 0.5,
+    }
+    factors |= {text: 1 / f if divides else f for text, f in inverse_roots(around.sizes).items()}
+    for text, factor in factors.items():
+        yield given(switch, f"{step.name} by {operand:.4g} -> {text}, {factor:.4g}", (1, "other"), factor)
+    text = f"{step.name} by {operand:.4g} -> {{value}}"
+    if operand:
+        yield family(switch, text, 1.5 * abs(operand), lambda s, n: s.run({(1, "other"): math.copysign(n, operand)}))
 
 
-def _softmax_of(axis: int = -1, dtype: torch.dtype | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: x.to(dtype or x.dtype).softmax(axis)
+@switches("add", "radd", "sub", "rsub", "clamp", "clamp_min")
+def small_constant(step: Step, around: Around) -> Iterator[Variant]:
+    """x + c: an epsilon, or the one of `1 + scale`."""
+    argument = (1, "min" if "clamp" in step.name else "other")
+    operand: Any = step.get(*argument)
+    if not isinstance(operand, int | float) or isinstance(operand, bool):
+        return
+    if 0 <= operand <= 1e-2:
+        for eps in EPSILONS:
+            if eps != operand:
+                yield given("epsilon", f"{operand:g} -> {eps:g}", argument, eps)
+        if operand:
+            yield family("epsilon", f"{operand:g} -> {{value}}", 3.0 * operand, lambda s, n: s.run({argument: n}))
+    elif operand == 1 and step.name in ("add", "radd"):
+        yield replaced("1 + scale", "1 + x -> x", lambda x: x)
+    else:
+        for n in (0, 1, 2, -operand, 2 * operand):
+            yield given("constant", f"{step.name} {operand:g} -> {n:g}", argument, n)
 
 
-def attention_written_out(step: Step, softmax: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Fused attention without a mask, by its formula, with another `softmax`."""
-    q, k, v = step.get(0, "query"), step.get(1, "key"), step.get(2, "value")
-    scale = step.get(6, "scale") or q.shape[-1] ** -0.5
-    return softmax(q @ k.transpose(-2, -1) * scale).to(v.dtype) @ v
+@switches("mul")
+def scale(step: Step, around: Around) -> Iterator[Variant]:
+    """A normed tensor times the module's scale: times 1 + scale."""
+    for i, x in enumerate(step.args[:2]):
+        if isinstance(x, torch.nn.Parameter) and x.ndim == 1:
+            yield changed("1 + scale", "scale -> 1 + scale", (i, ""), lambda w: 1 + w)
 
 
 def inverse_roots(sizes: Sequence[int]) -> dict[str, float]:
     """Powers of the sizes at hand: what attention and embeddings are commonly scaled by."""
     return {f"{n}^{power}": n**power for n in sizes for power in (-0.5, -1, 0.5)}
-
-
-def constant(step: Step, sizes: Sequence[int]) -> Iterator[Variant]:
-    """x * c, x / c, x + c: without the constant, or with another common one."""
-    operand: Any = step.get(1, "other")
-    if not isinstance(operand, int | float) or isinstance(operand, bool):
-        return
-    if step.name in ("add", "sub"):
-        for eps in EPSILONS:
-            yield given("epsilon", f"{operand:g} -> {eps:g}", (1, "other"), eps)
-        return
-    attended = step.output.ndim >= 3 and step.name == "mul"
-    switch = "attention scale" if attended else "scale"
-    yield replaced(switch, f"without {step.name} by {operand:.4g}", lambda x: x)
-    factors = {
-        "its half": operand / 2,
-        "its double": 2 * operand,
-        "its square": operand**2,
-        "its root": abs(operand) ** 0.5,
-    }
-    for text, factor in inverse_roots(sizes).items():
-        factors[text] = factor if step.name == "mul" else 1 / factor
-    for text, factor in factors.items():
-        yield given(switch, f"{step.name} by {operand:.4g} -> {text}, {factor:.4g}", (1, "other"), factor)
-
-
-VALUES: dict[tuple[str, ...], Callable[[Step], Iterator[Variant]]] = {
-    (
-        *("gelu", "relu", "silu", "sigmoid", "tanh", "relu6", "hardswish", "hardsigmoid"),
-        *("leaky_relu", "elu", "softplus", "mish"),
-    ): activation,
-    tuple(_NORM_ARGUMENTS): norm,
-    ("linear",): linear,
-    ("softmax", "log_softmax", "cumsum", "glu"): along_axis,
-    ("mean", "sum", "amax"): reduction,
-    ("var", "std"): variance,
-}
-"""Function names -> what is mistaken for them."""
-
-SCALES: dict[tuple[str, ...], Callable[[Step, Sequence[int]], Iterator[Variant]]] = {
-    ("scaled_dot_product_attention",): attention,
-    ("mul", "div", "add", "sub", "true_divide"): constant,
-}
-"""The same for what depends on the sizes of the module around."""

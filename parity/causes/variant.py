@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from parity.causes.replay import Alter
 
@@ -21,13 +21,18 @@ class Variant:
         switch: the kind of mistake, from a fixed vocabulary.
         description: what PyTorch does -> what JAX would be doing.
         alter: computes the step as JAX would.
-        rounding: the same function with other roundings: it explains an error of its own size, not a value.
+        rounding: "": it computes another value, which has to be JAX's to the last digits. Else the same value with
+            other roundings, recognised by "elements" (they err alike, one by one) or by "rows" (the error of each row
+            has the same direction): see `parity.causes.rounding`.
+        family: makes `alter` from a positive number, which is looked for from `start`; the description's "{value}".
     """
 
     switch: str
     description: str
     alter: Alter
-    rounding: bool = False
+    rounding: Literal["", "elements", "rows"] = ""
+    family: Callable[[float], Alter] | None = None
+    start: float = 0.0
 
 
 def given(switch: str, text: str, argument: Argument, value: Any) -> Variant:
@@ -55,5 +60,18 @@ def orders(count: int) -> list[tuple[int, ...]]:
     return list(itertools.permutations(range(count)))[1:] if count <= 3 else [tuple(reversed(range(count)))]
 
 
+def choices(count: int) -> list[tuple[int, ...]]:
+    """The same, and of two or three things those where one is taken twice."""
+    every = list(itertools.product(range(count), repeat=count))[1:] if count <= 3 else []
+    twice = [c for c in every if len(set(c)) == count - 1]
+    return [*orders(count), *twice]
+
+
 def picked(parts: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     return tuple(parts[i] for i in order)
+
+
+def family(switch: str, text: str, start: float, function: Callable[[Any, float], Any]) -> Variant:
+    """The step with a constant that is not known: `function` of the step and the constant."""
+    make = lambda number: lambda step: function(step, number)  # noqa: E731
+    return Variant(switch, text, make(start), family=make, start=start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from parity.selftest.mutation import Apply, Mutation, at, calling, setting
@@ -25,6 +26,36 @@ def _frozen(self: Any, original: Any, x: jax.Array) -> jax.Array:
     return y
 
 
+def _as_flax_with_its_momentum(model: nnx.Module) -> None:
+    _as_flax(model)
+    at(model, "norm1").momentum = 0.99
+
+
+def _in_evaluation(self: Any, original: Any, x: jax.Array) -> jax.Array:
+    return original(x, use_running_average=True)
+
+
+def _never_dropping(self: Any, original: Any, x: jax.Array) -> jax.Array:
+    return original(x, deterministic=True)
+
+
+def _larger_in_training(self: Any, original: Any, x: jax.Array) -> jax.Array:
+    y = original(x)
+    return y if self.deterministic else y + 0.01 * x
+
+
+def _one_key(self: Any, original: Any, x: jax.Array, rate: float, *shared: int) -> jax.Array:
+    """The same key for every draw."""
+    for _, count in nnx.iter_graph(self.rngs):
+        if isinstance(count, nnx.RngCount):
+            count[...] = jnp.zeros_like(count[...])
+    return original(x, rate, *shared)
+
+
+def _random(name: str, cause: str | None, **attributes: Any) -> Mutation:
+    return _train(name, "random", "block", cause, setting("block", **attributes))
+
+
 TRAIN = (
     _train(
         "dropout at twice the rate",
@@ -40,6 +71,28 @@ TRAIN = (
         "dropout draws",
         setting("drop_path", broadcast_dims=(1,)),
     ),
+    _train("dropout left in evaluation", "dropout", "drop", "dropout rate", calling("drop", _never_dropping)),
+    _random("functional dropout forgotten", "dropout rate", rate=0.0),
+    _random("functional dropout at thrice the rate", "dropout rate", rate=0.3),
+    _random("attention's dropout forgotten", "dropout rate", attention=0.0),
+    _random("attention's dropout at half the rate", "dropout rate", attention=0.1),
+    _random("attention's dropout shared by the heads", "dropout draws", heads_share=(1,)),
+    _random("stochastic depth forgotten", "dropout rate", depth=0.0),
+    _random("stochastic depth by element", "dropout draws", depth_shares=()),
+    _random("stochastic depth by token", "dropout draws", depth_shares=(2,)),
+    _random("a dropout too many", "dropout rate", extra=0.1),
+    _random("dropout before the projection", None, early=True),
+    _random("kept numbers not scaled", None, scaled=False),
+    _train("one key for all draws", "random", "block", "random draw", calling("block", _one_key, "dropped")),
+    _train("a term in training only", "random", "block", None, calling("block", _larger_in_training)),
+    _train(
+        "momentum and variance both flax's",
+        "convnet",
+        "norm1",
+        "batch norm momentum and running variance",
+        _as_flax_with_its_momentum,
+    ),
+    _train("batch statistics left out", "convnet", "norm1", "running statistics", calling("norm1", _in_evaluation)),
     _train("momentum as weight of the new", "convnet", "norm1", "batch norm momentum", setting("norm1", momentum=0.1)),
     _train("running variance biased", "convnet", "norm1", "running variance", _as_flax),
     _train("running statistics not updated", "convnet", "norm1", "running statistics", calling("norm1", _frozen)),

@@ -168,11 +168,73 @@ class Dropout(nnx.Module):
         return x + self.drop_path(self.fc2(self.drop(self.fc1(x))))
 
 
+class TorchRandomBlock(torch.nn.Module):
+    """Attention with dropout, a functional dropout, stochastic depth by hand; (B, N, 8) -> (B, N, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        rate = 0.2 if self.training else 0.0
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        y = torch.nn.functional.dropout(self.proj(y.transpose(1, 2).flatten(2)), 0.1, self.training)
+        if self.training:
+            y = y * y.new_empty(len(y), 1, 1).bernoulli_(0.7) / 0.7
+        return x + y
+
+
+class RandomBlock(nnx.Module):
+    """Twin of `TorchRandomBlock`; its attributes are what may be got wrong."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.qkv, self.proj, self.rngs = nnx.Linear(8, 24, rngs=rngs), nnx.Linear(8, 8, rngs=rngs), rngs.fork()
+        self.attention, self.rate, self.depth, self.extra = 0.2, 0.1, 0.3, 0.0
+        self.heads_share, self.depth_shares = (), (1, 2)
+        self.early, self.scaled, self.deterministic = False, True, False
+
+    def dropped(self, x: jax.Array, rate: float, *shared: int) -> jax.Array:
+        if self.deterministic or rate == 0:
+            return x
+        shape = [1 if axis in shared else n for axis, n in enumerate(x.shape)]
+        kept = jnp.where(jax.random.bernoulli(self.rngs.dropout(), 1 - rate, shape), x, 0)
+        return kept / (1 - rate) if self.scaled else kept
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, 2, 4), 2, 0)
+        weights = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) / 2, axis=-1)
+        weights = self.dropped(weights, self.attention, *self.heads_share)
+        y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        y = self.proj(self.dropped(y, self.rate)) if self.early else self.dropped(self.proj(y), self.rate)
+        return x + self.dropped(self.dropped(y, self.depth, *self.depth_shares), self.extra)
+
+
+class TorchRandom(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = TorchRandomBlock(), torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(x))
+
+
+class Random(nnx.Module):
+    """Twin of `TorchRandom`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.block, self.head = RandomBlock(rngs), nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.block(x))
+
+
 _GENERIC: dict[str, tuple[type[torch.nn.Module], Callable[..., nnx.Module], tuple[int, ...]]] = {
     "convnet": (TorchConvNet, ConvNet, (2, 3, 8, 8)),
     "offset": (TorchOffset, Offset, (4, 64)),
     "resize": (TorchResize, Resize, (2, 3, 8, 8)),
     "dropout": (TorchDropout, Dropout, (2, 3, 8)),
+    "random": (TorchRandom, Random, (3, 5, 8)),
 }
 
 PAIRS = (*FAMILIES, *_GENERIC, *FOREIGN)

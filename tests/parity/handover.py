@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -157,12 +160,23 @@ def worst(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
     return max(rel_f(found[name], wanted[name]) for name in wanted)
 
 
+@contextlib.contextmanager
+def rates_are_set_later() -> Iterator[None]:
+    """PyTorch's learning rate is the scheduler's, which `TorchRun.go` makes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "at the next step the learning rate is")
+        yield
+
+
 def to_jax(run: TorchRun, kind: str, ledger: Ledger, steps: int) -> JaxRun:
     model = FlaxToy()
     torch_to_jax(run.model, model)
     other = JaxRun(model, kind)
     counted = None if kind == "adamw" else steps
-    other.opt_state = optimizer_to_jax(run.optimizer, run.model, other.opt_state, ledger, steps=counted)
+    with rates_are_set_later():
+        other.opt_state = optimizer_to_jax(
+            run.optimizer, run.model, other.opt_state, ledger, steps=counted, tx=other.tx
+        )
     other.ema = ema_to_jax(run.ema.state, other.ema, ledger)
     return other
 
@@ -172,6 +186,7 @@ def to_torch(run: JaxRun, kind: str, ledger: Ledger) -> tuple[TorchRun, int | No
     arrays = torch_arrays(ledger, {name: np.asarray(array) for name, array in (run.params | run.buffers).items()})
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
     other = TorchRun(model, kind)
-    steps = optimizer_to_torch(run.opt_state, ledger, other.model, other.optimizer)
+    with rates_are_set_later():
+        steps = optimizer_to_torch(run.opt_state, ledger, other.model, other.optimizer, tx=run.tx)
     other.ema.state = ema_to_torch(run.ema, ledger)
     return other, steps

@@ -94,3 +94,23 @@ def test_momentum_means_the_other_thing_in_flax() -> None:
     assert cause is not None
     assert cause.switch == "batch norm momentum"
     assert statistics_cause(old, wanted, wanted, 0.1, 50) is None
+
+
+VARIANCES = {"": 1.0, "unbiased (n - 1) -> biased (n)": 49 / 50, "biased (n) -> unbiased (n - 1)": 50 / 49}
+
+
+@pytest.mark.parametrize("text", VARIANCES)
+@pytest.mark.parametrize("weight", [0.01, 0.9, 0.0123])
+def test_momentum_and_variance_are_named_together(weight: float, text: str) -> None:
+    old, batch = np.array([0.3, 1.0, 2.0]), np.array([2.0, 0.5, 1.1])
+    wanted, given = 0.9 * old + 0.1 * batch, (1 - weight) * old + weight * VARIANCES[text] * batch
+    cause = statistics_cause(old, wanted, given, 0.1, 50)
+    assert cause is not None
+    assert cause.switch == ("batch norm momentum and running variance" if text else "batch norm momentum")
+    assert text in cause.description
+
+
+def test_one_number_fits_any_weight_and_names_none() -> None:
+    old, batch = np.array([0.3]), np.array([2.0])
+    wanted, given = 0.9 * old + 0.1 * batch, 0.7654 * old + 0.2346 * batch
+    assert statistics_cause(old, wanted, given, 0.1, 50) is None

@@ -55,7 +55,6 @@ def test_zeros():
 
 def test_only_what_is_equal_everywhere_has_no_error():
     assert rel_f([1.0, NAN, INF], [1.0, NAN, INF]) == 0
-    assert rel_f([NAN], [NAN]) == 0
     assert 0 < rel_f([1e300, 1e-300], [1e300, 0.0]) < 1e-300  # its square, and the quotient, are too small for float64
 
 
@@ -85,6 +84,37 @@ def test_nothing_to_compare_is_an_error():
         rel_f(np.zeros((0, 3)), np.zeros((0, 3)))
     with pytest.raises(ValueError, match=r"^shapes differ: \(3,\) and \(3, 1\)$"):
         rel_f(np.zeros(3), np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("same", [[NAN, NAN], [INF, INF], [-INF, NAN], [complex(NAN, INF)]])
+def test_without_a_finite_number_there_is_nothing_to_compare(same: list[float]):
+    assert rel_f(same, same) == INF
+
+
+@given(st.lists(st.complex_numbers(max_magnitude=1e100), min_size=1, max_size=5))
+def test_a_complex_number_is_two_real_ones(numbers: list[complex]):
+    b = np.array(numbers)
+    a = b * (1 + 1e-3j)
+    parts = [np.stack([x.real, x.imag]) for x in (a, b)]
+    assert rel_f(a, b) == pytest.approx(rel_f(*parts), rel=1e-12)
+    assert norm(b) == pytest.approx(norm(parts[1]), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "expected"),
+    [
+        ([1 - 1j], [1 + 1j], math.sqrt(2)),  # conjugated
+        ([1.0], [1 + 1j], math.sqrt(0.5)),  # the imaginary part dropped
+        ([1 + 1j], [1.0], 1.0),
+        ([complex(1, NAN)], [complex(1, NAN)], 0.0),
+        ([complex(2, NAN)], [complex(1, NAN)], 1.0),
+        ([complex(1, NAN)], [complex(1, 1)], INF),
+        ([complex(INF, 1)], [complex(INF, 1)], 0.0),
+        ([complex(0, 1e300)], [complex(0, -1e300)], 2.0),
+    ],
+)
+def test_complex_numbers(value: list[complex], reference: list[complex], expected: float):
+    assert rel_f(value, reference) == pytest.approx(expected)
 
 
 def test_norm_is_frobenius():

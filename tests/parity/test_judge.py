@@ -37,6 +37,9 @@ from tests.parity.pairs import twice
 GATES, INF, NAN = Gates(), math.inf, math.nan
 
 
+NOTHING = "nothing to compare: no number is finite on either side"
+
+
 def numbers(*values: float) -> np.ndarray:
     return np.array(values, dtype=float)
 
@@ -150,7 +153,14 @@ def test_a_weight_in_a_stack_is_compared_with_its_own_layer():
         ([], [], (0.0, "")),
         ([numbers(3, 4.5), numbers(2)], [numbers(3, 4), numbers(1)], (1.0, "")),
         ([numbers(2), numbers(3, 4.5)], [numbers(1), numbers(3, 4)], (1.0, "")),
-        ([numbers(NAN)], [numbers(NAN)], (0.0, "")),
+        ([numbers(NAN)], [numbers(NAN)], (INF, NOTHING)),
+        ([numbers(1), numbers(INF)], [numbers(1), numbers(INF)], (INF, NOTHING)),
+        ([numbers(1, NAN)], [numbers(1, NAN)], (0.0, "")),
+        ([numbers(2, NAN)], [numbers(1, NAN)], (1.0, "")),
+        ([numbers(NAN, 1)], [numbers(1, NAN)], (INF, "not finite on one side only")),
+        ([numbers(1) + 0j], [numbers(1)], (INF, "real numbers in PyTorch, complex ones in JAX")),
+        ([numbers(1)], [numbers(1) + 0j], (INF, "complex numbers in PyTorch, real ones in JAX")),
+        ([numbers(3) - 4j], [numbers(3) + 4j], (1.6, "")),
         ([numbers(1)], [numbers(0)], (INF, "")),
         ([numbers(NAN)], [numbers(1)], (INF, "not finite on one side only")),
         ([numbers(1)], [numbers(NAN)], (INF, "not finite on one side only")),
@@ -219,15 +229,20 @@ def test_float32_layers_are_judged_against_the_oracle_and_each_other():
     ours = {key: dataclasses.replace(call, outputs=[OFF_BY_TENTH]) for key, call in WANTED.items()}
     noise = {X: 1e-7, Y: 2e-7, ROOT: 3e-7}
     between = pytest.approx(0.5 / math.hypot(3, 4.5), rel=1e-14)
-    gate, limits = 3 * 0.1 + 2**-22, (1e-5, 3e-6)
+    gate = 3 * 0.1 + 2**-22  # and two that stray so far are no closer to each other
     assert float32_rows(PAIRS, WANTED, ours, GIVEN, "free", GATES, noise) == [
         Row("a", "layer", "free", "float32", 0.1, gate, 0.1, noise=1e-7, growth=0.5),
-        Row("a", "layer", "between", "float32", 0.0, limits[0]),
+        Row("a", "layer", "between", "float32", 0.0, gate + 0.1),
         Row("b", "layer", "free", "float32", 0.0, gate, 0.1, noise=2e-7),
-        Row("b", "layer", "between", "float32", between, limits[0]),
+        Row("b", "layer", "between", "float32", between, gate + 0.1),
         Row("", "output", "free", "float32", 0.2, gate, 0.1, noise=3e-7),
-        Row("", "output", "between", "float32", between, limits[1]),
+        Row("", "output", "between", "float32", between, gate + 0.1),
     ]
+    near = {key: dataclasses.replace(call, outputs=[RIGHT * (1 + 1e-7)]) for key, call in WANTED.items()}
+    limits = {
+        row.name: row.gate for row in float32_rows(PAIRS, WANTED, near, GIVEN, "free", GATES) if row.mode != "free"
+    }
+    assert limits == {"a": 1e-5, "b": 1e-5, "": 3e-6}
     assert float32_rows(PAIRS[:1], WANTED, ours, GIVEN, "forced", GATES) == [
         Row("a", "layer", "forced", "float32", 0.1, gate, 0.1)
     ]
@@ -342,6 +357,28 @@ def test_gradients_in_float32(mode: str):
     for row in rows:
         assert row.gate == GATES.float32(row.torch_error, SIZES[row.name], 1e-5, floor=2**-21)
     assert float32_gradient_rows(EXACT, ours, SPOILT, GATES)[2].mode == "free"
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_loss_without_any_gradient_compares_nothing(side: int):
+    dead = Gradients(1.0, {"w": numbers(0, 0)}, [numbers(1)], {})
+    loss = gradient_rows(dead, dead, GATES)[0]
+    assert (loss.error, loss.note, loss.passed) == (0.0, "every gradient is zero: nothing was compared", False)
+    runs = [dead, dead]
+    runs[side] = dataclasses.replace(dead, params={"w": numbers(0, 1)})
+    assert gradient_rows(*runs, GATES)[0].passed
+    assert gradient_rows(dataclasses.replace(dead, params={}), dataclasses.replace(dead, params={}), GATES)[0].passed
+
+
+def test_an_output_of_zeros_compares_nothing():
+    zero = {key: Call([RIGHT], [numbers(0, 0)]) for key in (X, Y, ROOT)}
+    inner, _, output = layer_rows(PAIRS, zero, zero, "free", GATES)
+    assert inner.passed
+    assert (output.error, output.note) == (0.0, "nothing to compare: zero everywhere on both sides")
+    aux = {ROOT: Call([RIGHT], [numbers(0), RIGHT])}
+    assert layer_rows(PAIRS[2:], aux, aux, "free", GATES)[0].passed
+    counts = {ROOT: Call([RIGHT], [np.array([0])])}
+    assert layer_rows(PAIRS[2:], counts, counts, "free", GATES)[0].passed
 
 
 def test_a_gradient_that_is_zero_by_structure_is_measured_against_all_of_them():

@@ -24,6 +24,7 @@ from tests.parity.handover import (
     STEPS,
     JaxRun,
     TorchRun,
+    rates_are_set_later,
     to_jax,
     to_torch,
     toy,
@@ -91,7 +92,8 @@ def test_there_and_back_is_bit_for_bit(kind: str):
 def test_moments_change_layout_with_their_weights():
     torch_model, jax_model, ledger = toy()
     run = TorchRun(torch_model, "adamw").go(0, 3)
-    state = optimizer_to_jax(run.optimizer, run.model, JaxRun(jax_model, "adamw").opt_state, ledger)
+    other = JaxRun(jax_model, "adamw")
+    state = optimizer_to_jax(run.optimizer, run.model, other.opt_state, ledger, tx=other.tx)
     adam, position = state[0], state[2]
     moment = run.optimizer.state[run.model.conv.weight]["exp_avg"].numpy()
     np.testing.assert_array_equal(adam.mu["conv.kernel"], moment.transpose(2, 3, 1, 0))
@@ -137,7 +139,8 @@ def test_ten_steps_here_and_ten_there_are_twenty():
     first, second = range(10), range(10, 20)
     in_torch = torch_start()
     torch_steps(*in_torch, first)
-    handed = fresh._replace(opt_state=optimizer_to_jax(in_torch[1], in_torch[0], fresh.opt_state, ledger))
+    with rates_are_set_later():
+        handed = fresh._replace(opt_state=optimizer_to_jax(in_torch[1], in_torch[0], fresh.opt_state, ledger, tx=tx))
     weights = ema_to_jax(in_torch[0].state_dict(), fresh.raw, ledger)
     handed = handed._replace(
         params={name: weights[name] for name in params},
@@ -151,7 +154,8 @@ def test_ten_steps_here_and_ten_there_are_twenty():
     half = jax_steps(fresh, first)
     model, optimizer, ema = torch_start()
     model.load_state_dict(ema_to_torch(half.raw, ledger))
-    assert optimizer_to_torch(half.opt_state, ledger, model, optimizer) == 10
+    with rates_are_set_later():
+        assert optimizer_to_torch(half.opt_state, ledger, model, optimizer, tx=tx) == 10
     ema.state = ema_to_torch(half.ema, ledger)
     in_jax = jax_steps(half, second)
     torch_steps(model, optimizer, ema, second)

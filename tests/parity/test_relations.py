@@ -61,3 +61,20 @@ def test_nothing_relates_to_noise() -> None:
 def test_what_cannot_be_compared_has_no_relation() -> None:
     assert list(relations(R[:2], R)) == []
     assert list(relations(np.full_like(R, np.nan), R)) == []
+
+
+def test_what_is_fitted_needs_more_elements_than_numbers() -> None:
+    # One logit, two probabilities, one row for each channel, the same row again: any tensor would fit.
+    assert first(np.array([[3.0]]), np.array([[2.0]])) is None
+    assert first(np.array([[0.2, 0.8]]), np.array([[0.4, 0.6]])) is None
+    assert first(DRAW.standard_normal((2, 5)), DRAW.standard_normal((2, 5))) is None
+    rows = np.repeat(DRAW.standard_normal((2, 1, 5)), 8, axis=1)
+    assert first(rows[0], rows[1]) is None
+    # All but one channel are zero: one number would be fitted to nothing else.
+    few = np.zeros((4, 4))
+    few[0, 0] = 1.0
+    assert first(1.7 * few, few) is None
+
+
+def test_a_branch_that_is_scaled_otherwise_is_found() -> None:
+    assert first(R + 0.3 * X) == "residual"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from parity import build_ledger, rel_f
+from parity import build_ledger, rel_f, torch_to_jax
 from parity.align import channels_last
 from parity.convert import jax_variables
 from parity.losses import cross_entropy, projection
@@ -138,18 +138,40 @@ def test_inputs_that_do_not_move_are_left_out():
     assert rel_f(theirs.params["embed.weight"], ours.params["embed.weight"]) < 1e-14
 
 
-def test_masks_multiply_the_output_of_a_call_on_both_sides():
-    torch_model, jax_model = twice()
-    ledger = build_ledger(torch_model, jax_model)
-    names = dict(torch_model.named_parameters())
+class TorchDrops(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop = torch.nn.Linear(6, 6), torch.nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.fc(self.drop(x)))
+
+
+class Drops(nnx.Module):
+    def __init__(self) -> None:
+        self.fc, self.drop = nnx.Linear(6, 6, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.drop(self.fc(self.drop(x)))
+
+
+def test_random_draws_get_the_numbers_that_are_handed_out():
+    torch_model, jax_model = TorchDrops(), Drops()
+    ledger = torch_to_jax(torch_model, jax_model)
+    names, x = dict(torch_model.named_parameters()), np.arange(18.0).reshape(3, 6)
     loss = cross_entropy(np.array([0, 1, 2]))
     results = []
-    for mask in (np.ones((3, 6)), np.tile([2.0, 0.0], (3, 3))):
-        masks = {("fc", 1): mask}
-        ours = TorchSide.of(torch_model, "float64").gradients([X, GATE], loss, masks=masks)
-        theirs = JaxSide.of(jax_model, "float64", [None, None]).gradients([X, GATE], loss, ledger, names, masks=masks)
-        assert rel_f(theirs.params["fc.weight"], ours.params["fc.weight"]) < 1e-13
-        results.append(ours.loss)
+    for kept in (np.full((3, 6), 0.1), np.tile([0.1, 0.9], (3, 3))):
+        draws = {("drop", 1): [kept]}  # the first call drops nothing
+        ours = TorchSide.of(torch_model, "float64", training=True)
+        theirs = JaxSide.of(jax_model, "float64", [None], training=True)
+        output = theirs.forward([x], draws=draws)["", 0].outputs[0]
+        wanted = ours.gradients([x], loss, draws=draws)
+        given = theirs.gradients([x], loss, ledger, names, draws=draws)
+        assert rel_f(given.params["fc.weight"], wanted.params["fc.weight"]) < 1e-13
+        assert rel_f(output, ours.forward([x], draws=draws)["", 0].outputs[0]) < 1e-14
+        assert ((output == 0) == (kept > 0.5)).all()
+        results.append(wanted.loss)
     assert results[0] != results[1]
 
 

@@ -27,7 +27,7 @@ from parity.selftest.pairs import PAIRS, fresh, make, rules_of
 from parity.selftest.run import try_mutation, try_unmutated
 
 CHECK = importlib.import_module("parity.check")  # `parity.check` is the function
-AT_LEAST = {"forward": 24, "gradient": 5, "optimiser": 5, "schedule": 2, "conversion": 5, "data": 3, "train": 2}
+AT_LEAST = {"forward": 24, "gradient": 5, "optimiser": 5, "schedule": 2, "conversion": 5, "data": 3, "train": 20}
 
 
 def chosen(*names: str) -> list[Any]:

@@ -1,8 +1,4 @@
-"""The catalogue of switches for a step: those of its function, then those that make sense for any.
-
-Which of them JAX computed is found by trying: no entry has to be right, and one that changes nothing, or that PyTorch
-cannot run, is passed over.
-"""
+"""What can go wrong with any step, and with the results of inner modules, whatever they compute."""
 
 from __future__ import annotations
 
@@ -13,38 +9,30 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from parity.causes.layouts import LAYOUTS, split_as
+from parity.causes.layouts import split_as
+from parity.causes.registry import Named
 from parity.causes.replay import Step, tensors_of
-from parity.causes.values import SCALES, VALUES
-from parity.causes.variant import Variant, changed, orders, result
+from parity.causes.variant import Variant, changed, choices, family, orders
 
-Pool = Sequence[tuple[str, torch.Tensor]]
-"""Tensors at hand where the step runs, by what they are."""
-
-SUMS = ("add", "sub", "iadd", "rsub")
+SUMS = ("add", "sub", "iadd", "rsub", "radd")
+SHIFTS = {1: "shifted by one", 2: "shifted by two"}
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def specific(step: Step, sizes: Sequence[int]) -> Iterator[Variant]:
-    """The switches of the function that the step calls; `sizes` are those of the tensors around."""
-    for names, entry in (VALUES | LAYOUTS).items():
-        if step.name in names:
-            yield from entry(step)
-    for names, scale in SCALES.items():
-        if step.name in names:
-            yield from scale(step, sizes)
+def generic(step: Step, pool: Sequence[Named], own: Sequence[torch.Tensor] = ()) -> Iterator[Variant]:
+    """Left out, applied twice, given another tensor of `pool`, shifted, transposed, rounded to a shorter format.
 
-
-def generic(step: Step, pool: Pool) -> Iterator[Variant]:
-    """Left out, applied twice, given another tensor of `pool`, shifted, transposed, rounded to a shorter format."""
+    `own` are the module's parameters and buffers: to add one of them is no residual connection.
+    """
     if isinstance(step.output, torch.Tensor):
-        yield from _left_out(step)
+        yield from _left_out(step, own)
         yield from _operands(step, pool)
         yield from _rounded(step)
 
 
-def _left_out(step: Step) -> Iterator[Variant]:
-    switch = "residual" if step.name in SUMS else "step left out"
+def _left_out(step: Step, own: Sequence[torch.Tensor]) -> Iterator[Variant]:
+    residual = step.name in SUMS and not any(_owned(x, own) for x in step.args[:2])
+    switch = "residual" if residual else _kind_left_out(step)
     operands = [i for i, x in enumerate(step.args[:2]) if _like(x, step.output)]
     for i in operands:
         text = f"{step.name} left out" + (f", its operand {i + 1} taken" if len(step.args) > 1 else "")
@@ -56,13 +44,36 @@ def _left_out(step: Step) -> Iterator[Variant]:
         yield changed("residual", f"{step.name}: operand 2 with the other sign", (1, "other"), torch.neg)
         for i in (0, 1):
             yield changed("residual", f"{step.name}: operand {i + 1} counted twice", (i, ""), lambda x: 2 * x)
+            text = f"{step.name}: operand {i + 1} multiplied by {{value}}"
+            yield family("residual", text, 1.5, lambda s, c, i=i: s.run({(i, ""): c * s.args[i]}))
+
+
+def _kind_left_out(step: Step) -> str:
+    """What it is that a step without which there is still a result does."""
+    if step.name in ("div", "true_divide") and len(step.args) > 1 and isinstance(step.args[1], torch.Tensor):
+        x, divisor = step.args
+        sums = isinstance(x, torch.Tensor) and divisor.shape == (*x.shape[:-1], 1)
+        if sums and torch.allclose(divisor, x.sum(-1, keepdim=True), rtol=1e-6):
+            return "renormalisation"
+    if step.name in SUMS and len(step.args) > 1 and getattr(step.args[1], "ndim", 2) == 1:
+        return "bias"
+    return "step left out"
+
+
+def _owned(x: Any, own: Sequence[torch.Tensor]) -> bool:
+    """Whether x is one of the module's own tensors, or a part of one."""
+    if not isinstance(x, torch.Tensor):
+        return False
+    return isinstance(x, torch.nn.Parameter) or any(
+        x.data_ptr() == y.data_ptr() or (x.shape == y.shape and torch.equal(x, y)) for y in own
+    )
 
 
 def _like(x: Any, y: torch.Tensor) -> bool:
     return isinstance(x, torch.Tensor) and x.shape == y.shape
 
 
-def _operands(step: Step, pool: Pool) -> Iterator[Variant]:
+def _operands(step: Step, pool: Sequence[Named]) -> Iterator[Variant]:
     switch = "residual" if step.name in SUMS else "wrong tensor"
     for i, operand in enumerate(step.args[:3]):
         if not isinstance(operand, torch.Tensor) or operand.ndim == 0:
@@ -72,25 +83,47 @@ def _operands(step: Step, pool: Pool) -> Iterator[Variant]:
             if other.shape == operand.shape:
                 yield changed(switch, f"{of} -> {name}", (i, ""), lambda _, other=other: other.clone())
         for axis in range(operand.ndim) if operand.shape.numel() > 1 else ():
-            for shift in (1, -1):
+            for shift in (1, -1, 2, -2):
                 text = f"{of} shifted by {shift} along axis {axis}"
-                yield changed("shifted by one", text, (i, ""), lambda x, n=shift, a=axis: x.roll(n, a))
+                yield changed(SHIFTS[abs(shift)], text, (i, ""), lambda x, n=shift, a=axis: x.roll(n, a))
             yield changed("axis flipped", f"{of} flipped along axis {axis}", (i, ""), lambda x, a=axis: x.flip(a))
         if operand.ndim > 1 and operand.shape[-1] == operand.shape[-2]:
             yield changed("axis order", f"{of} transposed", (i, ""), lambda x: x.transpose(-1, -2))
 
 
 def _rounded(step: Step) -> Iterator[Variant]:
-    """A rounding to a shorter format before or after the step, all else in float64."""
+    """A rounding to a shorter format before or after the step, or the step in it, all else in float64."""
     if not step.output.is_floating_point():
         return
     for dtype in FORMATS:
         name = str(dtype).removeprefix("torch.")
         round_ = functools.partial(rounded_to, dtype)
-        yield result(f"{name} leak", f"result of {step.name} rounded to {name}", round_)
+        yield rounding(name, f"result of {step.name} rounded to {name}", lambda s, r=round_: r(s.run()))
         for i, operand in enumerate(step.args[:2]):
             if isinstance(operand, torch.Tensor) and operand.is_floating_point():
-                yield changed(f"{name} leak", f"operand {i + 1} of {step.name} rounded to {name}", (i, ""), round_)
+                text = f"operand {i + 1} of {step.name} rounded to {name}"
+                yield rounding(name, text, lambda s, r=round_, i=i: s.run({(i, ""): r(s.args[i])}))
+        if len(tensors_of(step.args)) == 1 or step.name in WHOLE:
+            yield rounding(name, f"{step.name} in {name}", lambda s, d=dtype: computed_in(d, s))
+
+
+WHOLE = ("linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "matmul", "bmm", "mul", "div", "add", "conv2d")
+"""Functions that are tried in a shorter format with all their tensors."""
+
+
+def rounding(name: str, text: str, alter: Any) -> Variant:
+    return Variant(f"{name} leak", text, alter, rounding="elements")
+
+
+def computed_in(dtype: torch.dtype, step: Step) -> Any:
+    """The step with its floating tensors in `dtype`, the result in its own."""
+    args, kwargs = pytree.tree_map(
+        lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, (step.args, step.kwargs)
+    )
+    return pytree.tree_map(
+        lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x,
+        step.function(*args, **kwargs),
+    )
 
 
 def rounded_to(dtype: torch.dtype, tree: Any) -> Any:
@@ -109,7 +142,7 @@ def part_orders(tree: Any) -> Iterator[tuple[str, str, Any]]:
     if x is None:
         return
     for count, switch in ((3, "q/k/v order"), (2, "parts order")):
-        for order in orders(count) if x.shape[-1] % count == 0 else ():
+        for order in choices(count) if x.shape[-1] % count == 0 else ():
             parts = x.chunk(count, -1)
             text = f"its {count} equal parts read in the order {order}"
             yield switch, text, _instead(tree, torch.cat([parts[i] for i in order], -1))

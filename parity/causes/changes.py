@@ -1,0 +1,139 @@
+"""All single changes of a module's arithmetic that are tried, the most telling first."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+
+from parity.capture import Key
+from parity.causes.catalogue import variants
+from parity.causes.generic import generic, head_orders, part_orders
+from parity.causes.registry import Around
+from parity.causes.replay import Alter, Alterations, Recording, Step, tensors_of
+from parity.causes.variant import Variant
+
+MANY = 6
+"""Up to so many calls at one place are altered one by one too (a function called for q and for k)."""
+
+TELLING = ("rotary embedding", "sinusoid")
+"""What says more than the same mistake in one of the steps that it is made of: these come first."""
+
+HEADS = 64
+"""The most heads that a fused projection is taken apart into."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Something to replay.
+
+    Attributes:
+        switch, text: how it is reported.
+        alterations, inner: the arguments of the replay.
+        rounding: see `Variant`.
+        family: makes the alteration from a number that is to be found, with `start` to begin at.
+        step: the step that is altered, -1 for none; `named`: by its function's own entry.
+    """
+
+    switch: str
+    text: str
+    alterations: Alterations = ()
+    inner: Mapping[Key, Any] | None = None
+    rounding: Literal["", "elements", "rows"] = ""
+    family: Callable[[float], Alter] | None = None
+    start: float = 0.0
+    step: int = -1
+    named: bool = False
+
+
+def around(recording: Recording, steps: list[Step]) -> Around:
+    """What there is around the steps of a recording; inner modules have names relative to the module."""
+    given = [(f"input {i}", x) for i, x in enumerate(tensors_of((recording.args, recording.kwargs)))]
+    for (path, _), tree in recording.inner.items():
+        given += [(f"the output of {recording.relative(path)}", x) for x in tensors_of(tree)]
+    own = {name: x.detach() for name, x in recording.own().items()}
+    every = [*given, *own.items(), *(("", x) for s in steps for x in tensors_of((s.args, s.kwargs, s.output)))]
+    sizes = sorted({n for _, x in every for n in x.shape if n > 1})
+    return Around(steps, given, own, sizes)
+
+
+def changes(recording: Recording, here: Around) -> Iterator[Change]:
+    """All single changes; each step stands for all at its place."""
+    first = list({(step.place, step.name): step for step in reversed(here.steps)}.values())[::-1]
+    own = list(here.own.values())
+    yield from _inner(recording, part_orders)
+    yield from _exchanged(recording)
+    repeated = [(step, variants(step, here)) for step in here.steps if 1 < len(here.same(step)) <= MANY]
+    named = [(step, variants(step, here)) for step in first]
+    fits = [(step, v) for step, found in named for v in found if v.family]
+    exact = [(step, v) for step, found in named for v in found if not v.rounding and not v.family]
+    yield from (dataclasses.replace(_altered(here, step, v), named=True) for step, v in exact if v.switch in TELLING)
+    for step, found in repeated:
+        yield from (_altered(here, step, v, alone=True) for v in found if v.switch in TELLING and not v.family)
+    yield from (
+        dataclasses.replace(_altered(here, step, v), named=True) for step, v in exact if v.switch not in TELLING
+    )
+    yield from _inner(recording, lambda tree: head_orders(tree, [n for n in here.sizes if n <= HEADS]))
+    rounded = [(step, v) for step, found in named for v in found if v.rounding]
+    for step in first:
+        found = _safely(generic(step, here.before(step), own))
+        rounded += [(step, v) for v in found if v.rounding]
+        yield from (_altered(here, step, v) for v in found if not v.rounding)
+    for step, found in repeated:
+        rest = [v for v in found if v.switch not in TELLING] + _safely(generic(step, here.before(step), own))
+        yield from (_altered(here, step, v, alone=True) for v in rest if not v.rounding and not v.family)
+    yield from (_altered(here, step, v) for step, v in fits if v.switch in TELLING)
+    yield from (_altered(here, step, v) for step, v in fits if v.switch not in TELLING)
+    yield from (_altered(here, step, v) for step, v in rounded)
+
+
+def _altered(here: Around, step: Step, variant: Variant, *, alone: bool = False) -> Change:
+    text = variant.description if step.name in variant.description else f"{step.name}: {variant.description}"
+    if alone:
+        text += f", call {step.occurrence + 1} of {len(here.same(step))}"
+    target = (step.place, step.name, step.occurrence if alone else None)
+    return Change(
+        variant.switch,
+        text + step.where,
+        ((target, variant.alter),),
+        rounding=variant.rounding,
+        family=variant.family,
+        start=variant.start,
+        step=here.index(step),
+    )
+
+
+def _safely(found: Iterator[Variant]) -> list[Variant]:
+    try:
+        return list(found)
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError, KeyError):
+        return []
+
+
+def _inner(recording: Recording, orders: Callable[[Any], Iterator[tuple[str, str, Any]]]) -> Iterator[Change]:
+    """What an inner module returned, its channels read in another order."""
+    for (path, index), tree in recording.inner.items():
+        for switch, text, other in orders(tree):
+            yield Change(switch, f"{recording.relative(path)}: {text}", inner={(path, index): other})
+
+
+def _exchanged(recording: Recording) -> Iterator[Change]:
+    """The results of two inner modules, each in the place of the other: gate and up, k and v."""
+    keys = list(recording.inner)[:16]
+    for a, b in itertools.combinations(keys, 2):
+        one, two = recording.inner[a], recording.inner[b]
+        if a[0] == b[0] or not (isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)):
+            continue
+        if one.shape == two.shape and one.dtype == two.dtype and not torch.equal(one, two):
+            names = recording.relative(a[0]), recording.relative(b[0])
+            alike = [key for key in keys if getattr(recording.inner[key], "shape", None) == one.shape]
+            switch = "q/k/v order" if len(alike) == 3 and _scored(recording) else "branches exchanged"
+            yield Change(switch, f"the outputs of {names[0]} and {names[1]} exchanged", inner={a: two, b: one})
+
+
+def _scored(recording: Recording) -> bool:
+    """Whether the module's own arithmetic is attention, as far as its results tell."""
+    return recording.scored

@@ -1,0 +1,283 @@
+"""Finds the change under which a module computes what JAX did; by work, not by the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity.capture import Key
+from parity.causes.changes import Change, around, changes
+from parity.causes.fit import fitted
+from parity.causes.generic import rounded_to
+from parity.causes.registry import Around
+from parity.causes.relations import relations
+from parity.causes.replay import Recording, Sites, Step, tensors_of
+from parity.causes.rounding import alike, random_signs
+from parity.causes.wrong import Wrong, distance
+
+GATE = 1e-13
+"""An error that counts as none, as everywhere in float64."""
+
+NOISE = 4.0
+"""So many times the module's own rounding noise counts as none too, where it is above the gate."""
+
+STEP = 20_000
+"""What running one function costs besides its elements, in elements."""
+
+TIE = 1.25
+"""Two roundings whose unexplained shares are within this factor explain equally well."""
+
+
+@dataclasses.dataclass
+class Budget:
+    """How many elements may still be computed in replays."""
+
+    left: float
+
+    def take(self, cost: float) -> bool:
+        """Whether there is enough left; takes it if so."""
+        if self.left < cost:
+            return False
+        self.left -= cost
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One switch that explains, and the errors without and with it."""
+
+    switch: str
+    text: str
+    before: float
+    after: float
+    change: Change | None = None
+
+
+class Search:
+    """The search for one module's mistake."""
+
+    def __init__(self, recording: Recording, wrong: Sequence[Wrong], budget: Budget) -> None:
+        self.recording, self.wrong, self.budget = recording, wrong, budget
+        self.base: list[Change] = []
+        recording.run()  # finds out whether the module works in place
+        self.sites, self.steps = recording.run()
+        recording.scored = any("softmax" in s.name or s.name == "scaled_dot_product_attention" for s in self.steps)
+        self.here: Around = around(recording, self.steps)
+        self.cost = sum(STEP + sum(x.numel() for x in tensors_of((s.args, s.output))) for s in self.steps) + STEP
+        self.before = [item.error(self.sites) for item in wrong]
+        self.gates = [self._gate(item, error) for item, error in zip(wrong, self.before, strict=True)]
+        self.spent = False
+
+    def _gate(self, item: Wrong, error: float) -> float:
+        """The gate, or the noise that rounding every step otherwise makes, if that is far below the error."""
+        shaken = self._replay(Change("", "", ((None, _shaken),)))
+        noise = math.inf if shaken is None else item.error(shaken)
+        other = item.wanted(self.sites)
+        if shaken is None or other is None or not math.isfinite(error):
+            return GATE
+        replayed = item.wanted(shaken)
+        noise = max((distance(a, b) for a, b in zip(replayed, other, strict=True)), default=0.0) if replayed else 0.0
+        return max(GATE, min(NOISE * noise, 1e-4 * error)) if math.isfinite(noise) else GATE
+
+    def _replay(self, change: Change) -> Sites | None:
+        """What the module then computes; None if PyTorch cannot run it so."""
+        alterations = [*change.alterations, *(a for base in self.base for a in base.alterations)]
+        inner: dict[Key, Any] = {}
+        for one in (*self.base, change):
+            inner |= dict(one.inner or {})
+        try:
+            sites, _ = self.recording.run(alterations or (), inner or None)
+        except Exception:  # whatever a foreign module raises on tensors that it never expected
+            return None
+        return sites
+
+    def find(self, known: Collection[tuple[str, str]] | None = None) -> list[Found]:
+        """What explains all that is wrong: one switch, or two of which each explains a part; else what explains most.
+
+        Args:
+            known: only these (switch, text) are tried: what was found in a module like this one.
+        """
+        if any(item.wanted(self.sites) is None for item in self.wrong):
+            return []
+        full, partial = self._exact(known)
+        if full or known is not None:
+            return full
+        if not all(math.isfinite(error) for error in self.before):
+            return []
+        related = self._related()
+        if related is not None and len(self.wrong) == 1:
+            return [related]
+        if partial is not None:
+            return self._second(partial)
+        rounded = self._rounded()
+        return [x for x in (rounded or related or self._float32_sized(),) if x is not None]
+
+    def _tried(self, known: Collection[tuple[str, str]] | None = None) -> Iterator[tuple[Change, Sites]]:
+        self.roundings: list[Change] = []
+        for change in changes(self.recording, self.here):
+            if known is not None and (change.switch, change.text) not in known:
+                continue
+            if change.rounding:
+                self.roundings.append(change)
+            if change.family is not None:
+                change = self._fit(change)
+                if change is None:
+                    continue
+            if not self.budget.take(self.cost):
+                self.spent = True
+                return
+            sites = self._replay(change)
+            if sites is not None:
+                yield change, sites
+
+    def _exact(self, known: Collection[tuple[str, str]] | None) -> tuple[list[Found], Found | None]:
+        """The first switch that explains everything, with others that do at the same step; the first of a part."""
+        partial: Found | None = None
+        full: Found | None = None
+        others: list[str] = []
+        for change, sites in self._tried(known):
+            if full is not None and not _compared(full.change, change):
+                break
+            after = [item.error(sites) for item in self.wrong]
+            right = [a <= gate < b for a, b, gate in zip(after, self.before, self.gates, strict=True)]
+            if all(right):
+                if full is None:
+                    full = Found(change.switch, change.text, max(self.before), max(after), change)
+                elif change.switch != full.switch and not change.rounding:
+                    others.append(f"{change.switch}: {change.text}")
+            elif full is None and any(right) and (partial is None or (right[0] and partial.after < 0)):
+                i = right.index(True)
+                if partial is None:
+                    partial = Found(change.switch, change.text, self.before[i], after[i], change)
+        if full is not None and others:
+            full = dataclasses.replace(full, text=f"{full.text}; on these inputs the same: {'; '.join(others[:2])}")
+        return ([] if full is None else [full]), partial
+
+    def _second(self, first: Found) -> list[Found]:
+        """A switch that, on top of the first, explains the rest; without one, what the first explains is said."""
+        assert first.change is not None
+        self.base = [first.change]
+        full, _ = self._exact(None)
+        self.base = []
+        if full:
+            return [first, full[0]]
+        text = f"{first.text} (explains one of {len(self.wrong)} errors)"
+        return [dataclasses.replace(first, text=text)]
+
+    def _fit(self, change: Change) -> Change | None:
+        """The member of a family that explains the first error, if one does."""
+        item = self.wrong[0]
+
+        def values(number: float) -> np.ndarray | None:
+            assert change.family is not None
+            if not self.budget.take(self.cost):
+                self.spent = True
+                return None
+            (target, _), *_ = change.alterations
+            sites = self._replay(dataclasses.replace(change, alterations=((target, change.family(number)),)))
+            found = None if sites is None else item.wanted(sites)
+            return None if found is None else np.concatenate([x.astype(np.float64).ravel() for x in found])
+
+        wanted = np.concatenate([x.astype(np.float64).ravel() for x in item.value])
+        number = fitted(values, wanted, change.start)
+        if number is None or change.family is None:
+            return None
+        (target, _), *_ = change.alterations
+        text = change.text.replace("{value}", f"{number:.6g}")
+        return dataclasses.replace(change, text=text, alterations=((target, change.family(number)),), family=None)
+
+    def _rounded(self) -> Found | None:
+        """The rounding that leaves least of the error; all of those that explain as much are said."""
+        scores: list[tuple[float, Change, float]] = []
+        for change in self.roundings:
+            if not self.budget.take(self.cost):
+                self.spent = True
+                break
+            sites = self._replay(change)
+            left = None if sites is None else self._left(sites, change.rounding)
+            if left is not None and sites is not None:
+                scores.append((left, change, max(item.error(sites) for item in self.wrong)))
+        if not scores:
+            return None
+        scores.sort(key=lambda score: score[0])
+        best, change, after = scores[0]
+        equal = [other for left, other, _ in scores[1:] if left <= TIE * best and other.switch != change.switch]
+        text = change.text + "".join(f"; or {other.text} ({other.switch})" for other in equal[:1])
+        return Found(change.switch, text, max(self.before), after, change)
+
+    def _left(self, sites: Sites, how: str) -> float | None:
+        """The largest share of an error that a rounding leaves; None if it does not explain them all."""
+        found = []
+        for item in self.wrong:
+            reference, replayed = item.wanted(self.sites), item.wanted(sites)
+            if reference is None or replayed is None:
+                return None
+            found.append(alike(item.value, reference, replayed, how))
+        shares = [x for x in found if x is not None]
+        return max(shares) if len(shares) == len(found) else None
+
+    def _related(self) -> Found | None:
+        """The first relation between what JAX has and what is at hand."""
+        wrong = self.wrong[0]
+        wanted = wrong.wanted(self.sites)
+        if wanted is None:
+            return None
+        pool = [*self.here.given, *self.here.own.items()]
+        pool += [(f"the result of {s.name}", x) for s in self.steps for x in tensors_of(s.output)]
+        for reference, value, gate in zip(wanted, wrong.value, [self.gates[0]] * len(wanted), strict=True):
+            if distance(value, reference) <= gate:
+                continue
+            others = [(name, array) for name, x in pool for array in _layouts(x, reference.shape)]
+            for relation in relations(value, reference, others):
+                finite = np.isfinite(relation.predicted).all()
+                after = distance(value, relation.predicted) if finite else math.inf
+                if after <= gate:
+                    return Found(relation.switch, relation.description, distance(value, reference), after)
+        return None
+
+    def _float32_sized(self) -> Found | None:
+        """An error without order, in most elements, of the size that float32 makes here."""
+        wrong = self.wrong[0]
+        wanted = wrong.wanted(self.sites)
+        rounded = self._replay(Change("", "", ((None, lambda step: rounded_to(torch.float32, step.run())),)))
+        replayed = None if rounded is None else wrong.wanted(rounded)
+        if wanted is None or replayed is None:
+            return None
+        size = max(distance(a, b) for a, b in zip(replayed, wanted, strict=True))
+        error = self.before[0]
+        if not size / 4 <= error <= 4 * size or size < 2.0**-30:
+            return None
+        if not all(random_signs(a - b, b) for a, b in zip(wrong.value, wanted, strict=True)):
+            return None
+        text = f"something inside is computed in float32: the error is {error * 2**24:.2g} of its roundings (2^-24)"
+        return Found("float32 leak", text, error, error)
+
+
+def _compared(found: Change | None, change: Change) -> bool:
+    """Whether another change is tried although one was found: of the same step, by an entry for its function."""
+    return found is not None and found.named and change.named and change.step == found.step
+
+
+def _shaken(step: Step) -> Any:
+    """The step with every number of its result moved by half a unit of its last place, up or down."""
+    draw = torch.Generator().manual_seed(step.occurrence)
+
+    def shake(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return x
+        signs = torch.randint(0, 2, x.shape, generator=draw, dtype=x.dtype) * 2 - 1
+        return x * (1 + torch.finfo(x.dtype).eps / 2 * signs)
+
+    return torch.utils._pytree.tree_map(shake, step.run())
+
+
+def _layouts(tensor: torch.Tensor, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """A tensor in the layouts that fit `shape`: as it is, with the channels last."""
+    x = tensor.detach().cpu().numpy()
+    last = [np.moveaxis(x, 1, -1)] if x.ndim > 2 else []
+    return [a for a in (x, *last) if a.shape == shape and np.issubdtype(a.dtype, np.floating)]

@@ -1,0 +1,129 @@
+"""Draws paired by what they do to the outputs: the last resort where program order does not pair them.
+
+All masks keep everything but one, on both sides: the outputs then tell which draw of the one model is which of the
+other, and how its numbers have to be laid out, whatever the modules around are called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+from parity.compare import norm
+from parity.convert import to_numpy
+from parity.draws import Handed, Match, Matching, Move, Site, hand_out, moves, neutral, numbers, to_jax
+from parity.jax_draws import handed_out, in_precision
+from parity.runs import JaxSide, TorchSide
+from parity.structure import tensors
+from parity.torch_draws import TorchDraws
+
+SAME = 1e-10
+"""Relative distance of outputs (float64) that one draw moved alike."""
+
+LIMIT = 64
+"""The most draws that are told apart so: each costs a forward pass of both models."""
+
+Outputs = Callable[[Handed], list[np.ndarray]]
+
+
+def paired_by_effect(matching: Matching, ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray]) -> Matching:
+    """The matching with partners exchanged, and numbers laid out, as their effects tell; itself where they do not."""
+    groups = _ambiguous(matching.matches)
+    if not groups or sum(map(len, groups)) > LIMIT:
+        return matching
+    of_torch, of_jax = _torch_outputs(ours, arrays), _jax_outputs(theirs, arrays)
+    changed = {id(pair): pair for pair in matching.matches}
+    for group in groups:
+        for old, new in zip(group, _told_apart(matching, group, of_torch, of_jax), strict=True):
+            changed[id(old)] = new
+    return dataclasses.replace(matching, matches=tuple(changed[id(pair)] for pair in matching.matches))
+
+
+def _ambiguous(matches: Sequence[Match]) -> list[list[Match]]:
+    """Pairs that could have been made otherwise."""
+    groups: list[list[Match]] = []
+    for pair in matches:
+        group = next((g for g in groups if moves(g[0].torch, pair.jax) and moves(pair.torch, g[0].jax)), None)
+        if group is None:
+            groups.append([pair])
+        else:
+            group.append(pair)
+    return [group for group in groups if len(group) > 1 or len(group[0].moves) > 1]
+
+
+def _told_apart(matching: Matching, group: list[Match], ours: Outputs, theirs: Outputs) -> list[Match]:
+    """The group's draws of PyTorch, each with the draw of JAX that does the same."""
+    left = [pair.jax for pair in group]
+    found = []
+    for pair in group:
+        wanted = ours(hand_out(matching, lambda m, pair=pair: _one(m, pair.torch))[0])
+        best = None
+        for site in left:
+            for move in moves(pair.torch, site):
+                given = theirs(_moved(matching, pair.torch, site, move))
+                if _apart(given, wanted) <= SAME:
+                    best = Match(pair.torch, site, moves(pair.torch, site)).with_move(move)
+                    break
+            if best is not None:
+                break
+        if best is None:
+            return group
+        left.remove(best.jax)
+        found.append(best)
+    return found
+
+
+def _one(match: Match, site: Site) -> np.ndarray:
+    """Numbers that drop something at `site` alone."""
+    return numbers(site, site.law.keep) if match.torch is site else neutral(match.torch)
+
+
+def _moved(matching: Matching, source: Site, target: Site, move: Move) -> Handed:
+    """JAX's numbers: those of PyTorch's draw `source` at `target`, nothing dropped elsewhere."""
+    given = [(m.jax, m.moves[0](neutral(m.torch), m.torch.law.kind)) for m in matching.matches if m.jax is not target]
+    return to_jax(matching, [*given, (target, move(numbers(source, source.law.keep), source.law.kind))])
+
+
+def _apart(given: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    if len(given) != len(wanted):
+        return np.inf
+    # Layouts may differ; sorted numbers do not depend on them.
+    pairs = [(np.sort(a, axis=None), np.sort(b, axis=None)) for a, b in zip(given, wanted, strict=True)]
+    if any(a.size != b.size for a, b in pairs):
+        return np.inf
+    scale = norm(np.concatenate([b for _, b in pairs]))
+    return norm(np.concatenate([a - b for a, b in pairs])) / max(scale, np.finfo(float).tiny)
+
+
+def _torch_outputs(side: TorchSide, arrays: Sequence[np.ndarray]) -> Outputs:
+    def run(handed: Handed) -> list[np.ndarray]:
+        with TorchDraws(side.model, handed, quiet=True), torch.no_grad():
+            output = side.apply(side.model, side.inputs(arrays))
+        return [to_numpy(x) for x in tensors(output) if x.is_floating_point()]
+
+    return run
+
+
+def _jax_outputs(side: JaxSide, arrays: Sequence[np.ndarray]) -> Outputs:
+    with side.switches():
+        graphdef, state = nnx.split(side.model)
+        inputs = side.inputs(arrays)
+
+    def forward(state: nnx.State, handed: Handed) -> list[jax.Array]:
+        model = nnx.merge(graphdef, state)
+        with handed_out(model, handed):
+            leaves = tensors(side.apply(model, inputs))
+        return [x for x in leaves if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
+
+    compiled = jax.jit(forward)
+
+    def run(handed: Handed) -> list[np.ndarray]:
+        with side.switches():
+            return [np.asarray(x) for x in compiled(state, in_precision(handed, side.precision))]
+
+    return run

@@ -1,0 +1,172 @@
+"""Calls of a model recorded many at a time, and the work that they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from parity.capture import Key, torch_hooks
+from parity.causes.replay import Recording, Step, tensors_of
+from parity.inputs import Apply, positional
+
+ELEMENTS = 32 * 2**20
+"""Numbers in the recordings that are held at once, about; each part costs one more forward pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Called:
+    """One call of a module: its class, and the shapes that it took and gave."""
+
+    key: Key
+    type: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for the calls of equal blocks."""
+        return self.type, self.inputs, self.outputs
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(shape) for shape in (*self.inputs, *self.outputs))
+
+
+def calls_of(model: torch.nn.Module, inputs: Sequence[torch.Tensor], apply: Apply = positional) -> list[Called]:
+    """Every call of every module, in the order of return."""
+    modules, given, found = dict(model.named_modules()), {}, []
+
+    def before(key: Key, tensors: list[torch.Tensor]) -> None:
+        given[key] = _shapes(tensors)
+
+    def after(key: Key, tensors: list[torch.Tensor]) -> None:
+        found.append(Called(key, type(modules[key[0]]).__name__, given.pop(key), _shapes(tensors)))
+
+    with torch_hooks(model, before, after), torch.no_grad():
+        apply(model, inputs)
+    return found
+
+
+def _shapes(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) for x in tensors)
+
+
+def record_calls(
+    model: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    keys: Collection[Key],
+    paired: Collection[Key],
+    apply: Apply = positional,
+) -> dict[Key, Recording]:
+    """As `parity.causes.replay.record`, for many calls of one forward pass, in the order in which they return.
+
+    Args:
+        keys: the calls to record.
+        paired: the calls whose results are held fixed in a replay of the one around them.
+    """
+    modules, wanted = dict(model.named_modules()), set(keys)
+    count: dict[str, int] = {}
+    open_keys: list[Key] = []
+    given: dict[Key, tuple[Any, Any]] = {}
+    inner: dict[Key, dict[Key, Any]] = {key: {} for key in wanted}
+    found: dict[Key, Recording] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            key = (name, count.get(name, 0))
+            count[name] = key[1] + 1
+            open_keys.append(key)
+            if key in wanted:
+                given[key] = copied((args, kwargs))
+
+        return hook
+
+    def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        key = open_keys.pop()
+        if key in wanted:
+            found[key] = Recording(module, *given.pop(key), inner[key], modules, path=key[0])
+        # The call around, without those in between that are part of its arithmetic.
+        owners = [k for k in _around(open_keys, paired) if k in wanted] if key in paired else []
+        for owner in owners:
+            inner[owner][key] = copied(output)
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        with torch.no_grad():
+            apply(model, copied(tuple(inputs)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _around(open_keys: Sequence[Key], paired: Collection[Key]) -> Iterator[Key]:
+    for key in reversed(open_keys):
+        yield key
+        if key in paired:
+            return
+
+
+def copied(tree: Any) -> Any:
+    """The tree with its tensors copied."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def parts(calls: Sequence[Called], limit: int = ELEMENTS) -> Iterator[list[Called]]:
+    """The calls in runs whose tensors hold at most `limit` numbers (or of one call)."""
+    part: list[Called] = []
+    size = 0
+    for call in calls:
+        if part and size + call.elements > limit:
+            yield part
+            part, size = [], 0
+        part.append(call)
+        size += call.elements
+    if part:
+        yield part
+
+
+def work_of(steps: Sequence[Step]) -> int:
+    """Products of two numbers, and numbers that other functions write."""
+    return sum(_work(step.name, step.args, step.kwargs, step.output) for step in steps)
+
+
+def forward_work(model: torch.nn.Module, inputs: Sequence[torch.Tensor], apply: Apply = positional) -> int:
+    """The same of a whole forward pass; at least 1."""
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        apply(model, inputs)
+    return max(counter.work, 1)
+
+
+class _Counter(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.work += _work(getattr(func, "__name__", "").strip("_"), args, kwargs or {}, output)
+        return output
+
+
+def _work(name: str, args: Sequence[Any], kwargs: Any, output: Any) -> int:
+    written = sum(x.numel() for x in tensors_of(output))
+    tensors = tensors_of((args, kwargs))
+    if name in ("linear", "matmul", "bmm", "mm", "rmatmul", "addmm", "baddbmm"):
+        return written * (tensors[0].shape[-1] if tensors and tensors[0].ndim else 1)
+    if name.startswith("conv") and len(tensors) > 1:
+        return written * tensors[1][0].numel()
+    if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+        width = tensors[0].shape[-1]
+        return written * (2 * tensors[1].shape[-2] + (4 * width if name.startswith("multi") else 0))
+    return written

@@ -1,0 +1,31 @@
+"""What a change of the size of one rounding of float32 makes of a model: how noisy its numbers are by nature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from parity.losses import Loss
+from parity.runs import Gradients, TorchSide
+
+
+def shake(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]:
+    """The arrays with every number changed by half a unit of float32's last place, up or down."""
+    draw = np.random.RandomState(seed)
+    return tuple(
+        x * (1 + 2.0**-24 * draw.choice((-1.0, 1.0), x.shape)) if np.issubdtype(x.dtype, np.inexact) else x
+        for x in arrays
+    )
+
+
+def shaken_gradients(side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss) -> Gradients:
+    """Loss and gradients after the inputs and all parameters are shaken; those of `side` stay so."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for param in side.model.parameters():
+            if param.is_floating_point() or param.is_complex():
+                signs = torch.randint(0, 2, param.shape, generator=draw).to(param.device) * 2 - 1
+                param.mul_(1 + 2.0**-24 * signs)
+    return side.gradients(shake(arrays), loss)
