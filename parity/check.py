@@ -82,7 +82,7 @@ def check(
         level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
             same dropout masks in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
-        loss: what is differentiated; by default cross entropy for logits (B, K), else a random projection.
+        loss: what is differentiated; by default what has a gradient in every direction of every output.
         formats: report bfloat16 and the device's default matrix products too.
         memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
             part of the layers: more memory makes the check of a large model quicker.
