@@ -271,7 +271,7 @@ class Proof:
         own = {pair.jax: references[pair.jax] for pair in section}
         rows += _leak_rows(leaks(section, own, free))
         del free
-        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, None, small)
 
     def _section32(
         self,
