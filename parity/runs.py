@@ -45,7 +45,7 @@ from parity.pieces import (
     jax_calls_in_pieces,
     piece_names,
 )
-from parity.wide_jax import widened
+from parity.wide_jax import noting, widened
 from parity.wide_torch import wide
 
 Arrays = dict[Key, Call]
@@ -160,7 +160,7 @@ class JaxSide:
     input_axes: Sequence[Axes]
     design: Design | None = None
     program: Any = None
-    """The model as JAX traced it and what it was traced with, once its shapes have been asked for."""
+    """The model as JAX traced it, what it was traced with, and the Python numbers in it, once `shapes` was called."""
 
     @classmethod
     def of(
@@ -279,9 +279,10 @@ class JaxSide:
             def run(state: nnx.State, inputs: Any) -> Calls:
                 return jax_calls(nnx.merge(graphdef, state), inputs)
 
-            arguments = state, self.inputs(arrays)
-            program, calls = jax.make_jaxpr(run, return_shape=True)(*arguments)
-        self.program = program, jax.tree.leaves(arguments)
+            arguments, numbers = (state, self.inputs(arrays)), set[float]()
+            with noting(numbers):
+                program, calls = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        self.program = program, jax.tree.leaves(arguments), numbers
         return calls
 
     def _calls(self, reference: Arrays) -> Calls:
