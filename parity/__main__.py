@@ -29,7 +29,7 @@ class Check:
     checkpoint: Path | None = None
     """Weights to prove it with: .pth, .pth.tar, .safetensors or an Orbax folder; powered random ones by default."""
     level: Literal["forward", "gradients", "train"] = "gradients"
-    """How far: layers only; loss and gradients too; training mode with the same dropout masks on top."""
+    """How far: layers only; loss and gradients too; training mode with the same random draws on top."""
     img_size: tuple[int, ...] | None = None
     """Pixels: one number for a square, or height and width; the model's (or the checkpoint's) own by default."""
     in_chans: int | None = None

@@ -31,7 +31,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
         ValueError: PyTorch has no such dtype.
     """
     name = array.dtype.name
-    dtype = getattr(torch, name, None)
+    dtype = None if name == "complex32" else getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or dtype.itemsize != array.itemsize or "int4" in name or "int2" in name:
         raise ValueError(f"PyTorch has no {name}")
     array = np.array(array, copy=True, order="C")
@@ -53,14 +53,16 @@ def numpy_dtype(tensor: torch.Tensor) -> np.dtype:
     """
     name = dtype_name(tensor)
     try:
-        return np.dtype(_beyond_numpy(name) or name)
+        if name != "complex32":  # which ml_dtypes has, and neither PyTorch's way to numpy nor JAX
+            return np.dtype(_beyond_numpy(name) or name)
     except TypeError:
-        raise ValueError(f"numpy has no {name}: convert the tensor first") from None
+        pass
+    raise ValueError(f"numpy has no {name}: convert the tensor first")
 
 
 def _beyond_numpy(name: str) -> Any:
     """The numpy type of that name that ml_dtypes adds, None for numpy's own."""
-    return getattr(ml_dtypes, name, None)
+    return None if "complex" in name else getattr(ml_dtypes, name, None)
 
 
 def is_integer(dtype: Any) -> bool:

@@ -27,8 +27,9 @@ from flax import nnx
 
 from parity.capture import Call, Key, torch_hooks
 from parity.causes import enclosing
+from parity.causes.gradients import Term, as_cause, embedding_cause, gradient_cause, related_cause, untied_cause
 from parity.channels import Axes
-from parity.compare import Gates, Row, norm, relative
+from parity.compare import Gates, Row, norm
 from parity.convert import Ledger, to_numpy, torch_arrays
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
@@ -50,58 +51,75 @@ def backward_rows(
 ) -> tuple[list[Row], tuple[Cause, ...]]:
     """One row per module, forced, float64: the derivative of its own arithmetic in JAX against PyTorch's; and causes.
 
-    Only calls whose inputs and outputs are all paired and floating take part.
+    Only calls whose inputs are all paired take part. Integers and truth values are given as they are: only what is
+    floating is differentiated.
     """
     pairs = [pair for pair in pairing.pairs if pair.inputs is not None and _whole(pair, pairing)]
     calls = ours.forward(arrays, only={pair.torch for pair in pairs})
-    pairs = [pair for pair in pairs if _floating(calls[pair.torch])]
     wanted = _torch_derivatives(ours, arrays, pairs, calls)
-    given = _jax_derivatives(theirs, arrays, pairs, calls, ledger, wanted.params.keys())
+    if wanted is None:
+        return [], ()
+    tied = _tied(ours.model)
+    given = _jax_derivatives(theirs, arrays, pairs, calls, ledger, tied.keys() | wanted.params.keys())
     rows, causes = [], []
-    for name, terms in _terms(pairs, pairing, wanted, given).items():
-        errors = [term.error(max(norm(term.wanted) for term in terms)) for term in terms]
+    for name, terms in _terms(pairs, pairing, calls, wanted, given).items():
+        largest = max((norm(term.wanted) for term in terms), default=0.0)
+        errors = [term.error(largest) for term in terms]
         row = Row(name, "derivative", "forced", "float64", max(errors, default=0.0), gates.f64_gradient)
         rows.append(row)
         if not row.passed:
             wrong = [term for term, error in zip(terms, errors, strict=True) if error > row.gate]
-            causes += _cause(name, wrong, row)
+            others = {first: {n: given.params[n] for n in tied if tied[n] == first} for first in tied.values()}
+            causes += _cause(ours, arrays, pairs, name, terms, wrong, others, row)
     return rows, tuple(causes)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Term:
-    """A module's arithmetic differentiated by one thing, in one layout."""
-
-    by: str
-    wanted: np.ndarray
-    given: np.ndarray
-
-    def error(self, largest: float) -> float:
-        """Relative; a derivative that is zero by structure is measured by the module's largest."""
-        scale = norm(self.wanted)
-        return relative(norm(self.given - self.wanted), scale if scale > 1e-10 * largest else largest)
+def _tied(model: torch.nn.Module) -> dict[str, str]:
+    """Further names of parameters that have several -> the first name."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        if id(param) in first and param.requires_grad:
+            found[name] = first[id(param)]
+        first.setdefault(id(param), name)
+    return found
 
 
-def _cause(module: str, wrong: Sequence[_Term], row: Row) -> list[Cause]:
-    """What is wrong alike with all wrong derivatives of a module."""
-    by = ", ".join(term.by for term in wrong)
-    if not any(term.given.any() for term in wrong):
-        return [Cause(module or "the model", "gradient cut", f"JAX's derivative by {by} is zero", row.error, 0.0)]
-    factors = [float(np.vdot(term.wanted, term.given).real / norm(term.wanted) ** 2) for term in wrong]
-    after = max(relative(norm(t.given - factors[0] * t.wanted), norm(t.given)) for t in wrong)
-    if after <= row.gate:
-        text = f"JAX's derivative by {by} is {factors[0]:.6g} times PyTorch's"
-        return [Cause(module or "the model", "gradient scale", text, row.error, after)]
-    return []
+def _cause(
+    side: TorchSide,
+    arrays: Sequence[np.ndarray],
+    pairs: Sequence[Pair],
+    module: str,
+    terms: Sequence[Term],
+    wrong: Sequence[Term],
+    tied: Mapping[str, Mapping[str, np.ndarray]],
+    row: Row,
+) -> list[Cause]:
+    """The most telling cause of a module's wrong derivatives: of one parameter, of a step, of all alike."""
+    if len(wrong) == 1 and wrong[0].by[0] == "parameter":
+        name = wrong[0].by[1]
+        holder = dict(side.model.named_modules()).get(name.rpartition(".")[0])
+        found = embedding_cause(holder, wrong[0], row.gate) or untied_cause(
+            name, tied.get(name, {}), wrong[0], row.gate
+        )
+        if found is not None:
+            return [as_cause(module, found, row.error, 0.0)]
+    alike = related_cause(wrong, row.gate)
+    calls = [pair for pair in pairs if pair.name == module]
+    if alike is None and len(calls) == 1:
+        paired = [pair.torch for pair in pairs]
+        key = calls[0].torch
+        alike = gradient_cause(side.model, side.inputs(arrays), key, paired, terms, _direction, row.gate)
+    return [] if alike is None else [as_cause(module, alike[:2], row.error, alike[2])]
 
 
 def _whole(pair: Pair, pairing: Pairing) -> bool:
     return len(pair.inputs or ()) == len(pairing.shapes[pair.torch].inputs)
 
 
-def _floating(call: Call) -> bool:
-    tensors = [*(call.inputs or []), *call.outputs]
-    return all(np.issubdtype(x.dtype, np.inexact) for x in tensors)
+def _moves(array: np.ndarray) -> bool:
+    """Whether there are derivatives by it."""
+    return bool(np.issubdtype(array.dtype, np.inexact))
 
 
 def _direction(key: Key, what: str, index: int, shape: tuple[int, ...], part: str = "") -> np.ndarray:
@@ -112,7 +130,8 @@ def _direction(key: Key, what: str, index: int, shape: tuple[int, ...], part: st
 
 def _torch_derivatives(
     side: TorchSide, arrays: Sequence[np.ndarray], pairs: Sequence[Pair], calls: Mapping[Key, Call]
-) -> Derivatives:
+) -> Derivatives | None:
+    """None if nothing has a derivative."""
     chosen = {pair.torch for pair in pairs}
     z: dict[Key, list[torch.Tensor]] = {}
     u: dict[Key, list[torch.Tensor]] = {}
@@ -129,7 +148,7 @@ def _torch_derivatives(
         if key not in chosen:
             return None
         project(key, "given", tensors)
-        z[key] = [x.requires_grad_() for x in side.inputs(calls[key].inputs or [])]
+        z[key] = _moving(side.inputs(calls[key].inputs or []))
         # Not the leaf itself: a module may work in place.
         return [x.clone() for x in z[key]]
 
@@ -137,12 +156,14 @@ def _torch_derivatives(
         if key not in chosen:
             return None
         project(key, "returned", tensors)
-        u[key] = [x.requires_grad_() for x in side.inputs(calls[key].outputs)]
+        u[key] = _moving(side.inputs(calls[key].outputs))
         return [x.clone() for x in u[key]]
 
     side.model.zero_grad()
     with torch_hooks(side.model, before, after):
         side.apply(side.model, side.inputs(arrays))
+    if not terms:
+        return None
     torch.stack(terms).sum().backward()
     named = side.model.named_parameters(remove_duplicate=False)
     params = {name: _gradient(param) for name, param in named if param.requires_grad}
@@ -150,12 +171,16 @@ def _torch_derivatives(
     return Derivatives(_gradients(z), _gradients(u), params)
 
 
+def _moving(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [x.requires_grad_(x.is_floating_point()) for x in tensors]
+
+
 def _gradient(tensor: torch.Tensor) -> np.ndarray:
     return to_numpy(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
 
 
 def _gradients(tensors: Mapping[Key, Sequence[torch.Tensor]]) -> dict[Key, list[np.ndarray]]:
-    return {key: [_gradient(x) for x in found] for key, found in tensors.items()}
+    return {key: [_gradient(x) for x in found if x.is_floating_point()] for key, found in tensors.items()}
 
 
 def _aligned(array: np.ndarray, axes: Axes) -> np.ndarray:
@@ -175,8 +200,8 @@ def _jax_derivatives(
     entries = {entry.jax for entry in ledger if entry.torch in trained}
     references = {pair.jax: pair.reference(calls[pair.torch]) for pair in pairs}
     with side.switches():
-        z = {key: [jnp.asarray(x) for x in call.inputs or []] for key, call in references.items()}
-        u = {key: [jnp.asarray(x) for x in call.outputs] for key, call in references.items()}
+        z = {key: [jnp.asarray(x) for x in call.inputs or [] if _moves(x)] for key, call in references.items()}
+        u = {key: [jnp.asarray(x) for x in call.outputs if _moves(x)] for key, call in references.items()}
         parts: Any = nnx.split(side.model, _among(entries), ...)
         graphdef, state, rest = parts
         inputs = side.inputs(arrays)
@@ -186,6 +211,8 @@ def _jax_derivatives(
 
             def project(key: Key, what: str, found: list[jax.Array], axes: Sequence[Axes]) -> None:
                 for i, (x, a) in enumerate(zip(found, axes, strict=True)):
+                    if not jnp.issubdtype(x.dtype, jnp.floating):
+                        continue
                     back = range(x.ndim) if a is None else np.argsort(a)
                     shape = tuple(x.shape[int(j)] for j in back)
                     parts = {"": x.real, "imaginary": x.imag} if jnp.iscomplexobj(x) else {"": x}
@@ -196,13 +223,13 @@ def _jax_derivatives(
                 if key not in z:
                     return None
                 project(key, "given", found, by_jax[key].input_axes)
-                return z[key]
+                return _filled(references[key].inputs or [], z[key])
 
             def after(key: Key, found: list[jax.Array]) -> list[jax.Array] | None:
                 if key not in u:
                     return None
                 project(key, "returned", found, by_jax[key].output_axes)
-                return u[key]
+                return _filled(references[key].outputs, u[key])
 
             model = nnx.merge(graphdef, state, rest)
             side.apply(watched(model, before, after), inputs)
@@ -218,26 +245,47 @@ def _jax_derivatives(
     )
 
 
+def _filled(reference: Sequence[np.ndarray], moving: Sequence[jax.Array]) -> list[jax.Array]:
+    """The reference, with `moving` in place of what is floating."""
+    supply = iter(moving)
+    return [next(supply) if _moves(x) else jnp.asarray(x) for x in reference]
+
+
 def _among(names: Collection[str]) -> Callable[[Any, Any], bool]:
     return lambda path, _: ".".join(map(str, path)) in names
 
 
-def _terms(pairs: Sequence[Pair], pairing: Pairing, wanted: Derivatives, given: Derivatives) -> dict[str, list[_Term]]:
+def _terms(
+    pairs: Sequence[Pair], pairing: Pairing, calls: Mapping[Key, Call], wanted: Derivatives, given: Derivatives
+) -> dict[str, list[Term]]:
     """Module -> the derivatives of its own arithmetic, in the order of the calls."""
-    found: dict[str, list[_Term]] = {pair.name: [] for pair in pairs}
+    found: dict[str, list[Term]] = {pair.name: [] for pair in pairs}
     for pair in pairs:
-        for i, (a, axes) in enumerate(zip(wanted.inputs[pair.torch], pair.input_axes, strict=True)):
-            found[pair.name].append(_Term(f"input {i}", _aligned(a, axes), given.inputs[pair.torch][i]))
+        call = calls[pair.torch]
+        places = _places(call.inputs or [], pair.input_axes)
+        for (i, axes), a, b in zip(places, wanted.inputs[pair.torch], given.inputs[pair.torch], strict=True):
+            found[pair.name].append(Term(("input", None, i), f"input {i}", a, _restored(b, axes)))
         around = enclosing(pairing.pairs, pair)
         if around is not None and around.name in found:
-            for i, (a, axes) in enumerate(zip(wanted.outputs[pair.torch], pair.output_axes, strict=True)):
+            places = _places(call.outputs, pair.output_axes)
+            for (i, axes), a, b in zip(places, wanted.outputs[pair.torch], given.outputs[pair.torch], strict=True):
                 by = f"the output of {pair.name}"
-                found[around.name].append(_Term(by, _aligned(a, axes), given.outputs[pair.torch][i]))
+                found[around.name].append(Term(("output", pair.torch, i), by, a, _restored(b, axes)))
     for name, gradient in wanted.params.items():
         owner = _owner(name, found)
         if owner in found:
-            found[owner].append(_Term(name, gradient, given.params[name]))
+            found[owner].append(Term(("parameter", name, 0), name, gradient, given.params[name]))
     return found
+
+
+def _places(tensors: Sequence[np.ndarray], axes: Sequence[Axes]) -> list[tuple[int, Axes]]:
+    """Index and layout of what is floating."""
+    return [(i, a) for i, (x, a) in enumerate(zip(tensors, axes, strict=True)) if _moves(x)]
+
+
+def _restored(array: np.ndarray, axes: Axes) -> np.ndarray:
+    """An array of JAX's in PyTorch's layout."""
+    return array if axes is None else array.transpose(np.argsort(axes))
 
 
 def _owner(parameter: str, modules: Collection[str]) -> str:

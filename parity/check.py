@@ -18,7 +18,7 @@ from flax import nnx
 from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
-from parity.causes import find_causes
+from parity.causes import find_causes, find_single_causes
 from parity.causes.leaks import believable, leak_causes
 from parity.channels import Axes
 from parity.compare import Gates, Row
@@ -40,8 +40,7 @@ from parity.leaks import gradient_leaks, leaks
 from parity.losses import Loss, default_loss
 from parity.memory import release
 from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
-from parity.power import BUDGET, PowerReport
-from parity.power import power as measure_power
+from parity.power import power_of
 from parity.precision import format_rows
 from parity.repeated import paired_by_value
 from parity.report import Cause, Report
@@ -98,7 +97,7 @@ def check(
             as it is if JAX's model takes it so.
         rules: what the pair needs besides the built-in rules.
         level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
-            same dropout masks in both.
+            same random draws in both.
         gates: the largest errors that pass; the defaults are derived in the docs.
         loss: what is differentiated; by default one that has a gradient and a curvature in every direction of every
             output (`parity.losses.default_loss`).
@@ -161,7 +160,7 @@ def check(
     format_figures = (
         format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
     )
-    powers = _power(proof, level, evaluation_loss, power, tell) if power else None
+    powers = power_of(proof, level, evaluation_loss, power, tell) if power else None
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
@@ -169,7 +168,7 @@ def check(
         unpaired=proof.pairing.unpaired,
         causes=causes,
         formats=tuple(format_figures),
-        notes=tuple(dict.fromkeys((*proof.pairing.design.notes(), *proof.tables.notes(), *proof.notes))),
+        notes=proof.all_notes,
         power=powers,
         settings={
             "level": level,
@@ -179,19 +178,6 @@ def check(
             "loss": None if level == "forward" or evaluation_loss is None else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
         },
-    )
-
-
-def _power(proof: Proof, level: str, loss: Loss, budget: float, tell: Callable[[str], None]) -> PowerReport:
-    return measure_power(
-        proof.torch_model,
-        proof.arrays,
-        level=level,
-        gates=proof.gates,
-        loss=loss,
-        budget=BUDGET if budget is True else budget,
-        paired={pair.torch for pair in proof.pairing.pairs},
-        progress=lambda line, share: tell(f"power, {share:.0%} of the budget: {line}"),
     )
 
 
@@ -340,6 +326,11 @@ class Proof:
     def tables(self) -> TableGates:
         return TableGates(self.pairing, self.gates)
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What passed with a condition or was not verified, a sentence each."""
+        return tuple(dict.fromkeys((*self.pairing.design.notes(), *self.tables.notes(), *self.notes)))
+
     def forward64(self) -> list[Row]:
         return self.forward(("float64",))
 
@@ -420,6 +411,7 @@ class Proof:
         proven = leak_causes(*shared, self.gates)
         with shared[0].wide():
             found = believable(find_causes(*shared, self.notes), self.pairing, rows)
+            found += find_single_causes(shared[0], self.jax_side("float32"), *shared[2:], self.notes)
         # A cast that is proven says more than any other cause of its module.
         return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
@@ -432,7 +424,7 @@ class Proof:
         return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Training mode with the same masks on both sides, and what is wrong there: see `parity.training`."""
+        """Training mode with the same random draws on both sides, and what is wrong there: see `parity.training`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)

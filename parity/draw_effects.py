@@ -16,7 +16,7 @@ from flax import nnx
 
 from parity.compare import norm
 from parity.convert import to_numpy
-from parity.draws import Handed, Match, Matching, Site, hand_out, moves, neutral, numbers
+from parity.draws import Handed, Match, Matching, Move, Site, hand_out, moves, neutral, numbers, to_jax
 from parity.jax_draws import handed_out, in_precision
 from parity.runs import JaxSide, TorchSide
 from parity.structure import tensors
@@ -83,11 +83,10 @@ def _one(match: Match, site: Site) -> np.ndarray:
     return numbers(site, site.law.keep) if match.torch is site else neutral(match.torch)
 
 
-def _moved(matching: Matching, source: Site, target: Site, move: Callable) -> Handed:
+def _moved(matching: Matching, source: Site, target: Site, move: Move) -> Handed:
     """JAX's numbers: those of PyTorch's draw `source` at `target`, nothing dropped elsewhere."""
-    handed = {key: list(given) for key, given in hand_out(matching, lambda match: neutral(match.torch))[1].items()}
-    handed[target.key][target.index] = move(numbers(source, source.law.keep), source.law.kind)
-    return handed
+    given = [(m.jax, m.moves[0](neutral(m.torch), m.torch.law.kind)) for m in matching.matches if m.jax is not target]
+    return to_jax(matching, [*given, (target, move(numbers(source, source.law.keep), source.law.kind))])
 
 
 def _apart(given: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:

@@ -53,8 +53,6 @@ def _pair_rows(pair: Match) -> list[Row]:
     if ours.size != theirs.size:
         sizes = f"{list(ours.shape)} numbers, of JAX {list(theirs.shape)}"
         note = f"one draw of PyTorch has {sizes}: other elements share a number"
-    elif theirs.repeated > 1:
-        note = f"drawn {theirs.repeated} times inside vmap or scan: cannot be handed out"
     kind = "dropout draws" if _masks(pair) else "random draw"
     return [*rows, _row(ours.name, kind, float(bool(note)), note)]
 

@@ -67,7 +67,7 @@ class Site:
         line: where in the source it is, for people.
         state: what identifies the state of the generator; None if unknown.
         constant: every forward pass draws the same numbers here.
-        repeated: how many draws the same line makes at once, inside `vmap` or `scan` (1: none).
+        keys: where one line draws several times, inside `vmap` or `scan`, the key of each time, in order.
         silent: whether it can be left out (see `SILENT`).
     """
 
@@ -80,7 +80,7 @@ class Site:
     line: str = ""
     state: str | None = None
     constant: bool = False
-    repeated: int = 1
+    keys: tuple[str, ...] = ()
     silent: bool = False
 
     @property
@@ -107,7 +107,22 @@ class Marked:
 SILENT, OWN = Marked("silent"), Marked("own")
 """Nothing is dropped or scaled; the model draws by itself."""
 
-Numbers = np.ndarray | Marked
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """In place of numbers for a line that draws several times: those for each key."""
+
+    rows: Mapping[str, np.ndarray]
+
+    def lookup(self, keys: np.ndarray, shape: tuple[int, ...], otherwise: float) -> np.ndarray:
+        """Numbers of `shape` for each of the keys (..., words); `otherwise` for one that has none."""
+        flat = keys.reshape(-1, keys.shape[-1])
+        missing = np.full(shape, otherwise)
+        found = [self.rows.get(key.tobytes().hex(), missing).reshape(shape) for key in flat]
+        return np.stack(found).reshape(*keys.shape[:-1], *shape)
+
+
+Numbers = np.ndarray | Marked | Table
 Handed = Mapping[Key, Sequence[Numbers]]
 """The numbers for the draws of each call, in order."""
 
@@ -210,7 +225,8 @@ def match(ours: Sequence[Site], theirs: Sequence[Site], partner: Callable[[str],
 
     `partner` gives the JAX path of a PyTorch path. What is left is paired by place alone, to say what differs.
     """
-    left, right = ([site for site in sites if not site.constant] for sites in (ours, theirs))
+    left = [site for site in ours if not site.constant]
+    right = spread([site for site in theirs if not site.constant], left)
 
     def near(a: Site, b: Site) -> bool:
         return partner(a.owner) == b.owner
@@ -225,12 +241,9 @@ def match(ours: Sequence[Site], theirs: Sequence[Site], partner: Callable[[str],
                 found.append((a, b))
         return found
 
-    def equal(a: Site, b: Site) -> bool:
-        return bool(moves(a, b)) and a.repeated == b.repeated == 1
-
-    pairs = take(lambda a, b: equal(a, b) and near(a, b) and partner(a.after) == b.after)
-    pairs += take(lambda a, b: equal(a, b) and near(a, b))
-    pairs += take(equal)
+    pairs = take(lambda a, b: bool(moves(a, b)) and near(a, b) and partner(a.after) == b.after)
+    pairs += take(lambda a, b: bool(moves(a, b)) and near(a, b))
+    pairs += take(lambda a, b: bool(moves(a, b)))
     order = {id(site): i for i, site in enumerate(ours)}
     matches = [Match(a, b, moves(a, b)) for a, b in sorted(pairs, key=lambda pair: order[id(pair[0])])]
     rates: list[tuple[Site, Site]] = []
@@ -246,6 +259,30 @@ def match(ours: Sequence[Site], theirs: Sequence[Site], partner: Callable[[str],
         tuple(right),
         *(tuple(site for site in sites if site.constant) for sites in (ours, theirs)),
     )
+
+
+def spread(theirs: Sequence[Site], ours: Sequence[Site]) -> list[Site]:
+    """JAX's draws, those of one line in `vmap` or `scan` as PyTorch makes them: all at once, or one by one."""
+    found: list[tuple[tuple[int, int], Site]] = []
+    for place, site in enumerate(theirs):
+        n = len(site.keys)
+        alike = [a for a in ours if a.law.kind == site.law.kind and _mirrors(a.law, site.law)]
+        # Into how many draws: as few as there are in PyTorch of the size that this gives.
+        parts = next(
+            (k for k in range(1, n + 1) if n % k == 0 and sum(a.size == site.size * n // k for a in alike) >= k), n
+        )
+        if not n:
+            found.append(((place, 0), site))
+            continue
+        each = n // parts
+        shape = (each, *site.shape) if each > 1 else site.shape
+        # What is drawn in one round of a loop comes together: the lines of a loop have one number of keys.
+        start = next(i for i, other in enumerate(theirs) if (other.key, len(other.keys)) == (site.key, n))
+        for turn in range(parts):
+            keys = site.keys[turn * each : (turn + 1) * each]
+            order = (start, turn) if parts > 1 else (place, 0)
+            found.append((order, dataclasses.replace(site, shape=shape, keys=keys)))
+    return [site for _, site in sorted(found, key=lambda item: item[0])]
 
 
 def _other_rate(a: Site, b: Site) -> bool:
@@ -300,23 +337,36 @@ def drawn(match: Match, seed: int = 0) -> np.ndarray:
 
 def hand_out(matching: Matching, choose: Choose = drawn) -> tuple[Handed, Handed]:
     """For PyTorch and for JAX: the same numbers for each pair; what has no partner does nothing where that can be."""
-    ours: dict[tuple[Key, int], Numbers] = {(site.key, site.index): OWN for site in matching.torch_constant}
-    theirs: dict[tuple[Key, int], Numbers] = {(site.key, site.index): OWN for site in matching.jax_constant}
-    for pair in matching.matches:
-        given = choose(pair)
-        ours[pair.torch.key, pair.torch.index] = given
-        theirs[pair.jax.key, pair.jax.index] = pair.moves[0](given, pair.torch.law.kind)
-    for site in (*(pair.torch for pair in (*matching.rates, *matching.sizes)), *matching.torch_only):
-        ours[site.key, site.index] = SILENT
-    for site in (*(pair.jax for pair in (*matching.rates, *matching.sizes)), *matching.jax_only):
-        theirs[site.key, site.index] = SILENT
-    return _by_call(ours), _by_call(theirs)
+    chosen = [(pair, choose(pair)) for pair in matching.matches]
+    wrong = (*matching.rates, *matching.sizes)
+    ours: list[tuple[Site, Numbers]] = [(pair.torch, given) for pair, given in chosen]
+    ours += [(site, OWN) for site in matching.torch_constant]
+    ours += [(site, SILENT) for site in (*(pair.torch for pair in wrong), *matching.torch_only)]
+    theirs = [(pair.jax, pair.moves[0](given, pair.torch.law.kind)) for pair, given in chosen]
+    return by_call(ours), to_jax(matching, theirs)
 
 
-def _by_call(found: Mapping[tuple[Key, int], Numbers]) -> dict[Key, list[Numbers]]:
+def to_jax(matching: Matching, given: Sequence[tuple[Site, np.ndarray]]) -> Handed:
+    """For JAX: these numbers; what has no partner does nothing where that can be."""
+    found: list[tuple[Site, Numbers]] = [*given, *((site, OWN) for site in matching.jax_constant)]
+    wrong = (pair.jax for pair in (*matching.rates, *matching.sizes))
+    return by_call([*found, *((site, SILENT) for site in (*wrong, *matching.jax_only))])
+
+
+def by_call(found: Sequence[tuple[Site, Numbers]]) -> dict[Key, list[Numbers]]:
     calls: dict[Key, list[Numbers]] = {}
-    for (key, _), value in sorted(found.items(), key=lambda item: item[0]):
-        calls.setdefault(key, []).append(value)
+    tables: dict[tuple[Key, int], dict[str, np.ndarray]] = {}
+    for site, value in sorted(found, key=lambda item: (item[0].key, item[0].index)):
+        given = calls.setdefault(site.key, [])
+        if not site.keys:
+            given.append(value)
+            continue
+        place = site.key, site.index
+        if place not in tables:
+            tables[place] = {}
+            given.append(Table(tables[place]))
+        if isinstance(value, np.ndarray):
+            tables[place].update(zip(site.keys, value.reshape(len(site.keys), -1), strict=True))
     return calls
 
 
@@ -324,7 +374,7 @@ def shared_states(sites: Sequence[Site]) -> Iterator[tuple[Site, Site]]:
     """Draws that repeat an earlier one's numbers: the same generator's state, law family and shape."""
     seen: dict[tuple[str, str, tuple[int, ...]], Site] = {}
     for site in sites:
-        if site.state is not None and not site.constant and site.repeated == 1:
+        if site.state is not None and not site.constant and not site.keys:
             first = seen.setdefault((site.state, site.law.family, site.shape), site)
             if first is not site:
                 yield first, site

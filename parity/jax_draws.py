@@ -22,12 +22,13 @@ import numpy as np
 from flax import nnx
 
 from parity.capture import Key, jax_hooks
-from parity.draws import SILENT, Handed, Law, Marked, Numbers
+from parity.draws import SILENT, Handed, Law, Marked, Numbers, Table
 
 INSIDE = "jax._src.random"
 """Functions of `jax.random` that call each other are one draw, not two."""
 
-jax.tree_util.register_static(Marked)
+for _mark in (Marked, Table):
+    jax.tree_util.register_static(_mark)
 
 _context = jax.make_user_context(None)
 _contexts = itertools.count(1)
@@ -41,15 +42,11 @@ class Source(Protocol):
     draw can be left out.
     """
 
-    wants_keys: bool
-
-    def numbers(self, law: Law, keep: Any, key: Any, shape: tuple[int, ...], *, silent: bool) -> Any: ...
+    def numbers(self, law: Law, keep: Any, key: Callable[[], Any], shape: tuple[int, ...], *, silent: bool) -> Any: ...
 
 
 class Given:
     """Hands numbers out, call by call; what there are none for drops nothing."""
-
-    wants_keys = False
 
     def __init__(self, handed: Handed) -> None:
         self._handed, self._around = handed, [("", 0)]
@@ -61,7 +58,7 @@ class Given:
     def left(self, key: Key, arrays: Any) -> None:
         self._around.pop()
 
-    def numbers(self, law: Law, keep: Any, key: Any, shape: tuple[int, ...], *, silent: bool) -> Any:
+    def numbers(self, law: Law, keep: Any, key: Callable[[], Any], shape: tuple[int, ...], *, silent: bool) -> Any:
         call = self._around[-1]
         index = self._count.get(call, 0)
         self._count[call] = index + 1
@@ -69,7 +66,21 @@ class Given:
         found = given[index] if index < len(given) else SILENT
         if found is SILENT:
             return SILENT if silent else nothing(law, keep, shape)
+        if isinstance(found, Table):
+            return _looked_up(found, law, key(), shape)
         return None if isinstance(found, Marked) else found
+
+
+def _looked_up(table: Table, law: Law, key: Any, shape: tuple[int, ...]) -> Any:
+    """Inside `vmap` or `scan` the key tells, as the program runs, which of the draws it is."""
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    otherwise = 0.0 if law.kind == "normal" else 0.5 if law.keep is None else law.keep / 2
+
+    def lookup(keys: Any) -> np.ndarray:
+        return table.lookup(np.asarray(keys), shape, otherwise).astype(dtype)
+
+    words = jax.random.key_data(key)
+    return jax.pure_callback(lookup, jax.ShapeDtypeStruct(shape, dtype), words, vmap_method="broadcast_all")
 
 
 def nothing(law: Law, keep: Any, shape: tuple[int, ...]) -> Any:
@@ -103,7 +114,7 @@ def _bernoulli(p: Any, shape: tuple[int, ...]) -> _Draw:
     known = None if isinstance(p, jax.core.Tracer) or np.size(p) != 1 else float(np.asarray(p).reshape(()))
 
     def fill(u: Any) -> Any:
-        return jnp.asarray(u) < p
+        return jnp.asarray(u) < jnp.broadcast_to(p, shape)
 
     return _Draw(Law("bernoulli", known), shape, fill, p)
 
@@ -165,7 +176,7 @@ def _called(name: str, args: Any, kwargs: Any) -> Any:
     draw = _parse(name, bound.arguments)
     if draw is None or 0 in draw.shape:
         return original(*args, **kwargs)
-    found = sources[-1].numbers(draw.law, draw.keep, bound.arguments["key"], draw.shape, silent=False)
+    found = sources[-1].numbers(draw.law, draw.keep, lambda: bound.arguments["key"], draw.shape, silent=False)
     return original(*args, **kwargs) if found is None else draw.fill(found)
 
 
@@ -182,8 +193,7 @@ def _dropout(args: Any, kwargs: Any) -> Any:
     keep = 1.0 - module.rate
     shared = {axis % x.ndim for axis in module.broadcast_dims}
     draw = _bernoulli(keep, tuple(1 if axis in shared else n for axis, n in enumerate(x.shape)))
-    key = _key(module, bound.arguments["rngs"]) if sources[-1].wants_keys else None
-    found = sources[-1].numbers(draw.law, keep, key, draw.shape, silent=True)
+    found = sources[-1].numbers(draw.law, keep, lambda: _key(module, bound.arguments["rngs"]), draw.shape, silent=True)
     if found is None:
         return original(*args, **kwargs)
     if found is SILENT:
@@ -287,6 +297,6 @@ def in_precision(handed: Handed, dtype: str) -> dict[Key, list[Any]]:
     """As arguments of a program."""
 
     def array(numbers: Numbers) -> Any:
-        return numbers if isinstance(numbers, Marked) else jnp.asarray(numbers.astype(dtype))
+        return numbers if isinstance(numbers, Marked | Table) else jnp.asarray(numbers.astype(dtype))
 
     return {key: [array(numbers) for numbers in given] for key, given in handed.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax
@@ -32,8 +32,6 @@ UNKNOWN = ("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "t
 class Recorder:
     """Records draws; `seen` gets, as the program runs, the key and the probability of each."""
 
-    wants_keys = True
-
     def __init__(self, model: nnx.Module) -> None:
         self.sites: list[Site] = []
         self.seen: dict[int, list[tuple[bytes | None, float | None]]] = {}
@@ -54,7 +52,7 @@ class Recorder:
         if key[0] in self._holding:
             self._after = key[0]
 
-    def numbers(self, law: Law, keep: Any, key: Any, shape: tuple[int, ...], *, silent: bool) -> Any:
+    def numbers(self, law: Law, keep: Any, key_of: Callable[[], Any], shape: tuple[int, ...], *, silent: bool) -> Any:
         call = self._around[-1] if self._around else ("", 0)
         index = self._count.get(call, 0)
         self._count[call] = index + 1
@@ -63,6 +61,7 @@ class Recorder:
             owner = owner.rpartition(".")[0]
         site = Site(call, index, law, shape, owner, self._after, source_line(LIBRARIES), silent=silent)
         self.sites.append(site)
+        key = key_of()
         data = jnp.zeros((), jnp.uint32) if key is None else jax.random.key_data(key)
         p = jnp.nan if keep is None else keep
 
@@ -107,15 +106,17 @@ def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], 
 
 def _completed(site: Site, place: int, first: Any, second: Any) -> Site:
     """With what running it twice shows."""
-    (key, p), *others = first.get(place, [(None, None)])
-    (again, _), *_ = second.get(place, [(None, None)])
-    known = p is not None and not np.isnan(p)
+    times, again = (seen.get(place, [(None, None)]) for seen in (first, second))
+    key, p = times[0]
+    keys = tuple(key.hex() for key, _ in times if key is not None)
+    known = p is not None and not np.isnan(p) and all(other == p for _, other in times)
     return dataclasses.replace(
         site,
         law=dataclasses.replace(site.law, keep=p if known else None) if site.law.keep is None else site.law,
         state=None if key is None else key.hex(),
-        constant=key is not None and key == again,
-        repeated=1 + len(others),
+        constant=key is not None and key == again[0][0],
+        # One key for all times is one draw: the same numbers.
+        keys=keys if len(set(keys)) > 1 else (),
     )
 
 

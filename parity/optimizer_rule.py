@@ -298,21 +298,21 @@ class _Trial:
                 *((f"Adam with b1 {x:g}", optax.scale_by_adam(x, b2, eps)) for x in (0.5, 0.8, 0.9, 0.95)),
                 *((f"Adam with eps {x:g}", optax.scale_by_adam(b1, b2, x)) for x in (1e-6, 1e-7, 1e-8, 1e-10)),
             ]
-        for text, rule in rules:
-            for decay in dict.fromkeys((own, 0.0, 1e-4, 1e-2, 5e-4, 0.05, 0.1)):
-                if not decay:
-                    yield f"{text} without weight decay", rule
-                    continue
+        down = optax.scale(-1.0)
+        for i, (text, rule) in enumerate(rules):
+            if not own or i == 0:
+                yield f"{text} without weight decay", optax.chain(rule, down)
+            for decay in dict.fromkeys((own, 1e-4, 1e-2, 5e-4, 0.05, 0.1) if i == 0 else (own,)):
                 decays = {"": optax.add_decayed_weights(decay, mask), " of all": optax.add_decayed_weights(decay)}
-                for whose, added in decays.items():
-                    yield f"{text} with weight decay {decay:g}{whose} (as AdamW)", optax.chain(rule, added)
-                    yield f"{text} with weight decay {decay:g}{whose} in the gradient (L2)", optax.chain(added, rule)
+                for whose, added in decays.items() if decay else ():
+                    said = f"{text} with weight decay {decay:g}{whose}"
+                    yield f"{said} beside the gradient (as AdamW)", optax.chain(rule, added, down)
+                    yield f"{said} in the gradient (L2)", optax.chain(added, rule, down)
 
     def _mask(self) -> Any:
         """Which of flax's tensors PyTorch decays."""
-        decays = {
-            name for (name, _), i in self.group_of.items() if i >= 0 and self.groups[i].get("weight_decay", 0.0) != 0
-        }
+        decaying = [i for i, group in enumerate(self.groups) if group.get("weight_decay")] or range(len(self.groups))
+        decays = {name for (name, _), i in self.group_of.items() if i in decaying}
         return _named(self.params, lambda name, x: name in decays)
 
 

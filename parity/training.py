@@ -115,7 +115,12 @@ class _Training:
         side = self.torch_side("float64")
         ours = torch_sites(side.model, lambda: side.apply(side.model, side.inputs(self.arrays)))
         theirs, unknown = jax_sites(self.jax_side("float64"), self.arrays)
-        matching = match(ours, theirs, rules.jax_path)
+
+        def partner(path: str) -> str:
+            stacked, index = rules.stack_index(path)
+            return rules.jax_path(path) if index is None else stacked
+
+        matching = match(ours, theirs, partner)
         return matching, draw_rows(matching, theirs, unknown)
 
     def _gradients(self, precision: str, loss: Loss, ours: Handed, theirs: Handed) -> tuple[Gradients, Gradients]:

@@ -75,7 +75,7 @@ class Evaluator:
         """The results of a whole program."""
         given = [self._held(var, x) for var, x in zip(closed.jaxpr.invars, args, strict=True)]
         found = zip(self.run(closed.jaxpr, closed.consts, given, scope), closed.jaxpr.outvars, strict=True)
-        return [self._settled(x, var, wide=isinstance(x, Table)) for x, var in found]
+        return [self._settled(x, var, wide=isinstance(x, Table) or self._is_wide(x, var)) for x, var in found]
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], scope: Scope) -> list[Any]:
         env: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
@@ -98,7 +98,7 @@ class Evaluator:
 
     def _literal(self, literal: Any) -> Any:
         value = literal.val
-        if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.floating):
+        if np.ndim(value) or not jax.numpy.issubdtype(np.asarray(value).dtype, np.floating):
             return value
         narrow = wider(format_of(literal), self.precision)
         return Either(value, self._recovered(value) if narrow else value)
@@ -108,7 +108,8 @@ class Evaluator:
         format_ = str(value.dtype)
         if format_ not in self._known:
             with np.errstate(over="ignore"):
-                self._known[format_] = {float(np.asarray(x).astype(value.dtype)): x for x in self._scalars}
+                rounded = ((float(np.asarray(x).astype(value.dtype)), x) for x in self._scalars)
+                self._known[format_] = {short: x for short, x in rounded if short != x}
         whole = whole_scalar(np.asarray(value)[()], self._known[format_])
         return np.asarray(whole, wider(format_, self.precision))
 

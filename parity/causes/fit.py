@@ -21,7 +21,7 @@ CLOSE = 1e-12
 
 
 def fitted(values: Callable[[float], np.ndarray | None], wanted: np.ndarray, start: float) -> float | None:
-    """The positive number for which `values` gives `wanted`, by Gauss and Newton in its logarithm; None if none does."""
+    """The positive number for which `values` gives `wanted`, by Gauss-Newton in its logarithm; None if none does."""
     if start <= 0 or wanted.size < EQUATIONS or not np.isfinite(wanted).all():
         return None
     for factor in STARTS:

@@ -52,9 +52,9 @@ def _kind_left_out(step: Step) -> str:
     """What it is that a step without which there is still a result does."""
     if step.name in ("div", "true_divide") and len(step.args) > 1 and isinstance(step.args[1], torch.Tensor):
         x, divisor = step.args
-        if isinstance(x, torch.Tensor) and divisor.shape == (*x.shape[:-1], 1):
-            if torch.allclose(divisor, x.sum(-1, keepdim=True), rtol=1e-6):
-                return "renormalisation"
+        sums = isinstance(x, torch.Tensor) and divisor.shape == (*x.shape[:-1], 1)
+        if sums and torch.allclose(divisor, x.sum(-1, keepdim=True), rtol=1e-6):
+            return "renormalisation"
     if step.name in SUMS and len(step.args) > 1 and getattr(step.args[1], "ndim", 2) == 1:
         return "bias"
     return "step left out"
@@ -73,7 +73,7 @@ def _like(x: Any, y: torch.Tensor) -> bool:
     return isinstance(x, torch.Tensor) and x.shape == y.shape
 
 
-def _operands(step: Step, pool: Pool) -> Iterator[Variant]:
+def _operands(step: Step, pool: Sequence[Named]) -> Iterator[Variant]:
     switch = "residual" if step.name in SUMS else "wrong tensor"
     for i, operand in enumerate(step.args[:3]):
         if not isinstance(operand, torch.Tensor) or operand.ndim == 0:

@@ -90,35 +90,11 @@ class Around:
 
 
 SCORES = frozenset(
-    [
-        "matmul",
-        "bmm",
-        "baddbmm",
-        "einsum",
-        "mul",
-        "div",
-        "true_divide",
-        "add",
-        "sub",
-        "masked_fill",
-        "where",
-        "transpose",
-        "permute",
-        "reshape",
-        "view",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "unflatten",
-        "flatten",
-        "float",
-        "to",
-        "type",
-        "double",
-        "contiguous",
-        "rmatmul",
-        "rmul",
-    ]
+    (
+        *("matmul", "rmatmul", "bmm", "baddbmm", "einsum", "mul", "rmul", "div", "true_divide", "add", "sub"),
+        *("masked_fill", "where", "transpose", "permute", "reshape", "view", "unsqueeze", "squeeze", "expand"),
+        *("unflatten", "flatten", "contiguous", "float", "double", "to", "type"),
+    )
 )
 """Functions on the way from queries and keys to the softmax."""
 

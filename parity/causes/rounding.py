@@ -2,7 +2,8 @@
 
 The same function rounded otherwise cannot be expected to give JAX's numbers to the last digit: sums run in another
 order, and a float32 `exp` differs between libraries in its last bit. But most of its roundings (of the inputs, of a
-result to 24 digits) are those of JAX, so the errors agree element by element; chance gives a correlation of 1 / sqrt(n).
+result to 24 digits) are those of JAX, so the errors agree element by element; by chance they would correlate by
+1 / sqrt(n).
 """
 
 from __future__ import annotations
@@ -83,11 +84,15 @@ def random_signs(error: np.ndarray, reference: np.ndarray) -> bool:
 
     What a wrong constant does (an epsilon, a scale) is smooth, and shows in one of these orders.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        d = np.where(reference != 0, error / np.abs(reference), 0.0)
-    signs = np.sign(np.where(np.abs(d) > 2.0**-40, d, 0))
-    if signs.size < 64 or (signs != 0).mean() < 0.5:
+    large = np.abs(error) > 2.0**-40 * np.abs(reference)
+    if error.size < 64 or large.mean() < 0.5:
         return False
+    up, outward = np.sign(np.where(large, error, 0)), np.sign(np.where(large, error * np.sign(reference), 0))
+    return _no_order(up, reference) and _no_order(outward, reference)
+
+
+def _no_order(signs: np.ndarray, reference: np.ndarray) -> bool:
+    """Whether signs are balanced, and neighbours along any axis, or by size, do not share theirs."""
     limit = max(0.25, 4 / np.sqrt(signs.size))
     if abs(signs.mean()) > limit:
         return False

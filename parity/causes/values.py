@@ -120,7 +120,7 @@ def norm(step: Step, around: Around) -> Iterator[Variant]:
     yield changed("1 + scale", "scale -> 1 + scale", weight, lambda w: 1 + w)
     if bias is not None:
         yield given("bias", "without its bias", bias, None)
-    if step.name in ("layer_norm", "group_norm"):
+    if step.name in ("layer_norm", "group_norm", "instance_norm"):
         for text, statistics in _STATISTICS.items():
             yield Variant("norm statistics", text, lambda s, f=statistics: _normalised(s, f))
         text = "variance as E[x^2] - E[x]^2, which cancels where the mean is large"
@@ -168,13 +168,15 @@ _STATISTICS = {
 
 
 def _normalised(step: Step, statistics: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """LayerNorm or GroupNorm with other statistics."""
-    x, sizes, weight, bias = step.get(0, "input"), step.get(1, ""), step.get(2, "weight"), step.get(3, "bias")
-    eps = step.get(4, "eps", 1e-5)
+    """LayerNorm, GroupNorm or InstanceNorm with other statistics."""
+    places = _NORM_ARGUMENTS[step.name]
+    x, weight, bias = step.get(0, "input"), step.get(*places[0]), step.get(*(places[1] or (99, "")))
+    eps = step.get(*places[2], 1e-5)
     if step.name == "layer_norm":
-        y = statistics(x, tuple(range(-len(sizes), 0)), eps)
+        y = statistics(x, tuple(range(-len(step.get(1, "normalized_shape")), 0)), eps)
     else:
-        y = statistics(x.reshape(x.shape[0], sizes, -1), (2,), eps).reshape(x.shape)
+        groups = step.get(1, "num_groups") if step.name == "group_norm" else x.shape[1]
+        y = statistics(x.reshape(x.shape[0], groups, -1), (2,), eps).reshape(x.shape)
         weight, bias = (t if t is None else t.reshape(1, -1, *[1] * (x.ndim - 2)) for t in (weight, bias))
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
@@ -194,6 +196,16 @@ def along_axis(step: Step, around: Around) -> Iterator[Variant]:
 def variance(step: Step, around: Around) -> Iterator[Variant]:
     function = {"var": torch.var, "std": torch.std}[step.name]
     dims, keep = step.get(1, "dim"), step.kwargs.get("keepdim", False)
+    if step.name == "var":
+        text = "variance as E[x^2] - E[x]^2, which cancels where the mean is large"
+        n = step.get(0, "input").numel() / step.output.numel()
+        factor = n / (n - 1) if step.kwargs.get("correction", step.kwargs.get("unbiased", 1)) else 1.0
+
+        def fast(s: Step) -> torch.Tensor:
+            x = s.get(0, "input")
+            return factor * ((x * x).mean(dims, keepdim=keep) - x.mean(dims, keepdim=keep) ** 2).clamp(min=0)
+
+        yield Variant("fast variance", text, fast, rounding="rows")
     for correction in (0, 1):
         text = f"{step.name} with correction {correction}"
         yield replaced("norm statistics", text, lambda x, c=correction: function(x, dims, correction=c, keepdim=keep))

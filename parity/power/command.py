@@ -36,7 +36,7 @@ class Power:
     """Images of the proof."""
     seed: int = 0
     """Of the random weights and images."""
-    budget: float = 300.0
+    budget: float = 1000.0
     """What the search may cost, in forward passes of the model."""
     json: Path | None = None
     """Write all of it there."""

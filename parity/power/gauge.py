@@ -15,6 +15,7 @@ from parity.capture import ROOT, Key
 from parity.causes.replay import Recording, Sites
 from parity.compare import Gates, Row, rel_f
 from parity.convert import to_numpy
+from parity.inputs import Apply, positional
 from parity.judge import REARRANGEMENTS, distance, gradient_rows, summed
 from parity.losses import Loss, default_loss
 from parity.power.mutate import mutated
@@ -103,6 +104,7 @@ class Whole:
     loss: Loss | None
     gates: Gates
     level: str
+    apply: Apply = positional
     _right: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -133,7 +135,7 @@ class Whole:
         return self.loss or self._known("loss", self._default_loss)
 
     def _default_loss(self) -> Loss:
-        shapes = calls_of(self.model, TorchSide(self.model, "float64").inputs(self.arrays))[-1].outputs
+        shapes = calls_of(self.model, TorchSide(self.model, "float64").inputs(self.arrays), self.apply)[-1].outputs
         return default_loss(shapes, [None] * len(shapes))
 
     def _known(self, name: str, compute: Any) -> Any:
@@ -142,8 +144,10 @@ class Whole:
         return self._right[name]
 
     def _free(self, wrong: torch.nn.Module) -> list[Row]:
-        right: Arrays = self._known("free", lambda: TorchSide.of(self.model, "float64").forward(self.arrays))
-        found = TorchSide.of(wrong, "float64").forward(self.arrays)
+        right: Arrays = self._known(
+            "free", lambda: TorchSide.of(self.model, "float64", apply=self.apply).forward(self.arrays)
+        )
+        found = TorchSide.of(wrong, "float64", apply=self.apply).forward(self.arrays)
         return [
             Row(key[0], "layer", "free", "float64", distance(found[key].outputs, call.outputs)[0], self.gates.f64)
             for key, call in right.items()
@@ -161,7 +165,7 @@ class Whole:
 
     def _run(self, model: torch.nn.Module, training: bool) -> tuple[Gradients, dict[str, np.ndarray]]:
         """Loss and gradients, and in training mode the buffers after; dropout draws the same on both sides."""
-        side = TorchSide.of(model, "float64", training=training)
+        side = TorchSide.of(model, "float64", training=training, apply=self.apply)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             gradients = side.gradients(self.arrays, self._loss)

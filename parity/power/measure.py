@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import numpy as np
 import torch
 
 from parity.capture import Key
 from parity.compare import Gates
+from parity.inputs import Arguments
 from parity.losses import Loss
 from parity.power.gauge import Whole
 from parity.power.recordings import calls_of, forward_work
@@ -22,7 +22,7 @@ from parity.runs import TorchSide
 
 LEVELS = ("forward", "gradients", "train")
 
-BUDGET = 300.0
+BUDGET = 1000.0
 """Forward passes of the model that the search may cost."""
 
 Progress = Callable[[str, float], None]
@@ -48,7 +48,7 @@ def power(
 
     Args:
         torch_model: the right model, with the weights of the proof; it stays as it is.
-        inputs: one array, or a tuple of them, as the model takes them.
+        inputs: as `check` takes them.
         level: that of the `check`: "forward", "gradients" or "train".
         gates, loss: those of the `check`.
         budget: what the search may cost, in forward passes of the model; what does not fit is counted in `untried`.
@@ -60,26 +60,34 @@ def power(
     Raises:
         ValueError: an unknown level, a budget that is not positive, or inputs that are empty or not finite.
     """
+    return search_of(
+        torch_model, inputs, level=level, gates=gates, loss=loss, budget=budget, paired=paired, progress=progress
+    ).run()
+
+
+def search_of(
+    torch_model: torch.nn.Module,
+    inputs: Any,
+    *,
+    level: str = "gradients",
+    gates: Gates | None = None,
+    loss: Loss | None = None,
+    budget: float = BUDGET,
+    paired: Collection[Key] | None = None,
+    progress: Progress | None = None,
+) -> Search:
+    """The search that `power` runs: its findings hold the mistakes themselves, to be made (see `mutated`)."""
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is not one of {', '.join(LEVELS)}")
     if not budget > 0:
         raise ValueError(f"budget {budget!r}: give the number of forward passes that the search may cost, above 0")
-    arrays = usable(inputs)
+    arguments = inputs if isinstance(inputs, Arguments) else Arguments.of(inputs)
+    arrays, apply = arguments.arrays, arguments.apply
     side = TorchSide.of(torch_model, "float64")
     tensors = side.inputs(arrays)
-    calls = calls_of(side.model, tensors)
+    calls = calls_of(side.model, tensors, apply)
     chosen = [call for call in calls if paired is None or call.key in paired]
-    whole = Whole(side.model, arrays, {call.key[0] for call in chosen}, loss, gates or Gates(), level)
-    search = Search(whole, chosen, forward_work(side.model, tensors), budget, progress or (lambda line, share: None))
-    return search.run()
-
-
-def usable(inputs: Any) -> tuple[np.ndarray, ...]:
-    """The inputs as numpy, floating ones rounded to float32 as `check` does.
-
-    Raises:
-        ValueError: no input, an empty one, or one that is not finite.
-    """
-    from parity.check import _inputs
-
-    return _inputs(inputs)
+    names = {call.key[0] for call in chosen}
+    whole = Whole(side.model, arrays, names, loss, gates or Gates(), level, apply)
+    unit = forward_work(side.model, tensors, apply)
+    return Search(whole, chosen, unit, budget, progress or (lambda line, share: None))

@@ -52,6 +52,10 @@ def wrap(module: torch.nn.Module, around: Around) -> None:
     module.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
 
 
+class NotMadeError(LookupError):
+    """The mistake cannot be made in a call: other tensors, other steps."""
+
+
 @dataclasses.dataclass
 class _Running:
     """A call of the altered module that is under way: what its inner modules returned, and are to return instead."""
@@ -105,7 +109,7 @@ def _altered(mutation: Mutation) -> Around:
         known = Recording(trial.module, trial.args, trial.kwargs, trial.outputs, {}, path=mutation.module)
         change = mutation.among(found(known, steps))
         if change is None:
-            return forward(module, *args, **kwargs)
+            raise NotMadeError(f"{mutation.module or 'the model'}: {mutation.text}: no such step in this call")
         live = _live(module, forward, args, kwargs, mutation.module)
         live.run(change.alterations, dict(change.inner or {}), gradients=gradients)
         own: Any = live.module

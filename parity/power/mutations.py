@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from parity.causes.changes import Change, around, changes
@@ -21,6 +22,9 @@ PHASES = (SPECIFIC, GENERIC)
 
 IN_TRAINING = ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d")
 """Functions that do nothing in evaluation mode: see `parity.power.training`."""
+
+RUNNING = re.compile(r" \(mutate\.py:\d+\)")
+"""Where PyTorch's own modules are called from in a model that makes a mistake: no place of the model's."""
 
 NOWHERE: Place = ("", 0, 0)
 
@@ -85,7 +89,7 @@ def found(recording: Recording, steps: Sequence[Step]) -> Iterator[tuple[Mutatio
             continue
         place, name = change.alterations[0][0][:2] if change.alterations and change.alterations[0][0] else (NOWHERE, "")
         phase = SPECIFIC if named or change.inner is not None else GENERIC
-        text = change.text.replace("{value}", f"{change.start:g}")
+        text = RUNNING.sub("", change.text.replace("{value}", f"{change.start:g}"))
         words, spot = (change.switch, text), (change.switch, place, name, phase)
         mutation = Mutation(
             *(recording.path, *words, count[words], phase, place, name, count[spot]), rounding=bool(change.rounding)

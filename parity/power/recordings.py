@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from parity.capture import Key, torch_hooks
 from parity.causes.replay import Recording, Step, tensors_of
+from parity.inputs import Apply, positional
 
 ELEMENTS = 32 * 2**20
 """Numbers in the recordings that are held at once, about; each part costs one more forward pass."""
@@ -37,7 +38,7 @@ class Called:
         return sum(math.prod(shape) for shape in (*self.inputs, *self.outputs))
 
 
-def calls_of(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[Called]:
+def calls_of(model: torch.nn.Module, inputs: Sequence[torch.Tensor], apply: Apply = positional) -> list[Called]:
     """Every call of every module, in the order of return."""
     modules, given, found = dict(model.named_modules()), {}, []
 
@@ -48,7 +49,7 @@ def calls_of(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[Cal
         found.append(Called(key, type(modules[key[0]]).__name__, given.pop(key), _shapes(tensors)))
 
     with torch_hooks(model, before, after), torch.no_grad():
-        model(*inputs)
+        apply(model, inputs)
     return found
 
 
@@ -57,7 +58,11 @@ def _shapes(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
 
 
 def record_calls(
-    model: torch.nn.Module, inputs: Sequence[torch.Tensor], keys: Collection[Key], paired: Collection[Key]
+    model: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    keys: Collection[Key],
+    paired: Collection[Key],
+    apply: Apply = positional,
 ) -> dict[Key, Recording]:
     """As `parity.causes.replay.record`, for many calls of one forward pass, in the order in which they return.
 
@@ -97,7 +102,7 @@ def record_calls(
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after, with_kwargs=True))
         with torch.no_grad():
-            model(*copied(tuple(inputs)))
+            apply(model, copied(tuple(inputs)))
     finally:
         for handle in handles:
             handle.remove()
@@ -135,11 +140,11 @@ def work_of(steps: Sequence[Step]) -> int:
     return sum(_work(step.name, step.args, step.kwargs, step.output) for step in steps)
 
 
-def forward_work(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> int:
+def forward_work(model: torch.nn.Module, inputs: Sequence[torch.Tensor], apply: Apply = positional) -> int:
     """The same of a whole forward pass; at least 1."""
     counter = _Counter()
     with torch.no_grad(), counter:
-        model(*inputs)
+        apply(model, inputs)
     return max(counter.work, 1)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from parity.capture import torch_hooks
+from parity.inputs import Apply, positional
 from parity.models import _powered
 
 Arrays = tuple[np.ndarray, ...]
@@ -43,10 +44,10 @@ class Remedies:
     single: tuple[Remedy, ...]
 
 
-def remedies(model: torch.nn.Module, arrays: Arrays) -> Remedies:
+def remedies(model: torch.nn.Module, arrays: Arrays, apply: Apply = positional) -> Remedies:
     """What to try for this model and these inputs."""
     kinds = [kind_of(x) for x in arrays]
-    words = [vocabulary(model, arrays, i) if kind == IDS else 0 for i, kind in enumerate(kinds)]
+    words = [vocabulary(model, arrays, i, apply) if kind == IDS else 0 for i, kind in enumerate(kinds)]
     changes: list[tuple[str, bool, Callable[[Arrays], Arrays]]] = [
         ("a mask with padding, of another length in each row", MASK in kinds, lambda a: _each(a, kinds, MASK, padded)),
         ("token ids that differ", IDS in kinds, lambda a: _ids(a, words)),
@@ -89,7 +90,7 @@ def _flat(array: np.ndarray) -> bool:
     return np.issubdtype(array.dtype, np.integer) or bool(array.any())
 
 
-def vocabulary(model: torch.nn.Module, arrays: Arrays, index: int) -> int:
+def vocabulary(model: torch.nn.Module, arrays: Arrays, index: int, apply: Apply = positional) -> int:
     """How many ids the embedding that reads this input has; by default the largest id in it and one."""
     sizes: list[int] = []
     modules = dict(model.named_modules())
@@ -100,7 +101,7 @@ def vocabulary(model: torch.nn.Module, arrays: Arrays, index: int) -> int:
             sizes.append(module.num_embeddings)
 
     with torch_hooks(model, before, lambda key, tensors: None), torch.no_grad():
-        model(*(torch.from_numpy(np.array(x)) for x in arrays))
+        apply(model, [torch.from_numpy(np.array(x)) for x in arrays])
     return min(sizes, default=int(arrays[index].max(initial=0)) + 1)
 
 

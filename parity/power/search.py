@@ -16,6 +16,7 @@ from parity.causes.replay import Recording, Sites, Step
 from parity.power.derivative import same_derivative
 from parity.power.gauge import Whole, changes_shapes, forced, forced32
 from parity.power.hints import hint
+from parity.power.mutate import NotMadeError
 from parity.power.mutations import GENERIC, SPECIFIC, Mutation, found, replay
 from parity.power.recordings import Called, parts, record_calls, work_of
 from parity.power.remedies import WEIGHTS, Remedy, neutral, remedies
@@ -50,11 +51,14 @@ class Finding:
     def take(self, margin: float, error: float, work: float) -> None:
         self.margin, self.error, self.work = max(self.margin, margin), max(self.error, error), self.work + work
 
+    @property
+    def status(self) -> str:
+        return SEEN if self.seen else BLIND if self._differs else SAME
+
     def row(self, module: torch.nn.Module) -> PowerRow:
         m = self.mutation
-        status = SEEN if self.seen else BLIND if self._differs else SAME
-        remedy = {SEEN: "", BLIND: self._remedy, SAME: hint(m.switch, module)}[status]
-        return PowerRow((m.module,), self.type, m.switch, m.label, status, self.margin, remedy, self.work)
+        remedy = {SEEN: "", BLIND: self._remedy, SAME: hint(m.switch, module)}[self.status]
+        return PowerRow((m.module,), self.type, m.switch, m.label, self.status, self.margin, remedy, self.work)
 
     @property
     def _differs(self) -> bool:
@@ -117,7 +121,7 @@ class Search:
         paired = {call.key for call in self.calls}
         self.spent += 1
         side = TorchSide(model, "float64")
-        recordings = record_calls(model, side.inputs(arrays), keys, paired)
+        recordings = record_calls(model, side.inputs(arrays), keys, paired, self.whole.apply)
         while recordings:  # let go one by one
             key = next(iter(recordings))
             yield keys[key], recordings.pop(key)
@@ -179,7 +183,7 @@ class Search:
         if not waiting:
             return
         try:
-            known = remedies(self.whole.model, self.whole.arrays)
+            known = remedies(self.whole.model, self.whole.arrays, self.whole.apply)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             self.notes.append(f"no other inputs could be tried: {error}")
             return
@@ -277,7 +281,11 @@ class Search:
             return 0.0
         self.tell(f"the model with {mutation.module or 'its'} {mutation.text}", self._share())
         self.spent += whole.work
-        margin = whole.margin(mutation)
+        try:
+            margin = whole.margin(mutation)
+        except NotMadeError as error:
+            self.notes.append(f"not tried in the whole model: {error}")
+            return 0.0
         if whole is self.whole:
             finding.take(margin, 0.0, whole.work)
         return margin
@@ -286,7 +294,7 @@ class Search:
         """Nothing in the forward pass shows it, whatever the inputs: gradients here, then with other inputs."""
         if self.whole.level != "forward" and self._ask(finding, self.whole) > 1:
             return
-        known = remedies(self.whole.model, self.whole.arrays)
+        known = remedies(self.whole.model, self.whole.arrays, self.whole.apply)
         here = [Remedy('level="gradients"', self.whole.model, self.whole.arrays)] * (self.whole.level == "forward")
         for remedy in (*here, *known.single, *known.everything):
             level = "gradients" if self.whole.level == "forward" else self.whole.level

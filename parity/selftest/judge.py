@@ -55,7 +55,7 @@ def judge(
         ledger=proof.ledger,
         layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
         unpaired=proof.pairing.unpaired,
-        notes=tuple(dict.fromkeys(proof.notes)),
+        notes=proof.all_notes,
         settings={"seconds": round(time.perf_counter() - start, 1)},
         environment={},
         causes=causes,

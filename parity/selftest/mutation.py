@@ -75,7 +75,7 @@ def along_channels(values: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.expand_dims(values, range(x.ndim - 1))
 
 
-def setting(path: str, **attributes: Any) -> Apply:
+def setting(path: str, /, **attributes: Any) -> Apply:
     """Sets attributes of a submodule."""
 
     def apply(model: nnx.Module) -> None:

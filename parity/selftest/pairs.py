@@ -190,8 +190,8 @@ class RandomBlock(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.qkv, self.proj, self.rngs = nnx.Linear(8, 24, rngs=rngs), nnx.Linear(8, 8, rngs=rngs), rngs.fork()
-        self.attention, self.rate, self.path, self.extra = 0.2, 0.1, 0.3, 0.0
-        self.heads_share, self.path_shares = (), (1, 2)
+        self.attention, self.rate, self.depth, self.extra = 0.2, 0.1, 0.3, 0.0
+        self.heads_share, self.depth_shares = (), (1, 2)
         self.early, self.scaled, self.deterministic = False, True, False
 
     def dropped(self, x: jax.Array, rate: float, *shared: int) -> jax.Array:
@@ -207,7 +207,7 @@ class RandomBlock(nnx.Module):
         weights = self.dropped(weights, self.attention, *self.heads_share)
         y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
         y = self.proj(self.dropped(y, self.rate)) if self.early else self.dropped(self.proj(y), self.rate)
-        return x + self.dropped(self.dropped(y, self.path, *self.path_shares), self.extra)
+        return x + self.dropped(self.dropped(y, self.depth, *self.depth_shares), self.extra)
 
 
 class TorchRandom(torch.nn.Module):

@@ -18,20 +18,20 @@ X = np.random.RandomState(0).standard_normal((2, TOKENS, WIDTH))
 class TorchNorm(torch.nn.Module):
     """RMSNorm as decoders have it: computed in float32 whatever comes in."""
 
-    def __init__(self, *, upcast: bool = True) -> None:
+    def __init__(self, dtype: torch.dtype | None = torch.float32) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.rand(WIDTH) + 0.5)
-        self.upcast = upcast
+        self.wide_type = dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = x.dtype
-        x = x.to(torch.float32) if self.upcast else x
+        x = x if self.wide_type is None else x.to(self.wide_type)
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
         return self.weight * x.to(dtype)
 
 
 class JaxNorm(nnx.Module):
-    def __init__(self, *, dtype: Any = jnp.float32, epsilon: float = 1e-6) -> None:
+    def __init__(self, dtype: Any = jnp.float32, *, epsilon: float = 1e-6) -> None:
         self.weight = nnx.Param(jnp.ones(WIDTH))
         self.wide_type, self.epsilon = dtype, epsilon
 
@@ -45,21 +45,20 @@ class JaxNorm(nnx.Module):
 class TorchAttention(torch.nn.Module):
     """Attention whose softmax is computed in float32."""
 
-    def __init__(self, *, upcast: bool = True) -> None:
+    def __init__(self, dtype: torch.dtype | None = torch.float32) -> None:
         super().__init__()
         self.qkv, self.proj = torch.nn.Linear(WIDTH, 3 * WIDTH), torch.nn.Linear(WIDTH, WIDTH)
-        self.upcast = upcast
+        self.softmax_type = dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-2, -1) * (WIDTH // HEADS) ** -0.5
-        dtype = torch.float32 if self.upcast else None
-        weights = F.softmax(scores, dim=-1, dtype=dtype).to(q.dtype)
+        weights = F.softmax(scores, dim=-1, dtype=self.softmax_type).to(q.dtype)
         return self.proj((weights @ v).transpose(1, 2).reshape(x.shape))
 
 
 class JaxAttention(nnx.Module):
-    def __init__(self, *, dtype: Any = jnp.float32, scale: float = (WIDTH // HEADS) ** -0.5) -> None:
+    def __init__(self, dtype: Any = jnp.float32, *, scale: float = (WIDTH // HEADS) ** -0.5) -> None:
         rngs = nnx.Rngs(0)
         self.qkv, self.proj = nnx.Linear(WIDTH, 3 * WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)
         self.softmax_type, self.scale = dtype, scale
@@ -72,9 +71,9 @@ class JaxAttention(nnx.Module):
 
 
 class TorchBlock(torch.nn.Module):
-    def __init__(self, *, upcast: bool = True) -> None:
+    def __init__(self, dtype: torch.dtype | None = torch.float32, softmax_type: Any = torch.float32) -> None:
         super().__init__()
-        self.norm, self.attn = TorchNorm(upcast=upcast), TorchAttention(upcast=upcast)
+        self.norm, self.attn = TorchNorm(dtype), TorchAttention(softmax_type)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.attn(self.norm(x))
@@ -89,26 +88,22 @@ class JaxBlock(nnx.Module):
 
 
 class TorchModel(torch.nn.Module):
-    def __init__(self, *, upcast: bool = True) -> None:
+    """One block and a head: what casts is inside of a module inside of the model."""
+
+    def __init__(self, block: TorchBlock | None = None) -> None:
         super().__init__()
-        self.blocks = torch.nn.ModuleList(TorchBlock(upcast=upcast) for _ in range(2))
-        self.head = torch.nn.Linear(WIDTH, 5)
+        self.block, self.head = block or TorchBlock(), torch.nn.Linear(WIDTH, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean(1))
+        return self.head(self.block(x).mean(1))
 
 
 class JaxModel(nnx.Module):
-    def __init__(self, *blocks: JaxBlock) -> None:
-        self.blocks = nnx.List(blocks or (JaxBlock(), JaxBlock()))
-        self.head = nnx.Linear(WIDTH, 5, rngs=nnx.Rngs(0))
+    def __init__(self, norm: JaxNorm | None = None, attn: JaxAttention | None = None) -> None:
+        self.block, self.head = JaxBlock(norm, attn), nnx.Linear(WIDTH, 5, rngs=nnx.Rngs(0))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean(1))
+        return self.head(self.block(x).mean(1))
 
 
 class TorchGroupNorm(torch.nn.GroupNorm):
@@ -184,12 +179,12 @@ class TorchRope(torch.nn.Module):
 
 
 class JaxRope(nnx.Module):
-    """`table`: None for frequencies computed in the call; else (cos, sin) of shape (TOKENS, WIDTH) in float32."""
+    """With `table`: cosines and sines of shape (TOKENS, WIDTH), held in float32; else computed in the call."""
 
     def __init__(self, table: Any = None, *, theta: float = 10000.0, interleaved: bool = False) -> None:
         self.proj = nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(0))
         self.held, self.theta, self.interleaved = table is not None, theta, interleaved
-        self.cos, self.sin = table or (jnp.zeros(()), jnp.zeros(()))
+        self.cos, self.sin = (jnp.zeros(()), jnp.zeros(())) if table is None else table
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.proj(x)

@@ -48,7 +48,13 @@ def test_which_layouts_fit(ours, theirs, module, labels, expected):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [((2, 3), (3, 2)), ((2, 3, 4), (2, 3, 5)), ((2, 3), (2, 3, 1)), ((2, 7, 5), (2, 5, 7)), ((2, 3, 8, 6), (2, 8, 6, 3))],
+    [
+        ((2, 3), (3, 2)),
+        ((2, 3, 4), (2, 3, 5)),
+        ((2, 3), (2, 3, 1)),
+        ((2, 7, 5), (2, 5, 7)),
+        ((2, 3, 8, 6), (2, 8, 6, 3)),
+    ],
 )
 def test_no_layout_fits(ours: tuple[int, ...], theirs: tuple[int, ...]):
     with pytest.raises(ValueError, match="shapes differ"):

@@ -193,7 +193,9 @@ class SelfAttention(torch.nn.Module):
         return self.mha(x, x, x, need_weights=self.weights, attn_mask=mask, key_padding_mask=PADDING)[0]
 
 
-def own_attention(module: SelfAttention, x: Tensor, hidden: Tensor | None, scale: float = 0.5, order=(0, 1, 2)) -> Tensor:
+def own_attention(
+    module: SelfAttention, x: Tensor, hidden: Tensor | None, scale: float = 0.5, order=(0, 1, 2)
+) -> Tensor:
     mha = module.mha
     parts = F.linear(x, mha.in_proj_weight, mha.in_proj_bias).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
     q, k, v = (parts[i] for i in order)

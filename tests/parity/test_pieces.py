@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from parity.altered import altered_in_pieces
 from parity.capture import Call, Calls
 from parity.pieces import Pieces, UnfitError, begin, jax_calls_in_pieces, piece_names
-from parity.runs import altered_in_pieces
 from parity.transformed import jax_calls
 from tests.golden import rel_f
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from parity.selftest.foreign.architecture import join_heads, split_heads, upper
 from parity.selftest.foreign.decoders import D, H, K, angles, rotated
-from parity.selftest.mutation import Apply, along_channels, calling, changing, mistakes_in, setting
+from parity.selftest.mutation import Apply, along_channels, at, calling, changing, mistakes_in, setting
 
 stop = jax.lax.stop_gradient
 gpt, llama = mistakes_in("gpt"), mistakes_in("llama")
@@ -82,6 +83,17 @@ def _untrained_positions(self: Any, original: Any, ids: jax.Array) -> jax.Array:
     return self.wte(ids) + stop(self.wpe(jnp.arange(ids.shape[1])))[None]
 
 
+def _without_dropout(self: Any, original: Any, x: jax.Array) -> jax.Array:
+    x = x + self.attn(self.ln_1(x))
+    return x + self.mlp(self.ln_2(x))
+
+
+def _dropping_weights(model: Any) -> None:
+    """Dropout on the attention weights too."""
+    at(model, ATTN).extra = nnx.Dropout(0.1, rngs=nnx.Rngs(0))
+    calling(ATTN, lambda self, original, logits: self.extra(original(logits)), "weights")(model)
+
+
 def _short_weights(self: Any, original: Any, logits: jax.Array) -> jax.Array:
     return original(logits).astype(jnp.bfloat16).astype(logits.dtype)
 
@@ -112,7 +124,7 @@ GPT = (
         "the model",
         None,
         calling("", lambda self, original, x: 3 * jnp.tanh(original(x) / 3), HEAD),
-        also=("activation", "extra step"),
+        also=("activation", "extra step", "soft cap"),
     ),
     gpt(
         "head without the last norm",
@@ -171,6 +183,8 @@ GPT = (
     ),
     gpt("dropout forgotten", "drop", "dropout rate", setting("drop", rate=0.0), "train"),
     gpt("dropout at another rate", "h.0.drop", "dropout rate", setting("h.0.drop", rate=0.2), "train"),
+    gpt("dropout not called", "h.0.drop", "dropout rate", calling("h.0", _without_dropout), "train"),
+    gpt("weights dropped too", None, "dropout rate", _dropping_weights, "train", also=("random draw",)),
     gpt("dropout once per token", "drop", "dropout draws", setting("drop", broadcast_dims=(2,)), "train"),
 )
 
@@ -282,7 +296,13 @@ LLAMA = (
         "kv heads",
         calling(SELF, lambda self, original, x: jnp.tile(x, (1, H // K, 1, 1)), "shared"),
     ),
-    llama("values for keys", SELF, "wrong tensor", calling(SELF, _swapped_keys)),
+    llama(
+        "values for keys",
+        SELF,
+        "q/k/v order",
+        calling(SELF, _swapped_keys),
+        also=("wrong tensor", "branches exchanged"),
+    ),
     llama("heads not moved back", SELF, None, calling(SELF, _joined_wrongly), also=("axis order", "head order")),
     llama("mask forgotten", SELF, "attention mask", calling(SELF, _unmasked, "weights"), also=("step left out",)),
     llama(
@@ -307,7 +327,7 @@ LLAMA = (
         MLP,
         "gate and up",
         calling(MLP, lambda self, original, gate, up: original(up, gate), "gated"),
-        also=("wrong tensor",),
+        also=("wrong tensor", "branches exchanged"),
     ),
     llama(
         "GELU gate",

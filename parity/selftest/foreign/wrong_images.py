@@ -133,6 +133,7 @@ UNET = (
         "kernel transposed",
         changing("up.kernel", lambda x: x.swapaxes(0, 1)),
         "conversion",
+        also=("axis order",),
     ),
     unet(
         "transposed kernel: in and out",
@@ -140,6 +141,7 @@ UNET = (
         "kernel transposed",
         changing("up.kernel", lambda x: x.swapaxes(2, 3)),
         "conversion",
+        also=("axis order",),
     ),
     unet(
         "two groups for four",
@@ -274,10 +276,9 @@ RESNET = (
     resnet(
         "flax's momentum and variance",
         "bn1",
-        "batch norm momentum",
+        "batch norm momentum and running variance",
         _as_flax("bn1", 0.99),
         "train",
-        also=("running variance", "running statistics"),
     ),
     resnet(
         "running statistics not updated", f"{NAMED}.bn3", "running statistics", calling(f"{BLOCK}.bn3", _still), "train"
@@ -328,10 +329,17 @@ MOBILENET = (
     mobile(
         "sigmoid gate",
         "block.se",
-        "activation",
+        None,
         calling("block.se", lambda self, original, x: jax.nn.sigmoid(x), "gate"),
+        also=("activation",),
     ),
-    mobile("hard sigmoid of Keras", "block.se", "activation", calling("block.se", _keras_hard_sigmoid, "gate")),
+    mobile(
+        "hard sigmoid of Keras",
+        "block.se",
+        None,
+        calling("block.se", _keras_hard_sigmoid, "gate"),
+        also=("activation",),
+    ),
     mobile(
         "squeeze by the largest",
         "block.se",
@@ -355,9 +363,9 @@ MOBILENET = (
     mobile(
         "linear bottleneck activated",
         "block",
-        "extra step",
+        None,
         calling("block", _activated, "summed"),
-        also=("activation",),
+        also=("activation", "extra step"),
     ),
     mobile("residual missing", "block", "residual", calling("block", lambda self, original, x, y: y, "summed")),
     mobile("padding SAME", "stem", "padding", setting("stem", padding="SAME")),

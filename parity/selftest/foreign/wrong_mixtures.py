@@ -111,8 +111,9 @@ SWITCH = (
     switch(
         "balance not times the experts",
         MOE,
-        "scale",
+        None,
         calling(MOE, lambda self, original, gate, p: original(gate, p) / E, "balance"),
+        also=("scale", "step left out"),
     ),
     switch(
         "experts in another order",

@@ -83,7 +83,7 @@ LSTM = (
     lstm("gates i, g, f, o", CELL, "gate order", calling(CELL, _picked(0, 2, 1, 3), "gates")),
     lstm("gates i, f, o, g", CELL, "gate order", calling(CELL, _picked(0, 1, 3, 2), "gates")),
     lstm("gates f, i, g, o", CELL, "gate order", calling(CELL, _picked(1, 0, 2, 3), "gates")),
-    lstm("1 added to the forget gate", CELL, None, calling(CELL, _forget_more, "gates"), also=("bias", "gate bias")),
+    lstm("1 added to the forget gate", CELL, "bias", calling(CELL, _forget_more, "gates"), also=("gate bias",)),
     lstm("one bias of two", CELL, "bias", calling(CELL, _one_bias, "projected"), also=("gate bias",)),
     lstm("hard sigmoid", CELL, "activation", calling(CELL, _step(_hard_cell), "step")),
     lstm("output without tanh", CELL, "activation", calling(CELL, _step(_linear_out), "step"), also=("step left out",)),

@@ -1,0 +1,51 @@
+"""What fails in float32 alone."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+from parity import check, torch_to_jax
+from parity.capture import Call
+from parity.causes.single import name_single_causes
+from tests.parity.named import ROOT, Function, draw, pair
+
+
+class Norm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+class JaxNorm(nnx.Module):
+    def __init__(self) -> None:
+        self.norm = nnx.LayerNorm(32, epsilon=1e-5, use_fast_variance=True, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
+
+
+def test_a_fast_variance_that_only_float32_shows_is_named() -> None:
+    torch_model, jax_model = Norm(), JaxNorm()
+    torch_to_jax(torch_model, jax_model)
+    x = 10 + np.random.RandomState(0).standard_normal((4, 16, 32))
+    report = check(torch_model, jax_model, x, level="forward")
+    failed = {row.precision for row in report.failures if row.mode == "forced"}
+    assert failed == {"float32"}
+    assert ("norm", "fast variance") in [(cause.module, cause.switch) for cause in report.causes]
+
+
+def test_a_short_format_inside_a_float32_model_is_named_and_noise_is_not() -> None:
+    x = draw(4, 16, 8).float().double()
+    module = Function(lambda x: torch.sin(x).exp())
+    wrong = torch.sin(x).float().bfloat16().float().exp()
+    shared = (module, (x,), [pair(module)], [pair(module)])
+    (cause,) = name_single_causes(*shared, {ROOT: Call([], [wrong.numpy()])})
+    assert cause.switch == "bfloat16 leak"
+    noise = module(x).float() * (1 + 2.0**-9 * draw(4, 16, 8, seed=1).float())
+    assert name_single_causes(*shared, {ROOT: Call([], [noise.numpy()])}) == ()
