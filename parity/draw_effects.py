@@ -7,6 +7,7 @@ other, and how its numbers have to be laid out, whatever the modules around are 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -60,7 +61,7 @@ def _told_apart(matching: Matching, group: list[Match], ours: Outputs, theirs: O
     left = [pair.jax for pair in group]
     found = []
     for pair in group:
-        wanted = ours(hand_out(matching, lambda m, pair=pair: _one(m, pair.torch))[0])
+        wanted = ours(hand_out(matching, functools.partial(_one, site=pair.torch))[0])
         best = None
         for site in left:
             for move in moves(pair.torch, site):

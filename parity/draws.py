@@ -248,9 +248,10 @@ def match(ours: Sequence[Site], theirs: Sequence[Site], partner: Callable[[str],
     matches = [Match(a, b, moves(a, b)) for a, b in sorted(pairs, key=lambda pair: order[id(pair[0])])]
     rates: list[tuple[Site, Site]] = []
     sizes: list[tuple[Site, Site]] = []
-    for close in (near, lambda a, b: True):
-        rates += take(lambda a, b, close=close: close(a, b) and _other_rate(a, b))
-        sizes += take(lambda a, b, close=close: close(a, b) and _other_size(a, b))
+    rates += take(lambda a, b: near(a, b) and _other_rate(a, b))
+    sizes += take(lambda a, b: near(a, b) and _other_size(a, b))
+    rates += take(_other_rate)
+    sizes += take(_other_size)
     return Matching(
         tuple(matches),
         tuple(Match(a, b, ()) for a, b in rates),
