@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from parity.causes.jax_softmax import FORMATS, softmax_by_jax
 from parity.causes.masks import hidden_of, masks, softmax_of
 from parity.causes.registry import Around, switches
 from parity.causes.replay import Step
@@ -27,7 +28,7 @@ class Scores:
 
 PLACES = ((0, "query"), (1, "key"), (2, "value"))
 
-Softmax = Callable[[Scores], torch.Tensor]
+Softmax = Callable[..., torch.Tensor]
 
 
 @switches("scaled_dot_product_attention")
@@ -99,7 +100,8 @@ def _written(switch: str, text: str, softmax: Softmax, recorded: Scores) -> Vari
 
 
 def _softmax(scores: Scores, dtype: torch.dtype) -> torch.Tensor:
-    return softmax_of(scores.raw.to(dtype), scores.hidden)
+    x = scores.raw if scores.hidden is None else scores.raw.masked_fill(scores.hidden, -math.inf)
+    return softmax_by_jax(x, dtype)
 
 
 def _over_queries(scores: Scores) -> torch.Tensor:
@@ -146,6 +148,14 @@ def softmax(step: Step, around: Around) -> Iterator[Variant]:
     """Attention's own softmax: the mask of its scores; in float32."""
     x = step.get(0, "input")
     dim = step.get(1, "dim", -1)
+    for dtype, name in FORMATS.items():
+        if x.dtype == torch.float64 and isinstance(dim, int):
+            yield Variant(
+                f"{name} leak",
+                f"softmax in {name}",
+                lambda s, d=dtype: softmax_by_jax(s.get(0, "input"), d, dim),
+                rounding="elements",
+            )
     if x.ndim < 2 or dim not in (-1, x.ndim - 1) or step.get(2, "dtype", x.dtype) not in (None, x.dtype):
         return
     found = [hidden_of(other, around.before(other)) for other in around.same(step)]
