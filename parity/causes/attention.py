@@ -49,10 +49,9 @@ def attention(step: Step, around: Around) -> Iterator[Variant]:
     yield _written("softmax axis", "softmax over the keys -> over the queries", _over_queries, scores)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        yield dataclasses.replace(
-            _written(f"{name} leak", f"softmax in {name}", lambda s, d=dtype: _softmax(s, d), scores),
-            rounding="elements",
-        )
+        for function in (_softmax, _softmax_by_jax):
+            variant = _written(f"{name} leak", f"softmax in {name}", lambda s, d=dtype, f=function: f(s, d), scores)
+            yield dataclasses.replace(variant, rounding="elements")
     for order in orders(3):
         text = f"query, key, value in the order {order}"
         yield Variant(
@@ -100,6 +99,10 @@ def _written(switch: str, text: str, softmax: Softmax, recorded: Scores) -> Vari
 
 
 def _softmax(scores: Scores, dtype: torch.dtype) -> torch.Tensor:
+    return softmax_of(scores.raw.to(dtype), scores.hidden)
+
+
+def _softmax_by_jax(scores: Scores, dtype: torch.dtype) -> torch.Tensor:
     x = scores.raw if scores.hidden is None else scores.raw.masked_fill(scores.hidden, -math.inf)
     return softmax_by_jax(x, dtype)
 
