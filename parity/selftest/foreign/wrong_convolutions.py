@@ -169,9 +169,13 @@ VOLUMES = (
     volumes(
         "kernel depth last",
         "conv1",
-        "kernel transposed",
+        None,
         changing("conv1.kernel", lambda x: x.transpose(1, 2, 0, 3, 4)),
         "conversion",
+        also=(
+            "kernel transposed",
+            "axis order",
+        ),
     ),
     volumes(
         "kernel in and out exchanged",
