@@ -368,7 +368,7 @@ class Proof:
         own = {pair.jax: references[pair.jax] for pair in section}
         rows += _leak_rows(leaks(section, own, free, [numbers for _, numbers in self.pairing.design.tables]))
         del free
-        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, None, small)
 
     def _section32(
         self,

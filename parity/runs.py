@@ -51,7 +51,7 @@ from parity.pieces import (
 from parity.structure import Form, form, tensors, with_tensors
 from parity.torch_draws import TorchDraws
 from parity.transformed import jax_calls
-from parity.wide_jax import widened
+from parity.wide_jax import noting, widened
 from parity.wide_torch import wide
 
 Arrays = dict[Key, Call]
@@ -375,16 +375,18 @@ class JaxSide:
 
             return jax.eval_shape(run, state, self.inputs(arrays)), forms
 
-    def program(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[jax.Array]]:
-        """The model as JAX traces it, and what it was traced with."""
+    def program(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[jax.Array], set[float]]:
+        """The model as JAX traces it, what it was traced with, and the Python numbers in it."""
         with self.switches(), jax.disable_jit(False):
             graphdef, state = nnx.split(self.model)
 
             def run(state: nnx.State, inputs: Any) -> Calls:
                 return jax_calls(nnx.merge(graphdef, state), inputs, apply=self.apply)
 
-            arguments = state, self.inputs(arrays)
-            return jax.make_jaxpr(run)(*arguments), jax.tree.leaves(arguments)
+            arguments, numbers = (state, self.inputs(arrays)), set[float]()
+            with noting(numbers):
+                program = jax.make_jaxpr(run)(*arguments)
+            return program, jax.tree.leaves(arguments), numbers
 
     def _calls(self, reference: Arrays) -> Calls:
         """In this run's precision, all brought over at once: one by one they take several times as long.

@@ -223,11 +223,15 @@ MAKERS: dict[Make, float] = {
     lambda d, g, n: norms.GroupNorm(d.choice((1, 2, 3))): 3,
     _batch_norm: 3,
     _conv: 9,
+    lambda d, g, n: images.ConvTranspose(
+        d.choice((2, 3, 4)), *d.choice(((2, 2, 0), (3, 1, 1), (3, 2, 1), (2, 1, 0)))
+    ): 1,
     lambda d, g, n: images.Pool(d.random() < 0.5, *d.choice(((2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 1, 0)))): 2,
     lambda d, g, n: images.SqueezeExcite(d.choice((1, 2, 3))): 2,
     lambda d, g, n: images.ToTokens(): 1,
     lambda d, g, n: images.ToVector(d.random() < 0.5): 0.5,
     _attention: 5,
+    lambda d, g, n: outputs.Bundle(d.choice([s for s in outputs.STRUCTURES if s != "none"]), d.choice(CHANNELS)): 1,
     lambda d, g, n: attention.Spectrum(d.choice(("filter", "complex filter", "real part"))): 1,
 }
 """Node -> how often it is drawn, where it fits."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import torch
 from flax import nnx
 
-from reliability.grammar.node import EMPTY, IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, fill, linear
+from reliability.grammar.node import EMPTY, IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, array, fill, linear
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -109,6 +109,52 @@ class WrongConv(nnx.Conv):
             feature_group_count=node.groups,
         )
         return y if self.bias is None or node.own == "bias missing" else y + self.bias[...]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConvTranspose(Node):
+    """Transposed convolution of images; flax pads what PyTorch cuts off."""
+
+    kinds = (IMAGE,)
+    to: int = 4
+    kernel: int = 2
+    stride: int = 2
+    padding: int = 0
+
+    def out(self, given: Format) -> Format:
+        self.check(given)
+        sides = [(side - 1) * self.stride - 2 * self.padding + self.kernel for side in given.shape[1:]]
+        if min(sides) < 1 or self.kernel <= self.padding:
+            raise UnfitError(f"{given} is too small for {self}")
+        return Format(IMAGE, (self.to, *sides))
+
+    def mistakes(self, given: Format) -> tuple[str, ...]:
+        return ("bias missing", *(("kernel as it is", "kernel transposed") if self.kernel > 1 else ()))
+
+    def build(self, given: Format) -> torch.nn.Module:
+        return torch.nn.ConvTranspose2d(given.channels, self.to, self.kernel, self.stride, self.padding)
+
+    def port(self, given: Format, twin: Any) -> nnx.Module:
+        pads = [(self.kernel - 1 - self.padding,) * 2] * 2
+        sizes = (given.channels, self.to, (self.kernel,) * 2)
+        module = nnx.ConvTranspose(*sizes, strides=(self.stride,) * 2, padding=pads, rngs=nnx.Rngs(0), **EMPTY)
+        module.kernel.set_value(jnp.asarray(array(twin.weight).transpose(2, 3, 0, 1)[::-1, ::-1].copy()))
+        fill(module.bias, twin.bias)
+        if self.own:
+            module.__class__, module.wrong = WrongConvTranspose, self.own
+        return module
+
+
+class WrongConvTranspose(nnx.ConvTranspose):
+    wrong: str
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        kernel = {"kernel as it is": kernel[::-1, ::-1], "kernel transposed": kernel.swapaxes(0, 1)}.get(
+            self.wrong, kernel
+        )
+        y = jax.lax.conv_transpose(x, kernel, self.strides, self.padding)
+        return y if self.wrong == "bias missing" else y + self.bias[...]
 
 
 class TorchConv1d(torch.nn.Module):

@@ -119,6 +119,61 @@ class FlaxHeads(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class Bundle(Node):
+    """A module inside the model that hands out a structure of two tensors; the one around it multiplies them."""
+
+    kinds = (VECTOR, TOKENS)
+    structure: str = "dict"  # one of STRUCTURES but "none"
+    to: int = 4
+
+    def out(self, given: Format) -> Format:
+        self.check(given)
+        return given.with_channels(self.to)
+
+    def mistakes(self, given: Format) -> tuple[str, ...]:
+        return "exchanged", "second the first", "product without the sigmoid"
+
+    def build(self, given: Format) -> torch.nn.Module:
+        return TorchBundle(Heads(self.structure, self.to), given.channels)
+
+    def port(self, given: Format, twin: Any) -> nnx.Module:
+        return FlaxBundle(Heads(self.structure, self.to, wrong=self.own), twin)
+
+
+def _members(output: Any) -> tuple[Any, Any]:
+    """The two tensors of a structure."""
+    match output:
+        case {"mean": a, "logvar": b}:
+            return a, b
+        case {"out": (a, {"aux": b})}:
+            return a, b
+        case Output():
+            return output.logits, output.extra
+        case (a, b):
+            return a, b
+    raise TypeError(output)
+
+
+class TorchBundle(torch.nn.Module):
+    def __init__(self, heads: Heads, channels: int) -> None:
+        super().__init__()
+        self.heads = TorchHeads(heads, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = _members(self.heads(x))
+        return a * torch.sigmoid(b)
+
+
+class FlaxBundle(nnx.Module):
+    def __init__(self, heads: Heads, twin: TorchBundle) -> None:
+        self.wrong, self.heads = heads.wrong, FlaxHeads(heads, twin.heads)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        a, b = _members(self.heads(x))
+        return a * b if self.wrong == "product without the sigmoid" else a * jax.nn.sigmoid(b)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Logits(Node):
     """One tensor: a Linear layer, then `how`: "", huge numbers where a buffer says so, or a complex spectrum."""
 

@@ -16,10 +16,10 @@ from flax import nnx
 
 from reliability.grammar.attention import Attention, Spectrum
 from reliability.grammar.containers import Branches, Chain, Frozen, Repeated, Residual, Tied, Traced
-from reliability.grammar.images import Conv, Pool, SqueezeExcite, ToTokens, ToVector
+from reliability.grammar.images import Conv, ConvTranspose, Pool, SqueezeExcite, ToTokens, ToVector
 from reliability.grammar.node import GENERAL, IDS, Format, Node, UnfitError, build, port
 from reliability.grammar.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
-from reliability.grammar.outputs import Heads, Logits, Picture
+from reliability.grammar.outputs import Bundle, Heads, Logits, Picture
 from reliability.grammar.plain import (
     Activation,
     Buffers,
@@ -38,8 +38,10 @@ __all__ = [
     "BatchNorm",
     "Branches",
     "Buffers",
+    "Bundle",
     "Chain",
     "Conv",
+    "ConvTranspose",
     "Dropout",
     "Embedding",
     "Format",

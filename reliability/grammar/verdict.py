@@ -129,7 +129,7 @@ def _kind_of_rows(report: Report) -> str:
 
 def from_parity(error: Exception) -> bool:
     """Whether `parity` itself refused, rather than something that it called."""
-    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name == "parity"
+    return "parity" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts[-4:-1]
 
 
 def _kind_of_error(error: Exception) -> str:
