@@ -125,7 +125,7 @@ def _moves(array: np.ndarray) -> bool:
 def _direction(key: Key, what: str, index: int, shape: tuple[int, ...], part: str = "") -> np.ndarray:
     """A fixed random direction of norm about 1, PyTorch's layout; another for the imaginary part."""
     draw = np.random.RandomState(zlib.crc32(repr((key, what + part, index)).encode()))
-    return draw.standard_normal(shape) / math.sqrt(math.prod(shape))
+    return np.asarray(draw.standard_normal(shape) / math.sqrt(math.prod(shape)))  # numpy makes a number of ()
 
 
 def _torch_derivatives(

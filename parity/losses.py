@@ -58,7 +58,7 @@ def projection(axes: Sequence[int] | None = None, seed: int = 1) -> Loss:
 
     def direction(shape: tuple[int, ...]) -> np.ndarray:
         draw = np.random.RandomState((zlib.crc32(repr(shape).encode()) + seed) % 2**32)
-        return draw.standard_normal(shape) / np.sqrt(np.prod(shape))
+        return np.asarray(draw.standard_normal(shape) / np.sqrt(np.prod(shape)))  # numpy makes a number of ()
 
     def in_torch(output: torch.Tensor) -> torch.Tensor:
         return (output * torch.from_numpy(direction(tuple(output.shape))).to(output)).sum()

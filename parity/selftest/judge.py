@@ -10,6 +10,7 @@ from flax import nnx
 
 from parity.check import Proof
 from parity.compare import Gates
+from parity.elements import is_small
 from parity.judge import pairing_rows, weight_rows
 from parity.report import Report
 from parity.rules import Rules
@@ -39,7 +40,7 @@ def judge(
     with jax.disable_jit():
         proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates())
         rows = weight_rows(proof.ledger, torch_model, jax_model) + pairing_rows(proof.pairing) + proof.forward64()
-        causes = proof.causes(rows)
+        causes = proof.causes([row for row in rows if not is_small(row)])
         loss = proof.default_loss
         if backward and loss is not None:
             rows += proof.gradients(loss)

@@ -239,7 +239,7 @@ _GENERIC: dict[str, tuple[type[torch.nn.Module], Callable[..., nnx.Module], tupl
 
 PAIRS = (*FAMILIES, *_GENERIC, *FOREIGN)
 
-_TRAINED = {"convnet", "dropout"}
+_TRAINED = {"convnet", "dropout", "random"}
 
 
 def rules_of(name: str) -> Rules:

@@ -46,6 +46,11 @@ def test_a_projection_sees_every_element_and_follows_the_layout(x64: None):
     assert np.linalg.norm(gradient) == pytest.approx(1, rel=0.1)
 
 
+def test_a_projection_of_a_scalar(x64: None):
+    a, b = both(projection(), np.asarray(3.0))
+    assert a == b != 0
+
+
 # ---- the default ----
 
 SHAPES = [(), (1,), (7,), (4, 5), (4, 1), (2, 3, 4), (2, 3, 4, 5)]

@@ -169,9 +169,13 @@ VOLUMES = (
     volumes(
         "kernel depth last",
         "conv1",
-        "kernel transposed",
+        None,
         changing("conv1.kernel", lambda x: x.transpose(1, 2, 0, 3, 4)),
         "conversion",
+        also=(
+            "kernel transposed",
+            "axis order",
+        ),
     ),
     volumes(
         "kernel in and out exchanged",
@@ -218,7 +222,9 @@ CONVNEXT = (
     ),
     convnext("sum scaled", "block", None, calling("block", _scaled_sum, "summed")),
     convnext("norm in front of the convolution", "block", "wrong tensor", calling("block", _norm_outside)),
-    convnext("statistics of the pixels", "block.norm", "norm statistics", calling("block.norm", _over_pixels)),
+    convnext(
+        "statistics of the pixels", "block.norm", None, calling("block.norm", _over_pixels), also=("norm statistics",)
+    ),
     convnext("LayerNorm eps 1e-5", "block.norm", "epsilon", setting("block.norm", epsilon=1e-5)),
     convnext(
         "GELU by tanh",

@@ -129,8 +129,9 @@ BERT = (
     bert(
         "largest for the mean",
         "the model",
-        "pooling",
+        None,
         calling("", lambda self, original, x, mask: _masked_table(x, mask).max(1), "pooled"),
+        also=("pooling",),
     ),
     bert(
         "pooled without tanh",
@@ -233,12 +234,14 @@ TIMM = (
         ATTN,
         "head order",
         calling(ATTN, _parts(lambda x: x.reshape(*x.shape[:2], H, 3, -1).transpose(3, 0, 2, 1, 4)), "parts"),
+        also=("axis order",),
     ),
     timm(
         "features outside heads",
         ATTN,
         "head order",
         calling(ATTN, _parts(lambda x: x.reshape(*x.shape[:2], 3, -1, H).transpose(2, 0, 4, 1, 3)), "parts"),
+        also=("axis order",),
     ),
     timm(
         "v before k",

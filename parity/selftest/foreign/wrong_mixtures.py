@@ -69,9 +69,12 @@ SWITCH = (
     switch(
         "weights not made to sum to 1",
         MOE,
-        None,
+        "renormalisation",
         calling(MOE, _best(2, normed=False), "gates"),
-        also=("top-k", "routing", "step left out", "wrong tensor"),
+        also=(
+            "top-k",
+            "step left out",
+        ),
     ),
     switch("best expert alone", MOE, None, calling(MOE, _best(1), "gates"), also=("top-k", "routing")),
     switch("three experts", MOE, None, calling(MOE, _best(3), "gates"), also=("top-k", "routing")),
