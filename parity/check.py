@@ -40,7 +40,7 @@ from parity.rules import Rules
 from parity.runs import Arrays, Gradients, JaxSide, Run, TorchSide
 from parity.shaken import shake, shaken_gradients
 from parity.training import training_rows
-from parity.unverified import unverified_gradients, unverified_layers
+from parity.unverified import uncalled, unverified_gradients, unverified_layers
 
 LEVELS = ("forward", "gradients", "train")
 PRECISIONS = ("float64", "float32")
@@ -100,6 +100,7 @@ def check(
     start = time.perf_counter()
     tell("weights and modules")
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
+    proof.notes.extend(uncalled(torch_model, proof.pairing))
     rows = weight_rows(proof.ledger, torch_model, jax_model)
     rows += proof.forward(tell=tell)
     causes: tuple[Cause, ...] = ()

@@ -1,16 +1,28 @@
-"""What passed and yet was not verified: zeros and NaN that are the same on both sides, and gradients that are zero."""
+"""What passed and yet was not verified: zeros or NaN on both sides, gradients that are zero, modules never called."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
 import numpy as np
+import torch
 
-from parity.pairing import Pair
+from parity.pairing import Pair, Pairing
 from parity.runs import Arrays, Gradients
 
 NAMED = 5
 """How many names a note lists."""
+
+
+def uncalled(torch_model: torch.nn.Module, pairing: Pairing) -> list[str]:
+    """Notes on PyTorch's modules that hold parameters and were never called."""
+    called = {path for path, _ in pairing.shapes}
+    idle = [
+        name
+        for name, module in torch_model.named_modules()
+        if name not in called and any(True for _ in module.parameters(recurse=False))
+    ]
+    return _note("never called, so verified only as far as the module around them uses their tensors", idle)
 
 
 def unverified_layers(pairs: Sequence[Pair], references: Arrays) -> list[str]:
