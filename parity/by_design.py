@@ -34,7 +34,7 @@ class Design:
         ours, theirs: narrow formats that PyTorch's and JAX's model ask for, each under its own paths.
         our_tables, their_tables: narrow arrays that they hold, apart from their weights.
         partners: JAX's path -> PyTorch's, of the modules that are compared.
-        scalars: Python numbers that PyTorch's model uses.
+        scalars: Python numbers that the models use.
         granted: modules (PyTorch's paths) in which every cast of JAX's counts as by design.
     """
 
@@ -51,14 +51,15 @@ class Design:
         cls,
         asked: Wide,
         buffers: Iterable[Table],
-        program: tuple[ClosedJaxpr, Sequence[Any]],
+        program: tuple[ClosedJaxpr, Sequence[Any], Iterable[float]],
         partners: Mapping[str, str],
     ) -> Design:
-        """From a run of PyTorch's model, its unsaved buffers, and the program of JAX's with what it was traced on."""
-        held = [(path, numbers) for (path, _), numbers in asked.tables.items()]
-        ours, theirs = tuple(asked.casts), tuple(casts(program[0], asked.precision))
-        tables = tuple(tables_of(*program, asked.precision))
-        return cls(ours, theirs, (*buffers, *held), tables, partners, frozenset(asked.scalars))
+        """From a run of PyTorch's model, its unsaved buffers, and JAX's program (see `JaxSide.program`)."""
+        closed, args, numbers = program
+        held = [(path, array) for (path, _), array in asked.tables.items()]
+        ours, theirs = tuple(asked.casts), tuple(casts(closed, asked.precision))
+        tables = tuple(tables_of(closed, args, asked.precision))
+        return cls(ours, theirs, (*buffers, *held), tables, partners, frozenset({*asked.scalars, *numbers}))
 
     def allows(self, cast: Cast) -> bool:
         """Whether a cast of JAX's is by design: a library's own, or the reference has one as narrow there too."""

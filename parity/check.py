@@ -230,13 +230,19 @@ class Proof:
         refuse_compiled(torch_model)
         ledger = build_ledger(torch_model, jax_model, rules)
         rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(ledger, torch_model)))
-        ours = TorchSide.as_configured(torch_model, arguments.apply)
         usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
+        ours = TorchSide.as_configured(torch_model, arguments.apply)
         theirs = JaxSide.as_configured(jax_model, ours.precision, usual, arguments.apply)
+        notes: list[str | None] = []
+        if not ours.runs(arguments.arrays):
+            notes.append(f"not compared as configured, since PyTorch's model does not run in {ours.precision} here")
+            ours = TorchSide.of(torch_model, "float32", apply=arguments.apply)
+            theirs = JaxSide.of(jax_model, "float32", usual, apply=arguments.apply)
         theirs, note = fitting_inputs(ours, theirs, arguments.arrays, rules)
         if has_paths(theirs.model):
             jax_model = with_paths(jax_model)
         pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
+        notes += [note, _output_note(pairing)]
         # In float64: so it shows what casts to less.
         ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
         theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)
@@ -252,7 +258,7 @@ class Proof:
             gates,
             memory,
             arguments.apply,
-            [note for note in (note, _output_note(pairing)) if note is not None],
+            [text for text in notes if text is not None],
         )
 
     def in_other_order(self) -> Proof | None:
@@ -362,7 +368,7 @@ class Proof:
         own = {pair.jax: references[pair.jax] for pair in section}
         rows += _leak_rows(leaks(section, own, free, [numbers for _, numbers in self.pairing.design.tables]))
         del free
-        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, small=small)
+        return rows + layer_rows(section, references, theirs(True), "forced", self.gates, None, small)
 
     def _section32(
         self,

@@ -25,7 +25,7 @@ def draw_rows(matching: Matching, theirs: Sequence[Site], unknown: Sequence[str]
     rows += [_alone(site, "PyTorch", "JAX", matching.jax_constant) for site in matching.torch_only]
     rows += [_alone(site, "JAX", "PyTorch", ()) for site in matching.jax_only]
     for first, second in shared_states(theirs):
-        note = f"in JAX two draws have one key and so the same numbers: {first.place} and {second.place}"
+        note = f"in JAX two draws have one key, so that their numbers hang together: {first.place} and {second.place}"
         rows.append(_row(second.name, "random draw", math.inf, note))
     text = (
         "JAX draws in a way that nothing can be handed out for; write it with jax.random.bernoulli, uniform or normal"

@@ -371,11 +371,11 @@ def by_call(found: Sequence[tuple[Site, Numbers]]) -> dict[Key, list[Numbers]]:
 
 
 def shared_states(sites: Sequence[Site]) -> Iterator[tuple[Site, Site]]:
-    """Draws that repeat an earlier one's numbers: the same generator's state, law family and shape."""
-    seen: dict[tuple[str, str, tuple[int, ...]], Site] = {}
+    """Draws from the same state of the generator as an earlier one: they hang together, whatever their shapes are."""
+    seen: dict[str, Site] = {}
     for site in sites:
         if site.state is not None and not site.constant and not site.keys:
-            first = seen.setdefault((site.state, site.law.family, site.shape), site)
+            first = seen.setdefault(site.state, site)
             if first is not site:
                 yield first, site
 

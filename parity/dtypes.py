@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,3 +26,18 @@ def torch_in_precision(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     if tensor.is_complex():
         return tensor.to(torch.promote_types(dtype, torch.complex64))
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+@contextlib.contextmanager
+def as_xla_rounds() -> Iterator[None]:
+    """While open, PyTorch on CPU takes subnormal numbers (below 2^-126 in float32) for zero, as XLA on CPU always does.
+
+    So that PyTorch's own float32 error shows what that costs.
+    """
+    tiny = torch.tensor([1e-40])
+    before = not bool((tiny * 1.0).any())
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

@@ -215,7 +215,7 @@ def float32_rows(
         error, note = distance(theirs.outputs, wanted.outputs)
         limit = gates.f32_between if pair.torch[0] else gates.f32_logits
         floor = noise[pair.jax] if noise else None
-        allowed = max(limit, BY_CHANCE * (floor or 0.0))
+        allowed = max(limit, BY_CHANCE * (floor if floor is not None and math.isfinite(floor) else 0.0))
         gate = gates.float32(torch_error, _independent(wanted, mode), allowed, terms=terms)
         gate = max(gate, flushed(wanted.outputs))
         growth = None
@@ -286,7 +286,8 @@ def float32_gradient_rows(
     sizes = _gradient_sizes(oracle, names)
     for (name, kind), error in jax_errors.items():
         own = torch_errors[name, kind]
-        limit = max(gates.f32_between, BY_CHANCE * noise.get((name, kind), 0.0))
+        known = noise.get((name, kind), 0.0)
+        limit = max(gates.f32_between, BY_CHANCE * known if math.isfinite(known) else 0.0)
         gate = gates.float32(own, sizes[name, kind], limit, floor=gates.f32_gradient_floor)
         rows.append(Row(name, kind, mode, "float32", error, gate, own))
     return rows

@@ -14,6 +14,7 @@ from parity.compare import rel_f
 from parity.inputs import input_layouts
 from parity.rules import Rules
 from parity.runs import JaxSide, TorchSide
+from parity.shapes import first_line
 from parity.transformed import with_paths
 
 TRIED = 64
@@ -46,7 +47,7 @@ def fitting_inputs(
         if found:
             jax_side = dataclasses.replace(jax_side, model=found[0].model)
     if not found:
-        raise ValueError(f"JAX's model cannot be run on these inputs: {_first_line(errors[0])}") from errors[0]
+        raise ValueError(f"JAX's model cannot be run on these inputs: {first_line(errors[0])}") from errors[0]
     if len(found) == 1:
         return found[0], _note(found[0].input_axes, layouts[0])
     wanted = torch_side.forward(arrays, only={ROOT})[ROOT].outputs
@@ -85,8 +86,3 @@ def _note(axes: Sequence[Axes], usual: Sequence[Axes]) -> str | None:
         if own != first
     ]
     return f"JAX's model takes {', '.join(other)}" if other else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -30,7 +30,7 @@ def loss_rows(
     gate = gates.float32(max(torch_loss, spread), 1, limit)
     return [
         Row("loss", "loss", mode, "float32", jax_loss, gate, torch_loss),
-        Row("loss", "loss", "between", "float32", between, limit),
+        Row("loss", "loss", "between", "float32", between, limit if gate <= limit else gate + torch_loss),
     ]
 
 

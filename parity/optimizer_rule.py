@@ -66,7 +66,7 @@ def compare_rules(
     found = trial.compare(tx)
     # A clipping that binds even so would not any more.
     if found.error > trial.gate and not trial.injected:
-        found = min(found, trial.compare(tx, 1e-4), key=lambda comparison: comparison.error)
+        found = min(found, trial.compare(tx, 1e-2), key=lambda comparison: comparison.error)
     if found.error > trial.gate:
         settings = "; ".join(dict.fromkeys(_settings(group) for group in groups))
         known = trial.known(tx)
@@ -78,7 +78,7 @@ def compare_rules(
         f"at the next step the learning rate is {float(groups[i]['lr']):.6g} in PyTorch, {rate:.6g} in optax: set them "
         "alike"
         for i, rate in found.rates.items()
-        if abs(rate - float(groups[i]["lr"])) > 1e-6 * abs(rate)
+        if abs(rate - float(groups[i]["lr"])) > max(1e-6, trial.gate) * abs(rate)
     ]
     return [], told if found.rates else ["optax's learning rate is zero: its rule was not compared with PyTorch's"]
 
@@ -144,8 +144,10 @@ class _Trial:
         first = self.moments.get("mu") or self.moments.get("trace") or {}
         found = {}
         for entry in self.entries:
-            moment = self._unit(first.get(entry.jax), entry)
-            size = 0.03 * norm(moment) / math.sqrt(moment.size) if moment is not None and moment.size else 0.0
+            moment, square = (self._unit(x.get(entry.jax), entry) for x in (first, self.moments.get("nu", {})))
+            found_sizes = [0.0] if moment is None or not moment.size else [norm(moment) / math.sqrt(moment.size)]
+            found_sizes += [math.sqrt(abs(square.mean()))] if square is not None and square.size else []
+            size = 0.03 * max(found_sizes)
             draw = np.random.RandomState(zlib.crc32(repr((entry.jax, entry.index, step)).encode()))
             shape = entry.jax_shape if entry.index is None else entry.jax_shape[1:]
             size = (size or 1e-4 / math.sqrt(total)) * (1.0, 0.3, 2.0, 0.1)[step] * scale

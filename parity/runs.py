@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +33,7 @@ from parity.channels import Axes
 from parity.convert import Ledger, as_dtype, to_numpy, torch_arrays
 from parity.copies import torch_copy
 from parity.draws import Handed
-from parity.dtypes import in_precision, torch_in_precision
+from parity.dtypes import as_xla_rounds, in_precision, torch_in_precision
 from parity.inputs import Apply, positional
 from parity.jax_draws import handed_out
 from parity.jax_draws import in_precision as draws_in_precision
@@ -51,7 +51,7 @@ from parity.pieces import (
 from parity.structure import Form, form, tensors, with_tensors
 from parity.torch_draws import TorchDraws
 from parity.transformed import jax_calls
-from parity.wide_jax import widened
+from parity.wide_jax import noting, widened
 from parity.wide_torch import wide
 
 Arrays = dict[Key, Call]
@@ -117,6 +117,17 @@ class TorchSide:
         moving = (p.dtype for p in model.parameters() if p.is_floating_point())
         return cls(torch_copy(model).eval(), str(next(moving, torch.float32)).removeprefix("torch."), apply)
 
+    def runs(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Whether the model runs in its own dtype: not every operation exists in half precision on every device."""
+        if self.precision in ("float32", "float64"):
+            return True
+        try:
+            with torch.no_grad():
+                self.apply(self.model, self.inputs(arrays))
+        except RuntimeError as error:
+            return "not implemented for" not in str(error)
+        return True
+
     def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         dtype = getattr(torch, self.precision)
@@ -134,16 +145,24 @@ class TorchSide:
         inputs = self.inputs(arrays)
         if reference is None and not self.in_place:
             try:
-                with self._drawing(draws), self.wide():
+                with self._running(draws):
                     return _to_numpy(torch_calls(self.model, inputs, copies=False, only=only, apply=self.apply))
             except InPlaceError:
                 self.in_place = True
         known = reference and {key: self._call(call) for key, call in reference.items()}
-        with self._drawing(draws), self.wide():
+        with self._running(draws):
             return _to_numpy(torch_calls(self.model, inputs, known, copies=self.in_place, only=only, apply=self.apply))
 
-    def _drawing(self, draws: Handed | None) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if draws is None else TorchDraws(self.model, draws, quiet=True)
+    @contextlib.contextmanager
+    def _running(self, draws: Handed | None) -> Iterator[None]:
+        """While open, the model runs with the numbers that it is handed, its casts left out, and rounds as XLA does."""
+        with contextlib.ExitStack() as stack:
+            if draws is not None:
+                stack.enter_context(TorchDraws(self.model, draws, quiet=True))
+            stack.enter_context(self.wide())
+            if self.precision == "float32":
+                stack.enter_context(as_xla_rounds())
+            yield
 
     def _call(self, call: Call) -> Call:
         inputs = None if call.inputs is None else list(self.inputs(call.inputs))
@@ -179,7 +198,7 @@ class TorchSide:
 
         self.model.zero_grad()
         # In the backward pass too: what is checkpointed runs again there.
-        with self._drawing(draws), self.wide():
+        with self._running(draws):
             with torch_hooks(self.model, lambda key, tensors: None, after):
                 output = self.apply(self.model, given)
                 moving = {id(x): x for x in tensors(output) if x.requires_grad}
@@ -356,16 +375,18 @@ class JaxSide:
 
             return jax.eval_shape(run, state, self.inputs(arrays)), forms
 
-    def program(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[jax.Array]]:
-        """The model as JAX traces it, and what it was traced with."""
+    def program(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[jax.Array], set[float]]:
+        """The model as JAX traces it, what it was traced with, and the Python numbers in it."""
         with self.switches(), jax.disable_jit(False):
             graphdef, state = nnx.split(self.model)
 
             def run(state: nnx.State, inputs: Any) -> Calls:
                 return jax_calls(nnx.merge(graphdef, state), inputs, apply=self.apply)
 
-            arguments = state, self.inputs(arrays)
-            return jax.make_jaxpr(run)(*arguments), jax.tree.leaves(arguments)
+            arguments, numbers = (state, self.inputs(arrays)), set[float]()
+            with noting(numbers):
+                program = jax.make_jaxpr(run)(*arguments)
+            return program, jax.tree.leaves(arguments), numbers
 
     def _calls(self, reference: Arrays) -> Calls:
         """In this run's precision, all brought over at once: one by one they take several times as long.

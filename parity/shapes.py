@@ -50,7 +50,11 @@ class TorchShapes:
 
 
 def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[Axes] = ()) -> TorchShapes:
-    """One forward pass of the PyTorch model; only shapes are kept. `axes` are the layouts of JAX's inputs."""
+    """One forward pass of the PyTorch model; only shapes are kept. `axes` are the layouts of JAX's inputs.
+
+    Raises:
+        ValueError: the model does not run on these inputs.
+    """
     found: dict[Key, Shapes] = {}
     given: dict[Key, tuple[Any, ...]] = {}
     forms: dict[Key, Form] = {}
@@ -81,7 +85,10 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[A
     used = UsedParameters()
     hooks = torch_hooks(side.model, before, after, returned=lambda key, output: forms.update({key: form(output)}))
     with hooks, torch.no_grad(), ChannelAxes(), used:
-        side.apply(side.model, inputs)
+        try:
+            side.apply(side.model, inputs)
+        except Exception as error:  # whatever a foreign model raises
+            raise ValueError(f"PyTorch's model cannot be run on these inputs: {first_line(error)}") from error
     return TorchShapes(found, used.idle_modules(side.model))
 
 
@@ -133,3 +140,9 @@ def jax_shapes(side: JaxSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]
 
 def _dtypes(names: Any) -> str:
     return ", ".join(sorted(set(names)))
+
+
+def first_line(error: Exception) -> str:
+    """The type of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -44,19 +44,29 @@ def jax_subject(model: Any) -> nnx.Module:
 
 
 def _kind(model: Any) -> str:
-    return f"{type(model).__module__.partition('.')[0]}'s {type(model).__qualname__}"
+    library = _library(model)
+    name = type(model).__qualname__
+    return f"{library}'s {name}" if library else f"an object of class {name}"
+
+
+def _library(model: Any) -> str | None:
+    """Which of the known libraries a model is made with, by its classes: these need not be installed."""
+    for base in type(model).__mro__:
+        for library in ("flax.linen", "equinox", "haiku"):
+            if base.__module__ == library or base.__module__.startswith(f"{library}."):
+                return library
+    return None
 
 
 def _remedy(model: Any) -> str:
-    """How to make it one; known by the names of its classes, since these libraries need not be installed."""
-    origins = {f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__}
-    libraries = {origin.partition(".")[0] for origin in origins}
-    if any(origin.startswith("flax.linen") for origin in origins):
-        return ": wrap it, flax.nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)) and nnx.bridge.lazy_init(wrapped, x)"
-    if "equinox" in libraries:
-        return ": keep its arrays as nnx.Param in an nnx.Module whose __call__ puts them back with equinox.combine"
-    if "haiku" in libraries:
-        return ": keep its params as nnx.Param in an nnx.Module whose __call__ calls transformed.apply"
+    """How to make it a `flax.nnx.Module`."""
+    match _library(model):
+        case "flax.linen":
+            return ": wrap it, flax.nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)) and nnx.bridge.lazy_init(wrapped, x)"
+        case "equinox":
+            return ": keep its arrays as nnx.Param in an nnx.Module whose __call__ puts them back with equinox.combine"
+        case "haiku":
+            return ": keep its params as nnx.Param in an nnx.Module whose __call__ calls transformed.apply"
     if isinstance(model, nnx.State):
         return ": put the state into the model with nnx.update or nnx.merge first"
     if callable(model) or isinstance(model, dict | list | tuple):

@@ -55,8 +55,8 @@ def widened(
 
     def run(*args: Any) -> Any:
         numbers: set[float] = set(scalars)
-        with _noting(numbers):
-            closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        with noting(numbers):  # a function of its own each time: JAX would take a program it has traced before
+            closed, shape = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
         found = Evaluator(precision, allows, numbers).closed(closed, jax.tree.leaves(args), Scope())
         return jax.tree.unflatten(jax.tree.structure(shape), found)
 
@@ -294,22 +294,29 @@ def _constants(own: float) -> Iterator[float]:
 
 
 @contextlib.contextmanager
-def _noting(numbers: set[float]) -> Iterator[None]:
-    """Notes the Python numbers that a traced function hands to JAX, which keeps them rounded."""
-    try:
-        lax = importlib.import_module("jax._src.lax.lax")
-        original = lax._convert_element_type
-    except (ImportError, AttributeError):  # another JAX: then numbers are recovered by their digits
-        yield
-        return
+def noting(numbers: set[float]) -> Iterator[None]:
+    """Notes the Python numbers that a traced function hands to JAX, whose programs hold them rounded.
 
-    def noting(operand: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(operand, float):
-            numbers.add(float(operand))
-        return original(operand, *args, **kwargs)
+    They are rounded in two places, both of them JAX's own affair; in a JAX without these, `whole_scalar` has to guess.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, AttributeError, KeyError):
+            lax = importlib.import_module("jax._src.lax.lax")
+            convert = lax._convert_element_type
 
-    try:
-        lax._convert_element_type = noting
+            def converting(operand: Any, *args: Any, **kwargs: Any) -> Any:
+                numbers.update([float(operand)] if isinstance(operand, float) else [])
+                return convert(operand, *args, **kwargs)
+
+            stack.callback(setattr, lax, "_convert_element_type", convert)
+            lax._convert_element_type = converting
+            rules = importlib.import_module("jax._src.interpreters.partial_eval").const_fold_rules
+            fold = rules[lax.convert_element_type_p]
+
+            def folding(consts: Any, *args: Any) -> Any:
+                numbers.update(float(x) for x in consts if isinstance(x, float))
+                return fold(consts, *args)
+
+            stack.callback(rules.__setitem__, lax.convert_element_type_p, fold)
+            rules[lax.convert_element_type_p] = folding
         yield
-    finally:
-        lax._convert_element_type = original

@@ -44,11 +44,23 @@ def _larger_in_training(self: Any, original: Any, x: jax.Array) -> jax.Array:
     return y if self.deterministic else y + 0.01 * x
 
 
+def _counts(self: Any) -> list[Any]:
+    return [node for _, node in nnx.iter_graph(self.rngs) if isinstance(node, nnx.RngCount)]
+
+
 def _one_key(self: Any, original: Any, x: jax.Array, rate: float, *shared: int) -> jax.Array:
-    """The same key for every draw."""
-    for _, count in nnx.iter_graph(self.rngs):
-        if isinstance(count, nnx.RngCount):
-            count[...] = jnp.zeros_like(count[...])
+    """A new key for the last draw alone."""
+    before = [count[...] for count in _counts(self)]
+    y = original(x, rate, *shared)
+    if rate != self.depth:
+        for count, old in zip(_counts(self), before, strict=True):
+            count[...] = old
+    return y
+
+
+def _constant_key(self: Any, original: Any, x: jax.Array, rate: float, *shared: int) -> jax.Array:
+    for count in _counts(self):
+        count[...] = jnp.zeros_like(count[...])
     return original(x, rate, *shared)
 
 
@@ -84,6 +96,7 @@ TRAIN = (
     _random("dropout before the projection", None, early=True),
     _random("kept numbers not scaled", None, scaled=False),
     _train("one key for all draws", "random", "block", "random draw", calling("block", _one_key, "dropped")),
+    _train("one key for all steps", "random", "block", "dropout rate", calling("block", _constant_key, "dropped")),
     _train("a term in training only", "random", "block", None, calling("block", _larger_in_training)),
     _train(
         "momentum and variance both flax's",

@@ -167,9 +167,12 @@ def test_tables_that_differ_in_the_last_digit_have_float32s_gate_and_nothing_els
     report = check(*pair, X)
     assert report.passed, report
     assert any("float32 tables that are not the same to the last digit in: rope" in note for note in report.notes)
-    forced = {row.name: row.gate for row in report.rows if row.mode == "forced" and row.precision == "float64"}
+    rows = [row for row in report.rows if row.mode == "forced" and row.precision == "float64"]
+    forced = {row.name: row.gate for row in rows if row.kind in ("layer", "output")}
     assert forced["rope"] == 1e-5
     assert forced["norm"] == forced["head"] == 1e-13
+    derivatives = {row.name: row.gate for row in rows if row.kind == "derivative"}
+    assert derivatives["norm"] == derivatives["head"] == 1e-12
 
 
 def test_a_mistake_behind_a_table_is_seen_though_it_is_smaller_than_the_tables_gate() -> None:

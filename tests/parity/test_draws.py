@@ -136,5 +136,5 @@ def test_lines_of_one_loop_take_turns() -> None:
 
 
 def test_one_state_of_the_generator_gives_one_draw() -> None:
-    first, second, other = site("a", 4, state="s"), site("b", 4, state="s"), site("c", 5, state="s")
+    first, second, other = site("a", 4, state="s"), site("b", 5, state="s"), site("c", 5, state="t")
     assert list(shared_states([first, second, other])) == [(first, second)]

@@ -22,7 +22,7 @@ from parity.elements import (
 )
 from parity.runs import Gradients
 
-MASKS = [-1e10, -1e18, 1e30, float(np.finfo(np.float32).min), float(np.finfo(np.float64).min)]
+MASKS = [-1e12, -1e18, 1e30, float(np.finfo(np.float32).min), float(np.finfo(np.float64).min)]
 SEEDS = range(20)
 
 

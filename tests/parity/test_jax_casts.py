@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from parity.casts import is_library, wider
 from parity.jax_casts import casts, module_scope, tables_of
 
 X = np.random.RandomState(0).standard_normal((2, 6, 8))
@@ -90,17 +89,3 @@ def test_tables_that_a_program_holds_or_is_given() -> None:
 
     found = tables_of(jax.make_jaxpr(model)(X, table + 1), [X, table + 1], "float64")
     assert sorted(path for path, _ in found) == ["a", "b"]
-
-
-def test_formats() -> None:
-    assert wider("float32", "float64") == "float64"
-    assert wider("complex64", "float64") == "complex128"
-    assert wider("bfloat16", "float32") == "float32"
-    assert wider("float32", "float32") is None
-    assert wider("int32", "float64") is None
-
-
-def test_libraries() -> None:
-    assert is_library(nnx.__file__)
-    assert is_library(jnp.__file__)
-    assert not is_library(__file__)

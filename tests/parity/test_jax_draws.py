@@ -73,7 +73,7 @@ def test_the_law_of_every_spelling(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_handed_out_decides_and_the_functions_are_themselves_again(name: str) -> None:
-    body, law, shape = CASES[name]
+    body, law, _ = CASES[name]
     model, key = Model(body), jax.random.key(0)
     (site,), _ = sites(model)
     x = jnp.asarray(X, jnp.float32)

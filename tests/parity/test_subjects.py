@@ -40,12 +40,12 @@ def test_both_are_taken_out_of_what_runs_them() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Dense(), r"flax's Dense: wrap it, flax\.nnx\.bridge\.ToNNX"),
+        (Dense(), r"flax\.linen's Dense: wrap it, flax\.nnx\.bridge\.ToNNX"),
         (nnx.state(jax_model()), "nnx.update or nnx.merge"),
         (lambda x: x, "__call__ calls the function"),
         ({"kernel": np.ones(3)}, "nnx.Param in an nnx.Module"),
         (torch_model(), "is a torch.nn.Module too"),
-        (3, "not builtins's int"),
+        (3, "not an object of class int"),
     ],
 )
 def test_what_is_no_flax_model(model: Any, message: str) -> None:
@@ -59,7 +59,7 @@ def test_exchanged_arguments() -> None:
 
 
 def test_what_is_no_torch_model_or_has_no_shape_yet() -> None:
-    with pytest.raises(ValueError, match=r"has to be a torch\.nn\.Module, not builtins's dict"):
+    with pytest.raises(ValueError, match=r"has to be a torch\.nn\.Module, not an object of class dict"):
         torch_subject({})
     with pytest.raises(ValueError, match="run the model once"):
         torch_subject(torch.nn.LazyLinear(3))

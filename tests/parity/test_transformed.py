@@ -90,7 +90,7 @@ WAYS: dict[str, tuple[type[Block], Run]] = {
     "nnx.remat at the call": (Block, lambda block, x: nnx.remat(lambda m, y: m(y))(block, x)),
     "jax.checkpoint": (Block, lambda block, x: jax.checkpoint(block)(x)),
     "jax.jit": (Block, lambda block, x: jax.jit(lambda y: block(y))(x)),
-    "jit in checkpoint": (JitBlock, lambda block, x: jax.checkpoint(lambda y: block(y))(x)),
+    "jit in checkpoint": (Block, lambda block, x: jax.checkpoint(lambda y: jax.jit(lambda z: block(z))(y))(x)),
     "jax.vmap": (Block, lambda block, x: jax.vmap(block)(x)),
     "jax.lax.scan": (Block, lambda block, x: jax.lax.scan(lambda c, row: (c, block(row)), 0, x[None])[1][0]),
 }

@@ -52,9 +52,21 @@ def _undilate(model: Any) -> None:
 
 
 WAVENET = (
-    wave("dilation of 1", f"{LAYER}.conv", "dilation", _undilate),
-    wave("padding behind", LAYER, "padding", calling(LAYER, _padding_after, "padded")),
-    wave("padding on both sides", LAYER, "padding", calling(LAYER, _padding_around, "padded")),
+    wave(
+        "dilation of 1",
+        f"{LAYER}.conv",
+        None,
+        _undilate,
+        also=(
+            "dilation",
+            "shifted by one",
+            "padding",
+        ),
+    ),
+    wave("padding behind", LAYER, "padding", calling(LAYER, _padding_after, "padded"), also=("axis permuted",)),
+    wave(
+        "padding on both sides", LAYER, "padding", calling(LAYER, _padding_around, "padded"), also=("shifted by one",)
+    ),
     wave(
         "one step late",
         LAYER,

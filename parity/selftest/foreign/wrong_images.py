@@ -157,7 +157,7 @@ UNET = (
         calling("enter.norm", _interleaved),
         also=("groups", "norm groups", "norm statistics"),
     ),
-    unet("statistics of every pixel", "leave.norm", "norm statistics", calling("leave.norm", _per_pixel)),
+    unet("statistics of every pixel", "leave.norm", None, calling("leave.norm", _per_pixel), also=("norm statistics",)),
     unet("GroupNorm eps 1e-6", "middle.norm", "epsilon", setting("middle.norm", epsilon=1e-6)),
     unet("corners aligned", "the model", "resize", calling("", lambda self, original, x: _corners(x), "smooth")),
     unet(
