@@ -141,7 +141,7 @@ def check(
         proof.notes.append("gradients and training mode were not compared, since the outputs cannot be")
         level, formats = "forward", False
     evaluation_loss = loss or proof.default_loss
-    if level != "forward":
+    if level != "forward" and evaluation_loss is not None:
         tell("gradients")
         gradients = proof.gradients(evaluation_loss)
         rows += gradients

@@ -302,8 +302,8 @@ class _Draft:
             given = [(values[0].inputs or [])[i] for i in self.pair.inputs or ()]
             inputs = _decide(inputs, given, values[1].inputs or [])
             outputs = _decide(outputs, values[0].outputs, values[1].outputs)
-        chosen = (tuple(choices[0] for choices in all_) for all_ in (inputs, outputs))
-        return dataclasses.replace(self.pair, **dict(zip(("input_axes", "output_axes"), chosen, strict=True)))
+        input_axes, output_axes = (tuple(found[0] for found in choices) for choices in (inputs, outputs))
+        return dataclasses.replace(self.pair, input_axes=input_axes, output_axes=output_axes)
 
 
 def _check_structure(module: torch.nn.Module, ours: Shapes, theirs: Shapes) -> None:
