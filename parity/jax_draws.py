@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.capture import Key, jax_hooks
+from parity.capture import Key
 from parity.draws import SILENT, Handed, Law, Marked, Numbers, Table
+from parity.transformed import call_hooks
 
 INSIDE = "jax._src.random"
 """Functions of `jax.random` that call each other are one draw, not two."""
@@ -284,7 +285,7 @@ def handed_out(model: nnx.Module, handed: Handed | None) -> Iterator[None]:
         yield
         return
     source = Given(handed)
-    with intercepted(source), jax_hooks(model, source.entered, source.left, skip_nested=True):
+    with intercepted(source), call_hooks(model, source.entered, source.left):
         yield
 
 

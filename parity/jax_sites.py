@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.capture import Key, jax_hooks
+from parity.capture import Key
 from parity.draws import Law, Site, source_line
 from parity.jax_draws import intercepted, nothing
 from parity.runs import JaxSide
+from parity.transformed import call_hooks
 
 LIBRARIES = (
     *(f"{os.path.dirname(module.__file__ or '')}{os.sep}" for module in (jax, flax)),
@@ -87,7 +88,7 @@ def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], 
             model = nnx.merge(graphdef, state)
             recorder = Recorder(model)
             recorders.append(recorder)
-            with intercepted(recorder), jax_hooks(model, recorder.entered, recorder.left, skip_nested=True):
+            with intercepted(recorder), call_hooks(model, recorder.entered, recorder.left):
                 side.apply(model, inputs)
             return nnx.state(model, nnx.RngState)
 

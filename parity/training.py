@@ -35,6 +35,7 @@ from parity.pairing import Pairing, pair_calls
 from parity.report import Cause
 from parity.rules import Rules
 from parity.runs import Gradients, JaxSide, TorchSide
+from parity.shapes import first_line
 from parity.torch_draws import quiet as quiet_torch
 from parity.torch_draws import torch_sites
 
@@ -61,9 +62,12 @@ def training_rows(
     run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply, design)
     try:
         pairing = run.paired(rules)
-    except ValueError as error:  # in evaluation they could be paired
-        return [Row("", "structure", "train", "-", math.inf, 0.0, note=f"in training mode {error}")], ()
-    matching, rows = run.draws(rules)
+        matching, rows = run.draws(rules)
+    except Exception as error:  # in evaluation mode both models ran, and could be paired
+        return [_structure_row("", str(error) if isinstance(error, ValueError) else first_line(error))], ()
+    rows += [_structure_row(name, why) for name, why in pairing.different]
+    if not pairing.comparable:
+        return rows, tuple(draw_causes(rows))
     loss = loss or default_loss(pairing.shapes[pairing.root.torch].outputs, pairing.root.output_axes)
     found, oracle = run.double(loss, *hand_out(matching))
     if matching.complete and not all(row.passed for row in found):
@@ -83,6 +87,10 @@ def training_rows(
     rows += buffers
     rows += run.single(loss, oracle, *hand_out(matching))
     return rows, (*causes, *statistics)
+
+
+def _structure_row(name: str, why: str) -> Row:
+    return Row(name, "structure", "train", "-", math.inf, 0.0, note=f"in training mode {why}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,6 +95,40 @@ def watched(
     return through_jaxpr if has_paths(model) and inside is None else direct
 
 
+@contextlib.contextmanager
+def call_hooks(model: nnx.Module, entered: Replace, left: Replace) -> Iterator[None]:
+    """While open, tells of every call of a module, inside transformations too if the modules carry their paths.
+
+    What `entered` and `left` give back, and the arrays that they are shown, play no part.
+    """
+    if not has_paths(model):
+        with jax_hooks(model, entered, left, skip_nested=True):
+            yield
+        return
+    active: set[str] = set()
+    count: dict[str, int] = {}
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+            path = getattr(self, PATH, None)
+            if path is None or path in active:
+                return original(self, *args, **kwargs)
+            key: Key = (path, count.get(path, 0))
+            count[path] = key[1] + 1
+            active.add(path)
+            entered(key, [])
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                active.discard(path)
+                left(key, [])
+
+        return call
+
+    with replaced_calls(callable_classes(model), wrap):
+        yield
+
+
 def _evaluated(
     model: nnx.Module, args: Any, kwargs: Any, before: Replace, after: Replace, returned: Returned | None
 ) -> Any:
