@@ -185,7 +185,7 @@ def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, thei
     def moves(entry: Entry) -> bool:
         return not np.array_equal(to_numpy(old[entry.torch].double()), to_numpy(new[entry.torch].double()))
 
-    buffers = [entry for entry in ledger if entry.torch not in trained and math.prod(entry.torch_shape)]
+    buffers = [entry for entry in ledger if entry.torch not in trained and 0 not in entry.torch_shape]
     return [entry for entry in buffers if entry.jax in statistics or moves(entry)]
 
 
