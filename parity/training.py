@@ -235,7 +235,7 @@ def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, thei
         before, after = (torch_in_precision(state[entry.torch], torch.float64) for state in (old, new))
         return not np.array_equal(to_numpy(before), to_numpy(after))
 
-    buffers = [entry for entry in ledger if entry.torch not in trained and math.prod(entry.torch_shape)]
+    buffers = [entry for entry in ledger if entry.torch not in trained and 0 not in entry.torch_shape]
     return [entry for entry in buffers if entry.jax in statistics or moves(entry)]
 
 
