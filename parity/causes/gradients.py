@@ -57,11 +57,14 @@ def gradient_cause(
     gate: float,
 ) -> tuple[str, str, float] | None:
     """(switch, description, error left) of the alteration that gives all of JAX's derivatives; None if none does."""
-    recording = record(model, inputs, key, set(paired))
-    if recording is None:
+    try:
+        recording = record(model, inputs, key, set(paired))
+        if recording is None:
+            return None
+        recording.run()
+        _, steps = recording.run()
+    except Exception:  # whatever a foreign module raises where it is run otherwise than it expects
         return None
-    recording.run()
-    _, steps = recording.run()
     if len(steps) > STEPS:
         return None
     _require_gradients(recording)

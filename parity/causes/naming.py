@@ -18,6 +18,8 @@ from parity.pairing import Pair, Pairing
 from parity.report import Cause
 from parity.runs import JaxSide, TorchSide
 
+NOT_REPLAYED = "not looked for (the call cannot be replayed by itself)"
+
 WORK = 3e10
 """So many elements are computed in replays, at most: about a minute on one core."""
 
@@ -74,12 +76,14 @@ def name_causes(
     paired = {pair.torch for pair in pairs}
     found: dict[Key, list[Found]] = {}
     skipped: list[str] = []
+    unseen: list[str] = []
     ranked = _ranked(_wrong(pairs, calls, rows), pairs, rows)
     left = work
     known: dict[tuple[object, ...], list[Found]] = {}
     for i, (owner, wrong) in enumerate(ranked):
-        recording = record(model, inputs, owner, paired, apply)
+        recording = _recorded(model, inputs, owner, paired, apply)
         if recording is None:
+            unseen.append(owner[0] or "the model")
             continue
         budget = Budget(left / (len(ranked) - i) if i else left / 2)
         before = budget.left
@@ -92,9 +96,10 @@ def name_causes(
         left -= before - budget.left
         if search.spent and not found[owner]:
             skipped.append(owner[0] or "the model")
-    if skipped and notes is not None:
-        names = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
-        notes.append(f"the cause was not looked for to the end (too much to compute) in: {names}")
+    for names, text in ((skipped, "not looked for to the end (too much to compute)"), (unseen, NOT_REPLAYED)):
+        if names and notes is not None:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            notes.append(f"the cause was {text} in: {', '.join(names[:5])}{more}")
     return _causes(found, [pair.torch for pair in pairs])
 
 
@@ -103,6 +108,19 @@ def _right(recording: Recording, wrong: Sequence[Wrong], pairs: Sequence[Pair]) 
     compared = {pair.torch for pair in pairs if pair.inputs is not None}
     every: set[Key | None] = {site for site in recording.inner if site in compared}
     return (every | {None}) - {item.site for item in wrong}
+
+
+def _recorded(
+    model: torch.nn.Module, inputs: Sequence[torch.Tensor], key: Key, paired: set[Key], apply: Apply
+) -> Recording | None:
+    """The recording of a call; None if it cannot be made, or the call cannot be replayed."""
+    try:
+        recording = record(model, inputs, key, paired, apply)
+        if recording is not None:
+            recording.run()  # finds out too whether the module works in place
+    except Exception:  # whatever a foreign module raises where it is run otherwise than it expects
+        return None
+    return recording
 
 
 def _causes(found: Mapping[Key, Sequence[Found]], order: Sequence[Key]) -> tuple[Cause, ...]:

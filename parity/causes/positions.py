@@ -168,15 +168,22 @@ def _still(by: torch.Tensor, axis: int) -> bool:
 def rotations(around: Around) -> list[tuple[Step, Rotation]]:
     """The last steps that give something rotated, and how."""
     found: list[tuple[Step, Rotation]] = []
+    norms: dict[int, float] = {}
+
+    def size_of(x: torch.Tensor) -> float:
+        if id(x) not in norms:
+            norms[id(x)] = float(x.detach().norm())
+        return norms[id(x)]
+
     for step in around.steps:
         y = step.output
         if not isinstance(y, torch.Tensor) or y.dtype not in (torch.float64, torch.float32) or y.ndim < 2:
             continue
         if y.shape[-1] < 2 or y.shape[-1] % 2 or y.shape[-2] < 2:
             continue
-        size = y.norm()
+        size = size_of(y)
         for _, x in around.before(step):
-            if x.shape != y.shape or x.dtype != y.dtype or not torch.isclose(x.norm(), size, rtol=1e-9):
+            if x.shape != y.shape or x.dtype != y.dtype or abs(size_of(x) - size) > 1e-9 * size:
                 continue
             turned = None if torch.equal(x, y) else rotation(x, y)
             if turned is not None:

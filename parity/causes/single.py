@@ -76,10 +76,13 @@ def name_single_causes(
     paired = {pair.torch for pair in pairs}
     found = []
     for pair in section:
-        recording = record(model, inputs, pair.torch, paired)
-        if recording is not None:
-            wrong = Wrong(None, pair, calls[pair.jax].outputs)
-            found += _name(recording, _rounded(recording, single), wrong)
+        try:
+            recording = record(model, inputs, pair.torch, paired)
+            if recording is not None:
+                wrong = Wrong(None, pair, calls[pair.jax].outputs)
+                found += _name(recording, _rounded(recording, single), wrong)
+        except Exception:  # whatever a foreign module raises where it is run otherwise than it expects
+            continue
     return tuple(found)
 
 
