@@ -92,7 +92,12 @@ SWITCH = (
         MOE,
         None,
         calling(MOE, _exchanged_gates, "gates"),
-        also=("top-k", "routing", "axis flipped"),
+        also=(
+            "top-k",
+            "routing",
+            "axis flipped",
+            "shifted by one",
+        ),
     ),
     switch("weight on what an expert is given", MOE, None, calling(MOE, _gate_inside, "mixed")),
     switch(
