@@ -1,4 +1,4 @@
-"""Draws paired by what they do to the outputs: the last resort where program order does not pair them.
+"""What draws do to the outputs: which belong together where program order does not tell, and where masks begin.
 
 All masks keep everything but one, on both sides: the outputs then tell which draw of the one model is which of the
 other, and how its numbers have to be laid out, whatever the modules around are called.
@@ -7,6 +7,7 @@ other, and how its numbers have to be laid out, whatever the modules around are 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 
 from parity.compare import norm
 from parity.convert import to_numpy
-from parity.draws import Handed, Match, Matching, Move, Site, hand_out, moves, neutral, numbers, to_jax
+from parity.draws import Handed, Match, Matching, Move, Site, drawn, hand_out, moves, neutral, numbers, on_grid, to_jax
 from parity.jax_draws import handed_out, in_precision
 from parity.runs import JaxSide, TorchSide
 from parity.structure import tensors
@@ -44,6 +45,48 @@ def paired_by_effect(matching: Matching, ours: TorchSide, theirs: JaxSide, array
     return dataclasses.replace(matching, matches=tuple(changed[id(pair)] for pair in matching.matches))
 
 
+TRIALS, FINE = 64, 256
+"""The most trials for one draw, and how many numbers between 0 and 1 are tried altogether."""
+
+
+def other_thresholds(
+    matching: Matching, ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray]
+) -> list[tuple[Match, int, int]]:
+    """Pairs of draws that do not do the same for all numbers: (pair, in how many trials, of how many).
+
+    Where a mask is made of uniform numbers nothing says at which of them, and few numbers hit few of the differences.
+    """
+    pairs = [pair for pair in matching.matches if _threshold_unknown(pair)]
+    if not pairs:
+        return []
+    of_torch, of_jax = _torch_outputs(ours, arrays), _jax_outputs(theirs, arrays)
+    found = []
+    for pair in pairs[:LIMIT]:
+        trials = min(TRIALS, -(-FINE // pair.torch.size))
+        wrong = 0
+        for trial in range(trials):
+            handed = hand_out(matching, functools.partial(_spread, site=pair.torch, trial=trial, trials=trials))
+            wrong += _apart(of_jax(handed[1]), of_torch(handed[0])) > SAME
+        if wrong:
+            found.append((pair, wrong, trials))
+    return found
+
+
+def _threshold_unknown(pair: Match) -> bool:
+    laws = pair.torch.law, pair.jax.law
+    masks = all(law.family in ("bernoulli", "uniform") for law in laws)
+    return masks and any(law.keep is None for law in laws) and pair.torch.size < FINE
+
+
+def _spread(match: Match, site: Site, trial: int, trials: int) -> np.ndarray:
+    """Numbers at `site` that fill the gaps between those of the other trials."""
+    if match.torch is not site:
+        return drawn(match)
+    n = site.size
+    u = (np.arange(n) + (trial + 0.5) / trials) / n
+    return on_grid(np.random.RandomState(trial).permutation(u)).reshape(site.shape)
+
+
 def _ambiguous(matches: Sequence[Match]) -> list[list[Match]]:
     """Pairs that could have been made otherwise."""
     groups: list[list[Match]] = []
@@ -61,7 +104,7 @@ def _told_apart(matching: Matching, group: list[Match], ours: Outputs, theirs: O
     left = [pair.jax for pair in group]
     found = []
     for pair in group:
-        wanted = ours(hand_out(matching, lambda m, pair=pair: _one(m, pair.torch))[0])
+        wanted = ours(hand_out(matching, functools.partial(_one, site=pair.torch))[0])
         best = None
         for site in left:
             for move in moves(pair.torch, site):

@@ -66,6 +66,15 @@ def _alone(site: Site, here: str, there: str, constant: Sequence[Site]) -> Row:
     return _row(site.name, kind, math.inf if site.law.keep is None else 1 - site.law.keep, note)
 
 
+def threshold_rows(found: Sequence[tuple[Match, int, int]]) -> list[Row]:
+    """Of what `parity.draw_effects.other_thresholds` finds."""
+    text = "the same uniform numbers have another effect in {} of {} trials: another rate, or another use of them"
+    return [
+        _row(pair.torch.name, "dropout rate", wrong / trials, text.format(wrong, trials))
+        for pair, wrong, trials in found
+    ]
+
+
 def draw_causes(rows: Sequence[Row]) -> tuple[Cause, ...]:
     """A difference of the laws is its own cause."""
     failed = [row for row in rows if row.kind in LAWS and not row.passed]

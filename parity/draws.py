@@ -248,9 +248,10 @@ def match(ours: Sequence[Site], theirs: Sequence[Site], partner: Callable[[str],
     matches = [Match(a, b, moves(a, b)) for a, b in sorted(pairs, key=lambda pair: order[id(pair[0])])]
     rates: list[tuple[Site, Site]] = []
     sizes: list[tuple[Site, Site]] = []
-    for close in (near, lambda a, b: True):
-        rates += take(lambda a, b, close=close: close(a, b) and _other_rate(a, b))
-        sizes += take(lambda a, b, close=close: close(a, b) and _other_size(a, b))
+    rates += take(lambda a, b: near(a, b) and _other_rate(a, b))
+    sizes += take(lambda a, b: near(a, b) and _other_size(a, b))
+    rates += take(_other_rate)
+    sizes += take(_other_size)
     return Matching(
         tuple(matches),
         tuple(Match(a, b, ()) for a, b in rates),
@@ -308,7 +309,8 @@ def numbers(site: Site, keep: float | None = None, seed: int = 0) -> np.ndarray:
         u = np.linspace(1 / 64, 63 / 64, n) if n > 1 else np.full(n, 0.5)
     else:
         kept = min(max(round(n * keep), 1), max(n - 1, 1))
-        below, above = np.linspace(0.05, 0.95, kept) * keep, keep + np.linspace(0.05, 0.95, n - kept) * (1 - keep)
+        # The first of each lie close to the threshold: another one shows.
+        below, above = np.linspace(0.999, 0.05, kept) * keep, keep + np.linspace(0.001, 0.95, n - kept) * (1 - keep)
         u = np.concatenate((below, above))
     return on_grid(draw.permutation(u)).reshape(site.shape)
 

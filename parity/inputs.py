@@ -102,14 +102,15 @@ def _rounded(array: np.ndarray) -> np.ndarray:
 def input_layouts(arrays: Sequence[np.ndarray], rules: Rules) -> Iterator[tuple[Axes, ...]]:
     """Every combination of layouts in which JAX may take the inputs, the usual one first.
 
-    A rule for "input i", or for the model itself (""), decides for its input.
+    A rule for "input i" decides for its input; one for the model itself ("") is tried first.
     """
     yield from itertools.product(*(_layouts(f"input {i}", x.ndim, rules) for i, x in enumerate(arrays)))
 
 
 def _layouts(name: str, rank: int, rules: Rules) -> list[Axes]:
     for pattern, axes in rules.layouts.items():
-        own = pattern == "" or (pattern != "*" and matches(name, [pattern]))
-        if own and (axes is None or len(axes) == rank):
+        if pattern.startswith("input ") and matches(name, [pattern]) and (axes is None or len(axes) == rank):
             return [axes]
-    return possible_input_axes(rank)
+    # A rule for the model itself is about its outputs too, so it need not be meant for this input.
+    own = [axes for pattern, axes in rules.layouts.items() if pattern == "" and (axes is None or len(axes) == rank)]
+    return list(dict.fromkeys([*own, *possible_input_axes(rank)]))

@@ -95,8 +95,8 @@ def narrowing(eqn: Any, scope: Scope, precision: str) -> Cast | None:
     """What an equation (not one that holds programs) narrows: wider numbers, or what was no floating number."""
     if eqn.primitive.name == "reduce_precision":
         bits = eqn.params["mantissa_bits"]
-        format_ = next((name for name, own in FRACTION.items() if own == bits), "float16")
-        return scope.cast(format_, made=False) if wider(format_, precision) else None
+        reduced = next((name for name, own in FRACTION.items() if own == bits), "float16")
+        return scope.cast(reduced, made=False) if wider(reduced, precision) else None
     format_ = next((format_of(v) for v in eqn.outvars if wider(format_of(v), precision)), None)
     if format_ is None or eqn.primitive.name == "bitcast_convert_type" or programs(eqn):
         return None

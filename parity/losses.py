@@ -6,6 +6,7 @@ Shapes: B batch, K classes.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -116,7 +117,7 @@ def _some(terms: list[Any]) -> list[Any]:
 def _drawn(index: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """a and b of an output, PyTorch's layout."""
     draw = np.random.RandomState(zlib.crc32(repr((index, shape)).encode()))
-    scale = 1 / np.sqrt(max(np.prod(shape), 1))
+    scale = 1 / math.sqrt(max(math.prod(shape), 1))
     return draw.standard_normal(shape) * scale, draw.uniform(0.5, 1.5, shape) * scale
 
 

@@ -281,8 +281,8 @@ class _Draft:
         rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
         layer = module if key != ROOT else None
         outputs = [
-            _candidates(a, b, rule, layer, labels)
-            for a, b, labels in zip(ours.outputs, theirs.outputs, ours.output_labels, strict=True)
+            _candidates(a, b, _own_rule(f"output {i}", rules, rule) if key == ROOT else rule, layer, labels)
+            for i, (a, b, labels) in enumerate(zip(ours.outputs, theirs.outputs, ours.output_labels, strict=True))
         ]
         inputs = _matching_inputs(ours, len(theirs.inputs))
         choices: list[list[Axes]] = []
@@ -315,6 +315,12 @@ def _check_structure(module: torch.nn.Module, ours: Shapes, theirs: Shapes) -> N
             return  # (output, None): need_weights=False
         raise _SideResultError("PyTorch returns the attention weights too")
     raise ValueError(found)
+
+
+def _own_rule(name: str, rules: Rules, otherwise: Axes | str) -> Axes | str:
+    """The layout rule for one output of the model."""
+    named = (axes for key, axes in rules.layouts.items() if key.startswith("output ") and matches(name, [key]))
+    return next(named, otherwise)
 
 
 def _candidates(

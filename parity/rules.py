@@ -137,7 +137,8 @@ class Rules:
         rename: regular expression -> replacement, applied in order to PyTorch module paths to get the flax paths.
         leaves: flax layer type -> its leaf rules, before the built-in table.
         torch_only, jax_only: tensors that have no partner on purpose; the ledger lists them.
-        layouts: pattern of module names -> axes that turn PyTorch's activation into JAX's; None for as it is.
+        layouts: pattern of module names -> axes that turn PyTorch's activation into JAX's; None for as it is. "" is the
+            model itself, "input 1" and "output 0" are one of its inputs or outputs.
         unpaired: modules that may lack a partner although they hold parameters.
     """
 

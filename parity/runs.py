@@ -270,7 +270,7 @@ class JaxSide:
     def _array(self, array: np.ndarray) -> jax.Array:
         return jnp.asarray(array.astype(self._dtype(array), copy=False))
 
-    def _dtype(self, array: np.ndarray) -> np.dtype:
+    def _dtype(self, array: np.ndarray | jax.ShapeDtypeStruct) -> np.dtype:
         """This run's precision for floating and complex arrays; integers as they are."""
         moving = np.issubdtype(array.dtype, np.inexact)
         return jax.dtypes.canonicalize_dtype(in_precision(array.dtype, self.precision) if moving else array.dtype)

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.capture import Key, torch_hooks
-from parity.draws import OWN, SILENT, Handed, Law, Marked, Site, source_line
+from parity.draws import OWN, SILENT, Handed, Law, Numbers, Site, source_line
 
 aten = torch.ops.aten
 
@@ -64,7 +64,7 @@ def _parse(func: Any, args: Any, kwargs: Any, plain: Callable[[], Any]) -> _Draw
     # Every argument by name, defaults too.
     given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
     given |= dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-    mine = given.get("self")
+    mine: Any = given.get("self")
     match name:
         case "bernoulli":
             p = given.get("p")
@@ -192,7 +192,7 @@ class TorchDraws(TorchDispatchMode):
             return result
         return _put(func, args, result, _value(draw, numbers, result))
 
-    def _numbers(self, key: Key, index: int) -> np.ndarray | Marked:
+    def _numbers(self, key: Key, index: int) -> Numbers:
         given = self._handed.get(key, ())
         return given[index] if index < len(given) else self._rest
 
@@ -213,10 +213,10 @@ class TorchDraws(TorchDispatchMode):
         return path
 
 
-def _value(draw: _Draw, numbers: np.ndarray | Marked, result: Any) -> Any:
+def _value(draw: _Draw, numbers: Numbers, result: Any) -> Any:
     """What takes the place of the result; silent masks hold what they are divided by."""
     assert draw.fill is not None
-    if not isinstance(numbers, Marked):
+    if isinstance(numbers, np.ndarray):
         return draw.fill(numbers)
     if draw.law.family != "bernoulli" or draw.law.keep is None:
         return result

@@ -22,8 +22,8 @@ from parity.channels import Axes
 from parity.compare import Gates, Row, rel_f
 from parity.convert import Entry, Ledger, jax_variables, to_numpy
 from parity.copies import torch_copy as copied
-from parity.draw_effects import paired_by_effect
-from parity.draw_rows import draw_causes, draw_rows
+from parity.draw_effects import other_thresholds, paired_by_effect
+from parity.draw_rows import draw_causes, draw_rows, threshold_rows
 from parity.draws import Handed, Matching, hand_out, match
 from parity.dtypes import torch_in_precision
 from parity.inputs import Apply, positional
@@ -64,7 +64,6 @@ def training_rows(
     except ValueError as error:  # in evaluation they could be paired
         return [Row("", "structure", "train", "-", math.inf, 0.0, note=f"in training mode {error}")], ()
     matching, rows = run.draws(rules)
-    causes = draw_causes(rows)
     loss = loss or default_loss(pairing.shapes[pairing.root.torch].outputs, pairing.root.output_axes)
     found, oracle = run.double(loss, *hand_out(matching))
     if matching.complete and not all(row.passed for row in found):
@@ -72,8 +71,13 @@ def training_rows(
         if again != matching:
             matching = again
             found, oracle = run.double(loss, *hand_out(matching))
+    holds = all(row.passed for row in found)
+    if matching.complete and holds:
+        sides = run.torch_side("float64"), run.jax_side("float64")
+        rows += threshold_rows(other_thresholds(matching, *sides, arrays))
+    causes = draw_causes(rows)
     rows += found
-    if matching.complete and not all(row.passed for row in found):
+    if matching.complete and not holds:
         rows += run.layers(pairing, *hand_out(matching))
     buffers, statistics = run.buffers(pairing, *hand_out(matching))
     rows += buffers

@@ -1,4 +1,4 @@
-"""What passed and yet was not verified: zeros and NaN that are the same on both sides, and gradients that are zero."""
+"""What passed and yet was not verified: zeros or NaN on both sides, gradients that are zero, modules never called."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Evaluator:
         format_ = str(value.value.dtype)
         if not self.allows(scope.cast(format_, made=True)):
             return value.value
-        return jax.lax.convert_element_type(value.value, wider(format_, self.precision))
+        return jax.lax.convert_element_type(value.value, wider(format_, self.precision) or format_)
 
     def _chosen(self, values: list[Any], wide: bool, scope: Scope) -> list[Any]:
         """Numbers known beforehand, in an operation that shows no width: whole where float32 is by design."""
@@ -301,7 +301,7 @@ def noting(numbers: set[float]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, AttributeError, KeyError):
-            lax = importlib.import_module("jax._src.lax.lax")
+            lax: Any = importlib.import_module("jax._src.lax.lax")
             convert = lax._convert_element_type
 
             def converting(operand: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,8 @@
 Whether `parity.power` tells the truth: what it calls seen must fail, what it calls blind must pass. Each mistake is
 made in a copy of the PyTorch model, and `parity.check` compares that with the right JAX port: the same comparison as
 of the right PyTorch model with a wrong port, sides exchanged. All that is blind or no difference is made, and of what
-is seen so many of each switch. Roundings to a shorter format are left out: `check` leaves a model's own casts out.
+is seen so many of each switch. Not made: roundings to a shorter format, as `check` leaves a model's own casts out; and results of an inner module
+read otherwise, which in that copy would be the inner module's mistake.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def chosen(findings: Sequence[Any], each: int, most: int) -> Iterator[Any]:
     """All that is not seen, up to `most`, and `each` of every switch of what is."""
     count: dict[str, int] = collections.Counter()
     for finding in findings:
-        if "leak" in finding.mutation.switch:
+        if "leak" in finding.mutation.switch or not finding.mutation.name:
             continue
         kind = finding.mutation.switch if finding.seen else ""
         count[kind] += 1
@@ -135,15 +136,30 @@ def made(
     torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: Any, mutation: Any, paired: Any, level: str
 ) -> bool | None:
     """Whether `check` tells the mutated model from the right port; None if the mistake cannot be made there."""
-    from parity.check import check
     from parity.power.mutate import NotMadeError, mutated
 
     try:
-        return not check(mutated(torch_model, mutation, paired), jax_model, inputs, rules=rules, level=level).passed
+        return differs(mutated(torch_model, mutation, paired), jax_model, inputs, rules, level)
     except NotMadeError:
         return None
     except ValueError:  # the models cannot even be compared
         return True
+
+
+def differs(torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: Any, level: str) -> bool:
+    """Whether a row of `check` fails. Its stages one by one, up to the first that does, and no causes."""
+    from parity.check import Proof
+    from parity.compare import Gates
+    from parity.judge import pairing_rows
+
+    proof = Proof.of(torch_model, jax_model, inputs, rules, Gates())
+    loss = proof.default_loss
+    stages: list[Callable[[], Sequence[Any]]] = [lambda: pairing_rows(proof.pairing), proof.forward]
+    if level != "forward" and loss is not None:
+        stages.append(lambda: proof.gradients(loss))
+    if level == "train":
+        stages.append(lambda: proof.training(None)[0])
+    return any(not row.passed for stage in stages for row in stage())
 
 
 def main(args: Sequence[str]) -> int:

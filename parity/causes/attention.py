@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from parity.causes.jax_softmax import FORMATS, softmax_by_jax
 from parity.causes.masks import hidden_of, masks, softmax_of
 from parity.causes.registry import Around, switches
 from parity.causes.replay import Step
@@ -27,7 +28,7 @@ class Scores:
 
 PLACES = ((0, "query"), (1, "key"), (2, "value"))
 
-Softmax = Callable[[Scores], torch.Tensor]
+Softmax = Callable[..., torch.Tensor]
 
 
 @switches("scaled_dot_product_attention")
@@ -48,10 +49,9 @@ def attention(step: Step, around: Around) -> Iterator[Variant]:
     yield _written("softmax axis", "softmax over the keys -> over the queries", _over_queries, scores)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        yield dataclasses.replace(
-            _written(f"{name} leak", f"softmax in {name}", lambda s, d=dtype: _softmax(s, d), scores),
-            rounding="elements",
-        )
+        for function in (_softmax, _softmax_by_jax):
+            variant = _written(f"{name} leak", f"softmax in {name}", lambda s, d=dtype, f=function: f(s, d), scores)
+            yield dataclasses.replace(variant, rounding="elements")
     for order in orders(3):
         text = f"query, key, value in the order {order}"
         yield Variant(
@@ -102,6 +102,11 @@ def _softmax(scores: Scores, dtype: torch.dtype) -> torch.Tensor:
     return softmax_of(scores.raw.to(dtype), scores.hidden)
 
 
+def _softmax_by_jax(scores: Scores, dtype: torch.dtype) -> torch.Tensor:
+    x = scores.raw if scores.hidden is None else scores.raw.masked_fill(scores.hidden, -math.inf)
+    return softmax_by_jax(x, dtype)
+
+
 def _over_queries(scores: Scores) -> torch.Tensor:
     return softmax_of(scores.raw.transpose(-2, -1), _turned(scores.hidden)).transpose(-2, -1)
 
@@ -146,6 +151,14 @@ def softmax(step: Step, around: Around) -> Iterator[Variant]:
     """Attention's own softmax: the mask of its scores; in float32."""
     x = step.get(0, "input")
     dim = step.get(1, "dim", -1)
+    for dtype, name in FORMATS.items():
+        if x.dtype == torch.float64 and isinstance(dim, int):
+            yield Variant(
+                f"{name} leak",
+                f"softmax in {name}",
+                lambda s, d=dtype: softmax_by_jax(s.get(0, "input"), d, dim),
+                rounding="elements",
+            )
     if x.ndim < 2 or dim not in (-1, x.ndim - 1) or step.get(2, "dtype", x.dtype) not in (None, x.dtype):
         return
     found = [hidden_of(other, around.before(other)) for other in around.same(step)]

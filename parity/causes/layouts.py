@@ -69,7 +69,7 @@ def _strides(step: Step, rank: int) -> Iterator[Variant]:
                 )
 
 
-def replaced_input(switch: str, text: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Variant:
+def replaced_input(switch: str, text: str, change: Callable[..., torch.Tensor]) -> Variant:
     return changed(switch, text, (0, "input"), change)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from parity.causes.replay import Step
 
-Probabilities = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
+Probabilities = Callable[..., torch.Tensor]
 """Attention (..., Q, K) from the scores without a mask and what is hidden."""
 
 LOW = -1e3
@@ -50,7 +50,7 @@ def masks(shape: Sequence[int], hidden: torch.Tensor | None) -> Iterator[tuple[s
     yield from _applied()
 
 
-Change = Callable[["torch.Tensor | None", torch.Tensor], torch.Tensor]
+Change = Callable[..., torch.Tensor]
 """What is hidden instead, from what is hidden and the scores."""
 
 

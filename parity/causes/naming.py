@@ -75,7 +75,8 @@ def name_causes(
     found: dict[Key, list[Found]] = {}
     skipped: list[str] = []
     ranked = _ranked(_wrong(pairs, calls, rows), pairs, rows)
-    left, known = work, {}  # type: ignore[var-annotated]
+    left = work
+    known: dict[tuple[object, ...], list[Found]] = {}
     for i, (owner, wrong) in enumerate(ranked):
         recording = record(model, inputs, owner, paired, apply)
         if recording is None:
@@ -83,7 +84,7 @@ def name_causes(
         budget = Budget(left / (len(ranked) - i) if i else left / 2)
         before = budget.left
         kind = _kind(recording, wrong)
-        search = Search(recording, wrong, budget)
+        search = Search(recording, wrong, budget, _right(recording, wrong, pairs))
         found[owner] = search.find({(x.switch, x.text) for x in known[kind]}) if kind in known else []
         if not found[owner] and (kind not in known or known[kind]):
             found[owner] = search.find()
@@ -95,6 +96,13 @@ def name_causes(
         names = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         notes.append(f"the cause was not looked for to the end (too much to compute) in: {names}")
     return _causes(found, [pair.torch for pair in pairs])
+
+
+def _right(recording: Recording, wrong: Sequence[Wrong], pairs: Sequence[Pair]) -> set[Key | None]:
+    """What the module gets right: all that is compared of what it passes on and returns, but for what is wrong."""
+    compared = {pair.torch for pair in pairs if pair.inputs is not None}
+    every: set[Key | None] = {site for site in recording.inner if site in compared}
+    return (every | {None}) - {item.site for item in wrong}
 
 
 def _causes(found: Mapping[Key, Sequence[Found]], order: Sequence[Key]) -> tuple[Cause, ...]:

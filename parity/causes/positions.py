@@ -198,7 +198,7 @@ def _turned(step: Step, mine: Rotation, around: Around) -> Iterator[Variant]:
     """What may come in place of a rotation; computed from what each call of the step had rotated."""
     all_of = {s.occurrence: r for s, r in around.cached("rotations", rotations) if s.place == step.place}
 
-    def variant(text: str, other: Callable[[Rotation], torch.Tensor]) -> Variant:
+    def variant(text: str, other: Callable[..., torch.Tensor]) -> Variant:
         return Variant("rotary embedding", text, lambda s: other(all_of[s.occurrence]))
 
     yield variant("rotary embedding left out", lambda r: r.x.clone())

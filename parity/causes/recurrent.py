@@ -73,7 +73,7 @@ def _weights(step: Step) -> tuple[int, Weights]:
     return 2, list(step.args[2])
 
 
-def _with(step: Step, switch: str, text: str, change: Callable[[Weights], Weights]) -> Variant:
+def _with(step: Step, switch: str, text: str, change: Callable[..., Weights]) -> Variant:
     def alter(s: Step) -> Any:
         position, weights = _weights(s)
         if s.name.endswith("_cell"):

@@ -61,8 +61,11 @@ class Found:
 class Search:
     """The search for one module's mistake."""
 
-    def __init__(self, recording: Recording, wrong: Sequence[Wrong], budget: Budget) -> None:
-        self.recording, self.wrong, self.budget = recording, wrong, budget
+    def __init__(
+        self, recording: Recording, wrong: Sequence[Wrong], budget: Budget, right: Collection[Key | None] = ()
+    ) -> None:
+        """`right`: the sites where JAX agrees with PyTorch; a switch has to leave them as they are."""
+        self.recording, self.wrong, self.budget, self.right = recording, wrong, budget, right
         self.base: list[Change] = []
         recording.run()  # finds out whether the module works in place
         self.sites, self.steps = recording.run()
@@ -125,9 +128,10 @@ class Search:
             if change.rounding:
                 self.roundings.append(change)
             if change.family is not None:
-                change = self._fit(change)
-                if change is None:
+                solved = self._fit(change)
+                if solved is None:
                     continue
+                change = solved
             if not self.budget.take(self.cost):
                 self.spent = True
                 return
@@ -145,6 +149,8 @@ class Search:
                 break
             after = [item.error(sites) for item in self.wrong]
             right = [a <= gate < b for a, b, gate in zip(after, self.before, self.gates, strict=True)]
+            if any(right) and not self._keeps(sites):
+                continue
             if all(right):
                 if full is None:
                     full = Found(change.switch, change.text, max(self.before), max(after), change)
@@ -157,6 +163,19 @@ class Search:
         if full is not None and others:
             full = dataclasses.replace(full, text=f"{full.text}; on these inputs the same: {'; '.join(others[:2])}")
         return ([] if full is None else [full]), partial
+
+    def _keeps(self, sites: Sites) -> bool:
+        """Whether what is right stays so."""
+        for site in self.right:
+            mine, theirs = self.sites.get(site, []), sites.get(site, [])
+            if len(mine) != len(theirs):
+                return False
+            for x, y in zip(mine, theirs, strict=True):
+                if x is y or (x.shape == y.shape and torch.equal(x, y)):
+                    continue
+                if x.shape != y.shape or distance(y.detach().numpy(), x.detach().numpy()) > GATE:
+                    return False
+        return True
 
     def _second(self, first: Found) -> list[Found]:
         """A switch that, on top of the first, explains the rest; without one, what the first explains is said."""
@@ -199,7 +218,7 @@ class Search:
                 self.spent = True
                 break
             sites = self._replay(change)
-            left = None if sites is None else self._left(sites, change.rounding)
+            left = None if sites is None or not self._keeps(sites) else self._left(sites, change.rounding)
             if left is not None and sites is not None:
                 scores.append((left, change, max(item.error(sites) for item in self.wrong)))
         if not scores:

@@ -71,7 +71,7 @@ def picked(parts: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     return tuple(parts[i] for i in order)
 
 
-def family(switch: str, text: str, start: float, function: Callable[[Any, float], Any]) -> Variant:
+def family(switch: str, text: str, start: float, function: Callable[..., Any]) -> Variant:
     """The step with a constant that is not known: `function` of the step and the constant."""
     make = lambda number: lambda step: function(step, number)  # noqa: E731
     return Variant(switch, text, make(start), family=make, start=start)

@@ -22,7 +22,7 @@ FILLS = {"inf": -math.inf, "1e9": -1e9, "finfo": float(torch.finfo(torch.float32
 class Attention(Node):
     """Self-attention. `fill` is a key of FILLS; `sdpa` takes PyTorch's fused function; `padded` needs the mask.
 
-    `groups` heads share one head of keys and values; `float32` computes the softmax in float32 in both frameworks.
+    `groups` heads share one head of keys and values; `float32` computes the softmax in float32 in both frameworks, where it is written out in both.
     """
 
     kinds = (TOKENS,)
@@ -41,6 +41,8 @@ class Attention(Node):
 
     def out(self, given: Format) -> Format:
         self.check(given)
+        if self.sdpa and self.float32:
+            raise UnfitError("PyTorch's own function computes in the dtype of its inputs")
         if given.channels % self.heads or self.heads % self.groups:
             raise UnfitError(f"{given.channels} channels are not {self.heads} heads in groups of {self.groups}")
         return given

@@ -71,6 +71,9 @@ __all__ = [
     "Tree",
 ]
 
+UNSEEN_FORWARD = ("gradient", "stopped", "dropout", "forgotten", "rate", "one draw")
+"""Words of mistakes that the forward pass in evaluation mode does not show."""
+
 Path = tuple[int, ...]
 """Where a node is: which child of which child."""
 
@@ -165,9 +168,12 @@ def replaced(node: Node, path: Path, by: Node) -> Node:
 
 
 def with_mistake(tree: Tree, draw: random.Random) -> Tree:
-    """`tree` with one mistake at one node: in two of three cases one of the node's own."""
+    """`tree` with one mistake at one node, that its level may show: in two of three cases one of the node's own."""
     path, node, given = draw.choice(list(located(tree.root, tree.given)))
-    own, general = node.mistakes(given), tuple(GENERAL)
+    own, general = (
+        [name for name in names if tree.level != "forward" or not any(word in name for word in UNSEEN_FORWARD)]
+        for names in (node.mistakes(given), GENERAL)
+    )
     wrong = draw.choice(own if own and draw.random() < 2 / 3 else general)
     return dataclasses.replace(tree, root=replaced(tree.root, path, dataclasses.replace(node, wrong=wrong)))
 

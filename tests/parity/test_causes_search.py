@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +33,13 @@ class Block(torch.nn.Module):
         return x * 0.5
 
 
-def stack(count: int) -> tuple[torch.nn.Module, list[Pair]]:
+def stack(count: int) -> tuple[Any, list[Pair]]:
     model = double(torch.nn.Sequential(*(Block() for _ in range(count))))
     names = [f"{i}{leaf}" for i in range(count) for leaf in (".norm", ".fc", "")] + [""]
     return model, [pair(model.get_submodule(name), (name, 0)) for name in names]
 
 
-def blocks_wrong(count: int, wrong: list[bool]) -> tuple[torch.nn.Module, list[Pair], dict[Key, Call], list[Row]]:
+def blocks_wrong(count: int, wrong: list[bool]) -> tuple[Any, Any, list[Pair], dict[Key, Call], list[Row]]:
     """A stack in which some blocks use the GELU by tanh."""
     model, pairs = stack(count)
     calls, rows, x = {}, [], X
@@ -49,7 +50,7 @@ def blocks_wrong(count: int, wrong: list[bool]) -> tuple[torch.nn.Module, list[P
             calls[f"{i}", 0] = Call([x.numpy()], [theirs.numpy()])
             rows.append(Row(f"{i}", "layer", "forced", "float64", 1e-3 * (i + 1) * wrong[i], 1e-13))
             x = block(x)
-    return model, pairs, calls, rows
+    return model, (X,), pairs, calls, rows
 
 
 def test_equal_failures_are_searched_once_and_named_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,23 +62,18 @@ def test_equal_failures_are_searched_once_and_named_all(monkeypatch: pytest.Monk
         return replay(self, change)
 
     monkeypatch.setattr(search.Search, "_replay", counted)
-    alone = name_causes(*_called(blocks_wrong(1, [True])))
+    alone = name_causes(*blocks_wrong(1, [True]))
     once = count["replays"]
     count["replays"] = 0
-    causes = name_causes(*_called(blocks_wrong(12, [True] * 12)))
+    causes = name_causes(*blocks_wrong(12, [True] * 12))
     assert [cause.module for cause in causes] == [str(i) for i in range(12)]
     assert {cause.switch for cause in (*causes, *alone)} == {"gelu form"}
     assert count["replays"] < once + 12 * 8
 
 
-def _called(parts: tuple[torch.nn.Module, list[Pair], dict[Key, Call], list[Row]]) -> tuple[object, ...]:
-    model, pairs, calls, rows = parts
-    return model, (X,), pairs, calls, rows
-
-
 def test_the_search_ends_by_work_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 1e12)
-    parts = _called(blocks_wrong(2, [True, False]))
+    parts = blocks_wrong(2, [True, False])
     notes: list[str] = []
     assert name_causes(*parts, notes, work=1e5) == ()
     assert notes == ["the cause was not looked for to the end (too much to compute) in: 0"]

@@ -308,3 +308,13 @@ def test_two_blocks_changed_over_are_found():
     report = check(torch_model, jax_model, images(2, 3, 32, 32), rules=SCANNED, level="forward")
     assert not report.passed
     assert report.first_divergence is not None
+
+
+def test_single_and_complex_numbers_are_drawn_too():
+    model = torch.nn.Module()
+    model.scale = torch.nn.Parameter(torch.tensor(1.0))
+    model.z = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    power(model)
+    assert 0.5 < model.scale.item() < 1.5
+    assert model.scale.item() != 1
+    assert (model.z.imag != 0).all()

@@ -165,6 +165,15 @@ def test_groups_have_decays_of_their_own():
                 optimizer_to_jax(optimizer, model, tx.init(params), ledger, tx=tx)
 
 
+def test_parts_of_a_partition_are_put_together():
+    model, params, ledger = pair()
+    optimizer = stepped(ADAM, model, 2)
+    for parts in ({0: "a", 1: "b"}, {0: {"kernel": "a", "bias": "b"}, 1: {"kernel": "b", "bias": "a"}}):
+        tx = optax.multi_transform({"a": optax.adam(RATE), "b": optax.adam(RATE)}, parts)
+        state = optimizer_to_jax(optimizer, model, tx.init(params), ledger, tx=tx)
+        assert optimizer_to_torch(state, ledger, model, optimizer, tx=tx) == 2
+
+
 def test_what_was_not_compared_is_told():
     model, params, ledger = pair()
     optimizer = stepped(ADAM, model, 2)

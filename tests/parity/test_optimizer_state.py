@@ -61,12 +61,14 @@ def partitioned(model: nnx.Module) -> Made:
 
 def injected(model: nnx.Module) -> Made:
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    tx = optax.inject_hyperparams(optax.adamw)(learning_rate=0.5, weight_decay=0.3, mask=decayed)
+    tx = optax.inject_hyperparams(optax.adamw, static_args="mask")(learning_rate=0.5, weight_decay=0.3, mask=decayed)
     return tx.init(params), tx
 
 
 def injected_schedule(model: nnx.Module) -> Made:
-    tx = optax.inject_hyperparams(optax.adamw)(learning_rate=schedule, weight_decay=0.1, mask=decayed)
+    tx = optax.inject_hyperparams(optax.adamw, static_args="mask")(
+        learning_rate=schedule, weight_decay=0.1, mask=decayed
+    )
     return tx.init(split_model(model)[1]), tx
 
 

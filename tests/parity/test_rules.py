@@ -43,7 +43,8 @@ def rules_with_shapes(draw: st.DrawFn) -> tuple[LeafRule, tuple[int, ...], tuple
     moved = part if axes is None else tuple(part[axis] for axis in axes)
     reshape = draw(st.booleans())
     jax_shape = (math.prod(moved),) if reshape and draw(st.booleans()) else moved
-    rule = LeafRule("weight", "kernel", axes, (draw(st.integers(0, parts - 1)), parts), reshape)
+    flip = tuple(draw(st.sets(st.integers(0, len(part) - 1)))) if part else ()
+    rule = LeafRule("weight", "kernel", axes, (draw(st.integers(0, parts - 1)), parts), reshape, flip)
     return rule, (part[0] * parts, *part[1:]) if parts > 1 else part, jax_shape
 
 
@@ -76,6 +77,14 @@ def test_a_rule_knows_what_does_not_fit():
     assert LeafRule("a", "b", (1, 0), part=(0, 3)).fits((6, 4), (4, 2))
     assert LeafRule("a", "b", None, part=(0, 3), reshape=True).fits((6, 2), (4,))
     assert not LeafRule("a", "b", reshape=True).fits((6, 2), (11,))
+
+
+def test_a_flip_is_of_flaxs_axes():
+    rule = LeafRule("a", "b", (1, 0), flip=(0,))
+    array = images(2, 3)
+    np.testing.assert_array_equal(rule.to_jax(array), array.T[::-1])
+    np.testing.assert_array_equal(rule.to_torch(array.T[::-1], (2, 3)), array)
+    assert not LeafRule("a", "b", flip=(2,)).fits((2, 3), (2, 3))
 
 
 def test_only_a_rule_that_reshapes_does():
@@ -127,6 +136,31 @@ LAYERS = {
     "conv3d": (
         torch.nn.Conv3d(2, 3, 3, padding=1),
         lambda rngs: nnx.Conv(2, 3, (3, 3, 3), padding=1, rngs=rngs),
+        (2, 2, 4, 5, 6),
+    ),
+    "transposed conv1d": (
+        torch.nn.ConvTranspose1d(3, 4, 3, stride=2),
+        lambda rngs: nnx.ConvTranspose(3, 4, 3, strides=2, padding="VALID", rngs=rngs),
+        (2, 3, 5),
+    ),
+    "transposed conv2d": (
+        torch.nn.ConvTranspose2d(3, 4, (3, 2), stride=(2, 1)),
+        lambda rngs: nnx.ConvTranspose(3, 4, (3, 2), strides=(2, 1), padding="VALID", rngs=rngs),
+        (2, 3, 5, 6),
+    ),
+    "transposed conv2d, padded, all sizes equal": (
+        torch.nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1, bias=False),
+        lambda rngs: nnx.ConvTranspose(3, 3, (3, 3), strides=(2, 2), padding=1, use_bias=False, rngs=rngs),
+        (2, 3, 5, 6),
+    ),
+    "transposed conv2d, the kernel as it is": (
+        torch.nn.ConvTranspose2d(3, 3, 3, stride=2),
+        lambda rngs: nnx.ConvTranspose(3, 3, (3, 3), strides=(2, 2), padding="VALID", transpose_kernel=True, rngs=rngs),
+        (2, 3, 5, 6),
+    ),
+    "transposed conv3d": (
+        torch.nn.ConvTranspose3d(2, 3, (1, 2, 3)),
+        lambda rngs: nnx.ConvTranspose(2, 3, (1, 2, 3), padding="VALID", rngs=rngs),
         (2, 2, 4, 5, 6),
     ),
     "layer norm": (torch.nn.LayerNorm(6), lambda rngs: nnx.LayerNorm(6, epsilon=1e-5, rngs=rngs), (4, 6)),
@@ -215,6 +249,7 @@ def test_renames_are_applied_in_order():
     rules = Rules(rename={r"^encoder\.": "", r"layer(\d)_": r"layers.\1."})
     assert rules.jax_path("encoder.layer3_conv") == "layers.3.conv"
     assert rules.jax_path("head") == "head"
+    assert Rules(rename={"^": "model."}).jax_path("") == "model"
 
 
 def test_positions_in_a_stack():

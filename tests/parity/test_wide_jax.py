@@ -87,13 +87,14 @@ def _in(dtype: Any, function: Callable[[jax.Array], jax.Array]) -> Callable[[jax
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_and_gradients_are_those_of_float64(name: str) -> None:
     narrow, double = _in(jnp.float32, FUNCTIONS[name]), _in(jnp.float64, FUNCTIONS[name])
-    assert rel_f(narrow(X), double(X)) > 1e-10  # it does lose digits
-    assert rel_f(jax.jit(widened(narrow, "float64", whole))(X), double(X)) < 1e-14
+    x = jnp.asarray(X)
+    assert rel_f(narrow(x), double(x)) > 1e-10  # it does lose digits
+    assert rel_f(jax.jit(widened(narrow, "float64", whole))(x), double(x)) < 1e-14
 
     def slope(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
         return jax.grad(lambda x: (function(x) * jnp.arange(1.0, 7.0)).sum())
 
-    assert rel_f(jax.jit(widened(slope(narrow), "float64", whole))(X), slope(double)(X)) < 1e-14
+    assert rel_f(jax.jit(widened(slope(narrow), "float64", whole))(x), slope(double)(x)) < 1e-14
 
 
 def test_a_while_loop() -> None:

@@ -23,7 +23,7 @@ CASTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bfloat16": lambda x: x.bfloat16(),
     "type": lambda x: x.type(torch.float32),
     "type, by name": lambda x: x.type("torch.FloatTensor"),
-    "type, by class": lambda x: x.type(torch.FloatTensor),
+    "type, by class": lambda x: x.type(torch.FloatTensor),  # type: ignore[call-overload]
     "softmax": lambda x: F.softmax(x, -1, dtype=torch.float32),
     "softmax of a tensor": lambda x: x.softmax(-1, dtype=torch.float32),
     "log_softmax": lambda x: torch.log_softmax(x, -1, torch.float32),
@@ -94,6 +94,7 @@ def test_gradients_are_those_of_float64() -> None:
     y = X.clone().requires_grad_()
     F.softmax(y, -1).square().sum().backward()
     assert x.grad is not None
+    assert y.grad is not None
     assert torch.equal(x.grad, y.grad)
 
 
@@ -112,9 +113,10 @@ def test_the_default_type_is_given_back() -> None:
 
 def test_buffers_that_no_checkpoint_holds_are_tables() -> None:
     model = torch.nn.Module()
-    model.register_buffer("a", torch.rand(3), persistent=False)
+    table = torch.rand(3)
+    model.register_buffer("a", table, persistent=False)
     model.register_buffer("b", torch.rand(3))
     model.register_buffer("c", torch.arange(3), persistent=False)
     ((path, numbers),) = own_tables(model, "float64")
     assert path == ""
-    np.testing.assert_array_equal(numbers, model.a.double().numpy())
+    np.testing.assert_array_equal(numbers, table.double().numpy())
