@@ -176,10 +176,14 @@ GPT = (
     ),
     gpt(
         "head does not train the table",
-        "the model",
-        "gradient cut",
+        "wte",
+        None,
         calling("", lambda self, original, x: x @ stop(self.wte.embedding[...]).T, HEAD),
         "gradient",
+        also=(
+            "gradient cut",
+            "untied weights",
+        ),
     ),
     gpt("dropout forgotten", "drop", "dropout rate", setting("drop", rate=0.0), "train"),
     gpt("dropout at another rate", "h.0.drop", "dropout rate", setting("h.0.drop", rate=0.2), "train"),
