@@ -59,7 +59,9 @@ def backward_rows(
     wanted = _torch_derivatives(ours, arrays, pairs, calls)
     if wanted is None:
         return [], ()
-    tied = _tied(ours.model)
+    known = {entry.torch for entry in ledger}  # a tied tensor may be JAX's under one of its names alone
+    wanted = dataclasses.replace(wanted, params={name: g for name, g in wanted.params.items() if name in known})
+    tied = {name: first for name, first in _tied(ours.model).items() if name in known}
     given = _jax_derivatives(theirs, arrays, pairs, calls, ledger, tied.keys() | wanted.params.keys())
     rows, causes = [], []
     for name, terms in _terms(pairs, pairing, calls, wanted, given).items():

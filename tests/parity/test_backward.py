@@ -157,6 +157,22 @@ def test_a_head_that_is_tied_on_one_side_is_named() -> None:
     assert [cause.switch for cause in report.causes] == ["untied weights"]
 
 
+class JaxTied(nnx.Module):
+    """The table is the head too; what it is as a head is not trained."""
+
+    def __init__(self) -> None:
+        self.e = nnx.Embed(6, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, i: jax.Array) -> jax.Array:
+        return jnp.tanh(self.e(i)) @ stop(self.e.embedding[...]).T
+
+
+def test_a_head_that_jax_keeps_under_one_name_is_judged() -> None:
+    rules = Rules(torch_only=["head.weight"], unpaired=["head"])
+    report = checked(Tied(), JaxTied(), INDICES, rules)
+    assert report.first_divergence == "e"
+
+
 class Gated(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ Shapes: B sequences, N tokens, D features, H heads, V words.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,8 +83,8 @@ class PaddedEmbed(nnx.Embed):
         table = self.embedding[...]
         return table.at[0].set(jax.lax.stop_gradient(table[0]))
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table(), ids, axis=0)
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        return jnp.take(self.table(), inputs, axis=0)
 
 
 class BertEmbeddings(nnx.Module):

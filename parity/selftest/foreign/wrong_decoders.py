@@ -112,6 +112,7 @@ GPT = (
             lambda self, original, ids: self.wte(ids) * D**0.5 + self.wpe(jnp.arange(ids.shape[1]))[None],
             "embedded",
         ),
+        also=("residual",),
     ),
     gpt(
         "head scaled by the width",
@@ -143,7 +144,7 @@ GPT = (
     gpt("mask forgotten", ATTN, "attention mask", calling(ATTN, _unmasked, "weights")),
     gpt("mask times the scores", ATTN, "attention mask", calling(ATTN, _mask_times, "weights")),
     gpt("mask after the softmax", ATTN, "attention mask", calling(ATTN, _mask_after, "weights")),
-    gpt("window of three", ATTN, "attention mask", calling(ATTN, _masked_where(_window), "weights")),
+    gpt("window of three", ATTN, None, calling(ATTN, _masked_where(_window), "weights"), also=("attention mask",)),
     gpt(
         "k before q",
         ATTN,
@@ -176,10 +177,14 @@ GPT = (
     ),
     gpt(
         "head does not train the table",
-        "the model",
-        "gradient cut",
+        "wte",
+        None,
         calling("", lambda self, original, x: x @ stop(self.wte.embedding[...]).T, HEAD),
         "gradient",
+        also=(
+            "gradient cut",
+            "untied weights",
+        ),
     ),
     gpt("dropout forgotten", "drop", "dropout rate", setting("drop", rate=0.0), "train"),
     gpt("dropout at another rate", "h.0.drop", "dropout rate", setting("h.0.drop", rate=0.2), "train"),

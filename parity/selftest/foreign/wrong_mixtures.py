@@ -92,7 +92,12 @@ SWITCH = (
         MOE,
         None,
         calling(MOE, _exchanged_gates, "gates"),
-        also=("top-k", "routing", "axis flipped"),
+        also=(
+            "top-k",
+            "routing",
+            "axis flipped",
+            "shifted by one",
+        ),
     ),
     switch("weight on what an expert is given", MOE, None, calling(MOE, _gate_inside, "mixed")),
     switch(
@@ -129,18 +134,18 @@ SWITCH = (
     switch(
         "sines of a shorter period",
         "the model",
-        None,
+        "sinusoid",
         _table(lambda n: sinusoid(n, D, 1000.0)),
-        also=("sinusoid", "position offset", "period"),
+        also=("position offset",),
     ),
-    switch("sines in front of the cosines", "the model", None, _table(_halves), also=("sinusoid", "position offset")),
-    switch("cosines first", "the model", None, _table(_cosines_first), also=("sinusoid", "position offset")),
+    switch("sines in front of the cosines", "the model", "sinusoid", _table(_halves), also=("position offset",)),
+    switch("cosines first", "the model", "sinusoid", _table(_cosines_first), also=("position offset",)),
     switch(
         "sines from position 1",
         "the model",
-        None,
+        "sinusoid",
         _table(lambda n: sinusoid(n + 1, D)[:, 1:]),
-        also=("sinusoid", "position offset"),
+        also=("position offset",),
     ),
     switch(
         "router does not train",
