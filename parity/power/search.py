@@ -219,9 +219,12 @@ class Search:
         if not all(bool(x.isfinite().all()) for tensors in sites.values() for x in tensors):
             return
         cost = work_of(steps) / self.unit
+        offered = list(found(recording, steps))
         by_words = {f.mutation.words: f for f in waiting if not f.remedy}
-        by_spot = {f.mutation.spot: f for f in by_words.values() if f.mutation.name}
-        for mutation, change in found(recording, steps):
+        words = {mutation.words for mutation, _ in offered}
+        # Sizes in the words change with the inputs: then it is the one of the same spot.
+        by_spot = {f.mutation.spot: f for f in by_words.values() if f.mutation.name and f.mutation.words not in words}
+        for mutation, change in offered:
             finding = by_words.get(mutation.words) or by_spot.get(mutation.spot)
             if finding is None or finding.remedy:
                 continue

@@ -70,7 +70,7 @@ def _biased(module: Any) -> None:
 
     def around(self: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         before = self.running_var.clone()
-        output = own(*args, **kwargs)
+        output = own(self, *args, **kwargs)
         if self.training:
             count = args[0].numel() // args[0].shape[1]
             kept = (1 - self.momentum) * before
