@@ -61,7 +61,7 @@ def test_two_inputs_and_a_layer_called_twice():
 def test_integers_as_input():
     report = assert_parity(*text(), np.array([[0, 3, 10], [1, 1, 1]]))
     assert "input 0" not in {row.name for row in report.rows}
-    assert "projection" in report.settings["loss"]
+    assert report.settings["loss"] == "random direction and curvature in every output"
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -95,7 +95,8 @@ def test_every_layer_is_measured_in_every_mode():
             assert row.gate <= (gates.f64_gradient if "gradient" in row.kind else gates.f64)
         elif row.torch_error is not None:
             floor = gates.f32_gradient_floor if "gradient" in row.kind else gates.f32_floor
-            limit = {"layer": gates.f32_between, "output": gates.f32_logits, "loss": gates.f32_loss}
+            # The loss may stray as far as the outputs make it, of one number.
+            limit = {"layer": gates.f32_between, "output": gates.f32_logits, "loss": gates.f32_logits}
             usual = 3 * row.torch_error + floor
             assert usual <= row.gate <= max(usual, limit.get(row.kind, gates.f32_between))
 
