@@ -20,7 +20,7 @@ from parity.report import Report
 from reliability.grammar.direct import CHANGED, SAME, behaviour, difference
 from reliability.grammar.tree import Tree
 
-EQUAL, DIFFERENT, REFUSED, CRASHED = "EQUAL", "DIFFERENT", "refused", "crashed"
+EQUAL, DIFFERENT, REFUSED, CRASHED, NOT_RUN = "EQUAL", "DIFFERENT", "refused", "crashed", "not run"
 FALSE_PASS, FALSE_ALARM, CRASH = "false pass", "false alarm", "crash"
 FAULTS = (FALSE_PASS, FALSE_ALARM, CRASH)
 
@@ -41,10 +41,12 @@ class Verdict:
 def judge(tree: Tree) -> Verdict:
     """Runs `parity` on the pair of `tree`.
 
-    Raises:
-        Exception: the generator's own fault: a half of the pair does not run by itself.
+    A pair whose mistake keeps flax's half from running by itself is not handed to it.
     """
-    expected = _expected(tree)
+    try:
+        expected = _expected(tree)
+    except Exception:
+        return Verdict("", NOT_RUN)  # the mistake is one that nobody could overlook
     start = time.process_time()
     try:
         with quiet():

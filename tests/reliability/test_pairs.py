@@ -21,10 +21,10 @@ from reliability.grammar.tree import *  # noqa: F403  (what a printed tree needs
 from reliability.grammar.tree import Tree, located
 from reliability.grammar.verdict import DIFFERENT, EQUAL, FALSE_PASS, Verdict, changed, flax_inputs, judge, quiet
 
-TREES = range(12)
+TREES = range(8)
 """Seeds of trees whose halves are compared directly."""
 
-SAYING = (4, 20, 21, 23, 25, 26, 27, 28)
+SAYING = (3000, 3007, 3008, 3010, 3011, 3016, 3018, 3023)
 """Seeds of quick trees, right and wrong ones, at every level."""
 
 GIVEN = {
