@@ -13,7 +13,7 @@ from flax import nnx
 
 from parity.arrays import converted, is_integer, same_numbers, to_numpy, to_tensor
 from parity.copies import as_dtype
-from parity.ledger import Entry, Ledger, build_ledger, jax_variables
+from parity.ledger import Entry, Ledger, build_ledger, identity, jax_variables
 from parity.rules import Rules
 from parity.storage import raise_problems, unreadable, write
 from parity.wrappers import StateDict, state_of, unwrapped
@@ -195,7 +195,10 @@ def jax_to_torch(
     ledger = build_ledger(torch_model, jax_model, rules)
     model = unwrapped(torch_model)
     found = torch_arrays(ledger, _read_jax(jax_variables(jax_model), ledger))
-    write(_every_tensor(model), found, cast=cast)
+    tensors, again = _every_tensor(model), state_of(model)
+    copies = [name for name in found if identity(again[name]) != identity(tensors[name])]
+    raise_problems([f"{name} is made anew by state_dict(): what is written there is lost" for name in copies])
+    write(tensors, found, cast=cast)
     return ledger
 
 

@@ -39,12 +39,14 @@ from parity.optimizer_state import (
     SLOTS,
     load_state,
     named,
+    parameter_names,
     read_optax,
     read_torch,
     set_hyperparams,
     torch_hyperparams,
     walk,
 )
+from parity.wrappers import unwrapped
 
 
 def optimizer_to_jax(
@@ -68,7 +70,9 @@ def optimizer_to_jax(
         ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
             rule than PyTorch's optimiser.
     """
-    ours, theirs = read_torch(torch_optimizer, torch_model), read_optax(opt_state)
+    torch_model = unwrapped(torch_model)
+    names = parameter_names(torch_model, {entry.torch for entry in ledger})
+    ours, theirs = read_torch(torch_optimizer, names), read_optax(opt_state)
     problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
     values, conflicts = torch_hyperparams(torch_optimizer, {name for name, _ in theirs.hyperparams})
     taken = {*ours.steps.values(), *(() if steps is None else (steps,))}
@@ -136,7 +140,9 @@ def optimizer_to_torch(
         ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
             rule. Nothing is changed then.
     """
-    ours, theirs = read_torch(torch_optimizer, torch_model), read_optax(opt_state)
+    torch_model = unwrapped(torch_model)
+    names = parameter_names(torch_model, {entry.torch for entry in ledger})
+    ours, theirs = read_torch(torch_optimizer, names), read_optax(opt_state)
     problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
     counts = sorted({int(count) for count in theirs.counts})
     if len(counts) > 1:
@@ -165,7 +171,7 @@ def optimizer_to_torch(
     for name in ours.steps:
         state[name]["step"] = torch.tensor(float(steps or 0))
     set_hyperparams(torch_optimizer.param_groups, set_to)
-    load_state(torch_optimizer, torch_model, state)
+    load_state(torch_optimizer, names, state)
     return steps
 
 

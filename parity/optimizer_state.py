@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -54,8 +54,18 @@ class OptaxMemory:
     problems: list[str]
 
 
-def read_torch(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> TorchMemory:
-    """The memory of `optimizer`: zeros for parameters that have none yet, frozen ones left out.
+def parameter_names(model: torch.nn.Module, known: Collection[str]) -> dict[int, str]:
+    """id of every parameter -> its name; of several (tied) the one that is `known`, a ledger's."""
+    found: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = found.setdefault(id(parameter), name)
+        if name in known and first not in known:
+            found[id(parameter)] = name
+    return found
+
+
+def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> TorchMemory:
+    """The memory of `optimizer`: zeros for parameters that have none yet, frozen ones left out; see `parameter_names`.
 
     Raises:
         ValueError: the optimiser's type is not one of `SLOTS`.
@@ -63,7 +73,7 @@ def read_torch(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> Torc
     if type(optimizer) not in SLOTS:
         known = ", ".join(kind.__name__ for kind in SLOTS)
         raise ValueError(f"the state of {type(optimizer).__name__} cannot be carried, that of {known} can")
-    slots, names = SLOTS[type(optimizer)], {id(p): name for name, p in model.named_parameters()}
+    slots = SLOTS[type(optimizer)]
     memory = TorchMemory({slot: {} for slot in slots.values()}, {}, [])
     for group, parameter in parameters(optimizer):
         state = optimizer.state.get(parameter, {})
@@ -199,9 +209,8 @@ def set_hyperparams(groups: Iterable[dict[str, Any]], values: Mapping[str, float
             group["betas"] = (values.get("b1", b1), values.get("b2", b2))
 
 
-def load_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: Mapping[str, dict[str, Any]]) -> None:
+def load_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: Mapping[str, dict[str, Any]]) -> None:
     """Replaces the state of `optimizer`; PyTorch itself puts every tensor where it belongs."""
-    names = {id(p): name for name, p in model.named_parameters()}
     found = {i: state.get(names[id(p)]) for i, (_, p) in enumerate(parameters(optimizer)) if id(p) in names}
     kept = {i: value for i, value in found.items() if value is not None}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": kept})

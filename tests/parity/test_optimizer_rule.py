@@ -16,6 +16,7 @@ from flax import nnx
 
 from parity import Ledger, torch_to_jax
 from parity.optimizer import optimizer_to_jax, optimizer_to_torch
+from tests.parity.test_ledger import FlaxTied, TorchTied, tokens
 
 Make = Callable[..., torch.optim.Optimizer]
 ADAM, ADAMW, SGD = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
@@ -163,6 +164,24 @@ def test_groups_have_decays_of_their_own():
         else:
             with pytest.raises(ValueError, match="not the same rule"):
                 optimizer_to_jax(optimizer, model, tx.init(params), ledger, tx=tx)
+
+
+def test_the_state_of_tied_and_wrapped_models():
+    """PyTorch lists a tied parameter under its first name, the ledger may know the second."""
+    source, model = TorchTied("head"), FlaxTied()
+    ledger = torch_to_jax(source, model)
+    optimizer = ADAM(source.parameters(), lr=RATE)
+    source(torch.from_numpy(tokens)).sum().backward()
+    optimizer.step()
+    tx = optax.adam(RATE)
+    state = tx.init(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    wrapped = torch.nn.DataParallel(source)
+    found = optimizer_to_jax(optimizer, wrapped, state, ledger, tx=tx)
+    moment = optimizer.state[source.embed.weight]["exp_avg"].clone()
+    np.testing.assert_array_equal(found[0].mu["embed"]["embedding"], moment)
+    optimizer.state[source.embed.weight]["exp_avg"].zero_()
+    assert optimizer_to_torch(found, ledger, wrapped, optimizer, tx=tx) == 1
+    assert torch.equal(optimizer.state[source.embed.weight]["exp_avg"], moment)
 
 
 def test_parts_of_a_partition_are_put_together():

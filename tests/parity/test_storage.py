@@ -227,6 +227,14 @@ def test_jax_takes_all_or_nothing_too():
         kept.append(1)
 
 
+def test_a_state_dict_of_copies_is_refused():
+    """What is written to a copy is lost."""
+    layer = torch.nn.Linear(2, 2)
+    layer.register_state_dict_post_hook(lambda module, state, *_: state.update(weight=state["weight"].clone()))
+    with pytest.raises(ValueError, match=r"weight is made anew by state_dict\(\): what is written there is lost"):
+        jax_to_torch(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), layer)
+
+
 def test_an_abstract_model_of_jax_has_no_numbers():
     model = nnx.eval_shape(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     layer = torch.nn.Linear(2, 2)
