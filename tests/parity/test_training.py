@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
+from flax import nnx
 from torch.nn import functional as F
 
 from parity import Rules
@@ -18,7 +19,9 @@ from tests.parity.dropouts import (
     JAX,
     TORCH,
     Ours,
+    Stack,
     Theirs,
+    TorchStack,
     X,
     between,
     compiled_drop,
@@ -187,6 +190,25 @@ def jax_layer_drop(m: Any, x: jax.Array, *, keep: float = 0.7) -> jax.Array:
     return m.fc2(x) + jnp.where(kept, m.fc1(x), 0)
 
 
+class TorchAttention(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = torch.nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x, x, x, need_weights=False)[0]
+
+
+class Attention(nnx.Module):
+    def __init__(self, rate: float = 0.3, *, shared: bool = False) -> None:
+        self.attn = nnx.MultiHeadAttention(
+            2, 8, dropout_rate=rate, broadcast_dropout=shared, decode=False, rngs=nnx.Rngs(0), keep_rngs=True
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.attn(x)
+
+
 EQUAL: dict[str, Callable[[], tuple[Any, ...]]] = {
     "called twice": lambda: (Ours(twice, drop=DROP(0.3)), Theirs(twice, drop=drop(0.3))),
     "noise": lambda: (Ours(torch_noise), Theirs(jax_noise)),
@@ -199,6 +221,8 @@ EQUAL: dict[str, Callable[[], tuple[Any, ...]]] = {
     "a key for each example": lambda: (TORCH["functional"](0.3), Theirs(unless_deterministic(mapped))),
     "a loop": lambda: (Ours(repeatedly), Theirs(scanned), X, Rules(unpaired=["fc1"])),
     "a branch left out": lambda: (Ours(torch_layer_drop), Theirs(jax_layer_drop)),
+    "attention": lambda: (TorchAttention(), Attention()),
+    "stacked blocks": lambda: (TorchStack(), Stack(), X, Rules(stacked={"blocks": "blocks"})),
     "in another order": lambda: (
         Ours(two("fc1", "fc2"), drop=DROP(0.3)),
         Theirs(two("fc2", "fc1"), drop=drop(0.3)),
@@ -280,6 +304,8 @@ DIFFERENT: dict[str, tuple[Callable[[], tuple[Any, ...]], str, str]] = {
         "dropout rate",
         "",
     ),
+    "attention at another rate": (lambda: (TorchAttention(), Attention(0.2)), "dropout rate", "attn"),
+    "attention as flax shares it": (lambda: (TorchAttention(), Attention(shared=True)), "dropout draws", "attn"),
     "another law": (
         lambda: (
             TORCH["functional"](0.3),
