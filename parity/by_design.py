@@ -148,9 +148,9 @@ class Design:
         return {path: ", ".join(dict.fromkeys(texts)) for path, texts in found.items()}
 
     def narrows(self, module: str) -> bool:
-        """Whether JAX's program narrows anything in a module (PyTorch's path), around it or right inside it."""
+        """Whether JAX's run still narrows anything in a module (PyTorch's path), around it or right inside it."""
         near = self._near(module) | {""}
-        return any(self._partner(path) in near for path in (*(c.module for c in self.theirs), *dict(self.their_tables)))
+        return any(self._partner(cast.module) in near for cast in self.theirs if not self.allows(cast))
 
     @property
     def tables(self) -> tuple[Table, ...]:

@@ -2,13 +2,15 @@
 
 A table that both models made in float32 before the run stays as it is in the float64 run. Two right tables may differ
 in their last digits (`pow` and `exp` are not the same in both frameworks), and by what the angles behind a sine were
-rounded to. So a module that works with such a table, if it misses the gate of float64, is held to that of two float32
-runs against each other; and so is what runs free behind it. Every other module's own arithmetic keeps its gate.
+rounded to. So a module that works with such a table, if it misses the gate of float64, is held to what such roundings
+make; and what runs free behind it, to the gate of two float32 runs against each other. Every other module's own
+arithmetic keeps its gate.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from parity.causes import enclosing
@@ -37,7 +39,7 @@ class TableGates:
         if not self.apart:
             return ()
         names = ", ".join(sorted(path or "the model" for path in self.apart))
-        gate = f"judged there, and in what runs free behind it, by float32's gate ({self.gates.f32_between:.0e})"
+        gate = f"held to a few roundings of float32, what runs free behind it to {self.gates.f32_between:.0e}"
         return (f"float32 tables that are not the same to the last digit in: {names}; {gate}",)
 
     def _own(self, row: Row) -> bool:
@@ -62,7 +64,16 @@ class TableGates:
 
     def _gate(self, row: Row) -> float:
         own = {"output": self.gates.f32_logits, "loss": self.gates.f32_loss}.get(row.kind, self.gates.f32_between)
-        return max(row.gate, own)
+        return max(row.gate, min(own, self._of_tables(row)) if row.mode == "forced" else own)
+
+    def _of_tables(self, row: Row) -> float:
+        """(N + 4) roundings of float32: an angle at the last of N positions errs by N of them, a product by few.
+
+        N is the longest axis of what the module is given or returns.
+        """
+        shapes = self.pairing.shapes.get((self._owner(row), 0))
+        longest = max((n for shape in (*shapes.inputs, *shapes.outputs) for n in shape), default=1) if shapes else None
+        return math.inf if longest is None else (longest + 4) * 2.0**-24
 
     def _excused(self, row: Row) -> bool:
         if not self.apart or not self._missed(row):

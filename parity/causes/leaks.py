@@ -74,7 +74,7 @@ def _rows_again(
 
 
 def believable(causes: Sequence[Cause], pairing: Pairing, rows: Sequence[Row]) -> list[Cause]:
-    """The causes without the leaks of modules in which the traced program narrows nothing and no weight differs."""
+    """The causes without the leaks of modules in which nothing is narrowed (but by design) and no weight differs."""
     different = {row.name for row in rows if row.kind == "weights" and not row.passed}
     return [
         cause
