@@ -387,8 +387,13 @@ def _merged(trees: Sequence[Any]) -> Any:
     solid = [tree for tree in trees if not _is_masked(tree)]
     if not solid:
         return trees[0]
-    split = [jax.tree.flatten(tree, is_leaf=lambda x, tree=tree: x is not tree) for tree in solid]
+    split = [_children(tree) for tree in solid]
     children, structure = split[0]
     if len(children) == 1 and children[0] is solid[0]:
         return solid[0]
     return jax.tree.unflatten(structure, [_merged(found) for found in zip(*(x for x, _ in split), strict=True)])
+
+
+def _children(tree: Any) -> tuple[list[Any], Any]:
+    """What is right inside of a tree, and how to put it back; a leaf holds itself."""
+    return jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
