@@ -117,11 +117,10 @@ WAVENET = (
         calling("", lambda self, original, x: original(x)[..., ::-1], "signal"),
     ),
     wave(
-        "channels last",
+        "signal one sample late",
         "the model",
-        None,
-        calling("", lambda self, original, x: x, "signal"),
-        also=("axis order", "layout", "structure"),
+        "shifted by one",
+        calling("", lambda self, original, x: jnp.roll(original(x), 1, -1), "signal"),
     ),
     wave(
         "first skip does not train",

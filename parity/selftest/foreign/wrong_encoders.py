@@ -174,7 +174,7 @@ BERT = (
     bert(
         "padding trained",
         f"{EMBEDDINGS}.word_embeddings",
-        None,
+        "padding_idx",
         calling(f"{EMBEDDINGS}.word_embeddings", _whole_table, "table"),
         "gradient",
     ),

@@ -176,10 +176,10 @@ UNET = (
     ),
     unet("ReLU for SiLU", "leave", "activation", calling("leave", lambda self, original, x: jax.nn.relu(x), "act")),
     unet(
-        "image with channels last",
+        "image transposed",
         "the model",
         None,
-        calling("", lambda self, original, x: x, "image"),
+        calling("", lambda self, original, x: original(x).swapaxes(2, 3), "image"),
         also=("axis order", "layout", "structure"),
     ),
     unet(

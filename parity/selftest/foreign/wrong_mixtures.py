@@ -220,10 +220,10 @@ VAE = (
         also=("scale",),
     ),
     vae(
-        "image with channels last",
+        "image transposed",
         "the model",
         None,
-        _named(lambda y, m, v: _posterior(jnp.moveaxis(y, 1, -1), m, v)),
+        _named(lambda y, m, v: _posterior(y.swapaxes(2, 3), m, v)),
         also=("axis order", "layout", "structure"),
     ),
     vae(
