@@ -213,5 +213,3 @@ def test_inputs_by_name_and_integers_are_taken():
 
     report = power(Named(), {"ids": np.array([[1, 2, 3]])}, level="forward")
     assert statuses(report, "ids + 1") == {"seen"}
-
-
