@@ -1,4 +1,4 @@
-"""What a proof would have caught, and that it is true: seen mistakes fail, blind ones pass, made by hand in the port."""
+"""What a proof would have caught, and that it is true: made by hand in the port, seen fails and blind passes."""
 
 from __future__ import annotations
 
