@@ -74,7 +74,8 @@ def _biased(module: Any) -> None:
         if self.training:
             count = args[0].numel() // args[0].shape[1]
             kept = (1 - self.momentum) * before
-            self.running_var.copy_(kept + (self.running_var - kept) * (count - 1) / count)
+            # A new tensor: the backward pass may need the old one.
+            self.running_var = (kept + (self.running_var - kept) * (count - 1) / count).detach()
         return output
 
     wrap(module, around)

@@ -1,4 +1,4 @@
-"""What a proof would have caught, and that it is true: seen mistakes fail, blind ones pass, made by hand in the port."""
+"""What a proof would have caught, and that it is true: made by hand in the port, seen fails and blind passes."""
 
 from __future__ import annotations
 
@@ -213,5 +213,3 @@ def test_inputs_by_name_and_integers_are_taken():
 
     report = power(Named(), {"ids": np.array([[1, 2, 3]])}, level="forward")
     assert statuses(report, "ids + 1") == {"seen"}
-
-
