@@ -22,7 +22,8 @@ FILLS = {"inf": -math.inf, "1e9": -1e9, "finfo": float(torch.finfo(torch.float32
 class Attention(Node):
     """Self-attention. `fill` is a key of FILLS; `sdpa` takes PyTorch's fused function; `padded` needs the mask.
 
-    `groups` heads share one head of keys and values; `float32` computes the softmax in float32 in both frameworks, where it is written out in both.
+    `groups` heads share one head of keys and values; `float32` computes the softmax in float32 in both frameworks,
+    where it is written out in both.
     """
 
     kinds = (TOKENS,)
