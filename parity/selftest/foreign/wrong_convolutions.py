@@ -108,7 +108,11 @@ WAVENET = (
         "the model",
         None,
         calling("", lambda self, original, skips: original(skips) / 2, "total"),
-        also=("scale", "pooling"),
+        also=(
+            "scale",
+            "pooling",
+            "residual",
+        ),
     ),
     wave(
         "samples backwards",
