@@ -3,8 +3,8 @@
 Whether `parity.power` tells the truth: what it calls seen must fail, what it calls blind must pass. Each mistake is
 made in a copy of the PyTorch model, and `parity.check` compares that with the right JAX port: the same comparison as
 of the right PyTorch model with a wrong port, sides exchanged. All that is blind or no difference is made, and of what
-is seen so many of each switch. Not made: roundings to a shorter format, as `check` leaves a model's own casts out; and results of an inner module
-read otherwise, which in that copy would be the inner module's mistake.
+is seen so many of each switch. Not made: roundings to a shorter format, as `check` leaves a model's own casts out; and
+results of an inner module read otherwise, which in that copy would be the inner module's mistake.
 """
 
 from __future__ import annotations
