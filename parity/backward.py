@@ -31,9 +31,10 @@ from parity.causes.gradients import Term, as_cause, embedding_cause, gradient_ca
 from parity.channels import Axes
 from parity.compare import Gates, Row, norm
 from parity.convert import Ledger, to_numpy, torch_arrays
+from parity.jax_side import JaxSide
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 from parity.transformed import watched
 
 
@@ -233,7 +234,8 @@ def _jax_derivatives(
                 project(key, "returned", found, by_jax[key].output_axes)
                 return _filled(references[key].outputs, u[key])
 
-            model = nnx.merge(graphdef, state, rest)
+            # Variables made anew at this level of tracing: counters of random draws may be written.
+            model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
             side.apply(watched(model, before, after), inputs)
             return jnp.stack(terms).sum()
 

@@ -19,9 +19,10 @@ from parity.compare import norm
 from parity.convert import to_numpy
 from parity.draws import Handed, Match, Matching, Move, Site, drawn, hand_out, moves, neutral, numbers, on_grid, to_jax
 from parity.jax_draws import handed_out, in_precision
-from parity.runs import JaxSide, TorchSide
+from parity.jax_side import JaxSide
 from parity.structure import tensors
 from parity.torch_draws import TorchDraws
+from parity.torch_side import TorchSide
 
 SAME = 1e-10
 """Relative distance of outputs (float64) that one draw moved alike."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from parity.capture import Call, Key
 from parity.compare import Gates, Row, norm, real_numbers
-from parity.runs import Gradients
+from parity.torch_side import Gradients
 
 LOOSER = 1e3
 """The gate of a band over relF's own: 1e-10 where that is 1e-13. Rounding is 1e-16 of S, a wrong element 1e-5 of it."""

@@ -17,7 +17,7 @@ from flax import nnx
 from parity.capture import Key
 from parity.draws import Law, Site, source_line
 from parity.jax_draws import intercepted, nothing
-from parity.runs import JaxSide
+from parity.jax_side import JaxSide
 from parity.transformed import call_hooks
 
 LIBRARIES = (

@@ -19,7 +19,7 @@ from parity.elements import Small, SmallOnes, with_error
 from parity.ledger import identity
 from parity.loss_gate import loss_error, loss_rows
 from parity.pairing import Pair, Pairing
-from parity.runs import Arrays, Gradients
+from parity.torch_side import Arrays, Gradients
 
 REARRANGEMENTS = (
     torch.nn.Unfold,

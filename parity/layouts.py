@@ -12,9 +12,10 @@ from parity.capture import ROOT, NestedCallError
 from parity.channels import Axes
 from parity.compare import rel_f
 from parity.inputs import input_layouts
+from parity.jax_side import JaxSide
 from parity.rules import Rules
-from parity.runs import JaxSide, TorchSide
 from parity.shapes import first_line
+from parity.torch_side import TorchSide
 from parity.transformed import with_paths
 
 TRIED = 64

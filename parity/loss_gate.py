@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from parity.compare import BY_CHANCE, Gates, Row, norm, real_numbers, relative
-from parity.runs import Gradients
+from parity.torch_side import Gradients
 
 
 def loss_rows(

@@ -14,11 +14,12 @@ from parity.align import closest_axes, fitting_axes
 from parity.by_design import Design
 from parity.capture import ROOT, Call, Key
 from parity.channels import Axes
+from parity.jax_side import JaxSide
 from parity.ledger import every_path
 from parity.rules import Rules, matches
-from parity.runs import JaxSide, TorchSide
 from parity.shapes import Shapes, jax_shapes, torch_shapes
 from parity.structure import difference
+from parity.torch_side import TorchSide
 from parity.wide_torch import own_tables, wide
 
 

@@ -19,9 +19,10 @@ from flax import nnx
 
 from parity.compare import rel_f
 from parity.convert import to_numpy
+from parity.jax_side import JaxSide
 from parity.pairing import Pair
 from parity.report import FormatRow
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 
 BFLOAT16_ROUNDING = 2.0**-9
 TF32_ROUNDING = 2.0**-11

@@ -10,8 +10,9 @@ import numpy as np
 
 from parity.capture import Call, Key
 from parity.compare import rel_f
+from parity.jax_side import JaxSide
 from parity.pairing import Pair, Pairing
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 
 EQUAL = 1e-6
 """relF of the results of two calls that are the same one: far below what other inputs make."""

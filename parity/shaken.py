@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from parity.losses import Loss
-from parity.runs import Gradients, TorchSide
+from parity.torch_side import Gradients, TorchSide
 
 
 def shake(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]:

@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from parity.capture import Key, torch_hooks
 from parity.channels import Axes, ChannelAxes, Labels, channels_last_axes, channels_second, labels_of, mark
-from parity.runs import JaxSide, TorchSide
+from parity.jax_side import JaxSide
 from parity.structure import Form, flatten, form
+from parity.torch_side import TorchSide
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,16 +28,17 @@ from parity.draws import Handed, Matching, hand_out, match
 from parity.dtypes import torch_in_precision
 from parity.inputs import Apply, positional
 from parity.jax_draws import quiet as quiet_jax
+from parity.jax_side import JaxSide
 from parity.jax_sites import jax_sites
 from parity.judge import float32_gradient_rows, gradient_rows, layer_rows
 from parity.losses import Loss, default_loss
 from parity.pairing import Pairing, pair_calls
 from parity.report import Cause
 from parity.rules import Rules
-from parity.runs import Gradients, JaxSide, TorchSide
 from parity.shapes import first_line
 from parity.torch_draws import quiet as quiet_torch
 from parity.torch_draws import torch_sites
+from parity.torch_side import Gradients, TorchSide
 
 RATES = ("p", "drop_prob", "rate")
 """What PyTorch modules call their dropout rate: torch's, timm's, ours."""

@@ -40,11 +40,12 @@ from parity.causes.optimiser import optimiser_causes, schedule_causes
 from parity.compare import Row, norm, rel_f, relative
 from parity.convert import Ledger, build_ledger, jax_arrays, to_numpy, torch_arrays
 from parity.environment import fingerprint
+from parity.jax_side import JaxSide
 from parity.optimizer_state import named
 from parity.recipes import Training
 from parity.report import Cause, Trajectory, finite
 from parity.rules import Rules
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 from parity.training import silenced
 
 Arrays = dict[str, np.ndarray]
@@ -246,7 +247,7 @@ class JaxTrainer:
 
         template = params
         quick = precision == "float64" and jax.default_backend() == "cpu"
-        # As in parity.runs: without XLA's optimiser no digit changes that the gate sees, and compiling is quick.
+        # As in parity.jax_side: without XLA's optimiser no digit changes that the gate sees, and compiling is quick.
         self._compiled = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0} if quick else None)
 
     def rate(self, step: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from parity.pairing import Pair
-from parity.runs import Arrays, Gradients
+from parity.torch_side import Arrays, Gradients
 
 NAMED = 5
 """How many names a note lists."""

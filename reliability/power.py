@@ -148,9 +148,9 @@ def made(
 
 def differs(torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: Any, level: str) -> bool:
     """Whether a row of `check` fails. Its stages one by one, up to the first that does, and no causes."""
-    from parity.check import Proof
     from parity.compare import Gates
     from parity.judge import pairing_rows
+    from parity.proof import Proof
 
     proof = Proof.of(torch_model, jax_model, inputs, rules, Gates())
     loss = proof.default_loss

@@ -10,10 +10,11 @@ import numpy as np
 from parity.casts import FRACTION
 from parity.causes.naming import enclosing
 from parity.compare import Gates, Row
+from parity.jax_side import JaxSide
 from parity.judge import layer_rows
 from parity.pairing import Pairing
 from parity.report import Cause
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 
 
 def leak_causes(

@@ -14,9 +14,10 @@ from parity.causes.search import Budget, Found, Search
 from parity.causes.wrong import Wrong
 from parity.compare import Row
 from parity.inputs import Apply, positional
+from parity.jax_side import JaxSide
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 
 NOT_REPLAYED = "not looked for (the call cannot be replayed by itself)"
 

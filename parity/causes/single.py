@@ -17,9 +17,10 @@ from parity.causes.replay import Recording, Sites, record
 from parity.causes.rounding import alike
 from parity.causes.wrong import Wrong, distance
 from parity.compare import Row
+from parity.jax_side import JaxSide
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 
 MODULES = 8
 """So many modules are looked into, in the order of computation."""

@@ -22,7 +22,7 @@ from parity.power.mutate import mutated
 from parity.power.mutations import Mutation, found, replay
 from parity.power.recordings import calls_of
 from parity.report import tightness
-from parity.runs import Arrays, Gradients, TorchSide
+from parity.torch_side import Arrays, Gradients, TorchSide
 
 
 def changes_shapes(right: Sites, wrong: Sites) -> bool:

@@ -18,7 +18,7 @@ from parity.power.gauge import Whole
 from parity.power.recordings import calls_of, forward_work
 from parity.power.report import PowerReport
 from parity.power.search import Search
-from parity.runs import TorchSide
+from parity.torch_side import TorchSide
 
 LEVELS = ("forward", "gradients", "train")
 

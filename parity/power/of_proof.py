@@ -11,7 +11,7 @@ from parity.power.measure import BUDGET, power
 from parity.power.report import PowerReport
 
 if TYPE_CHECKING:
-    from parity.check import Proof
+    from parity.proof import Proof
 
 
 def power_of(

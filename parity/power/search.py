@@ -22,7 +22,7 @@ from parity.power.recordings import Called, parts, record_calls, work_of
 from parity.power.remedies import WEIGHTS, Remedy, neutral, remedies
 from parity.power.report import BLIND, NOT_FOUND, SAME, SEEN, PowerReport, PowerRow, grouped
 from parity.power.training import TrainingMistake, training_mistakes
-from parity.runs import TorchSide
+from parity.torch_side import TorchSide
 
 FIRST_SHARE = 0.6
 """Of the budget, for trying mistakes; the rest is for what they do to gradients, and for remedies."""

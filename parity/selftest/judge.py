@@ -8,10 +8,10 @@ import jax
 import torch
 from flax import nnx
 
-from parity.check import Proof
 from parity.compare import Gates
 from parity.elements import is_small
 from parity.judge import pairing_rows, weight_rows
+from parity.proof import Proof
 from parity.report import Report
 from parity.rules import Rules
 from parity.selftest.foreign.architecture import Inputs

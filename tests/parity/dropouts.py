@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from parity import Rules, torch_to_jax
-from parity.check import Proof
 from parity.compare import Gates, Row
 from parity.losses import Loss
+from parity.proof import Proof
 from parity.report import Cause
 
 X = np.random.RandomState(0).standard_normal((3, 5, 8))

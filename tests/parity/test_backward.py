@@ -13,7 +13,7 @@ from flax import nnx
 
 from parity import Gates, LeafRule, Report, Row, Rules, check, torch_to_jax
 from parity.backward import backward_rows
-from parity.check import Proof
+from parity.proof import Proof
 from parity.report import Cause
 from parity.selftest.mutation import Apply, calling
 from parity.selftest.pairs import fresh

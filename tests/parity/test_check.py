@@ -14,8 +14,8 @@ import torch
 from flax import nnx
 
 from parity import Gates, Report, Rules, assert_parity, check, projection
-from parity.check import Proof
 from parity.convert import jax_variables
+from parity.proof import Proof
 from tests.parity.pairs import TorchTwice, carried, images, micro, resnet, text, twice
 
 X, GATE = images(3, 6), images(3, 6, seed=2)
@@ -137,7 +137,7 @@ def test_progress_and_settings():
 def test_sections_change_no_figure(monkeypatch: pytest.MonkeyPatch):
     """A model too large to hold at once is judged in pieces, by the same figures."""
     whole = check(*micro(), images(2, 3, 32, 32), level="forward")
-    monkeypatch.setattr(importlib.import_module("parity.check"), "SECTION_BYTES", 1_000_000)
+    monkeypatch.setattr(importlib.import_module("parity.proof"), "SECTION_BYTES", 1_000_000)
     parts: list[str] = []
     pieces = check(*micro(), images(2, 3, 32, 32), level="forward", memory=0.0, progress=parts.append)
     assert any("part 2 of" in stage for stage in parts)

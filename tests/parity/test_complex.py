@@ -12,7 +12,8 @@ import torch
 from flax import nnx
 
 import parity
-from parity.runs import JaxSide, TorchSide
+from parity.jax_side import JaxSide
+from parity.torch_side import TorchSide
 from tests.parity.pairs import images
 
 X = images(3, 4, 8)

@@ -20,7 +20,7 @@ from parity.elements import (
     with_error,
     with_small_gradients,
 )
-from parity.runs import Gradients
+from parity.torch_side import Gradients
 
 MASKS = [-1e12, -1e18, 1e30, float(np.finfo(np.float32).min), float(np.finfo(np.float64).min)]
 SEEDS = range(20)

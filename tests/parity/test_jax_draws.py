@@ -15,8 +15,8 @@ from jax.random import uniform
 
 from parity.draws import SILENT, Law, numbers
 from parity.jax_draws import NAMES, handed_out, in_precision, quiet
+from parity.jax_side import JaxSide
 from parity.jax_sites import jax_sites
-from parity.runs import JaxSide
 
 X = np.arange(1.0, 49).reshape(2, 3, 8)
 

@@ -32,7 +32,7 @@ from parity.judge import (
 )
 from parity.pairing import Pair
 from parity.rules import Rules
-from parity.runs import Gradients
+from parity.torch_side import Gradients
 from tests.parity.pairs import twice
 
 GATES, INF, NAN = Gates(), math.inf, math.nan

@@ -15,7 +15,7 @@ from parity.compare import Gates
 from parity.judge import gradient_rows
 from parity.loss_gate import loss_error, loss_rows, loss_scale
 from parity.losses import cross_entropy, default_loss, projection
-from parity.runs import Gradients
+from parity.torch_side import Gradients
 
 GATES, INF = Gates(), math.inf
 

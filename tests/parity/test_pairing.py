@@ -11,8 +11,9 @@ from flax import nnx
 
 from parity import Rules
 from parity.align import input_axes
+from parity.jax_side import JaxSide
 from parity.pairing import Pairing, pair_calls
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 from tests.parity.pairs import FlaxTwice, carried, images, micro, resnet, text, twice
 
 

@@ -26,7 +26,7 @@ from parity.selftest.mutation import GROUPS, Mutation, calling
 from parity.selftest.pairs import PAIRS, fresh, make, rules_of
 from parity.selftest.run import try_mutation, try_unmutated
 
-CHECK = importlib.import_module("parity.check")  # `parity.check` is the function
+PROOF = importlib.import_module("parity.proof")
 AT_LEAST = {"forward": 24, "gradient": 5, "optimiser": 5, "schedule": 2, "conversion": 5, "data": 3, "train": 20}
 
 
@@ -193,9 +193,9 @@ def test_a_signed_mean_for_the_norm_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_dropping_the_forced_rows_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = CHECK.layer_rows
+    original = PROOF.layer_rows
     monkeypatch.setattr(
-        CHECK,
+        PROOF,
         "layer_rows",
         lambda pairs, references, calls, mode, *rest: (
             [] if mode == "forced" else original(pairs, references, calls, mode, *rest)
@@ -205,9 +205,9 @@ def test_dropping_the_forced_rows_fails(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_ignoring_a_layer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = CHECK.layer_rows
+    original = PROOF.layer_rows
     monkeypatch.setattr(
-        CHECK,
+        PROOF,
         "layer_rows",
         lambda pairs, *rest: [row for row in original(pairs, *rest) if not row.name.startswith("norm1")],
     )

@@ -9,7 +9,7 @@ import torch
 from flax import nnx
 
 import parity
-from parity.runs import Gradients
+from parity.torch_side import Gradients
 from parity.unverified import unverified_gradients
 from tests.parity.pairs import images
 

@@ -12,8 +12,9 @@ from flax import nnx
 from parity import build_ledger, rel_f, torch_to_jax
 from parity.align import channels_last
 from parity.convert import jax_variables
+from parity.jax_side import JaxSide
 from parity.losses import cross_entropy, projection
-from parity.runs import JaxSide, TorchSide
+from parity.torch_side import TorchSide
 from tests.parity.pairs import images, micro, resnet, text, twice
 
 NHWC = channels_last(4)
