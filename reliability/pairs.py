@@ -168,8 +168,8 @@ class Tally:
     def of(cls, figures: dict[str, Any]) -> Tally:
         """From the figures of an earlier call."""
         counts = Counter({k: v for k, v in figures.items() if isinstance(v, int) and k not in ("seed", "seconds")})
-        tables = ({name: Counter(row) for name, row in figures[table].items()} for table in ("levels", "nodes"))
-        return cls(figures["seed"], counts, *tables, list(figures["faults"]))
+        levels, nodes = ({name: Counter(row) for name, row in figures[table].items()} for table in ("levels", "nodes"))
+        return cls(figures["seed"], counts, levels, nodes, list(figures["faults"]))
 
 
 def _fault(case: Case) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Conv(Node):
         return conv if rank == 2 else FlaxConv1d(conv)
 
     def _conv(self, given: Format, twin: Any, rank: int) -> nnx.Conv:
-        module = nnx.Conv(
+        module: Any = nnx.Conv(
             given.channels,
             self.to,
             (self.kernel,) * rank,
@@ -87,7 +87,7 @@ class Conv(Node):
 class WrongConv(nnx.Conv):
     node: Conv
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         node, rank, kernel = self.node, x.ndim - 2, self.kernel[...]
         pads = [(node.padding, node.padding)] * rank
         if node.own == "kernel flipped":
@@ -137,7 +137,7 @@ class ConvTranspose(Node):
     def port(self, given: Format, twin: Any) -> nnx.Module:
         pads = [(self.kernel - 1 - self.padding,) * 2] * 2
         sizes = (given.channels, self.to, (self.kernel,) * 2)
-        module = nnx.ConvTranspose(*sizes, strides=(self.stride,) * 2, padding=pads, rngs=nnx.Rngs(0), **EMPTY)
+        module: Any = nnx.ConvTranspose(*sizes, strides=(self.stride,) * 2, padding=pads, rngs=nnx.Rngs(0), **EMPTY)
         module.kernel.set_value(jnp.asarray(array(twin.weight).transpose(2, 3, 0, 1)[::-1, ::-1].copy()))
         fill(module.bias, twin.bias)
         if self.own:
@@ -153,8 +153,8 @@ class WrongConvTranspose(nnx.ConvTranspose):
         kernel = {"kernel as it is": kernel[::-1, ::-1], "kernel transposed": kernel.swapaxes(0, 1)}.get(
             self.wrong, kernel
         )
-        y = jax.lax.conv_transpose(x, kernel, self.strides, self.padding)
-        return y if self.wrong == "bias missing" else y + self.bias[...]
+        y = jax.lax.conv_transpose(x, kernel, self.strides, self.padding)  # type: ignore[arg-type]
+        return y if self.bias is None or self.wrong == "bias missing" else y + self.bias[...]
 
 
 class TorchConv1d(torch.nn.Module):

@@ -56,7 +56,9 @@ class LayerNorm(Node):
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
         eps = 1e-6 if self.own == "epsilon" else self.eps
-        module = nnx.LayerNorm(given.channels, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0), **EMPTY_NORM)
+        module: Any = nnx.LayerNorm(
+            given.channels, epsilon=eps, use_fast_variance=False, rngs=nnx.Rngs(0), **EMPTY_NORM
+        )
         if self.own and self.own != "epsilon":
             module.__class__, module.wrong = WrongLayerNorm, self.own
         return _affine(module, twin)
@@ -65,7 +67,7 @@ class LayerNorm(Node):
 class WrongLayerNorm(nnx.LayerNorm):
     wrong: str
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         axis = -2 if self.wrong == "over the tokens" and x.ndim == 3 else -1
         mean = 0.0 if self.wrong == "no mean" else x.mean(axis, keepdims=True)
         count = x.shape[axis] / max(x.shape[axis] - 1, 1) if self.wrong == "unbiased variance" else 1
@@ -137,8 +139,8 @@ class FlaxRMSNorm(nnx.Module):
 class WrongRMSNorm(nnx.RMSNorm):
     node: RMSNorm
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return _rms(x, self.node, self.scale[...], x.dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        return _rms(x, self.node, self.scale[...], x.dtype)  # type: ignore[index]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -172,7 +174,7 @@ class GroupNorm(Node):
 
 
 class InterleavedGroupNorm(nnx.GroupNorm):
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         parts = x.reshape(*x.shape[:-1], -1, self.num_groups)
         axes = tuple(range(1, parts.ndim - 1))
         mean, variance = parts.mean(axes, keepdims=True), parts.var(axes, keepdims=True)
@@ -197,7 +199,7 @@ class BatchNorm(Node):
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
         eps = 1e-3 if self.own == "epsilon" else self.eps
-        module = nnx.BatchNorm(given.channels, epsilon=eps, momentum=0.9, rngs=nnx.Rngs(0), **EMPTY_NORM)
+        module: Any = nnx.BatchNorm(given.channels, epsilon=eps, momentum=0.9, rngs=nnx.Rngs(0), **EMPTY_NORM)
         fill(module.mean, twin.running_mean)
         fill(module.var, twin.running_var)
         if self.own and self.own != "epsilon":
@@ -208,7 +210,7 @@ class BatchNorm(Node):
 class WrongBatchNorm(nnx.BatchNorm):
     wrong: str
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         mean, variance = self.mean[...], self.var[...]
         if self.wrong == "statistics of the batch":
             axes = tuple(range(x.ndim - 1))

@@ -39,7 +39,7 @@ def candidates(tree: Tree) -> Iterator[Tree]:
         for value in values:
             if value == getattr(tree, name):
                 break
-            yield dataclasses.replace(tree, **{name: value})
+            yield dataclasses.replace(tree, **{name: value})  # type: ignore[arg-type]
 
 
 def _has_weights(tree: Tree) -> bool:
