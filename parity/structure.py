@@ -53,7 +53,8 @@ def _node(tree: Any) -> Node | None:
     if isinstance(tree, Mapping):
         return _mapping(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return _record(tree, tree._fields, lambda values: tree._replace(**values))
+        named: Any = tree
+        return _record(named, named._fields, lambda values: named._replace(**values))
     if isinstance(tree, list | tuple):
         return Node("sequence", tuple(range(len(tree))), tuple(tree), lambda values: _sequence(tree, values))
     if dataclasses.is_dataclass(tree):

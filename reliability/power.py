@@ -47,7 +47,14 @@ def t2t() -> tuple[Any, Any, Any]:
     """T2T-ViT-14 in small: all its kinds of modules, two blocks."""
     from parity.models import make_pair
 
-    arguments = {"img_size": 32, "num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 3, "token_dim": 8}
+    arguments: dict[str, Any] = {
+        "img_size": 32,
+        "num_classes": 5,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 3,
+        "token_dim": 8,
+    }
     return (*make_pair("t2t_vit_14", **arguments), np.random.RandomState(0).standard_normal((1, 3, 32, 32)))
 
 
@@ -101,8 +108,8 @@ def validate(
     start = time.perf_counter()
     search = search_of(torch_model, inputs, level=options.level, budget=options.budget)
     report = search.run()
-    counts = [report.count(status) for status in (SEEN, BLIND, SAME)]
-    outcome = Outcome(sum(counts), *counts)
+    seen, blind, same = (report.count(status) for status in (SEEN, BLIND, SAME))
+    outcome = Outcome(seen + blind + same, seen, blind, same)
     for finding in list(chosen(list(search.findings.values()), options.each, options.most)):
         mutation = finding.mutation
         tell(f"{finding.status}: {mutation.module} {mutation.text}")

@@ -80,8 +80,8 @@ def as_float32(recording: Recording) -> Recording:
     module = copy.deepcopy(recording.module).float()
     names = {id(old): new for (_, old), (_, new) in _twins(recording.module, module)}
     modules = {path: names.get(id(old), old) for path, old in recording.modules.items()}
-    given = _short((recording.args, recording.kwargs))
-    return Recording(module, *given, _short(recording.inner), modules, path=recording.path)
+    args, kwargs = _short((recording.args, recording.kwargs))
+    return Recording(module, args, kwargs, _short(recording.inner), modules, path=recording.path)
 
 
 def _twins(old: torch.nn.Module, new: torch.nn.Module) -> Any:

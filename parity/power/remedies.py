@@ -143,11 +143,11 @@ def padded(mask: np.ndarray) -> np.ndarray:
 
 
 def _random(x: np.ndarray) -> np.ndarray:
-    return np.float32(_draw(x.shape).standard_normal(x.shape)).astype(np.float64)
+    return np.asarray(_draw(x.shape).standard_normal(x.shape), np.float32).astype(np.float64)
 
 
 def _offset(x: np.ndarray) -> np.ndarray:
-    return np.float32(_random(x) + 300).astype(np.float64)
+    return np.asarray(_random(x) + 300, np.float32).astype(np.float64)
 
 
 def _ids(arrays: Arrays, words: Sequence[int]) -> Arrays:

@@ -336,7 +336,8 @@ def _safe_same(recording: Recording, mutation: Mutation) -> bool:
 def _ranked(calls: Sequence[Called]) -> tuple[list[Called], list[Called]]:
     """The first call of each kind, and the others."""
     known: set[Any] = set()
-    first, again = [], []
+    first: list[Called] = []
+    again: list[Called] = []
     for call in calls:
         (again if call.kind in known else first).append(call)
         known.add(call.kind)

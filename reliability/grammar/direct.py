@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK: Any = {"xla_backend_optimization_level": 0}
 """Programs that run once are not worth more."""
 
 HUGE = 1e6
@@ -33,7 +33,8 @@ def behaviour(model: nnx.Module, inputs: Sequence[np.ndarray], level: str) -> Be
     with jax.enable_x64(True):
         double = _double(model)
         arrays = [_as_double(x) for x in inputs]
-        graphdef, params, rest = nnx.split(double, _Trained(double), ...)
+        parts: Any = nnx.split(double, _Trained(double), ...)
+        graphdef, params, rest = parts
 
         def run(params: Any, rest: Any, arrays: Any) -> Any:
             # Variables made anew at this level of tracing: drawing counts what was drawn.

@@ -147,7 +147,7 @@ def build(node: Node, given: Format) -> torch.nn.Module:
 
 def port(node: Node, given: Format, twin: Any) -> nnx.Module:
     """The flax module of a node, with its mistake and with the weights of its PyTorch twin."""
-    module = node.port(given, twin)
+    module: Any = node.port(given, twin)
     module.masked = node.uses_mask
     return altered(module, GENERAL[node.wrong]) if node.wrong in GENERAL else module
 

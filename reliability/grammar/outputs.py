@@ -93,7 +93,8 @@ class FlaxHeads(nnx.Module):
         self.second = None if twin.second is None else linear(twin.second)
 
     def __call__(self, x: jax.Array) -> Any:
-        wrong, a, b = self.node.own, self.first(x), None if self.second is None else self.second(x)
+        wrong, a = self.node.own, self.first(x)
+        b: Any = None if self.second is None else self.second(x)
         match wrong:
             case "exchanged":
                 a, b = b, a
@@ -208,7 +209,7 @@ class TorchLogits(torch.nn.Module):
 
 
 class FlaxLogits(nnx.Module):
-    def __init__(self, node: Logits, twin: TorchLogits) -> None:
+    def __init__(self, node: Logits, twin: Any) -> None:
         self.node, self.head = node, linear(twin.head)
         self.prior = nnx.Variable(jnp.asarray(array(twin.prior))) if node.how in MASKED else None
 

@@ -77,7 +77,7 @@ class Linear(Node):
         return torch.nn.Linear(given.channels, self.to, bias=self.bias)
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
-        module = linear(twin)
+        module: Any = linear(twin)
         if self.own:
             module.__class__, module.wrong = WrongLinear, self.own
         return module
@@ -86,7 +86,7 @@ class Linear(Node):
 class WrongLinear(nnx.Linear):
     wrong: str
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         kernel = {"kernel transposed": kernel.T, "kernel gradient stopped": stop(kernel)}.get(self.wrong, kernel)
         if bias is None or self.wrong == "bias missing":

@@ -53,7 +53,7 @@ class TorchPositions(torch.nn.Module):
 class FlaxPositions(nnx.Module):
     def __init__(self, node: Positions, shape: tuple[int, ...], twin: TorchPositions) -> None:
         self.node, self.shape = node, shape
-        self.table = None if twin.table is None else param(twin.table)
+        self.table: Any = None if twin.table is None else param(twin.table)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         period = 1000.0 if self.node.own == "period 1000" else 10_000.0
