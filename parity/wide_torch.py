@@ -47,6 +47,9 @@ class Wide(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in AS_THEY_ARE or _in_search(sys._getframe(1)):
             return func(*args, **kwargs)
+        if name == "hardsigmoid" and not (kwargs.get("inplace") or any(args[1:])):
+            # Its formula: PyTorch's derivative holds 1 / 6 in float32, whatever the input's dtype.
+            return torch.nn.functional.relu6(args[0] + 3) / 6
         self.scalars.update(x for x in (*args, *kwargs.values()) if type(x) is float)
         if name in SHORTHANDS and args and isinstance(args[0], torch.Tensor):
             func, args = torch.Tensor.to, (args[0], getattr(torch, SHORTHANDS[name]))

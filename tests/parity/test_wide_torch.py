@@ -120,3 +120,14 @@ def test_buffers_that_no_checkpoint_holds_are_tables() -> None:
     ((path, numbers),) = own_tables(model, "float64")
     assert path == ""
     np.testing.assert_array_equal(numbers, table.double().numpy())
+
+
+def test_the_derivative_of_hardsigmoid_is_whole():
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64, requires_grad=True)
+    with wide("float64"):
+        y = torch.nn.functional.hardsigmoid(x)
+    y.sum().backward()
+    assert x.grad is not None
+    inside = x.abs() < 3
+    assert (x.grad[inside] - 1 / 6).abs().max() < 1e-16
+    assert torch.equal(y, torch.nn.functional.hardsigmoid(x))
