@@ -211,6 +211,10 @@ def variance(step: Step, around: Around) -> Iterator[Variant]:
         yield replaced("norm statistics", text, lambda x, c=correction: function(x, dims, correction=c, keepdim=keep))
 
 
+HIDDEN = -100.0
+"""A factor below this makes the scores of what is hidden, exp(HIDDEN) being nothing beside 1."""
+
+
 @switches("mul", "rmul", "div", "true_divide")
 def constant(step: Step, around: Around) -> Iterator[Variant]:
     """x * c, x / c: without the constant, or with another common one."""
@@ -219,6 +223,8 @@ def constant(step: Step, around: Around) -> Iterator[Variant]:
         operand = float(operand)
     if not isinstance(operand, int | float) or isinstance(operand, bool) or not isinstance(step.output, torch.Tensor):
         return
+    if operand < HIDDEN:
+        return  # what a mask adds, see masks.py: after a softmax any other large number is as good
     divides = step.name in ("div", "true_divide")
     switch = "attention scale" if around.index(step) in around.scored else "scale"
     yield replaced(switch, f"without {step.name} by {operand:.4g}", lambda x: x)
