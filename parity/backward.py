@@ -175,7 +175,7 @@ def _torch_derivatives(
 
 
 def _moving(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [x.requires_grad_(x.is_floating_point()) for x in tensors]
+    return [x.requires_grad_(x.is_floating_point() or x.is_complex()) for x in tensors]
 
 
 def _gradient(tensor: torch.Tensor) -> np.ndarray:
@@ -183,7 +183,7 @@ def _gradient(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _gradients(tensors: Mapping[Key, Sequence[torch.Tensor]]) -> dict[Key, list[np.ndarray]]:
-    return {key: [_gradient(x) for x in found if x.is_floating_point()] for key, found in tensors.items()}
+    return {key: [_gradient(x) for x in found if x.requires_grad] for key, found in tensors.items()}
 
 
 def _aligned(array: np.ndarray, axes: Axes) -> np.ndarray:
@@ -214,7 +214,7 @@ def _jax_derivatives(
 
             def project(key: Key, what: str, found: list[jax.Array], axes: Sequence[Axes]) -> None:
                 for i, (x, a) in enumerate(zip(found, axes, strict=True)):
-                    if not jnp.issubdtype(x.dtype, jnp.floating):
+                    if not jnp.issubdtype(x.dtype, jnp.inexact):
                         continue
                     back = range(x.ndim) if a is None else np.argsort(a)
                     shape = tuple(x.shape[int(j)] for j in back)

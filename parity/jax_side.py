@@ -195,7 +195,7 @@ class JaxSide:
     def shapes(self, arrays: Sequence[np.ndarray]) -> tuple[Calls, dict[Key, Form]]:
         """The calls with shapes for arrays, and the form of what each returns; nothing is computed."""
         forms: dict[Key, Form] = {}
-        with self.switches():
+        with self.switches(), jax.disable_jit(False):
             graphdef, state = nnx.split(self.model)
 
             def run(state: nnx.State, inputs: Any) -> Calls:

@@ -27,6 +27,7 @@ from parity.selftest.pairs import PAIRS, fresh, make, rules_of
 from parity.selftest.run import try_mutation, try_unmutated
 
 PROOF = importlib.import_module("parity.proof")
+RUN = importlib.import_module("parity.selftest.run")  # `parity.selftest.run` is the function
 AT_LEAST = {"forward": 24, "gradient": 5, "optimiser": 5, "schedule": 2, "conversion": 5, "data": 3, "train": 20}
 
 
@@ -279,11 +280,14 @@ def test_another_switch_that_says_the_same_is_right() -> None:
 
 
 @pytest.mark.parametrize(("error", "caught"), [(ValueError, True), (TypeError, False)])
-def test_a_pair_that_is_refused_is_caught_and_a_crash_is_not(error: type[Exception], caught: bool) -> None:
-    def raising(self: Any, original: Any, value: jax.Array, advantage: jax.Array) -> jax.Array:
+def test_a_pair_that_is_refused_is_caught_and_a_crash_is_not(
+    error: type[Exception], caught: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*args: Any, **options: Any) -> None:
         raise error("no such shape")
 
-    found = mutated(raising, "residual")
+    monkeypatch.setattr(RUN, "judge", raising)
+    found = mutated(doubled, "residual")
     assert (found.caught, found.module_right, found.cause_right) == (caught, False, False)
     assert found.raised == f"{error.__name__}: no such shape"
     stream = io.StringIO()
@@ -295,7 +299,7 @@ def test_a_right_pair_that_crashes_is_a_false_alarm(monkeypatch: pytest.MonkeyPa
     def crash(*args: Any, **options: Any) -> None:
         raise TypeError("no")
 
-    monkeypatch.setattr("parity.selftest.run.judge", crash)
+    monkeypatch.setattr(RUN, "judge", crash)
     assert try_unmutated("dueling", 3) == ("dueling, seed 3", "dueling, seed 3: TypeError: no")
 
 

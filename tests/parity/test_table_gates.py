@@ -19,7 +19,7 @@ PATHS = ("before", "rope.inner", "rope", "norm", "")
 
 def _pairing(design: Design) -> Pairing:
     pairs = tuple(Pair((path, 0), (path, 0), torch.nn.Module(), (0,), (None,), (None,)) for path in PATHS)
-    return Pairing(pairs, (), {}, dataclasses.replace(design, partners={path: path for path in PATHS}))
+    return Pairing(pairs, (), {}, design=dataclasses.replace(design, partners={path: path for path in PATHS}))
 
 
 TABLE = ("rope", np.cos(np.arange(9.0)).astype(np.float32))
