@@ -223,8 +223,9 @@ def constant(step: Step, around: Around) -> Iterator[Variant]:
         operand = float(operand)
     if not isinstance(operand, int | float) or isinstance(operand, bool) or not isinstance(step.output, torch.Tensor):
         return
-    if operand < HIDDEN:
-        return  # what a mask adds, see masks.py: after a softmax any other large number is as good
+    if operand < HIDDEN:  # what a mask adds: after a softmax any other large number is as good; see masks.py too
+        yield replaced("attention mask", f"without {step.name} by {operand:.4g}", lambda x: x)
+        return
     divides = step.name in ("div", "true_divide")
     switch = "attention scale" if around.index(step) in around.scored else "scale"
     yield replaced(switch, f"without {step.name} by {operand:.4g}", lambda x: x)

@@ -52,7 +52,7 @@ def passes(pair: Any, inputs: Any) -> bool:
 
 
 def test_a_mask_without_padding_is_blind_to_the_mask(whole: PowerReport, padded: PowerReport):
-    for words in ("without mul by -1e+04", "mean over all entries of the output of layer.0"):
+    for words in ("without mul by -1e+04", "div: -> mean over all entries of the output of layer.0"):
         assert statuses(whole, words) == {"blind"}
         assert remedies(whole, words) == {"a mask with padding, of another length in each row"}
         assert statuses(padded, words) == {"seen"}
