@@ -77,11 +77,16 @@ def _looked_up(table: Table, law: Law, key: Any, shape: tuple[int, ...]) -> Any:
     dtype = jax.dtypes.canonicalize_dtype(float)
     otherwise = 0.0 if law.kind == "normal" else 0.5 if law.keep is None else law.keep / 2
 
-    def lookup(keys: Any) -> np.ndarray:
-        return table.lookup(np.asarray(keys), shape, otherwise).astype(dtype)
+    count = np.dtype(dtype).itemsize // 4
 
-    words = jax.random.key_data(key)
-    return jax.pure_callback(lookup, jax.ShapeDtypeStruct(shape, dtype), words, vmap_method="broadcast_all")
+    def lookup(keys: Any) -> np.ndarray:
+        found = table.lookup(np.asarray(keys), shape, otherwise).astype(dtype)
+        return np.ascontiguousarray(found[..., None]).view(np.uint32)
+
+    # As words: the callback runs in a thread that may have 64-bit types switched off.
+    result = jax.ShapeDtypeStruct((*shape, count), np.uint32)
+    words = jax.pure_callback(lookup, result, jax.random.key_data(key), vmap_method="broadcast_all")
+    return jax.lax.bitcast_convert_type(words if count > 1 else words[..., 0], dtype)
 
 
 def nothing(law: Law, keep: Any, shape: tuple[int, ...]) -> Any:

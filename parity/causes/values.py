@@ -220,7 +220,7 @@ def constant(step: Step, around: Around) -> Iterator[Variant]:
     """x * c, x / c: without the constant, or with another common one."""
     operand: Any = step.get(1, "other")
     if isinstance(operand, torch.Tensor) and operand.numel() == 1 and operand.is_floating_point():
-        operand = float(operand)
+        operand = float(operand.detach())
     if not isinstance(operand, int | float) or isinstance(operand, bool) or not isinstance(step.output, torch.Tensor):
         return
     if operand < HIDDEN:  # what a mask adds: after a softmax any other large number is as good; see masks.py too

@@ -209,7 +209,6 @@ FIGURES: dict[str, list[str]] = {
         f"{twos(GATES.f32_gradient_floor)} |",
         f"norm below {power(ZERO_BY_STRUCTURE)} of the global gradient norm",
         f"in float64 scaled by {twos(FLOAT64_NOISE)},",
-        "of 0 and 1 / (1 - rate)",
         f"Gates: {power(TRAINING.distance64)} in float64; in float32 {power(TRAINING.distance32)} and "
         f"{WORDS[int(TRAINING.ratio32)]} times PyTorch's own",
         f"({power(TRAINING.floor32)} of the way",

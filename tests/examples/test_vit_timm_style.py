@@ -1,5 +1,7 @@
 """The ViT example holds, by its own test, and a ViT with a classic mistake does not."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,8 +18,23 @@ def test_the_example_passes_as_its_user_runs_it(run_example):
 
 
 def float32_softmax(model: nnx.Module) -> None:
-    """Flax's own attention: right in float32, and far below any tolerance that a float32 comparison can set."""
-    model.encoder[1].self_attention.attention_fn = nnx.dot_product_attention
+    """A cast of the port's own: right in float32, and far below any tolerance that a float32 comparison can set."""
+
+    def attention(query: jax.Array, key: jax.Array, value: jax.Array, **options: object) -> jax.Array:
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(value.dtype)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+    model.encoder[1].self_attention.attention_fn = attention
+
+
+def test_flaxs_own_attention_is_float32_by_design(example):
+    module = example("vit_timm_style/test_vit_parity")
+    torch_model, jax_model = module.make_pair()
+    jax_model.encoder[1].self_attention.attention_fn = nnx.dot_product_attention
+    report = parity.check(torch_model, jax_model, IMAGES, rules=module.RULES, level="forward")
+    assert report.passed
+    assert any(note.startswith("float32 by design in: blocks.1.attn") for note in report.notes)
 
 
 def torch_epsilon(model: nnx.Module) -> None:

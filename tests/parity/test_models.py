@@ -179,6 +179,9 @@ def test_any_model_and_images_of_any_numbers(model: tuple[str, dict[str, Any]], 
             x = sizes.IMAGES[kind](z)
             ours = pair.in_torch(x)
             noise = rel_f(pair.in_torch(x * (1 + draw.choice((-1, 1), x.shape) * 2.0**-52)), ours)
+            if not np.isfinite(ours).any():
+                assert np.array_equal(pair.in_jax(x), ours, equal_nan=True), kind
+                continue
             assert rel_f(pair.in_jax(x), ours) <= max(1e-13, 10 * noise), kind
             assert noise < 1e-13 or not kind.startswith(("normal", "one", "zero")), kind
 
