@@ -18,6 +18,7 @@ import yaml
 from flax import nnx
 
 from parity.compare import Gates
+from parity.elements import FLOOR, LOOSER
 from parity.judge import FLOAT64_NOISE, ZERO_BY_STRUCTURE
 from parity.trajectory import TrainingGates
 from t2t_common import cli, images
@@ -208,6 +209,9 @@ FIGURES: dict[str, list[str]] = {
         f"a module's own derivative | {power(GATES.f64_gradient)} | <= {GATES.f32_ratio:g} x PyTorch's + "
         f"{twos(GATES.f32_gradient_floor)} |",
         f"norm below {power(ZERO_BY_STRUCTURE)} of the global gradient norm",
+        f"*`{power(GATES.f64 * LOOSER)}`* is what separates the two",
+        f"and the gate is `{power(GATES.f64_gradient * LOOSER)}` (`{LOOSER:.0f}` times relF's)",
+        f"*`{power(FLOOR)}`*: functions bring terms of size",
         f"in float64 scaled by {twos(FLOAT64_NOISE)},",
         f"Gates: {power(TRAINING.distance64)} in float64; in float32 {power(TRAINING.distance32)} and "
         f"{WORDS[int(TRAINING.ratio32)]} times PyTorch's own",

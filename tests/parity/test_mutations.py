@@ -262,7 +262,7 @@ def test_batch_norm_conventions(attribute: str, value: float):
     # bn1 is first where only training mode fails: flax keeps the biased variance, PyTorch the unbiased one.
     assert report.first_divergence == ("bn2" if attribute == "epsilon" else "bn1")
     named = {cause.switch for cause in report.causes if cause.module == "bn2"}
-    both = {"batch norm momentum", "batch norm momentum and running variance"}
+    both = {"batch norm momentum and running variance"}
     assert named == ({"epsilon", "running variance"} if attribute == "epsilon" else both)
     assert ("bn2.running_mean" in failing) == (attribute == "momentum")
     assert "bn1.running_mean" not in failing
