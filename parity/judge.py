@@ -79,8 +79,10 @@ def pairing_rows(pairing: Pairing) -> list[Row]:
         rows.append(Row(path, "not run", "-", "-", math.inf, 0.0, note=why))
     if pairing.configured:
         name, how = pairing.configured[-1]
-        more = f" and in {len(pairing.configured) - 1} more modules" if len(pairing.configured) > 1 else ""
-        rows.append(Row(name, "configuration", "-", "as configured", math.inf, 0.0, note=f"it computes {how}{more}"))
+        others = len(pairing.configured) - 1
+        more = f", and in {others} more {'module' if others == 1 else 'modules'}" if others else ""
+        why = f"results are {how}{more}"
+        rows.append(Row(name, "configuration", "-", "as configured", math.inf, 0.0, note=why))
     return rows
 
 
