@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from parity import zeros
 from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
@@ -46,7 +47,7 @@ from parity.table_gates import TableGates, own_casts
 from parity.torch_side import Arrays, Gradients, TorchSide
 from parity.training import training_rows
 from parity.transformed import has_paths, with_paths
-from parity.unverified import unverified_gradients, unverified_layers
+from parity.unverified import unverified_gradients, unverified_layers, unverified_zeros
 from parity.wrappers import refuse_compiled, tied_modules
 
 PRECISIONS = ("float64", "float32")
@@ -200,8 +201,14 @@ class Proof:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
                     )
-        rows = self.tables.judged(rows)
+        rows = self._judged(rows)
         return rows + own_casts(rows, self.pairing)
+
+    def _judged(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows, with the gates of float32 tables and of tensors that are zero but for rounding."""
+        found, zero = zeros.judged(self.tables.judged(rows))
+        self.notes.extend(unverified_zeros(zero))
+        return found
 
     @functools.cached_property
     def tables(self) -> TableGates:
@@ -279,12 +286,12 @@ class Proof:
         found = with_small_gradients(rows, suspects, [ours])
         found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
         if not fails(found):
-            return self.tables.judged(found)
+            return self._judged(found)
         # Measured only where it may matter: what a rounding of the inputs and parameters changes.
         shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
         rows = with_small_gradients(rows, suspects, [ours, shaken])
         rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
-        return self.tables.judged(rows)
+        return self._judged(rows)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""
