@@ -8,7 +8,7 @@ shows what the tensor is: the same terms leave 2^29 times as much there. So a fl
 
 where err32 is the relF of PyTorch's float32 run to its float64 run. The first says that the tensor itself is no larger
 than 64 float64 roundings of the terms that cancel in it (a tensor that float32 resolves at all has err32 < 1); the
-second that JAX's is no larger either.
+second that JAX's is no larger either. That such numbers happen to fit into float32 is then no leak.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def judged(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
                 names.append(row.name)
                 row = looser
         found.append(row)
-    return found, names
+    return [row for row in found if row.kind != "leak" or row.name not in names], names
 
 
 def _place(row: Row) -> tuple[str, str, str]:

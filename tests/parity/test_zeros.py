@@ -80,6 +80,12 @@ def test_the_gate_follows_the_float32_run() -> None:
     assert names == ["norm"]
 
 
+def test_rounding_that_fits_into_float32_is_no_leak() -> None:
+    leak = Row("norm", "leak", "free", "float64", np.inf, 0.0, note="only float32 numbers")
+    other = dataclasses.replace(leak, name="head")
+    assert judged([ROW, SINGLE, leak, other])[0][2:] == [other]
+
+
 @pytest.mark.parametrize(
     ("row", "single"),
     [
