@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from parity.capture import Call, Key
 from parity.causes.changes import Change, around, changes
-from parity.causes.replay import Recording, Sites, record
+from parity.causes.recordings import record
+from parity.causes.replay import Recording, Sites
 from parity.causes.rounding import alike
 from parity.causes.wrong import Wrong, distance
 from parity.compare import Row
