@@ -201,7 +201,9 @@ class Search:
             (target, _), *_ = change.alterations
             sites = self._replay(dataclasses.replace(change, alterations=((target, change.family(number)),)))
             found = None if sites is None else item.wanted(sites)
-            return None if found is None else np.concatenate([x.astype(np.float64).ravel() for x in found])
+            if found is None or any(np.iscomplexobj(x) for x in found):
+                return None
+            return np.concatenate([x.astype(np.float64).ravel() for x in found])
 
         wanted = np.concatenate([x.astype(np.float64).ravel() for x in item.value])
         number = fitted(values, wanted, change.start)

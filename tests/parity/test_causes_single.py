@@ -49,3 +49,14 @@ def test_a_short_format_inside_a_float32_model_is_named_and_noise_is_not() -> No
     assert cause.switch == "bfloat16 leak"
     noise = module(x).float() * (1 + 2.0**-9 * draw(4, 16, 8, seed=1).float())
     assert name_single_causes(*shared, {ROOT: Call([], [noise.numpy()])}) == ()
+
+
+def test_complex_numbers_keep_their_imaginary_parts() -> None:
+    """A short format is told from noise; numpy's warning of a dropped imaginary part would be an error here."""
+    x = draw(4, 16, 8).float().double()
+    module = Function(lambda x: torch.fft.fft(x * 1.0))
+    shared = (module, (x,), [pair(module)], [pair(module)])
+    (cause,) = name_single_causes(*shared, {ROOT: Call([], [torch.fft.fft(x.bfloat16().double()).numpy()])})
+    assert cause.switch == "bfloat16 leak"
+    noise = module(x) * (1 + 2.0**-9 * draw(4, 16, 8, seed=1).double())
+    assert name_single_causes(*shared, {ROOT: Call([], [noise.numpy()])}) == ()
