@@ -56,6 +56,8 @@ class Found:
     before: float
     after: float
     change: Change | None = None
+    first: bool = True
+    """Whether it explains the first error; False of one that explains a later one alone."""
 
 
 class Search:
@@ -155,10 +157,9 @@ class Search:
                     full = Found(change.switch, change.text, max(self.before), max(after), change)
                 elif change.switch != full.switch and not change.rounding:
                     others.append(f"{change.switch}: {change.text}")
-            elif full is None and any(right) and (partial is None or (right[0] and partial.after < 0)):
+            elif full is None and any(right) and (partial is None or (right[0] and not partial.first)):
                 i = right.index(True)
-                if partial is None:
-                    partial = Found(change.switch, change.text, self.before[i], after[i], change)
+                partial = Found(change.switch, change.text, self.before[i], after[i], change, first=i == 0)
         if full is not None and others:
             full = dataclasses.replace(full, text=f"{full.text}; on these inputs the same: {'; '.join(others[:2])}")
         return ([] if full is None else [full]), partial
@@ -177,13 +178,18 @@ class Search:
         return True
 
     def _second(self, first: Found) -> list[Found]:
-        """A switch that, on top of the first, explains the rest; without one, what the first explains is said."""
+        """A switch that, on top of the first, explains the rest.
+
+        Without one, the first is a cause only of the first error: a later one may agree with it by chance.
+        """
         assert first.change is not None
         self.base = [first.change]
         full, _ = self._exact(None)
         self.base = []
         if full:
             return [first, full[0]]
+        if not first.first or first.change.exchanges:
+            return []
         text = f"{first.text} (explains one of {len(self.wrong)} errors)"
         return [dataclasses.replace(first, text=text)]
 
