@@ -56,8 +56,8 @@ class Found:
     before: float
     after: float
     change: Change | None = None
-    first: bool = True
-    """Whether it explains the first error; False of one that explains a later one alone."""
+    error: int = 0
+    """Which error it explains, of a switch that explains one alone."""
 
 
 class Search:
@@ -157,9 +157,9 @@ class Search:
                     full = Found(change.switch, change.text, max(self.before), max(after), change)
                 elif change.switch != full.switch and not change.rounding:
                     others.append(f"{change.switch}: {change.text}")
-            elif full is None and any(right) and (partial is None or (right[0] and not partial.first)):
+            elif full is None and any(right) and (partial is None or (right[0] and partial.error)):
                 i = right.index(True)
-                partial = Found(change.switch, change.text, self.before[i], after[i], change, first=i == 0)
+                partial = Found(change.switch, change.text, self.before[i], after[i], change, i)
         if full is not None and others:
             full = dataclasses.replace(full, text=f"{full.text}; on these inputs the same: {'; '.join(others[:2])}")
         return ([] if full is None else [full]), partial
@@ -180,7 +180,8 @@ class Search:
     def _second(self, first: Found) -> list[Found]:
         """A switch that, on top of the first, explains the rest.
 
-        Without one, the first is a cause only of the first error: a later one may agree with it by chance.
+        Without one, the first is named alone, unless it may agree by chance: a later error that is nothing but another
+        tensor at hand is what many switches make.
         """
         assert first.change is not None
         self.base = [first.change]
@@ -188,10 +189,15 @@ class Search:
         self.base = []
         if full:
             return [first, full[0]]
-        if not first.first or first.change.exchanges:
+        if first.change.exchanges or (first.error and self._at_hand(self.wrong[first.error])):
             return []
         text = f"{first.text} (explains one of {len(self.wrong)} errors)"
         return [dataclasses.replace(first, text=text)]
+
+    def _at_hand(self, item: Wrong) -> bool:
+        """Whether JAX's tensors are, one and all, inputs of the module or results of those inside it."""
+        known = [x.detach().numpy() for _, x in self.here.given]
+        return all(any(x.shape == y.shape and distance(x, y) <= GATE for y in known) for x in item.value)
 
     def _fit(self, change: Change) -> Change | None:
         """The member of a family that explains the first error, if one does."""
