@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class _Unpickler(pickle._Unpickler):
         """As pickle's own, but for stand-ins only: of a class or function, it would set attributes for everybody."""
         if not isinstance(self.stack[-2], STAND_INS):
             raise pickle.UnpicklingError("state of something that has none")
-        pickle._Unpickler.dispatch[pickle.BUILD[0]](self)
+        pickle._Unpickler.dispatch[pickle.BUILD[0]](cast(Any, self))
 
     dispatch[pickle.BUILD[0]] = load_build
 
