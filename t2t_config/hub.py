@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_config.card import from_config, model_card, to_config
+from t2t_config.hub_names import plain_names
 from t2t_config.metadata import Metadata
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -85,15 +86,13 @@ def fetch(
         return Path(repo_or_folder)
     hub = _huggingface_hub()
     try:
-        return Path(
-            hub.snapshot_download(
-                str(repo_or_folder),
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=[WEIGHTS, CONFIG],
-            )
-        )
+        with plain_names(hub):
+            for name in (CONFIG, WEIGHTS):
+                found = Path(
+                    hub.hf_hub_download(str(repo_or_folder), name, revision=revision, cache_dir=cache_dir, token=token)
+                )
+                revision = found.parent.name  # both files of one commit
+        return found.parent
     except _failures(hub) as error:
         raise ValueError(
             f"{repo_or_folder} is neither a folder nor a model that the hub gives ({_line(error)})"
@@ -152,6 +151,7 @@ def _huggingface_hub() -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
+        import huggingface_hub.file_download
     except ModuleNotFoundError as error:
         raise ValueError("the hub needs huggingface_hub: pip install 't2t-vit[hub]'") from error
     return huggingface_hub
