@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from t2t_config.bounded_json import parse
 from t2t_config.card import from_config, model_card, to_config
 from t2t_config.hub_names import plain_names
 from t2t_config.metadata import Metadata
@@ -69,8 +70,8 @@ def read_metadata(folder: str | Path) -> Metadata:
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}: name a folder that save_pretrained wrote, or a hub id")
     try:
-        return from_config(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
+        return from_config(parse((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    except ValueError as error:
         raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from reliability.fuzzing.zip_tricks import TRICKS, zipped
 from t2t_common.zips import open_zip
-from tests.zip_tricks import TRICKS, zipped
 
 MEMBERS = {"archive/data.pkl": b"\x80\x02}.", "archive/data/0": b"numbers" * 9, "archive/version": b"3\n"}
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from reliability.fuzzing.zip_tricks import TRICKS, two_directories, zipped
 from t2t_torch.checkpoint_file import read_state_dict
 from t2t_torch.unpickle import read_pickle
 from tests import foreign
 from tests.torch.test_unpickle import WEIGHTS, refusal, with_pickle
-from tests.zip_tricks import TRICKS, two_directories, zipped
 
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX%c\0\0\0%sX\x03\0\0\0cpuJ%stQ"
 
