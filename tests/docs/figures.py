@@ -25,6 +25,7 @@ from t2t_common import cli, images
 from t2t_common.data import open_source
 from t2t_common.run_page import confusion, writer
 from t2t_config import MODELS, find_pretrained, model_config, recipe
+from t2t_config.download import MOST
 from t2t_config.shapes import soft_split_grids
 from t2t_jax import softmax, watch
 from t2t_torch.unpickle import MAX_EXPANSION
@@ -235,6 +236,7 @@ FIGURES: dict[str, list[str]] = {
     "docs/threats.md": [
         f"with exit code {cli.MISUSED} on the command line",
         f"more than {WORDS[MAX_EXPANSION]} times its size",
+        f"at what was announced, or at {MOST >> 30} GiB",
     ],
     "docs/train.md": [
         f"fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
