@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from t2t_config.download import cached_download
 from t2t_config.models import ALIASES, model_config
@@ -85,8 +86,8 @@ _T2T_14 = Pretrained(
         top5=95.66,
     ),
 )
-_CIFAR10 = {"num_classes": 10}
-_CIFAR100 = {"num_classes": 100}
+_CIFAR10: dict[str, Any] = {"num_classes": 10}
+_CIFAR100: dict[str, Any] = {"num_classes": 100}
 
 PRETRAINED: Mapping[str, Mapping[str, Pretrained]] = MappingProxyType(
     {

@@ -176,7 +176,7 @@ _FOUND = (
         "tests/torch/test_dry_run.py::test_one_record_in_many_spellings",
     ),
     (
-        "A checkpoint called what takes memory at a word: a tensor class with a size, a copy of an expanded tensor, one "
+        "A checkpoint called what takes memory at a word: a tensor class with a size, a copy of an expanded tensor, a "
         "list made a dictionary again and again.",
         "tests/torch/test_dry_run.py::test_a_call_that_takes_more_than_the_file_is_refused_before_it_is_made",
     ),
