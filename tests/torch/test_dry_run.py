@@ -182,3 +182,22 @@ def test_a_second_directory_with_a_bomb(tmp_path: Path):
     (tmp_path / "w.pth").write_bytes(two_directories(bomb))
     assert (tmp_path / "w.pth").stat().st_size < 20_000
     assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("save", [foreign.save_zip, foreign.save_legacy])
+@pytest.mark.filterwarnings("ignore")
+def test_unusual_tensors_pass_the_dry_run(tmp_path: Path, save: Any):
+    """Whether they are weights is for others to say."""
+    square = torch.ones(8, 8)
+    content = {
+        "sparse": square.to_sparse(),
+        "rows": square.to_sparse_csr(),
+        "quantised": torch.quantize_per_tensor(square, 0.1, 0, torch.quint8),
+        "by channel": torch.quantize_per_channel(square, torch.ones(8), torch.zeros(8), 0, torch.qint8),
+        "negative bit": torch.view_as_complex(torch.ones(4, 2)).conj().imag,
+        "conjugate": torch.ones(3, dtype=torch.complex64).conj(),
+        "meta": torch.ones(3, device="meta"),
+        "padding": torch.ones(500),
+    }
+    save(content, tmp_path / "w.pth")
+    assert read_pickle(tmp_path / "w.pth").keys() == content.keys()
