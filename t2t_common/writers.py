@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from t2t_common.files import write_text
+from t2t_config.bounded_json import parse
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -135,7 +136,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            values = json.loads(line)
+            values = parse(line)
         except (ValueError, RecursionError):
             break
         if not isinstance(values, dict) or type(values.get("step")) is not int:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from t2t_config.bounded_json import parse
 from t2t_config.card import from_config, model_card, to_config
+from t2t_config.hub_names import plain_names
 from t2t_config.metadata import Metadata
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -68,8 +70,8 @@ def read_metadata(folder: str | Path) -> Metadata:
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}: name a folder that save_pretrained wrote, or a hub id")
     try:
-        return from_config(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
+        return from_config(parse((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    except ValueError as error:
         raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
 
 
@@ -85,15 +87,13 @@ def fetch(
         return Path(repo_or_folder)
     hub = _huggingface_hub()
     try:
-        return Path(
-            hub.snapshot_download(
-                str(repo_or_folder),
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=[WEIGHTS, CONFIG],
-            )
-        )
+        with plain_names(hub):
+            for name in (CONFIG, WEIGHTS):
+                found = Path(
+                    hub.hf_hub_download(str(repo_or_folder), name, revision=revision, cache_dir=cache_dir, token=token)
+                )
+                revision = found.parent.name  # both files of one commit
+        return found.parent
     except _failures(hub) as error:
         raise ValueError(
             f"{repo_or_folder} is neither a folder nor a model that the hub gives ({_line(error)})"
@@ -152,6 +152,7 @@ def _huggingface_hub() -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
+        import huggingface_hub.file_download
     except ModuleNotFoundError as error:
         raise ValueError("the hub needs huggingface_hub: pip install 't2t-vit[hub]'") from error
     return huggingface_hub

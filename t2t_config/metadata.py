@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from t2t_config.bounded_json import MAX_DEPTH, check_depth, parse
 from t2t_config.described import check_metadata
 from t2t_config.models import ALIASES, model_arguments, model_config
 from t2t_config.shapes import to_pair
@@ -132,9 +134,19 @@ def from_text(texts: Mapping[str, str]) -> Metadata:
 
 
 def _from_text(text: str) -> Any:
-    for parse in (json.loads, ast.literal_eval):
+    for understand in (parse, _literal):
         try:
-            return parse(text)
+            return understand(text)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, whose parser is not asked for brackets within brackets."""
+    depths = itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text)
+    if max(depths, default=0) > MAX_DEPTH:
+        raise ValueError("too deep")
+    value = ast.literal_eval(text)
+    check_depth(value)
+    return value

@@ -30,6 +30,9 @@ from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample
 from t2t_common.files import check_target, replace_file
 from t2t_common.options import WeightsOptions
 from t2t_common.terminal import status
+from t2t_common.zips import open_zip
+from t2t_config.bounded_json import parse
+from t2t_config.described import MAX_EXPANSION
 from t2t_config.metadata import describe_model
 from t2t_jax.evaluate import load_for_evaluation
 
@@ -103,8 +106,10 @@ def load_exported(path: str | Path) -> ExportedModel:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no exported model at {path}: check the path")
     try:
-        with zipfile.ZipFile(path) as file:
-            program, metadata = file.read(PROGRAM), json.loads(file.read(METADATA))
+        with open_zip(Path(path)) as file:
+            if sum(info.file_size for info in file.infolist()) > MAX_EXPANSION * Path(path).stat().st_size:
+                raise ValueError("it unpacks to far more than its size")
+            program, metadata = file.read(PROGRAM), parse(file.read(METADATA))
         return ExportedModel(export.deserialize(bytearray(program)), metadata)
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(

@@ -6,21 +6,23 @@ PyTorch's files (zip, or the pickles before PyTorch 1.6) go through `torch.load(
 
 from __future__ import annotations
 
-import argparse
+import functools
 import io
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from t2t_common.pickles import operations
+from t2t_common.zips import open_zip
 from t2t_config.load_report import readable
+from t2t_torch.dry_run import check_archive, check_legacy
 
 MAX_EXPANSION = 10
 """torch.save does not compress: a file whose content is this many times its size was made to fill the memory."""
@@ -58,6 +60,13 @@ class Array:
         self.numpy = np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if is_fortran else "C")
 
 
+class Namespace:
+    """Stands for `argparse.Namespace`: a class of our own, that no file can change for everybody."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
 def scalar(dtype: Dtype, data: bytes) -> Any:
     """Stands for numpy's reconstruction of a scalar."""
     return np.frombuffer(data, dtype.numpy, count=1)[0].item()
@@ -70,9 +79,11 @@ _NUMPY = {
     **{f"numpy.{core}.multiarray.scalar": scalar for core in ("core", "_core")},
 }
 
-ALLOWED: dict[str, Any] = {"argparse.Namespace": argparse.Namespace, **_NUMPY}
+ALLOWED: dict[str, Any] = {"argparse.Namespace": Namespace, **_NUMPY}
 """All that a file may call besides what tensors and plain values need: timm keeps its command line (`args`) and
 metrics, Paddle its arrays. numpy's own constructors are not called: they allocate whatever they are told."""
+STAND_INS = tuple({kind for kind in ALLOWED.values() if isinstance(kind, type)})
+"""Classes whose objects may have a state."""
 
 
 class _Unpickler(pickle._Unpickler):
@@ -84,6 +95,17 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes], budget: int) -> None:
         super().__init__(file)
         self.budget = budget
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """As pickle's own, but for stand-ins only: of a class or function, it would set attributes for everybody."""
+        if not isinstance(self.stack[-2], STAND_INS):
+            raise pickle.UnpicklingError("state of something that has none")
+        pickle._Unpickler.dispatch[pickle.BUILD[0]](cast(Any, self))
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
@@ -130,9 +152,9 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             if start.startswith(ZIP_START) or start == LEGACY_START:
                 _check_allocations(file, MAX_EXPANSION * size)
                 file.seek(0)
-                with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
-                    source = path if mapped and start.startswith(ZIP_START) else file
-                    content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
+                _check_calls(file, start, functools.partial(_check_expansion, path, size=size), size)
+                file.seek(0)
+                content = _load(path if mapped and start.startswith(ZIP_START) else file)
             else:
                 for _ in operations(file, MAX_EXPANSION * size):
                     pass  # raises where it is cut off: the unpickler would take half a name for a whole one
@@ -156,6 +178,24 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
 
 class _TooLargeError(Exception):
     pass
+
+
+def _load(source: Path | IO[bytes]) -> Any:
+    """`torch.load`; a path stays mapped."""
+    try:
+        with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path))
+    finally:  # or the sparse tensors of a file that is refused would be refused again, in the next file
+        getattr(torch._utils, "_sparse_tensors_to_validate", []).clear()
+
+
+def _check_calls(file: IO[bytes], start: bytes, check: Callable[[int], None], size: int) -> None:
+    """Raises if `torch.load` would call or allocate what it should not (see dry_run.py)."""
+    if start.startswith(ZIP_START):
+        with open_zip(file) as archive:
+            check_archive(archive, check)
+    else:
+        check_legacy(file, size, check)
 
 
 def _check_allocations(file: IO[bytes], budget: int) -> None:
@@ -184,10 +224,10 @@ def _pickles(file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
         file.seek(0)
         yield file, 5  # magic number, protocol, system, content, names of storages; then the storages
         return
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                yield io.BytesIO(archive.read(name)), 1
+    with open_zip(file) as archive:
+        for info in archive.infolist():
+            if info.filename.lower().endswith(".pkl"):
+                yield io.BytesIO(archive.read(info)), 1
 
 
 def _check_expansion(path: Path, content: int, size: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2t_common.files import write_text
+from t2t_config.bounded_json import parse
 
 RECORD_FILE = "run.json"
 
@@ -69,7 +70,7 @@ class Record:
             return None
         known = {field.name for field in dataclasses.fields(cls)}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse(path.read_text(encoding="utf-8"))
             record = cls(**{name: value for name, value in found.items() if name in known})
             record.starts = [Start(**start) for start in found.get("starts", [])]
         except (ValueError, TypeError, AttributeError, RecursionError):

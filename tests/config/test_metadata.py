@@ -32,6 +32,13 @@ def test_plain_words_stay_plain_words_as_text():
     assert to_text({"model": "t2t_vit_14", "img_size": [32, 64]}) == {"model": "t2t_vit_14", "img_size": "[32, 64]"}
 
 
+@pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "(" * 900 + ",)" * 900, "((" * 60 + ",)" * 120, "-" * 100_000])
+def test_brackets_within_brackets_stay_text(text: str):
+    """Parsed, they could be neither compared nor written again."""
+    assert from_text({"img_size": text}) == {"img_size": text}
+    assert to_text({"img_size": text}) == {"img_size": text}
+
+
 def test_python_literals_of_earlier_files_are_read():
     assert from_text({"img_size": "(32, 64)", "mean": "[0.5]", "x": "None"}) == {
         "img_size": (32, 64),
