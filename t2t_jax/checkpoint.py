@@ -273,8 +273,19 @@ def _load(
         hint = f"; the file says that it is {theirs}" if theirs else ""
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}{hint}") from None
     loaded = tuple(name for name in model_arrays(model) if name in fitted.weights)
+    not_finite = tuple(name for name, array in fitted.weights.items() if not np.isfinite(np.asarray(array)).all())
     return LoadReport(
-        str(path), found.entry, found.is_ema, found.layout, loaded, fitted.resized, fitted.left_out, fitted.missing
+        str(path),
+        found.entry,
+        found.is_ema,
+        found.layout,
+        loaded,
+        fitted.resized,
+        fitted.left_out,
+        fitted.missing,
+        found.prefix,
+        found.ignored,
+        not_finite,
     )
 
 

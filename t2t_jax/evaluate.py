@@ -72,8 +72,10 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
         check_described(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
-    if report.resized or report.left_out:
+    if report.is_notable:
         print(report, file=sys.stderr)
+    if report.not_finite:
+        print(f"warning: {report.doubt}", file=sys.stderr)
     return model, how, saved
 
 

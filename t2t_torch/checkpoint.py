@@ -66,6 +66,9 @@ def load_checkpoint(
         fitted.resized,
         fitted.left_out,
         fitted.missing,
+        checkpoint.prefix,
+        checkpoint.ignored,
+        tuple(name for name, value in fitted.weights.items() if not bool(torch.isfinite(value).all())),
     )
 
 

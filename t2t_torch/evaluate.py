@@ -62,8 +62,10 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:
         raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
-    if report.resized or report.left_out:
+    if report.is_notable:
         print(report, file=sys.stderr)
+    if report.not_finite:
+        print(f"warning: {report.doubt}", file=sys.stderr)
     return model.eval(), how, saved
 
 

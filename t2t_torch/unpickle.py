@@ -10,6 +10,7 @@ import argparse
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,7 +140,9 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             if start.startswith(ZIP_START) or start == LEGACY_START:
                 _check_allocations(file, MAX_EXPANSION * size)
                 file.seek(0)
-                with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
+                allowed = torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()])
+                with allowed, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of kinds of tensors that are refused by name all the same
                     source = path if mapped and start.startswith(ZIP_START) else file
                     content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
             else:
@@ -158,6 +161,8 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
                     f"{path} would run code when loaded ({readable(code[1])}), so it is refused: only a state_dict is "
                     "read"
                 ) from error
+            if "must be imported to load nested" in str(error):  # by PyTorch, which then would read them
+                raise ValueError(f"{path} holds nested tensors: save their .to_padded_tensor(0)") from error
             raise ValueError(
                 f"{path} is truncated, corrupt or no PyTorch file ({type(error).__name__}): get it again"
             ) from error
