@@ -1,7 +1,7 @@
 """python -m t2t_jax.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors), counted exactly over every
-image.
+Top-1 and top-5 of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors, a folder of save_pretrained), counted
+exactly over every image.
 """
 
 from __future__ import annotations

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from t2t_common.files import check_target, replace_file
 from t2t_common.run_folder import latest_torch_file
+from t2t_config.hub import folder_metadata
 from t2t_config.layouts import OFFICIAL, to_official, unwrap
 from t2t_config.load_report import few, readable
+from t2t_config.metadata import to_text
 from t2t_torch.plain import check_plain
 from t2t_torch.unpickle import read_pickle
 
@@ -59,7 +61,8 @@ def read_state_dict(path: str | os.PathLike[str], *, use_ema: bool = True) -> St
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Checkpoint:
-    """The weights of a file, or of the latest one of a run's folder; no code of the file is ever run.
+    """The weights of a file, of the latest one of a run's folder, or of a folder that `save_pretrained` wrote; no code
+    of the file is ever run.
 
     `use_ema` prefers the EMA weights of files that hold both. A file with only one of the two gives that one,
     and `Checkpoint.entry` says which.
@@ -69,8 +72,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
         ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict; or a
             tensor is no plain one (see `t2t_torch.plain`).
     """
-    path = find_checkpoint(path)
+    named, path = path, find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else pick_entry(path, read_pickle(path), use_ema)
+    found = dataclasses.replace(found, metadata={**found.metadata, **to_text(folder_metadata(named, path))})
     try:
         check_plain(found.state_dict)
     except ValueError as error:
@@ -86,7 +90,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` means: itself, or the latest step of the folder of a run of `t2t_torch.train`.
+    """The file that `path` means: itself, the latest step of the folder of a run of `t2t_torch.train`, or the weights of
+    a folder that `save_pretrained` wrote.
 
     Raises:
         FileNotFoundError: nothing at `path`, or a folder of another kind.

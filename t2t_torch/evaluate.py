@@ -1,6 +1,7 @@
 """python -m t2t_torch.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder), counted exactly over every image.
+Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder, a folder of save_pretrained), counted
+exactly over every image.
 """
 
 from __future__ import annotations
