@@ -191,7 +191,9 @@ def carry_over(
     if report.left_out and "num_classes" not in asked:
         shapes = t2t_torch.read_state_dict(report.path, use_ema=use_ema)
         shown = few(f"{key} {tuple(shapes[key].shape)}" for key in report.left_out)
-        raise ValueError(f"{source} has {shown}, for which this {name} has no place: give --num-classes to leave it out")
+        raise ValueError(
+            f"{source} has {shown}, for which this {name} has no place: give --num-classes to leave it out"
+        )
     jax_model: nnx.Module = nnx.eval_shape(lambda: t2t_jax.create_model(name, **sizes))
     with jax.enable_x64(True):  # so that float64 weights keep their bits
         ledger = torch_to_jax(torch_model, jax_model)

@@ -55,9 +55,7 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
             raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
         file = read_checkpoint(path, use_ema=use_ema)
         state = {name: _to_numpy(tensor) for name, tensor in file.state_dict.items()}
-        found = Weights(
-            state, dict(file.metadata), file.entry, file.is_ema, file.layout, file.prefix, file.ignored
-        )
+        found = Weights(state, dict(file.metadata), file.entry, file.is_ema, file.layout, file.prefix, file.ignored)
     metadata = sizes_of({name: array.shape for name, array in found.arrays.items()}) | from_text(found.metadata)
     return found._replace(arrays=from_torch(found.arrays), metadata=metadata)
 

@@ -90,8 +90,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` means: itself, the latest step of the folder of a run of `t2t_torch.train`, or the weights of
-    a folder that `save_pretrained` wrote.
+    """The file that `path` means: itself, the latest step of a folder of `t2t_torch.train`, or the weights of a folder
+    that `save_pretrained` wrote.
 
     Raises:
         FileNotFoundError: nothing at `path`, or a folder of another kind.

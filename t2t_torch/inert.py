@@ -77,7 +77,9 @@ INERT: dict[str, Any] = {
     **{f"omegaconf.{name}": Inert for name in _OMEGACONF},
     **dict.fromkeys(("typing.Any", "decimal.Decimal", "fractions.Fraction", "uuid.UUID", "zoneinfo.ZoneInfo"), Inert),
     **dict.fromkeys(("types.SimpleNamespace", "torch.torch_version.TorchVersion"), Inert),
-    **dict.fromkeys(("collections.defaultdict", "collections.OrderedDict", "collections.Counter", *_ATTRIBUTE_DICTS), InertDict),
+    **dict.fromkeys(
+        ("collections.defaultdict", "collections.OrderedDict", "collections.Counter", *_ATTRIBUTE_DICTS), InertDict
+    ),
     "collections.deque": InertList,
     "builtins.bytes": InertBytes,
 }

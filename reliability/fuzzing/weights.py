@@ -103,7 +103,12 @@ def pdparams() -> Reader:
         import pickle
 
         arrays = {name: value.numpy() for name, value in small_state().items()}
-        whole = [arrays, {"model": arrays, "beside": beside()}, {"model": arrays, "epoch": 3}, {**arrays, "StructuredToParameterName@@": {"w": "w_0"}}]
+        whole = [
+            arrays,
+            {"model": arrays, "beside": beside()},
+            {"model": arrays, "epoch": 3},
+            {**arrays, "StructuredToParameterName@@": {"w": "w_0"}},
+        ]
         return [{"weights.pdparams": pickle.dumps(content, protocol)} for content in whole for protocol in (2, 3, 4)]
 
     return _pickled(samples, damaged_pickle)

@@ -247,7 +247,9 @@ def test_what_tools_add_is_taken_off_and_told(tmp_path: Path, tool: str, suffix:
 
 def test_only_single_numbers_are_counters():
     found = unwrap({"head.total_ops": np.zeros((2, 2)), "n_averaged": np.zeros(()), "x.weight": np.zeros(3)})
-    assert found == Unwrapped({"head.total_ops": found.weights["head.total_ops"], "x.weight": found.weights["x.weight"]}, "", ("n_averaged",))
+    assert found == Unwrapped(
+        {"head.total_ops": found.weights["head.total_ops"], "x.weight": found.weights["x.weight"]}, "", ("n_averaged",)
+    )
 
 
 def test_a_prefix_that_not_every_name_carries_stays():

@@ -332,7 +332,9 @@ def test_another_model_than_the_source_says_is_told(tmp_path: Path, capsys: pyte
     assert (code, err) == (0, f"{tmp_path / 'w.pth'} says that it is t2t_vit_7; it is taken as {NAME}, as asked\n")
 
 
-@pytest.mark.parametrize("name", ["a.onnx", "a.safetensor", "a.PTH", "a.npz", "a.pdparams", "a.tar.gz", "a.pt2", "a.v2"])
+@pytest.mark.parametrize(
+    "name", ["a.onnx", "a.safetensor", "a.PTH", "a.npz", "a.pdparams", "a.tar.gz", "a.pt2", "a.v2"]
+)
 def test_endings_of_no_format_are_refused_with_the_known_ones(
     tmp_path: Path, source: Path, name: str, capsys: pytest.CaptureFixture[str]
 ):

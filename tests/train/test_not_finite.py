@@ -33,9 +33,7 @@ def command(package: str, name: str) -> Callable[[Any], int]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_evaluate_warns_by_name(
-    damaged: Path, package: str, idx_folder: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_evaluate_warns_by_name(damaged: Path, package: str, idx_folder: Path, capsys: pytest.CaptureFixture[str]):
     args = ["--checkpoint", str(damaged), "--data", str(idx_folder)]
     assert cli.run(command(package, "evaluate"), args) == cli.OK
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
@@ -59,5 +57,7 @@ def test_predict_warns_by_name(damaged: Path, package: str, tmp_path: Path, caps
 def test_no_run_starts_from_them(damaged: Path, package: str):
     chosen = dataclasses.replace(recipe("digits"), model="t2t_vit_micro")
     prepare = importlib.import_module(f"{package}.train").prepare
-    with pytest.raises(ValueError, match=r"model\.safetensors holds NaN or infinity in .*norm1\..*: nothing can be trained"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors holds NaN or infinity in .*norm1\..*: nothing can be trained"
+    ):
         prepare(chosen, init_from=damaged)
