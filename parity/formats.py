@@ -48,6 +48,10 @@ def load_into(
             f"{path} has nothing for {', '.join(report.missing)} of this {name}: give the num_classes of its own "
             "classifier, or 0 for features"
         )
+    for key in report.left_out:
+        shape = tuple(state[key].shape)
+        if key.endswith(".weight") and (len(shape) != 2 or 0 in shape):  # not one of other classes
+            raise ValueError(f"{path} has {key} {shape}, which is no classifier: get it again, or save it without")
     kept = {key: tensor for key, tensor in state.items() if key not in (*report.resized, *report.left_out)}
     _check_bits(path, torch_model, kept)
     return report

@@ -260,6 +260,8 @@ def test_a_classifier_that_is_none_is_not_dropped(
     assert err.count("\n") == 1
     assert f"head.weight {shape}" in err
     assert nothing_else(tmp_path, "w.pth")
+    with pytest.raises(ValueError, match=r"has head\.weight .*, which is no classifier"):  # what `check` reads by
+        load_into(model(num_classes=0), tmp_path / "w.pth", NAME)
 
 
 @pytest.mark.parametrize("name", ["head.weight", "pos_embed", "blocks.0.norm1.bias"])
