@@ -179,7 +179,7 @@ def carry_over(
     """
     import t2t_jax
     import t2t_torch
-    from t2t_config.metadata import describe_model, to_text
+    from t2t_config.metadata import CARRIED, describe_model, take_preprocessing, to_text
     from t2t_jax.checkpoint import save_model
 
     check_format(target)
@@ -203,7 +203,8 @@ def carry_over(
         ledger = torch_to_jax(torch_model, jax_model)
     if different := state_equal(ledger, torch_model, jax_model):
         raise ValueError(f"{source} cannot be carried over bit for bit: {few(different)} would be changed")
-    metadata = describe_model(torch_model, {key: value for key, value in known.items() if key != "model"})
+    take_preprocessing(torch_model, known, classes=not report.left_out)
+    metadata = describe_model(torch_model, {key: x for key, x in known.items() if key not in ("model", *CARRIED)})
     if check:
         metadata["parity"] = parity_figures(torch_model, jax_model)
     if Path(target).suffix in TORCH_SUFFIXES:
@@ -212,8 +213,11 @@ def carry_over(
         save_model(target, jax_model, metadata)
     changes = [f"{key} {how}" for key, how in report.resized.items()]
     changes += [f"{key} left out" for key in report.left_out]
-    own = torch_model.spec.name
-    return Conversion(own, ledger, tuple(changes), tuple(_notes(source, report, said, own)))
+    notes = [*_notes(source, report, said, torch_model.spec.name)]
+    unfit = [key for key in CARRIED if known.get(key) is not None and key not in dict(torch_model.spec.carried)]
+    if unfit:
+        notes.append(f"{', '.join(unfit)} of {source} are for other channels or classes: not written")
+    return Conversion(torch_model.spec.name, ledger, tuple(changes), tuple(notes))
 
 
 def _notes(source: str | Path, report: LoadReport, said: str | None, name: str) -> Iterator[str]:

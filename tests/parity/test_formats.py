@@ -299,6 +299,17 @@ def test_what_was_changed_as_asked_is_told(tmp_path: Path, source: Path, capsys:
     assert f"not as in {source}: pos_embed 2x2 -> 4x4 (bicubic); head.weight left out; head.bias left out" in out
 
 
+def test_figures_for_other_channels_do_not_go_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    known = to_text(KNOWN | {"class_names": ["a", "b", "c"], "std": [0.5]})
+    t2t_torch.save_checkpoint(model(), tmp_path / "w.pth", metadata=known)
+    args = (tmp_path / "w.pth", tmp_path / "a.pth", "--model", NAME, "--in-chans", 3, "--num-classes", 0)
+    code, _, err = command(capsys, *args)
+    assert (code, err.count("mean, std, class_names of ")) == (0, 1)
+    found = saved_metadata(tmp_path / "a.pth")
+    assert (len(found["mean"]), len(found["std"]), found.get("class_names")) == (3, 3, None)
+    assert found["note"] == KNOWN["note"]
+
+
 def test_what_was_taken_off_and_which_weights_were_taken_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     wrapped = {f"model.{key}": value for key, value in model().state_dict().items()}
     torch.save({"state_dict_ema": wrapped | {"n_averaged": torch.tensor(3)}}, tmp_path / "w.pth")
