@@ -56,14 +56,16 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Rewrite weights in another format, bit for bit: .pth, .pth.tar, .safetensors, Orbax folder, any to any."""
+    """Rewrite weights in another format: .pth, .pth.tar, .safetensors, Orbax folder, any to any.
+
+    Bit for bit, unless other sizes are asked for than the source has; what was changed then is told."""
 
     source: Positional[Path]
     """File or folder to read."""
     target: Positional[Path]
     """File or folder to write; its name says the format (a name without a known ending is an Orbax folder)."""
-    model: str
-    """The model that these weights belong to."""
+    model: str | None = None
+    """The model that these weights belong to, where the source does not tell."""
     img_size: tuple[int, ...] | None = None
     """Pixels, where the source does not tell."""
     in_chans: int | None = None
@@ -182,10 +184,10 @@ def _show(report: Any, targets: dict[str, Path], console: Console) -> int:
 
 
 def convert(options: Convert, console: Console) -> int:
-    from parity.formats import convert as rewrite
+    from parity.formats import carry_over
 
     with console.status(f"converting {options.source}"):
-        ledger = rewrite(
+        done = carry_over(
             options.source,
             options.target,
             options.model,
@@ -193,7 +195,10 @@ def convert(options: Convert, console: Console) -> int:
             check=options.check,
             **_sizes(options),
         )
-    console.print(f"{options.target}: {len(ledger)} tensors of {options.model}, bit for bit", soft_wrap=True)
+    for note in done.notes:
+        print(note, file=sys.stderr)
+    how = f"not as in {options.source}: {'; '.join(done.changes)}" if done.changes else "bit for bit"
+    console.print(f"{options.target}: {len(done.ledger)} tensors of {done.model}, {how}", soft_wrap=True, markup=False)
     return cli.OK
 
 

@@ -20,7 +20,8 @@ class EvaluateOptions(WeightsOptions):
     """Options of the command line."""
 
     checkpoint: Path = dataclasses.field()  # required here
-    """A run's folder, or a .pth, .pth.tar or .safetensors file; in JAX also a checkpoint folder."""
+    """A run's folder, a folder of save_pretrained, or a .pth, .pth.tar or .safetensors file; in JAX also a checkpoint
+    folder."""
     data: str
     """"digits" or a folder (see open_source); its val or test images are used."""
     batch_size: int = 64

@@ -1,5 +1,5 @@
 """Where a run keeps its checkpoints, in either framework: `WORKDIR/checkpoints/STEP` is a folder of `t2t_jax.train`,
-`WORKDIR/checkpoints/STEP.pth` a file of `t2t_torch.train`.
+`WORKDIR/checkpoints/STEP.pth` a file of `t2t_torch.train`. And which file a folder means that is given as weights.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Literal
+
+from t2t_config.hub import WEIGHTS, is_hub_folder
 
 CHECKPOINTS, SUFFIX = "checkpoints", ".pth"
 
@@ -22,12 +24,13 @@ def torch_steps(folder: Path) -> list[int]:
 
 
 def latest_torch_file(path: str | Path) -> Path:
-    """`path` itself; or, if it is the folder of a run in PyTorch, the file of its latest step."""
+    """`path` itself; if it is the folder of a run in PyTorch, the file of its latest step; if it is one that
+    `save_pretrained` wrote, its weights."""
     path = Path(path)
     for folder in (path / CHECKPOINTS, path):
         if steps := torch_steps(folder):
             return folder / f"{steps[-1]}{SUFFIX}"
-    return path
+    return path / WEIGHTS if is_hub_folder(path) else path
 
 
 def check_workdir(workdir: Path, package: Literal["t2t_jax", "t2t_torch"]) -> None:

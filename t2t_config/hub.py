@@ -75,6 +75,20 @@ def read_metadata(folder: str | Path) -> Metadata:
         raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
 
 
+def is_hub_folder(path: str | Path) -> bool:
+    """Whether `path` is a folder as `write_folder` writes them."""
+    return (Path(path) / WEIGHTS).is_file()
+
+
+def folder_metadata(path: str | Path, file: Path) -> Metadata:
+    """What config.json says of the weights `file` that were found at `path`; nothing unless that is a hub folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_metadata`.
+    """
+    return read_metadata(path) if file == Path(path) / WEIGHTS else {}
+
+
 def fetch(
     repo_or_folder: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None, token: Any = None
 ) -> Path:

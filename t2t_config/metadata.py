@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t2t_config.bounded_json import MAX_DEPTH, check_depth, parse
-from t2t_config.described import check_metadata
+from t2t_config.described import KINDS, check_metadata
 from t2t_config.models import ALIASES, model_arguments, model_config
 from t2t_config.shapes import to_pair
 
@@ -29,6 +29,10 @@ IDENTITY = ("model", *ARGUMENTS, "overrides", "config")
 """What the model itself tells best."""
 
 
+CARRIED = ("mean", "std", "crop_pct", "interpolation", "class_names")
+"""What stays with a model whose weights were loaded: how its images are prepared, and what its outputs mean."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """What `create_model` made a model from, besides what the model itself tells (image size, channels, classes).
@@ -36,10 +40,13 @@ class ModelSpec:
     Attributes:
         name: the official name.
         overrides: (argument, value), hashable.
+        carried: what the weights that it was filled with say beside the model: (key of `CARRIED`, JSON). Models that
+            differ in this alone are the same.
     """
 
     name: str
     overrides: tuple[tuple[str, Any], ...] = ()
+    carried: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
     def of(cls, name: str, overrides: Mapping[str, Any]) -> ModelSpec:
@@ -51,8 +58,30 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
+def take_preprocessing(model: Any, metadata: Mapping[str, Any], *, classes: bool) -> None:
+    """Notes in a model of `create_model`, for `describe_model`, what the weights that now fill it say in `metadata`:
+    `CARRIED`, as far as it fits. What earlier weights said is forgotten.
+
+    Args:
+        model: any other than of `create_model` is left as it is.
+        metadata: of the weights.
+        classes: whether the classifier is theirs; else the names of its classes are not.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        return
+    known = {key: metadata[key] for key in CARRIED if metadata.get(key) is not None and KINDS[key][1](metadata[key])}
+    for key in ("mean", "std"):
+        if len(known.get(key, ())) != model.in_chans:  # other channels, so other figures
+            known.pop(key, None)
+    if not classes or len(known.get("class_names", ())) > model.num_classes:
+        known.pop("class_names", None)
+    model.spec = dataclasses.replace(spec, carried=tuple((key, json.dumps(value)) for key, value in known.items()))
+
+
 def describe_model(model: Any, known: Mapping[str, Any] | None = None) -> Metadata:
-    """The metadata of a model that `create_model` (of either framework) made.
+    """The metadata of a model that `create_model` (of either framework) made; of its preprocessing and the names of its
+    classes what the weights said that it was last filled with.
 
     Args:
         model: tells its name, sizes and configuration.
@@ -70,6 +99,7 @@ def describe_model(model: Any, known: Mapping[str, Any] | None = None) -> Metada
         raise ValueError(f"the metadata are of {known['model']}, the model is {spec.name}: pass those of the model")
     sizes = {name: getattr(model, name) for name in ARGUMENTS}
     own = describe(spec.name, **sizes, **dict(spec.overrides))
+    own |= {key: json.loads(text) for key, text in spec.carried}
     return {**own, **{key: value for key, value in known.items() if key not in IDENTITY}}
 
 

@@ -1,7 +1,7 @@
 """python -m t2t_jax.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors), counted exactly over every
-image.
+Top-1 and top-5 of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors, a folder of save_pretrained), counted
+exactly over every image.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
         check_described(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
-    if report.resized or report.left_out:
+    if report.is_notable:
         print(report, file=sys.stderr)
+    if report.not_finite:
+        print(f"warning: {report.doubt}", file=sys.stderr)
     return model, how, saved
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from t2t_config.layouts import to_official
+from t2t_config.layouts import to_official, unwrap
 from t2t_config.load_report import readable
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
@@ -23,7 +23,8 @@ DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_d
 class Weights(NamedTuple):
     """Arrays by dotted name, the metadata saved with them (`model`, `img_size`, `in_chans`, ...), and their origin.
 
-    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had.
+    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had;
+    `prefix` stood before each, and `ignored` were no weights (see `t2t_config.layouts.unwrap`).
     """
 
     arrays: dict[str, np.ndarray]
@@ -31,6 +32,8 @@ class Weights(NamedTuple):
     entry: str
     is_ema: bool
     layout: str
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
@@ -44,21 +47,21 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        state, texts, entry, is_ema, layout = _read_safetensors(path)
+        found = _read_safetensors(path)
     else:
         try:
             from t2t_torch.checkpoint_file import read_checkpoint
         except ModuleNotFoundError as error:
             raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
-        found = read_checkpoint(path, use_ema=use_ema)
-        state = {name: _to_numpy(tensor) for name, tensor in found.state_dict.items()}
-        texts, entry, is_ema, layout = found.metadata, found.entry, found.is_ema, found.layout
-    metadata = sizes_of({name: array.shape for name, array in state.items()})
-    metadata |= from_text(texts)
-    return Weights(from_torch(state), metadata, entry, is_ema, layout)
+        file = read_checkpoint(path, use_ema=use_ema)
+        state = {name: _to_numpy(tensor) for name, tensor in file.state_dict.items()}
+        found = Weights(state, dict(file.metadata), file.entry, file.is_ema, file.layout, file.prefix, file.ignored)
+    metadata = sizes_of({name: array.shape for name, array in found.arrays.items()}) | from_text(found.metadata)
+    return found._replace(arrays=from_torch(found.arrays), metadata=metadata)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str], str, bool, str]:
+def _read_safetensors(path: Path) -> Weights:
+    """The weights in PyTorch's names and layouts, and the file's metadata as they are: texts."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
     try:
@@ -74,11 +77,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, s
             kind = f"{readable(name)} is {tensor['dtype']}"
             raise ValueError(f"{path} holds no state dict ({kind}): save model.state_dict()")
         arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    own = unwrap(arrays)
     try:
-        official, layout = to_official(arrays)
+        official, layout = to_official(own.weights)
     except ValueError as error:
         raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
-    return official, metadata, "", False, layout.name
+    return Weights(official, metadata, "", False, layout.name, own.prefix, own.counters)
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

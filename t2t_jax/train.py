@@ -109,6 +109,8 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
     started_from = None if init_from is None else init_weights(model, init_from)
+    if started_from is not None:
+        started_from.check_finite()
     forward = forward_on(devices, split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)

@@ -1,6 +1,7 @@
 """python -m t2t_torch.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder), counted exactly over every image.
+Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder, a folder of save_pretrained), counted
+exactly over every image.
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:
         raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
-    if report.resized or report.left_out:
+    if report.is_notable:
         print(report, file=sys.stderr)
+    if report.not_finite:
+        print(f"warning: {report.doubt}", file=sys.stderr)
     return model.eval(), how, saved
 
 

@@ -104,6 +104,8 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
     started_from = None if init_from is None else load_checkpoint(model, init_from)
+    if started_from is not None:
+        started_from.check_finite()
     freeze(model, recipe.frozen or ())
     model.to(device)
 
