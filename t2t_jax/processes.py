@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from t2t_jax.checkpoint import reason
 
@@ -37,3 +39,9 @@ def _tells_of_loss(error: BaseException) -> bool:
             return False
         error = error.__cause__
     return True
+
+
+def ran_on(mesh: Mesh) -> dict[str, Any]:
+    """Number of processes and devices of a run, their kind and what they share; JSON values."""
+    kind = mesh.devices.flat[0].device_kind
+    return {"processes": jax.process_count(), "devices": mesh.size, "kind": kind, "mesh": dict(mesh.shape)}

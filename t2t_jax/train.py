@@ -25,9 +25,10 @@ from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
+from t2t_common.resuming import check_same_run
 from t2t_common.run_folder import check_workdir
 from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
-from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
+from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
@@ -37,6 +38,7 @@ from t2t_jax.data import (
     Preprocess,
     TrainIterator,
     check_classes,
+    data_identity,
     eval_batches,
     open_source,
     steps_per_epoch,
@@ -48,7 +50,7 @@ from t2t_jax.evaluate import accuracy, forward_on
 from t2t_jax.interrupt import Interruption
 from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
-from t2t_jax.processes import told_of_loss
+from t2t_jax.processes import ran_on, told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
@@ -63,6 +65,10 @@ class Run:
     recipe: Recipe
     how: Preprocess
     class_names: list[str] | None
+    data: dict[str, Any]
+    """What the images are, see t2t_common/data/identity.py."""
+    ran_on: dict[str, Any]
+    """Processes and devices."""
     steps_per_epoch: int
     iterator: TrainIterator
     state: TrainState
@@ -71,11 +77,13 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What to tell of a run that goes on, see t2t_common/resuming.py."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
-        return run_metadata(self.recipe, self.how, self.class_names)
+        """What a checkpoint says about itself: enough to rebuild the model and its input; recipe, data, devices."""
+        return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
 def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
@@ -123,6 +131,8 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
         recipe=recipe,
         how=how,
         class_names=train_source.class_names,
+        data=data_identity(train_source, val_source),
+        ran_on=ran_on(devices),
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
         state=put_tree(state, devices),
@@ -193,6 +203,8 @@ def train(
         saving = Saving(run, reporter, checkpoints, interruption)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+            for note in run.notes:
+                reporter.say(f"note: {note}")
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
@@ -276,15 +288,15 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe.
+        ValueError: the checkpoint is of another recipe or of other data.
     """
-    if checkpoints.latest_step is None:
+    step = checkpoints.latest_step
+    if step is None:
         return 0
-    changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
-    if changes:
-        raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
+    last_step = run.recipe.total_epochs * run.steps_per_epoch
+    run.notes = check_same_run(checkpoints.metadata, run.metadata, workdir, step=step, last_step=last_step)
     run.state = checkpoints.restore(run.state, run.iterator)
-    return checkpoints.latest_step
+    return int(run.state.step)
 
 
 # --- Command line -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ All of it that does not depend on who makes batches of the examples: Grain in `t
 """
 
 from t2t_common.data.examples import EvalExamples, TrainExamples, steps_per_epoch
+from t2t_common.data.identity import data_identity
 from t2t_common.data.opening import check_classes, open_source
 from t2t_common.data.sources import Source
 from t2t_common.data.token_labels import with_token_labels
@@ -18,6 +19,7 @@ __all__ = [
     "TrainExamples",
     "Unreadable",
     "check_classes",
+    "data_identity",
     "evaluation_image",
     "open_source",
     "steps_per_epoch",
