@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from t2t_common.data.identity import data_changes
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, is_step
 from t2t_common.run_page.record import Record
 from t2t_common.saving import DATA, RAN_ON
-from t2t_config import recipe_changes
+from t2t_config import ExpectedClasses, Recipe, recipe_changes
 from t2t_config.load_report import few, readable
 
 OTHER_DATA = "put the data back as they were, or choose another --workdir"
@@ -44,6 +46,17 @@ def check_same_run(
         raise ValueError(f"{workdir} holds a run on other data ({changes}): {OTHER_DATA}")
     lost = [] if there.get(DATA) else [LOST_DATA]
     return [*lost, *_device_changes(there.get(RAN_ON), here[RAN_ON])]
+
+
+def with_saved_head(recipe: Recipe, workdir: Path) -> Recipe:
+    """`recipe` with the head of the run in `workdir`, where that is from when heads had the recipe's classes."""
+    record = Record.read(workdir)
+    if record is None or not isinstance(recipe.num_classes, ExpectedClasses) or DATA in record.config:
+        return recipe
+    classes, names = record.config.get("num_classes"), (path.name for path in (workdir / CHECKPOINTS).glob("*"))
+    if not classes or not any(is_step(name.removesuffix(SUFFIX)) for name in names):
+        return recipe
+    return dataclasses.replace(recipe, num_classes=int(classes))
 
 
 def _class_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -71,6 +71,23 @@ def data_identity(train: Source, val: Source) -> Identity:
     return {"train": identify(train), "val": identify(val)}
 
 
+def classes_with_images(*sources: Source) -> set[int]:
+    """Classes that have an image in one of `sources`; all of one whose labels lie in its records."""
+    return set().union(*map(_classes_with_images, sources))
+
+
+def _classes_with_images(source: Source) -> set[int]:
+    if isinstance(source, TokenLabelSource):
+        source = source.images
+    if isinstance(source, ArraySource):
+        return set(np.unique(source.arrays[1]).tolist())
+    if isinstance(source, TarSource):
+        return set(np.unique(source.index.label).tolist())
+    if isinstance(source, FolderSource):
+        return source.labels
+    return set(range(source.num_classes))
+
+
 def identify(source: Source) -> Identity:
     """One split; raises as `data_identity`."""
     if isinstance(source, ArraySource):

@@ -97,6 +97,11 @@ class FolderSource(EncodedSource):
     def name(self, index: int) -> str:
         return str(self._files[index][0])
 
+    @property
+    def labels(self) -> set[int]:
+        """Classes that have an image."""
+        return {label for _, label in self._files}
+
     def path(self, index: int) -> Path:
         """The file."""
         return self._files[index][0]

@@ -10,10 +10,11 @@ import pytest
 
 from t2t_common.data import data_identity, open_source
 from t2t_common.preprocess import Preprocess
-from t2t_common.resuming import LOST_DATA, check_same_run
+from t2t_common.resuming import LOST_DATA, check_same_run, with_saved_head
+from t2t_common.run_folder import CHECKPOINTS
 from t2t_common.run_page.record import Record
 from t2t_common.saving import DATA, RAN_ON, run_metadata
-from t2t_config import Recipe
+from t2t_config import RECIPES, ExpectedClasses, Recipe
 from tests.common.data.test_shards import write_tree
 
 ALONE = {"processes": 1, "devices": 1, "kind": "cpu"}
@@ -115,3 +116,20 @@ def test_other_devices_are_told_of(here: dict[str, Any], texts: tuple[str, ...] 
 def test_damaged_facts_about_devices_harm_nothing(damaged: Any, tree: Path, tmp_path: Path):
     here = metadata(tree)
     assert len(check_same_run({**here, RAN_ON: damaged}, here, tmp_path, **STEPS)) <= 1
+
+
+def test_the_head_of_a_run_of_old_is_kept(tree: Path, tmp_path: Path):
+    """It had the recipe's classes whatever the data had; the same command continues it."""
+    recipe = RECIPES["imagenet_t2t_vit_14"]
+    (tmp_path / CHECKPOINTS).mkdir()
+    config = {"num_classes": 1000, "recipe": {}}
+    Record(config=config).save(tmp_path)
+    assert with_saved_head(recipe, tmp_path) == recipe  # no checkpoint: it begins anew
+    for name in ("8", "8.pth"):
+        (tmp_path / CHECKPOINTS / name).mkdir()
+        assert type(with_saved_head(recipe, tmp_path).num_classes) is int
+        (tmp_path / CHECKPOINTS / name).rmdir()
+    (tmp_path / CHECKPOINTS / "8").mkdir()
+    Record(config={**config, DATA: {"train": {}}}).save(tmp_path)
+    assert isinstance(with_saved_head(recipe, tmp_path).num_classes, ExpectedClasses)
+    assert with_saved_head(recipe, tmp_path / "nothing") is recipe

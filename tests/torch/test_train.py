@@ -31,9 +31,9 @@ from t2t_torch import create_model, load_checkpoint, read_state_dict
 from t2t_torch import evaluate as evaluation
 from t2t_torch import train as training
 from t2t_torch.precision import Computing
-from t2t_torch.train import prepare, resume, train
+from t2t_torch.train import prepare, train
 from t2t_torch.training_checkpoints import TrainingCheckpoints
-from tests.small_data import VAL_IMAGES, write_idx_folder
+from tests.small_data import VAL_IMAGES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
 ROOT = Path(__file__).parents[2]
@@ -183,44 +183,6 @@ def test_a_workdir_holds_one_run_of_one_recipe(finished: tuple[Path, Accuracy], 
         train(recipe, finished[0])
     with pytest.raises(ValueError, match=r"another recipe \(lr [\d.]+ there, 0.1 here\): choose another --workdir"):
         train(dataclasses.replace(recipe, lr=0.1), finished[0])
-
-
-def test_a_run_on_other_data_is_refused(recipe: Recipe, tmp_path: Path):
-    """The same images elsewhere are the same data; one image that is labelled anew makes others of them."""
-    data = write_idx_folder(tmp_path / "data")
-    run = prepare(dataclasses.replace(recipe, data=str(data)))
-    with TrainingCheckpoints(tmp_path / "run", keep=1) as checkpoints:
-        checkpoints.save(run.state, run.iterator, run.metadata)
-        checkpoints.wait()
-        data = data.rename(tmp_path / "elsewhere")
-        moved = prepare(dataclasses.replace(recipe, data=str(data)))
-        assert resume(moved, checkpoints, tmp_path) == 0
-        assert moved.notes == []
-        labels = data / "train-labels-idx1-ubyte"
-        labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
-        other = prepare(dataclasses.replace(recipe, data=str(data)))
-        with pytest.raises(ValueError, match=r"a run on other data \(training images: not the same, .*put the data"):
-            resume(other, checkpoints, tmp_path)
-
-
-def test_a_run_from_before_there_were_identities_goes_on_and_says_so(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    """Its data cannot be compared; the checkpoints that it writes from now on have them."""
-    recipe = dataclasses.replace(recipe, epochs=1, cooldown_epochs=0, warmup_epochs=0)
-    run = prepare(recipe)
-    old = {name: fact for name, fact in run.metadata.items() if name not in ("data_identity", "ran_on")}
-    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
-        run.train_step(run.state, next(run.iterator))
-        checkpoints.save(run.state, run.iterator, old)
-    train(recipe, tmp_path)
-    said = capsys.readouterr().out
-    assert "continuing at step 1 of 8" in said
-    assert said.count("note: ") == 1
-    assert "begun before the identity of its data was recorded" in said.replace("\n", " ")
-    metadata = TrainingCheckpoints(tmp_path, keep=2).metadata
-    assert metadata["data_identity"]["train"]["images"] == 64
-    assert metadata["ran_on"]["processes"] == 1
 
 
 def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: Recipe):

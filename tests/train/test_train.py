@@ -37,7 +37,7 @@ from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward
 from t2t_jax.train import Run, prepare, resume, train
 from t2t_jax.training_checkpoints import TrainingCheckpoints
-from tests.small_data import VAL_IMAGES, write_idx_folder
+from tests.small_data import VAL_IMAGES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
 AUGMENTATION = ("auto_augment", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "re_prob")
@@ -237,44 +237,6 @@ def test_a_run_from_before_a_field_existed_continues_with_its_default(
     assert train(recipe, finished[0]) == finished[1]
     with pytest.raises(ValueError, match=r"another recipe \(mixup 0.0 there, 0.8 here\)"):
         train(dataclasses.replace(recipe, mixup=0.8), finished[0])
-
-
-def test_a_run_on_other_data_is_refused(recipe: Recipe, tmp_path: Path):
-    """The same images elsewhere are the same data; one image that is labelled anew makes others of them."""
-    data = write_idx_folder(tmp_path / "data")
-    run = prepare(dataclasses.replace(recipe, data=str(data)))
-    with TrainingCheckpoints(tmp_path / "run", keep=1) as checkpoints:
-        checkpoints.save(run.state, run.iterator, run.metadata)
-        checkpoints.wait()
-        data = data.rename(tmp_path / "elsewhere")
-        moved = prepare(dataclasses.replace(recipe, data=str(data)))
-        assert resume(moved, checkpoints, tmp_path) == 0
-        assert moved.notes == []
-        labels = data / "train-labels-idx1-ubyte"
-        labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
-        other = prepare(dataclasses.replace(recipe, data=str(data)))
-        with pytest.raises(ValueError, match=r"a run on other data \(training images: not the same, .*put the data"):
-            resume(other, checkpoints, tmp_path)
-
-
-def test_a_run_from_before_there_were_identities_goes_on_and_says_so(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    """Its data cannot be compared; the checkpoints that it writes from now on have them."""
-    recipe = dataclasses.replace(recipe, epochs=1, cooldown_epochs=0, warmup_epochs=0)
-    run = prepare(recipe)
-    old = {name: fact for name, fact in run.metadata.items() if name not in ("data_identity", "ran_on")}
-    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
-        run.state, _ = run.train_step(run.state, next(run.iterator))
-        checkpoints.save(run.state, run.iterator, old)
-    train(recipe, tmp_path)
-    said = capsys.readouterr().out
-    assert "continuing at step 1 of 8" in said
-    assert said.count("note: ") == 1
-    assert "begun before the identity of its data was recorded" in said.replace("\n", " ")
-    metadata = TrainingCheckpoints(tmp_path, keep=2).metadata
-    assert metadata["data_identity"]["train"]["images"] == 64
-    assert metadata["ran_on"]["processes"] == 1
 
 
 def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: Recipe):
