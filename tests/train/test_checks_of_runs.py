@@ -16,8 +16,6 @@ from t2t_config import RECIPES, Recipe
 from tests.common.data.test_shards import write_tree
 from tests.small_data import write_idx_folder
 
-ONE_EPOCH = {"epochs": 1, "cooldown_epochs": 0, "warmup_epochs": 0}
-
 
 @pytest.fixture(params=["t2t_jax", "t2t_torch"])
 def package(request: pytest.FixtureRequest) -> ModuleType:
@@ -26,6 +24,15 @@ def package(request: pytest.FixtureRequest) -> ModuleType:
 
 def on(recipe: Recipe, data: Path) -> Recipe:
     return dataclasses.replace(recipe, data=str(data))
+
+
+def stop_at_once(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C before the first step."""
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package, "train_epoch", stop)
 
 
 # --- Data ---------------------------------------------------------------------------------------------------
@@ -50,32 +57,37 @@ def test_a_run_on_other_data_is_refused(package: ModuleType, recipe: Recipe, tmp
 
 
 def test_a_run_from_before_there_were_identities_goes_on_and_says_so(
-    package: ModuleType, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    package: ModuleType,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """Its data cannot be compared; the checkpoints that it writes from now on have them."""
-    recipe = dataclasses.replace(recipe, **ONE_EPOCH)
     run = package.prepare(recipe)
     old = {name: fact for name, fact in run.metadata.items() if name not in ("data_identity", "ran_on")}
+    if package is t2t_jax.train:
+        run.state = run.state._replace(step=run.state.step + 1)
+    else:
+        run.state.step = 1
     with package.TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
-        done = run.train_step(run.state, next(run.iterator))
-        if package is t2t_jax.train:  # PyTorch's step changes the state in place
-            run.state = done[0]
         checkpoints.save(run.state, run.iterator, old)
-    package.train(recipe, tmp_path)
+    stop_at_once(package, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        package.train(recipe, tmp_path)
     said = capsys.readouterr().out.replace("\n", " ")
-    assert "continuing at step 1 of 8" in said
+    assert "continuing at step 1 of 40" in said
     assert said.count("note: ") == 1
     assert "begun before the identity of its data was recorded" in said
-    metadata = package.TrainingCheckpoints(tmp_path, keep=2).metadata
-    assert metadata["data_identity"]["train"]["images"] == 64
-    assert metadata["ran_on"]["processes"] == 1
+    assert run.metadata["data_identity"]["train"]["images"] == 64
+    assert run.metadata["ran_on"]["processes"] == 1
 
 
 # --- Warnings -----------------------------------------------------------------------------------------------
 
 
 def test_own_photographs_get_a_head_of_their_own(
-    package: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    package: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """An ImageNet recipe on two classes, too short to learn: what cannot be right is said, and stands on the page."""
     recipe = dataclasses.replace(
@@ -84,7 +96,9 @@ def test_own_photographs_get_a_head_of_their_own(
         **{"mixup_group": 2, "epochs": 1, "cooldown_epochs": 0, "data_threads": 0},
     )
     assert package.prepare(dataclasses.replace(recipe, num_classes=1000)).recipe.num_classes == 1000
-    package.train(recipe, tmp_path / "run")
+    stop_at_once(package, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        package.train(recipe, tmp_path / "run")
     said = capsys.readouterr().out.replace("\n", " ")
     assert "note: the head has 2 classes, as the data; the recipe is for data of 1000" in said
     assert "warning: a warm-up of 10 epochs leaves nothing of the run of 1 epochs" in said
@@ -94,11 +108,16 @@ def test_own_photographs_get_a_head_of_their_own(
 
 
 def test_guesses_that_cannot_be_right_are_said(
-    package: ModuleType, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    package: ModuleType,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    """A head of 40 classes for four, that does not learn."""
-    still = {"lr": 0.0, "min_lr": 0.0, "warmup_lr": 0.0, "ema_decay": None}
-    package.train(dataclasses.replace(recipe, num_classes=40, **ONE_EPOCH, **still), tmp_path)
+    """A head of 40 classes for four, that learned nothing."""
+    monkeypatch.setattr(package, "train_epoch", lambda *arguments: None)
+    one_epoch = {"epochs": 1, "cooldown_epochs": 0, "warmup_epochs": 0}
+    package.train(dataclasses.replace(recipe, num_classes=40, **one_epoch), tmp_path)
     said = capsys.readouterr().out.replace("\n", " ")
     assert "note: the head has 40 classes, the data 4, as --num-classes says" in said
     assert "validation images are taken for classes of which the data have no image (class " in said
