@@ -37,12 +37,14 @@ def check_same_run(
     Raises:
         ValueError: another recipe, other classes or other data; the message has the difference.
     """
-    if changes := recipe_changes(there.get("recipe", {}), here["recipe"]):
+    other_data = [_class_changes(there, here), _data_changes(there, here, workdir, step, last_step)]
+    old, new = there.get("recipe", {}), here["recipe"]
+    if any(other_data):  # of which another number of classes would be a part
+        new = {**new, "num_classes": old.get("num_classes")}
+    if changes := recipe_changes(old, new):
         raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
-    changes = "; ".join(
-        filter(None, (_class_changes(there, here), _data_changes(there, here, workdir, step, last_step)))
-    )
-    if changes:
+    if any(other_data):
+        changes = "; ".join(filter(None, other_data))
         raise ValueError(f"{workdir} holds a run on other data ({changes}): {OTHER_DATA}")
     lost = [] if there.get(DATA) else [LOST_DATA]
     return [*lost, *_device_changes(there.get(RAN_ON), here[RAN_ON])]
@@ -80,7 +82,7 @@ def _data_changes(there: Mapping[str, Any], here: Mapping[str, Any], workdir: Pa
     record = Record.read(workdir)  # of a run of old, the number of steps tells of the number of images
     steps = record.last_step if record is not None and record.last_step else last_step
     if steps != last_step or step > last_step:
-        return f"of which {max(steps, step)} steps would be made, {last_step} of those here"
+        return f"{max(steps, step)} steps there, {last_step} here"
     return ""
 
 
@@ -96,9 +98,8 @@ def _device_changes(there: Any, here: Mapping[str, Any]) -> list[str]:
         bits = "the arrays are split as before, so its bits can be the same"
     else:
         bits = "sums are rounded in another order, so its bits cannot be the same as without the change"
-    by_process = (
-        "mesh" not in here and there.get("processes") != here["processes"]
-    )  # in JAX the whole batch has one draw
+    # In JAX, which has meshes, the draws of a batch do not depend on who computes its parts.
+    by_process = "mesh" not in here and there.get("processes") != here["processes"]
     drawn = ", and each process draws masks of dropout of its own" if by_process else ""
     return [f"{change}: every image still comes once in an epoch; {bits}{drawn}"]
 

@@ -53,7 +53,7 @@ from t2t_jax.evaluate import accuracy, forward_on
 from t2t_jax.interrupt import Interruption
 from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
-from t2t_jax.processes import ran_on, told_of_loss
+from t2t_jax.processes import checked_data, ran_on, told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
@@ -139,7 +139,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
         how=how,
         class_names=train_source.class_names,
         classes=classes_with_images(train_source, val_source),
-        data=data_identity(train_source, val_source),
+        data=checked_data(data_identity(train_source, val_source)),
         ran_on=ran_on(devices),
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),

@@ -53,7 +53,7 @@ from t2t_torch.checkpoint import load_checkpoint
 from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
 from t2t_torch.optim import freeze
-from t2t_torch.processes import Interruption, joined_processes, own_device, process_count, process_index
+from t2t_torch.processes import Interruption, checked_data, joined_processes, own_device, process_count, process_index
 from t2t_torch.step import TrainState, TrainStep, make_forward
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 
@@ -140,7 +140,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
         how=how,
         class_names=train_source.class_names,
         classes=classes_with_images(train_source, val_source),
-        data=data_identity(train_source, val_source),
+        data=checked_data(data_identity(train_source, val_source)),
         ran_on={"processes": process_count(), "devices": process_count(), "kind": device_kind()},
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=put, **processes),

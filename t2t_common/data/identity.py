@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +231,19 @@ def _reading(remedy: str) -> Iterator[None]:
 
 
 # --- Comparing ----------------------------------------------------------------------------------------------
+
+
+def digest_of(identity: Identity) -> bytes:
+    """32 bytes, the same for the same identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+
+
+def check_alike(digests: Sequence[bytes]) -> None:
+    """Raises ValueError if the processes of a run, whose digests these are, do not all have the same data."""
+    others = [str(index) for index, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise ValueError(f"the data of process {few(others)} are not those of process 0: give all the same --data")
+
 
 NAMES = {"train": "training images", "val": "validation images", "token_labels": "label maps"}
 

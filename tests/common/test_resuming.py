@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_other_data_are_refused_with_the_difference(tree: Path, tmp_path: Path):
         check_same_run(there, metadata(tree), tmp_path, **STEPS)
 
 
+def test_a_class_more_is_other_data_though_the_head_has_it_too(tree: Path, tmp_path: Path):
+    there = metadata(tree)
+    shutil.copytree(tree / "train" / "cat", tree / "train" / "wolf")
+    with pytest.raises(
+        ValueError, match=r"\(classes only here wolf; training images: 7 there, 11 here, 2 classes"
+    ):
+        check_same_run(there, metadata(tree, num_classes=3), tmp_path, **STEPS)
+    with pytest.raises(ValueError, match=r"another recipe \(lr 0.0005 there, 1.0 here\)"):
+        check_same_run(there, metadata(tree, num_classes=3, lr=1.0), tmp_path, **STEPS)
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_classes_are_compared_by_name_and_order(old: bool, tree: Path, tmp_path: Path):
     """Checkpoints from before there were identities name the classes too."""
@@ -88,7 +100,7 @@ def test_a_run_of_old_on_more_images_is_refused(steps: dict[str, int], last_step
     here = metadata(tree)
     there = {name: value for name, value in here.items() if name != DATA}
     Record(last_step=last_step).save(tmp_path)
-    with pytest.raises(ValueError, match=r"on other data \(of which 1[58] steps would be made, 12 of those here\)"):
+    with pytest.raises(ValueError, match=r"on other data \(1[58] steps there, 12 here\)"):
         check_same_run(there, here, tmp_path, **steps)
 
 
