@@ -62,9 +62,7 @@ def test_other_data_are_refused_with_the_difference(tree: Path, tmp_path: Path):
 def test_a_class_more_is_other_data_though_the_head_has_it_too(tree: Path, tmp_path: Path):
     there = metadata(tree)
     shutil.copytree(tree / "train" / "cat", tree / "train" / "wolf")
-    with pytest.raises(
-        ValueError, match=r"\(classes only here wolf; training images: 7 there, 11 here, 2 classes"
-    ):
+    with pytest.raises(ValueError, match=r"\(classes only here wolf; training images: 7 there, 11 here, 2 classes"):
         check_same_run(there, metadata(tree, num_classes=3), tmp_path, **STEPS)
     with pytest.raises(ValueError, match=r"another recipe \(lr 0.0005 there, 1.0 here\)"):
         check_same_run(there, metadata(tree, num_classes=3, lr=1.0), tmp_path, **STEPS)
