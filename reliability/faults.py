@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from reliability import disk_faults, process_faults, record
+from reliability import changed, disk_faults, process_faults, record
 from reliability.disk_faults import Trial
 from reliability.kills import kill_often
 from reliability.mounts import enter_namespace
@@ -40,10 +40,12 @@ FAULTS: Mapping[str, Trial] = {
     "second writer": process_faults.second_writer,
     "signal twice": process_faults.sigterm_twice,
     "clock jumps": process_faults.clock_jumps,
+    "data change": changed.data_changes,
 }
 FAULTS_OF_TWO: Mapping[str, Trial] = {
     "one of two processes dies": process_faults.peer_dies,
     "one of two processes is asked to stop": process_faults.one_of_two_is_asked_to_stop,
+    "another number of processes": changed.other_processes,
 }
 EPOCHS_PER_KILL = 2
 IN_WRITE = 0.2
@@ -102,6 +104,22 @@ DEFECTS = tuple(
             "A process of t2t_jax that lost another waited for a checkpoint that both had to write.",
             "tests/train/test_training_checkpoints.py::"
             "test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both",
+        ),
+        (
+            "A run went on with other data than it was begun with, without a word.",
+            "tests/train/test_checks_of_runs.py::test_a_run_on_other_data_is_refused",
+        ),
+        (
+            "Labels of a tar shard that was edited in place, its time set back, came from the index that was kept.",
+            "tests/common/data/test_identity.py::test_labels_of_a_tar_edited_in_place_are_seen",
+        ),
+        (
+            "A run of t2t_jax could not go on with another number of processes.",
+            "tests/train/test_training_checkpoints.py::test_another_number_of_processes_finds_its_place_in_the_data",
+        ),
+        (
+            "Of CIFAR-10 and CIFAR-100 side by side always the same one was taken, whatever the recipe was for.",
+            "tests/common/data/test_data.py::test_of_two_cifars_side_by_side_the_one_with_so_many_classes_is_taken",
         ),
         (
             "Time that the clock was turned back by was taken off the time of the run.",

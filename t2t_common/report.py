@@ -91,6 +91,7 @@ class Reporter:
         self._bar.disable = not self._console.is_terminal
         self._task = self._bar.add_task("steps", total=last_step, completed=first_step)
         self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak=peak)
+        self._warned: set[str] = set()
         self._writers: list[Writer] = []
         self._page: RunPage | None = None
         if leads:
@@ -152,6 +153,18 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line in the terminal."""
         self._console.print(text)
+
+    def warn(self, warnings: Mapping[str, str | None], *, again: bool = False) -> None:
+        """Warnings by key (see run_warnings.py): each a line in the terminal, once or `again`, and in the run's page
+        until its text is None."""
+        for key, text in warnings.items():
+            if text is None:
+                self._warned.discard(key)
+            elif again or key not in self._warned:
+                self._warned.add(key)
+                self._console.print(f"warning: {text}", markup=False)
+        if self._page is not None:
+            self._page.warn(warnings)
 
     def show_samples(self, batch: Mapping[str, Any], *, step: int) -> None:
         """Puts images of the batch of `step`, as the step saw them, into the run's page: {"image": (B, H, W, C),

@@ -20,11 +20,26 @@ EPOCH_LOSS = "epoch_loss"
 """In a checkpoint's metadata: sum and number of the losses of the epoch that it is in the middle of."""
 
 
-def run_metadata(recipe: Recipe, how: Preprocess, class_names: list[str] | None) -> dict[str, Any]:
-    """What a run's checkpoints say about themselves: enough to rebuild the model and its input, and the recipe."""
+DATA = "data_identity"
+"""In a checkpoint's metadata: which data it was trained on (see data/identity.py)."""
+
+RAN_ON = "ran_on"
+"""In a checkpoint's metadata: number of processes and devices, kind and mesh."""
+
+
+def run_metadata(
+    recipe: Recipe,
+    how: Preprocess,
+    class_names: list[str] | None,
+    *,
+    data: Mapping[str, Any] | None = None,
+    ran_on: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a run's checkpoints say about themselves: what rebuilds the model and its input; recipe, data, devices."""
     facts: dict[str, Any] = {"model": recipe.model, "num_classes": recipe.num_classes, **recipe.overrides}
     if class_names is not None:
         facts["class_names"] = class_names
+    facts |= {name: fact for name, fact in ((DATA, data), (RAN_ON, ran_on)) if fact is not None}
     everything = {**facts, **dataclasses.asdict(how), "recipe": dataclasses.asdict(recipe)}
     return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
 

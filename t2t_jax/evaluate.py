@@ -87,7 +87,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     """
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     model, how, saved = load_for_evaluation(options, dtype=dtype)
-    source = open_source(options.data, "val")
+    source = open_source(options.data, "val", model.num_classes)
     check_classes(source, model.num_classes)
     names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
     mesh = make_mesh()

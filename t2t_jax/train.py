@@ -25,9 +25,11 @@ from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
+from t2t_common.resuming import check_same_run, with_saved_head
 from t2t_common.run_folder import check_workdir
+from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
 from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
-from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
+from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
@@ -37,7 +39,10 @@ from t2t_jax.data import (
     Preprocess,
     TrainIterator,
     check_classes,
+    classes_with_images,
+    data_identity,
     eval_batches,
+    head_classes,
     open_source,
     steps_per_epoch,
     train_iterator,
@@ -48,7 +53,7 @@ from t2t_jax.evaluate import accuracy, forward_on
 from t2t_jax.interrupt import Interruption
 from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
-from t2t_jax.processes import told_of_loss
+from t2t_jax.processes import checked_data, ran_on, told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
@@ -63,6 +68,12 @@ class Run:
     recipe: Recipe
     how: Preprocess
     class_names: list[str] | None
+    classes: set[int]
+    """Of which the data have images."""
+    data: dict[str, Any]
+    """What the images are, see t2t_common/data/identity.py."""
+    ran_on: dict[str, Any]
+    """Processes and devices."""
     steps_per_epoch: int
     iterator: TrainIterator
     state: TrainState
@@ -71,11 +82,13 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What to tell before the first step."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
-        return run_metadata(self.recipe, self.how, self.class_names)
+        """What a checkpoint says about itself: enough to rebuild the model and its input; recipe, data, devices."""
+        return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
 def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
@@ -97,11 +110,13 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
     # --- Data -----------------------------------------------------------------------------------------------
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
-    train_source, val_source = open_source(recipe.data, "train"), open_source(recipe.data, "val")
-    num_classes = recipe.num_classes or train_source.num_classes
+    train_source = open_source(recipe.data, "train", recipe.num_classes)
+    val_source = open_source(recipe.data, "val", recipe.num_classes)
+    num_classes, expected = head_classes(recipe, train_source, val_source), recipe.num_classes
     check_classes(train_source, num_classes)
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
+    note = head_note(expected, num_classes, max(train_source.num_classes, val_source.num_classes))
     train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
@@ -125,6 +140,9 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
         recipe=recipe,
         how=how,
         class_names=train_source.class_names,
+        classes=classes_with_images(train_source, val_source),
+        data=checked_data(data_identity(train_source, val_source)),
+        ran_on=ran_on(devices),
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
         state=put_tree(state, devices),
@@ -137,6 +155,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
             confusion=confusion,
         ),
         started_from=started_from,
+        notes=[] if note is None else [note],
     )
 
 
@@ -157,7 +176,7 @@ def train(
             checkpoints written before are sound.
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
-    run = prepare(recipe, init_from=init_from, mesh=mesh)
+    run = prepare(with_saved_head(recipe, Path(workdir)), init_from=init_from, mesh=mesh)
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None
@@ -197,6 +216,9 @@ def train(
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
+        for note in run.notes:
+            reporter.say(f"note: {note}")
+        reporter.warn(schedule_warnings(recipe, run.steps_per_epoch))
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
             train_epoch(run, epoch, reporter, saving, first_step)
             is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
@@ -264,6 +286,8 @@ def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
         f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
         {"step": step, "epoch": epoch, **result.figures},
     )
+    warnings = evaluation_warnings(confusion, run.recipe, epoch, in_data=run.classes, names=run.class_names)
+    reporter.warn(warnings, again=epoch + 1 == run.recipe.total_epochs)
     return result
 
 
@@ -278,15 +302,15 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe.
+        ValueError: the checkpoint is of another recipe or of other data.
     """
-    if checkpoints.latest_step is None:
+    step = checkpoints.latest_step
+    if step is None:
         return 0
-    changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
-    if changes:
-        raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
+    last_step = run.recipe.total_epochs * run.steps_per_epoch
+    run.notes += check_same_run(checkpoints.metadata, run.metadata, workdir, step=step, last_step=last_step)
     run.state = checkpoints.restore(run.state, run.iterator)
-    return checkpoints.latest_step
+    return int(run.state.step)
 
 
 # --- Command line -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Each is one bundle that belongs to one step: weights, average, optimiser, step, 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -34,6 +35,9 @@ from t2t_jax.checkpoint import (
 from t2t_jax.processes import LostProcessError
 from t2t_jax.replace import ASIDE, recover
 from t2t_jax.step import TrainState
+
+DATA = "data"
+"""The item of a checkpoint that holds the position in the data."""
 
 
 class TrainingCheckpoints:
@@ -112,7 +116,7 @@ class TrainingCheckpoints:
         """
         self.wait()
         step = int(state.step)
-        items = {**_items(state), "data": iterator}
+        items = {**_items(state), DATA: iterator}
         finish = start_writing(self._folder / str(step), items, metadata, scratch=self._folder / f"{SCRATCH}{step}")
         if self._keeps_best:
             self._note_top1(step, metadata)
@@ -141,7 +145,8 @@ class TrainingCheckpoints:
         folder = find_checkpoint(self._folder)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
         try:
-            saved = ocp.load_checkpointables(folder, {**like, "data": iterator})
+            saved = ocp.load_checkpointables(folder, like)
+            iterator.set_state(read_position(folder))
         except Exception as error:  # damaged files raise almost anything
             raise ValueError(
                 f"cannot read {folder} ({reason(error)}): delete it to continue from the checkpoint before"
@@ -193,6 +198,21 @@ class TrainingCheckpoints:
                 shutil.rmtree(leftover)
         for aside in self._folder.glob(f"{ASIDE}*"):
             recover(self._folder / aside.name.removeprefix(ASIDE))
+
+
+def read_position(folder: Path) -> dict[str, Any]:
+    """The position in the data that a checkpoint holds: what `get_state` gave, the same in every process.
+
+    Each process writes its own, by the name that Grain gives it, and Grain reads that of as many processes alone; as
+    positions count batches of all processes together, any will do, for any number of them.
+
+    Raises:
+        ValueError: there is none, or they are not all alike.
+    """
+    found = [json.loads(path.read_text()) for path in sorted((folder / DATA).glob("process_*-of-*.json"))]
+    if not found or any(position != found[0] for position in found):
+        raise ValueError("its positions in the data are missing, or not all alike")
+    return dict(found[0])
 
 
 def _items(state: TrainState) -> dict[str, Any]:

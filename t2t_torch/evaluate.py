@@ -77,7 +77,7 @@ def evaluate(options: EvaluateOptions) -> Result:
         FileNotFoundError, ValueError: the checkpoint or the data cannot be used; the message says why.
     """
     model, how, saved = load_for_evaluation(options)
-    source = open_source(options.data, "val")
+    source = open_source(options.data, "val", model.num_classes)
     check_classes(source, model.num_classes)
     names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
     model.to(own_device())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from t2t_common.data.binary import read_cifar, read_idx_pair
+from t2t_common.data.binary import CIFAR_TESTS, read_cifar, read_idx_pair
 from t2t_common.data.shards import RECORDS, find_shards, read_class_names
 from t2t_common.data.sources import ArraySource, FolderSource, Source, Split
 from t2t_common.data.tar import TARS, TarSource
+from t2t_config import ExpectedClasses, Recipe
 
 HELD_OUT_PER_DIGIT = 36
 
 
-def open_source(data: str | Path, split: Split) -> Source:
+def open_source(data: str | Path, split: Split, num_classes: int | None = None) -> Source:
     """The images of `split` in `data`, whose kind shows in what the folder contains.
 
     Args:
@@ -23,10 +25,12 @@ def open_source(data: str | Path, split: Split) -> Source:
             MNIST family (also gzipped), or with the binary version of CIFAR-10 or CIFAR-100. For "val" a folder
             of class folders will do.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
+        num_classes: of CIFAR-10 and CIFAR-100 side by side, the one with so many is taken.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: nothing to read in it, or a damaged file; the message names it.
+        ValueError: nothing to read in it, both CIFARs and nothing that tells which, or a damaged file; the message
+            names it.
     """
     if str(data) == "digits":
         return _digits(split)
@@ -35,14 +39,20 @@ def open_source(data: str | Path, split: Split) -> Source:
         raise FileNotFoundError(f'no data folder {root}: check the path, or use "digits"')
     if any(root.glob("*images*idx3*")):
         return ArraySource(*read_idx_pair(root, split))
-    for folder in (root, *sorted(root.glob("cifar-*"))):
-        if (folder / "test_batch.bin").is_file() or (folder / "test.bin").is_file():
-            return ArraySource(*read_cifar(folder, split))
+    if (cifar := _find_cifar(root, num_classes)) is not None:
+        return ArraySource(*read_cifar(*cifar, split))
     if tars := find_shards(root, split, TARS):
         return TarSource(tars, read_class_names(root))
     if records := find_shards(root, split, RECORDS):
         return _array_records(records, root)
     return _image_folder(root, split)
+
+
+def head_classes(recipe: Recipe, *sources: Source) -> int:
+    """Classes of the head: as many as the data have, unless `num_classes` was set to a number."""
+    if recipe.num_classes is None or isinstance(recipe.num_classes, ExpectedClasses):
+        return max(source.num_classes for source in sources)
+    return recipe.num_classes
 
 
 def check_classes(source: Source, num_classes: int) -> None:
@@ -52,6 +62,20 @@ def check_classes(source: Source, num_classes: int) -> None:
             f"the data has {source.num_classes} classes, the model {num_classes}: set --num-classes "
             f"{source.num_classes}"
         )
+
+
+def _find_cifar(root: Path, num_classes: int | None) -> tuple[Path, Literal[10, 100]] | None:
+    """The folder of a CIFAR in `root` or below, and which it is; None without one."""
+    found: dict[Literal[10, 100], Path] = {}
+    for folder in (root, *sorted(root.glob("cifar-*"))):
+        for classes, name in CIFAR_TESTS.items():
+            if (folder / name).is_file():
+                found.setdefault(classes, folder)
+    if len(found) > 1:
+        found = {classes: folder for classes, folder in found.items() if classes == num_classes}
+        if not found:
+            raise ValueError(f"{root} holds CIFAR-10 and CIFAR-100: set --num-classes 10 or 100, or name one's folder")
+    return next(((folder, classes) for classes, folder in found.items()), None)
 
 
 def _digits(split: Split) -> ArraySource:

@@ -36,6 +36,11 @@ class ArraySource:
         self._images, self._labels = images, labels
         self.num_classes, self.class_names = num_classes, class_names
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels."""
+        return self._images, self._labels
+
     def __len__(self) -> int:
         return len(self._labels)
 
@@ -91,6 +96,15 @@ class FolderSource(EncodedSource):
 
     def name(self, index: int) -> str:
         return str(self._files[index][0])
+
+    @property
+    def labels(self) -> set[int]:
+        """Classes that have an image."""
+        return {label for _, label in self._files}
+
+    def path(self, index: int) -> Path:
+        """The file."""
+        return self._files[index][0]
 
     def relative_path(self, index: int) -> Path:
         """CLASS/NAME.jpg, within `root`."""

@@ -69,6 +69,16 @@ class TarSource(EncodedSource):
         for label, index in zip(labels.tolist(), first.tolist(), strict=True):
             check_labels([label], self.num_classes, str(self._shards[self._index.shard[index]]))
 
+    @property
+    def shards(self) -> list[Path]:
+        """The files."""
+        return self._shards
+
+    @property
+    def index(self) -> TarIndex:
+        """Where the images lie in them."""
+        return self._index
+
     def __len__(self) -> int:
         return len(self._index.label)
 
@@ -103,7 +113,7 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
         ValueError: as `index_shard`.
     """
     names = [str(path.absolute()) for path in shards]
-    stamp = np.array([(path.stat().st_size, path.stat().st_mtime_ns) for path in shards], np.int64)
+    stamp = np.array([_stamp(path) for path in shards], np.int64)
     kept = cache_dir() / "tar-index" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.npz"
     with (
         contextlib.suppress(Exception),  # none, or a damaged one, which raises almost anything
@@ -120,6 +130,12 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
     except (OSError, ValueError) as error:
         print(f"the index of {shards[0].parent} is not kept ({error}): set T2T_CACHE", file=sys.stderr)
     return index
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Size and times. Who writes into a file can set back the time of its last change, but not that of its inode's."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -83,6 +83,11 @@ class RunPage:
         self._record.confusion = {"step": step, "classes": len(confusion_NxN), "counts": counts}
         self._write_if_due()
 
+    def warn(self, warnings: Mapping[str, str | None]) -> None:
+        """Texts by key that take the place of earlier ones; None for none."""
+        self._record.warn(warnings)
+        self._write_if_due()
+
     def close(self, error: BaseException | None) -> None:
         self._record.status, self._record.message = ending(error)
         self._write()

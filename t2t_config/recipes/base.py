@@ -10,6 +10,13 @@ from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
 
 
+class ExpectedClasses(int):
+    """The number of classes of the data set that a recipe is for, as its `num_classes`.
+
+    It gives way to the number that the data at hand have; a plain number, as callers and command lines set it, stays.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training run. Two runs of one recipe on one machine are bit-identical."""
@@ -24,7 +31,7 @@ class Recipe:
     in_chans: Literal[1, 3] = 3
     """Channels of the input: 1 converts images to gray, 3 to RGB."""
     num_classes: int | None = None
-    """Classes of the head; None takes as many as the data has."""
+    """Classes of the head; None takes as many as the data has, and so do the recipes unless it is set."""
     mean: tuple[float, ...] | None = None
     """Mean of the pixels in 0..1, one figure per channel; None takes the model's own."""
     std: tuple[float, ...] | None = None

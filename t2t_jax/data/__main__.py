@@ -83,7 +83,7 @@ def run_bench(options: Options) -> int:
     recipe = _recipe(options)
     assert recipe.data is not None
     settings = [(threads, workers) for workers in options.workers for threads in options.threads]
-    source = with_token_labels(open_source(recipe.data, "train"), recipe)
+    source = with_token_labels(open_source(recipe.data, "train", recipe.num_classes), recipe)
     with status(f"measuring: about {(1 + len(settings)) * options.seconds:.0f} s"):
         result = bench(
             source,

@@ -78,6 +78,22 @@ def test_what_is_not_finite_ends_the_run(tmp_path: Path):
     assert [line["step"] for line in lines(tmp_path)] == [1]
 
 
+def test_a_warning_is_said_once_and_stands_on_the_page_until_it_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with Reporter(tmp_path, first_step=0, last_step=9, batch_size=8, log_every=1) as reporter:
+        reporter.warn({"a": "[red]first", "b": "secondly", "c": None})
+        reporter.warn({"a": "[red]first, later", "b": None})
+    assert capsys.readouterr().out == "warning: [red]first\nwarning: secondly\n"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<li>[red]first, later</li>") == 1
+    assert "secondly" not in page
+    with Reporter(tmp_path, first_step=4, last_step=9, batch_size=8, log_every=1) as reporter:
+        reporter.warn({"a": "[red]again"}, again=True)
+        reporter.warn({"a": "[red]again"}, again=True)
+    assert capsys.readouterr().out.count("warning: [red]again\n") == 2
+
+
 def test_the_figures_below_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
     monkeypatch.setenv("COLUMNS", "160")
