@@ -28,7 +28,7 @@ from rich.text import Text
 from t2t_common.diverged import TrainingDivergedError
 from t2t_common.meter import Meter
 from t2t_common.run_page import RunPage
-from t2t_common.terminal import make_console
+from t2t_common.terminal import make_console, plain
 from t2t_common.watch import Watch
 from t2t_common.writers import METRICS_FILE, Writer, open_writers
 
@@ -146,12 +146,12 @@ class Reporter:
 
     def line(self, text: str, values: Mapping[str, Any]) -> None:
         """One line in the terminal and one in the file."""
-        self._console.print(text)
+        self._console.print(plain(text))
         self._write(values)
 
     def say(self, text: str) -> None:
         """One line in the terminal."""
-        self._console.print(text)
+        self._console.print(plain(text))
 
     def show_samples(self, batch: Mapping[str, Any], *, step: int) -> None:
         """Puts images of the batch of `step`, as the step saw them, into the run's page: {"image": (B, H, W, C),
