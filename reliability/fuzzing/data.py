@@ -180,13 +180,14 @@ def tar_index() -> Reader:
 def _index_of(shard: bytes) -> bytes:
     import numpy as np
 
-    from t2t_common.data.tar import _read_index
+    from t2t_common.data.tar import INDEX_VERSION, _read_index
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train-000000.tar")
         path.write_bytes(shard)
         file = io.BytesIO()
-        np.savez(file, stamp=np.array([(len(shard), 0)], np.int64), **_read_index([path])._asdict())
+        stamp = np.array([(len(shard), 0)], np.int64)
+        np.savez(file, version=INDEX_VERSION, stamp=stamp, **_read_index([path])._asdict())
         return file.getvalue()
 
 
