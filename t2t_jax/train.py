@@ -21,6 +21,7 @@ import tyro
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy
+from t2t_common.data.classes import for_run, other_order
 from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
@@ -32,7 +33,6 @@ from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_jax.build import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
-from t2t_jax.checkpoint import init_weights
 from t2t_jax.data import (
     Preprocess,
     TrainIterator,
@@ -50,6 +50,7 @@ from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
 from t2t_jax.processes import told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
+from t2t_jax.start import start_from
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
@@ -71,6 +72,8 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
+    notes: Sequence[str] = ()
+    """What the user should know of the data: the order of the classes, files that are passed over."""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -78,13 +81,22 @@ class Run:
         return run_metadata(self.recipe, self.how, self.class_names)
 
 
-def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
+def prepare(
+    recipe: Recipe,
+    *,
+    init_from: str | Path | None = None,
+    fresh_head: bool = False,
+    mesh: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Opens the data, builds model and optimiser, and sets the state before the first step.
 
     Args:
         recipe: what to train.
         init_from: weights to start from.
+        fresh_head: whether their classifier is left out.
         mesh: the devices and what they share, such as "data=4,fsdp=2"; None takes all, for data.
+        class_names: in the order of the run that goes on; None takes that of the weights or of the data.
 
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
@@ -108,7 +120,10 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
-    started_from = None if init_from is None else init_weights(model, init_from)
+    started_from, head = None, None
+    if init_from is not None:
+        started_from, head = start_from(model, init_from, fresh_head=fresh_head)
+    train_source, val_source, notes = for_run(train_source, val_source, num_classes, begun=class_names, head=head)
     forward = forward_on(devices, split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)
@@ -135,6 +150,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
             confusion=confusion,
         ),
         started_from=started_from,
+        notes=notes,
     )
 
 
@@ -143,6 +159,7 @@ def train(
     workdir: str | Path,
     *,
     init_from: str | Path | None = None,
+    fresh_head: bool = False,
     mesh: str | None = None,
     watch: Watch | None = None,
 ) -> Accuracy:
@@ -155,7 +172,8 @@ def train(
             checkpoints written before are sound.
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
-    run = prepare(recipe, init_from=init_from, mesh=mesh)
+    begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head, mesh=mesh)
+    run = begin()
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None
@@ -167,6 +185,8 @@ def train(
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
+        if stored := other_order(checkpoints.metadata.get("class_names"), run.class_names):
+            run = begin(class_names=stored)
         first_step = resume(run, checkpoints, workdir)
         reporter = stack.enter_context(
             Reporter(
@@ -186,11 +206,13 @@ def train(
                 watch=watch,
             )
         )
-        stack.enter_context(explained(recipe, checkpoints, workdir, init_from, mesh))
+        stack.enter_context(explained(begin, checkpoints, workdir))
         stack.enter_context(told_of_loss())
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
         saving = Saving(run, reporter, checkpoints, interruption)
+        for note in run.notes:
+            reporter.say(note)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
         elif run.started_from is not None:
@@ -232,11 +254,9 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
 
 @contextlib.contextmanager
 def explained(
-    recipe: Recipe,
+    begin: Callable[..., Run],
     checkpoints: TrainingCheckpoints,
     workdir: Path,
-    init_from: str | Path | None,
-    mesh: str | None,
 ) -> Iterator[None]:
     """Adds to a `TrainingDivergedError` what went first, by a second run from the last good state (see diverged.py)."""
     try:
@@ -244,7 +264,7 @@ def explained(
     except TrainingDivergedError as error:
         try:
             checkpoints.wait()
-            run = prepare(recipe, init_from=init_from, mesh=mesh)
+            run = begin(class_names=checkpoints.metadata.get("class_names"))
             done = resume(run, checkpoints, workdir)
             finding = explain(run.train_step, run.state, run.iterator, done=done, broken=error.step)
         except Exception as failure:  # whatever it is, the divergence is the news
@@ -298,6 +318,8 @@ class Options:
     init_from: Path | None = None
     """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors, or the folder of a run in either framework; a
     head for other classes starts anew."""
+    fresh_head: bool = False
+    """Train a new classifier, whatever the weights to start from have."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
@@ -325,7 +347,14 @@ def main(args: Sequence[str]) -> int:
     join_processes(options.distributed)
     try:
         with told_of_loss():
-            result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh, watch=options.watch)
+            result = train(
+                options.recipe,
+                workdir,
+                init_from=options.init_from,
+                fresh_head=options.fresh_head,
+                mesh=options.mesh,
+                watch=options.watch,
+            )
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED

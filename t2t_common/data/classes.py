@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from t2t_common.data.opening import check_classes
-from t2t_common.data.sources import FolderSource, Source
+from t2t_common.data.sources import FolderSource, Source, in_words, notes_of
 from t2t_common.data.token_labels import TokenLabelSource
 from t2t_config.class_names import both_lists, imagenet_classes, match_classes
 from t2t_config.escaped import escaped
@@ -101,15 +101,35 @@ def in_order(
     return MappedSource(source, places, names), [note]
 
 
-def in_stored_order(source: Source, stored: Sequence[str]) -> Source:
-    """`source` with its classes numbered as in the run that goes on with it.
+def for_run(
+    train: Source, val: Source, num_classes: int, *, begun: Sequence[str] | None, head: Sequence[str] | None
+) -> tuple[Source, Source, list[str]]:
+    """Both sources with their classes numbered as the run needs them, and what its user should know of that.
+
+    Args:
+        train: the training images.
+        val: the validation images.
+        num_classes: outputs of the model.
+        begun: names of the classes of the run that goes on; they decide.
+        head: those of the classifier that the run starts from, empty where it does not name them; None for a new one.
 
     Raises:
-        ValueError: they are not the run's classes.
+        ValueError: the data has other classes.
     """
-    if source.class_names is None:
-        return source
-    return in_order(source, stored)[0]
+    sources, notes = [], notes_of(train, val)
+    for source in (train, val):
+        found, told = source, list[str]()
+        if begun is not None and source.class_names is not None:
+            found, told = in_order(source, begun)
+            told = [f"classes are numbered as the run began: {in_words(begun)}"] if told else []
+        elif begun is None and head is not None:
+            try:
+                found, told = for_head(source, num_classes, list(head))
+            except ValueError as error:
+                raise ValueError(f"{error}, or train a new classifier with --fresh-head") from None
+        sources.append(found)
+        notes += told
+    return sources[0], sources[1], list(dict.fromkeys(notes))
 
 
 def other_order(stored: Any, here: Sequence[str] | None) -> list[str] | None:

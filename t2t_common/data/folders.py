@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2t_common.data.shards import SPLIT_WORDS, class_file, read_class_names
-from t2t_common.data.sources import FolderSource, Split
+from t2t_common.data.sources import FolderSource, Split, in_words
 from t2t_common.walk import IMAGE_SUFFIXES, as_text, folders_in, is_system_file
 from t2t_config.class_names import both_lists
 from t2t_config.escaped import escaped
 from t2t_config.load_report import few
 
 SHOWN = 10
-"""Classes that are told by name."""
+"""Class folders that are told by name."""
 
 
 def natural_key(name: str) -> tuple[list[int | str], str]:
@@ -89,8 +89,8 @@ def ordered_classes(root: Path, folder: Path) -> tuple[list[str], list[str] | No
             )
         numbered = there == [str(number) for number in range(len(names))]
         class_names = names if numbered and len(set(names)) == len(names) else None
-        return listed, class_names, f"{len(listed)} classes in the order of {file}: {_in_words(class_names or listed)}"
-    return there, None, f"{len(there)} classes in natural order: {_in_words(there)}"
+        return listed, class_names, f"{len(listed)} classes in the order of {file}: {in_words(class_names or listed)}"
+    return there, None, f"{len(there)} classes in natural order: {in_words(there)}"
 
 
 def _folders_of(names: Sequence[str], there: Sequence[str]) -> list[str] | None:
@@ -106,11 +106,6 @@ def _folders_of(names: Sequence[str], there: Sequence[str]) -> list[str] | None:
         if set(shown) <= set(lines) and len(set(lines)) == len(lines):
             return [shown.get(line, line) for line in lines]
     return None
-
-
-def _in_words(names: Sequence[str]) -> str:
-    listed = [f"{number} {escaped(name)}" for number, name in enumerate(names)]
-    return ", ".join(listed if len(names) <= SHOWN else [*listed[: SHOWN - 1], "...", listed[-1]])
 
 
 def has_images(folder: Path) -> bool:

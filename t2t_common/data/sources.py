@@ -19,6 +19,9 @@ from t2t_config.escaped import escaped
 
 Split = Literal["train", "val"]
 
+SHOWN = 12
+"""Classes that are told by name."""
+
 
 class Source(Protocol):
     """Random access to labelled images; `class_names` where the data tell them."""
@@ -148,6 +151,12 @@ class FolderSource(EncodedSource):
 def notes_of(*sources: Source) -> list[str]:
     """The `notes` of those that have them, each once."""
     return list(dict.fromkeys(note for source in sources for note in getattr(source, "notes", ())))
+
+
+def in_words(class_names: Sequence[str]) -> str:
+    """Which class is which number: "0 cat, 1 dog"; of many the first ones and the last."""
+    listed = [f"{number} {escaped(name)}" for number, name in enumerate(class_names)]
+    return ", ".join(listed if len(listed) <= SHOWN else [*listed[: SHOWN - 1], "...", listed[-1]])
 
 
 def check_labels(labels: Iterable[int], num_classes: int, where: str) -> None:
