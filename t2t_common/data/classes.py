@@ -120,6 +120,9 @@ def for_run(
     for source in (train, val):
         found, told = source, list[str]()
         if begun is not None and source.class_names is not None:
+            if match_classes(source.class_names, begun) is None:
+                lists = both_lists(begun, source.class_names, (f"{len(begun)} of the run", "those of the data"))
+                raise ValueError(f"the run was begun with other classes ({lists}): choose another --workdir")
             found, told = in_order(source, begun)
             told = [f"classes are numbered as the run began: {in_words(begun)}"] if told else []
         elif begun is None and head is not None:

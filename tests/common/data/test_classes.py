@@ -103,7 +103,7 @@ def test_a_run_goes_on_as_it_began():
     train, val, notes = for_run(data(["2", "10"]), data(["2", "10"]), 2, begun=["10", "2"], head=None)
     assert (labels(train), labels(val), train.class_names) == ([1, 0], [1, 0], ["10", "2"])
     assert notes == ["classes are numbered as the run began: 0 10, 1 2"]
-    with pytest.raises(ValueError, match="not those of the weights"):
+    with pytest.raises(ValueError, match=r"begun with other classes .2 of the run: 10, 3; those of the data: 2, 10"):
         for_run(data(["2", "10"]), data(["2", "10"]), 2, begun=["10", "3"], head=None)
 
 
