@@ -86,28 +86,29 @@ def test_another_number_of_classes_starts_anew(small: Recipe, tmp_path: Path):
 def test_a_run_goes_on_in_the_order_in_which_it_began(
     small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """One that began when folders were sorted by letters ends as it would have then, bit for bit."""
-    started = dataclasses.replace(small, epochs=2)
+    """One that began when folders were sorted by letters sees the same images with the same labels. That it ends bit
+    for bit as it would have is shown by its twin, whose steps need no compilation."""
+    stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         patch.setattr("t2t_common.data.folders.natural_key", lambda name: name)  # as it was
-        train(started, tmp_path / "whole")
-        stopped = tmp_path / "stopped"
+        old = prepare(small)
         patch.setattr(Saving, "after_epoch", stop_after())
         with pytest.raises(KeyboardInterrupt):
-            train(started, stopped)
+            train(small, stopped)
+    for before, now in zip(old.iterator, prepare(small, class_names=NAMES).iterator, strict=True):
+        assert all(np.array_equal(before[name], now[name]) for name in before)
     capsys.readouterr()
-    train(started, stopped)
+    train(small, stopped)
     said = capsys.readouterr().out
     assert "classes are numbered as the run began: 0 10, 1 2, 2 9" in said
-    whole, other = (load_model_state(folder) for folder in (tmp_path / "whole", stopped))
-    assert all(np.array_equal(value, other.arrays[name]) for name, value in whole.arrays.items())
+    assert "continuing at step 3 of 6" in said
     record = Record.read(stopped)
     assert record is not None
     assert record.config["class_names"] == NAMES
     (tmp_path / "data" / "train" / "9").rename(tmp_path / "data" / "train" / "8")
     (tmp_path / "data" / "val" / "9").rename(tmp_path / "data" / "val" / "8")
     with pytest.raises(ValueError, match=r"10, 2, 9.*2, 8, 10"):
-        train(started, stopped)
+        train(small, stopped)
 
 
 def stop_after():
