@@ -7,7 +7,6 @@ folders and classes are shown as they are: never as rich's markup, and never as 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -59,8 +58,8 @@ def bar(items: Iterable[T], text: str, total: int) -> Iterable[T]:
     return track(items, escape(escaped(text)), total, console=console, transient=True)
 
 
-class EscapingStream(io.TextIOBase):
-    """A stream on which what cannot be printed arrives escaped.
+class EscapingStream:
+    """A stream on which what cannot be printed arrives escaped; in all else it is the stream below.
 
     Attributes:
         unescaped: the stream below, for what writes escape sequences of its own.
@@ -75,17 +74,9 @@ class EscapingStream(io.TextIOBase):
         self.unescaped.write(back + _encodable(escaped(text.removeprefix(back), keep=KEPT), self.unescaped.encoding))
         return len(text)
 
-    def flush(self) -> None:
-        self.unescaped.flush()
-
-    def isatty(self) -> bool:
-        return self.unescaped.isatty()
-
-    def fileno(self) -> int:
-        return self.unescaped.fileno()
-
-    def writable(self) -> bool:
-        return True
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.unescaped, name)

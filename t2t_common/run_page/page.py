@@ -75,7 +75,7 @@ def write_page_of(workdir: Path, record: Record, lines: Lines, *, status: str | 
         reason = f"{type(error).__name__}: {readable(str(error))}"
         files = f"{METRICS_FILE} and {RECORD_FILE} in {workdir}"
         raise ValueError(f"cannot make {PAGE_FILE} of {files} ({reason}): one of them is damaged") from error
-    write_text(path, escaped(text, keep="\n"))
+    write_text(path, escaped(text, keep="\n\t"))
     return path
 
 
