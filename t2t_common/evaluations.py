@@ -35,8 +35,8 @@ class EvaluateOptions(WeightsOptions):
     per_class: bool = False
     """Also show the accuracy of every class, worst first, and what it is taken for."""
     classes: Path | None = None
-    """Names of the classes, one per line or JSON; None takes the checkpoint's or the data's, or ImageNet's for 1000
-    classes."""
+    """Names of the model's outputs, one per line or JSON, by which those of the data are found too; None takes the
+    checkpoint's or the data's, or ImageNet's for 1000 classes."""
     json: Path | None = None
     """Also write the result to this file, with the accuracy of every class."""
 

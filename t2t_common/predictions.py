@@ -28,7 +28,7 @@ class PredictOptions(WeightsOptions):
     """Options of the command line."""
 
     images: Positional[tuple[Path, ...]]
-    """Images, and folders whose .jpg and .png files are taken."""
+    """Images, and folders whose images are taken."""
     top: int = 5
     """How many classes to show."""
     classes: Path | None = None

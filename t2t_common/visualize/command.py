@@ -38,7 +38,7 @@ class VisualizeOptions(WeightsOptions):
     """Options of the command line."""
 
     images: Positional[tuple[Path, ...]] = ()
-    """Images, and folders whose .jpg and .png files are taken; none for scikit-learn's photograph of a flower."""
+    """Images, and folders whose images are taken; none for scikit-learn's photograph of a flower."""
     out: Path = Path("pictures")
     """Folder for the PNG files and index.html; made if need be."""
     classes: Path | None = None

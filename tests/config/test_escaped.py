@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from t2t_config.escaped import escaped
 
@@ -39,6 +42,14 @@ def test_what_cannot_be_printed_is_escaped(text: str, shown: str):
 )
 def test_every_script_stays(text: str):
     assert escaped(text) == text
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_any_text_becomes_one_that_can_be_shown(text: str):
+    shown = escaped(text)
+    assert not [letter for letter in shown if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")]
+    assert shown.encode().decode() == shown
+    assert escaped(shown) == shown
 
 
 def test_line_breaks_may_stay():

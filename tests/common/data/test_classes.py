@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from t2t_common.data.classes import MappedSource, for_head, for_run, in_order, other_order
 from t2t_common.data.sources import ArraySource, Source
@@ -33,6 +36,26 @@ def test_names_are_matched_once_each():
     assert match_classes(["a", "a"], ["a", "a"]) == [0, 1]  # nothing to bring together
     assert match_classes(["n01443537"], ["tench, Tinca tinca", "goldfish, Carassius auratus"]) == [1]
     assert match_classes(["a\\x1b"], ["a\x1b"]) == [0]  # as earlier checkpoints hold it
+
+
+NAME_LISTS = st.lists(
+    st.sampled_from(["cat", "dog", "emu", "yak", WNIDS[0], "tench, Tinca tinca"]), min_size=1, max_size=5
+)
+
+
+@given(NAME_LISTS, NAME_LISTS)
+def test_no_label_is_ever_another_name(ours: list[str], theirs: list[str]):
+    """Any two lists: every label is the output of its own name, or none is taken."""
+    words = imagenet_classes()
+    distinct = len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
+    found: Source | None = None
+    with contextlib.suppress(ValueError):
+        found, _ = for_head(data(ours), len(theirs), theirs)
+    if found is None:
+        assert not (distinct and set(ours) <= set(theirs))
+        return
+    for name, place in zip(ours, labels(found), strict=True):
+        assert words.get(name, name) == words.get(theirs[place], theirs[place])
 
 
 def test_another_order_is_mapped():
