@@ -34,9 +34,6 @@ def make_console(**options: Any) -> Console:
     """
     if Console().is_jupyter:
         options = {"force_jupyter": False, "force_terminal": False, **options}
-    stream = sys.stderr if options.get("stderr") else sys.stdout
-    if isinstance(stream, EscapingStream):  # rich writes its own escape sequences, and only those
-        options = {"file": stream.unescaped, **options}
     return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", **options)
 
 
@@ -63,10 +60,11 @@ class EscapingStream:
 
     Attributes:
         unescaped: the stream below, for what writes escape sequences of its own.
+        rich_proxied_file: the same, by the name under which rich looks for it.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self.unescaped = stream
+        self.unescaped = self.rich_proxied_file = stream
 
     def write(self, text: str) -> int:
         """Writes all of `text`; its length."""

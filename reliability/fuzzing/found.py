@@ -157,6 +157,20 @@ _FOUND = (
         "Brackets without end in a file of class names gave a RecursionError.",
         "tests/config/test_class_names.py::test_brackets_without_end",
     ),
+    (
+        "Of a tar shard that was cut off between two members, or had a damaged header, the rest was left out without a "
+        "word.",
+        "tests/common/data/test_shards.py::test_a_tar_cut_anywhere_is_refused",
+    ),
+    (
+        "Names of class folders with escape sequences, line breaks or bytes that are no UTF-8 went to the terminal as "
+        "they are, and kept the page of the run from being written.",
+        "tests/common/data/test_folders.py::test_names_that_cannot_be_printed",
+    ),
+    (
+        "A name in brackets was read as markup: bad[copy].jpg was told as bad.jpg.",
+        "tests/common/test_terminal.py::test_a_run_says_names_as_they_are",
+    ),
 )
 
 DEFECTS = tuple(Defect(what, test) for what, test in _FOUND)

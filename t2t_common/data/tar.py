@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout: KEY.jpg (or .jpeg, .png) with its label in KEY.cls, or as "label" in KEY.json.
+"""Tar shards in WebDataset's layout: KEY.jpg (or .png, .webp ...) with its label in KEY.cls, or as "label" in KEY.json.
 
 Read by random access, so that order and resume are the same as with any other source: the headers are read once and
 tell where each image lies; an image is then one seek and one read. Reading the headers of ImageNet's shards takes
@@ -187,7 +187,7 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
     if unlabelled or imageless or not images:
         found = f"the image {readable(unlabelled[0])} has no label" if unlabelled else "there is no image"
         found += f" to {readable(imageless[0])}.cls" if imageless and not unlabelled else ""
-        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .jpeg, .png) and KEY.cls")
+        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .png, .webp ...) and KEY.cls")
     return [(*place, labels[key]) for key, place in images.items()]
 
 
