@@ -83,7 +83,8 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except SystemExit:
         raise
     except BaseException:
-        traceback.print_exc()
+        with escaped_streams():  # names of files are in tracebacks too
+            traceback.print_exc()
         code = FAILED
     if code != OK:
         for worker in multiprocessing.active_children():

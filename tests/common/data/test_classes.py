@@ -116,6 +116,8 @@ def test_published_weights_know_imagenets_classes():
     source, notes = for_head(data([str(label) for label in range(1000)]), 1000)  # as ImageNetV2
     assert labels(source) == list(range(1000))
     assert notes[0].startswith("the data numbers its 1000 classes")
+    assert for_head(data(WNIDS[:2]), 2)[1][0].startswith("the weights do not name their classes")
+    assert for_head(data(["cat", "dog"]), 1000)[1][0].startswith("the weights do not name their classes")
     with pytest.raises(ValueError, match=r"1000 of the weights: n01440764.*; 2 of the data: n01440764, n99999999"):
         for_head(data([WNIDS[0], "n99999999"]), 1000)
     with pytest.raises(ValueError, match="10 of the data: 0, 1"):
