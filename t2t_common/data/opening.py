@@ -8,7 +8,7 @@ import numpy as np
 
 from t2t_common.data.binary import idx_folder, read_cifar, read_idx_pair
 from t2t_common.data.folders import has_images, open_image_folder, split_folder
-from t2t_common.data.shards import RECORDS, find_shards, read_class_names
+from t2t_common.data.shards import RECORDS, find_shards, read_class_names, row_notes
 from t2t_common.data.sources import ArraySource, Source, Split
 from t2t_common.data.tar import TARS, TarSource
 from t2t_common.walk import folders_in
@@ -52,7 +52,9 @@ def _open_root(root: Path, split: Split) -> Source:
     for folder in _cifar_folders(root):
         return ArraySource(*read_cifar(folder, split))
     if tars := find_shards(root, split, TARS):
-        return TarSource(tars, read_class_names(root))
+        source = TarSource(tars, read_class_names(root))
+        source.notes = row_notes(tars)
+        return source
     if records := find_shards(root, split, RECORDS):
         return _array_records(records, root)
     return open_image_folder(root, split)

@@ -64,13 +64,7 @@ def _check_complete(shards: list[Path]) -> None:
 def _check_row(shards: list[Path]) -> None:
     """Raises ValueError if numbers are missing between those at the ends of names, or before the first: rows begin at 0
     or 1."""
-    rows: dict[str, dict[int, Path]] = {}
-    for path in shards:
-        if (found := re.fullmatch(r"(.*?)(\d{1,18})", path.stem)) and "-of-" not in path.name:
-            rows.setdefault(found[1], {})[int(found[2])] = path
-    for row in rows.values():
-        if len(row) < 2:
-            continue
+    for row in _rows(shards):
         first, last = min(row), max(row)
         start = first if first < 2 else 0
         missing = last - start + 1 - len(row)
@@ -80,6 +74,21 @@ def _check_row(shards: list[Path]) -> None:
                 f"{missing} of the shards up to {row[last]} are missing, the first is number {number}: get them, or "
                 "rename the others to a row without gaps"
             )
+
+
+def _rows(shards: list[Path]) -> list[dict[int, Path]]:
+    """Those that are called alike up to a number at the end, two at least, by that number."""
+    rows: dict[str, dict[int, Path]] = {}
+    for path in shards:
+        if (found := re.fullmatch(r"(.*?)(\d{1,18})", path.stem)) and "-of-" not in path.name:
+            rows.setdefault(found[1], {})[int(found[2])] = path
+    return [row for row in rows.values() if len(row) > 1]
+
+
+def row_notes(shards: list[Path]) -> list[str]:
+    """What the names of shards leave open: whether a row that begins at 1 has lost its first one."""
+    firsts = [row[1] for row in _rows(shards) if min(row) == 1]
+    return [f"the shards begin with {path}: if there was a number 0, it is missing" for path in firsts]
 
 
 def read_class_names(root: Path) -> list[str] | None:

@@ -19,7 +19,7 @@ from PIL import Image
 from t2t_common.data import open_source
 from t2t_common.data import tar as tar_module
 from t2t_common.data.records import encode_example, example_class
-from t2t_common.data.sources import EncodedSource
+from t2t_common.data.sources import EncodedSource, notes_of
 from t2t_common.data.write import write_shards
 from t2t_common.images import UnreadableImageError
 from t2t_config.download import cache_dir
@@ -268,7 +268,9 @@ def test_shards_missing_in_a_row(tmp_path: Path, numbers: tuple[str, ...], messa
     for number in numbers:
         write_tar(tmp_path / f"train-{number}.tar", {"0.jpg": jpeg(0), "0.cls": b"0"})
     if message is None:
-        assert len(open_source(tmp_path, "train")) == len(numbers)
+        source = open_source(tmp_path, "train")
+        assert len(source) == len(numbers)
+        assert bool(notes_of(source)) == ("1" in numbers)  # whether there was a number 0 nobody knows
         return
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path, "train")
