@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,12 @@ def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tup
         return report, None
     names = load_metadata(path).get("class_names")
     return report, list(map(str, names)) if isinstance(names, list) else []
+
+
+def begun_classes(workdir: str | Path) -> list[str] | None:
+    """Names of the classes of the run in `workdir`, by its latest checkpoint; None where that does not tell, or is
+    not there or not readable."""
+    with contextlib.suppress(ValueError, OSError):
+        names = load_metadata(workdir).get("class_names")
+        return list(map(str, names)) if names and isinstance(names, list) else None
+    return None

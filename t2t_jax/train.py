@@ -50,7 +50,7 @@ from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
 from t2t_jax.processes import told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
-from t2t_jax.start import start_from
+from t2t_jax.start import begun_classes, start_from
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
@@ -173,7 +173,7 @@ def train(
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
     begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head, mesh=mesh)
-    run = begin()
+    run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None

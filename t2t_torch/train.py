@@ -45,7 +45,7 @@ from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
 from t2t_torch.optim import freeze
 from t2t_torch.processes import Interruption, joined_processes, own_device, process_count, process_index
-from t2t_torch.start import start_from
+from t2t_torch.start import begun_classes, start_from
 from t2t_torch.step import TrainState, TrainStep, make_forward
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 
@@ -168,7 +168,7 @@ def train(
     """
     watch = watch or Watch()
     begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head)
-    run = begin()
+    run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None

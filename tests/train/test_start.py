@@ -17,6 +17,7 @@ from t2t_config.metadata import describe_model
 from t2t_jax import create_model
 from t2t_jax import train as training
 from t2t_jax.checkpoint import load_model_state, save_model
+from t2t_jax.start import begun_classes
 from t2t_jax.train import prepare, train
 
 NAMES = ["10", "2", "9"]
@@ -109,6 +110,16 @@ def test_a_run_goes_on_in_the_order_in_which_it_began(
     (tmp_path / "data" / "val" / "9").rename(tmp_path / "data" / "val" / "8")
     with pytest.raises(ValueError, match=r"10, 2, 9.*2, 8, 10"):
         train(small, stopped)
+
+
+def test_a_run_that_goes_on_needs_no_classifier_any_more(small: Recipe, tmp_path: Path):
+    """One that began before names were compared may have started from weights of other classes."""
+    path = weights(tmp_path / "w", ["a", "b", "c"])
+    workdir = tmp_path / "run"
+    weights(workdir, NAMES)
+    assert begun_classes(workdir) == NAMES
+    assert begun_classes(tmp_path / "nowhere") is None
+    assert prepare(small, init_from=path, class_names=begun_classes(workdir)).metadata["class_names"] == NAMES
 
 
 def stop_after():
