@@ -160,7 +160,7 @@ _FOUND = (
     (
         "Of a tar shard that was cut off between two members, or had a damaged header, the rest was left out without a "
         "word.",
-        "tests/common/data/test_shards.py::test_a_tar_cut_anywhere_is_refused",
+        "tests/common/data/test_tar.py::test_a_tar_cut_anywhere_is_refused",
     ),
     (
         "Names of class folders with escape sequences, line breaks or bytes that are no UTF-8 went to the terminal as "
