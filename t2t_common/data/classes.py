@@ -21,7 +21,8 @@ class MappedSource:
 
     def __init__(self, source: Source, places: Sequence[int], class_names: Sequence[str]) -> None:
         self.source, self._places = source, list(places)
-        self.num_classes, self.class_names = len(class_names), list(class_names)
+        self.num_classes = len(class_names)
+        self.class_names: list[str] | None = list(class_names)
         self.notes: Sequence[str] = getattr(source, "notes", ())
 
     def __len__(self) -> int:
