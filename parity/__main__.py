@@ -17,7 +17,7 @@ from parity.power.command import Power, run_power
 from parity.train_command import Train, run_train
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
-from t2t_common.terminal import make_console
+from t2t_common.terminal import make_console, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,17 +176,18 @@ def _targets(options: Check | Render, *names: str) -> dict[str, Path]:
 
 
 def _show(report: Any, targets: dict[str, Path], console: Console) -> int:
-    sys.stdout.write(report.render(width=console.width, color=console.is_terminal and console.color_system is not None))
+    color = console.is_terminal and console.color_system is not None
+    (console.file if color else sys.stdout).write(report.render(width=console.width, color=color))
     for name, path in targets.items():
         write_text(path, getattr(report, f"to_{name}")())
-        console.print(f"report written to {path}", soft_wrap=True)
+        console.print(plain(f"report written to {path}"), soft_wrap=True)
     return cli.OK if report.passed else cli.FAILED
 
 
 def convert(options: Convert, console: Console) -> int:
     from parity.formats import carry_over
 
-    with console.status(f"converting {options.source}"):
+    with console.status(plain(f"converting {options.source}")):
         done = carry_over(
             options.source,
             options.target,
@@ -198,7 +199,7 @@ def convert(options: Convert, console: Console) -> int:
     for note in done.notes:
         print(note, file=sys.stderr)
     how = f"not as in {options.source}: {'; '.join(done.changes)}" if done.changes else "bit for bit"
-    console.print(f"{options.target}: {len(done.ledger)} tensors of {done.model}, {how}", soft_wrap=True, markup=False)
+    console.print(plain(f"{options.target}: {len(done.ledger)} tensors of {done.model}, {how}"), soft_wrap=True)
     return cli.OK
 
 
@@ -229,7 +230,7 @@ def survey(options: Survey, console: Console) -> int:
             figures.append(figure)
             write(figures, fingerprint(), options.out)
             console.print(f"{figure.name}: {'every gate holds' if figure.passed else 'FAILED'}, {figure.seconds:.0f} s")
-    console.print(f"{len(figures)} models written to {options.out}", soft_wrap=True)
+    console.print(plain(f"{len(figures)} models written to {options.out}"), soft_wrap=True)
     return cli.OK if all(figure.passed for figure in figures) else cli.FAILED
 
 

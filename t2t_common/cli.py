@@ -18,6 +18,8 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from t2t_common.terminal import escaped_streams, unescaped_streams
+
 T = TypeVar("T")
 
 OK, FAILED, MISUSED = 0, 1, 2
@@ -35,7 +37,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
     start: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(complaint):
+        with unescaped_streams(), contextlib.redirect_stderr(complaint):  # --help has colours
             return tyro.cli(kind, args=list(args), prog=prog, description=description, **start)
     except SystemExit as end:
         if end.code in (0, None):
@@ -45,7 +47,15 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
 
 
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None = None) -> int:
-    """Exit code of `main`; ValueError and OSError become one line on stderr and code 2."""
+    """Exit code of `main`; ValueError and OSError become one line on stderr and code 2.
+
+    Whatever is printed meanwhile, no name of a file or class gives orders to the terminal.
+    """
+    with escaped_streams():
+        return _run(main, args)
+
+
+def _run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None) -> int:
     try:
         code = main(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
@@ -73,7 +83,8 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except SystemExit:
         raise
     except BaseException:
-        traceback.print_exc()
+        with escaped_streams():  # names of files are in tracebacks too
+            traceback.print_exc()
         code = FAILED
     if code != OK:
         for worker in multiprocessing.active_children():

@@ -44,9 +44,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` as UTF-8, whole or not at all; raises as `replace_file`."""
+    """Writes `path` as UTF-8, whole or not at all; lone surrogates are escaped. Raises as `replace_file`."""
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def ensure_writable(folder: str | Path) -> Path:

@@ -28,7 +28,7 @@ from rich.text import Text
 from t2t_common.diverged import TrainingDivergedError
 from t2t_common.meter import Meter
 from t2t_common.run_page import RunPage
-from t2t_common.terminal import make_console
+from t2t_common.terminal import make_console, plain
 from t2t_common.watch import Watch
 from t2t_common.writers import METRICS_FILE, Writer, open_writers
 
@@ -147,12 +147,12 @@ class Reporter:
 
     def line(self, text: str, values: Mapping[str, Any]) -> None:
         """One line in the terminal and one in the file."""
-        self._console.print(text)
+        self._console.print(plain(text))
         self._write(values)
 
     def say(self, text: str) -> None:
         """One line in the terminal."""
-        self._console.print(text)
+        self._console.print(plain(text))
 
     def warn(self, warnings: Mapping[str, str | None], *, again: bool = False) -> None:
         """Warnings by key (see run_warnings.py): each a line in the terminal, once or `again`, and in the run's page

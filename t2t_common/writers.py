@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from t2t_common.files import write_text
+from t2t_common.terminal import unescaped_streams
 from t2t_config.bounded_json import parse
 
 METRICS_FILE = "metrics.jsonl"
@@ -97,14 +98,15 @@ class Wandb:
         path = workdir / "wandb_id"
         if not path.exists():
             path.write_text(secrets.token_hex(8))
-        self._run = require("wandb").init(
-            project="t2t-vit",
-            name=workdir.name,
-            id=path.read_text(),
-            resume="allow",
-            dir=str(workdir),
-            config=dict(config),
-        )
+        with unescaped_streams():  # it prints in colours
+            self._run = require("wandb").init(
+                project="t2t-vit",
+                name=workdir.name,
+                id=path.read_text(),
+                resume="allow",
+                dir=str(workdir),
+                config=dict(config),
+            )
         # wandb's own step never goes back, as it does when a run continues from a checkpoint.
         self._run.define_metric("*", step_metric="step")
 
@@ -112,7 +114,8 @@ class Wandb:
         self._run.log({"step": values["step"], **_figures(values)})
 
     def close(self, error: BaseException | None) -> None:
-        self._run.finish(exit_code=0 if error is None else 1)
+        with unescaped_streams():
+            self._run.finish(exit_code=0 if error is None else 1)
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:

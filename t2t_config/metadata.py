@@ -153,9 +153,18 @@ def create_arguments(metadata: Metadata) -> dict[str, Any]:
 def to_text(metadata: Mapping[str, Any]) -> dict[str, str]:
     """`metadata` as text by key: text as it is where that can be told from JSON, everything else as JSON."""
     return {
-        key: value if isinstance(value, str) and _from_text(value) == value else json.dumps(value)
+        key: value if isinstance(value, str) and _is_utf8(value) and _from_text(value) == value else json.dumps(value)
         for key, value in metadata.items()
     }
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether formats can hold it that know UTF-8 only: a path whose bytes are none cannot be held."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def from_text(texts: Mapping[str, str]) -> Metadata:

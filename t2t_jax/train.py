@@ -21,6 +21,7 @@ import tyro
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy
+from t2t_common.data.classes import for_run, other_order
 from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
@@ -34,7 +35,6 @@ from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_jax.build import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
-from t2t_jax.checkpoint import init_weights
 from t2t_jax.data import (
     Preprocess,
     TrainIterator,
@@ -55,6 +55,7 @@ from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
 from t2t_jax.processes import checked_data, ran_on, told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
+from t2t_jax.start import begun_classes, start_from
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
@@ -82,8 +83,8 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
-    notes: list[str] = dataclasses.field(default_factory=list)
-    """What to tell before the first step."""
+    notes: Sequence[str] = ()
+    """What the user should know before the first step: the order of the classes, files passed over, the head."""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -91,13 +92,22 @@ class Run:
         return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
-def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
+def prepare(
+    recipe: Recipe,
+    *,
+    init_from: str | Path | None = None,
+    fresh_head: bool = False,
+    mesh: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Opens the data, builds model and optimiser, and sets the state before the first step.
 
     Args:
         recipe: what to train.
         init_from: weights to start from.
+        fresh_head: whether their classifier is left out.
         mesh: the devices and what they share, such as "data=4,fsdp=2"; None takes all, for data.
+        class_names: in the order of the run that goes on; None takes that of the weights or of the data.
 
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
@@ -123,9 +133,12 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
-    started_from = None if init_from is None else init_weights(model, init_from)
-    if started_from is not None:
+    started_from, head = None, None
+    if init_from is not None:
+        started_from, head = start_from(model, init_from, fresh_head=fresh_head)
         started_from.check_finite()
+    data = checked_data(data_identity(train_source, val_source))
+    train_source, val_source, notes = for_run(train_source, val_source, num_classes, begun=class_names, head=head)
     forward = forward_on(devices, split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)
@@ -141,7 +154,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
         how=how,
         class_names=train_source.class_names,
         classes=classes_with_images(train_source, val_source),
-        data=checked_data(data_identity(train_source, val_source)),
+        data=data,
         ran_on=ran_on(devices),
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
@@ -155,7 +168,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
             confusion=confusion,
         ),
         started_from=started_from,
-        notes=[] if note is None else [note],
+        notes=[*notes, *([] if note is None else [note])],
     )
 
 
@@ -164,6 +177,7 @@ def train(
     workdir: str | Path,
     *,
     init_from: str | Path | None = None,
+    fresh_head: bool = False,
     mesh: str | None = None,
     watch: Watch | None = None,
 ) -> Accuracy:
@@ -176,7 +190,9 @@ def train(
             checkpoints written before are sound.
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
-    run = prepare(with_saved_head(recipe, Path(workdir)), init_from=init_from, mesh=mesh)
+    recipe = with_saved_head(recipe, Path(workdir))
+    begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head, mesh=mesh)
+    run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None
@@ -188,6 +204,8 @@ def train(
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
+        if stored := other_order(checkpoints.metadata.get("class_names"), run.class_names):
+            run = begin(class_names=stored)
         first_step = resume(run, checkpoints, workdir)
         reporter = stack.enter_context(
             Reporter(
@@ -207,7 +225,7 @@ def train(
                 watch=watch,
             )
         )
-        stack.enter_context(explained(recipe, checkpoints, workdir, init_from, mesh))
+        stack.enter_context(explained(begin, checkpoints, workdir))
         stack.enter_context(told_of_loss())
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
@@ -256,11 +274,9 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
 
 @contextlib.contextmanager
 def explained(
-    recipe: Recipe,
+    begin: Callable[..., Run],
     checkpoints: TrainingCheckpoints,
     workdir: Path,
-    init_from: str | Path | None,
-    mesh: str | None,
 ) -> Iterator[None]:
     """Adds to a `TrainingDivergedError` what went first, by a second run from the last good state (see diverged.py)."""
     try:
@@ -268,7 +284,7 @@ def explained(
     except TrainingDivergedError as error:
         try:
             checkpoints.wait()
-            run = prepare(recipe, init_from=init_from, mesh=mesh)
+            run = begin(class_names=checkpoints.metadata.get("class_names"))
             done = resume(run, checkpoints, workdir)
             finding = explain(run.train_step, run.state, run.iterator, done=done, broken=error.step)
         except Exception as failure:  # whatever it is, the divergence is the news
@@ -324,6 +340,8 @@ class Options:
     init_from: Path | None = None
     """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors, or the folder of a run in either framework; a
     head for other classes starts anew."""
+    fresh_head: bool = False
+    """Train a new classifier, whatever the weights to start from have."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
@@ -351,7 +369,14 @@ def main(args: Sequence[str]) -> int:
     join_processes(options.distributed)
     try:
         with told_of_loss():
-            result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh, watch=options.watch)
+            result = train(
+                options.recipe,
+                workdir,
+                init_from=options.init_from,
+                fresh_head=options.fresh_head,
+                mesh=options.mesh,
+                watch=options.watch,
+            )
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED

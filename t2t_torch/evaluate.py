@@ -14,15 +14,14 @@ import numpy as np
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy, Forward, count
-from t2t_common.data import check_classes, open_source
+from t2t_common.data import open_source
 from t2t_common.data.iterator import Batch
-from t2t_common.evaluations import EvaluateOptions, Result, new_confusion, show_result
+from t2t_common.evaluations import EvaluateOptions, Result, labelled_for, new_confusion, show_result
 from t2t_common.files import check_target
 from t2t_common.options import WeightsOptions
 from t2t_common.per_class import class_report
 from t2t_common.preprocess import Preprocess
 from t2t_common.terminal import bar, status
-from t2t_config.class_names import class_names
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
 from t2t_torch.build import compute_dtype
@@ -78,8 +77,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     """
     model, how, saved = load_for_evaluation(options)
     source = open_source(options.data, "val", model.num_classes)
-    check_classes(source, model.num_classes)
-    names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
+    source, names = labelled_for(model.num_classes, source, options, saved)
     model.to(own_device())
     forward = make_forward(model, dtype=compute_dtype(options.dtype))
     confusion = new_confusion(len(names))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from t2t_common.data import (
     steps_per_epoch,
     with_token_labels,
 )
+from t2t_common.data.classes import for_run, other_order
 from t2t_common.data.iterator import Batch, BatchIterator
 from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
@@ -49,11 +51,11 @@ from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_torch.build import Sample, build_model, build_sample, build_step, check_recipe, compute_dtype
-from t2t_torch.checkpoint import load_checkpoint
 from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
 from t2t_torch.optim import freeze
 from t2t_torch.processes import Interruption, checked_data, joined_processes, own_device, process_count, process_index
+from t2t_torch.start import begun_classes, start_from
 from t2t_torch.step import TrainState, TrainStep, make_forward
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 
@@ -79,8 +81,8 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
-    notes: list[str] = dataclasses.field(default_factory=list)
-    """What to tell before the first step."""
+    notes: Sequence[str] = ()
+    """What the user should know before the first step: the order of the classes, files passed over, the head."""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -88,12 +90,20 @@ class Run:
         return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
-def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
+def prepare(
+    recipe: Recipe,
+    *,
+    init_from: str | Path | None = None,
+    fresh_head: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Opens the data, builds model and optimiser, and sets the state before the first step.
 
     Args:
         recipe: what to train.
         init_from: weights to start from.
+        fresh_head: whether their classifier is left out.
+        class_names: in the order of the run that goes on; None takes that of the weights or of the data.
 
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
@@ -123,9 +133,12 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
-    started_from = None if init_from is None else load_checkpoint(model, init_from)
-    if started_from is not None:
+    started_from, head = None, None
+    if init_from is not None:
+        started_from, head = start_from(model, init_from, fresh_head=fresh_head)
         started_from.check_finite()
+    data = checked_data(data_identity(train_source, val_source))
+    train_source, val_source, notes = for_run(train_source, val_source, num_classes, begun=class_names, head=head)
     freeze(model, recipe.frozen or ())
     model.to(device)
 
@@ -142,7 +155,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
         how=how,
         class_names=train_source.class_names,
         classes=classes_with_images(train_source, val_source),
-        data=checked_data(data_identity(train_source, val_source)),
+        data=data,
         ran_on={"processes": process_count(), "devices": process_count(), "kind": device_kind()},
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=put, **processes),
@@ -156,12 +169,17 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
             confusion=confusion,
         ),
         started_from=started_from,
-        notes=[] if note is None else [note],
+        notes=[*notes, *([] if note is None else [note])],
     )
 
 
 def train(
-    recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None, watch: Watch | None = None
+    recipe: Recipe,
+    workdir: str | Path,
+    *,
+    init_from: str | Path | None = None,
+    fresh_head: bool = False,
+    watch: Watch | None = None,
 ) -> Accuracy:
     """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy. Other arguments: `prepare`,
     and what `watch` asks for.
@@ -172,7 +190,9 @@ def train(
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
     watch = watch or Watch()
-    run = prepare(with_saved_head(recipe, Path(workdir)), init_from=init_from)
+    recipe = with_saved_head(recipe, Path(workdir))
+    begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head)
+    run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
     result = None
@@ -184,6 +204,8 @@ def train(
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
+        if stored := other_order(checkpoints.metadata.get("class_names"), run.class_names):
+            run = begin(class_names=stored)
         first_step = resume(run, checkpoints, workdir)
         reporter = stack.enter_context(
             Reporter(
@@ -303,6 +325,8 @@ class Options:
     recipe: tyro.conf.OmitArgPrefixes[Recipe]
     init_from: Path | None = None
     """Weights to start from: .pth, .pth.tar, .safetensors, a run's folder; a head for other classes starts anew."""
+    fresh_head: bool = False
+    """Train a new classifier, whatever the weights to start from have."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE_torch."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
@@ -324,7 +348,13 @@ def main(args: Sequence[str]) -> int:
     with joined_processes():
         leads = process_index() == 0
         try:
-            result = train(options.recipe, workdir, init_from=options.init_from, watch=options.watch)
+            result = train(
+                options.recipe,
+                workdir,
+                init_from=options.init_from,
+                fresh_head=options.fresh_head,
+                watch=options.watch,
+            )
         except TrainingDivergedError as error:
             if leads:
                 print(f"error: {error}", file=sys.stderr)

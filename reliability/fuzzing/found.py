@@ -208,6 +208,20 @@ _FOUND = (
         "run.json with brackets 900 deep was read, and ended the run that continues when it was written again.",
         "tests/common/run_page/test_record.py::test_a_file_that_makes_no_sense_is_as_none",
     ),
+    (
+        "Of a tar shard that was cut off between two members, or had a damaged header, the rest was left out without a "
+        "word.",
+        "tests/common/data/test_tar.py::test_a_tar_cut_anywhere_is_refused",
+    ),
+    (
+        "Names of class folders with escape sequences, line breaks or bytes that are no UTF-8 went to the terminal as "
+        "they are, and kept the page of the run from being written.",
+        "tests/common/data/test_folders.py::test_names_that_cannot_be_printed",
+    ),
+    (
+        "A name in brackets was read as markup: bad[copy].jpg was told as bad.jpg.",
+        "tests/common/test_terminal.py::test_a_run_says_names_as_they_are",
+    ),
 )
 
 DEFECTS = tuple(Defect(what, test) for what, test in _FOUND)

@@ -38,6 +38,7 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int
         ValueError: a file is missing, truncated, or the two do not belong together.
     """
     prefix = "train" if split == "train" else "t10k"
+    folder = idx_folder(folder) or folder
     image_file, label_file = (_idx_file(folder, f"{prefix}-{kind}") for kind in ("images", "labels"))
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
@@ -45,12 +46,24 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int
             f"{image_file} {images.shape} and {label_file} {labels.shape} do not belong "
             "together: expected (N, H, W) and (N,)"
         )
-    known = [read_idx(path) for path in folder.glob("*labels*idx1*")]
+    known = [read_idx(path) for path in _files(folder, "*labels*idx1*")]
     return images, labels.astype(np.int32), 1 + max(int(values.max(initial=0)) for values in known)
 
 
+def idx_folder(root: Path) -> Path | None:
+    """`root`, or its folder `raw`, as torchvision has it, where IDX files of images are there; else None."""
+    return next((folder for folder in (root, root / "raw") if _files(folder, "*images*idx3*")), None)
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files by name; of a folder that is called like one, as some archives have it, the file of its name in it."""
+    found = sorted(folder.glob(pattern))
+    inner = [path / path.name for path in found if path.is_dir()]
+    return [path for path in found if path.is_file()] or [path for path in inner if path.is_file()]
+
+
 def _idx_file(folder: Path, name: str) -> Path:
-    found = sorted(folder.glob(f"{name}*"))
+    found = _files(folder, f"{name}*")
     if not found:
         raise ValueError(f"no {name}-* file in {folder}: all four IDX files are needed, .gz or not")
     return found[0]

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from t2t_common.data.classes import MappedSource
 from t2t_common.data.sources import ArraySource, EncodedSource, FolderSource, Source
 from t2t_common.data.tar import TarSource
 from t2t_common.data.token_labels import TokenLabelSource
@@ -78,6 +79,8 @@ def classes_with_images(*sources: Source) -> set[int]:
 
 
 def _classes_with_images(source: Source) -> set[int]:
+    if isinstance(source, MappedSource):
+        return {source.places[label] for label in _classes_with_images(source.source)}
     if isinstance(source, TokenLabelSource):
         source = source.images
     if isinstance(source, ArraySource):

@@ -55,6 +55,7 @@ class TokenLabelSource:
             raise ValueError("token_labels are maps beside image files: they need --data with train/CLASS/*.jpg")
         self._images, self._folder = images, Path(folder)
         self.num_classes, self.class_names = images.num_classes, images.class_names
+        self.notes = images.notes
         if not self._folder.is_dir():
             raise FileNotFoundError(f"no folder of label maps {folder}: check --token-labels")
         self._limit = num_classes

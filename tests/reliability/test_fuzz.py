@@ -56,6 +56,8 @@ SHORT = {
     "label_map": 40,
     "idx": 60,
     "tar": 60,
+    "tar_whole": 60,
+    "image_folder": 40,
     "class_files": 60,
     "parity_report": 40,
     "run_page": 25,
