@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from reliability import disk_faults, process_faults, record
+from reliability import disk_faults, group_faults, process_faults, record
 from reliability.disk_faults import Trial
 from reliability.kills import kill_often
 from reliability.mounts import enter_namespace
@@ -40,6 +40,10 @@ FAULTS: Mapping[str, Trial] = {
     "second writer": process_faults.second_writer,
     "signal twice": process_faults.sigterm_twice,
     "clock jumps": process_faults.clock_jumps,
+    "group is asked to stop": group_faults.group_is_asked_to_stop,
+    "group is asked to stop twice": group_faults.group_is_asked_twice,
+    "kill -9 leaves nobody": group_faults.killed_leaves_nobody,
+    "data timeout leaves nobody": group_faults.timeout_leaves_nobody,
 }
 FAULTS_OF_TWO: Mapping[str, Trial] = {
     "one of two processes dies": process_faults.peer_dies,
