@@ -94,7 +94,7 @@ class Reporter:
         self._writers: list[Writer] = []
         self._page: RunPage | None = None
         if leads:
-            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {})
+            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {}, say=self.say)
             self._page = RunPage(
                 workdir,
                 first_step=first_step,

@@ -31,8 +31,8 @@ from t2t_common.lock import locked
 from t2t_common.peak import run_peak
 from t2t_common.preprocess import Preprocess
 from t2t_common.report import Reporter, TrainingDivergedError
-from t2t_common.run_folder import check_workdir
-from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, check_beginning, check_workdir, note_not_recognised, torch_steps
+from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata, saved_by
 from t2t_common.watch import Watch
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
 from t2t_config import recipe as named_recipe
@@ -149,11 +149,11 @@ def train(
     run = prepare(recipe, init_from=init_from)
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
-    result = None
+    result = lock = None
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         if process_index() == 0:
-            stack.enter_context(locked(workdir))
+            lock = stack.enter_context(locked(workdir))
         check_workdir(workdir, "t2t_torch")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
@@ -182,9 +182,12 @@ def train(
         )
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        saving = Saving(run, reporter, checkpoints, interruption)
+        saving = Saving(run, reporter, checkpoints, interruption, lock)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+            names = (f"{step}{SUFFIX}" for step in torch_steps(workdir / CHECKPOINTS))
+            if (note := note_not_recognised(workdir, names)) is not None:
+                reporter.say(note)
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
@@ -251,9 +254,10 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe.
+        ValueError: the checkpoint is of another recipe; or there is none where one has to be.
     """
     if checkpoints.latest_step is None:
+        check_beginning(workdir, saved_by=saved_by(run.recipe, run.steps_per_epoch))
         return 0
     changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
     if changes:
