@@ -20,6 +20,8 @@ import tyro
 
 T = TypeVar("T")
 
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
+
 OK, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED, CUT_OFF = 130, 141
 """As a shell has them: 128 and the number of the signal, SIGINT and SIGPIPE."""
@@ -45,7 +47,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
 
 
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None = None) -> int:
-    """Exit code of `main`; ValueError and OSError become one line on stderr and code 2."""
+    """Exit code of `main`; ValueError, OSError and a lack of memory become one line on stderr and code 2."""
     try:
         code = main(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
@@ -57,6 +59,11 @@ def run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None = None)
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
         return _complain(str(error))
+    except Exception as error:
+        if not _tells_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return _complain(f"out of memory ({reason[:200]}): choose a smaller --batch-size, image size or model")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
@@ -84,6 +91,11 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that was asked to stop twice has ended well all the same
     sys.exit(code)
+
+
+def _tells_of_memory(error: BaseException) -> bool:
+    """PyTorch on the CPU and XLA have no type of their own for it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
 def _complain(text: str) -> int:

@@ -93,6 +93,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     check_classes(train_source, num_classes)
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
+    new_confusion(num_classes)  # which the first evaluation needs: rather now than after an epoch
     train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)

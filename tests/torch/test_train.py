@@ -257,6 +257,9 @@ def test_two_epochs_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["digits", "--init-from", "/nowhere"], "no checkpoint file at /nowhere"),
         (["digits", "--num-classes", "7"], "set --num-classes 10"),
         (["digits", "--frozen", "nothing"], "frozen: the model has no parameter 'nothing'"),
+        (["digits", "--lr", "inf"], "lr must be finite in float32, got inf"),
+        (["digits", "--std", "0"], "std must be positive, got (0.0,)"),
+        (["digits", "--num-classes", "2000000000"], "num_classes 2,000,000,000 is too large"),
     ],
 )
 def test_mistakes_are_one_line(args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -265,6 +268,16 @@ def test_mistakes_are_one_line(args: list[str], message: str, tmp_path: Path, ca
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert message in said
+
+
+def test_a_lack_of_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(training, "build_model", lambda recipe: torch.empty(2**58))
+    assert cli.run(training.main, ["digits", "--workdir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (")
+    assert said.count("\n") == 1
 
 
 def test_help_names_this_command(capsys: pytest.CaptureFixture[str]):
