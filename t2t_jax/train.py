@@ -27,6 +27,8 @@ from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
 from t2t_common.run_folder import check_beginning, check_workdir, note_not_recognised
 from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata, saved_by
+from t2t_common.start_block import start_block
+from t2t_common.terminal import say
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
@@ -191,6 +193,9 @@ def train(
         stack.enter_context(told_of_loss())
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
+        block = {"steps_per_epoch": run.steps_per_epoch, "first_step": first_step, "devices": reporter.devices}
+        if first_step < last_step:
+            reporter.start(start_block(recipe, run.how, run.state.raw, workdir=workdir, **block))
         saving = Saving(run, reporter, checkpoints, interruption, lock)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
@@ -335,9 +340,9 @@ def main(args: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED
     except RunInterruptedError as stop:
-        print(stop)
+        say(str(stop))
         return cli.OK
-    print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+    say(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 

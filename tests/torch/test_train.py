@@ -242,7 +242,9 @@ def test_two_epochs_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[
     """The command as a user types it; the whole recipe reaches 99 %."""
     args = ["digits", "--epochs", "2", "--warmup-epochs", "0", "--workdir", str(tmp_path), "--data-threads", "0"]
     assert cli.run(training.main, args) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    first, *_, last = shown = capsys.readouterr().out.splitlines()
+    assert first.startswith("model     t2t_vit_")
+    assert sum(line.startswith("step     50/88   loss ") for line in shown) == 1
     assert last.endswith(f"of 360), weights in {tmp_path}")
     assert float(last.split()[1]) > 50
 
