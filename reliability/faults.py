@@ -134,8 +134,7 @@ DEFECTS = tuple(
         ),
         (
             "Two runs wrote into one workdir after its lock had been removed.",
-            "tests/common/test_lock.py::"
-            "test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other",
+            "tests/common/test_lock.py::test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other",
         ),
         (
             "A lock that was a link had the file that it leads to written over.",

@@ -86,9 +86,7 @@ class Lock:
                 if not _try_lock(file):
                     file.seek(0)
                     holder = file.read(200).strip() or "another process"
-                    raise ValueError(
-                        f"{self._workdir} is in use by {holder}: wait for it, or choose another --workdir"
-                    )
+                    raise ValueError(f"{self._workdir} is in use by {holder}: wait for it, or choose another --workdir")
                 if attempt + 1 < _ATTEMPTS and not _is_at(file, self._path):  # removed since it was opened
                     file.close()
                     continue

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
 
-
 _LARGEST = 3.4e38
 """Of float32, rounded down."""
 

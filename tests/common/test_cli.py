@@ -34,7 +34,10 @@ def test_errors_of_the_user_are_one_line(error: Exception, says: str, capsys: py
     [
         (MemoryError(), "MemoryError"),
         (MemoryError("Unable to allocate 7.28 TiB"), "Unable to allocate 7.28 TiB"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "CUDA out of memory. Tried to allocate 2 GiB."),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
+            "CUDA out of memory. Tried to allocate 2 GiB.",
+        ),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "RESOURCE_EXHAUSTED: Out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
     ],

@@ -63,7 +63,7 @@ def test_an_image_without_pixels(tmp_path: Path, width: int, height: int):
     for place in (6, frame + 5):
         content[place : place + 4] = struct.pack("<2H", width, height)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"unreadable image .*photo.gif \(.*"):
+    with pytest.raises(ValueError, match=r"unreadable image .*photo.gif \(.*"):
         open_image(path)
 
 

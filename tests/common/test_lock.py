@@ -156,7 +156,9 @@ with locked(Path(sys.argv[1])) as lock:
 
 def test_where_there_is_no_fcntl_another_lock_of_the_system_is_taken(tmp_path: Path):
     """As on Windows."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     first, second = done.stdout.splitlines()
     assert first == "None"
     assert "is in use by process" in second

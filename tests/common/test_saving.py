@@ -73,7 +73,9 @@ def test_a_run_that_is_asked_at_its_last_step_has_ended():
     assert saved(asked_at=12) == [(12, None, 55.0)]
 
 
-@pytest.mark.parametrize(("every", "every_steps", "step"), [(1, None, 8), (2, None, 16), (1, 3, 4), (1, 4, 8), (9, 5, 10)])
+@pytest.mark.parametrize(
+    ("every", "every_steps", "step"), [(1, None, 8), (2, None, 16), (1, 3, 4), (1, 4, 8), (9, 5, 10)]
+)
 def test_the_second_checkpoint_of_a_run(every: int, every_steps: int | None, step: int):
     recipe = Recipe("t2t_vit_micro", checkpoint_every=every, checkpoint_every_steps=every_steps)
     assert saved_by(recipe, STEPS_PER_EPOCH) == step

@@ -12,7 +12,9 @@ from t2t_config import Recipe
 
 
 def test_what_a_run_is():
-    recipe = Recipe("t2t_vit_micro", data="photos", img_size=16, num_classes=4, epochs=3, cooldown_epochs=1, batch_size=8)
+    recipe = Recipe(
+        "t2t_vit_micro", data="photos", img_size=16, num_classes=4, epochs=3, cooldown_epochs=1, batch_size=8
+    )
     weights = {"a": np.zeros((3, 5)), "b": np.zeros(())}
     how = Preprocess.of_recipe(recipe)
     facts = {"steps_per_epoch": 1000, "first_step": 20, "devices": "2 × cpu", "workdir": Path("runs/it")}

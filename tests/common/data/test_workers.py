@@ -42,9 +42,7 @@ LIMIT = 60
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 @pytest.mark.parametrize("stopped", [False, True], ids=["works", "is stopped"])
-def test_workers_do_not_go_by_signals_of_their_group_and_end_with_the_run(
-    method: str, stopped: bool, tmp_path: Path
-):
+def test_workers_do_not_go_by_signals_of_their_group_and_end_with_the_run(method: str, stopped: bool, tmp_path: Path):
     """All of them hold the pipe that they write to: it ends when the last is gone, the fork server too."""
     script = tmp_path / "run.py"
     script.write_text(STARTS)
