@@ -75,8 +75,12 @@ def continue_lines(path: Path, step: int) -> list[str]:
         numbers = ", ".join(str(line.number) for line in damaged[:5]) + (", ..." if len(damaged) > 5 else "")
         which = f"line {numbers} is" if len(damaged) == 1 else f"{len(damaged)} lines ({numbers}) are"
         texts = [f"{path.name}: {which} damaged: kept in {aside.name}, all others stay"]
-    sound = (line for line in lines if line.values is not None and line.number not in strangers)
-    _replace(path, b"".join(line.text + b"\n" for line in sound if line.values["step"] <= step))
+    kept = [
+        line.text + b"\n"
+        for line in lines
+        if line.number not in strangers and line.values is not None and line.values["step"] <= step
+    ]
+    _replace(path, b"".join(kept))
     return texts
 
 
