@@ -83,7 +83,7 @@ def wait_for_nobody(run: Running) -> float:
     """
     start, group = time.perf_counter(), run.processes[0].pid
     while (left := group_members(group)) and time.perf_counter() - start < LEFT_SECONDS:
-        time.sleep(0.01)
+        time.sleep(0.1)
     took = round(time.perf_counter() - start, 1)
     if left:
         os.killpg(group, signal.SIGKILL)
