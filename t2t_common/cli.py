@@ -22,6 +22,8 @@ from t2t_common.terminal import escaped_streams, unescaped_streams
 
 T = TypeVar("T")
 
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
+
 OK, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED, CUT_OFF = 130, 141
 """As a shell has them: 128 and the number of the signal, SIGINT and SIGPIPE."""
@@ -47,7 +49,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
 
 
 def run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None = None) -> int:
-    """Exit code of `main`; ValueError and OSError become one line on stderr and code 2.
+    """Exit code of `main`; ValueError, OSError and a lack of memory become one line on stderr and code 2.
 
     Whatever is printed meanwhile, no name of a file or class gives orders to the terminal.
     """
@@ -67,6 +69,11 @@ def _run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None) -> in
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
         return _complain(str(error))
+    except Exception as error:
+        if not _tells_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return _complain(f"out of memory ({reason[:200]}): choose a smaller --batch-size, image size or model")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
@@ -95,6 +102,11 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that was asked to stop twice has ended well all the same
     sys.exit(code)
+
+
+def _tells_of_memory(error: BaseException) -> bool:
+    """PyTorch on the CPU and XLA have no type of their own for it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
 def _complain(text: str) -> int:

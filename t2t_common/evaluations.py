@@ -81,8 +81,18 @@ def labelled_for(
 
 
 def new_confusion(num_classes: int) -> np.ndarray:
-    """Images by class (row) and first guess (column), none yet."""
-    return np.zeros((num_classes, num_classes), np.int64)
+    """Images by class (row) and first guess (column), none yet.
+
+    Raises:
+        ValueError: there are too many classes for the memory.
+    """
+    try:
+        return np.zeros((num_classes, num_classes), np.int64)
+    except (MemoryError, ValueError) as error:  # the latter beyond what can be addressed
+        raise ValueError(
+            f"num_classes {num_classes:,} is too large: counting what each class is taken for needs "
+            f"{8 * num_classes**2 / 2**30:,.0f} GiB"
+        ) from error
 
 
 def show_result(options: EvaluateOptions, result: Result) -> None:

@@ -78,6 +78,8 @@ def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image
 
 
 def _check_size(width: int, height: int) -> None:
+    if min(width, height) < 1:
+        raise ValueError(f"{width}x{height} has no pixels")
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width}x{height} are more than {MOST_PIXELS:,} pixels")
     if max(width, height) > LONGEST_SIDE * min(width, height):

@@ -26,7 +26,30 @@ KEPT = "\n\t"
 """Control characters that may go to a terminal; a carriage return only where a line begins anew with it."""
 
 
-def make_console(**options: Any) -> Console:
+class LastingConsole(Console):
+    """A console of what goes on although nobody reads it any more, as when SIGTERM also ends the `tee` behind a run:
+    from then on it prints nothing."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        ignore_broken_stdout()
+
+
+def ignore_broken_stdout() -> None:
+    """Has stdout lead to nowhere: whoever read it is gone, and the interpreter would complain in the end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Prints a line, unless whoever read the output is gone: that is no failure of what is told of."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        ignore_broken_stdout()
+
+
+def make_console(kind: type[Console] = Console, **options: Any) -> Console:
     """rich's console with `options` of its own; without any colour or style where NO_COLOR (no-color.org) is set.
 
     A notebook gets the lines as a pipe does: rich's widgets need more than a kernel has, and kernels set FORCE_COLOR,
@@ -34,7 +57,7 @@ def make_console(**options: Any) -> Console:
     """
     if Console().is_jupyter:
         options = {"force_jupyter": False, "force_terminal": False, **options}
-    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", **options)
+    return kind(color_system=None if os.environ.get("NO_COLOR") else "auto", **options)
 
 
 def plain(text: str) -> Text:

@@ -27,14 +27,17 @@ from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
 from t2t_common.resuming import check_same_run, with_saved_head
-from t2t_common.run_folder import check_workdir
+from t2t_common.run_folder import check_beginning, check_workdir, note_not_recognised
 from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
-from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
+from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata, saved_by
+from t2t_common.start_block import start_block
+from t2t_common.terminal import say
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_jax.build import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
+from t2t_jax.checkpoint import CHECKPOINTS, checkpoint_steps
 from t2t_jax.data import (
     Preprocess,
     TrainIterator,
@@ -83,7 +86,7 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
-    notes: Sequence[str] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
     """What the user should know before the first step: the order of the classes, files passed over, the head."""
 
     @property
@@ -127,6 +130,7 @@ def prepare(
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
     note = head_note(expected, num_classes, max(train_source.num_classes, val_source.num_classes))
+    new_confusion(num_classes)  # which the first evaluation needs: rather now than after an epoch
     train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
@@ -195,11 +199,11 @@ def train(
     run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
-    result = None
+    result = lock = None
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         if jax.process_index() == 0:
-            stack.enter_context(locked(workdir))
+            lock = stack.enter_context(locked(workdir))
         check_workdir(workdir, "t2t_jax")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
@@ -229,9 +233,15 @@ def train(
         stack.enter_context(told_of_loss())
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        saving = Saving(run, reporter, checkpoints, interruption)
+        block = {"steps_per_epoch": run.steps_per_epoch, "first_step": first_step, "devices": reporter.devices}
+        if first_step < last_step:
+            reporter.start(start_block(recipe, run.how, run.state.raw, workdir=workdir, **block))
+        saving = Saving(run, reporter, checkpoints, interruption, lock)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+            names = map(str, checkpoint_steps(workdir / CHECKPOINTS))
+            if (note := note_not_recognised(workdir, names)) is not None:
+                reporter.say(note)
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
         for note in run.notes:
@@ -273,11 +283,7 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
 
 
 @contextlib.contextmanager
-def explained(
-    begin: Callable[..., Run],
-    checkpoints: TrainingCheckpoints,
-    workdir: Path,
-) -> Iterator[None]:
+def explained(begin: Callable[..., Run], checkpoints: TrainingCheckpoints, workdir: Path) -> Iterator[None]:
     """Adds to a `TrainingDivergedError` what went first, by a second run from the last good state (see diverged.py)."""
     try:
         yield
@@ -318,10 +324,11 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe or of other data.
+        ValueError: the checkpoint is of another recipe or of other data; or there is none where one has to be.
     """
     step = checkpoints.latest_step
     if step is None:
+        check_beginning(workdir, saved_by=saved_by(run.recipe, run.steps_per_epoch))
         return 0
     last_step = run.recipe.total_epochs * run.steps_per_epoch
     run.notes += check_same_run(checkpoints.metadata, run.metadata, workdir, step=step, last_step=last_step)
@@ -381,9 +388,9 @@ def main(args: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED
     except RunInterruptedError as stop:
-        print(stop)
+        say(str(stop))
         return cli.OK
-    print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+    say(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 

@@ -42,9 +42,11 @@ from t2t_common.peak import run_peak
 from t2t_common.preprocess import Preprocess
 from t2t_common.report import Reporter, TrainingDivergedError
 from t2t_common.resuming import check_same_run, with_saved_head
-from t2t_common.run_folder import check_workdir
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, check_beginning, check_workdir, note_not_recognised, torch_steps
 from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
-from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
+from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata, saved_by
+from t2t_common.start_block import start_block
+from t2t_common.terminal import say
 from t2t_common.watch import Watch
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
@@ -81,7 +83,7 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
-    notes: Sequence[str] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
     """What the user should know before the first step: the order of the classes, files passed over, the head."""
 
     @property
@@ -123,6 +125,7 @@ def prepare(
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
     note = head_note(expected, num_classes, max(train_source.num_classes, val_source.num_classes))
+    new_confusion(num_classes)  # which the first evaluation needs: rather now than after an epoch
     train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
@@ -195,11 +198,11 @@ def train(
     run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
-    result = None
+    result = lock = None
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         if process_index() == 0:
-            stack.enter_context(locked(workdir))
+            lock = stack.enter_context(locked(workdir))
         check_workdir(workdir, "t2t_torch")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
@@ -230,9 +233,15 @@ def train(
         )
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        saving = Saving(run, reporter, checkpoints, interruption)
+        block = {"steps_per_epoch": run.steps_per_epoch, "first_step": first_step, "devices": reporter.devices}
+        if first_step < last_step:
+            reporter.start(start_block(recipe, run.how, run.state.raw, workdir=workdir, **block))
+        saving = Saving(run, reporter, checkpoints, interruption, lock)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+            names = (f"{step}{SUFFIX}" for step in torch_steps(workdir / CHECKPOINTS))
+            if (note := note_not_recognised(workdir, names)) is not None:
+                reporter.say(note)
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
         for note in run.notes:
@@ -304,10 +313,11 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe or of other data.
+        ValueError: the checkpoint is of another recipe or of other data; or there is none where one has to be.
     """
     step = checkpoints.latest_step
     if step is None:
+        check_beginning(workdir, saved_by=saved_by(run.recipe, run.steps_per_epoch))
         return 0
     last_step = run.recipe.total_epochs * run.steps_per_epoch
     run.notes += check_same_run(checkpoints.metadata, run.metadata, workdir, step=step, last_step=last_step)
@@ -361,10 +371,10 @@ def main(args: Sequence[str]) -> int:
             return cli.FAILED
         except RunInterruptedError as stop:
             if leads:
-                print(stop)
+                say(str(stop))
             return cli.OK
     if leads:
-        print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+        say(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 

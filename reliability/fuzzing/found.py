@@ -123,7 +123,7 @@ _FOUND = (
     ),
     (
         "A line of metrics.jsonl that is no object with a step ended the run that continues.",
-        "tests/common/test_writers.py::test_lines_are_read_up_to_one_that_makes_no_sense",
+        "tests/common/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
     ),
     (
         "A metrics.jsonl that is a link was followed.",

@@ -46,6 +46,8 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int
             f"{image_file} {images.shape} and {label_file} {labels.shape} do not belong "
             "together: expected (N, H, W) and (N,)"
         )
+    if 0 in images.shape[1:]:
+        raise ValueError(f"the images in {image_file} are {images.shape[1]}x{images.shape[2]}: get the file again")
     known = [read_idx(path) for path in _files(folder, "*labels*idx1*")]
     return images, labels.astype(np.int32), 1 + max(int(values.max(initial=0)) for values in known)
 

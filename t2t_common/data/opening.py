@@ -19,6 +19,9 @@ HELD_OUT_PER_DIGIT = 36
 DEEPEST = 3
 """Folders, each the only one in the last, that are looked through for the data."""
 
+MOST_CLASSES = 100_000
+"""Of any data set; ImageNet-21k has 21,841. A label beyond is a mistake, and its head would fill the memory."""
+
 
 def open_source(data: str | Path, split: Split, num_classes: int | None = None) -> Source:
     """The images of `split` in `data`, whose kind shows in what the folder contains.
@@ -37,6 +40,14 @@ def open_source(data: str | Path, split: Split, num_classes: int | None = None) 
         ValueError: nothing to read in it, both CIFARs and nothing that tells which, or a damaged file; the message
             names it.
     """
+    source = _open_source(data, split, num_classes)
+    if not len(source):
+        kind = "training" if split == "train" else "validation"
+        raise ValueError(f"{data} has no {kind} images: a file for them is there, but empty")
+    return source
+
+
+def _open_source(data: str | Path, split: Split, num_classes: int | None) -> Source:
     if str(data) == "digits":
         return _digits(split)
     given = Path(data)
@@ -109,7 +120,12 @@ def head_classes(recipe: Recipe, *sources: Source) -> int:
 
 
 def check_classes(source: Source, num_classes: int) -> None:
-    """Raises ValueError if `source` has labels that a head of `num_classes` lacks."""
+    """Raises ValueError if `source` has labels that a head of `num_classes` lacks, or more than any data set."""
+    if source.num_classes > MOST_CLASSES:
+        raise ValueError(
+            f"the data has label {source.num_classes - 1:,}, which would make it {source.num_classes:,} classes, more "
+            f"than {MOST_CLASSES:,}: correct the label"
+        )
     if source.num_classes > num_classes:
         raise ValueError(
             f"the data has {source.num_classes} classes, the model {num_classes}: set --num-classes "

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
 
+_LARGEST = 3.4e38
+"""Of float32, rounded down."""
+
 
 class ExpectedClasses(int):
     """The number of classes of the data set that a recipe is for, as its `num_classes`.
@@ -175,6 +178,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         model_config(self.model)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            figures = value if isinstance(value, tuple) else (value,)
+            right = all(abs(figure) <= _LARGEST for figure in figures if isinstance(figure, float))
+            _require(self, field.name, right, "must be finite in float32")
         at_least_one = (
             "img_size",
             "epochs",
@@ -199,6 +207,8 @@ class Recipe:
             "backbone_lr_scale",
         ):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        _require(self, "eps", self.eps > 0, "must be positive")
+        _require(self, "std", self.std is None or min(self.std, default=0) > 0, "must be positive")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
         for name in ("hflip", "mixup_prob", "mixup_switch_prob", "re_prob"):

@@ -29,6 +29,32 @@ def test_errors_of_the_user_are_one_line(error: Exception, says: str, capsys: py
     assert capsys.readouterr().err == says
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MemoryError"),
+        (MemoryError("Unable to allocate 7.28 TiB"), "Unable to allocate 7.28 TiB"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
+            "CUDA out of memory. Tried to allocate 2 GiB.",
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "RESOURCE_EXHAUSTED: Out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(error: Exception, reason: str, capsys: pytest.CaptureFixture[str]):
+    """With what PyTorch itself raises: tests/torch/test_train.py."""
+
+    def main(args: Sequence[str]) -> int:
+        raise error
+
+    assert cli.run(main, []) == cli.MISUSED
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (")
+    assert reason in said
+    assert said.endswith("): choose a smaller --batch-size, image size or model\n")
+
+
 def test_other_errors_are_ours_and_keep_their_traceback():
     def main(args: Sequence[str]) -> int:
         raise RuntimeError

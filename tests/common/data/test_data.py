@@ -77,6 +77,24 @@ def test_damaged_idx_files_are_named(tmp_path: Path, damage, message: str):
         open_source(tmp_path, "train")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_no_images_at_all(tmp_path: Path, split: str):
+    prefix = "train" if split == "train" else "t10k"
+    write_idx_folder(tmp_path)
+    (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((0, 8, 8))))
+    (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(0)))
+    with pytest.raises(ValueError, match=f"has no {'training' if split == 'train' else 'validation'} images"):
+        open_source(tmp_path, split)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(64, 0, 0), (64, 8, 0)])
+def test_images_without_pixels(tmp_path: Path, shape: tuple[int, ...]):
+    write_idx_folder(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros(shape)))
+    with pytest.raises(ValueError, match=f"train-images-idx3-ubyte are {shape[1]}x{shape[2]}: get the file again"):
+        open_source(tmp_path, "train")
+
+
 def test_missing_idx_file_is_named(tmp_path: Path):
     (write_idx_folder(tmp_path) / "train-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match="no train-labels"):
