@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_config.card import from_config, model_card, to_config
+from t2t_config.extras import install_hint
 from t2t_config.metadata import Metadata
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -153,5 +154,5 @@ def _huggingface_hub() -> Any:
         import huggingface_hub
         import huggingface_hub.errors
     except ModuleNotFoundError as error:
-        raise ValueError("the hub needs huggingface_hub: pip install 't2t-vit[hub]'") from error
+        raise ValueError(f"the hub needs huggingface_hub: {install_hint('hub')}") from error
     return huggingface_hub

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from t2t_config.extras import install_hint
 from t2t_config.layouts import to_official
 from t2t_config.load_report import readable
 from t2t_config.metadata import from_text
@@ -48,8 +49,8 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
     else:
         try:
             from t2t_torch.checkpoint_file import read_checkpoint
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
+        except ImportError as error:
+            raise ValueError(f"{path} needs PyTorch to read: {install_hint('torch')}") from error
         found = read_checkpoint(path, use_ema=use_ema)
         state = {name: _to_numpy(tensor) for name, tensor in found.state_dict.items()}
         texts, entry, is_ema, layout = found.metadata, found.entry, found.is_ema, found.layout

@@ -183,7 +183,9 @@ def train(
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
         saving = Saving(run, reporter, checkpoints, interruption)
-        if first_step:
+        if first_step == last_step:
+            reporter.say(f"the run in {workdir} is finished: all {last_step} steps are done")
+        elif first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
@@ -303,7 +305,7 @@ def main(args: Sequence[str]) -> int:
                 print(stop)
             return cli.OK
     if leads:
-        print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+        print(f"finished: top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 
