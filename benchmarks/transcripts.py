@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -64,6 +65,16 @@ def transcripts(commands: Sequence[str], folder: Path) -> Iterator[tuple[str, di
         yield command, {"seconds": round(time.perf_counter() - start), "printed": done.stdout.splitlines()}
 
 
+def processor() -> str:
+    """What the processor is called, and how many there are: rounding, and so the last digits, differ between them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {named[0] if named else platform.processor() or platform.machine()}"
+
+
 def _environ() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "120"}
 
@@ -81,7 +92,7 @@ def main(args: Sequence[str]) -> int:
             found[command] = transcript
             console.print(f"{transcript['seconds']} s  {command}", markup=False)
             if options.json is not None:
-                report = {"environment": environment(), "transcripts": found}
+                report = {"environment": environment() | {"processor": processor()}, "transcripts": found}
                 write_text(options.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return cli.OK
 

@@ -151,7 +151,8 @@ def test_options_of_pytest_are_quoted_and_a_test_that_crashes_is_in_the_summary(
 ):
     (tmp_path / "two words").mkdir()
     (tmp_path / "two words/test_crash.py").write_text(
-        "def test_one_that_breaks(parity):\n    raise OSError('`no` such\\nfile')\n\n\ndef test_another():\n    assert False\n"
+        "def test_one_that_breaks(parity):\n    raise OSError('`no` such\\nfile')\n\n\n"
+        "def test_another():\n    assert False\n"
     )
     options = '-k "one and not another"\n-p no:cacheprovider'
     codes = run_action(env, sources, tmp_path, tests='"two words/test_crash.py"', pytest_args=options)
