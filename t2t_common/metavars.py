@@ -47,7 +47,7 @@ def registry() -> ConstructorRegistry:
         finally:
             asked.pop()
         if not isinstance(spec, StructConstructorSpec):
-            return spec
+            return None
         return dataclasses.replace(spec, fields=tuple(map(_named, spec.fields)))
 
     return rules
@@ -59,7 +59,8 @@ def _named(field: StructFieldSpec) -> StructFieldSpec:
         return field
     name = NAMES.get(field.name) or readable(found.metavar)
     name += " [PIXELS]" if name == "PIXELS" and found.nargs != 1 else ""  # or height and width
-    return dataclasses.replace(field, type=Annotated[field.type, tyro.conf.arg(metavar=name)])
+    kind: Any = Annotated[field.type, tyro.conf.arg(metavar=name)]
+    return dataclasses.replace(field, type=kind)
 
 
 def readable(metavar: str) -> str:
