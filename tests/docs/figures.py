@@ -230,6 +230,7 @@ FIGURES: dict[str, list[str]] = {
         f"fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
         "a device that takes 250 ms a step",  # of the command above it
         f"exits {cli.OK}. The same",
+        f"imported ends with exit code {cli.INTERRUPTED}.",
         f"written again every {WORDS[int(writer.SECONDS)]} seconds or more",
         f"more than a {ORDINALS[round(1 / writer.SHARE)]} of the time",
         f"a confusion matrix of up to {confusion.MOST_CLASSES} classes",
