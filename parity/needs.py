@@ -7,7 +7,8 @@ from t2t_config import extras
 
 def prepare_command() -> None:
     """What `python -m parity` does before anything is imported; see `t2t_config.extras.prepare_command`."""
-    extras.prepare_command("parity")
+    if extras.starts_command():
+        extras.prepare_command("parity")
 
 
 def explanation(error: ModuleNotFoundError) -> ImportError:

@@ -4,9 +4,7 @@ and where it lies, counts and predictions in words, command lines.
 NumPy, Pillow, rich and tyro; imports neither PyTorch nor JAX. Sizes and recipes are in `t2t_config`.
 """
 
-import sys
+from t2t_config.extras import prepare_command, starts_command
 
-from t2t_config.extras import prepare_command
-
-if sys.argv[:1] == ["-m"]:  # python -m t2t_common...; the other packages have looked for more than this
+if starts_command():  # python -m t2t_common...; the other packages have looked for more than this
     prepare_command("t2t_common")

@@ -1,10 +1,8 @@
 """Sizes, recipes, published weights, the names in checkpoint files: once for both frameworks. Stdlib only."""
 
-import sys
+from t2t_config.extras import end_at_ctrl_c, starts_command
 
-from t2t_config.extras import end_at_ctrl_c
-
-if sys.argv[:1] == ["-m"]:  # one of our commands starts: see extras.py
+if starts_command():
     end_at_ctrl_c()
 
 from t2t_config.download import cached_download

@@ -68,12 +68,18 @@ def explained(package: str) -> Iterator[None]:
     Raises:
         ImportError: a module of the extra is missing.
     """
-    if sys.argv[:1] == ["-m"]:  # so while Python looks for the module that it runs
+    if starts_command():
         prepare_command(package)
     try:
         yield
     except ModuleNotFoundError as error:
         raise explanation(package, error) from None
+
+
+def starts_command() -> bool:
+    """Whether Python looks for a module of ours to run, `python -m t2t_jax.train`; not for one that imports ours."""
+    words = (word.removeprefix("-m") for word in sys.orig_argv[1:])
+    return sys.argv[:1] == ["-m"] and any(word.partition(".")[0] in NEEDS for word in words)
 
 
 def prepare_command(package: str) -> None:

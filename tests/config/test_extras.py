@@ -122,6 +122,18 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(module: str, tmp_path: Pa
     assert not [line for line in rest if "Traceback" in line or "KeyboardInterrupt" in line]
 
 
+def test_a_module_of_others_that_imports_ours_keeps_its_ctrl_c(tmp_path: Path):
+    """And its own --version."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/__init__.py").write_text("import t2t_config")
+    text = "import signal, sys; print(signal.getsignal(2) is signal.default_int_handler, sys.argv[1:])"
+    (tmp_path / "mine/run.py").write_text(text)
+    command = [sys.executable, "-m", "mine.run", "--version"]
+    environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "True ['--version']\n"
+
+
 def test_ctrl_c_stays_ignored_where_it_was(monkeypatch: pytest.MonkeyPatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
