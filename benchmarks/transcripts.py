@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,10 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} x {named[0] if named else platform.processor() or platform.machine()}"
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    kind = " ".join(facts.get(name, "") for name in ("cpu family", "model", "stepping", "flags"))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{os.cpu_count()} x {name}, {zlib.crc32(kind.encode()):08x}"  # virtual ones hide which they are
 
 
 def _environ() -> dict[str, str]:
