@@ -251,7 +251,9 @@ def _sizes(options: Check | Convert) -> dict[str, object]:
 
 
 def main(args: Sequence[str]) -> int:
-    command: Any = cli.parse(cast("type[Any]", Command), args, prog="python -m parity", description=__doc__ or "")
+    command: Any = cli.parse(
+        cast("type[Any]", Command), args or ["--help"], prog="python -m parity", description=__doc__ or ""
+    )
     console = make_console()
     match command:
         case Check():

@@ -1,5 +1,10 @@
 """Sizes, recipes, published weights, the names in checkpoint files: once for both frameworks. Stdlib only."""
 
+from t2t_config.extras import end_at_ctrl_c, starts_command
+
+if starts_command():
+    end_at_ctrl_c()
+
 from t2t_config.download import cached_download
 from t2t_config.metadata import ModelSpec
 from t2t_config.models import ALIASES, MODELS, ModelConfig, list_models, model_arguments, model_config

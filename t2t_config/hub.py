@@ -15,6 +15,7 @@ from typing import Any
 
 from t2t_config.bounded_json import parse
 from t2t_config.card import from_config, model_card, to_config
+from t2t_config.extras import install_hint
 from t2t_config.hub_names import plain_names
 from t2t_config.metadata import Metadata
 
@@ -168,5 +169,5 @@ def _huggingface_hub() -> Any:
         import huggingface_hub.errors
         import huggingface_hub.file_download
     except ModuleNotFoundError as error:
-        raise ValueError("the hub needs huggingface_hub: pip install 't2t-vit[hub]'") from error
+        raise ValueError(f"the hub needs huggingface_hub: {install_hint('hub')}") from error
     return huggingface_hub

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from t2t_config.extras import install_hint
 from t2t_config.layouts import to_official, unwrap
 from t2t_config.load_report import readable
 from t2t_config.metadata import from_text
@@ -51,8 +52,8 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
     else:
         try:
             from t2t_torch.checkpoint_file import read_checkpoint
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
+        except ImportError as error:
+            raise ValueError(f"{path} needs PyTorch to read: {install_hint('torch')}") from error
         file = read_checkpoint(path, use_ema=use_ema)
         state = {name: _to_numpy(tensor) for name, tensor in file.state_dict.items()}
         found = Weights(state, dict(file.metadata), file.entry, file.is_ema, file.layout, file.prefix, file.ignored)

@@ -237,7 +237,9 @@ def train(
         if first_step < last_step:
             reporter.start(start_block(recipe, run.how, run.state.raw, workdir=workdir, **block))
         saving = Saving(run, reporter, checkpoints, interruption, lock)
-        if first_step:
+        if first_step == last_step:
+            reporter.say(f"the run in {workdir} is finished: all {last_step} steps are done")
+        elif first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
             names = map(str, checkpoint_steps(workdir / CHECKPOINTS))
             if (note := note_not_recognised(workdir, names)) is not None:
@@ -390,7 +392,7 @@ def main(args: Sequence[str]) -> int:
     except RunInterruptedError as stop:
         say(str(stop))
         return cli.OK
-    say(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+    say(f"finished: top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 

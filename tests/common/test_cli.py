@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,34 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]):
 
     assert cli.run(main, []) == cli.INTERRUPTED
     assert capsys.readouterr().err == "stopped\n"
+
+
+LOST = """
+import os, signal, sys, time
+from t2t_common import cli
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # here Python raises KeyboardInterrupt, prints it and forgets it
+
+def main(args):
+    Freed()
+    time.sleep(60)
+    return cli.OK
+
+sys.exit(cli.run(main))
+"""
+
+
+def test_ctrl_c_where_python_forgets_it():
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "stopped\n")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]):
+    assert cli.run(lambda args: 1 / 0, ["digits", "--version"]) == cli.OK  # type: ignore[arg-type, return-value]
+    assert re.fullmatch(r"t2t-vit \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["in the buffer", "more than a pipe holds"])

@@ -101,7 +101,7 @@ def accuracy_of_the_digits() -> float:
     """Top-1 of `python -m t2t_jax.train digits`, in per cent, as it printed it."""
     found = json.loads((ROOT / "benchmarks" / "results" / "transcripts.json").read_text())["transcripts"]
     last = found["python -m t2t_jax.train digits --workdir runs/digits"]["printed"][-1]
-    return float(last.split()[1])
+    return float(last.partition("top-1 ")[2].split()[0])
 
 
 T2T_14 = find_pretrained("t2t_vit_14")
@@ -242,6 +242,7 @@ FIGURES: dict[str, list[str]] = {
         f"fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
         "a device that takes 250 ms a step",  # of the command above it
         f"exits {cli.OK}. The same",
+        f"imported ends with exit code {cli.INTERRUPTED}.",
         f"written again every {WORDS[int(writer.SECONDS)]} seconds or more",
         f"more than a {ORDINALS[round(1 / writer.SHARE)]} of the time",
         f"a confusion matrix of up to {confusion.MOST_CLASSES} classes",

@@ -245,8 +245,13 @@ def test_two_epochs_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[
     first, *_, last = shown = capsys.readouterr().out.splitlines()
     assert first.startswith("model     t2t_vit_")
     assert sum(line.startswith("step     50/88   loss ") for line in shown) == 1
+    assert last.startswith("finished: top-1 ")
     assert last.endswith(f"of 360), weights in {tmp_path}")
-    assert float(last.split()[1]) > 50
+    assert float(last.split()[2]) > 50
+    assert cli.run(training.main, args) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"the run in {tmp_path} is finished: all 88 steps are done" in said
+    assert said[-1] == last
 
 
 @pytest.mark.parametrize(
