@@ -246,6 +246,22 @@ def test_another_dtype_is_another_configuration() -> None:
     assert "bfloat16 in JAX, float32 in PyTorch" in report.verdict
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(torch.float32, jnp.bool_), (torch.float32, jnp.int32), (torch.bool, jnp.int32)]
+)
+def test_a_mask_of_another_type_is_another_configuration(ours: Any, theirs: Any) -> None:
+    def pair(dtype: Any) -> Report:
+        return checked(
+            TorchInner(lambda a, b: (a + b, (a > 0).to(ours))),
+            Inner(lambda a, b: (a + b, (a > 0).astype(dtype))),
+            level="forward",
+        )
+
+    assert not (report := pair(theirs)).passed
+    assert report.verdict.startswith("DIFFERENT: the algorithm is equal, the configuration is not")
+    assert pair({torch.float32: jnp.float32, torch.bool: jnp.bool_}[ours]).passed
+
+
 def test_a_module_that_never_ran_is_no_pass() -> None:
     class TorchUnused(TorchTokens):
         def __init__(self) -> None:
