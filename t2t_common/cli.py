@@ -22,7 +22,7 @@ import tyro
 from t2t_common.complaints import rephrase
 from t2t_common.metavars import registry
 from t2t_common.scripts import called
-from t2t_common.terminal import escaped_streams
+from t2t_common.terminal import escaped_streams, unescaped_streams
 from t2t_config.extras import DISTRIBUTION, end_at_ctrl_c, restore_ctrl_c, version
 
 T = TypeVar("T")
