@@ -123,7 +123,7 @@ def _name(double: Recording, single: Recording, wrong: Wrong) -> list[Cause]:
             continue
         if max(distance(a, b) for a, b in zip(replayed, oracle, strict=True)) < WORSE * noise:
             continue
-        left = alike(*(real(tensors) for tensors in (wrong.value, oracle, replayed)), change.rounding)
+        left = alike(real(wrong.value), real(oracle), real(replayed), change.rounding)
         if left is not None and (best is None or left < best[0]):
             after = max(distance(a, b) for a, b in zip(wrong.value, replayed, strict=True))
             best = left, change, after
