@@ -146,7 +146,7 @@ def _jax_array(name: str, array: np.ndarray, dtype: Any) -> jax.Array:
         elif held != array.dtype and is_integer(held):
             array = converted(array, held)
     except ValueError as error:
-        wide = array.dtype.itemsize == 8 and is_integer(array.dtype)
+        wide = is_integer(array.dtype) and held != array.dtype and (dtype is None or np.dtype(dtype) == held)
         advice = ", and JAX holds wider integers only with jax_enable_x64: switch it on" if wide else ""
         raise ValueError(f"{name}: {error}{advice}") from None
     value = jnp.array(array)

@@ -193,3 +193,27 @@ def test_a_part_that_agrees_by_chance_is_no_cause(name: str, cause: str | None) 
     """A norm moved over a sum returns tensors that are at hand; a comparison negated is no step taken twice."""
     outcome = try_mutation(next(mutation for mutation in MISTAKES if mutation.name == name))
     assert (outcome.module_right, outcome.cause, outcome.false_causes) == (True, cause, ())
+
+
+class Dropped(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop, self.norm = torch.nn.Linear(6, 6), torch.nn.Dropout(0.1), torch.nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.drop(self.fc(x)))
+
+
+def test_of_modules_that_return_the_same_none_is_exchanged() -> None:
+    """A dropout behind the norm in place of before it: in evaluation its results are those of the layer before."""
+    model = double(Dropped())
+    pairs = [pair(model.get_submodule(name), (name, 0)) for name in ("fc", "drop", "norm", "")]
+    hidden = model.fc(X).detach()
+    calls = {
+        ("norm", 0): Call([hidden.numpy()], [model.norm(hidden).detach().numpy()]),
+        ("drop", 0): Call([model.norm(hidden).detach().numpy()], [hidden.numpy()]),
+        ROOT: Call([X.numpy()], [hidden.numpy()]),
+    }
+    rows = [Row("drop", "calls", "forced", "float64", 1.0, 1e-13), Row("", "output", "forced", "float64", 1.0, 1e-13)]
+    causes = name_causes(model, (X,), pairs, calls, rows)
+    assert "branches exchanged" not in {cause.switch for cause in causes}

@@ -233,3 +233,26 @@ def test_a_leaf_of_another_type_is_not_taken():
     with pytest.raises(ValueError, match=r"weight.*kernel"):
         build_ledger({"weight": torch.ones(2, 3)}, Bare())
     assert [entry.axes for entry in build_ledger({"kernel": torch.ones(3, 2)}, Bare())] == [None]
+
+
+class Counted(torch.nn.Module):
+    def __init__(self, count: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("count", count)
+
+
+class FlaxCounted(nnx.Module):
+    def __init__(self, dtype: Any) -> None:
+        self.count = nnx.Variable(jnp.zeros((), dtype))
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype", "advised"),
+    [(300, jnp.uint8, False), (-1, jnp.uint32, False), (5, jnp.bool_, False), (2**33 + 5, jnp.int32, True)],
+)
+def test_wider_integers_are_advised_only_where_they_help(number: int, dtype: Any, advised: bool):
+    model = FlaxCounted(dtype)
+    with pytest.raises(ValueError, match=f"{number} does not fit {np.dtype(dtype)}") as caught:
+        torch_to_jax(Counted(torch.tensor(number)), model, cast=True)
+    assert ("jax_enable_x64" in str(caught.value)) is advised
+    assert not model.count[...]
