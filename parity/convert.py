@@ -16,6 +16,7 @@ from parity.copies import as_dtype
 from parity.ledger import Entry, Ledger, build_ledger, identity, jax_variables
 from parity.rules import Rules
 from parity.storage import raise_problems, unreadable, write
+from parity.subjects import jax_subject
 from parity.wrappers import StateDict, state_of, unwrapped
 
 __all__ = [
@@ -100,6 +101,7 @@ def torch_to_jax(
         ValueError: see `build_ledger`; a tensor without numbers (meta, lazy, sparse, quantised); numbers that do not
             fit; or float64 tensors while JAX has 64-bit types switched off. Nothing is changed then.
     """
+    jax_model = jax_subject(jax_model, "jax_model")
     ledger = build_ledger(source, jax_model, rules)
     variables = jax_variables(jax_model)
     found = jax_arrays(ledger, _read_torch(state_of(source), {entry.torch for entry in ledger}))
@@ -192,6 +194,7 @@ def jax_to_torch(
         ValueError: also where tensors that share memory differ in JAX, and for tensors that cannot be written to (on
             the device meta, sparse, quantised, made in inference mode). Nothing is changed then.
     """
+    jax_model = jax_subject(jax_model, "jax_model")
     ledger = build_ledger(torch_model, jax_model, rules)
     model = unwrapped(torch_model)
     found = torch_arrays(ledger, _read_jax(jax_variables(jax_model), ledger))

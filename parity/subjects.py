@@ -27,8 +27,11 @@ def torch_subject(model: Any) -> torch.nn.Module:
     return model
 
 
-def jax_subject(model: Any) -> nnx.Module:
-    """The flax NNX model, out of `nnx.jit`.
+SECOND = "the second model"
+
+
+def jax_subject(model: Any, name: str = SECOND) -> nnx.Module:
+    """The flax NNX model, out of `nnx.jit`; `name` is what an error calls it.
 
     Raises:
         ValueError: it is none; the text says what to write for the libraries that are known.
@@ -39,8 +42,9 @@ def jax_subject(model: Any) -> nnx.Module:
     if isinstance(model, nnx.Module):
         return model
     if isinstance(model, torch.nn.Module):
-        raise ValueError("the second model is a torch.nn.Module too: the second has to be a flax.nnx.Module")
-    raise ValueError(f"the second model has to be a flax.nnx.Module, not {_kind(model)}{_remedy(model)}")
+        also = " too" if name == SECOND else ""
+        raise ValueError(f"{name} is a torch.nn.Module{also}: it has to be a flax.nnx.Module")
+    raise ValueError(f"{name} has to be a flax.nnx.Module, not {_kind(model)}{_remedy(model)}")
 
 
 def _kind(model: Any) -> str:

@@ -53,6 +53,15 @@ def test_what_is_no_flax_model(model: Any, message: str) -> None:
         parity.check(torch_model(), model, X)
 
 
+def test_weights_are_carried_between_models_of_both_frameworks_alone() -> None:
+    with pytest.raises(ValueError, match=r"jax_model has to be a flax\.nnx\.Module, not flax\.linen's Dense: wrap it"):
+        parity.torch_to_jax(torch_model(), Dense())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"jax_model is a torch\.nn\.Module: it has to be"):
+        parity.jax_to_torch(torch_model(), jax_model())  # type: ignore[arg-type]
+    jitted = jax_model()
+    assert len(parity.torch_to_jax(torch_model(), nnx.jit(jitted))) == 2  # type: ignore[arg-type]
+
+
 def test_exchanged_arguments() -> None:
     with pytest.raises(ValueError, match="exchange the two arguments"):
         parity.check(jax_model(), torch_model(), X)  # type: ignore[arg-type]
