@@ -6,6 +6,12 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
 
+VERIFIED = {
+    "sha256": "verified: SHA-256 of every tensor",
+    "crc32": "verified: CRC-32 of the zip file, which carries no digests",
+    "": "not verified: carries no digests, so a changed bit would not be noticed",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
@@ -22,6 +28,8 @@ class LoadReport:
         left_out: names of the file that the model has no place for.
         missing: names of the model that the file did not fill; they keep the values they had, in a new model
             their initialisation.
+        verified: what the bytes were compared with: "sha256" for the digests that are saved with every checkpoint,
+            "crc32" for those of a zip file (see `t2t_config.digests`), "" for nothing: the file carries neither.
     """
 
     path: str
@@ -32,6 +40,7 @@ class LoadReport:
     resized: Mapping[str, str]
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
+    verified: str = ""
 
     def warn(self, *, fresh_classifiers: bool, stacklevel: int = 3) -> None:
         """Says by a UserWarning what is not as the file has it, if anything.
@@ -61,6 +70,7 @@ class LoadReport:
             lines.append(f"  left out of the file: {', '.join(self.left_out)}")
         if self.missing:
             lines.append(f"  kept as they were in the model: {', '.join(self.missing)}")
+        lines.append(f"  {VERIFIED.get(self.verified, self.verified)}")
         return "\n".join(lines)
 
 

@@ -30,9 +30,12 @@ from flax import nnx
 from t2t_common.files import ensure_writable
 from t2t_common.run_folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.described import ALWAYS, check_size, check_table, making
+from t2t_config.digests import SHA256, compare
 from t2t_config.load_report import LoadReport, readable
 from t2t_config.shapes import saved_grid
+from t2t_jax.digests import array_digests, check_folder, copies_of, read_back
 from t2t_jax.fit import fit
+from t2t_jax.plain_path import plain_path
 from t2t_jax.registry import create_model
 from t2t_jax.replace import exchange, recover, set_aside
 from t2t_jax.stacked import unstack_arrays
@@ -81,6 +84,8 @@ def start_writing(
 
     When this returns, arrays of JAX may be donated and iterators move on: what is written belongs to the
     moment of the call. The function returned may run in another thread. Of several processes, each calls both.
+    What was written is read back, and compared with the copy, before it goes to `path` (with several processes,
+    none of which has all arrays, it is read for its digests only).
 
     Args:
         path: the folder to create; an older one is replaced.
@@ -93,16 +98,20 @@ def start_writing(
     """
     folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
     _silence_orbax()
-    with writing(path), _swept_on_failure(folder):
+    names = contextlib.ExitStack()
+    with writing(path), _swept_on_failure(folder, names):
         recover(path)
         folder.mkdir(exist_ok=True)
-        written = ocp.save_checkpointables_async(folder / "new", dict(items), custom_metadata=dict(metadata))
+        place, copies = names.enter_context(plain_path(folder)), copies_of(items)
+        written = ocp.save_checkpointables_async(place / "new", dict(items), custom_metadata=dict(metadata))
 
     def finish() -> None:
-        with writing(path), _swept_on_failure(folder):
+        with writing(path), _swept_on_failure(folder, names):
             written.result(timeout=LIMIT_SECONDS)
             if jax.process_index() > 0:
                 return
+            read_back(place / "new", copies)
+            names.close()
             if path.exists():
                 exchange(folder / "new", path)
             else:
@@ -125,10 +134,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _swept_on_failure(folder: Path) -> Iterator[None]:
+def _swept_on_failure(folder: Path, names: contextlib.ExitStack) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        names.close()
         for _ in range(10):  # Orbax's threads go on writing for a moment
             shutil.rmtree(folder, ignore_errors=True)
             threading.Event().wait(0.1)  # no error of its own, whatever happens to the system's time
@@ -175,15 +185,20 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
     folder = find_checkpoint(path)
     item = "ema" if use_ema and (folder / "ema").is_dir() else "model"
     try:
-        saved = ocp.metadata(folder, checkpointable_name=item)
-        shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.metadata.items()}
-        _check_expansion(folder, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values()))
-        like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-        arrays = unstack_arrays(ocp.load_checkpointables(folder, {item: like})[item])
+        digests = check_folder(folder, [item])
+        with plain_path(folder) as place:
+            saved = ocp.metadata(place, checkpointable_name=item)
+            shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.metadata.items()}
+            _check_expansion(folder, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values()))
+            like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+            arrays = ocp.load_checkpointables(place, {item: like})[item]
+        if digests is not None and item in digests:
+            compare(digests[item], array_digests(arrays))
         metadata = dict(saved.custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything, from tensorstore upwards
         raise ValueError(f"cannot read the weights in {folder} ({reason(error)}): get it again") from error
-    return Weights(arrays, metadata, item, item == "ema", "Orbax")
+    verified = "" if digests is None else SHA256
+    return Weights(unstack_arrays(arrays), metadata, item, item == "ema", "Orbax", verified)
 
 
 def _check_expansion(folder: Path, content: int) -> None:
@@ -206,7 +221,9 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         return read_torch_file(path).metadata
     folder = find_checkpoint(path)
     try:
-        return dict(ocp.metadata(folder, checkpointable_name="model").custom_metadata or {})
+        check_folder(folder, ["model"])
+        with plain_path(folder) as place:
+            return dict(ocp.metadata(place, checkpointable_name="model").custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(f"cannot read the metadata in {folder} ({reason(error)}): get it again") from error
 
@@ -274,7 +291,15 @@ def _load(
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}{hint}") from None
     loaded = tuple(name for name in model_arrays(model) if name in fitted.weights)
     return LoadReport(
-        str(path), found.entry, found.is_ema, found.layout, loaded, fitted.resized, fitted.left_out, fitted.missing
+        str(path),
+        found.entry,
+        found.is_ema,
+        found.layout,
+        loaded,
+        fitted.resized,
+        fitted.left_out,
+        fitted.missing,
+        found.verified,
     )
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from t2t_config.digests import SHA256, DamagedError, open_texts, seal_texts
 from t2t_config.layouts import to_official
 from t2t_config.load_report import readable
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
+from t2t_jax.digests import array_digests
 
 DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8"}
 """Of safetensors files. (`safetensors.numpy` knows no bfloat16.)"""
@@ -23,7 +25,8 @@ DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_d
 class Weights(NamedTuple):
     """Arrays by dotted name, the metadata saved with them (`model`, `img_size`, `in_chans`, ...), and their origin.
 
-    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had.
+    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had,
+    `verified` what its bytes were compared with (see `LoadReport.verified`).
     """
 
     arrays: dict[str, np.ndarray]
@@ -31,6 +34,7 @@ class Weights(NamedTuple):
     entry: str
     is_ema: bool
     layout: str
+    verified: str = ""
 
 
 def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
@@ -44,7 +48,8 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        state, texts, entry, is_ema, layout = _read_safetensors(path)
+        state, texts, layout, verified = _read_safetensors(path)
+        entry, is_ema = "", False
     else:
         try:
             from t2t_torch.checkpoint_file import read_checkpoint
@@ -53,12 +58,14 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
         found = read_checkpoint(path, use_ema=use_ema)
         state = {name: _to_numpy(tensor) for name, tensor in found.state_dict.items()}
         texts, entry, is_ema, layout = found.metadata, found.entry, found.is_ema, found.layout
+        verified = found.verified
     metadata = sizes_of({name: array.shape for name, array in state.items()})
     metadata |= from_text(texts)
-    return Weights(from_torch(state), metadata, entry, is_ema, layout)
+    return Weights(from_torch(state), metadata, entry, is_ema, layout, verified)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str], str, bool, str]:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str], str, str]:
+    """The arrays in official names, the metadata, whose names the file had, and what it was compared with."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
     try:
@@ -75,10 +82,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, s
             raise ValueError(f"{path} holds no state dict ({kind}): save model.state_dict()")
         arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     try:
+        metadata, verified = open_texts(metadata, lambda: array_digests(arrays))
+    except DamagedError as error:
+        raise ValueError(
+            f"{path} is damaged or was changed ({error}): get it again, or save its weights anew"
+        ) from error
+    try:
         official, layout = to_official(arrays)
     except ValueError as error:
         raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
-    return official, metadata, "", False, layout.name
+    return official, metadata, layout.name, verified
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
@@ -119,7 +132,14 @@ def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes arrays of a model (see `model_arrays`) as `t2t_torch.save_checkpoint` writes them: official names and
-    layouts, in their own dtypes. Needs no torch. The caller gives the file its final name when it is whole.
+    layouts, in their own dtypes, with digests. Needs no torch. The caller gives the file its final name.
+
+    Raises:
+        ValueError: what is read back is not what was written.
     """
+    state_dict = to_torch(arrays)
+    texts = seal_texts(metadata, array_digests(state_dict))
     # Not `save_file`: it hides a full disk behind a SafetensorError, and gives the file to its owner alone.
-    Path(path).write_bytes(safetensors.numpy.save(to_torch(arrays), dict(metadata) if metadata else None))
+    Path(path).write_bytes(safetensors.numpy.save(state_dict, texts))
+    if _read_safetensors(Path(path))[-1] != SHA256:
+        raise ValueError(f"cannot write {path} (read back, its digests are missing): choose another disk")

@@ -66,6 +66,7 @@ def load_checkpoint(
         fitted.resized,
         fitted.left_out,
         fitted.missing,
+        checkpoint.verified,
     )
 
 

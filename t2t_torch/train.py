@@ -183,6 +183,8 @@ def train(
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
         saving = Saving(run, reporter, checkpoints, interruption)
+        for line in checkpoints.damaged.lines:
+            reporter.say(line)
         if first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
         elif run.started_from is not None:
