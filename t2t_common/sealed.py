@@ -20,7 +20,7 @@ _START = b"\x72" + bytes([len(_KEY) + 64]) + _KEY
 
 def seal(path: Path) -> None:
     """Adds digests to an exported model that has none."""
-    if zipfile.is_zipfile(path):
+    if _starts_as_zip(path):
         zips.add_digests(path)
     else:
         content = path.read_bytes()
@@ -34,7 +34,7 @@ def check_sealed(path: Path) -> str:
         ValueError: it is not what was written; the message names it, and in a zip the member.
     """
     try:
-        if zipfile.is_zipfile(path):
+        if _starts_as_zip(path):
             return zips.check_digests(path)
         content = path.read_bytes()
         body, start, digest = content[: -len(_START) - 64], content[-len(_START) - 64 : -64], content[-64:]
@@ -45,3 +45,8 @@ def check_sealed(path: Path) -> str:
     except (DamagedError, zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is not as it was exported ({error}): export it again") from error
     return SHA256
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
