@@ -13,7 +13,7 @@ from typing import Any
 from reliability.fuzzing.formats import damaged_pickle, damaged_zip
 from reliability.fuzzing.mutate import Tree, damaged_json, damaged_tree
 from reliability.fuzzing.reader import Reader
-from reliability.fuzzing.weights import by_suffix, jax_model, made
+from reliability.fuzzing.weights import by_suffix, jax_model, made, without_digests
 
 # --- Orbax --------------------------------------------------------------------------------------------------
 
@@ -25,7 +25,8 @@ def orbax_model() -> Reader:
         from t2t_config.metadata import describe_model
         from t2t_jax.checkpoint import save_model
 
-        return [made(lambda folder: save_model(folder / "model", jax_model(), describe_model(jax_model())))]
+        tree = made(lambda folder: save_model(folder / "model", jax_model(), describe_model(jax_model())))
+        return [tree, without_digests(tree)]
 
     def read(folder: Path) -> object:
         from t2t_jax.checkpoint import load_metadata, load_weights
@@ -80,7 +81,8 @@ def training_jax() -> Reader:
                 checkpoints.save(state, iterator, {"model": "t2t_vit_micro", "top1": 50.0})
 
         tree = made(write)
-        return [{name: content for name, content in tree.items() if "/best/" not in name}]
+        tree = {name: content for name, content in tree.items() if "/best/" not in name}
+        return [tree, without_digests(tree)]
 
     def read(folder: Path) -> object:
         from t2t_jax.training_checkpoints import TrainingCheckpoints
@@ -123,7 +125,8 @@ def training_torch() -> Reader:
                 checkpoints.save(state, iterator, {"model": "t2t_vit_micro", "top1": 50.0})
                 (folder / "run/checkpoints/best.pth").unlink()
 
-        return [made(write)]
+        tree = made(write)
+        return [tree, without_digests(tree)]
 
     def change(tree: Tree, rng: Random) -> Tree:
         if rng.random() < 0.1:
