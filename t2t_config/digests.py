@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ KEY = "sha256"
 """Under which digests are kept."""
 METADATA = "metadata"
 """Stands for the metadata among the names of tensors of a safetensors file; tensors of this name have a `/` before."""
+
+_DIGESTS = re.compile(rf'{{.*"{METADATA}": "[0-9a-f]{{64}}"}}', re.DOTALL)
+"""What `seal_texts` writes."""
 
 Digests = Mapping[str, str]
 
@@ -97,6 +101,8 @@ def open_texts(metadata: Mapping[str, str], tensors: Callable[[], Digests]) -> t
     """
     texts = {key: text for key, text in metadata.items() if key != KEY}
     if KEY not in metadata:
+        if any(map(_DIGESTS.fullmatch, texts.values())):  # the bit that changed is in the key
+            raise DamagedError(f"its key {KEY} is missing")
         return texts, ""
     try:
         saved = json.loads(metadata[KEY])

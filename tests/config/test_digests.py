@@ -55,3 +55,5 @@ def test_texts_of_a_safetensors_file():
             open_texts({**texts, **change}, lambda: tensors)
     with pytest.raises(DamagedError, match=r"^a is missing$"):
         open_texts(texts, lambda: {"metadata": "2"})
+    with pytest.raises(DamagedError, match="its key sha256 is missing"):
+        open_texts({"model": "m", "sha25v": texts["sha256"]}, lambda: tensors)
