@@ -143,6 +143,13 @@ def flip(folder: Path, item: str) -> None:
     path.write_bytes(content)
 
 
+def cut_short(folder: Path) -> None:
+    """Every file in it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+
+
 def saved(workdir: Path, *steps: int) -> TrainingCheckpoints:
     """The checkpoints of a run that saved at these steps, and whose iterator is at as many numbers."""
     iterator = numbers()
@@ -156,9 +163,7 @@ def saved(workdir: Path, *steps: int) -> TrainingCheckpoints:
 def test_a_damaged_checkpoint_is_named_on_resume(tmp_path: Path):
     """With none before it nothing is set aside, or the next call would begin anew."""
     saved(tmp_path, 1)
-    for path in (tmp_path / CHECKPOINTS / "1" / "train").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:10])
+    cut_short(tmp_path / CHECKPOINTS / "1" / "train")
     for _ in range(2):
         checkpoints = TrainingCheckpoints(tmp_path, keep=2)
         with pytest.raises(ValueError, match=r"cannot read .*checkpoints/1, nor one before \(train/.*: choose"):
@@ -177,7 +182,7 @@ def test_a_run_falls_back_to_the_checkpoint_before(item: str, tmp_path: Path):
     assert next(iterator) == 1
     assert checkpoints.latest_step == checkpoints.metadata["of"] == 1
     assert names(tmp_path) == ["1", "damaged-2", "damaged-3"]
-    for line, step in zip(checkpoints.damaged.lines, (3, 2), strict=True):
+    for line, step in zip(sorted(checkpoints.damaged.lines), (2, 3), strict=True):
         assert line.startswith(f"checkpoint {tmp_path}/{CHECKPOINTS}/{step} is damaged (")
         assert line.endswith(f"): set aside as damaged-{step}, the run uses the one before")
         assert "\n" not in line
@@ -200,7 +205,7 @@ def test_checkpoints_of_earlier_versions_go_on(tmp_path: Path):
         (tmp_path / CHECKPOINTS / step / "sha256.json").unlink()
     chex.assert_trees_all_equal(TrainingCheckpoints(tmp_path, keep=2).restore(state_at(0), numbers()), state_at(2))
     assert load_model_state(tmp_path).verified == ""
-    (tmp_path / CHECKPOINTS / "2" / "train" / "manifest.ocdbt").write_bytes(b"")
+    cut_short(tmp_path / CHECKPOINTS / "2" / "train")
     checkpoints = TrainingCheckpoints(tmp_path, keep=2)
     chex.assert_trees_all_equal(checkpoints.restore(state_at(0), numbers()), state_at(1))
     assert names(tmp_path) == ["1", "damaged-2"]
