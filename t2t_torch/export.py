@@ -79,12 +79,15 @@ def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | 
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes=batch)
     with replace_file(path) as temporary:
+        plain = temporary.with_name(f"model{path.suffix}")  # PyTorch names the folder in the zip after the file
         if path.suffix == ".pt2":
-            torch.export.save(program, temporary, extra_files={METADATA: json.dumps(facts)})
+            torch.export.save(program, plain, extra_files={METADATA: json.dumps(facts)})
         else:
-            _save_onnx(program, images, batch, temporary, facts)
-        seal(temporary)
-        return demand(_compare(load_exported(temporary), model, sample_images(shape)))
+            _save_onnx(program, images, batch, plain, facts)
+        seal(plain)
+        found = demand(_compare(load_exported(plain), model, sample_images(shape)))
+        plain.rename(temporary)
+        return found
 
 
 def _check_suffix(path: Path) -> None:
