@@ -97,7 +97,7 @@ def judge(format_: Format, folder: Path, whole: Mapping[str, Any]) -> tuple[str,
         found = format_.read(folder)
     except ValueError as error:
         text = str(error)
-        return (REFUSED if str(folder) in text and "\n" not in text else ERROR), text
+        return (REFUSED if str(folder) in text and "\n" not in text else ERROR), text.replace(f"{folder}/", "")
     except Exception as error:  # what should not get out is what is looked for
         return ERROR, f"{type(error).__name__}: {error}"
     changed = [key for key in {**whole, **found} if whole.get(key) != found.get(key)]
