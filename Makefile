@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+DEMO = $(VENV)/.installed-demo
 TIMM = .venv-timm
 TPU = .venv-tpu
 MIN = .venv-min
@@ -14,7 +15,7 @@ PYTHON_NEWEST ?= $(shell pyenv=$${PYENV_ROOT:-$$HOME/.pyenv}/versions; \
 
 .PHONY: demo test test-timm test-tpu test-min test-newest audit lint docs clean
 
-demo: $(INSTALLED)  ## train on real images, carry the weights into PyTorch, prove both models equal
+demo: $(DEMO)  ## train on real images, carry the weights into PyTorch, prove both models equal
 	$(RUN) examples/demo.py
 
 test: $(INSTALLED)  ## the whole suite
@@ -46,6 +47,11 @@ docs: $(INSTALLED)  ## the site of docs/ into site/, warnings as errors
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(DEMO): pyproject.toml constraints.txt  # less than the tests need; `make test` adds the rest to the same place
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
 	touch $@
 
 $(TIMM)/.installed: constraints-timm.txt

@@ -84,11 +84,11 @@ class Parity:
 
     def save(self, report: Report) -> None:
         """Writes the report into the folders of the command line, one file each."""
-        for name, text in (("html", report.to_html), ("json", report.to_json)):
+        for name, write in (("html", report.to_html), ("json", report.to_json)):
             folder = _folder(self.node.config, name)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{self.file_name()}.{name}").write_text(text(), encoding="utf-8")
+                write(folder / f"{self.file_name()}.{name}")
 
     def file_name(self) -> str:
         """The test's name made safe, what it lost in that as a checksum, and a number from the second report on."""

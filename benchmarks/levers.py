@@ -3,7 +3,7 @@
 What each lever does to the program of a TPU that is not there: the T2T module and one block of the backbone, forward
 and backward, in bfloat16, compiled as they are and again with one lever undone, in the form that it replaced. Bytes
 that the program reads and writes, and its temporary memory, an image; never a speed. Needs libtpu
-(pip install 't2t-vit[tpu]').
+(pip install -e ".[tpu]").
 """
 
 from __future__ import annotations

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from t2t_config.extras import prepare_command
+
+if __name__ == "__main__":
+    prepare_command("the demo")
 
 import numpy as np
 import torch
@@ -17,6 +23,7 @@ import torch
 import parity
 from parity.formats import convert
 from parity.models import make_pair
+from t2t_common import cli
 from t2t_common.accuracy import predict
 from t2t_common.evaluations import EvaluateOptions
 from t2t_common.terminal import make_console
@@ -28,7 +35,9 @@ from t2t_jax.step import make_forward
 from t2t_jax.train import train
 
 
-def main(folder: Path) -> int:
+def main(args: Sequence[str]) -> int:
+    """The whole demo; its exit code."""
+    folder = Path(args[0] if args else "demo")
     console = make_console(highlight=False)
     recipe = named_recipe("digits")
     workdir, weights = folder / "run", folder / "digits.pth"
@@ -72,4 +81,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo")))
+    cli.run_and_end(main)

@@ -17,7 +17,7 @@ from parity.power.command import Power, run_power
 from parity.train_command import Train, run_train
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
-from t2t_common.terminal import make_console
+from t2t_common.terminal import make_console, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +56,16 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Rewrite weights in another format, bit for bit: .pth, .pth.tar, .safetensors, Orbax folder, any to any."""
+    """Rewrite weights in another format: .pth, .pth.tar, .safetensors, Orbax folder, any to any.
+
+    Bit for bit, unless other sizes are asked for than the source has; what was changed then is told."""
 
     source: Positional[Path]
     """File or folder to read."""
     target: Positional[Path]
     """File or folder to write; its name says the format (a name without a known ending is an Orbax folder)."""
-    model: str
-    """The model that these weights belong to."""
+    model: str | None = None
+    """The model that these weights belong to, where the source does not tell."""
     img_size: tuple[int, ...] | None = None
     """Pixels, where the source does not tell."""
     in_chans: int | None = None
@@ -174,18 +176,19 @@ def _targets(options: Check | Render, *names: str) -> dict[str, Path]:
 
 
 def _show(report: Any, targets: dict[str, Path], console: Console) -> int:
-    sys.stdout.write(report.render(width=console.width, color=console.is_terminal and console.color_system is not None))
+    color = console.is_terminal and console.color_system is not None
+    (console.file if color else sys.stdout).write(report.render(width=console.width, color=color))
     for name, path in targets.items():
         write_text(path, getattr(report, f"to_{name}")())
-        console.print(f"report written to {path}", soft_wrap=True)
+        console.print(plain(f"report written to {path}"), soft_wrap=True)
     return cli.OK if report.passed else cli.FAILED
 
 
 def convert(options: Convert, console: Console) -> int:
-    from parity.formats import convert as rewrite
+    from parity.formats import carry_over
 
-    with console.status(f"converting {options.source}"):
-        ledger = rewrite(
+    with console.status(plain(f"converting {options.source}")):
+        done = carry_over(
             options.source,
             options.target,
             options.model,
@@ -193,7 +196,10 @@ def convert(options: Convert, console: Console) -> int:
             check=options.check,
             **_sizes(options),
         )
-    console.print(f"{options.target}: {len(ledger)} tensors of {options.model}, bit for bit", soft_wrap=True)
+    for note in done.notes:
+        print(note, file=sys.stderr)
+    how = f"not as in {options.source}: {'; '.join(done.changes)}" if done.changes else "bit for bit"
+    console.print(plain(f"{options.target}: {len(done.ledger)} tensors of {done.model}, {how}"), soft_wrap=True)
     return cli.OK
 
 
@@ -224,7 +230,7 @@ def survey(options: Survey, console: Console) -> int:
             figures.append(figure)
             write(figures, fingerprint(), options.out)
             console.print(f"{figure.name}: {'every gate holds' if figure.passed else 'FAILED'}, {figure.seconds:.0f} s")
-    console.print(f"{len(figures)} models written to {options.out}", soft_wrap=True)
+    console.print(plain(f"{len(figures)} models written to {options.out}"), soft_wrap=True)
     return cli.OK if all(figure.passed for figure in figures) else cli.FAILED
 
 
@@ -245,7 +251,9 @@ def _sizes(options: Check | Convert) -> dict[str, object]:
 
 
 def main(args: Sequence[str]) -> int:
-    command: Any = cli.parse(cast("type[Any]", Command), args, prog="python -m parity", description=__doc__ or "")
+    command: Any = cli.parse(
+        cast("type[Any]", Command), args or ["--help"], prog="python -m parity", description=__doc__ or ""
+    )
     console = make_console()
     match command:
         case Check():

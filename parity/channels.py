@@ -105,8 +105,7 @@ class ChannelAxes(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         leaves, _ = flatten((args, kwargs))
         sources = [x for x in leaves if isinstance(x, torch.Tensor) and labels_of(x)]
-        # torch.nn.functional.unfold, and not Tensor.unfold, which adds an axis.
-        known = name in _CHANNELS_SECOND or (function is torch.nn.functional.unfold)
+        known = _has_channels_second(function)
         if not (sources or known):
             return output
         for result in flatten(output)[0]:
@@ -116,6 +115,37 @@ class ChannelAxes(TorchFunctionMode):
                 )
                 mark(result, labels if labels and result.ndim >= 3 else None)
         return output
+
+
+class EntersChannels(TorchFunctionMode):
+    """While open, notes (`found`) whether a marked tensor reaches a layer with its channels second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        sources = [x for x in flatten((args, kwargs))[0] if isinstance(x, torch.Tensor) and labels_of(x)]
+        if sources and _has_channels_second(function):
+            self.found |= any(labels_of(x) == channels_second(x.ndim) for x in sources)
+        elif sources:
+            for result in flatten(output)[0]:
+                if isinstance(result, torch.Tensor) and not any(result is x for x in sources):
+                    mark(result, _followed(function, getattr(function, "__name__", ""), sources, result, args, kwargs))
+        return output
+
+
+def _has_channels_second(function: Callable[..., Any]) -> bool:
+    # torch.nn.functional.unfold, and not Tensor.unfold, which adds an axis.
+    return getattr(function, "__name__", "") in _CHANNELS_SECOND or function is torch.nn.functional.unfold
 
 
 def _followed(

@@ -13,7 +13,7 @@ from parity.compare import Row
 from parity.convert import Entry
 from parity.digest import FAILED, INHERITED, INSIDE, OK, Node, figure_text, place
 from parity.markup import Markup, join, tag
-from parity.report import Cause, Report
+from parity.report import Cause, Report, shallow
 
 STYLE = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -61,7 +61,7 @@ def _section(title: str, content: Markup | None) -> Markup | None:
 def _verdict(report: Report, word: str) -> Markup:
     kind = "good" if report.passed else "bad"
     sides = " against ".join(
-        str(report.settings[key]) for key in ("torch_model", "jax_model") if report.settings.get(key)
+        str(shallow(report.settings[key])) for key in ("torch_model", "jax_model") if report.settings.get(key)
     )
     lines = [tag("p", report.tally, class_="lead")]
     if report.first_divergence:
@@ -230,7 +230,7 @@ def _unpaired(report: Report) -> Markup | None:
 
 
 def _environment(report: Report) -> Markup:
-    rows = [*_flat(report.settings), *_flat(report.environment)]
+    rows = [*_flat(shallow(report.settings)), *_flat(shallow(report.environment))]
     return _folded("What the figures depend on", _table("Settings and environment", ("name", "value"), rows))
 
 

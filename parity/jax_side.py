@@ -192,6 +192,30 @@ class JaxSide:
             found = self.run(run, state, self.inputs(arrays), self._drawn(draws))
         return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
+    def written(self, arrays: Sequence[np.ndarray], draws: Handed | None = None) -> set[str]:
+        """Names of the variables that one run writes to, but the state of generators; nothing is computed.
+
+        A transformation like `nnx.remat` writes back all that it was given, changed or not.
+        """
+        found = set[str]()
+        with self.switches(), jax.disable_jit(False):
+            graphdef, state = nnx.split(self.model)
+
+            def run(state: nnx.State, inputs: Any, draws: Any) -> None:
+                model = nnx.merge(graphdef, state)
+
+                def values() -> dict[str, Any]:
+                    flat = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState)))
+                    return {dotted(path): leaf.get_value() for path, leaf in flat}
+
+                before = values()
+                with handed_out(model, draws):
+                    self.apply(model, inputs)
+                found.update(name for name, value in values().items() if value is not before.get(name))
+
+            jax.eval_shape(run, state, self.inputs(arrays), self._drawn(draws))
+        return found
+
     def shapes(self, arrays: Sequence[np.ndarray]) -> tuple[Calls, dict[Key, Form]]:
         """The calls with shapes for arrays, and the form of what each returns; nothing is computed."""
         forms: dict[Key, Form] = {}

@@ -276,21 +276,25 @@ def float32_gradient_rows(
     names: Mapping[Key, str] | None = None,
     mode: str = "free",
     shaken: Gradients | None = None,
+    shifted: Gradients | None = None,
 ) -> list[Row]:
     """float32: the same figures of both frameworks against the float64 oracle.
 
     `shaken` is a float64 run of PyTorch whose inputs and parameters were changed by one rounding of float32 each:
-    where a few numbers are the small rest of large terms, it tells.
+    where a few numbers are the small rest of large terms, it tells. `shifted` is one whose loss sees JAX's float32
+    outputs: what they, which have gates of their own, make of a gradient is added to its gate.
     """
     rows = loss_rows(oracle, ours, theirs, gates, mode, shaken)
     torch_errors, jax_errors = _gradient_errors(ours, oracle, names), _gradient_errors(theirs, oracle, names)
-    noise = _gradient_errors(shaken, oracle, None) if shaken else {}
+    noise, handed_on = (_gradient_errors(run, oracle, None) if run else {} for run in (shaken, shifted))
     sizes = _gradient_sizes(oracle, names)
     for (name, kind), error in jax_errors.items():
         own = torch_errors[name, kind]
         known = noise.get((name, kind), 0.0)
         limit = max(gates.f32_between, BY_CHANCE * known if math.isfinite(known) else 0.0)
         gate = gates.float32(own, sizes[name, kind], limit, floor=gates.f32_gradient_floor)
+        extra = handed_on.get((name, kind), 0.0)
+        gate += extra if math.isfinite(extra) else 0.0
         rows.append(Row(name, kind, mode, "float32", error, gate, own))
     return rows
 

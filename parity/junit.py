@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 from parity.compare import Row
 from parity.digest import describe, figure_text
-from parity.report import Report, Trajectory
+from parity.report import Report, Trajectory, shallow
 
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped."""
@@ -86,7 +86,7 @@ def _document(report: Report, cases: Sequence[ET.Element], errors: int) -> str:
     root = ET.Element("testsuites", {key: totals[key] for key in ("name", "tests", "failures", "errors", "time")})
     suite = ET.SubElement(root, "testsuite", totals)
     properties = ET.SubElement(suite, "properties")
-    for name, value in {"verdict": report.verdict, **report.settings, **report.environment}.items():
+    for name, value in shallow({"verdict": report.verdict, **report.settings, **report.environment}).items():
         ET.SubElement(properties, "property", name=_printable(name), value=_printable(str(value)))
     suite.extend(cases)
     ET.indent(root)

@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from parity.capture import ROOT, NestedCallError
-from parity.channels import Axes
+from parity.channels import Axes, EntersChannels, channels_second, mark
 from parity.compare import rel_f
 from parity.inputs import input_layouts
 from parity.jax_side import JaxSide
@@ -31,7 +32,9 @@ def fitting_inputs(
     """JAX's side with the layouts of its inputs, and with paths in its modules if it needs them; and a note.
 
     The usual layout is taken if JAX's model runs on it and no other. Where it runs on several, the one under which its
-    output is PyTorch's is taken, which a wrong layout cannot bring about; if none is, the usual one.
+    output is PyTorch's is taken; if none is, the usual one. An input of rank 3 is then transposed only if PyTorch's
+    model hands it to a layer that has its channels second: or a port that exchanges both axes, or sums over the other
+    one, would be right.
 
     Raises:
         ValueError: JAX's model runs on none of them.
@@ -53,7 +56,26 @@ def fitting_inputs(
         return found[0], _note(found[0].input_axes, layouts[0])
     wanted = torch_side.forward(arrays, only={ROOT})[ROOT].outputs
     chosen = next((side for side in found if _close(side, arrays, wanted)), found[0])
+    unknown = [i for i in _transposed(chosen.input_axes, layouts[0]) if not _enters_channels(torch_side, arrays, i)]
+    if unknown:
+        said = ", ".join(f'"input {i}": {chosen.input_axes[i]}' for i in unknown)
+        return found[0], f"on transposed inputs both outputs agree: if these are meant, Rules(layouts={{{said}}})"
     return chosen, _note(chosen.input_axes, layouts[0])
+
+
+def _transposed(axes: Sequence[Axes], usual: Sequence[Axes]) -> list[int]:
+    """Which inputs of rank 3 are transposed, unlike in the usual layout."""
+    pairs = enumerate(zip(axes, usual, strict=True))
+    return [i for i, (own, first) in pairs if own != first and own is not None and len(own) == 3]
+
+
+def _enters_channels(side: TorchSide, arrays: Sequence[np.ndarray], index: int) -> bool:
+    """Whether PyTorch's model hands this input to a convolution or another layer with the channels second."""
+    inputs = side.inputs(arrays)
+    mark(inputs[index], channels_second(inputs[index].ndim))
+    with torch.no_grad(), EntersChannels() as seen:
+        side.apply(side.model, inputs)
+    return seen.found
 
 
 def _runnable(side: JaxSide, arrays: Sequence[np.ndarray]) -> JaxSide:

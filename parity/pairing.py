@@ -175,12 +175,21 @@ def pair_calls(
         f"the inputs of {_label(x.torch)}: other tensors come in on either side" for x in pairs if x.inputs is None
     ]
     configured = [
-        (pair.name, f"{theirs[pair.jax].dtypes} in JAX, {ours.calls[pair.torch].dtypes} in PyTorch")
+        (pair.name, how)
         for pair in pairs
-        if theirs[pair.jax].dtypes != ours.calls[pair.torch].dtypes
+        if (how := _configured(pair, ours.calls[pair.torch], theirs[pair.jax])) is not None
     ]
     idle = [path for path in ours.idle if not matches(path, rules.unpaired)]
     return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours.calls, tuple(different), tuple(configured), tuple(idle))
+
+
+def _configured(pair: Pair, ours: Shapes, theirs: Shapes) -> str | None:
+    """How the dtypes of a call's results differ: the floating ones; of the model itself every one, in order."""
+    if theirs.dtypes != ours.dtypes:
+        return f"{theirs.dtypes or 'no floating numbers'} in JAX, {ours.dtypes or 'no floating numbers'} in PyTorch"
+    if pair.torch == ROOT and theirs.kinds != ours.kinds:
+        return f"{', '.join(theirs.kinds)} in JAX, {', '.join(ours.kinds)} in PyTorch"
+    return None
 
 
 def with_design(

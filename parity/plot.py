@@ -66,13 +66,16 @@ class LogAxis:
             return HEIGHT
         if not math.isfinite(value):
             return 0.0
-        return HEIGHT * (self.high - math.log10(value)) / (self.high - self.low)
+        return self._y(math.log10(value))
+
+    def _y(self, exponent: float) -> float:
+        return HEIGHT * (self.high - exponent) / (self.high - self.low)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         """Height and label of each grid line."""
         step = math.ceil((self.high - self.low) / 10)
         for exponent in range(self.low + 1, self.high, step):
-            yield self.y(10.0**exponent), f"1e{exponent}"
+            yield self._y(exponent), f"1e{exponent}"
         if self.zero:
             yield HEIGHT, "0"
         if self.infinite:
@@ -85,12 +88,17 @@ class LinearAxis:
     def __init__(self, values: Sequence[float]) -> None:
         drawn = [value for value in values if math.isfinite(value)]
         low, high = min(drawn, default=0.0), max(drawn, default=1.0)
-        air = 0.05 * (high - low) or 0.5
+        # Smaller units for the largest numbers, or their distances would be infinite.
+        self.unit = 16.0 if max(abs(low), abs(high)) > 1e300 else 1.0
+        low, high = low / self.unit, high / self.unit
+        air = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
         self.low, self.high = low - air, high + air
 
     def y(self, value: float) -> float:
         """Pixels from the top."""
-        return HEIGHT * (self.high - value) / (self.high - self.low) if math.isfinite(value) else 0.0
+        if not math.isfinite(value):
+            return 0.0
+        return HEIGHT * ((self.high - value / self.unit) / (self.high - self.low))
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         """Height and label of each grid line."""
@@ -98,7 +106,9 @@ class LinearAxis:
         decade = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * decade for factor in (1, 2, 5, 10) if factor * decade >= rough)
         for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1):
-            yield self.y(i * step), f"{i * step:.4g}"
+            value = i * step * self.unit
+            if math.isfinite(value):
+                yield self.y(value), f"{value:.4g}"
 
 
 Axis = LogAxis | LinearAxis

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from parity import zeros
 from parity.align import input_axes
 from parity.backward import backward_rows
 from parity.capture import Call, Key
@@ -40,13 +41,13 @@ from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
 from parity.repeated import paired_by_value
 from parity.report import Cause
 from parity.rules import Rules
-from parity.shaken import shake, shaken_gradients
+from parity.shaken import shake, shaken_gradients, shifted_gradients
 from parity.shapes import Shapes
 from parity.table_gates import TableGates, own_casts
 from parity.torch_side import Arrays, Gradients, TorchSide
 from parity.training import training_rows
 from parity.transformed import has_paths, with_paths
-from parity.unverified import unverified_gradients, unverified_layers
+from parity.unverified import unverified_gradients, unverified_layers, unverified_zeros
 from parity.wrappers import refuse_compiled, tied_modules
 
 PRECISIONS = ("float64", "float32")
@@ -200,8 +201,14 @@ class Proof:
                     rows += self._section32(
                         torch_side("float32"), runs.pop("float32"), section, oracle, references, noise
                     )
-        rows = self.tables.judged(rows)
+        rows = self._judged(rows)
         return rows + own_casts(rows, self.pairing)
+
+    def _judged(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows, with the gates of float32 tables and of tensors that are zero but for rounding."""
+        found, zero = zeros.judged(self.tables.judged(rows))
+        self.notes.extend(unverified_zeros(zero))
+        return found
 
     @functools.cached_property
     def tables(self) -> TableGates:
@@ -279,12 +286,26 @@ class Proof:
         found = with_small_gradients(rows, suspects, [ours])
         found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
         if not fails(found):
-            return self.tables.judged(found)
+            return self._judged(found)
         # Measured only where it may matter: what a rounding of the inputs and parameters changes.
         shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
+        shifted = shifted_gradients(self.torch_side("float64"), self.arrays, loss, self._output_errors())
         rows = with_small_gradients(rows, suspects, [ours, shaken])
-        rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken)
-        return self.tables.judged(rows)
+        rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken, shifted=shifted)
+        return self._judged(rows)
+
+    def _output_errors(self) -> list[np.ndarray]:
+        """JAX's float32 outputs less PyTorch's float64 ones, in PyTorch's layout."""
+        root = self.pairing.root
+        wanted = self.torch_side("float64").forward(self.arrays, only={root.torch})[root.torch].outputs
+        given = self.jax_side("float32").forward(self.arrays, only={root.jax})[root.jax].outputs
+        axes = [None if own is None else np.argsort(own) for own in root.output_axes]
+        found = [a if own is None else a.transpose(own) for a, own in zip(given, axes, strict=True)]
+        with np.errstate(invalid="ignore"):  # infinities on both sides
+            return [
+                a.astype(b.dtype) - b if np.issubdtype(b.dtype, np.inexact) else np.zeros(b.shape)
+                for a, b in zip(found, wanted, strict=True)
+            ]
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""

@@ -176,7 +176,7 @@ class Report:
     @property
     def title(self) -> str:
         """The model's name, as far as the settings tell it."""
-        return str(self.settings.get("name") or self.settings.get("torch_model") or "model")
+        return str(shallow(self.settings.get("name") or self.settings.get("torch_model") or "model"))
 
     @property
     def tally(self) -> str:
@@ -217,27 +217,42 @@ class Report:
 
         return brief(self)
 
+    # A file is written whole or not at all, in place of what is there: where that is a link, not through it.
+
     def to_html(self, path: str | Path | None = None) -> str:
-        """One self-contained page; also written to `path` if given."""
+        """One self-contained page; also written to `path` if given.
+
+        Raises:
+            FileNotFoundError, ValueError: `path` cannot be written; the message says why.
+        """
         from parity.html import page
 
         return _saved(page(self), path)
 
     def to_junit(self, path: str | Path | None = None) -> str:
-        """JUnit XML, one testcase per layer or tensor and kind; also written to `path` if given."""
+        """JUnit XML, one testcase per layer or tensor and kind; also written to `path` if given.
+
+        Raises:
+            FileNotFoundError, ValueError: `path` cannot be written; the message says why.
+        """
         from parity.junit import junit
 
         return _saved(junit(self), path)
 
-    def to_json(self) -> str:
-        """The whole report (SCHEMA_FILE says how); a figure that is not finite is "inf", "-inf" or "nan"."""
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The whole report (SCHEMA_FILE says how); a figure that is not finite is "inf", "-inf" or "nan". Also written
+        to `path` if given.
+
+        Raises:
+            FileNotFoundError, ValueError: `path` cannot be written; the message says why.
+        """
         payload = {
             "schema": SCHEMA_VERSION,
             "passed": self.passed,
             "verdict": self.verdict,
             "first_divergence": self.first_divergence,
-            "settings": dict(self.settings),
-            "environment": dict(self.environment),
+            "settings": shallow(self.settings),
+            "environment": shallow(self.environment),
             "unpaired": list(self.unpaired),
             "notes": list(self.notes),
             "ledger": dataclasses.asdict(self.ledger),
@@ -249,7 +264,7 @@ class Report:
         }
         if self.power is not None:
             payload["power"] = self.power.payload()
-        return json.dumps(finite(payload), indent=1, allow_nan=False)
+        return _saved(json.dumps(finite(payload), indent=1, allow_nan=False, default=str), path)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -315,7 +330,9 @@ def tightness(row: Row) -> float:
 
 def _saved(text: str, path: str | Path | None) -> str:
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        from t2t_common.files import write_text  # here, as the engine is also used where no file is written
+
+        write_text(Path(path), text)
     return text
 
 
@@ -327,6 +344,22 @@ def _power(payload: Mapping[str, Any] | None) -> PowerReport | None:
     from parity.power.report import restored
 
     return None if payload is None else restored(payload)
+
+
+MOST_NESTED = 50
+"""Levels of dictionaries and lists in settings: Python's own writers end at some hundreds."""
+
+
+def shallow(value: Any, most: int = MOST_NESTED) -> Any:
+    """`value` with a note in place of dictionaries and lists that lie deeper than `most` levels."""
+    if isinstance(value, Mapping | list | tuple) and most == 0:
+        return f"(nested more than {MOST_NESTED} deep: left out)"
+    if isinstance(value, Mapping):
+        return {key: shallow(item, most - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [shallow(item, most - 1) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
 
 
 def finite(value: Any) -> Any:

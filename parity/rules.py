@@ -101,7 +101,7 @@ def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
             return (_transposed_conv_rule(module),)
         case nnx.BatchNorm():
             return LeafRule("weight", "scale"), LeafRule("running_mean", "mean"), LeafRule("running_var", "var")
-        case nnx.LayerNorm() | nnx.GroupNorm() | nnx.RMSNorm():
+        case nnx.LayerNorm() | nnx.GroupNorm() | nnx.InstanceNorm() | nnx.RMSNorm():
             return (LeafRule("weight", "scale"),)
         case nnx.Embed():
             return (LeafRule("weight", "embedding"),)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from parity.losses import Loss
+from parity.structure import tensors, with_tensors
 from parity.torch_side import Gradients, TorchSide
 
 
@@ -29,3 +31,23 @@ def shaken_gradients(side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss) 
                 signs = torch.randint(0, 2, param.shape, generator=draw).to(param.device) * 2 - 1
                 param.mul_(1 + 2.0**-24 * signs)
     return side.gradients(shake(arrays), loss)
+
+
+def shifted_gradients(
+    side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss, errors: Sequence[np.ndarray]
+) -> Gradients:
+    """Loss and gradients where the loss sees the model's outputs with `errors` added to them.
+
+    So much of a gradient's error is handed on by the errors of the outputs, by way of the loss' curvature.
+    """
+
+    def shifted(output: Any) -> torch.Tensor:
+        pairs = zip(tensors(output), errors, strict=True)
+        moved = [x + torch.from_numpy(error).to(x) if _moving(x) else x for x, error in pairs]
+        return loss.torch(with_tensors(output, moved))
+
+    return side.gradients(arrays, Loss(loss.name, shifted, loss.jax))
+
+
+def _moving(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from parity.arrays import dtype_name
 from parity.capture import Key, torch_hooks
 from parity.channels import Axes, ChannelAxes, Labels, channels_last_axes, channels_second, labels_of, mark
 from parity.jax_side import JaxSide
@@ -28,6 +29,7 @@ class Shapes:
         complex: of each output whether it is complex.
         form: the structure of what is returned.
         dtypes: of the floating outputs, "float32" for example.
+        kinds: of each output its dtype; of whole numbers "integer", since JAX holds 64-bit ones as 32-bit ones.
         input_labels, output_labels: what is known of the axes of PyTorch's tensors, see `parity.channels`.
     """
 
@@ -38,6 +40,7 @@ class Shapes:
     complex: tuple[bool, ...] = ()
     form: Form | None = None
     dtypes: str = ""
+    kinds: tuple[str, ...] = ()
     input_labels: tuple[Labels | None, ...] = ()
     output_labels: tuple[Labels | None, ...] = ()
 
@@ -75,7 +78,8 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[A
             len(moving) == len(tensors),
             tuple(x.is_complex() for x in tensors),
             forms.pop(key),
-            _dtypes(str(x.dtype).removeprefix("torch.") for x in moving),
+            _dtypes(map(dtype_name, moving)),
+            tuple(_kind(dtype_name(x)) for x in tensors),
             input_labels,
             tuple(map(labels_of, tensors)),
         )
@@ -134,6 +138,7 @@ def jax_shapes(side: JaxSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]
             tuple(x.shape for x in call.outputs),
             form=forms.get(key),
             dtypes=_dtypes(str(x.dtype) for x in call.outputs if jnp.issubdtype(x.dtype, jnp.inexact)),
+            kinds=tuple(_kind(str(x.dtype)) for x in call.outputs),
         )
         for key, call in calls.items()
     }
@@ -141,6 +146,10 @@ def jax_shapes(side: JaxSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]
 
 def _dtypes(names: Any) -> str:
     return ", ".join(sorted(set(names)))
+
+
+def _kind(dtype: str) -> str:
+    return "integer" if dtype.startswith(("int", "uint")) else dtype
 
 
 def first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
+from t2t_common.terminal import plain
 from t2t_config import Recipe
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def run_train(options: Train, console: Console) -> int:
     if options.json is not None:
         settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(options).items()}
         write_text(options.json, proof.to_json(settings))
-        console.print(f"figures written to {options.json}", soft_wrap=True)
+        console.print(plain(f"figures written to {options.json}"), soft_wrap=True)
     return cli.OK if proof.passed else cli.FAILED
 
 

@@ -160,11 +160,13 @@ class _Training:
         return [row for row in rows if not row.passed]
 
     def buffers(self, pairing: Pairing, ours: Handed, theirs: Handed) -> tuple[list[Row], list[Cause]]:
-        """Running statistics after one step, and why they differ."""
+        """What a forward pass changes, running statistics above all, and why it differs."""
         after, side = self.torch_side("float64"), self.jax_side("float64")
         after.forward(self.arrays, draws=ours, only=())
         moved = _moved(self.ledger, self.torch_model, after.model, side)
-        updated = side.updated(self.arrays, theirs) if moved else {}
+        written = side.written(self.arrays, theirs)
+        updated = side.updated(self.arrays, theirs) if moved or written else {}
+        moved += [e for e in self.ledger if e.jax in written and e not in moved and _changes(e, side, updated)]
         rows = _buffer_rows(moved, updated, after.model, self.gates)
         wrong = [entry for entry, row in zip(moved, rows, strict=True) if not row.passed]
         return rows, _statistics_causes(self.torch_model, after.model, updated, wrong, pairing.shapes)
@@ -227,17 +229,22 @@ def silenced(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) 
 
 
 def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, theirs: JaxSide) -> list[Entry]:
-    """Buffers that a training step changes (running statistics), in either framework."""
+    """Tensors that PyTorch's forward pass changes in training (running statistics), and JAX's running statistics."""
     old, new = before.state_dict(), after.state_dict()
-    trained = {name for name, _ in before.named_parameters()}
     statistics = {name for name, v in jax_variables(theirs.model).items() if isinstance(v, nnx.BatchStat)}
 
     def moves(entry: Entry) -> bool:
         before, after = (torch_in_precision(state[entry.torch], torch.float64) for state in (old, new))
         return not np.array_equal(to_numpy(before), to_numpy(after))
 
-    buffers = [entry for entry in ledger if entry.torch not in trained and 0 not in entry.torch_shape]
-    return [entry for entry in buffers if entry.jax in statistics or moves(entry)]
+    full = [entry for entry in ledger if 0 not in entry.torch_shape]
+    return [entry for entry in full if entry.jax in statistics or moves(entry)]
+
+
+def _changes(entry: Entry, theirs: JaxSide, updated: Mapping[str, np.ndarray]) -> bool:
+    """Whether JAX's forward pass changes the numbers of a tensor."""
+    before = np.asarray(jax_variables(theirs.model)[entry.jax][...])
+    return before.size > 0 and not np.array_equal(before, updated[entry.jax], equal_nan=before.dtype.kind in "fc")
 
 
 def _buffer_rows(

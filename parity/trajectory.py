@@ -43,7 +43,7 @@ from parity.environment import fingerprint
 from parity.jax_side import JaxSide
 from parity.optimizer_state import named
 from parity.recipes import Training
-from parity.report import Cause, Trajectory, finite
+from parity.report import Cause, Trajectory, finite, shallow
 from parity.rules import Rules
 from parity.torch_side import TorchSide
 from parity.training import silenced
@@ -100,7 +100,7 @@ class TrainingProof:
         payload = {
             "schema": 1,
             "passed": self.passed,
-            "settings": dict(settings or {}),
+            "settings": shallow(settings or {}),
             "environment": fingerprint(),
             "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
             "trajectory": {**dataclasses.asdict(self.trajectory), "passed": self.trajectory.passed},

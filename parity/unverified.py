@@ -48,6 +48,11 @@ def unverified_gradients(wanted: Gradients, given: Gradients) -> list[str]:
     return _note("gradients not verified, since zero everywhere on both sides", zero)
 
 
+def unverified_zeros(names: Sequence[str]) -> list[str]:
+    """A note on tensors that are zero but for rounding on both sides (`parity.zeros`)."""
+    return _note("not verified, since zero but for rounding on both sides", dict.fromkeys(names))
+
+
 def _note(text: str, names: Collection[str]) -> list[str]:
     if not names:
         return []

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from reliability import disk_faults, process_faults, record
+from reliability import changed, disk_faults, group_faults, process_faults, record, workdir_faults
 from reliability.disk_faults import Trial
 from reliability.kills import kill_often
 from reliability.mounts import enter_namespace
@@ -40,10 +40,20 @@ FAULTS: Mapping[str, Trial] = {
     "second writer": process_faults.second_writer,
     "signal twice": process_faults.sigterm_twice,
     "clock jumps": process_faults.clock_jumps,
+    "data change": changed.data_changes,
+    "group is asked to stop": group_faults.group_is_asked_to_stop,
+    "group is asked to stop twice": group_faults.group_is_asked_twice,
+    "kill -9 leaves nobody": group_faults.killed_leaves_nobody,
+    "data timeout leaves nobody": group_faults.timeout_leaves_nobody,
+    "log deleted": workdir_faults.log_deleted,
+    "lock taken by another": workdir_faults.lock_taken,
+    "workdir gone": workdir_faults.workdir_gone,
+    "checkpoints renamed": workdir_faults.checkpoints_renamed,
 }
 FAULTS_OF_TWO: Mapping[str, Trial] = {
     "one of two processes dies": process_faults.peer_dies,
     "one of two processes is asked to stop": process_faults.one_of_two_is_asked_to_stop,
+    "another number of processes": changed.other_processes,
 }
 EPOCHS_PER_KILL = 2
 IN_WRITE = 0.2
@@ -102,6 +112,51 @@ DEFECTS = tuple(
             "A process of t2t_jax that lost another waited for a checkpoint that both had to write.",
             "tests/train/test_training_checkpoints.py::"
             "test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both",
+        ),
+        (
+            "A run went on with other data than it was begun with, without a word.",
+            "tests/train/test_checks_of_runs.py::test_a_run_on_other_data_is_refused",
+        ),
+        (
+            "Labels of a tar shard that was edited in place, its time set back, came from the index that was kept.",
+            "tests/common/data/test_identity.py::test_labels_of_a_tar_edited_in_place_are_seen",
+        ),
+        (
+            "A run of t2t_jax could not go on with another number of processes.",
+            "tests/train/test_training_checkpoints.py::test_another_number_of_processes_finds_its_place_in_the_data",
+        ),
+        (
+            "Of CIFAR-10 and CIFAR-100 side by side always the same one was taken, whatever the recipe was for.",
+            "tests/common/data/test_data.py::test_of_two_cifars_side_by_side_the_one_with_so_many_classes_is_taken",
+        ),
+        (
+            "Data workers of a run that was killed went on for ever, and PyTorch's fork server with them.",
+            "tests/reliability/test_groups.py::test_a_killed_run_leaves_nobody",
+        ),
+        (
+            "SIGTERM to all processes of a run ended its data workers before it could save.",
+            "tests/reliability/test_groups.py::test_a_group_that_is_asked_to_stop_saves_and_leaves_nobody",
+        ),
+        (
+            "A damaged line in metrics.jsonl cost all lines after it when the run was continued.",
+            "tests/common/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
+        ),
+        (
+            "Checkpoints with other names were taken for none, and the run began anew over its log.",
+            "tests/common/test_run_folder.py::"
+            "test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew",
+        ),
+        (
+            "A log or a workdir that was deleted while the run went on was not noticed.",
+            "tests/common/test_writers.py::test_a_log_that_is_deleted_while_the_run_writes_it_is_put_back_and_told",
+        ),
+        (
+            "Two runs wrote into one workdir after its lock had been removed.",
+            "tests/common/test_lock.py::test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other",
+        ),
+        (
+            "A lock that was a link had the file that it leads to written over.",
+            "tests/common/test_lock.py::test_a_link_is_never_followed",
         ),
         (
             "Time that the clock was turned back by was taken off the time of the run.",

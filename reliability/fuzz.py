@@ -48,6 +48,7 @@ CASES: Mapping[str, int] = {
     "data.idx": 2_500,
     "data.cifar": 2_702,
     "data.tar": 2_000,
+    "data.tar_whole": 1_000,
     "data.tar_index": 1_801,
     "data.array_record": 500,
     "data.class_files": 5_308,

@@ -124,6 +124,10 @@ class Running:
             process.kill()
             process.wait()
 
+    def helpers(self) -> list[int]:
+        """Processes that the first one has started, by their ids."""
+        return _children(self.processes[0].pid)
+
     def children(self) -> list[int]:
         """Processes that prepare batches for the first one, by their ids: its own, or those of its fork server."""
         found = []
@@ -134,6 +138,18 @@ class Running:
             elif b"resource_tracker" not in command:
                 found.append(pid)
         return found
+
+
+def group_members(group: int) -> dict[int, str]:
+    """Processes of a process group that have not ended, by their ids, each with its command."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ends just now
+            state, _, of_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state != "Z":
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found[int(folder.name)] = f"{state} {command[:100]}"
+    return found
 
 
 def _children(pid: int) -> list[int]:
@@ -205,7 +221,9 @@ class Lab:
                 run.logs.append(self.folder / f"{log or workdir.name}-{index}.log")
                 with run.logs[-1].open("wb") as file:
                     env = {**everywhere, **own}
-                    process = subprocess.Popen([*command, *joined], stdout=file, stderr=subprocess.STDOUT, env=env)
+                    process = subprocess.Popen(
+                        [*command, *joined], stdout=file, stderr=subprocess.STDOUT, env=env, process_group=0
+                    )
                 run.processes.append(process)
             yield run
         finally:

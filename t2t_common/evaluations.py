@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from t2t_common.accuracy import Accuracy
+from t2t_common.data.classes import for_head
+from t2t_common.data.sources import Source, notes_of
 from t2t_common.files import write_text
 from t2t_common.options import WeightsOptions
 from t2t_common.per_class import ClassAccuracy, as_text
+from t2t_config.class_names import class_names, read_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,8 @@ class EvaluateOptions(WeightsOptions):
     """Options of the command line."""
 
     checkpoint: Path = dataclasses.field()  # required here
-    """A run's folder, or a .pth, .pth.tar or .safetensors file; in JAX also a checkpoint folder."""
+    """A run's folder, a folder of save_pretrained, or a .pth, .pth.tar or .safetensors file; in JAX also a checkpoint
+    folder."""
     data: str
     """"digits" or a folder (see open_source); its val or test images are used."""
     batch_size: int = 64
@@ -30,8 +36,8 @@ class EvaluateOptions(WeightsOptions):
     per_class: bool = False
     """Also show the accuracy of every class, worst first, and what it is taken for."""
     classes: Path | None = None
-    """Names of the classes, one per line or JSON; None takes the checkpoint's or the data's, or ImageNet's for 1000
-    classes."""
+    """Names of the model's outputs, one per line or JSON, by which those of the data are found too; None takes the
+    checkpoint's or the data's, or ImageNet's for 1000 classes."""
     json: Path | None = None
     """Also write the result to this file, with the accuracy of every class."""
 
@@ -47,9 +53,46 @@ class Result(NamedTuple):
     classes: list[ClassAccuracy]
 
 
+def labelled_for(
+    num_classes: int, source: Source, options: EvaluateOptions, saved: Mapping[str, Any]
+) -> tuple[Source, list[str]]:
+    """`source` with the labels of the model's outputs, found by name (see classes.py), and names of the outputs.
+
+    What the user should know of data and labels goes to stderr.
+
+    Args:
+        num_classes: outputs of the model.
+        source: the images.
+        options: of the command line; may name the classes.
+        saved: metadata of the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `for_head` and `class_names`.
+    """
+    named = class_names(num_classes, file=options.classes) if options.classes is not None else None
+    lines = read_names(options.classes) if options.classes is not None else None
+    known = saved.get("class_names")
+    labelled, notes = for_head(source, num_classes, known, lines)
+    for note in (*notes_of(source), *notes):
+        print(note, file=sys.stderr)
+    # Names of the data are those of the outputs only where labels are taken as they are.
+    own = source.class_names if labelled is source else None
+    return labelled, named or class_names(num_classes, saved=known or own)
+
+
 def new_confusion(num_classes: int) -> np.ndarray:
-    """Images by class (row) and first guess (column), none yet."""
-    return np.zeros((num_classes, num_classes), np.int64)
+    """Images by class (row) and first guess (column), none yet.
+
+    Raises:
+        ValueError: there are too many classes for the memory.
+    """
+    try:
+        return np.zeros((num_classes, num_classes), np.int64)
+    except (MemoryError, ValueError) as error:  # the latter beyond what can be addressed
+        raise ValueError(
+            f"num_classes {num_classes:,} is too large: counting what each class is taken for needs "
+            f"{8 * num_classes**2 / 2**30:,.0f} GiB"
+        ) from error
 
 
 def show_result(options: EvaluateOptions, result: Result) -> None:

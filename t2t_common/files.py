@@ -13,11 +13,13 @@ def check_target(path: Path) -> None:
     """Raises before the work is done if no file can be written at `path`.
 
     Raises:
-        ValueError: a folder is there.
+        ValueError: a folder, a device or a pipe is there.
         FileNotFoundError: its folder is not there.
     """
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot write {path}: it is a device or a pipe, which a file would replace")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.absolute().parent} first")
 
@@ -42,9 +44,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` as UTF-8, whole or not at all; raises as `replace_file`."""
+    """Writes `path` as UTF-8, whole or not at all; lone surrogates are escaped. Raises as `replace_file`."""
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def ensure_writable(folder: str | Path) -> Path:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Of the files in a folder that are taken for images."""
-
-
-def image_files(folder: Path) -> list[Path]:
-    """All images in `folder` and below, in order of their names."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+from t2t_common.grays import to_8_bits
+from t2t_common.walk import IMAGE_SUFFIXES, as_text, find_images_below
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths`, whatever their names, and the images of the folders.
+    """The files among `paths`, whatever their names, and the images of the folders; what else is there, in one line on
+    stderr for each folder.
 
     Raises:
         FileNotFoundError: nothing at a path.
@@ -28,9 +25,15 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"no image or folder at {path}: check the path")
-        images = image_files(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        images, skipped = find_images_below(path)
         if not images:
-            raise ValueError(f"no images in {path}: expected {', '.join(IMAGE_SUFFIXES)} files")
+            there = f", only {as_text(skipped)}" if skipped else ""
+            raise ValueError(f"no images in {path}{there}: expected {', '.join(IMAGE_SUFFIXES)} files")
+        if skipped:
+            print(f"passed over in {path}: {as_text(skipped)}", file=sys.stderr)
         found += images
     return found
 
@@ -50,7 +53,7 @@ class UnreadableImageError(ValueError):
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image, decoded; as stored, whatever an EXIF orientation says (as timm).
+    """The image, decoded; as stored, whatever an EXIF orientation says (as timm), but with 8 bits (see grays.py).
 
     Raises:
         UnreadableImageError: no image, or a damaged one.
@@ -64,7 +67,7 @@ def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image
         with Image.open(file, formats=FORMATS) as image:
             _check_size(*image.size)
             image.load()
-            return image
+            return to_8_bits(image)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(
             f"unreadable image {name()} (no image format known): replace or delete it"
@@ -75,6 +78,8 @@ def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image
 
 
 def _check_size(width: int, height: int) -> None:
+    if min(width, height) < 1:
+        raise ValueError(f"{width}x{height} has no pixels")
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width}x{height} are more than {MOST_PIXELS:,} pixels")
     if max(width, height) > LONGEST_SIDE * min(width, height):

@@ -17,7 +17,8 @@ class WeightsOptions:
     """Weights and what they belong to."""
 
     checkpoint: Path | None = None
-    """The weights: .pth, .pth.tar, .safetensors; in JAX also a run's folder or a checkpoint folder."""
+    """The weights: .pth, .pth.tar, .safetensors, a folder of save_pretrained, a run's folder; in JAX also a checkpoint
+    folder."""
     model: str | None = None
     """Name of the model. This and what follows: None takes what the checkpoint says, else the model's own."""
     img_size: int | tuple[int, int] | None = None

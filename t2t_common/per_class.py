@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from t2t_config.escaped import escaped
+
 
 @dataclasses.dataclass(frozen=True)
 class Mistaken:
@@ -66,4 +68,4 @@ def as_text(report: Sequence[ClassAccuracy]) -> str:
 
 def _short(name: str) -> str:
     """ImageNet's names go on with synonyms."""
-    return name.split(",")[0]
+    return escaped(name.split(",")[0])

@@ -1,4 +1,4 @@
-"""Pickles whose content is far larger than their bytes: seen before anything is made of them."""
+"""Pickles whose content is far larger or deeper than it looks, or that change classes: seen before anything is made."""
 
 from __future__ import annotations
 
@@ -7,52 +7,107 @@ import pickletools
 from collections.abc import Iterator
 from typing import IO, Any
 
+MAX_DEPTH = 100
+"""Objects within objects; checkpoints have about ten. Python's own hash of nested tuples ends the process at 10^5."""
+
 _MARK = pickletools.markobject
+_PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_FILLS = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
+"""They put objects into the lowest of those that they take."""
+_NAMES = frozenset({"GLOBAL", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
+"""They fetch a class or a function."""
+_EMPTY = frozenset({"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
+
+
+class _Object:
+    """What is known of an object: how deep others lie in it, whether it lies in another, and its name if it is code."""
+
+    __slots__ = ("code", "depth", "inside")
+
+    def __init__(self, depth: int = 0, code: str = "") -> None:
+        self.depth, self.code, self.inside = depth, code, False
+
+    def holds(self, deepest: int) -> None:
+        """Notes that an object of this depth lies in it."""
+        if self.depth > deepest:
+            return
+        if self.inside:  # how deep the other is would have to be found out again
+            raise pickle.UnpicklingError("an object that grows inside another")
+        self.depth = deepest + 1
+
+
+_Entry = tuple[int, _Object]
+_LEAF: _Entry = (1, _Object())
+"""Numbers, texts: as many as there are bytes, so all of them are one."""
 
 
 def operations(pickled: IO[bytes], budget: int) -> Iterator[tuple[str, Any]]:
     """Name and argument of every operation of the pickle at the position of `pickled`, and of no other after it.
 
     A pickle may use an object again: a tuple of two times a tuple of two times ... has 2^40 places in 100 bytes, and
-    who makes it the key of a dictionary waits for all of them.
+    who makes it the key of a dictionary waits for all of them. A tuple in a tuple in a tuple ... takes one byte each,
+    and its hash one frame of C each. And a pickle may set attributes (BUILD), those of a class or function too, which
+    everybody would see who uses it afterwards.
 
     Args:
         pickled: the file.
         budget: how many places an object may have, written out.
 
     Raises:
-        pickle.UnpicklingError: an object has more.
+        pickle.UnpicklingError: an object has more, or is deeper than `MAX_DEPTH`; or a class or function is changed.
         ValueError: cut off, or no pickle.
     """
-    stack: list[int | None] = []  # places of each object; None is a mark
-    memory: dict[int, int] = {}
+    stack: list[_Entry | None] = []  # places of each object, and the object; None is a mark
+    memory: dict[int, _Entry] = {}
     for op, arg, _position in pickletools.genops(pickled):
         yield op.name, arg
-        top = (stack[-1] if stack else None) or 1
-        if op.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+        top = (stack[-1] if stack else None) or _LEAF
+        if op.name in _PUTS:
             memory[int(arg or 0)] = top
         elif op.name == "MEMOIZE":
             memory[len(memory)] = top
-        elif op.name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memory.get(int(arg or 0), 1))
+        elif op.name in _GETS:
+            stack.append(memory.get(int(arg or 0), _LEAF))
         elif op.name == "DUP":
             stack.append(top)
         elif op.name == "MARK":
             stack.append(None)
         else:
-            places = 1 + _taken(stack, op.stack_before)
-            if places > budget:
-                raise pickle.UnpicklingError("an object used again and again")
-            stack += [places] * len(op.stack_after)
+            taken = _taken(stack, op.stack_before)
+            made = _made(op.name, arg, taken, budget) if op.stack_after else _LEAF
+            stack += [made] * len(op.stack_after)
 
 
-def _taken(stack: list[int | None], before: list[Any]) -> int:
-    """Places of what an operation takes from the stack."""
-    count, total = len(before), 0
+def _taken(stack: list[_Entry | None], before: list[Any]) -> list[_Entry]:
+    """What an operation takes from the stack, the lowest first."""
+    count, taken = len(before), []
     if _MARK in before:
         while stack and (top := stack.pop()) is not None:
-            total += top
+            taken.append(top)
         count = before.index(_MARK)
     for _ in range(count):
-        total += (stack.pop() if stack else None) or 0
-    return total
+        taken.append((stack.pop() if stack else None) or _LEAF)
+    return taken[::-1]
+
+
+def _made(name: str, arg: Any, taken: list[_Entry], budget: int) -> _Entry:
+    """What an operation puts onto the stack for what it took."""
+    if name in _NAMES:
+        return 1, _Object(code=".".join(str(arg).split(" ")) if name == "GLOBAL" else "something")
+    if not taken:
+        return (1, _Object()) if name in _EMPTY else _LEAF
+    places = 1 + sum(places for places, _ in taken)
+    if places > budget:
+        raise pickle.UnpicklingError("an object used again and again")
+    inner = taken[1:] if name in _FILLS else taken
+    made = taken[0][1] if name in _FILLS and taken[0] is not _LEAF else _Object()
+    if name == "BUILD" and made.code:
+        raise pickle.UnpicklingError(f"it would change GLOBAL {made.code}")
+    if inner:
+        made.holds(max(held.depth for _, held in inner))
+        for _, held in inner:
+            held.inside = held is not _LEAF[1]
+    if made.depth > MAX_DEPTH:
+        raise pickle.UnpicklingError(f"objects within objects, more than {MAX_DEPTH} deep")
+    return places, made

@@ -17,6 +17,7 @@ from t2t_common.options import WeightsOptions
 from t2t_common.preprocess import Preprocess, evaluation_image
 from t2t_common.terminal import status
 from t2t_config.class_names import class_names
+from t2t_config.escaped import escaped
 
 Forward = Callable[[np.ndarray], np.ndarray]
 """Images (B, H, W, C) float32 -> logits (B, num_classes)."""
@@ -27,7 +28,7 @@ class PredictOptions(WeightsOptions):
     """Options of the command line."""
 
     images: Positional[tuple[Path, ...]]
-    """Images, and folders whose .jpg and .png files are taken."""
+    """Images, and folders whose images are taken."""
     top: int = 5
     """How many classes to show."""
     classes: Path | None = None
@@ -112,7 +113,7 @@ def show_predictions(
     found = []
     paths = find_images(options.images)
     for prediction in predict(paths, how, forward, names, top=options.top, batch_size=options.batch_size):
-        print(prediction.image)
+        print(escaped(str(prediction.image)))
         for guess in prediction.guesses:
             print(f"  {100 * guess.probability:6.2f} %  {guess.name}")
         found.append(

@@ -17,6 +17,9 @@ from PIL import Image
 from t2t_config import ModelConfig, Recipe, model_config
 from t2t_config.shapes import to_pair
 
+LEAST_STD = 1e-6
+"""A smaller one would make numbers of the pixels that no model can compute with."""
+
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -41,6 +44,10 @@ class Preprocess:
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.in_chans:
                 raise ValueError(f"{name} {getattr(self, name)} needs one figure for each of {self.in_chans} channels")
+            if not all(math.isfinite(figure) for figure in getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)} is not finite: give the figures of pixels in 0..1")
+        if min(self.std) < LEAST_STD:
+            raise ValueError(f"std {self.std} is not positive: pixels are divided by it; give figures above 0")
         if self.in_chans not in (1, 3):
             raise ValueError(f"images have 1 or 3 channels, the model takes {self.in_chans}: choose another model")
         if not 0 < self.crop_pct <= 1:

@@ -1,5 +1,7 @@
 """What a run says about itself: progress bar, lines in the terminal, figures for the writers; the guard against NaN.
 
+Where the output is no terminal, there is a line every `log_every` steps in the bar's place.
+
 Lines of `metrics.jsonl`; each has `step`, the steps done, and `epoch`, from 0:
 
 - every `log_every` steps: `loss` and `grad_norm` (global, before clipping) of this step, `lr`; since the line before,
@@ -28,7 +30,7 @@ from rich.text import Text
 from t2t_common.diverged import TrainingDivergedError
 from t2t_common.meter import Meter
 from t2t_common.run_page import RunPage
-from t2t_common.terminal import make_console
+from t2t_common.terminal import LastingConsole, make_console, plain
 from t2t_common.watch import Watch
 from t2t_common.writers import METRICS_FILE, Writer, open_writers
 
@@ -82,19 +84,20 @@ class Reporter:
             leads: whether this is the first of the processes.
         """
         watch = watch or Watch()
-        self._log_every = log_every
+        self._log_every, self._last_step, self.devices = log_every, last_step, devices
         self._pending: collections.deque[tuple[int, Mapping[str, Any], dict[str, Any]]] = collections.deque()
         self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
-        self._console = make_console(highlight=False, soft_wrap=True, quiet=not leads)
+        self._console = make_console(LastingConsole, highlight=False, soft_wrap=True, quiet=not leads)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), Eta())
         self._bar = _Bar(TextColumn("step"), *columns, console=self._console)
         self._bar.disable = not self._console.is_terminal
         self._task = self._bar.add_task("steps", total=last_step, completed=first_step)
         self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak=peak)
+        self._warned: set[str] = set()
         self._writers: list[Writer] = []
         self._page: RunPage | None = None
         if leads:
-            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {})
+            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {}, say=self.say)
             self._page = RunPage(
                 workdir,
                 first_step=first_step,
@@ -146,12 +149,30 @@ class Reporter:
 
     def line(self, text: str, values: Mapping[str, Any]) -> None:
         """One line in the terminal and one in the file."""
-        self._console.print(text)
+        self._console.print(plain(text))
         self._write(values)
 
     def say(self, text: str) -> None:
         """One line in the terminal."""
-        self._console.print(text)
+        self._console.print(plain(text))
+
+    def warn(self, warnings: Mapping[str, str | None], *, again: bool = False) -> None:
+        """Warnings by key (see run_warnings.py): each a line in the terminal, once or `again`, and in the run's page
+        until its text is None."""
+        for key, text in warnings.items():
+            if text is None:
+                self._warned.discard(key)
+            elif again or key not in self._warned:
+                self._warned.add(key)
+                self._console.print(plain(f"warning: {text}"))
+        if self._page is not None:
+            self._page.warn(warnings)
+
+    def start(self, lines: Iterable[str]) -> None:
+        """What is run (see start_block.py), where the output is no terminal: a log that is read later."""
+        if not self._console.is_terminal:
+            for text in lines:
+                self._console.print(plain(text))
 
     def show_samples(self, batch: Mapping[str, Any], *, step: int) -> None:
         """Puts images of the batch of `step`, as the step saw them, into the run's page: {"image": (B, H, W, C),
@@ -179,9 +200,11 @@ class Reporter:
             )
         self._meter.step()
         self._loss_sum, self._loss_count = self._loss_sum + values["loss"], self._loss_count + 1
-        self._bar.figures = _figures({**values, **facts, **self._meter.rates()})
+        self._bar.figures = figures = _figures({**values, **facts, **self._meter.rates()})
         self._bar.update(self._task, completed=step)
         if step % self._log_every == 0:
+            if not self._console.is_terminal:  # which has the bar
+                self._console.print(f"step {step:>6}/{self._last_step}   {figures}", markup=False)
             self._write({"step": step, **values, **facts, **self._meter.read()})
 
     def _write(self, values: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 """Where a run keeps its checkpoints, in either framework: `WORKDIR/checkpoints/STEP` is a folder of `t2t_jax.train`,
-`WORKDIR/checkpoints/STEP.pth` a file of `t2t_torch.train`.
+`WORKDIR/checkpoints/STEP.pth` a file of `t2t_torch.train`. And which file a folder means that is given as weights.
 """
 
 from __future__ import annotations
@@ -7,10 +7,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from t2t_common.metrics_file import METRICS_FILE, last_step
+from t2t_config.hub import WEIGHTS, is_hub_folder
 from t2t_config.load_report import readable
 
 T = TypeVar("T")
@@ -31,12 +33,13 @@ def torch_steps(folder: Path) -> list[int]:
 
 
 def latest_torch_file(path: str | Path) -> Path:
-    """`path` itself; or, if it is the folder of a run in PyTorch, the file of its latest step."""
+    """`path` itself; if it is the folder of a run in PyTorch, the file of its latest step; if it is one that
+    `save_pretrained` wrote, its weights."""
     path = Path(path)
     for folder in (path / CHECKPOINTS, path):
         if steps := torch_steps(folder):
             return folder / f"{steps[-1]}{SUFFIX}"
-    return path
+    return path / WEIGHTS if is_hub_folder(path) else path
 
 
 def check_workdir(workdir: Path, package: Literal["t2t_jax", "t2t_torch"]) -> None:
@@ -125,3 +128,44 @@ class Damaged:
         while os.path.lexists(self._folder / f"{name}{self._suffix}"):
             name, number = f"{DAMAGED}{step}-{number}", number + 1
         return self._folder / f"{name}{self._suffix}"
+
+
+def not_recognised(workdir: Path, names: Iterable[str]) -> list[str]:
+    """What lies among the checkpoints of `workdir` besides those called `names`, the best one, damaged ones that were
+    set aside, and hidden files."""
+    known = {*names, "best", f"best{SUFFIX}"}
+    folder = workdir / CHECKPOINTS
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in found if name not in known and not name.startswith((".", DAMAGED))]
+
+
+def check_beginning(workdir: Path, *, saved_by: int) -> None:
+    """For a run that has found no checkpoint in `workdir`: raises ValueError if there has to be one, so that no run
+    begins anew over the log of another.
+
+    Args:
+        workdir: the run's folder.
+        saved_by: a run that is beyond this step has saved.
+    """
+    if strangers := not_recognised(workdir, ()):
+        names = ", ".join(repr(name) for name in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+        raise ValueError(
+            f"{workdir / CHECKPOINTS} has no checkpoint, but {names}: give them their names again (the number of the "
+            "step), or choose another --workdir"
+        )
+    log = workdir / METRICS_FILE
+    if (step := last_step(log)) > saved_by:
+        raise ValueError(
+            f"{workdir / CHECKPOINTS} has no checkpoint, but {log} goes up to step {step}: put the checkpoints back, "
+            "choose another --workdir, or move the log away to begin at step 1"
+        )
+
+
+def note_not_recognised(workdir: Path, names: Iterable[str]) -> str | None:
+    """A line for the user about what `not_recognised` finds; None where that is nothing."""
+    strangers = [repr(name) for name in not_recognised(workdir, names)]
+    if not strangers:
+        return None
+    return f"not recognised as checkpoints, and left alone: {', '.join(strangers[:5])}" + (
+        f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+    )

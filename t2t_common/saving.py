@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from t2t_common.accuracy import Accuracy
 from t2t_common.interrupt import Interruption, RunInterruptedError
+from t2t_common.lock import Lock
 from t2t_common.preprocess import Preprocess
 from t2t_common.report import Reporter
 from t2t_config import Recipe
@@ -20,13 +21,34 @@ EPOCH_LOSS = "epoch_loss"
 """In a checkpoint's metadata: sum and number of the losses of the epoch that it is in the middle of."""
 
 
-def run_metadata(recipe: Recipe, how: Preprocess, class_names: list[str] | None) -> dict[str, Any]:
-    """What a run's checkpoints say about themselves: enough to rebuild the model and its input, and the recipe."""
+DATA = "data_identity"
+"""In a checkpoint's metadata: which data it was trained on (see data/identity.py)."""
+
+RAN_ON = "ran_on"
+"""In a checkpoint's metadata: number of processes and devices, kind and mesh."""
+
+
+def run_metadata(
+    recipe: Recipe,
+    how: Preprocess,
+    class_names: list[str] | None,
+    *,
+    data: Mapping[str, Any] | None = None,
+    ran_on: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a run's checkpoints say about themselves: what rebuilds the model and its input; recipe, data, devices."""
     facts: dict[str, Any] = {"model": recipe.model, "num_classes": recipe.num_classes, **recipe.overrides}
     if class_names is not None:
         facts["class_names"] = class_names
+    facts |= {name: fact for name, fact in ((DATA, data), (RAN_ON, ran_on)) if fact is not None}
     everything = {**facts, **dataclasses.asdict(how), "recipe": dataclasses.asdict(recipe)}
     return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
+
+
+def saved_by(recipe: Recipe, steps_per_epoch: int) -> int:
+    """The step of a run's second checkpoint: when it is begun, the first one is on disk."""
+    every = [steps_per_epoch * recipe.checkpoint_every, recipe.checkpoint_every_steps or 0]
+    return sorted({times * steps for steps in every if steps for times in (1, 2)})[1]
 
 
 class Run(Protocol):
@@ -54,15 +76,23 @@ class Checkpoints(Protocol):
 class Saving:
     """Saves a run where its recipe says so. Every loss up to there has been read, and was finite."""
 
-    def __init__(self, run: Run, reporter: Reporter, checkpoints: Checkpoints, interruption: Interruption) -> None:
+    def __init__(
+        self,
+        run: Run,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        interruption: Interruption,
+        lock: Lock | None = None,
+    ) -> None:
+        """`lock`: of the workdir, which is looked at after every step; of several processes, the first one has it."""
         self._run, self._reporter = run, reporter
-        self._checkpoints, self._interruption = checkpoints, interruption
+        self._checkpoints, self._interruption, self._lock = checkpoints, interruption, lock
 
     def after_step(self, step: int) -> None:
         """Saves, if need be, after a step that is not the last of its epoch.
 
         Raises:
-            ValueError: the checkpoint cannot be written.
+            ValueError: the checkpoint cannot be written, or the workdir is lost to another run (`LostWorkdirError`).
             RunInterruptedError: the run was asked to stop, and is saved.
         """
         self._save_if(self._step_is_due(step), step, top1=None)
@@ -86,6 +116,8 @@ class Saving:
 
     def _save_if(self, due: bool, step: int, top1: float | None) -> None:
         run = self._run
+        if self._lock is not None and (text := self._lock.check()) is not None:
+            self._reporter.say(text)
         asked_by = self._interruption.requested(step)
         if due or asked_by:
             facts = {EPOCH_LOSS: self._reporter.epoch_loss(), TOP1: top1}

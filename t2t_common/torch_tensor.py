@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from t2t_common.pickles import operations
+from t2t_common.zips import open_zip
 from t2t_config.load_report import readable
 
 MAX_PLACES = 1000
@@ -38,7 +39,7 @@ def read_tensor(path: Path) -> np.ndarray:
             message does not name the file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = {name.partition("/")[2]: name for name in archive.namelist()}
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")

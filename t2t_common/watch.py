@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from t2t_common.writers import Service, require
 
@@ -17,7 +18,7 @@ class Watch:
     """Peak TFLOP/s of one device, for MFU; None knows TPUs and common NVIDIA GPUs."""
 
     def __post_init__(self) -> None:
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops must be positive, got {self.peak_tflops}")
+        if self.peak_tflops is not None and not 0 < self.peak_tflops < math.inf:
+            raise ValueError(f"peak_tflops must be positive and finite, got {self.peak_tflops}")
         for service in self.log:
             require(service)

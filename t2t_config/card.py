@@ -6,10 +6,12 @@ place for stands under "metadata". Both are made from the metadata of metadata.p
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from t2t_config.escaped import escaped
 from t2t_config.metadata import Metadata
 from t2t_config.models import model_config
 from t2t_config.shapes import to_pair
@@ -98,10 +100,12 @@ def _facts(metadata: Metadata) -> Iterable[tuple[str, Any]]:
 
 
 def _table(rows: Iterable[tuple[str, Any]]) -> str:
-    lines = [f"| {key} | {_cell(value)} |" for key, value in rows]
+    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _cell(value: Any) -> str:
+    """Text as it is, neither HTML nor a link: what stands here is a stranger's, and the hub shows it as a page."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    text = escaped(html.escape(text.replace("\n", " "), quote=False))
+    return text.replace("|", "\\|").replace("](", "]\\(").replace("`", "\\`")

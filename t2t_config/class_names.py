@@ -8,6 +8,12 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from t2t_config.escaped import escaped
+from t2t_config.load_report import few
+
+LISTED = 20
+"""Classes of a list that an error message names."""
+
 
 @functools.cache
 def imagenet_classes() -> Mapping[str, str]:
@@ -24,6 +30,7 @@ def class_names(num_classes: int, *, file: Path | None = None, saved: Sequence[s
 
     From `file`; else those `saved` with the weights; else ImageNet-1k's for 1000 classes; else "class 17". A name that
     is a wnid of ImageNet-1k (its folders are called so) is put into words; outputs beyond the names are "class 17" too.
+    Characters that cannot be printed are escaped.
 
     Args:
         num_classes: width of the head.
@@ -36,7 +43,7 @@ def class_names(num_classes: int, *, file: Path | None = None, saved: Sequence[s
     """
     words = imagenet_classes()
     if file is not None:
-        names = _read(file)
+        names = read_names(file)
         if len(names) != num_classes:
             raise ValueError(f"{file} holds {len(names)} class names, the model has {num_classes}: give one for each")
     elif saved:
@@ -46,10 +53,37 @@ def class_names(num_classes: int, *, file: Path | None = None, saved: Sequence[s
     else:
         names = list(words) if num_classes == len(words) else []
     numbered = [f"class {index}" for index in range(len(names), num_classes)]
-    return [words.get(name, name) for name in names] + numbered
+    return [escaped(words.get(name, name)) for name in names] + numbered
 
 
-def _read(file: Path) -> list[str]:
+def match_classes(data: Sequence[str], known: Sequence[str]) -> list[int] | None:
+    """Where each class of `data` is in `known`, by its name; None where one is not there, or more than once.
+
+    A wnid of ImageNet-1k and its words are one name.
+    """
+    words = imagenet_classes()
+    for spelled in (escaped, lambda name: escaped(words.get(name, name))):
+        ours, theirs = [spelled(name) for name in data], [spelled(name) for name in known]
+        if ours == theirs:
+            return list(range(len(ours)))
+        places = {name: place for place, name in enumerate(theirs)}
+        if len(places) == len(theirs) and len(set(ours)) == len(ours) and places.keys() >= set(ours):
+            return [places[name] for name in ours]
+    return None
+
+
+def both_lists(known: Sequence[str], data: Sequence[str], whose: tuple[str, str] = ("named", "there")) -> str:
+    """Two lists of classes in words, as far as one line can hold them."""
+    return f"{whose[0]}: {few(known, LISTED)}; {whose[1]}: {few(data, LISTED)}"
+
+
+def read_names(file: Path) -> list[str]:
+    """The names in a file: one per line, or JSON, a list or names by index.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is unreadable.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"no file of class names at {file}: check the path")
     try:

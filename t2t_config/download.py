@@ -1,27 +1,31 @@
 """Files from the web into a cache: resumed where they broke off, checked, and there whole or not at all.
 
-Standard library only. A file grows as NAME.part beside its final name, with the server's mark of its version (ETag or
-Last-Modified) in NAME.part.version, so that the parts of two versions are never put together. NAME.json keeps the
+Standard library only. A file grows as NAME.part beside its final name, with the server's mark of its version (a strong
+ETag) and its size in NAME.part.version, so that the parts of two versions are never put together. NAME.json keeps the
 address and the size of a file that is whole, so that a cut one, or another of that name, is not taken for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import http.client
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
+from t2t_config.addresses import is_safe, open_address
 from t2t_config.load_report import readable
 
 TIMEOUT = 30.0
@@ -30,11 +34,77 @@ ATTEMPTS = 5
 """Connections in a row that may bring nothing new."""
 PAUSE = 1.0
 """Seconds before the second of them; doubled each time."""
+RESTARTS = 4
+"""Times that a server may make a download begin again: it cannot go on, or has another version than before."""
+MOST = 1 << 31
+"""Bytes of a file whose size is not known beforehand: beyond every one that is published."""
 CHUNK = 1 << 18
 
 
 class _BrokenError(Exception):
     """The connection failed; another may go on where it ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """A file: where it is, and what is known of it; `digests`: algorithm of hashlib -> its first digits or all."""
+
+    url: str
+    num_bytes: int | None
+    digests: Mapping[str, str]
+
+    def wrong_digest(self, path: Path) -> str:
+        """What is wrong with the content of `path`; '' if nothing."""
+        for algorithm, expected in self.digests.items():
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, algorithm).hexdigest()
+            if not found.startswith(expected):
+                name = algorithm.upper().replace("SHA", "SHA-")
+                return f"its {name} does not begin with {expected[:16]}"
+        return ""
+
+
+class _Part:
+    """The beginning of a file that is being downloaded, and of which version it is."""
+
+    def __init__(self, file: IO[bytes], url: str) -> None:
+        self.file, self._url, self._restarts = file, url, 0
+        self.path = Path(file.name)
+        self.version = Path(f"{file.name}.version")
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def noted(self) -> tuple[str, int | None]:
+        """The mark of its version and the size of the whole file, as the server told them; ('', None) if unknown."""
+        text = self.version.read_text(encoding="utf-8", errors="replace") if self.version.is_file() else ""
+        mark, _, size = text.partition("\n")  # a part of an earlier version of this module has no size
+        if not re.fullmatch(r'"[!#-~]*"', mark) or not re.fullmatch("[0-9]{0,18}", size):
+            return "", None
+        return mark, int(size) if size else None
+
+    def note(self, mark: str, size: int | None) -> None:
+        self.version.write_text(f"{mark}\n{'' if size is None else size}", encoding="utf-8")
+
+    def forget(self) -> None:
+        """Throws away what has arrived."""
+        self.file.truncate(0)
+        self.version.unlink(missing_ok=True)
+
+    def restart(self) -> None:
+        """Throws away what has arrived, to begin again.
+
+        Raises:
+            ValueError: once too often.
+        """
+        self._restarts += self.size > 0
+        self.forget()
+        if self._restarts > RESTARTS:
+            raise ValueError(
+                f"cannot download {self._url}: {self._restarts} times it broke off and could not go on, or was another "
+                "file by then: try again later, or download it by other means"
+            )
 
 
 def cache_dir() -> Path:
@@ -49,36 +119,38 @@ def cached_download(
     *,
     num_bytes: int | None = None,
     sha256: str | None = None,
+    sha384: str | None = None,
     folder: str | Path | None = None,
     progress: bool | None = None,
 ) -> Path:
     """The file at `url` in the cache; downloaded first unless it is there. Processes that want it at once take turns.
 
     Args:
-        url: http or https; the last part of its path becomes the file's name.
+        url: https, or http on this machine; the last part of its path becomes the file's name.
         num_bytes: size the file has to have; None holds to what the server announced, in the cache too.
-        sha256: the first digits of its SHA-256, or all of them.
+        sha256, sha384: the first digits of its digest, or all of them; the file in the cache is held to them, too.
         folder: in place of `cache_dir()`.
         progress: a line on stderr that counts; None: if stderr is a terminal.
 
     Raises:
-        ValueError: no connection, no such file, another size or another content than expected, or no place to write.
+        ValueError: another kind of address, no connection, no such file, another size or content than expected, more
+            bytes than announced, a file that changes again and again, or no place to write.
             What has arrived is kept, and the next call goes on from there, unless it is wrong.
     """
     folder = cache_dir() if folder is None else Path(folder)
     path = folder / _name_of(url)
-    if _is_whole(path, url, num_bytes):
+    if not is_safe(url):
+        raise ValueError(f"{readable(url)} is not asked: give an address that starts with https://")
+    digests = {"sha256": sha256, "sha384": sha384}
+    wanted = _Wanted(url, num_bytes, {name: digest.lower() for name, digest in digests.items() if digest})
+    if _is_whole(path, wanted):
         return path
     show = sys.stderr.isatty() if progress is None else progress
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f"{path.name}.part")) as part:
-            if _is_whole(path, url, num_bytes):  # another process was faster
-                pass
-            elif num_bytes is None and sha256 is not None and path.is_file() and _sha256(path).startswith(sha256):
-                _note(path, url, path.stat().st_size)  # it came here by other means
-            else:
-                _complete(url, path, part, num_bytes, sha256, show)
+            if not _is_whole(path, wanted):  # another process may have been faster
+                _complete(wanted, path, _Part(part, url), show)
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or set T2T_CACHE") from error
     return path
@@ -101,16 +173,26 @@ def _name_of(url: str) -> str:
     return name
 
 
-def _is_whole(path: Path, url: str, num_bytes: int | None) -> bool:
+def _is_whole(path: Path, wanted: _Wanted) -> bool:
     if not path.is_file():
         return False
     size = path.stat().st_size
-    if num_bytes is not None:
-        return size == num_bytes
-    try:
-        return bool(json.loads(_noted(path).read_text()) == {"url": url, "num_bytes": size})
-    except (OSError, ValueError, RecursionError):  # none, or a damaged one
+    if wanted.num_bytes not in (None, size):
         return False
+    try:
+        noted = bool(json.loads(_noted(path).read_text()) == {"url": wanted.url, "num_bytes": size})
+    except (OSError, ValueError, RecursionError):  # none, or a damaged one
+        noted = False
+    if not wanted.digests:
+        return noted or wanted.num_bytes is not None
+    if wrong := wanted.wrong_digest(path):
+        if noted:  # it was right once
+            print(f"{path} is damaged ({wrong}): it is downloaded again", file=sys.stderr)
+        return False
+    if not noted:  # it came here by other means
+        with contextlib.suppress(OSError):
+            _note(path, wanted.url, size)
+    return True
 
 
 def _noted(path: Path) -> Path:
@@ -146,59 +228,80 @@ def _lock(file: IO[bytes]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _complete(url: str, path: Path, part: IO[bytes], num_bytes: int | None, sha256: str | None, show: bool) -> None:
+def _complete(wanted: _Wanted, path: Path, part: _Part, show: bool) -> None:
     """Downloads what is missing of `part`, checks it, and gives it its final name."""
-    version = Path(f"{part.name}.version")
     attempt, reason = 0, ""
     while attempt < ATTEMPTS:
-        before = os.fstat(part.fileno()).st_size
+        before = part.size
         try:
-            _fetch(url, part, version, num_bytes, show)
+            _fetch(wanted, part, show)
             break
         except _BrokenError as error:
             reason = str(error)
-        attempt = 0 if os.fstat(part.fileno()).st_size > before else attempt + 1
+        attempt = 0 if part.size > before else attempt + 1
         time.sleep(PAUSE * 2 ** (attempt - 1) if attempt < ATTEMPTS else 0)
     else:
-        have = os.fstat(part.fileno()).st_size
-        then = "and load that file" if num_bytes is None and sha256 is None else f"to {path}"
+        then = "and load that file" if wanted.num_bytes is None and not wanted.digests else f"to {path}"
         raise ValueError(
-            f"cannot download {url} ({readable(reason)}): {have:,} bytes have arrived, call again to go on from there, "
-            f"or download it by other means {then}"
+            f"cannot download {wanted.url} ({readable(reason)}): {part.size:,} bytes have arrived, call again to go on "
+            f"from there, or download it by other means {then}"
         )
-    os.fsync(part.fileno())
-    if sha256 is not None and not _sha256(Path(part.name)).startswith(sha256):
-        _forget(part, version)
-        raise ValueError(f"{url} gave another file than expected (its SHA-256 does not begin with {sha256}): try again")
+    os.fsync(part.file.fileno())
+    if wrong := wanted.wrong_digest(part.path):
+        part.forget()
+        raise ValueError(f"{wanted.url} gave another file than expected ({wrong}): try again")
     path.unlink(missing_ok=True)  # so that what is noted never stands beside an older file
-    _note(path, url, os.fstat(part.fileno()).st_size)
-    os.replace(part.name, path)
-    version.unlink(missing_ok=True)
+    _note(path, wanted.url, part.size)
+    os.replace(part.path, path)
+    part.version.unlink(missing_ok=True)
 
 
-def _fetch(url: str, part: IO[bytes], version: Path, num_bytes: int | None, show: bool) -> None:
+def _fetch(wanted: _Wanted, part: _Part, show: bool) -> None:
     """One connection: everything that `part` lacks.
 
     Raises:
         _BrokenError: it ended too early.
         ValueError: the server refuses, or has a file of another size.
     """
-    have = os.fstat(part.fileno()).st_size
-    mark = version.read_text(encoding="utf-8", errors="replace") if version.is_file() else ""
-    if not (mark.isascii() and mark.isprintable()):
-        mark = ""
-    if have and not mark:  # of which version, nobody knows
-        part.truncate(have := 0)
+    mark, announced = part.noted()
+    expected = announced if wanted.num_bytes is None else wanted.num_bytes
+    if part.size and (not mark or part.size > (MOST if expected is None else expected)):
+        part.restart()  # of which version it is, nobody knows; or it is of another
+    with _ask(wanted.url, part, mark) as answer:
+        total = _total(answer, part.size)
+        if part.size and answer.status == 200:  # the server cannot resume, or has another version
+            part.restart()
+        elif part.size and (_version(answer) != mark or total is None or total != (expected or total)):
+            part.restart()
+            raise _BrokenError("the file has changed")
+        if wanted.num_bytes is not None and total not in (None, wanted.num_bytes):
+            part.forget()
+            raise ValueError(
+                f"{wanted.url} has {total:,} bytes in place of {wanted.num_bytes:,}: it is another file than published"
+            )
+        total = wanted.num_bytes if total is None else total
+        if total is None and not answer.chunked:
+            raise ValueError(
+                f"{wanted.url}: the server does not tell the file's size, so that a broken one would not show"
+            )
+        _check_space(wanted, part, total)
+        part.note(_version(answer), total)
+        _append(wanted.url, part, answer, total, _Line(part.path.stem, total, show))
+    if total is not None and part.size != total:
+        raise _BrokenError(f"{part.size:,} of {total:,} bytes")
+
+
+def _ask(url: str, part: _Part, mark: str) -> http.client.HTTPResponse:
     # The bytes as they are: a compressed answer could not be resumed or counted.
     headers = {"User-Agent": "t2t-vit", "Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": mark}
+    if part.size:
+        headers |= {"Range": f"bytes={part.size}-", "If-Range": mark}
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        answer = open_address(urllib.request.Request(url, headers=headers), TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # nothing of that range: `part` is of another version, or longer than the file
-            _forget(part, version)
+            part.restart()
             raise _BrokenError("the file has changed") from error
         if error.code in (408, 429) or error.code >= 500:
             raise _BrokenError(f"HTTP {error.code}") from error
@@ -207,38 +310,42 @@ def _fetch(url: str, part: IO[bytes], version: Path, num_bytes: int | None, show
         ) from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         raise _BrokenError(readable(str(getattr(error, "reason", error))) or type(error).__name__) from error
-    with answer:
-        if answer.status != 206 and have:  # the server cannot resume, or has another version
-            part.truncate(have := 0)
-        total = _total(answer, have)
-        if num_bytes is not None and total not in (None, num_bytes):
-            _forget(part, version)
-            raise ValueError(f"{url} has {total:,} bytes in place of {num_bytes:,}: it is another file than published")
-        total = num_bytes if total is None else total
-        if total is None and not answer.chunked:
-            raise ValueError(f"{url}: the server does not tell the file's size, so that a broken one would not show")
-        if have and _version(answer) not in ("", mark):
-            _forget(part, version)
-            raise _BrokenError("the file has changed")
-        version.write_text(_version(answer), encoding="utf-8")
-        line = _Line(Path(part.name).stem, total, show)
-        try:
-            for chunk in _chunks(answer):
-                part.write(chunk)
-                have += len(chunk)
-                line.count(have)
-        finally:
-            part.flush()  # also of what arrived before a break: the next connection goes on after it
-        line.end()
-    have = os.fstat(part.fileno()).st_size
-    if total is not None and have != total:
-        if have > total:
-            _forget(part, version)
-        raise _BrokenError(f"{have:,} of {total:,} bytes")
+    if answer.status not in (200, 206):
+        answer.close()
+        raise _BrokenError(f"HTTP {answer.status}")
+    return answer
+
+
+def _check_space(wanted: _Wanted, part: _Part, total: int | None) -> None:
+    if wanted.num_bytes is None and total is not None and total > MOST:
+        part.forget()
+        raise ValueError(f"{wanted.url} announces {total:,} bytes, more than {MOST:,}: no such file is published")
+    if total is not None and total - part.size > shutil.disk_usage(part.path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _append(url: str, part: _Part, answer: http.client.HTTPResponse, total: int | None, line: _Line) -> None:
+    """What arrives, up to the size that is known."""
+    have, limit = part.size, MOST if total is None else total
+    try:
+        for chunk in _chunks(answer):
+            have += len(chunk)
+            if have > limit:
+                part.forget()
+                raise ValueError(
+                    f"{url} sends more than {limit:,} bytes: it is another file than published or announced"
+                )
+            part.file.write(chunk)
+            line.count(have)
+    finally:
+        part.file.flush()  # also of what arrived before a break: the next connection goes on after it
+    line.end()
 
 
 def _version(answer: http.client.HTTPResponse) -> str:
-    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+    """The mark of the version, only if it changes with every byte: a weak one (W/"...") does not."""
+    mark = str(answer.headers.get("ETag") or "")
+    return mark if re.fullmatch(r'"[!#-~]*"', mark) else ""
 
 
 def _total(answer: http.client.HTTPResponse, have: int) -> int | None:
@@ -253,10 +360,9 @@ def _total(answer: http.client.HTTPResponse, have: int) -> int | None:
         )
         if found is None or int(found[1]) != have:
             raise _BrokenError(f"asked from byte {have}, got {answer.headers.get('Content-Range')}")
-        if found[2] != "*":
-            return int(found[2])
+        return None if found[2] == "*" else int(found[2])
     length = answer.headers.get("Content-Length", "")
-    return have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -272,16 +378,6 @@ def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
-
-
-def _forget(part: IO[bytes], version: Path) -> None:
-    part.truncate(0)
-    version.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Line:

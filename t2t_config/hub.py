@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from t2t_config.bounded_json import parse
 from t2t_config.card import from_config, model_card, to_config
 from t2t_config.digests import KEY, of_json
+from t2t_config.extras import install_hint
+from t2t_config.hub_names import plain_names
 from t2t_config.metadata import Metadata
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -72,12 +75,26 @@ def read_metadata(folder: str | Path) -> Metadata:
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}: name a folder that save_pretrained wrote, or a hub id")
     try:
-        config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        config = parse((Path(folder) / CONFIG).read_text(encoding="utf-8"))
         if isinstance(config, dict) and KEY in config and config.pop(KEY) != of_json(config):
             raise ValueError(f"it is not as it was saved: get it again; if you changed it, take {KEY!r} out of it")
         return from_config(config)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
+
+
+def is_hub_folder(path: str | Path) -> bool:
+    """Whether `path` is a folder as `write_folder` writes them."""
+    return (Path(path) / WEIGHTS).is_file()
+
+
+def folder_metadata(path: str | Path, file: Path) -> Metadata:
+    """What config.json says of the weights `file` that were found at `path`; nothing unless that is a hub folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_metadata`.
+    """
+    return read_metadata(path) if file == Path(path) / WEIGHTS else {}
 
 
 def fetch(
@@ -92,15 +109,13 @@ def fetch(
         return Path(repo_or_folder)
     hub = _huggingface_hub()
     try:
-        return Path(
-            hub.snapshot_download(
-                str(repo_or_folder),
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=[WEIGHTS, CONFIG],
-            )
-        )
+        with plain_names(hub):
+            for name in (CONFIG, WEIGHTS):
+                found = Path(
+                    hub.hf_hub_download(str(repo_or_folder), name, revision=revision, cache_dir=cache_dir, token=token)
+                )
+                revision = found.parent.name  # both files of one commit
+        return found.parent
     except _failures(hub) as error:
         raise ValueError(
             f"{repo_or_folder} is neither a folder nor a model that the hub gives ({_line(error)})"
@@ -159,6 +174,7 @@ def _huggingface_hub() -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
+        import huggingface_hub.file_download
     except ModuleNotFoundError as error:
-        raise ValueError("the hub needs huggingface_hub: pip install 't2t-vit[hub]'") from error
+        raise ValueError(f"the hub needs huggingface_hub: {install_hint('hub')}") from error
     return huggingface_hub

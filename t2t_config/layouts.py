@@ -67,10 +67,43 @@ LAYOUTS = (
 
 OFFICIAL = Layout("official", mark="")
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+"""What DataParallel and AveragedModel, torch.compile, and a LightningModule's attribute put before every name."""
 MOST_WRAPPERS = 4
 """That are taken off: names may be made of nothing else."""
+
+COUNTERS = re.compile(r"(^|\.)(n_averaged|total_ops|total_params)$")
+"""What AveragedModel and thop keep among the weights, of the module itself or of each part of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unwrapped:
+    """Weights without what tools added.
+
+    Attributes:
+        weights: by the names that the model itself gave them.
+        prefix: what stood before every name.
+        counters: names, as they were in the file, of numbers that a tool counted and no model computes with.
+    """
+
+    weights: dict[str, Any]
+    prefix: str = ""
+    counters: tuple[str, ...] = ()
+
+
+def unwrap(weights: Mapping[str, Any]) -> Unwrapped:
+    """Takes off a prefix that every name carries (`WRAPPERS`), and leaves out single numbers called as `COUNTERS`.
+
+    Args:
+        weights: name -> array of any framework that has `ndim`.
+    """
+    counters = [name for name, value in weights.items() if value.ndim < 2 and COUNTERS.search(name)]
+    left, prefix = {name: value for name, value in weights.items() if name not in counters}, ""
+    for _ in range(MOST_WRAPPERS if left else 0):
+        found = next((p for p in WRAPPERS if all(name.startswith(p) for name in left)), "")
+        left = {name.removeprefix(found): value for name, value in left.items()}
+        prefix += found
+    return Unwrapped(left, prefix, tuple(counters))
 
 
 def recognise(names: Mapping[str, Any]) -> Layout:
@@ -82,16 +115,12 @@ def to_official(weights: Mapping[str, Any]) -> tuple[dict[str, Any], Layout]:
     """Weights under their official names, matrices as PyTorch lays them (out, in), and the layout they came in.
 
     Args:
-        weights: name -> array of any framework that has `ndim` and `T`; a prefix that every name carries
-            (`WRAPPERS`) is dropped.
+        weights: name -> array of any framework that has `ndim` and `T`; what tools added is taken off (see `unwrap`).
 
     Raises:
         ValueError: two names become one.
     """
-    renamed = dict(weights)
-    for _ in range(MOST_WRAPPERS):
-        if prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in renamed)), ""):
-            renamed = {name.removeprefix(prefix): value for name, value in renamed.items()}
+    renamed = unwrap(weights).weights
     layout = recognise(renamed)
     official: dict[str, Any] = {}
     for name, value in renamed.items():

@@ -24,6 +24,9 @@ class LoadReport:
             their initialisation.
         verified: what the bytes were compared with: "sha256" for the digests that are saved with every checkpoint,
             "crc32" for those of a zip file (see `t2t_config.digests`), "" for nothing: the file carries neither.
+        prefix: what a wrapper had put before every name of the file (see `t2t_config.layouts.WRAPPERS`).
+        ignored: names of the file that are a tool's counters, no weights.
+        not_finite: the model's tensors that now hold a NaN or an infinity.
     """
 
     path: str
@@ -35,6 +38,33 @@ class LoadReport:
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
     verified: str = ""
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    not_finite: tuple[str, ...] = ()
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether something was done to the file's weights, or left of them, that its reader may want to know."""
+        return bool(self.resized or self.left_out or self.prefix or self.ignored)
+
+    @property
+    def doubt(self) -> str:
+        """One line that names the weights that are no finite numbers; '' if all are."""
+        if not self.not_finite:
+            return ""
+        return f"{self.path} holds NaN or infinity in {few(self.not_finite)}: what it computes may mean nothing"
+
+    def check_finite(self) -> None:
+        """For who goes on from these weights.
+
+        Raises:
+            ValueError: a weight is NaN or infinite; the message names the tensors.
+        """
+        if self.not_finite:
+            raise ValueError(
+                f"{self.path} holds NaN or infinity in {few(self.not_finite)}: nothing can be trained from that, take "
+                "an earlier checkpoint"
+            )
 
     def warn(self, *, fresh_classifiers: bool, stacklevel: int = 3) -> None:
         """Says by a UserWarning what is not as the file has it, if anything.
@@ -54,11 +84,17 @@ class LoadReport:
             )
         if self.resized or self.left_out or self.missing:
             warnings.warn(str(self), UserWarning, stacklevel=stacklevel)
+        if self.not_finite:
+            warnings.warn(self.doubt, UserWarning, stacklevel=stacklevel)
 
     def __str__(self) -> str:
         kind = "EMA" if self.is_ema else "raw"
         source = f"entry {self.entry!r} ({kind} weights)" if self.entry else "a bare state dict"
         lines = [f"{self.path}: {len(self.loaded)} tensors loaded from {source}, {self.layout} layout"]
+        if self.prefix:
+            lines.append(f"  names without the prefix {self.prefix!r} that a wrapper put before each")
+        if self.ignored:
+            lines.append(f"  ignored, counters of a tool and no weights: {few(self.ignored)}")
         lines += [f"  resized: {name} {how}" for name, how in self.resized.items()]
         if self.left_out:
             lines.append(f"  left out of the file: {', '.join(self.left_out)}")
@@ -67,6 +103,24 @@ class LoadReport:
         if not self.verified:
             lines.append("  carries no digests: a bit that changed since it was saved would not be noticed")
         return "\n".join(lines)
+
+
+WEIGHT_TYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def check_types(types: Mapping[str, str]) -> None:
+    """Refuses numbers that no weight can be made of without loss: complex ones would lose a part, whole ones lack the
+    scale that they were made with.
+
+    Args:
+        types: name of a tensor -> name of the type of its numbers.
+
+    Raises:
+        ValueError: some are of another type than `WEIGHT_TYPES`; the message names the first few.
+    """
+    wrong = [f"{name} is {kind}" for name, kind in types.items() if kind not in WEIGHT_TYPES]
+    if wrong:
+        raise ValueError(f"{few(wrong)}: weights are {', '.join(WEIGHT_TYPES)}, convert them first")
 
 
 def few(names: Iterable[str], count: int = 3) -> str:

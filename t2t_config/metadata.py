@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from t2t_config.described import check_metadata
+from t2t_config.bounded_json import MAX_DEPTH, check_depth, parse
+from t2t_config.described import KINDS, check_metadata
 from t2t_config.models import ALIASES, model_arguments, model_config
 from t2t_config.shapes import to_pair
 
@@ -27,6 +29,10 @@ IDENTITY = ("model", *ARGUMENTS, "overrides", "config")
 """What the model itself tells best."""
 
 
+CARRIED = ("mean", "std", "crop_pct", "interpolation", "class_names")
+"""What stays with a model whose weights were loaded: how its images are prepared, and what its outputs mean."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """What `create_model` made a model from, besides what the model itself tells (image size, channels, classes).
@@ -34,10 +40,13 @@ class ModelSpec:
     Attributes:
         name: the official name.
         overrides: (argument, value), hashable.
+        carried: what the weights that it was filled with say beside the model: (key of `CARRIED`, JSON). Models that
+            differ in this alone are the same.
     """
 
     name: str
     overrides: tuple[tuple[str, Any], ...] = ()
+    carried: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
     def of(cls, name: str, overrides: Mapping[str, Any]) -> ModelSpec:
@@ -49,8 +58,30 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
+def take_preprocessing(model: Any, metadata: Mapping[str, Any], *, classes: bool) -> None:
+    """Notes in a model of `create_model`, for `describe_model`, what the weights that now fill it say in `metadata`:
+    `CARRIED`, as far as it fits. What earlier weights said is forgotten.
+
+    Args:
+        model: any other than of `create_model` is left as it is.
+        metadata: of the weights.
+        classes: whether the classifier is theirs; else the names of its classes are not.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        return
+    known = {key: metadata[key] for key in CARRIED if metadata.get(key) is not None and KINDS[key][1](metadata[key])}
+    for key in ("mean", "std"):
+        if len(known.get(key, ())) != model.in_chans:  # other channels, so other figures
+            known.pop(key, None)
+    if not classes or len(known.get("class_names", ())) > model.num_classes:
+        known.pop("class_names", None)
+    model.spec = dataclasses.replace(spec, carried=tuple((key, json.dumps(value)) for key, value in known.items()))
+
+
 def describe_model(model: Any, known: Mapping[str, Any] | None = None) -> Metadata:
-    """The metadata of a model that `create_model` (of either framework) made.
+    """The metadata of a model that `create_model` (of either framework) made; of its preprocessing and the names of its
+    classes what the weights said that it was last filled with.
 
     Args:
         model: tells its name, sizes and configuration.
@@ -68,6 +99,7 @@ def describe_model(model: Any, known: Mapping[str, Any] | None = None) -> Metada
         raise ValueError(f"the metadata are of {known['model']}, the model is {spec.name}: pass those of the model")
     sizes = {name: getattr(model, name) for name in ARGUMENTS}
     own = describe(spec.name, **sizes, **dict(spec.overrides))
+    own |= {key: json.loads(text) for key, text in spec.carried}
     return {**own, **{key: value for key, value in known.items() if key not in IDENTITY}}
 
 
@@ -121,9 +153,18 @@ def create_arguments(metadata: Metadata) -> dict[str, Any]:
 def to_text(metadata: Mapping[str, Any]) -> dict[str, str]:
     """`metadata` as text by key: text as it is where that can be told from JSON, everything else as JSON."""
     return {
-        key: value if isinstance(value, str) and _from_text(value) == value else json.dumps(value)
+        key: value if isinstance(value, str) and _is_utf8(value) and _from_text(value) == value else json.dumps(value)
         for key, value in metadata.items()
     }
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether formats can hold it that know UTF-8 only: a path whose bytes are none cannot be held."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def from_text(texts: Mapping[str, str]) -> Metadata:
@@ -132,9 +173,19 @@ def from_text(texts: Mapping[str, str]) -> Metadata:
 
 
 def _from_text(text: str) -> Any:
-    for parse in (json.loads, ast.literal_eval):
+    for understand in (parse, _literal):
         try:
-            return parse(text)
+            return understand(text)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, whose parser is not asked for brackets within brackets."""
+    depths = itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text)
+    if max(depths, default=0) > MAX_DEPTH:
+        raise ValueError("too deep")
+    value = ast.literal_eval(text)
+    check_depth(value)
+    return value

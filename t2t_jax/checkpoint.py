@@ -31,7 +31,9 @@ from t2t_common.files import ensure_writable
 from t2t_common.run_folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.described import ALWAYS, check_size, check_table, making
 from t2t_config.digests import SHA256, compare
+from t2t_config.hub import folder_metadata
 from t2t_config.load_report import LoadReport, readable
+from t2t_config.metadata import take_preprocessing
 from t2t_config.shapes import saved_grid
 from t2t_jax.digests import array_digests, check_folder, copies_of, read_back
 from t2t_jax.fit import fit
@@ -216,9 +218,9 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: nothing at `path`, or not readable.
     """
-    path = latest_torch_file(path)
-    if path.is_file():
-        return read_torch_file(path).metadata
+    file = latest_torch_file(path)
+    if file.is_file():
+        return {**read_torch_file(file).metadata, **folder_metadata(path, file)}
     folder = find_checkpoint(path)
     try:
         check_folder(folder, ["model"])
@@ -280,8 +282,12 @@ def _load(
     source_grid: tuple[int, int] | None,
     fresh_classifiers: bool,
 ) -> LoadReport:
-    path = latest_torch_file(path)
-    found = read_torch_file(path, use_ema=use_ema) if path.is_file() else load_model_state(path, use_ema=use_ema)
+    named, path = path, latest_torch_file(path)
+    if path.is_file():
+        found = read_torch_file(path, use_ema=use_ema)
+        found = found._replace(metadata={**found.metadata, **folder_metadata(named, path)})
+    else:
+        found = load_model_state(path, use_ema=use_ema)
     try:
         fitted = fit(found.arrays, model, source_grid or _saved_grid(found), fresh_classifiers=fresh_classifiers)
         load_arrays(model, fitted.weights, fresh=fitted.missing)
@@ -290,6 +296,8 @@ def _load(
         hint = f"; the file says that it is {theirs}" if theirs else ""
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}{hint}") from None
     loaded = tuple(name for name in model_arrays(model) if name in fitted.weights)
+    take_preprocessing(model, found.metadata, classes="head.kernel" in loaded)
+    not_finite = tuple(name for name, array in fitted.weights.items() if not np.isfinite(np.asarray(array)).all())
     return LoadReport(
         str(path),
         found.entry,
@@ -300,6 +308,9 @@ def _load(
         fitted.left_out,
         fitted.missing,
         found.verified,
+        found.prefix,
+        found.ignored,
+        not_finite,
     )
 
 

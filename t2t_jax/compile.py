@@ -2,7 +2,7 @@
 
 Compiles the training step of `t2t_jax.train` for TPUs that are not there, and says whether it fits into their memory,
 what it computes and what its devices send each other. Nothing is run: "compiles for and fits" is all it shows.
-Needs libtpu (pip install 't2t-vit[tpu]'); --export-only does without, and only lowers. Exit code 1 if the step does
+Needs libtpu (pip install -e ".[tpu]"); --export-only does without, and only lowers. Exit code 1 if the step does
 not fit, or if a message between devices carries the global batch.
 """
 

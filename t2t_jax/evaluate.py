@@ -1,7 +1,7 @@
 """python -m t2t_jax.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors), counted exactly over every
-image.
+Top-1 and top-5 of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors, a folder of save_pretrained), counted
+exactly over every image.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from jax.sharding import Mesh
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy, count
-from t2t_common.evaluations import EvaluateOptions, Result, new_confusion, show_result
+from t2t_common.evaluations import EvaluateOptions, Result, labelled_for, new_confusion, show_result
 from t2t_common.files import check_target
 from t2t_common.options import WeightsOptions
 from t2t_common.per_class import class_report
 from t2t_common.terminal import bar, status
-from t2t_config.class_names import class_names
 from t2t_jax.checkpoint import check_described, load_metadata, load_weights
-from t2t_jax.data import Preprocess, check_classes, eval_batches, open_source
+from t2t_jax.data import Preprocess, eval_batches, open_source
 from t2t_jax.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.registry import create_model
 from t2t_jax.state import Arrays, model_arrays, split_model
@@ -72,8 +71,10 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
         check_described(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
-    if report.resized or report.left_out:
+    if report.is_notable:
         print(report, file=sys.stderr)
+    if report.not_finite:
+        print(f"warning: {report.doubt}", file=sys.stderr)
     return model, how, saved
 
 
@@ -85,9 +86,8 @@ def evaluate(options: EvaluateOptions) -> Result:
     """
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     model, how, saved = load_for_evaluation(options, dtype=dtype)
-    source = open_source(options.data, "val")
-    check_classes(source, model.num_classes)
-    names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
+    source = open_source(options.data, "val", model.num_classes)
+    source, names = labelled_for(model.num_classes, source, options, saved)
     mesh = make_mesh()
     forward = forward_on(mesh, split_model(model)[0])
     batch_size = -(-options.batch_size // mesh.size) * mesh.size

@@ -10,11 +10,12 @@ preprocessing) and `sha256.json` (digests of both). `load_exported` reads it; wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from t2t_common.files import check_target, replace_file
 from t2t_common.options import WeightsOptions
 from t2t_common.sealed import check_sealed, seal
 from t2t_common.terminal import status
+from t2t_common.zips import open_zip
+from t2t_config.bounded_json import parse
+from t2t_config.described import MAX_EXPANSION
 from t2t_config.metadata import describe_model
 from t2t_jax.evaluate import load_for_evaluation
 
@@ -107,11 +111,21 @@ def load_exported(path: str | Path) -> ExportedModel:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no exported model at {path}: check the path")
+    with _called(path), open_zip(Path(path)) as file:
+        if sum(info.file_size for info in file.infolist()) > MAX_EXPANSION * Path(path).stat().st_size:
+            raise ValueError("it unpacks to far more than its size")
     verified = check_sealed(Path(path))
-    try:
-        with zipfile.ZipFile(path) as file:
-            program, metadata = file.read(PROGRAM), json.loads(file.read(METADATA))
+    with _called(path):
+        with open_zip(Path(path)) as file:
+            program, metadata = file.read(PROGRAM), parse(file.read(METADATA))
         return ExportedModel(export.deserialize(bytearray(program)), metadata, verified)
+
+
+@contextlib.contextmanager
+def _called(path: str | Path) -> Iterator[None]:
+    """Makes what fails inside a ValueError that names `path`."""
+    try:
+        yield
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(
             f"{path} is no exported model ({type(error).__name__}): make it with t2t_jax.export"

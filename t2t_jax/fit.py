@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from t2t_config.load_report import check_types
 from t2t_config.shapes import SOFT_SPLITS
 from t2t_jax.state import model_arrays
 
@@ -52,9 +53,11 @@ def fit(
     left out, with `fresh_classifiers` also those for other classes.
 
     Raises:
-        ValueError: a position table that is for no square, or not for `source_grid`.
+        ValueError: a position table that is for no square, or not for `source_grid`; or numbers that no weight is made
+            of (complex, whole).
     """
     own = model_arrays(model)
+    check_types({name: array.dtype.name for name, array in arrays.items() if name in own})
     left_out = _unfit_classifiers(arrays, own, fresh_classifiers)
     weights = {name: array for name, array in arrays.items() if name not in left_out}
     missing = _absent_classifiers(weights, own) if fresh_classifiers else ()

@@ -14,7 +14,7 @@ from flax import nnx
 from t2t_config import model_config
 from t2t_config.described import making
 from t2t_config.hub import CONFIG, WEIGHTS, differences, fetch, read_metadata, upload, write_folder
-from t2t_config.metadata import create_arguments, describe_model, to_text
+from t2t_config.metadata import create_arguments, describe_model, take_preprocessing, to_text
 from t2t_jax.checkpoint import check_described, init_weights
 from t2t_jax.registry import create_model
 from t2t_jax.state import model_arrays
@@ -99,13 +99,15 @@ def from_pretrained(
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
     with making(folder / CONFIG):
-        saved = create_arguments(read_metadata(folder))
+        metadata = read_metadata(folder)
+        saved = create_arguments(metadata)
         check_described(saved, folder / WEIGHTS)
     model: Any = create_model(**{**saved, **arguments})
     other_classes = model.num_classes != saved.get("num_classes", model_config(saved["name"]).num_classes)
     other_head = arguments.get("aux_head", False) and not saved.get("aux_head", False)
     report = init_weights(model, folder / WEIGHTS)
     report.warn(fresh_classifiers=other_classes or other_head)
+    take_preprocessing(model, metadata, classes=not other_classes)
     return model
 
 

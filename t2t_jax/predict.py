@@ -1,7 +1,8 @@
 """python -m t2t_jax.predict IMAGE... --checkpoint PATH [--model NAME]
 
 The best classes of images (files, or folders of them) with their probabilities. Images are prepared exactly as timm
-does for evaluation. The checkpoint is a run's folder, a checkpoint folder, or a .pth, .pth.tar or .safetensors file.
+does for evaluation. The checkpoint is a run's folder, a checkpoint folder, a folder of save_pretrained, or a .pth,
+.pth.tar or .safetensors file.
 """
 
 from __future__ import annotations

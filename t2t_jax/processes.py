@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from t2t_common.data.identity import check_alike, digest_of
 from t2t_jax.checkpoint import reason
 
 SIGNS = re.compile(r"gloo|nccl|coordination|heartbeat|unhealthy", re.IGNORECASE)
@@ -37,3 +42,21 @@ def _tells_of_loss(error: BaseException) -> bool:
             return False
         error = error.__cause__
     return True
+
+
+def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
+    """`identity`, of the data that this process has.
+
+    Raises:
+        ValueError: another process has other data.
+    """
+    if jax.process_count() > 1:
+        digests = multihost_utils.process_allgather(np.frombuffer(digest_of(identity), np.uint8))
+        check_alike([digest.tobytes() for digest in np.asarray(digests)])
+    return identity
+
+
+def ran_on(mesh: Mesh) -> dict[str, Any]:
+    """Number of processes and devices of a run, their kind and what they share; JSON values."""
+    kind = mesh.devices.flat[0].device_kind
+    return {"processes": jax.process_count(), "devices": mesh.size, "kind": kind, "mesh": dict(mesh.shape)}

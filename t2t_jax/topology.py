@@ -8,6 +8,8 @@ import re
 
 from jax.experimental import topologies
 
+from t2t_config.extras import install_hint
+
 HBM_GIB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 """Memory of a device by its kind, GiB (cloud.google.com/tpu/docs, system architecture). The compiler keeps a little of
 it to itself and is the judge."""
@@ -50,7 +52,7 @@ def tpu_topology(name: str) -> topologies.TopologyDescription:
     """
     name = topology_name(name)
     if not has_libtpu():
-        raise ValueError("libtpu is missing: pip install 't2t-vit[tpu]', or add --export-only, which only lowers")
+        raise ValueError(f"libtpu is missing: {install_hint('tpu')}, or add --export-only, which only lowers")
     try:
         return topologies.get_topology_desc(topology_name=name, platform="tpu")
     except Exception as error:  # of the runtime, of many kinds

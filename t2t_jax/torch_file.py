@@ -12,7 +12,8 @@ import safetensors
 import safetensors.numpy
 
 from t2t_config.digests import SHA256, DamagedError, open_texts, seal_texts
-from t2t_config.layouts import to_official
+from t2t_config.extras import install_hint
+from t2t_config.layouts import to_official, unwrap
 from t2t_config.load_report import readable
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
@@ -26,7 +27,8 @@ class Weights(NamedTuple):
     """Arrays by dotted name, the metadata saved with them (`model`, `img_size`, `in_chans`, ...), and their origin.
 
     `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had,
-    `verified` what its bytes were compared with (see `LoadReport.verified`).
+    `verified` what its bytes were compared with (see `LoadReport.verified`); `prefix` stood before each name, and
+    `ignored` were no weights (see `t2t_config.layouts.unwrap`).
     """
 
     arrays: dict[str, np.ndarray]
@@ -35,6 +37,8 @@ class Weights(NamedTuple):
     is_ema: bool
     layout: str
     verified: str = ""
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
@@ -48,24 +52,30 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        state, texts, layout, verified = _read_safetensors(path)
-        entry, is_ema = "", False
+        found = _read_safetensors(path)
     else:
         try:
             from t2t_torch.checkpoint_file import read_checkpoint
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{path} needs PyTorch to read ({error}): pip install 't2t-vit[torch]'") from error
-        found = read_checkpoint(path, use_ema=use_ema)
-        state = {name: _to_numpy(tensor) for name, tensor in found.state_dict.items()}
-        texts, entry, is_ema, layout = found.metadata, found.entry, found.is_ema, found.layout
-        verified = found.verified
-    metadata = sizes_of({name: array.shape for name, array in state.items()})
-    metadata |= from_text(texts)
-    return Weights(from_torch(state), metadata, entry, is_ema, layout, verified)
+        except ImportError as error:
+            raise ValueError(f"{path} needs PyTorch to read: {install_hint('torch')}") from error
+        file = read_checkpoint(path, use_ema=use_ema)
+        state = {name: _to_numpy(tensor) for name, tensor in file.state_dict.items()}
+        found = Weights(
+            state,
+            dict(file.metadata),
+            file.entry,
+            file.is_ema,
+            file.layout,
+            verified=file.verified,
+            prefix=file.prefix,
+            ignored=file.ignored,
+        )
+    metadata = sizes_of({name: array.shape for name, array in found.arrays.items()}) | from_text(found.metadata)
+    return found._replace(arrays=from_torch(found.arrays), metadata=metadata)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str], str, str]:
-    """The arrays in official names, the metadata, whose names the file had, and what it was compared with."""
+def _read_safetensors(path: Path) -> Weights:
+    """The weights in PyTorch's names and layouts, and the file's metadata as they are: texts."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
     try:
@@ -87,11 +97,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, s
         raise ValueError(
             f"{path} is damaged or was changed ({error}): get it again, or save its weights anew"
         ) from error
+    own = unwrap(arrays)
     try:
-        official, layout = to_official(arrays)
+        official, layout = to_official(own.weights)
     except ValueError as error:
         raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
-    return official, metadata, layout.name, verified
+    return Weights(official, metadata, "", False, layout.name, verified, own.prefix, own.counters)
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
@@ -141,5 +152,5 @@ def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapp
     texts = seal_texts(metadata, array_digests(state_dict))
     # Not `save_file`: it hides a full disk behind a SafetensorError, and gives the file to its owner alone.
     Path(path).write_bytes(safetensors.numpy.save(state_dict, texts))
-    if _read_safetensors(Path(path))[-1] != SHA256:
+    if _read_safetensors(Path(path)).verified != SHA256:
         raise ValueError(f"cannot write {path} (read back, its digests are missing): choose another disk")

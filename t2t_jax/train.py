@@ -19,25 +19,33 @@ from typing import Any
 import jax
 import tyro
 
-from t2t_common import cli
+from t2t_common import cli, resuming
 from t2t_common.accuracy import Accuracy
+from t2t_common.data.classes import for_run, other_order
 from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
-from t2t_common.run_folder import check_workdir
+from t2t_common.resuming import with_saved_head
+from t2t_common.run_folder import check_workdir, note_not_recognised
+from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
 from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
-from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
+from t2t_common.start_block import start_block
+from t2t_common.terminal import say
+from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_jax.build import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
-from t2t_jax.checkpoint import init_weights
+from t2t_jax.checkpoint import CHECKPOINTS, checkpoint_steps
 from t2t_jax.data import (
     Preprocess,
     TrainIterator,
     check_classes,
+    classes_with_images,
+    data_identity,
     eval_batches,
+    head_classes,
     open_source,
     steps_per_epoch,
     train_iterator,
@@ -48,8 +56,9 @@ from t2t_jax.evaluate import accuracy, forward_on
 from t2t_jax.interrupt import Interruption
 from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.optim import freeze
-from t2t_jax.processes import told_of_loss
+from t2t_jax.processes import checked_data, ran_on, told_of_loss
 from t2t_jax.report import Reporter, TrainingDivergedError
+from t2t_jax.start import begun_classes, start_from
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
@@ -63,6 +72,12 @@ class Run:
     recipe: Recipe
     how: Preprocess
     class_names: list[str] | None
+    classes: set[int]
+    """Of which the data have images."""
+    data: dict[str, Any]
+    """What the images are, see t2t_common/data/identity.py."""
+    ran_on: dict[str, Any]
+    """Processes and devices."""
     steps_per_epoch: int
     iterator: TrainIterator
     state: TrainState
@@ -71,20 +86,31 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What the user should know before the first step: the order of the classes, files passed over, the head."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
-        return run_metadata(self.recipe, self.how, self.class_names)
+        """What a checkpoint says about itself: enough to rebuild the model and its input; recipe, data, devices."""
+        return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
-def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | None = None) -> Run:
+def prepare(
+    recipe: Recipe,
+    *,
+    init_from: str | Path | None = None,
+    fresh_head: bool = False,
+    mesh: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Opens the data, builds model and optimiser, and sets the state before the first step.
 
     Args:
         recipe: what to train.
         init_from: weights to start from.
+        fresh_head: whether their classifier is left out.
         mesh: the devices and what they share, such as "data=4,fsdp=2"; None takes all, for data.
+        class_names: in the order of the run that goes on; None takes that of the weights or of the data.
 
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
@@ -97,18 +123,26 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
     # --- Data -----------------------------------------------------------------------------------------------
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
-    train_source, val_source = open_source(recipe.data, "train"), open_source(recipe.data, "val")
-    num_classes = recipe.num_classes or train_source.num_classes
+    train_source = open_source(recipe.data, "train", recipe.num_classes)
+    val_source = open_source(recipe.data, "val", recipe.num_classes)
+    num_classes, expected = head_classes(recipe, train_source, val_source), recipe.num_classes
     check_classes(train_source, num_classes)
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
+    note = head_note(expected, num_classes, max(train_source.num_classes, val_source.num_classes))
+    new_confusion(num_classes)  # which the first evaluation needs: rather now than after an epoch
     train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
-    started_from = None if init_from is None else init_weights(model, init_from)
+    started_from, head = None, None
+    if init_from is not None:
+        started_from, head = start_from(model, init_from, fresh_head=fresh_head)
+        started_from.check_finite()
+    data = checked_data(data_identity(train_source, val_source))
+    train_source, val_source, notes = for_run(train_source, val_source, num_classes, begun=class_names, head=head)
     forward = forward_on(devices, split_model(model)[0])
     model.train()
     graphdef, params, buffers = split_model(model)
@@ -123,6 +157,9 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
         recipe=recipe,
         how=how,
         class_names=train_source.class_names,
+        classes=classes_with_images(train_source, val_source),
+        data=data,
+        ran_on=ran_on(devices),
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
         state=put_tree(state, devices),
@@ -135,6 +172,7 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None, mesh: str | 
             confusion=confusion,
         ),
         started_from=started_from,
+        notes=[*notes, *([] if note is None else [note])],
     )
 
 
@@ -143,6 +181,7 @@ def train(
     workdir: str | Path,
     *,
     init_from: str | Path | None = None,
+    fresh_head: bool = False,
     mesh: str | None = None,
     watch: Watch | None = None,
 ) -> Accuracy:
@@ -155,18 +194,22 @@ def train(
             checkpoints written before are sound.
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
-    run = prepare(recipe, init_from=init_from, mesh=mesh)
+    recipe = with_saved_head(recipe, Path(workdir))
+    begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head, mesh=mesh)
+    run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
-    result = None
+    result = lock = None
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         if jax.process_index() == 0:
-            stack.enter_context(locked(workdir))
+            lock = stack.enter_context(locked(workdir))
         check_workdir(workdir, "t2t_jax")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
+        if stored := other_order(checkpoints.metadata.get("class_names"), run.class_names):
+            run = begin(class_names=stored)
         first_step = resume(run, checkpoints, workdir)
         reporter = stack.enter_context(
             Reporter(
@@ -186,17 +229,26 @@ def train(
                 watch=watch,
             )
         )
-        stack.enter_context(explained(recipe, checkpoints, workdir, init_from, mesh))
+        stack.enter_context(explained(begin, checkpoints, workdir))
         stack.enter_context(told_of_loss())
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        saving = Saving(run, reporter, checkpoints, interruption)
-        for line in checkpoints.damaged.lines:
-            reporter.say(line)
-        if first_step:
+        block = {"steps_per_epoch": run.steps_per_epoch, "first_step": first_step, "devices": reporter.devices}
+        if first_step < last_step:
+            reporter.start(start_block(recipe, run.how, run.state.raw, workdir=workdir, **block))
+        saving = Saving(run, reporter, checkpoints, interruption, lock)
+        if first_step == last_step:
+            reporter.say(f"the run in {workdir} is finished: all {last_step} steps are done")
+        elif first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+            names = map(str, checkpoint_steps(workdir / CHECKPOINTS))
+            if (note := note_not_recognised(workdir, names)) is not None:
+                reporter.say(note)
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
+        for note in run.notes:
+            reporter.say(f"note: {note}")
+        reporter.warn(schedule_warnings(recipe, run.steps_per_epoch))
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
             train_epoch(run, epoch, reporter, saving, first_step)
             is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
@@ -233,20 +285,14 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
 
 
 @contextlib.contextmanager
-def explained(
-    recipe: Recipe,
-    checkpoints: TrainingCheckpoints,
-    workdir: Path,
-    init_from: str | Path | None,
-    mesh: str | None,
-) -> Iterator[None]:
+def explained(begin: Callable[..., Run], checkpoints: TrainingCheckpoints, workdir: Path) -> Iterator[None]:
     """Adds to a `TrainingDivergedError` what went first, by a second run from the last good state (see diverged.py)."""
     try:
         yield
     except TrainingDivergedError as error:
         try:
             checkpoints.wait()
-            run = prepare(recipe, init_from=init_from, mesh=mesh)
+            run = begin(class_names=checkpoints.metadata.get("class_names"))
             done = resume(run, checkpoints, workdir)
             finding = explain(run.train_step, run.state, run.iterator, done=done, broken=error.step)
         except Exception as failure:  # whatever it is, the divergence is the news
@@ -264,6 +310,8 @@ def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
         f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
         {"step": step, "epoch": epoch, **result.figures},
     )
+    warnings = evaluation_warnings(confusion, run.recipe, epoch, in_data=run.classes, names=run.class_names)
+    reporter.warn(warnings, again=epoch + 1 == run.recipe.total_epochs)
     return result
 
 
@@ -275,18 +323,17 @@ def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
 
 
 def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
-    """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
+    """Sets `run` to the latest checkpoint that is sound; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe.
+        ValueError: as `t2t_common.resuming.resume`.
     """
-    if checkpoints.latest_step is None:
-        return 0
-    changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
-    if changes:
-        raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
-    run.state = checkpoints.restore(run.state, run.iterator)
-    return checkpoints.latest_step
+
+    def restore() -> int:
+        run.state = checkpoints.restore(run.state, run.iterator)
+        return int(run.state.step)
+
+    return resuming.resume(run, checkpoints, workdir, restore)
 
 
 # --- Command line -------------------------------------------------------------------------------------------
@@ -300,6 +347,8 @@ class Options:
     init_from: Path | None = None
     """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors, or the folder of a run in either framework; a
     head for other classes starts anew."""
+    fresh_head: bool = False
+    """Train a new classifier, whatever the weights to start from have."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
@@ -327,14 +376,21 @@ def main(args: Sequence[str]) -> int:
     join_processes(options.distributed)
     try:
         with told_of_loss():
-            result = train(options.recipe, workdir, init_from=options.init_from, mesh=options.mesh, watch=options.watch)
+            result = train(
+                options.recipe,
+                workdir,
+                init_from=options.init_from,
+                fresh_head=options.fresh_head,
+                mesh=options.mesh,
+                watch=options.watch,
+            )
     except TrainingDivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return cli.FAILED
     except RunInterruptedError as stop:
-        print(stop)
+        say(str(stop))
         return cli.OK
-    print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+    say(f"finished: top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 

@@ -5,6 +5,7 @@ Each is one bundle that belongs to one step: weights, average, optimiser, step, 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -36,6 +37,9 @@ from t2t_jax.plain_path import plain_path
 from t2t_jax.processes import LostProcessError
 from t2t_jax.replace import ASIDE, recover
 from t2t_jax.step import TrainState
+
+DATA = "data"
+"""The item of a checkpoint that holds the position in the data."""
 
 
 class TrainingCheckpoints:
@@ -121,7 +125,7 @@ class TrainingCheckpoints:
         self.wait()
         step = int(state.step)
         self.damaged.steps.pop(step, None)
-        items = {**_items(state), "data": iterator}
+        items = {**_items(state), DATA: iterator}
         finish = start_writing(self._folder / str(step), items, metadata, scratch=self._folder / f"{SCRATCH}{step}")
         if self._keeps_best:
             self._note_top1(step, metadata)
@@ -154,15 +158,18 @@ class TrainingCheckpoints:
         def read(step: int) -> dict[str, Any]:
             folder = self._folder / str(step)
             has_digests = check_folder(folder) is not None
+            position = read_position(folder)
             try:
                 with plain_path(folder) as place:
-                    return ocp.load_checkpointables(place, {**like, "data": iterator})
+                    saved = ocp.load_checkpointables(place, like)
+                iterator.set_state(position)
             except Exception as error:
                 if not has_digests:
                     check_readable(folder)
                 raise UnfitError(
                     f"cannot continue from {folder} ({reason(error)}): choose another --workdir"
                 ) from error
+            return saved
 
         saved = self.damaged.latest(lambda: self.latest_step, read, None)
         assert saved is not None
@@ -213,6 +220,21 @@ class TrainingCheckpoints:
                 shutil.rmtree(leftover)
         for aside in self._folder.glob(f"{ASIDE}*"):
             recover(self._folder / aside.name.removeprefix(ASIDE))
+
+
+def read_position(folder: Path) -> dict[str, Any]:
+    """The position in the data that a checkpoint holds: what `get_state` gave, the same in every process.
+
+    Each process writes its own, by the name that Grain gives it, and Grain reads that of as many processes alone; as
+    positions count batches of all processes together, any will do, for any number of them.
+
+    Raises:
+        ValueError: there is none, or they are not all alike.
+    """
+    found = [json.loads(path.read_text()) for path in sorted((folder / DATA).glob("process_*-of-*.json"))]
+    if not found or any(position != found[0] for position in found):
+        raise ValueError("its positions in the data are missing, or not all alike")
+    return dict(found[0])
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from t2t_config import MODELS
 from t2t_config.described import check_size, check_table, making
 from t2t_config.load_report import LoadReport, few
-from t2t_config.metadata import from_text
+from t2t_config.metadata import from_text, take_preprocessing
 from t2t_config.shapes import saved_grid
 from t2t_torch.checkpoint_file import (
     Checkpoint,
@@ -57,6 +57,7 @@ def load_checkpoint(
             f"{path} does not fit this {type(model).__name__}: {error}; {_looks_like(checkpoint.state_dict)}"
         ) from None
     model.load_state_dict(fitted.weights, strict=False)  # strict is done: names and shapes were just checked
+    take_preprocessing(model, from_text(checkpoint.metadata), classes="head.weight" in fitted.weights)
     return LoadReport(
         str(path),
         checkpoint.entry,
@@ -67,6 +68,9 @@ def load_checkpoint(
         fitted.left_out,
         fitted.missing,
         checkpoint.verified,
+        checkpoint.prefix,
+        checkpoint.ignored,
+        tuple(name for name, value in fitted.weights.items() if not bool(torch.isfinite(value).all())),
     )
 
 

@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from t2t_common.files import check_target, replace_file
 from t2t_common.run_folder import latest_torch_file
 from t2t_config.digests import CRC32, SHA256, DamagedError, open_texts, seal_texts
-from t2t_config.layouts import OFFICIAL, to_official
+from t2t_config.hub import folder_metadata
+from t2t_config.layouts import OFFICIAL, to_official, unwrap
 from t2t_config.load_report import few, readable
+from t2t_config.metadata import to_text
 from t2t_torch.digests import check_content, tensor_digests, torch_bytes
+from t2t_torch.plain import check_plain
 from t2t_torch.unpickle import has_crc32, read_pickle
 
 StateDict = dict[str, Tensor]
@@ -38,7 +41,8 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """The weights of a file by official name, the entry they came from ('' for a bare state dict), whose names
-    the file carries, its own metadata, and what its bytes were compared with (see `LoadReport.verified`).
+    the file carries, its own metadata, and what its bytes were compared with (see `LoadReport.verified`); what wrapped
+    every name, and which names were no weights (see `unwrap`).
     """
 
     state_dict: StateDict
@@ -46,6 +50,8 @@ class Checkpoint:
     layout: str = OFFICIAL.name
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     verified: str = ""
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
 
     @property
     def is_ema(self) -> bool:
@@ -58,7 +64,8 @@ def read_state_dict(path: str | os.PathLike[str], *, use_ema: bool = True) -> St
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Checkpoint:
-    """The weights of a file, or of the latest one of a run's folder; no code of the file is ever run.
+    """The weights of a file, of the latest one of a run's folder, or of a folder that `save_pretrained` wrote; no code
+    of the file is ever run.
 
     `use_ema` prefers the EMA weights of files that hold both. A file with only one of the two gives that one,
     and `Checkpoint.entry` says which. What is read is compared with the digests that `save_checkpoint` wrote, or of
@@ -67,19 +74,24 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is truncated or corrupt, is not what was saved, would run code or fill the memory, or
-            holds no state dict.
+            holds no state dict; or a tensor is no plain one (see `t2t_torch.plain`).
     """
-    path = find_checkpoint(path)
+    named, path = path, find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, use_ema)
+    found = dataclasses.replace(found, metadata={**found.metadata, **to_text(folder_metadata(named, path))})
+    own = unwrap(found.state_dict)
     try:
-        state_dict, layout = to_official(found.state_dict)
+        state_dict, layout = to_official(own.weights)
     except ValueError as error:
         raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
-    return dataclasses.replace(found, state_dict=state_dict, layout=layout.name)
+    return dataclasses.replace(
+        found, state_dict=state_dict, layout=layout.name, prefix=own.prefix, ignored=own.counters
+    )
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` means: itself, or the latest step of the folder of a run of `t2t_torch.train`.
+    """The file that `path` means: itself, the latest step of a folder of `t2t_torch.train`, or the weights of a folder
+    that `save_pretrained` wrote.
 
     Raises:
         FileNotFoundError: nothing at `path`, or a folder of another kind.
@@ -96,11 +108,20 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 def _read_torch(path: Path, use_ema: bool) -> Checkpoint:
     content = read_pickle(path)
     found = pick_entry(path, content, use_ema)
+    _check_plain(path, found.state_dict)
     try:
         verified = check_content(path, content, {found.entry, "metadata"})
     except DamagedError as error:
         raise damaged(path, error) from error
     return dataclasses.replace(found, verified=verified or (CRC32 if has_crc32(path) else ""))
+
+
+def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Before digests are computed, which are of plain tensors; see `check_plain`."""
+    try:
+        check_plain(tensors)
+    except ValueError as error:
+        raise ValueError(f"cannot use {path}: {error}") from None
 
 
 def damaged(path: Path, reason: DamagedError) -> ValueError:
@@ -113,6 +134,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safetensors.safe_open(path, framework="pt") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             metadata = file.metadata() or {}
+        _check_plain(path, state_dict)
         metadata, verified = open_texts(metadata, lambda: tensor_digests(state_dict))
     except DamagedError as error:
         raise damaged(path, error) from error
@@ -153,7 +175,8 @@ def save_checkpoint(
     leaves the old file or the new one, never a half.
 
     Raises:
-        ValueError: another suffix, or the file cannot be written (a full disk ...) or is not read back as written.
+        ValueError: another suffix, a tensor that is no plain one (quantised, sparse, ...; the message names it), or
+            the file cannot be written (a full disk ...) or is not read back as written.
         FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
@@ -162,6 +185,10 @@ def save_checkpoint(
     check_target(path)  # before the tensors are copied
     source = model_or_state_dict
     tensors = source.state_dict() if isinstance(source, nn.Module) else source
+    try:
+        check_plain(tensors)
+    except ValueError as error:
+        raise ValueError(f"cannot write {path}: {error}") from None
     # Cloned, so that a view does not drag its whole storage into the file.
     weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     notes = dict(metadata) if metadata else {}

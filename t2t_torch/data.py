@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,12 +17,13 @@ from t2t_common.data.iterator import Batch, BatchIterator
 from t2t_common.data.patience import Patient
 from t2t_common.data.sources import Source
 from t2t_common.data.unreadable import Unreadable
+from t2t_common.data.workers import end_with_the_run, leave_signals_to_the_run
 from t2t_common.preprocess import Preprocess
 from t2t_config import Recipe
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 """What workers come from: forks of this process, which has threads, may wait for ever."""
-FORKSERVER.set_forkserver_preload([__name__])  # imported once for all workers
+FORKSERVER.set_forkserver_preload(["t2t_common.data.fork_server", __name__])  # imported once for all workers
 
 
 def train_iterator(
@@ -115,24 +117,39 @@ class _InThreads(Dataset):
 def _batches(examples: TrainExamples | EvalExamples, steps: range, threads: int, workers: int) -> Iterator[Batch]:
     """The batches of `steps`, in order, made in `workers` processes, or in this one."""
     rows = examples.rows
+    if workers:
+        leave_signals_to_the_run()
     loader: DataLoader[Any] = DataLoader(
         _InThreads(examples, threads),
         batch_sampler=_Rows(rows, steps),
         num_workers=workers,
         multiprocessing_context=FORKSERVER if workers else None,
-        worker_init_fn=_leave_interrupts_to_the_run,
+        worker_init_fn=_begin_worker,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
     )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    kill = functools.partial(_kill, set(multiprocessing.active_children()) - others)
+    atexit.register(kill)  # the latest runs first: else multiprocessing would wait for what goes by no SIGTERM
+    try:
+        for batch in batches:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # ends its workers in good order
+        kill()
+        atexit.unregister(kill)
 
 
-def _leave_interrupts_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: the run ends itself, after a step that still needs its batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(worker: int) -> None:
+    end_with_the_run()
+
+
+def _kill(workers: set[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _collate(examples: list[Example] | list[ValueError]) -> Any:

@@ -1,6 +1,7 @@
 """python -m t2t_torch.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder), counted exactly over every image.
+Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder, a folder of save_pretrained), counted
+exactly over every image.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import numpy as np
 
 from t2t_common import cli
 from t2t_common.accuracy import Accuracy, Forward, count
-from t2t_common.data import check_classes, open_source
+from t2t_common.data import open_source
 from t2t_common.data.iterator import Batch
-from t2t_common.evaluations import EvaluateOptions, Result, new_confusion, show_result
+from t2t_common.evaluations import EvaluateOptions, Result, labelled_for, new_confusion, show_result
 from t2t_common.files import check_target
 from t2t_common.options import WeightsOptions
 from t2t_common.per_class import class_report
 from t2t_common.preprocess import Preprocess
 from t2t_common.terminal import bar, status
-from t2t_config.class_names import class_names
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
 from t2t_torch.build import compute_dtype
@@ -62,8 +62,10 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:
         raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
-    if report.resized or report.left_out:
+    if report.is_notable:
         print(report, file=sys.stderr)
+    if report.not_finite:
+        print(f"warning: {report.doubt}", file=sys.stderr)
     return model.eval(), how, saved
 
 
@@ -74,9 +76,8 @@ def evaluate(options: EvaluateOptions) -> Result:
         FileNotFoundError, ValueError: the checkpoint or the data cannot be used; the message says why.
     """
     model, how, saved = load_for_evaluation(options)
-    source = open_source(options.data, "val")
-    check_classes(source, model.num_classes)
-    names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names") or source.class_names)
+    source = open_source(options.data, "val", model.num_classes)
+    source, names = labelled_for(model.num_classes, source, options, saved)
     model.to(own_device())
     forward = make_forward(model, dtype=compute_dtype(options.dtype))
     confusion = new_confusion(len(names))

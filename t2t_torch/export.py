@@ -30,6 +30,7 @@ from t2t_common.options import WeightsOptions
 from t2t_common.sealed import check_sealed, seal
 from t2t_common.terminal import status
 from t2t_config.digests import KEY
+from t2t_config.extras import install_hint
 from t2t_config.metadata import describe_model, from_text, to_text
 from t2t_torch.evaluate import load_for_evaluation
 
@@ -128,7 +129,7 @@ def _needs_onnx() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"ONNX needs further packages ({error}): pip install 't2t-vit[onnx]'") from error
+        raise ValueError(f"ONNX needs further packages ({error}): {install_hint('onnx')}") from error
 
 
 def _compare(exported: ExportedModel, model: nn.Module, images: np.ndarray) -> list[Agreement]:

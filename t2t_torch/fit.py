@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2t_config.load_report import few
+from t2t_config.load_report import check_types, few
 from t2t_config.shapes import SOFT_SPLITS
 
 StateDict = dict[str, Tensor]
@@ -46,9 +46,11 @@ def fit(state_dict: Mapping[str, Tensor], model: nn.Module, source_grid: tuple[i
     for no square), the first layer to its channels (`adapt_in_chans`). Classifiers for other classes are left out.
 
     Raises:
-        ValueError: names or shapes that are none of these; they are counted, and the first few named.
+        ValueError: names or shapes that are none of these; they are counted, and the first few named. Or numbers that
+            no weight is made of (complex, whole).
     """
     own = model.state_dict()
+    check_types({name: str(x.dtype).removeprefix("torch.") for name, x in state_dict.items() if name in own})
     left_out = _unfit_classifiers(state_dict, own)
     weights = {name: value for name, value in state_dict.items() if name not in left_out}
     missing = _absent_classifiers(weights, own)

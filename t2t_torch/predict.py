@@ -1,7 +1,8 @@
 """python -m t2t_torch.predict IMAGE... --checkpoint PATH [--model NAME]
 
 The best classes of images (files, or folders of them) with their probabilities. Images are prepared exactly as timm
-does for evaluation. The checkpoint is a .pth, .pth.tar or .safetensors file.
+does for evaluation. The checkpoint is a .pth, .pth.tar or .safetensors file, a run's folder, or a folder of
+save_pretrained.
 """
 
 from __future__ import annotations

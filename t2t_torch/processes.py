@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from t2t_common import interrupt
+from t2t_common.data.identity import check_alike, digest_of
 
 
 def own_device() -> torch.device:
@@ -74,6 +76,19 @@ def sum_processes(counts: np.ndarray) -> np.ndarray:
     total = torch.from_numpy(counts.copy())
     dist.all_reduce(total)
     return total.numpy()
+
+
+def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
+    """`identity`, of the data that this process has.
+
+    Raises:
+        ValueError: another process has other data.
+    """
+    if process_count() > 1:
+        digests: list[Any] = [None] * process_count()
+        dist.all_gather_object(digests, digest_of(identity))
+        check_alike(digests)
+    return identity
 
 
 class Interruption(interrupt.Interruption):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +21,18 @@ from typing import Any
 import torch
 import tyro
 
-from t2t_common import cli
+from t2t_common import cli, resuming
 from t2t_common.accuracy import Accuracy
-from t2t_common.data import check_classes, open_source, steps_per_epoch, with_token_labels
+from t2t_common.data import (
+    check_classes,
+    classes_with_images,
+    data_identity,
+    head_classes,
+    open_source,
+    steps_per_epoch,
+    with_token_labels,
+)
+from t2t_common.data.classes import for_run, other_order
 from t2t_common.data.iterator import Batch, BatchIterator
 from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
@@ -31,19 +41,23 @@ from t2t_common.lock import locked
 from t2t_common.peak import run_peak
 from t2t_common.preprocess import Preprocess
 from t2t_common.report import Reporter, TrainingDivergedError
-from t2t_common.run_folder import check_workdir
+from t2t_common.resuming import with_saved_head
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, check_workdir, note_not_recognised, torch_steps
+from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
 from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
+from t2t_common.start_block import start_block
+from t2t_common.terminal import say
 from t2t_common.watch import Watch
-from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr, recipe_changes
+from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.load_report import LoadReport
 from t2t_torch.build import Sample, build_model, build_sample, build_step, check_recipe, compute_dtype
-from t2t_torch.checkpoint import load_checkpoint
 from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
 from t2t_torch.optim import freeze
-from t2t_torch.processes import Interruption, joined_processes, own_device, process_count, process_index
+from t2t_torch.processes import Interruption, checked_data, joined_processes, own_device, process_count, process_index
+from t2t_torch.start import begun_classes, start_from
 from t2t_torch.step import TrainState, TrainStep, make_forward
 from t2t_torch.training_checkpoints import TrainingCheckpoints
 
@@ -55,6 +69,12 @@ class Run:
     recipe: Recipe
     how: Preprocess
     class_names: list[str] | None
+    classes: set[int]
+    """Of which the data have images."""
+    data: dict[str, Any]
+    """What the images are, see t2t_common/data/identity.py."""
+    ran_on: dict[str, Any]
+    """Processes and devices."""
     steps_per_epoch: int
     iterator: BatchIterator
     state: TrainState
@@ -63,19 +83,29 @@ class Run:
     evaluate: Callable[..., Accuracy]
     """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
     started_from: LoadReport | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What the user should know before the first step: the order of the classes, files passed over, the head."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: enough to rebuild the model and its input, and the recipe."""
-        return run_metadata(self.recipe, self.how, self.class_names)
+        """What a checkpoint says about itself: enough to rebuild the model and its input; recipe, data, devices."""
+        return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
-def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
+def prepare(
+    recipe: Recipe,
+    *,
+    init_from: str | Path | None = None,
+    fresh_head: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Opens the data, builds model and optimiser, and sets the state before the first step.
 
     Args:
         recipe: what to train.
         init_from: weights to start from.
+        fresh_head: whether their classifier is left out.
+        class_names: in the order of the run that goes on; None takes that of the weights or of the data.
 
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
@@ -88,11 +118,14 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
     # --- Data -----------------------------------------------------------------------------------------------
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
-    train_source, val_source = open_source(recipe.data, "train"), open_source(recipe.data, "val")
-    num_classes = recipe.num_classes or train_source.num_classes
+    train_source = open_source(recipe.data, "train", recipe.num_classes)
+    val_source = open_source(recipe.data, "val", recipe.num_classes)
+    num_classes, expected = head_classes(recipe, train_source, val_source), recipe.num_classes
     check_classes(train_source, num_classes)
     check_classes(val_source, num_classes)
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
+    note = head_note(expected, num_classes, max(train_source.num_classes, val_source.num_classes))
+    new_confusion(num_classes)  # which the first evaluation needs: rather now than after an epoch
     train_source = with_token_labels(train_source, recipe)
     how = Preprocess.of_recipe(recipe)
     epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
@@ -103,7 +136,12 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
-    started_from = None if init_from is None else load_checkpoint(model, init_from)
+    started_from, head = None, None
+    if init_from is not None:
+        started_from, head = start_from(model, init_from, fresh_head=fresh_head)
+        started_from.check_finite()
+    data = checked_data(data_identity(train_source, val_source))
+    train_source, val_source, notes = for_run(train_source, val_source, num_classes, begun=class_names, head=head)
     freeze(model, recipe.frozen or ())
     model.to(device)
 
@@ -119,6 +157,9 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
         recipe=recipe,
         how=how,
         class_names=train_source.class_names,
+        classes=classes_with_images(train_source, val_source),
+        data=data,
+        ran_on={"processes": process_count(), "devices": process_count(), "kind": device_kind()},
         steps_per_epoch=epoch_steps,
         iterator=train_iterator(train_source, recipe, how, put=put, **processes),
         state=state,
@@ -131,11 +172,17 @@ def prepare(recipe: Recipe, *, init_from: str | Path | None = None) -> Run:
             confusion=confusion,
         ),
         started_from=started_from,
+        notes=[*notes, *([] if note is None else [note])],
     )
 
 
 def train(
-    recipe: Recipe, workdir: str | Path, *, init_from: str | Path | None = None, watch: Watch | None = None
+    recipe: Recipe,
+    workdir: str | Path,
+    *,
+    init_from: str | Path | None = None,
+    fresh_head: bool = False,
+    watch: Watch | None = None,
 ) -> Accuracy:
     """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy. Other arguments: `prepare`,
     and what `watch` asks for.
@@ -146,18 +193,22 @@ def train(
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
     watch = watch or Watch()
-    run = prepare(recipe, init_from=init_from)
+    recipe = with_saved_head(recipe, Path(workdir))
+    begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head)
+    run = begin(class_names=begun_classes(workdir))
     workdir = ensure_writable(workdir)
     recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
-    result = None
+    result = lock = None
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         if process_index() == 0:
-            stack.enter_context(locked(workdir))
+            lock = stack.enter_context(locked(workdir))
         check_workdir(workdir, "t2t_torch")
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
         )
+        if stored := other_order(checkpoints.metadata.get("class_names"), run.class_names):
+            run = begin(class_names=stored)
         first_step = resume(run, checkpoints, workdir)
         reporter = stack.enter_context(
             Reporter(
@@ -182,13 +233,22 @@ def train(
         )
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        saving = Saving(run, reporter, checkpoints, interruption)
-        for line in checkpoints.damaged.lines:
-            reporter.say(line)
-        if first_step:
+        block = {"steps_per_epoch": run.steps_per_epoch, "first_step": first_step, "devices": reporter.devices}
+        if first_step < last_step:
+            reporter.start(start_block(recipe, run.how, run.state.raw, workdir=workdir, **block))
+        saving = Saving(run, reporter, checkpoints, interruption, lock)
+        if first_step == last_step:
+            reporter.say(f"the run in {workdir} is finished: all {last_step} steps are done")
+        elif first_step:
             reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
+            names = (f"{step}{SUFFIX}" for step in torch_steps(workdir / CHECKPOINTS))
+            if (note := note_not_recognised(workdir, names)) is not None:
+                reporter.say(note)
         elif run.started_from is not None:
             reporter.say(str(run.started_from))
+        for note in run.notes:
+            reporter.say(f"note: {note}")
+        reporter.warn(schedule_warnings(recipe, run.steps_per_epoch))
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
             train_epoch(run, epoch, reporter, saving, first_step)
             is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
@@ -239,6 +299,8 @@ def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
         f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
         {"step": step, "epoch": epoch, **result.figures},
     )
+    warnings = evaluation_warnings(confusion, run.recipe, epoch, in_data=run.classes, names=run.class_names)
+    reporter.warn(warnings, again=epoch + 1 == run.recipe.total_epochs)
     return result
 
 
@@ -250,18 +312,17 @@ def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
 
 
 def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
-    """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
+    """Sets `run` to the latest checkpoint that is sound; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe.
+        ValueError: as `t2t_common.resuming.resume`.
     """
-    if checkpoints.latest_step is None:
-        return 0
-    changes = recipe_changes(checkpoints.metadata.get("recipe", {}), run.metadata["recipe"])
-    if changes:
-        raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
-    checkpoints.restore(run.state, run.iterator)
-    return run.state.step
+
+    def restore() -> int:
+        checkpoints.restore(run.state, run.iterator)
+        return run.state.step
+
+    return resuming.resume(run, checkpoints, workdir, restore)
 
 
 # --- Command line -------------------------------------------------------------------------------------------
@@ -274,6 +335,8 @@ class Options:
     recipe: tyro.conf.OmitArgPrefixes[Recipe]
     init_from: Path | None = None
     """Weights to start from: .pth, .pth.tar, .safetensors, a run's folder; a head for other classes starts anew."""
+    fresh_head: bool = False
+    """Train a new classifier, whatever the weights to start from have."""
     workdir: Path | None = None
     """Folder of the run; None takes workdir/RECIPE_torch."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
@@ -295,17 +358,23 @@ def main(args: Sequence[str]) -> int:
     with joined_processes():
         leads = process_index() == 0
         try:
-            result = train(options.recipe, workdir, init_from=options.init_from, watch=options.watch)
+            result = train(
+                options.recipe,
+                workdir,
+                init_from=options.init_from,
+                fresh_head=options.fresh_head,
+                watch=options.watch,
+            )
         except TrainingDivergedError as error:
             if leads:
                 print(f"error: {error}", file=sys.stderr)
             return cli.FAILED
         except RunInterruptedError as stop:
             if leads:
-                print(stop)
+                say(str(stop))
             return cli.OK
     if leads:
-        print(f"top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+        say(f"finished: top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
     return cli.OK
 
 

@@ -6,28 +6,33 @@ PyTorch's files (zip, or the pickles before PyTorch 1.6) go through `torch.load(
 
 from __future__ import annotations
 
-import argparse
+import functools
 import io
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from t2t_common.pickles import operations
-from t2t_common.zips import check_members
+from t2t_common.zips import check_members, open_zip
+from t2t_config.described import ALWAYS
 from t2t_config.digests import DamagedError
 from t2t_config.load_report import readable
+from t2t_torch.dry_run import check_archive, check_legacy
+from t2t_torch.inert import INERT
 
 MAX_EXPANSION = 10
 """torch.save does not compress: a file whose content is this many times its size was made to fill the memory."""
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+"""Of the arrays that are read; arrays of others, which may lie beside the weights, stay empty stand-ins."""
 
 ZIP_START, LEGACY_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save, new and old
 
@@ -36,32 +41,45 @@ PADDLE_NAMES = "StructuredToParameterName@@"
 
 
 class Dtype:
-    """Stands for `numpy.dtype` in a pickle: numbers only."""
+    """Stands for `numpy.dtype` in a pickle; `numpy` is None where arrays of it cannot be weights."""
 
     def __init__(self, code: str, *_: object) -> None:
-        if code not in DTYPES:
-            raise pickle.UnpicklingError(f"arrays of {code!r} are not weights")
-        self.numpy = np.dtype(code)
+        self.numpy = np.dtype(code) if code in DTYPES else None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.numpy = self.numpy.newbyteorder(state[1])
+        if self.numpy is not None:
+            self.numpy = self.numpy.newbyteorder(state[1])
 
 
 class Array:
-    """Stands for `numpy.ndarray` in a pickle: nothing is allocated, the numbers stay in the bytes that were read."""
+    """Stands for `numpy.ndarray` in a pickle: nothing is allocated, the numbers stay in the bytes that were read.
 
-    numpy: np.ndarray
+    `numpy` is None where they cannot be weights: texts, dates, unsigned integers of a random generator, ...
+    """
+
+    numpy: np.ndarray | None = None
 
     def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.numpy = np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if is_fortran else "C")
+        if dtype.numpy is not None:
+            flat = np.frombuffer(data, dtype.numpy) if data else np.empty(0, dtype.numpy)
+            self.numpy = flat.reshape(shape, order="F" if is_fortran else "C")
+
+
+class Namespace:
+    """Stands for `argparse.Namespace`: a class of our own, that no file can change for everybody."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
 
 def scalar(dtype: Dtype, data: bytes) -> Any:
-    """Stands for numpy's reconstruction of a scalar."""
+    """Stands for numpy's reconstruction of a scalar; None where it is no number."""
+    if dtype.numpy is None:
+        return None
     return np.frombuffer(data, dtype.numpy, count=1)[0].item()
 
 
@@ -72,9 +90,11 @@ _NUMPY = {
     **{f"numpy.{core}.multiarray.scalar": scalar for core in ("core", "_core")},
 }
 
-ALLOWED: dict[str, Any] = {"argparse.Namespace": argparse.Namespace, **_NUMPY}
+ALLOWED: dict[str, Any] = {"argparse.Namespace": Namespace, **_NUMPY, **INERT}
 """All that a file may call besides what tensors and plain values need: timm keeps its command line (`args`) and
 metrics, Paddle its arrays. numpy's own constructors are not called: they allocate whatever they are told."""
+STAND_INS = tuple({kind for kind in ALLOWED.values() if isinstance(kind, type)})
+"""Classes whose objects may have a state."""
 
 
 class _Unpickler(pickle._Unpickler):
@@ -87,11 +107,22 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(file)
         self.budget = budget
 
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """As pickle's own, but for stand-ins only: of a class or function, it would set attributes for everybody."""
+        if not isinstance(self.stack[-2], STAND_INS):
+            raise pickle.UnpicklingError("state of something that has none")
+        pickle._Unpickler.dispatch[pickle.BUILD[0]](cast(Any, self))
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{module}.{name}"
+        full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if full_name == "_codecs.encode":
             return self._encode
-        if full_name in ("builtins.tuple", "__builtin__.tuple"):
+        if full_name == "builtins.tuple":
             return _pair
         if full_name not in ALLOWED:
             raise pickle.UnpicklingError(f"GLOBAL {full_name}")
@@ -134,9 +165,9 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             if start.startswith(ZIP_START) or start == LEGACY_START:
                 _check_allocations(file, MAX_EXPANSION * size)
                 file.seek(0)
-                with torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()]):
-                    source = path if mapped and start.startswith(ZIP_START) else file
-                    content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
+                _check_calls(file, start, functools.partial(_check_expansion, path, size=size), size)
+                file.seek(0)
+                content = _load(path if mapped and start.startswith(ZIP_START) else file)
             else:
                 for _ in operations(file, MAX_EXPANSION * size):
                     pass  # raises where it is cut off: the unpickler would take half a name for a whole one
@@ -155,6 +186,8 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
                     f"{path} would run code when loaded ({readable(code[1])}), so it is refused: only a state_dict is "
                     "read"
                 ) from error
+            if "must be imported to load nested" in str(error):  # by PyTorch, which then would read them
+                raise ValueError(f"{path} holds nested tensors: save their .to_padded_tensor(0)") from error
             raise ValueError(
                 f"{path} is truncated, corrupt or no PyTorch file ({type(error).__name__}): get it again"
             ) from error
@@ -164,11 +197,31 @@ class _TooLargeError(Exception):
     pass
 
 
+def _load(source: Path | IO[bytes]) -> Any:
+    """`torch.load`; a path stays mapped."""
+    try:
+        allowed = torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()])
+        with allowed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused by name all the same
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path))
+    finally:  # or the sparse tensors of a file that is refused would be refused again, in the next file
+        getattr(torch._utils, "_sparse_tensors_to_validate", []).clear()
+
+
+def _check_calls(file: IO[bytes], start: bytes, check: Callable[[int], None], size: int) -> None:
+    """Raises if `torch.load` would call or allocate what it should not (see dry_run.py)."""
+    if start.startswith(ZIP_START):
+        with open_zip(file) as archive:
+            check_archive(archive, check)
+    else:
+        check_legacy(file, size, check)
+
+
 def _check_allocations(file: IO[bytes], budget: int) -> None:
     """Refuses what `torch.load(weights_only=True)` lets a few bytes allocate.
 
     A bytearray of any size, and one text that is encoded again and again: so all calls times the longest text have to
-    be within `budget`, and so has every object (see `operations`).
+    be within `budget` (or `ALWAYS`), and every object within `budget` (see `operations`).
     """
     calls, longest, encodes = 0, 0, False
     for pickled, count in _pickles(file):
@@ -180,7 +233,7 @@ def _check_allocations(file: IO[bytes], budget: int) -> None:
                     encodes |= arg == "_codecs encode"
                     if arg in ("builtins bytearray", "__builtin__ bytearray"):
                         raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
-    if encodes and calls * longest > budget:
+    if encodes and calls * longest > max(budget, ALWAYS):
         raise pickle.UnpicklingError("one text, encoded many times")
 
 
@@ -190,10 +243,10 @@ def _pickles(file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
         file.seek(0)
         yield file, 5  # magic number, protocol, system, content, names of storages; then the storages
         return
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                yield io.BytesIO(archive.read(name)), 1
+    with open_zip(file) as archive:
+        for info in archive.infolist():
+            if info.filename.lower().endswith(".pkl"):
+                yield io.BytesIO(archive.read(info)), 1
 
 
 def has_crc32(path: Path) -> bool:
@@ -201,7 +254,7 @@ def has_crc32(path: Path) -> bool:
     with path.open("rb") as file:
         if not file.read(len(ZIP_START)).startswith(ZIP_START):
             return False
-        with zipfile.ZipFile(file) as archive:
+        with open_zip(file) as archive:
             return any(info.CRC for info in archive.infolist())
 
 
@@ -222,7 +275,7 @@ def _content_size(content: Any, depth: int = 2) -> int:
     if isinstance(content, Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Array):
-        return content.numpy.nbytes
+        return 0 if content.numpy is None else content.numpy.nbytes
     if isinstance(content, dict) and depth:
         sizes = {id(value): _content_size(value, depth - 1) for value in _apart(content)}
         return sum(sizes[id(value)] for value in content.values())
@@ -231,7 +284,7 @@ def _content_size(content: Any, depth: int = 2) -> int:
 
 def _with_tensors(content: Any, depth: int = 2) -> Any:
     """A state dict, or a dictionary of them, with tensors in place of arrays."""
-    if isinstance(content, Array):
+    if isinstance(content, Array) and content.numpy is not None:
         array = content.numpy
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))  # a copy: bytes are read-only
     if isinstance(content, dict) and depth:

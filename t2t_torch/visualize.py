@@ -2,8 +2,8 @@
 
 Pictures of what a model sees in images (files, or folders of them): attention rollout, attention of every block and
 head, feature maps after the soft splits, similarity of the positions; PNG files and one page, index.html, in --out.
-The checkpoint is a .pth, .pth.tar or .safetensors file; --model alone takes fresh weights, whose attention means
-nothing. Without IMAGE, a photograph of scikit-learn.
+The checkpoint is a .pth, .pth.tar or .safetensors file, a run's folder, or a folder of save_pretrained; --model alone
+takes fresh weights, whose attention means nothing. Without IMAGE, a photograph of scikit-learn.
 
 Twin: t2t_jax/visualize.py. Shapes: B batch, N M tokens, C channels, H heads or height, W width.
 """

@@ -18,7 +18,7 @@ from tests.clean_env import ROOT, CleanEnv, copy_sources
 
 WORKFLOW, ACTION, PAGE = ROOT / ".github/workflows/ci.yml", ROOT / "action.yml", ROOT / "docs/ci.md"
 SCHEMAS = {WORKFLOW: "github-workflows", ACTION: "github-actions", ROOT / "CITATION.cff": "citation-file-format"}
-BUILTIN = {"read", "SOURCE_DATE_EPOCH"}
+BUILTIN = {"mapfile", "pins", "test", "words", "words()", "SOURCE_DATE_EPOCH"}
 EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 
 
@@ -130,7 +130,7 @@ def run_action(env: CleanEnv, sources: Path, project: Path, **inputs: str) -> di
         command = ("bash", "--noprofile", "--norc", "-eo", "pipefail", script)
         done = env.run(*command, cwd=project, check=False, variables={**runner, **given})
         codes[step["name"]] = done.returncode
-        assert done.returncode in (0, 1), done.stdout + done.stderr
+        assert done.returncode in (0, 1, 4), done.stdout + done.stderr
     return codes
 
 
@@ -144,6 +144,36 @@ def test_the_action_proves_a_pair_and_keeps_the_reports(env: CleanEnv, sources: 
     assert "EQUAL" in (tmp_path / "kept/reports/junit.xml").read_text()
     (line,) = (tmp_path / "summary.md").read_text().splitlines()
     assert re.fullmatch(r"- `tests/test_vit_parity.py::test_vit_is_\w+`: EQUAL: .* every gate holds", line)
+
+
+def test_options_of_pytest_are_quoted_and_a_test_that_crashes_is_in_the_summary(
+    env: CleanEnv, sources: Path, tmp_path: Path
+):
+    (tmp_path / "two words").mkdir()
+    (tmp_path / "two words/test_crash.py").write_text(
+        "def test_one_that_breaks(parity):\n    raise OSError('`no` such\\nfile')\n\n\n"
+        "def test_another():\n    assert False\n"
+    )
+    options = '-k "one and not another"\n-p no:cacheprovider'
+    codes = run_action(env, sources, tmp_path, tests='"two words/test_crash.py"', pytest_args=options)
+    assert codes == {"Install": 0, "Prove": 1, "Summary": 0}
+    (line,) = (tmp_path / "summary.md").read_text().splitlines()
+    assert line == "- `two words.test_crash::test_one_that_breaks`: CRASHED: `OSError: 'no' such file`"
+
+
+def test_the_summary_says_that_no_test_ran(env: CleanEnv, sources: Path, tmp_path: Path):
+    codes = run_action(env, sources, tmp_path, tests=".", pytest_args="--no-such-option", constraints="none")
+    assert codes == {"Install": 0, "Prove": 4, "Summary": 0}
+    assert (tmp_path / "summary.md").read_text().startswith("- no test ran: ")
+
+
+def test_the_action_keeps_pips_files_and_pins_versions(sources: Path):
+    steps = load(ACTION)["runs"]["steps"]
+    (cache,) = (step for step in steps if str(step.get("uses", "")).startswith("actions/cache@"))
+    (install,) = (step for step in steps if step.get("name") == "Install")
+    assert f"--cache-dir {cache['with']['path']}" in install["run"]
+    assert "--constraint" in install["run"]
+    assert (sources / "constraints.txt").is_file()
 
 
 def test_the_action_fails_with_a_pair_that_differs_and_keeps_the_reports(env: CleanEnv, sources: Path, tmp_path: Path):

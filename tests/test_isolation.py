@@ -21,7 +21,7 @@ from parity.rules import layer_rules
 from t2t_config import MODELS
 
 ROOT = Path(__file__).parents[1]
-FACE = {"models", "formats", "survey", "train_command", "selftest", "command"}
+FACE = {"models", "formats", "survey", "train_command", "selftest", "command", "needs"}
 """The modules of parity that know our models."""
 
 

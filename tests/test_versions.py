@@ -45,6 +45,24 @@ def make(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
 
 
+# ---- what make installs ----
+
+
+@pytest.mark.parametrize(("target", "extra"), [("demo", "demo"), ("test", "dev"), ("lint", "dev"), ("docs", "dev")])
+def test_make_installs_what_the_target_needs(target: str, extra: str, tmp_path: Path):
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    done = make("-n", target, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"-e \"\.\[(.*?)\]\"", done.stdout) == [extra]
+    assert "-c constraints.txt" in done.stdout
+
+
+def test_the_demo_needs_no_tools_of_the_tests():
+    assert set(asked("demo")) < set(asked("dev"))
+    assert not {"pytest", "mypy", "mkdocs", "hypothesis", "ruff", "ipykernel"} & set(asked("demo"))
+
+
 # ---- the pinned versions ----
 
 

@@ -48,6 +48,15 @@ class Change:
     step: int = -1
     named: bool = False
 
+    @property
+    def exchanges(self) -> bool:
+        """Whether it exchanges the results of two inner modules.
+
+        Where that explains one tensor of several, it may be the value of the other module by another way: a norm after
+        the sum in place of before it.
+        """
+        return self.inner is not None and len(self.inner) == 2
+
 
 def around(recording: Recording, steps: list[Step]) -> Around:
     """What there is around the steps of a recording; inner modules have names relative to the module."""

@@ -37,7 +37,9 @@ def _left_out(step: Step, own: Sequence[torch.Tensor]) -> Iterator[Variant]:
     for i in operands:
         text = f"{step.name} left out" + (f", its operand {i + 1} taken" if len(step.args) > 1 else "")
         yield Variant(switch, text, lambda s, i=i: s.args[i])
-    if 0 in operands:
+    if step.output.dtype == torch.bool:
+        yield Variant("mask", f"{step.name} negated", lambda s: ~s.run())
+    elif 0 in operands:
         text = f"{step.name} applied twice"
         yield Variant("step doubled", text, lambda s: Step(s.place, s.function, (s.run(), *s.args[1:]), s.kwargs).run())
     if step.name in SUMS and len(step.args) > 1 and isinstance(step.args[1], torch.Tensor):

@@ -17,7 +17,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from parity.capture import Key
-from parity.causes.replay import Alter, Recording, Step, record, tensors_of
+from parity.causes.recordings import record
+from parity.causes.replay import Alter, Recording, Step, tensors_of
 from parity.causes.values import ACTIVATIONS
 from parity.compare import norm, relative
 from parity.report import Cause

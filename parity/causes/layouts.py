@@ -188,6 +188,21 @@ def item(step: Step, around: Around) -> Iterator[Variant]:
             yield replaced("pooling", text, lambda x, r=rest, p=place, f=first: _mean_from(x[r], p, f))
 
 
+@switches("getitem")
+def entries(step: Step, around: Around) -> Iterator[Variant]:
+    """x[..., :n] and the like: as many entries, from the start or up to the end."""
+    x, index = step.args[0], step.get(1, "")
+    index = index if isinstance(index, tuple) else (index,)
+    plain = all(i is Ellipsis or (isinstance(i, slice) and i.step in (None, 1)) for i in index)
+    if not plain or step.output.ndim != x.ndim or index.count(Ellipsis) > 1:
+        return
+    cut = [(axis, n) for axis, n in enumerate(step.output.shape) if 0 < n < x.shape[axis]]
+    for axis, n in cut if len(cut) == 1 else ():
+        for start, where in ((0, "first"), (x.shape[axis] - n, "last")):
+            text = f"the {where} {n} entries of axis {axis}"
+            yield replaced("token taken", text, lambda x, a=axis, s=start, n=n: x.narrow(a, s, n))
+
+
 def _mean_from(x: torch.Tensor, axis: int, first: int) -> torch.Tensor:
     return x.narrow(axis, first, x.shape[axis] - first).mean(axis)
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from parity.capture import Call, Key
-from parity.causes.replay import Recording, record
+from parity.causes.recordings import record
+from parity.causes.replay import Recording
 from parity.causes.search import Budget, Found, Search
 from parity.causes.wrong import Wrong
 from parity.compare import Row

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 
 from parity.capture import Key
 from parity.causes.fused import multi_head_attention
-from parity.inputs import Apply, positional
 
 Place = tuple[str, int, int]
 """File, line and instruction of the model's code: the same each time around a loop, or in a method called twice."""
@@ -129,7 +128,7 @@ class Recording:
 
     def _handed(self, tree: Any, handed: list[tuple[torch.Tensor, int]]) -> Any:
         """The tree, copied if it has to be, and noted together with how often its tensors were changed."""
-        tree = _copy(tree) if self.in_place else tree
+        tree = copied(tree) if self.in_place else tree
         handed += [(tensor, tensor._version) for tensor in tensors_of(tree)]
         return tree
 
@@ -165,57 +164,6 @@ class Recording:
                     vars(module).pop("forward", None)
                 else:
                     vars(module)["forward"] = own
-
-
-def record(
-    model: torch.nn.Module,
-    inputs: Sequence[torch.Tensor],
-    key: Key,
-    paired: Collection[Key],
-    apply: Apply = positional,
-) -> Recording | None:
-    """Runs `model` once and records the call `key`; None if it never comes.
-
-    `paired` are the calls whose results are to be held fixed; a module without a partner is part of the arithmetic of
-    the one around it.
-    """
-    modules = dict(model.named_modules())
-    count: dict[str, int] = {}
-    open_keys: list[Key] = []
-    found: dict[str, Any] = {}
-    inner: dict[Key, Any] = {}
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            current = (name, count.get(name, 0))
-            count[name] = current[1] + 1
-            open_keys.append(current)
-            if current == key:
-                found["args"], found["kwargs"] = _copy((args, kwargs))
-
-        return hook
-
-    def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        current = open_keys.pop()
-        # Only what the call itself calls: what is inside of a paired call is that one's business.
-        if key in open_keys and current in paired:
-            inside = open_keys[open_keys.index(key) + 1 :]
-            if not any(other in paired for other in inside):
-                inner[current] = _copy(output)
-
-    handles = []
-    try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
-        with torch.no_grad():
-            apply(model, _copy(tuple(inputs)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        return None
-    return Recording(modules[key[0]], found["args"], found["kwargs"], inner, modules, path=key[0])
 
 
 class _Tape(TorchFunctionMode):
@@ -258,7 +206,7 @@ class _Tape(TorchFunctionMode):
         output = step.run()
         if tensors_of(output):
             self.seen += [(tensor, tensor._version) for tensor in tensors_of(output)]
-            self.steps.append(dataclasses.replace(kept, output=_copy(output) if self.copies else output))
+            self.steps.append(dataclasses.replace(kept, output=copied(output) if self.copies else output))
         return output
 
     def _alter(self, step: Step) -> Alter | None:
@@ -285,7 +233,7 @@ class _Tape(TorchFunctionMode):
 
 def _kept(step: Step) -> Step:
     """The step with its arguments as they were, in case that something is changed in place later."""
-    return dataclasses.replace(step, args=_copy(step.args), kwargs=_copy(dict(step.kwargs)))
+    return dataclasses.replace(step, args=copied(step.args), kwargs=copied(dict(step.kwargs)))
 
 
 def _alike(output: Any, wanted: Any) -> bool:
@@ -316,6 +264,6 @@ def tensors_of(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
-def _copy(tree: Any) -> Any:
+def copied(tree: Any) -> Any:
     """The tree with its tensors copied, so that nothing done in place can change what was recorded."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)

@@ -26,6 +26,9 @@ RATIO = 2.0
 ROWS = 0.9
 """The least mean |cosine| between the rows of both errors, where only their directions agree."""
 
+LENGTH = 8
+"""Numbers that a row has at least: the cosine of two short ones is large by chance."""
+
 ROWS_RATIO = 8.0
 """The sizes of both errors may differ by this factor there: each row's is one random number."""
 
@@ -64,10 +67,29 @@ def _elements(mine: np.ndarray, theirs: np.ndarray) -> float | None:
 
 
 def _rows(mine: np.ndarray, theirs: np.ndarray) -> float | None:
-    """As `_elements`, but each row (last axis) may err by a factor and a sign of its own."""
-    if mine.shape[-1] < 8:
+    """As `_elements`, but each row may err by a factor and a sign of its own: a token of a LayerNorm (the last axis), a
+    channel of a GroupNorm (the others but for the batch, channels last, as in JAX; or those behind it, as in PyTorch).
+    """
+    shares = [_by_row(*(f(x) for x in (mine, theirs))) for f in (_tokens, _last_channels, _channels)]
+    return min((share for share in shares if share is not None), default=None)
+
+
+def _tokens(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _last_channels(x: np.ndarray) -> np.ndarray:
+    return _channels(np.moveaxis(x, -1, 1)) if x.ndim > 2 else _tokens(x)
+
+
+def _channels(x: np.ndarray) -> np.ndarray:
+    return x.reshape(x.shape[0] * x.shape[1], -1) if x.ndim > 2 else _tokens(x)
+
+
+def _by_row(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Of errors (rows, numbers)."""
+    if a.shape[-1] < LENGTH:
         return None
-    a, b = (x.reshape(-1, x.shape[-1]) for x in (mine, theirs))
     sizes = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     total = float(np.linalg.norm(sizes[0]) / max(float(np.linalg.norm(sizes[1])), 1e-300))
     both = (sizes[0] > 0) & (sizes[1] > 0)

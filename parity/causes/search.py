@@ -56,6 +56,8 @@ class Found:
     before: float
     after: float
     change: Change | None = None
+    error: int = 0
+    """Which error it explains, of a switch that explains one alone."""
 
 
 class Search:
@@ -155,10 +157,9 @@ class Search:
                     full = Found(change.switch, change.text, max(self.before), max(after), change)
                 elif change.switch != full.switch and not change.rounding:
                     others.append(f"{change.switch}: {change.text}")
-            elif full is None and any(right) and (partial is None or (right[0] and partial.after < 0)):
+            elif full is None and any(right) and (partial is None or (right[0] and partial.error)):
                 i = right.index(True)
-                if partial is None:
-                    partial = Found(change.switch, change.text, self.before[i], after[i], change)
+                partial = Found(change.switch, change.text, self.before[i], after[i], change, i)
         if full is not None and others:
             full = dataclasses.replace(full, text=f"{full.text}; on these inputs the same: {'; '.join(others[:2])}")
         return ([] if full is None else [full]), partial
@@ -177,15 +178,26 @@ class Search:
         return True
 
     def _second(self, first: Found) -> list[Found]:
-        """A switch that, on top of the first, explains the rest; without one, what the first explains is said."""
+        """A switch that, on top of the first, explains the rest.
+
+        Without one, the first is named alone, unless it may agree by chance: a later error that is nothing but another
+        tensor at hand is what many switches make.
+        """
         assert first.change is not None
         self.base = [first.change]
         full, _ = self._exact(None)
         self.base = []
         if full:
             return [first, full[0]]
+        if first.change.exchanges or (first.error and self._at_hand(self.wrong[first.error])):
+            return []
         text = f"{first.text} (explains one of {len(self.wrong)} errors)"
         return [dataclasses.replace(first, text=text)]
+
+    def _at_hand(self, item: Wrong) -> bool:
+        """Whether JAX's tensors are, one and all, inputs of the module or results of those inside it."""
+        known = [x.detach().numpy() for _, x in self.here.given]
+        return all(any(x.shape == y.shape and distance(x, y) <= GATE for y in known) for x in item.value)
 
     def _fit(self, change: Change) -> Change | None:
         """The member of a family that explains the first error, if one does."""
@@ -201,7 +213,9 @@ class Search:
             (target, _), *_ = change.alterations
             sites = self._replay(dataclasses.replace(change, alterations=((target, change.family(number)),)))
             found = None if sites is None else item.wanted(sites)
-            return None if found is None else np.concatenate([x.astype(np.float64).ravel() for x in found])
+            if found is None or any(np.iscomplexobj(x) for x in found):
+                return None
+            return np.concatenate([x.astype(np.float64).ravel() for x in found])
 
         wanted = np.concatenate([x.astype(np.float64).ravel() for x in item.value])
         number = fitted(values, wanted, change.start)

@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 
 from parity.capture import Call, Key
 from parity.causes.changes import Change, around, changes
-from parity.causes.replay import Recording, Sites, record
+from parity.causes.recordings import record
+from parity.causes.replay import Recording, Sites
 from parity.causes.rounding import alike
 from parity.causes.wrong import Wrong, distance
-from parity.compare import Row
+from parity.compare import Row, real_numbers
 from parity.jax_side import JaxSide
 from parity.pairing import Pair, Pairing
 from parity.report import Cause
@@ -122,7 +123,7 @@ def _name(double: Recording, single: Recording, wrong: Wrong) -> list[Cause]:
             continue
         if max(distance(a, b) for a, b in zip(replayed, oracle, strict=True)) < WORSE * noise:
             continue
-        left = alike([x.astype(np.float64) for x in wrong.value], oracle, replayed, change.rounding)
+        left = alike(*(real(tensors) for tensors in (wrong.value, oracle, replayed)), change.rounding)
         if left is not None and (best is None or left < best[0]):
             after = max(distance(a, b) for a, b in zip(wrong.value, replayed, strict=True))
             best = left, change, after
@@ -140,6 +141,11 @@ def _run(recording: Recording, change: Change) -> Sites:
 
 
 def _values(wrong: Wrong, sites: Sites) -> list[np.ndarray] | None:
-    """What the module returns, in float64."""
+    """What the module returns, in float64 (complex numbers as they are)."""
     found = wrong.wanted(sites)
-    return None if found is None else [x.astype(np.float64) for x in found]
+    return None if found is None else [x if np.iscomplexobj(x) else x.astype(np.float64) for x in found]
+
+
+def real(tensors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The tensors in float64; of complex ones, real and imaginary part."""
+    return [real_numbers(x)[0] for x in tensors]

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from t2t_common import cli
 from t2t_common.files import check_target, write_text
+from t2t_common.terminal import plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,5 +76,5 @@ def run_power(options: Power, console: Console) -> int:
     sys.stdout.write(f"{report}\n")
     if options.json is not None:
         write_text(options.json, report.to_json())
-        console.print(f"written to {options.json}", soft_wrap=True)
+        console.print(plain(f"written to {options.json}"), soft_wrap=True)
     return cli.OK

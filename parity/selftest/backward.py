@@ -47,12 +47,12 @@ def _stopped_table(self: Any, original: Any, x: jax.Array, rngs: Any = None) -> 
 
 
 GRADIENT = (
-    _gradient("residual cut", "performer", "blocks.0", None, calling("blocks.0", _stopped_residual)),
+    _gradient("residual cut", "performer", "blocks.0", "gradient cut", calling("blocks.0", _stopped_residual)),
     _gradient(
         "derivative of the tanh GELU",
         "performer",
         "blocks.0.mlp.act",
-        None,
+        "derivative",
         calling(
             "blocks.0.mlp.act",
             lambda self, original, x: _value_of(original(x), jax.nn.gelu(x, approximate=True)),

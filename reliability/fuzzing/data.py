@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from reliability.fuzzing.formats import damaged_gzip, damaged_png, damaged_tar, damaged_zip
-from reliability.fuzzing.mutate import Tree, damaged, damaged_json, damaged_tree
+from reliability.fuzzing.mutate import Link, Tree, damaged, damaged_json, damaged_tree
 from reliability.fuzzing.reader import Reader
 from reliability.fuzzing.weights import by_suffix, made
 
@@ -32,6 +32,7 @@ def read_all(folder: Path) -> None:
     import numpy as np
 
     from t2t_common.data.opening import open_source
+    from t2t_common.data.sources import notes_of
     from t2t_common.data.transforms import training_image
     from t2t_common.preprocess import Preprocess, evaluation_image
     from t2t_config import Recipe
@@ -45,6 +46,8 @@ def read_all(folder: Path) -> None:
         except (ValueError, OSError) as error:
             errors.append(error)
             continue
+        shown = [*(source.class_names or ()), *notes_of(source)]
+        assert all(text.isprintable() for text in shown), shown
         for index in range(min(len(source), MOST_IMAGES)):
             try:
                 image, label = source[index]
@@ -134,6 +137,28 @@ def tar() -> Reader:
     return Reader(samples, change, read_all, writes=("cache/tar-index*",))
 
 
+def tar_whole() -> Reader:
+    """Shards that are cut off, or have one bit flipped: all their images are there, or the shard is refused."""
+
+    def change(tree: Tree, rng: Random) -> Tree:
+        shard = tree["train-000000.tar"]
+        assert isinstance(shard, bytes)
+        if rng.random() < 0.5:
+            cut = 512 * rng.randrange(len(shard) // 512) if rng.random() < 0.7 else rng.randrange(len(shard))
+            return {**tree, "train-000000.tar": shard[:cut]}
+        place = rng.randrange(len(shard))
+        flipped = bytes([shard[place] ^ 1 << rng.randrange(8)])
+        return {**tree, "train-000000.tar": shard[:place] + flipped + shard[place + 1 :]}
+
+    def read(folder: Path) -> None:
+        from t2t_common.data.opening import open_source
+
+        source = open_source(folder, "train")
+        assert len(source) == 3, f"{len(source)} of 3 images"
+
+    return Reader(lambda: [tar().trees[0]], change, read, writes=("cache/tar-index*",))
+
+
 def _other_shard_name(tree: Tree, rng: Random) -> Tree:
     name = rng.choice([name for name in tree if name.startswith("train")])
     number = rng.choice(("9" * 10, "9" * 19, "9" * 100, "0", "00002", "\u0663"))
@@ -180,13 +205,14 @@ def tar_index() -> Reader:
 def _index_of(shard: bytes) -> bytes:
     import numpy as np
 
-    from t2t_common.data.tar import _read_index
+    from t2t_common.data.tar import INDEX_VERSION, _read_index
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train-000000.tar")
         path.write_bytes(shard)
         file = io.BytesIO()
-        np.savez(file, stamp=np.array([(len(shard), 0)], np.int64), **_read_index([path])._asdict())
+        stamp = np.array([(len(shard), 0)], np.int64)
+        np.savez(file, version=INDEX_VERSION, stamp=stamp, **_read_index([path])._asdict())
         return file.getvalue()
 
 
@@ -261,9 +287,19 @@ def image_folder() -> Reader:
     def change(tree: Tree, rng: Random) -> Tree:
         if rng.random() < 0.05:
             name = rng.choice(
-                ("train/\x1b[31m/1.jpg", "train/a\nb/1.jpg", "val/\u00b2/1.png", "train/.hidden/1.jpg", "val/c/1.jpg")
+                (
+                    *("train/\x1b[31m\x07/1.jpg", "train/a\nb/1.jpg", "val/\u00b2/1.png", "train/.hidden/1.jpg"),
+                    *("val/c/1.jpg", "train/caf\udce9/1.jpg", "train/\u202eb/1.jpg", "train/<script>/bad[copy].jpg"),
+                    *("train/a/x.\x1b[2J", "train/__MACOSX/._1.jpg", "train/10/1.webp", "test/a/1.jpg"),
+                )
             )
             return {**tree, name: encoded("JPEG")}
+        if rng.random() < 0.05:
+            link = rng.choice((Link("."), Link(".."), Link("../.."), Link("../b"), Link("loop"), Link("nowhere")))
+            return {**tree, "train/a/loop": link}
+        if rng.random() < 0.05:
+            lines = rng.choice((b"b\na\n", b"a\n", b"a\nb\nc\n", b"a x\nb y\n", b"\xff\n", b"a\n\nb\n", b"b\x1b\na\n"))
+            return {**tree, "classes.txt": lines}
         return by_suffix({".png": damaged_png})(tree, rng)
 
     return Reader(samples, change, read_all, megabytes=LARGEST_IMAGE)

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from reliability.fuzzing.mutate import INTEGERS, TRICKS, Change, damaged, other_value
+from reliability.fuzzing.zip_tricks import TRICKS as ZIP_TRICKS
 
 SENTINEL = "code-was-run"
 """What a file that runs code makes, in the folder of the process."""
@@ -55,6 +56,23 @@ def _again_and_again(function: bytes, argument: bytes, ending: bytes, times: int
     )
 
 
+def _deep(levels: int) -> bytes:
+    """A tuple in a tuple in a tuple ..., a byte each."""
+    return b")" + b"\x85" * levels
+
+
+def _changed(module: str, name: str) -> bytes:
+    """Sets attributes of a class or function, as if it were an object with slots."""
+    attributes = b"N}" + _text("__init__") + b"Ns" + _text("__defaults__") + b"K\x01\x85s" + _text("extra") + b"K\x01s"
+    return f"c{module}\n{name}\n".encode() + attributes + b"\x86b0"
+
+
+def _sized(module: str, name: str) -> bytes:
+    """Calls a class with a size of a terabyte."""
+    return f"c{module}\n{name}\n".encode() + b"\x8a\x06" + struct.pack("<Q", 1 << 40)[:6] + b"\x85R0"
+
+
+PAIRS = b"](" + b"K\x01K\x02\x86" * 5000 + b"e"
 HUGE = b"B" + struct.pack("<I", 200_000) + b"a" * 200_000
 SNIPPETS: Sequence[bytes] = (
     _call("os", "system", f"echo > {SENTINEL}"),
@@ -78,6 +96,29 @@ SNIPPETS: Sequence[bytes] = (
     _again_and_again(b"cbuiltins\nbytearray\n", b"J" + struct.pack("<I", 400_000), b"\x85", 1000),
     _again_and_again(b"c_codecs\nencode\n", b"X" + HUGE[1:], b"X\x06\0\0\0latin1\x86", 1000),
     _again_and_again(b"ccollections\nOrderedDict\n", b")", b"", 1000),
+    _again_and_again(b"ccollections\nOrderedDict\n", PAIRS, b"\x85", 1000),
+    _again_and_again(b"cbuiltins\nset\n", PAIRS, b"\x85", 1000),
+    b"}" + _deep(250_000) + b"K\x01s0",
+    b"]r\x10\x27\0\0" + b"]r\x11\x27\0\0j\x10\x27\0\0a0j\x11\x27\0\0r\x10\x27\0\0" * 5000 + b"0",
+    b"cx\ny\n" + b")R" * 5000 + b"0",
+    _changed("argparse", "Namespace"),
+    _changed("numpy", "ndarray"),
+    _changed("numpy._core.multiarray", "scalar"),
+    _changed("collections", "OrderedDict"),
+    _changed("torch._utils", "_rebuild_tensor_v2"),
+    _sized("torch", "FloatTensor"),
+    _sized("torch", "Tensor"),
+    _sized("torch.storage", "UntypedStorage"),
+    _call("_codecs", "encode", "ab" * 20_000, "punycode"),
+    b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"J\0\0\0\x10tQ0",
+    b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0\0x") + _text("cpu") + b"K\x01tQ0",
+    _again_and_again(b"cbuiltins\nbytes\n", b"J" + struct.pack("<I", 400_000), b"\x85", 1000),
+    _again_and_again(b"cdatetime\ndatetime\n", HUGE, b"\x85", 1000),
+    _call("pathlib", "PosixPath", "/etc", SENTINEL),
+    b"cpathlib\nPosixPath\n)R}X\x01\0\0\0aK\x01sb0",
+    b"cpathlib\nPosixPath\n}X\x08\0\0\0__init__K\x01sb0",
+    b"ccollections\ndefaultdict\ncbuiltins\nlist\n\x85RK\x01K\x02s0",
+    b"cnumpy\ndtype\nX\x02\0\0\0u4\x85R0",
     b"(" * 50_000,
     b"]" * 5000 + b"a" * 4999 + b"0",
     b"cbuiltins\nbytearray\nJ\0\0\0\x30\x85R0",
@@ -119,7 +160,8 @@ def damaged_pickle(data: bytes, rng: Random) -> bytes:
 
 
 def damaged_zip(inner: Change) -> Change:
-    """Of zip files: `inner` changes a pickle in it; or a member is missing, twice there, packed, called otherwise."""
+    """Of zip files: `inner` changes a pickle in it; or a member is missing, twice there, packed, called otherwise; or
+    two readers read two files."""
 
     def change(data: bytes, rng: Random) -> bytes:
         chance = rng.random()
@@ -142,14 +184,17 @@ def damaged_zip(inner: Change) -> Change:
             members[place] = (rng.choice(("", "archive/", "w/data/")) + rng.choice(TRICKS[:-1]), content, kind)
         elif chance < 0.95:
             members.append((name, damaged(content, rng), kind))
+        elif chance < 0.98:
+            return rng.choice(list(ZIP_TRICKS.values()))(zipped(members))
         else:
             members[place] = (name, content + bytes(rng.choice((1, 30)) << 20), zipfile.ZIP_DEFLATED)
-        return _zipped(members)
+        return zipped(members)
 
     return change
 
 
-def _zipped(members: Sequence[tuple[str, bytes, int]]) -> bytes:
+def zipped(members: Sequence[tuple[str, bytes, int]]) -> bytes:
+    """The archive of (name, content, how it is packed)."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content, kind in members:

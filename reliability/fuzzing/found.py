@@ -123,7 +123,7 @@ _FOUND = (
     ),
     (
         "A line of metrics.jsonl that is no object with a step ended the run that continues.",
-        "tests/common/test_writers.py::test_lines_are_read_up_to_one_that_makes_no_sense",
+        "tests/common/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
     ),
     (
         "A metrics.jsonl that is a link was followed.",
@@ -156,6 +156,71 @@ _FOUND = (
     (
         "Brackets without end in a file of class names gave a RecursionError.",
         "tests/config/test_class_names.py::test_brackets_without_end",
+    ),
+    (
+        "A .pth of 250 KB with tuples in tuples as a key ended the process: their hash takes a frame of C for each.",
+        "tests/torch/test_unpickle.py::test_a_key_of_tuples_in_tuples",
+    ),
+    (
+        "A pickle set attributes of argparse.Namespace and of functions, for everybody in the process.",
+        "tests/torch/test_unpickle.py::test_a_refused_pickle_changes_no_class_and_no_function",
+    ),
+    ("A label map could do both.", "tests/common/test_torch_tensor.py::test_what_would_end_or_change_the_process"),
+    (
+        "Of a zip with two central directories PyTorch unpacked another one than was checked: some hundred bytes took "
+        "gigabytes.",
+        "tests/torch/test_dry_run.py::test_a_second_directory_with_a_bomb",
+    ),
+    (
+        "PyTorch's reader found one record under many spellings, each a copy of its own.",
+        "tests/torch/test_dry_run.py::test_one_record_in_many_spellings",
+    ),
+    (
+        "A checkpoint called what takes memory at a word: a tensor class with a size, a copy of an expanded tensor, a "
+        "list made a dictionary again and again.",
+        "tests/torch/test_dry_run.py::test_a_call_that_takes_more_than_the_file_is_refused_before_it_is_made",
+    ),
+    (
+        "A file before PyTorch 1.6 that left out the numbers of a storage was loaded with what lay in the memory.",
+        "tests/torch/test_dry_run.py::test_a_legacy_file_without_the_numbers_of_a_storage",
+    ),
+    (
+        "Sparse tensors of a refused file could make PyTorch refuse the next one.",
+        "tests/torch/test_dry_run.py::test_a_refused_file_leaves_no_sparse_tensor_for_the_next_one",
+    ),
+    (
+        "An answer in chunks without end was written until the disk was full, whatever size was known.",
+        "tests/config/test_download.py::test_an_answer_without_end_stops_at_the_size_that_is_known",
+    ),
+    (
+        "A server whose file changed at each question was asked for ever.",
+        "tests/config/test_download.py::test_a_file_that_changes_again_and_again_ends",
+    ),
+    (
+        "A download was led to ftp: addresses, and file: could be asked for.",
+        "tests/config/test_download.py::test_a_redirect_elsewhere_is_one_line",
+    ),
+    (
+        "A hub's commit or ETag of ../../.. made folders outside of the cache.",
+        "tests/config/test_hub_names.py::test_a_name_that_is_no_name_is_refused",
+    ),
+    (
+        "run.json with brackets 900 deep was read, and ended the run that continues when it was written again.",
+        "tests/common/run_page/test_record.py::test_a_file_that_makes_no_sense_is_as_none",
+    ),
+    (
+        "Of a tar shard that was cut off between two members, or had a damaged header, the rest was left out without a "
+        "word.",
+        "tests/common/data/test_tar.py::test_a_tar_cut_anywhere_is_refused",
+    ),
+    (
+        "Names of class folders with escape sequences, line breaks or bytes that are no UTF-8 went to the terminal as "
+        "they are, and kept the page of the run from being written.",
+        "tests/common/data/test_folders.py::test_names_that_cannot_be_printed",
+    ),
+    (
+        "A name in brackets was read as markup: bad[copy].jpg was told as bad.jpg.",
+        "tests/common/test_terminal.py::test_a_run_says_names_as_they_are",
     ),
 )
 

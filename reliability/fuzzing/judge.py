@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import os
 import sys
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 OURS = ("t2t_common", "t2t_config", "t2t_jax", "t2t_torch", "parity")
@@ -25,6 +28,10 @@ WRITES = (
     "os.chmod",
     "os.chown",
 )
+
+
+SHARED = ("t2t_torch.unpickle", "t2t_common.torch_tensor", "torch._utils")
+"""Modules whose classes and functions a pickle can name."""
 
 
 class ForbiddenError(BaseException):
@@ -74,6 +81,21 @@ class Watch:
     def _inside(self, path: str) -> bool:
         place = os.path.realpath(os.path.dirname(os.path.abspath(path)))
         return place == self._folder or place.startswith(self._folder + os.sep) or path == os.devnull
+
+
+def process_state() -> dict[str, Any]:
+    """What a file could change for everybody in the process: attributes of classes and functions, lists of PyTorch."""
+    shared: dict[str, Any] = {"Namespace": argparse.Namespace, "OrderedDict": OrderedDict}
+    for module in filter(sys.modules.get, SHARED):
+        shared |= {f"{module}.{name}": value for name, value in vars(sys.modules[module]).items()}
+    found: dict[str, Any] = {}
+    for name, value in shared.items():
+        if isinstance(value, type | FunctionType):
+            found[name] = {key: id(item) for key, item in vars(value).items()}
+            found[f"{name}()"] = getattr(value, "__defaults__", None)
+        elif isinstance(value, list):
+            found[name] = len(value)
+    return found
 
 
 def snapshot(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int, int]]:

@@ -145,7 +145,7 @@ _DAMAGES: Sequence[Change] = (
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 VALUES: Sequence[Any] = (
-    *(None, True, False, "", [], {}, 0, 1, -1, 2, 0.5, -0.0, 1e-300, 1e300, math.nan, math.inf, -math.inf),
+    *(None, True, False, "", [], {}, 0, 1, -1, 2, 0.5, -0.0, 1e-300, 1e308, -1e308, math.nan, math.inf, -math.inf),
     *(10**9, 2**31, 2**63, 10**30, 10**400, -(10**12), "1", "nan", "x" * 5000, [[]], [1, 2, 3], [None], {"": None}),
     *([0] * 3000, {"a": {"b": {"c": [1]}}}, "<script>alert(1)</script>", *TRICKS[:-1]),
 )
@@ -167,7 +167,7 @@ def damaged_json(data: bytes, rng: Random) -> bytes:
 
 def _too_deep(data: bytes, rng: Random) -> bytes:
     """Brackets in the place of a number or text."""
-    depth = rng.choice((300, 1500, 100_000))
+    depth = rng.choice((300, 900, 1500, 100_000))
     opening, closing = rng.choice(((b"[", b"]"), (b'{"a":', b"}")))
     nest = opening * depth + b"1" + closing * depth
     found = list(re.finditer(rb'(?<=[:\[,] )("[^"]*"|[-\d.]+)(?=[,\]}\n])', data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.server
 import json
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -38,18 +39,23 @@ def parity_report() -> Reader:
             (Entry("a.fc.weight", "a.fc.kernel", "Linear", (1, 0), (3, 4), (4, 3), "float32"),), ("x",), ("y",)
         )
         series = (1.0, 0.5, 0.25)
+        deep: Any = 1.0
+        for _ in range(40):
+            deep = {"a": [deep]}
         report = Report(
             tuple(rows),
             ledger,
             (("a.fc", "Linear"), ("a", "Block"), ("", "Net")),
             ("act of PyTorch",),
-            {"torch_model": "Net", "jax_model": "Net", "level": "gradients", "seconds": 1.5},
+            {"torch_model": "Net", "jax_model": "Net", "level": "gradients", "seconds": 1.5, "more": deep},
             {"python": "3.11", "versions": {"torch": "2.0"}, "jax_devices": ["cpu"]},
             (Cause("a.fc", "gelu", "tanh in place of erf", 1e-3, 1e-16),),
             (FormatRow("logits", "bfloat16", 1e-3, 1e-2, 2e-3),),
             Trajectory(series, series, series, series, series),
         )
-        return [{"report.json": report.to_json().encode()}]
+        extreme = Trajectory((1e308, -1e308, 0.0), (-1e308, 1e308, math.inf), series, series, series)
+        found = (report, dataclasses.replace(report, trajectory=extreme))
+        return [{"report.json": one.to_json().encode()} for one in found]
 
     def read(folder: Path) -> None:
         from parity.report import read_report

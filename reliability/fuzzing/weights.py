@@ -99,6 +99,21 @@ def small_state() -> dict[str, Any]:
     return {name: torch.ones(shape) for name, shape in shapes.items()}
 
 
+def beside() -> dict[str, Any]:
+    """What intact files hold beside their weights."""
+    import datetime
+    from collections import defaultdict, deque
+
+    import numpy as np
+
+    return {
+        "random": np.random.RandomState(0).get_state(),
+        "arrays": [np.zeros(3, kind) for kind in ("u4", "c8", "U3", "M8[s]", "O")] + [np.empty((0, 5), np.float32)],
+        "values": [np.str_("a"), Path("a/b"), datetime.datetime(2020, 1, 2), deque([1])],
+        "counts": defaultdict(list, a=[1]),
+    }
+
+
 # --- Files of PyTorch ---------------------------------------------------------------------------------------
 
 
@@ -115,7 +130,12 @@ def pdparams() -> Reader:
         import pickle
 
         arrays = {name: value.numpy() for name, value in small_state().items()}
-        whole = [arrays, {"model": arrays, "epoch": 3}, {**arrays, "StructuredToParameterName@@": {"w": "w_0"}}]
+        whole = [
+            arrays,
+            {"model": arrays, "beside": beside()},
+            {"model": arrays, "epoch": 3},
+            {**arrays, "StructuredToParameterName@@": {"w": "w_0"}},
+        ]
         return [{"weights.pdparams": pickle.dumps(content, protocol)} for content in whole for protocol in (2, 3, 4)]
 
     return _pickled(samples, damaged_pickle)
@@ -135,6 +155,9 @@ def _torch_files(zipped: bool) -> Callable[[], Sequence[Tree]]:
             {"state_dict_ema": OrderedDict(state)},
             training,
             {"net": {f"module.{k}": v for k, v in state.items()}},
+            {"state_dict": {f"model.{k}": v for k, v in state.items()}, "beside": beside()},
+            {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}},
+            {"state_dict": state | {"w": state["w"].to_sparse(), "norm.weight": state["norm.weight"].to(torch.int8)}},
         ]
         found = []
         for content in (*whole, {"state_dict": state, "metadata": {"model": "t2t_vit_micro", "img_size": "[16, 32]"}}):

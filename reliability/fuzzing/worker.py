@@ -21,7 +21,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from reliability.fuzzing.judge import ForbiddenError, Watch, changed, complaint_of, snapshot
+from reliability.fuzzing.judge import ForbiddenError, Watch, changed, complaint_of, process_state, snapshot
 from reliability.fuzzing.mutate import Tree, write_tree
 from reliability.fuzzing.reader import Reader, case_of, find_reader
 
@@ -107,6 +107,7 @@ def run_case(reader: Reader, job: Job, number: int, folder: Path, watch: Watch) 
     case = folder / "case"
     write_tree(tree, case)
     before, rss, peak = snapshot(folder, FOLDERS), resident(), peak_resident()
+    state = process_state()
     watch.found.clear()
     outcome, detail = READ, ""
     start = time.process_time()
@@ -128,6 +129,8 @@ def run_case(reader: Reader, job: Job, number: int, folder: Path, watch: Watch) 
         before, snapshot(folder, FOLDERS), [*reader.writes, *(f"case/{name}" for name in reader.writes)]
     ):
         outcome, detail = "it writes where it should not", ", ".join(traces)[:200]
+    if changes := [name for name, value in process_state().items() if value != state.get(name, value)]:
+        outcome, detail = "it changes the process", ", ".join(changes)[:200]
     if watch.found:
         outcome, detail = "it does more than read", "; ".join(watch.found)[:300]
     if megabytes > reader.megabytes:

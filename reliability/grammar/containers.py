@@ -24,6 +24,7 @@ from reliability.grammar.node import (
     stop,
     unchanged,
 )
+from reliability.grammar.outputs import Picture
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -59,7 +60,7 @@ class Chain(Node):
 
     def mistakes(self, given: Format) -> tuple[str, ...]:
         formats = self.formats(given)
-        last = len(self.parts) > 1 and formats[-1] == formats[-2]
+        last = len(self.parts) > 1 and formats[-1] == formats[-2] and not isinstance(self.parts[-1], Picture)
         turned = len(self.parts) > 1 and all(f == given for f in formats)
         return (*(("last part missing",) if last else ()), *(("order reversed",) if turned else ()))
 

@@ -4,7 +4,8 @@ All of it that does not depend on who makes batches of the examples: Grain in `t
 """
 
 from t2t_common.data.examples import EvalExamples, TrainExamples, steps_per_epoch
-from t2t_common.data.opening import check_classes, open_source
+from t2t_common.data.identity import classes_with_images, data_identity
+from t2t_common.data.opening import check_classes, head_classes, open_source
 from t2t_common.data.sources import Source
 from t2t_common.data.token_labels import with_token_labels
 from t2t_common.data.transforms import training_image
@@ -18,7 +19,10 @@ __all__ = [
     "TrainExamples",
     "Unreadable",
     "check_classes",
+    "classes_with_images",
+    "data_identity",
     "evaluation_image",
+    "head_classes",
     "open_source",
     "steps_per_epoch",
     "training_image",

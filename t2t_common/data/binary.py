@@ -9,11 +9,15 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 CIFAR_SIDE = 32
+CIFAR_TESTS: Mapping[Literal[10, 100], str] = {10: "test_batch.bin", 100: "test.bin"}
+"""File of the test images by number of classes."""
 
 MOST_PACKED = 100
 """Times its size that a gzipped file may hold, beyond `ALWAYS` bytes: MNIST's images hold 5 times."""
@@ -34,6 +38,7 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int
         ValueError: a file is missing, truncated, or the two do not belong together.
     """
     prefix = "train" if split == "train" else "t10k"
+    folder = idx_folder(folder) or folder
     image_file, label_file = (_idx_file(folder, f"{prefix}-{kind}") for kind in ("images", "labels"))
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
@@ -41,12 +46,26 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int
             f"{image_file} {images.shape} and {label_file} {labels.shape} do not belong "
             "together: expected (N, H, W) and (N,)"
         )
-    known = [read_idx(path) for path in folder.glob("*labels*idx1*")]
+    if 0 in images.shape[1:]:
+        raise ValueError(f"the images in {image_file} are {images.shape[1]}x{images.shape[2]}: get the file again")
+    known = [read_idx(path) for path in _files(folder, "*labels*idx1*")]
     return images, labels.astype(np.int32), 1 + max(int(values.max(initial=0)) for values in known)
 
 
+def idx_folder(root: Path) -> Path | None:
+    """`root`, or its folder `raw`, as torchvision has it, where IDX files of images are there; else None."""
+    return next((folder for folder in (root, root / "raw") if _files(folder, "*images*idx3*")), None)
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files by name; of a folder that is called like one, as some archives have it, the file of its name in it."""
+    found = sorted(folder.glob(pattern))
+    inner = [path / path.name for path in found if path.is_dir()]
+    return [path for path in found if path.is_file()] or [path for path in inner if path.is_file()]
+
+
 def _idx_file(folder: Path, name: str) -> Path:
-    found = sorted(folder.glob(f"{name}*"))
+    found = _files(folder, f"{name}*")
     if not found:
         raise ValueError(f"no {name}-* file in {folder}: all four IDX files are needed, .gz or not")
     return found[0]
@@ -86,22 +105,22 @@ def _unpacked(path: Path, data: bytes) -> bytes:
     return content
 
 
-def read_cifar(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
+def read_cifar(folder: Path, classes: Literal[10, 100], split: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Images (N, 32, 32, 3), labels (N,) and number of classes of CIFAR-10 or CIFAR-100 (fine labels).
 
     Args:
         folder: holds `data_batch_1.bin` ... `test_batch.bin`, or `train.bin` and `test.bin`.
+        classes: which of the two.
         split: "train" or "val" (the test images).
 
     Raises:
         ValueError: a file is missing or truncated, or a label is out of range.
     """
-    hundred = (folder / "test.bin").is_file()
-    label_bytes, num_classes = (2, 100) if hundred else (1, 10)
+    label_bytes = 2 if classes == 100 else 1
     if split == "val":
-        names = ["test.bin" if hundred else "test_batch.bin"]
+        names = [CIFAR_TESTS[classes]]
     else:
-        names = ["train.bin"] if hundred else [f"data_batch_{i}.bin" for i in range(1, 6)]
+        names = ["train.bin"] if classes == 100 else [f"data_batch_{i}.bin" for i in range(1, 6)]
     record = label_bytes + 3 * CIFAR_SIDE**2
     parts = []
     for path in (folder / name for name in names):
@@ -112,8 +131,8 @@ def read_cifar(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
             raise ValueError(f"{path} is truncated: {len(data)} bytes are no multiple of {record}: get it again")
         parts.append(data.reshape(-1, record))
         largest = int(parts[-1][:, label_bytes - 1].max())
-        if largest >= num_classes:
-            raise ValueError(f"{path} has label {largest}, beyond {num_classes - 1}: get it again")
+        if largest >= classes:
+            raise ValueError(f"{path} has label {largest}, beyond {classes - 1}: get it again")
     records = np.concatenate(parts)
     images = records[:, label_bytes:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), records[:, label_bytes - 1].astype(np.int32), num_classes
+    return np.ascontiguousarray(images), records[:, label_bytes - 1].astype(np.int32), classes

@@ -53,6 +53,11 @@ class ArrayRecordSource(EncodedSource):
             raise ValueError(f"cannot read the shards in {shards[0].parent} ({reason(error)}): rename them") from error
         self._places = list(zip(shards, counts, strict=True))
 
+    @property
+    def shards(self) -> list[tuple[Path, int]]:
+        """The files, and how many images each has."""
+        return self._places
+
     def __len__(self) -> int:
         return len(self._records)
 

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout: KEY.jpg (or .jpeg, .png) with its label in KEY.cls, or as "label" in KEY.json.
+"""Tar shards in WebDataset's layout: KEY.jpg (or .png, .webp ...) with its label in KEY.cls, or as "label" in KEY.json.
 
 Read by random access, so that order and resume are the same as with any other source: the headers are read once and
 tell where each image lies; an image is then one seek and one read. Reading the headers of ImageNet's shards takes
@@ -23,8 +23,8 @@ import numpy as np
 
 from t2t_common.data.sources import EncodedSource, check_labels
 from t2t_common.files import replace_file
-from t2t_common.images import IMAGE_SUFFIXES
 from t2t_common.terminal import bar
+from t2t_common.walk import IMAGE_SUFFIXES
 from t2t_config.download import cache_dir
 from t2t_config.load_report import readable
 
@@ -33,6 +33,15 @@ TARS = "*.tar"
 
 MOST_LABEL = 2**31 - 2
 """Labels are kept in 32 bits."""
+
+MOST_PADDING = 1 << 20
+"""Bytes of zeros at the end of a shard; tar itself writes up to 10240, or what it was told."""
+
+LEAST_PADDING, RECORDS = 3 * tarfile.BLOCKSIZE, (tarfile.RECORDSIZE, 1 << 14)
+"""Writers leave the two or three blocks that have to be there, or fill up a record; else some of the end is gone."""
+
+INDEX_VERSION = 2
+"""Of what is kept of the headers; before 2, shards that were cut short between two members passed for whole."""
 
 THREADS = 16
 """Shards whose headers are read at the same time; a network's answers overlap."""
@@ -69,6 +78,16 @@ class TarSource(EncodedSource):
         for label, index in zip(labels.tolist(), first.tolist(), strict=True):
             check_labels([label], self.num_classes, str(self._shards[self._index.shard[index]]))
 
+    @property
+    def shards(self) -> list[Path]:
+        """The files."""
+        return self._shards
+
+    @property
+    def index(self) -> TarIndex:
+        """Where the images lie in them."""
+        return self._index
+
     def __len__(self) -> int:
         return len(self._index.label)
 
@@ -103,23 +122,30 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
         ValueError: as `index_shard`.
     """
     names = [str(path.absolute()) for path in shards]
-    stamp = np.array([(path.stat().st_size, path.stat().st_mtime_ns) for path in shards], np.int64)
+    stamp = np.array([_stamp(path) for path in shards], np.int64)
     kept = cache_dir() / "tar-index" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.npz"
     with (
         contextlib.suppress(Exception),  # none, or a damaged one, which raises almost anything
         zipfile.ZipFile(kept) as archive,
     ):
         found = {name: _column(archive, name) for name in ("stamp", *TarIndex._fields)}
-        if np.array_equal(found.pop("stamp"), stamp) and _is_sound(index := TarIndex(**found), stamp):
+        is_current = _column(archive, "version") == INDEX_VERSION and np.array_equal(found.pop("stamp"), stamp)
+        if is_current and _is_sound(index := TarIndex(**found), stamp):
             return index
     index = _read_index(shards)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(kept) as temporary, temporary.open("wb") as target:
-            np.savez(target, stamp=stamp, **index._asdict())
+            np.savez(target, version=INDEX_VERSION, stamp=stamp, **index._asdict())
     except (OSError, ValueError) as error:
         print(f"the index of {shards[0].parent} is not kept ({error}): set T2T_CACHE", file=sys.stderr)
     return index
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Size and times. Who writes into a file can set back the time of its last change, but not that of its inode's."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -177,7 +203,7 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
     if unlabelled or imageless or not images:
         found = f"the image {readable(unlabelled[0])} has no label" if unlabelled else "there is no image"
         found += f" to {readable(imageless[0])}.cls" if imageless and not unlabelled else ""
-        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .jpeg, .png) and KEY.cls")
+        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .png, .webp ...) and KEY.cls")
     return [(*place, labels[key]) for key, place in images.items()]
 
 
@@ -193,8 +219,26 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
                 if member.size < 0:  # the next header would be sought before this one, again and again
                     raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
                 yield tar, member
+            _check_end(path, tar.offset)
     except Exception as error:  # damaged headers raise ValueError, OverflowError ...
         raise _unreadable(path, error) from error
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Raises ReadError unless there are two blocks of zeros after `end`, that of the last member, and nothing else.
+
+    tarfile takes a file that ends after a member, or goes on with something that is no header, for whole.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(MOST_PADDING + 1)
+    if rest.strip(b"\0"):
+        raise tarfile.ReadError(f"there is something else than a member after byte {end}: damaged, or two files in one")
+    if len(rest) > MOST_PADDING:
+        raise tarfile.ReadError(f"there are only zeros after byte {end}: it was not written to its end")
+    is_padded = len(rest) <= LEAST_PADDING or any((end + len(rest)) % size == 0 for size in RECORDS)
+    if len(rest) < 2 * tarfile.BLOCKSIZE or len(rest) % tarfile.BLOCKSIZE or not is_padded:
+        raise tarfile.ReadError(f"it is cut short: its end is missing after byte {end}")
 
 
 def _content(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

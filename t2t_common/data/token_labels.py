@@ -55,10 +55,20 @@ class TokenLabelSource:
             raise ValueError("token_labels are maps beside image files: they need --data with train/CLASS/*.jpg")
         self._images, self._folder = images, Path(folder)
         self.num_classes, self.class_names = images.num_classes, images.class_names
+        self.notes = images.notes
         if not self._folder.is_dir():
             raise FileNotFoundError(f"no folder of label maps {folder}: check --token-labels")
         self._limit = num_classes
         self._shape = self._read(0)[0].shape
+
+    @property
+    def images(self) -> FolderSource:
+        """The images without their maps."""
+        return self._images
+
+    def map_path(self, index: int) -> Path:
+        """The file of a label map."""
+        return self._folder / self._images.relative_path(index).with_suffix(".pt")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -80,7 +90,7 @@ class TokenLabelSource:
         return image, label, LabelMap(found[0].astype(np.float32), found[1].astype(np.int32))
 
     def _read(self, index: int) -> tuple[np.ndarray, Path]:
-        path = self._folder / self._images.relative_path(index).with_suffix(".pt")
+        path = self.map_path(index)
         try:
             found = read_tensor(path)
         except FileNotFoundError:

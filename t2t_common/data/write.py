@@ -91,11 +91,23 @@ def _write_tar(path: Path, records: Iterator[Record], count: int) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for _ in range(count):
             key, data, label = next(records)
-            suffix = "png" if data.startswith(b"\x89PNG") else "jpg"  # by content: ImageNet has a PNG called .JPEG
+            suffix = _suffix(data)
             for name, content in ((f"{key}.{suffix}", data), (f"{key}.cls", str(label).encode())):
                 member = tarfile.TarInfo(name)  # time, owner and mode are tarfile's constants
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+
+
+SIGNATURES = {
+    **{b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"},
+    **{b"II*": "tif", b"MM": "tif", b"P": "ppm"},
+}
+"""What image files begin with, besides JPEG."""
+
+
+def _suffix(data: bytes) -> str:
+    """By content: ImageNet has a PNG called .JPEG."""
+    return next((suffix for start, suffix in SIGNATURES.items() if data.startswith(start)), "jpg")
 
 
 def _write_records(path: Path, records: Iterator[Record], count: int) -> None:

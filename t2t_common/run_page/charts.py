@@ -75,7 +75,7 @@ class Chart:
     def y(self, value: float) -> float:
         """Pixels from the top."""
         low, high = self._limits
-        return HEIGHT * (high - self._level(value)) / (high - low)
+        return HEIGHT * ((high - self._level(value)) / (high - low))
 
     @property
     def x_labels(self) -> list[Label]:
@@ -84,8 +84,8 @@ class Chart:
     @property
     def y_labels(self) -> list[Label]:
         low, high = self._limits
-        values = log_ticks(low, high) if self.scale == "log" else ticks(low, high)
-        return [Label(self.y(value), tick_text(value)) for value in values]
+        values = log_ticks(low, high) if self.scale == "log" else [self._unit * value for value in ticks(low, high)]
+        return [Label(self.y(value), tick_text(value)) for value in values if math.isfinite(value)]
 
     @property
     def columns(self) -> list[Column]:
@@ -106,7 +106,12 @@ class Chart:
         return " ".join(f"{10 * self.x(epoch):.1f},{self.y(value):.1f}" for epoch, value in line.points)
 
     def _level(self, value: float) -> float:
-        return math.log10(value) if self.scale == "log" else value
+        return math.log10(value) if self.scale == "log" else value / self._unit
+
+    @functools.cached_property
+    def _unit(self) -> float:
+        """More than 1 where the distances of the largest numbers would be infinite."""
+        return 16.0 if any(abs(value) > 1e300 for line in self.lines for _, value in line.points) else 1.0
 
     @functools.cached_property
     def _limits(self) -> tuple[float, float]:
@@ -156,7 +161,7 @@ def thinned(points: list[Point]) -> list[Point]:
     """At most `MOST_POINTS`, each the mean of its neighbours."""
     size = math.ceil(len(points) / MOST_POINTS) or 1
     groups = (points[start : start + size] for start in range(0, len(points), size))
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return [(sum(x / len(group) for x, _ in group), sum(y / len(group) for _, y in group)) for group in groups]
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -170,16 +175,16 @@ def ticks(low: float, high: float) -> list[float]:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Round values between 10^low and 10^high: powers of ten, or 1, 2, 5 times them where there are few."""
-    decades = range(math.floor(low), math.ceil(high) + 1)
+    decades = range(math.floor(low), min(math.ceil(high), 308) + 1)
     step = math.ceil(len(decades) / 7)
     for factors in ((1,), (1, 2, 5), range(1, 10)):
         found = [factor * 10.0**decade for decade in decades[::step] for factor in factors]
-        inside = [value for value in found if low <= math.log10(value) <= high]
+        inside = [value for value in found if value > 0 and low <= math.log10(value) <= high]
         if len(inside) >= 3:
             break
-    return inside if len(inside) > 1 else ticks(10**low, 10**high)
+    return inside if len(inside) > 1 else ticks(10**low, 10 ** min(high, 308.25))
 
 
 def tick_text(value: float) -> str:
     """Short, with commas in thousands."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"

@@ -19,6 +19,7 @@ from t2t_common.run_page.record import RECORD_FILE, Record
 from t2t_common.writers import METRICS_FILE, read_lines
 from t2t_config import Recipe
 from t2t_config.class_names import class_names
+from t2t_config.escaped import escaped
 from t2t_config.load_report import readable
 
 PAGE_FILE = "report.html"
@@ -74,7 +75,7 @@ def write_page_of(workdir: Path, record: Record, lines: Lines, *, status: str | 
         reason = f"{type(error).__name__}: {readable(str(error))}"
         files = f"{METRICS_FILE} and {RECORD_FILE} in {workdir}"
         raise ValueError(f"cannot make {PAGE_FILE} of {files} ({reason}): one of them is damaged") from error
-    write_text(path, text)
+    write_text(path, escaped(text, keep="\n\t"))
     return path
 
 

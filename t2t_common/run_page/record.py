@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2t_common.files import write_text
+from t2t_config.bounded_json import parse
 
 RECORD_FILE = "run.json"
 
 MOST, MOST_CLASSES = 10**12, 10**5
 """Steps or images, and classes, of no run that ever was: a file with more is damaged."""
+
+OF_EVALUATIONS = ("strangers", "chance")
+"""Keys of the warnings that an evaluation gives."""
 
 Status = Literal["running", "finished", "stopped", "diverged", "failed"]
 
@@ -48,6 +52,7 @@ class Record:
         config: as in a checkpoint's metadata (see saving.py): the recipe, names of classes, mean and std.
         samples: images of one batch (see samples.py), and its step.
         confusion: of the latest evaluation (see confusion.py), and its step.
+        warnings: that hold, by key (see t2t_common/run_warnings.py).
     """
 
     status: Status = "running"
@@ -59,6 +64,7 @@ class Record:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     samples: dict[str, Any] | None = None
     confusion: dict[str, Any] | None = None
+    warnings: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, workdir: Path) -> Record | None:
@@ -69,7 +75,7 @@ class Record:
             return None
         known = {field.name for field in dataclasses.fields(cls)}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse(path.read_text(encoding="utf-8"))
             record = cls(**{name: value for name, value in found.items() if name in known})
             record.starts = [Start(**start) for start in found.get("starts", [])]
         except (ValueError, TypeError, AttributeError, RecursionError):
@@ -81,7 +87,9 @@ class Record:
         parts = [self.environment, self.config, self.samples or {}, self.confusion or {}]
         if not all(isinstance(part, dict) for part in parts) or not isinstance(self.recipe, dict):
             return False
-        texts: list[Any] = [self.status, self.message, *self.environment.values()]
+        if not isinstance(self.warnings, dict):
+            return False
+        texts: list[Any] = [self.status, self.message, *self.environment.values(), *self.warnings.values()]
         seen = self.confusion or {"step": 0, "classes": 0}
         numbers: list[Any] = [self.last_step, self.batch_size, seen.get("step")]
         for start in self.starts:
@@ -102,10 +110,19 @@ class Record:
         self.environment = environment()
         if self.confusion is not None and self.confusion["step"] > step:
             self.confusion = None
+            self.warn(dict.fromkeys(OF_EVALUATIONS))
         if step == self.last_step:
             return None
         self.starts.append(Start(step, now(), now(), command(), devices))
         return self.starts[-1]
+
+    def warn(self, warnings: Mapping[str, str | None]) -> None:
+        """Takes warnings by key; None ends one."""
+        for key, text in warnings.items():
+            if text is None:
+                self.warnings.pop(key, None)
+            else:
+                self.warnings[key] = text
 
     @property
     def recipe(self) -> Mapping[str, Any]:

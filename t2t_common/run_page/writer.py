@@ -11,6 +11,7 @@ import numpy as np
 
 from t2t_common.diverged import TrainingDivergedError
 from t2t_common.interrupt import RunInterruptedError
+from t2t_common.lock import LostWorkdirError
 from t2t_common.run_page import samples
 from t2t_common.run_page.confusion import sparse
 from t2t_common.run_page.page import PAGE_FILE, write_page_of
@@ -83,7 +84,14 @@ class RunPage:
         self._record.confusion = {"step": step, "classes": len(confusion_NxN), "counts": counts}
         self._write_if_due()
 
+    def warn(self, warnings: Mapping[str, str | None]) -> None:
+        """Texts by key that take the place of earlier ones; None for none."""
+        self._record.warn(warnings)
+        self._write_if_due()
+
     def close(self, error: BaseException | None) -> None:
+        if isinstance(error, LostWorkdirError):
+            return  # the page that is there, if any, is another run's
         self._record.status, self._record.message = ending(error)
         self._write()
 

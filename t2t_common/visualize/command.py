@@ -23,6 +23,7 @@ from t2t_common.visualize.inside import Inside, covered_size
 from t2t_common.visualize.page import Picture, page
 from t2t_common.visualize.sections import draw_image, draw_positions, left_out
 from t2t_config.class_names import class_names
+from t2t_config.escaped import escaped
 
 PAGE_FILE = "index.html"
 SAID = 3
@@ -37,7 +38,7 @@ class VisualizeOptions(WeightsOptions):
     """Options of the command line."""
 
     images: Positional[tuple[Path, ...]] = ()
-    """Images, and folders whose .jpg and .png files are taken; none for scikit-learn's photograph of a flower."""
+    """Images, and folders whose images are taken; none for scikit-learn's photograph of a flower."""
     out: Path = Path("pictures")
     """Folder for the PNG files and index.html; made if need be."""
     classes: Path | None = None
@@ -89,7 +90,7 @@ def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, An
     _write_sheets(folder, of_model, model.spec.name)
     weights = str(options.checkpoint or "fresh, not trained: what attention shows means nothing")
     text = page(f"What {model.spec.name} sees", _facts(model, inside, weights), pictures, of_model)
-    write_text(folder / PAGE_FILE, text)
+    write_text(folder / PAGE_FILE, escaped(text, keep="\n"))
     print(folder / PAGE_FILE)
 
 

@@ -11,13 +11,22 @@ from typing import NamedTuple
 from t2t_config.load_report import readable
 from t2t_config.models import MODELS
 from t2t_config.pretrained import PRETRAINED
-from t2t_config.recipes.base import Recipe, epoch_lr
+from t2t_config.recipes.base import ExpectedClasses, Recipe, epoch_lr
 from t2t_config.recipes.changes import recipe_changes
 from t2t_config.recipes.digits import digits, fashion_mnist
 from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384, token_labeling
 from t2t_config.recipes.transfer import cifar
 
-__all__ = ["RECIPES", "Recipe", "describe_recipe", "epoch_lr", "imagenet", "recipe", "recipe_changes"]
+__all__ = [
+    "RECIPES",
+    "ExpectedClasses",
+    "Recipe",
+    "describe_recipe",
+    "epoch_lr",
+    "imagenet",
+    "recipe",
+    "recipe_changes",
+]
 
 
 class _Entry(NamedTuple):

@@ -9,6 +9,16 @@ from typing import Any, Literal
 from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
 
+_LARGEST = 3.4e38
+"""Of float32, rounded down."""
+
+
+class ExpectedClasses(int):
+    """The number of classes of the data set that a recipe is for, as its `num_classes`.
+
+    It gives way to the number that the data at hand have; a plain number, as callers and command lines set it, stays.
+    """
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -24,7 +34,7 @@ class Recipe:
     in_chans: Literal[1, 3] = 3
     """Channels of the input: 1 converts images to gray, 3 to RGB."""
     num_classes: int | None = None
-    """Classes of the head; None takes as many as the data has."""
+    """Classes of the head; None takes as many as the data has, and so do the recipes unless it is set."""
     mean: tuple[float, ...] | None = None
     """Mean of the pixels in 0..1, one figure per channel; None takes the model's own."""
     std: tuple[float, ...] | None = None
@@ -168,6 +178,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         model_config(self.model)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            figures = value if isinstance(value, tuple) else (value,)
+            right = all(abs(figure) <= _LARGEST for figure in figures if isinstance(figure, float))
+            _require(self, field.name, right, "must be finite in float32")
         at_least_one = (
             "img_size",
             "epochs",
@@ -192,6 +207,8 @@ class Recipe:
             "backbone_lr_scale",
         ):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        _require(self, "eps", self.eps > 0, "must be positive")
+        _require(self, "std", self.std is None or min(self.std, default=0) > 0, "must be positive")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2", "momentum"):
             _require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
         for name in ("hflip", "mixup_prob", "mixup_switch_prob", "re_prob"):

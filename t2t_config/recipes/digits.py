@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from t2t_config.recipes.base import Recipe
+from t2t_config.recipes.base import ExpectedClasses, Recipe
 
 
 def digits() -> Recipe:
@@ -44,7 +44,7 @@ def fashion_mnist() -> Recipe:
         model="t2t_vit_tiny",
         img_size=32,
         in_chans=1,
-        num_classes=10,
+        num_classes=ExpectedClasses(10),
         mean=(0.286,),
         std=(0.353,),
         crop_pct=1.0,

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from t2t_config.models import model_config
-from t2t_config.recipes.base import Recipe
+from t2t_config.recipes.base import ExpectedClasses, Recipe
 
 _LR_AND_WEIGHT_DECAY: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("t2t_vit_7", "t2t_vit_10", "t2t_vit_12"), (1e-3, 0.03)),
@@ -36,7 +36,7 @@ def t2t(model: str) -> Recipe:
         model=model,
         lr=lr,
         weight_decay=weight_decay,
-        num_classes=1000,
+        num_classes=ExpectedClasses(1000),
         auto_augment="rand-m9-mstd0.5-inc1",
         mixup=0.8,
         cutmix=1.0,
@@ -67,7 +67,7 @@ def token_labeling(model: str) -> Recipe:
     """
     return Recipe(
         model=model,
-        num_classes=1000,
+        num_classes=ExpectedClasses(1000),
         batch_size=1024,
         lr=1.6e-3,
         min_lr=1e-5,
@@ -98,7 +98,7 @@ def deit(model: str) -> Recipe:
     return Recipe(
         model=model,
         img_size=model_config(model).img_size,
-        num_classes=1000,
+        num_classes=ExpectedClasses(1000),
         crop_pct=0.875,
         interpolation="bicubic",
         epochs=300,

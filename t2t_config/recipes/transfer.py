@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from t2t_config.recipes.base import Recipe
+from t2t_config.recipes.base import ExpectedClasses, Recipe
 
 
 def cifar(model: str, num_classes: int) -> Recipe:
@@ -19,7 +19,7 @@ def cifar(model: str, num_classes: int) -> Recipe:
     """
     return Recipe(
         model=model,
-        num_classes=num_classes,
+        num_classes=ExpectedClasses(num_classes),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
         crop_pct=1.0,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import tyro
 
 from t2t_common import cli
 from t2t_common.data.opening import open_source
-from t2t_common.data.sources import Source, Split
+from t2t_common.data.sources import Source, Split, notes_of
 from t2t_common.data.token_labels import with_token_labels
 from t2t_common.data.write import Format, write_shards
 from t2t_common.files import check_target, write_text
@@ -83,7 +84,7 @@ def run_bench(options: Options) -> int:
     recipe = _recipe(options)
     assert recipe.data is not None
     settings = [(threads, workers) for workers in options.workers for threads in options.threads]
-    source = with_token_labels(open_source(recipe.data, "train"), recipe)
+    source = with_token_labels(open_source(recipe.data, "train", recipe.num_classes), recipe)
     with status(f"measuring: about {(1 + len(settings)) * options.seconds:.0f} s"):
         result = bench(
             source,
@@ -123,6 +124,8 @@ def run_write(options: Options, folder: Path) -> int:
     """Writes shards of the splits that are there; the exit code."""
     sources: dict[Split, Source] = {"train": open_source(options.source, "train")}
     sources["val"] = open_source(options.source, "val")
+    for note in notes_of(*sources.values()):
+        print(note, file=sys.stderr)
     images = write_shards(sources, folder, options.format, images_per_shard=options.images_per_shard)
     print(f"{images} images in {folder}")
     return cli.OK

@@ -13,6 +13,7 @@ from t2t_common.data.examples import EvalExamples, TrainExamples
 from t2t_common.data.patience import Patient
 from t2t_common.data.sources import Source
 from t2t_common.data.unreadable import Unreadable
+from t2t_common.data.workers import end_with_the_run, leave_signals_to_the_run
 from t2t_common.preprocess import Preprocess
 from t2t_config import Recipe
 from t2t_jax.data.iterator import Batch, TrainIterator
@@ -49,8 +50,9 @@ def train_iterator(
         if recipe.data_workers:
             if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags that only absl's own main parses
                 flags.FLAGS.mark_as_parsed()
-            rest = rest.mp_prefetch(grain.MultiprocessingOptions(recipe.data_workers, per_worker_buffer_size=2))
-        return Patient(lambda: iter(rest), recipe.data_timeout)
+            options = grain.MultiprocessingOptions(recipe.data_workers, per_worker_buffer_size=2)
+            rest = rest.mp_prefetch(options, worker_init_fn=_begin_worker)
+        return Patient(lambda: _begin(rest, recipe.data_workers), recipe.data_timeout)
 
     ahead = 0 if put is None else recipe.device_prefetch
     return TrainIterator(batches_from, Unreadable(source, recipe.max_corrupt_images), put=put, ahead=ahead)
@@ -77,6 +79,16 @@ def eval_batches(
     examples = EvalExamples(source, how, batch_size, process_index=process_index, process_count=process_count)
     dataset = grain.MapDataset.source(examples).batch(examples.rows, drop_remainder=True)
     return Patient(lambda: iter(dataset.to_iter_dataset(_read_options(threads))), timeout)
+
+
+def _begin(batches: grain.IterDataset, workers: int) -> Iterator[Batch]:
+    if workers:
+        leave_signals_to_the_run()
+    return iter(batches)
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+    end_with_the_run()
 
 
 def _read_options(threads: int) -> grain.ReadOptions:

@@ -52,4 +52,4 @@ def test_the_program_is_another_and_its_result_is_not(name: str, monkeypatch: py
 def test_without_libtpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("t2t_jax.topology.has_libtpu", lambda: False)
     assert cli.run(levers.main, ["--model", "t2t_vit_micro"]) == cli.MISUSED
-    assert "pip install 't2t-vit[tpu]'" in capsys.readouterr().err
+    assert 'pip install -e ".[tpu]"' in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,32 @@ def test_errors_of_the_user_are_one_line(error: Exception, says: str, capsys: py
     assert capsys.readouterr().err == says
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MemoryError"),
+        (MemoryError("Unable to allocate 7.28 TiB"), "Unable to allocate 7.28 TiB"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
+            "CUDA out of memory. Tried to allocate 2 GiB.",
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "RESOURCE_EXHAUSTED: Out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(error: Exception, reason: str, capsys: pytest.CaptureFixture[str]):
+    """With what PyTorch itself raises: tests/torch/test_train.py."""
+
+    def main(args: Sequence[str]) -> int:
+        raise error
+
+    assert cli.run(main, []) == cli.MISUSED
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (")
+    assert reason in said
+    assert said.endswith("): choose a smaller --batch-size, image size or model\n")
+
+
 def test_other_errors_are_ours_and_keep_their_traceback():
     def main(args: Sequence[str]) -> int:
         raise RuntimeError
@@ -43,6 +70,34 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]):
 
     assert cli.run(main, []) == cli.INTERRUPTED
     assert capsys.readouterr().err == "stopped\n"
+
+
+LOST = """
+import os, signal, sys, time
+from t2t_common import cli
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # here Python raises KeyboardInterrupt, prints it and forgets it
+
+def main(args):
+    Freed()
+    time.sleep(60)
+    return cli.OK
+
+sys.exit(cli.run(main))
+"""
+
+
+def test_ctrl_c_where_python_forgets_it():
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "stopped\n")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]):
+    assert cli.run(lambda args: 1 / 0, ["digits", "--version"]) == cli.OK  # type: ignore[arg-type, return-value]
+    assert re.fullmatch(r"t2t-vit \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["in the buffer", "more than a pipe holds"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,14 @@ def test_impossible_targets(tmp_path: Path):
         check_target(tmp_path)
     with pytest.raises(FileNotFoundError, match="create the folder"):
         check_target(tmp_path / "none" / "file")
+
+
+def test_devices_and_pipes_stay_what_they_are(tmp_path: Path):
+    """Who may write to /dev would make a file of /dev/null, for everybody."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
+        with pytest.raises(ValueError, match=f"cannot write {path}: it is a device or a pipe"):
+            write_text(path, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()

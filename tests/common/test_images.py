@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def picture(path: Path) -> Path:
 
 
 def test_files_and_folders(tmp_path: Path):
-    b, a, odd = picture(tmp_path / "b.JPG"), picture(tmp_path / "a" / "x.png"), picture(tmp_path / "photo.bmp")
+    b, a, odd = picture(tmp_path / "b.JPG"), picture(tmp_path / "a" / "x.png"), picture(tmp_path / "photo.dib")
     (tmp_path / "notes.txt").write_text("no image")
     assert find_images([tmp_path]) == [a, b]
     assert find_images([odd, tmp_path / "a", b]) == [odd, a, b]
@@ -50,6 +51,20 @@ def test_what_an_image_file_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg", "EPS")
     with pytest.raises(ValueError, match=r"unreadable image .*photo.jpg \(no image format known\)"):
         open_image(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 5), (5, 0)])
+def test_an_image_without_pixels(tmp_path: Path, width: int, height: int):
+    """A GIF may say so, and Pillow takes it."""
+    path = tmp_path / "photo.gif"
+    Image.new("L", (5, 5)).save(path)
+    content = bytearray(path.read_bytes())
+    frame = content.index(b",", 13)  # the header of the frame, which has sizes of its own
+    for place in (6, frame + 5):
+        content[place : place + 4] = struct.pack("<2H", width, height)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"unreadable image .*photo.gif \(.*"):
+        open_image(path)
 
 
 @pytest.mark.parametrize(

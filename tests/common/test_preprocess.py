@@ -72,6 +72,11 @@ def test_sizes_are_written_one_way():
         ({"crop_pct": 0.0}, r"crop_pct 0.0 is not a share"),
         ({"interpolation": "nearest"}, r"'nearest' is not one of bilinear, bicubic"),
         ({"in_chans": 4, "mean": [0] * 4, "std": [1] * 4}, r"1 or 3 channels, the model takes 4"),
+        ({"std": [0.2, 0.0, 0.2]}, r"std \(0.2, 0.0, 0.2\) is not positive: pixels are divided by it"),
+        ({"std": [0.2, -0.1, 0.2]}, r"is not positive"),
+        ({"std": [0.2, 1e-45, 0.2]}, r"is not positive"),
+        ({"std": [0.2, float("nan"), 0.2]}, r"std .* is not finite"),
+        ({"mean": [0.2, float("inf"), 0.2]}, r"mean .* is not finite"),
         ({"mean": [0.5]}, r"one figure for each of 3 channels"),
     ],
 )

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from t2t_common.run_folder import check_workdir, latest_torch_file, torch_steps
+from t2t_common.run_folder import (
+    check_beginning,
+    check_workdir,
+    latest_torch_file,
+    note_not_recognised,
+    torch_steps,
+)
 
 
 def test_the_latest_step_of_a_run_in_pytorch(tmp_path: Path):
@@ -41,3 +47,28 @@ def test_numbers_that_are_no_steps(tmp_path: Path):
     for name in ("\u00b2", "007", "\u0663", "9" * 100, "-1", ""):
         (tmp_path / f"{name}.pth").touch()
     assert torch_steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["016.pth", "16 (1).pth", "16.pth.bak", "step16.pth", "16", "ckpt-16"])
+def test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew(tmp_path: Path, name: str):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for harmless in (".16.pth", ".nfs0001", "best", "best.pth"):
+        (folder / harmless).touch()
+    check_beginning(tmp_path, saved_by=8)
+    assert note_not_recognised(tmp_path, ["8.pth"]) is None
+    (folder / name).touch()
+    with pytest.raises(ValueError, match=r"has no checkpoint, but '.*16.*': give them their names again"):
+        check_beginning(tmp_path, saved_by=8)
+    note = note_not_recognised(tmp_path, ["8.pth"])
+    assert note == f"not recognised as checkpoints, and left alone: {name!r}"
+
+
+def test_a_log_that_goes_beyond_the_first_checkpoint_stops_a_run_that_would_begin_anew(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\n{"step": 16}\n{"st')
+    check_beginning(tmp_path, saved_by=16)  # killed before it was written
+    with pytest.raises(ValueError, match=r"no checkpoint, but .*metrics.jsonl goes up to step 16: put the checkpoints"):
+        check_beginning(tmp_path, saved_by=15)
+    assert log.read_text().startswith('{"step": 1}')

@@ -8,7 +8,8 @@ import pytest
 
 from t2t_common.accuracy import Accuracy
 from t2t_common.interrupt import RunInterruptedError
-from t2t_common.saving import EPOCH_LOSS, TOP1, Saving
+from t2t_common.lock import LostWorkdirError
+from t2t_common.saving import EPOCH_LOSS, TOP1, Saving, saved_by
 from t2t_config import Recipe
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
@@ -36,7 +37,7 @@ def saved(
     reporter: Any = SimpleNamespace(epoch_loss=losses)
     asked = lambda step: "SIGTERM" if asked_at is not None and step >= asked_at else None  # noqa: E731
     interruption: Any = SimpleNamespace(requested=asked)
-    saving = Saving(run, reporter, checkpoints, interruption)
+    saving = Saving(run, reporter, checkpoints, interruption, SimpleNamespace(check=lambda: None))  # type: ignore[arg-type]
     try:
         for epoch, correct in enumerate((10, 12, 11)):
             for _ in range(STEPS_PER_EPOCH - 1):
@@ -70,3 +71,32 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(step: int):
 
 def test_a_run_that_is_asked_at_its_last_step_has_ended():
     assert saved(asked_at=12) == [(12, None, 55.0)]
+
+
+@pytest.mark.parametrize(
+    ("every", "every_steps", "step"), [(1, None, 8), (2, None, 16), (1, 3, 4), (1, 4, 8), (9, 5, 10)]
+)
+def test_the_second_checkpoint_of_a_run(every: int, every_steps: int | None, step: int):
+    recipe = Recipe("t2t_vit_micro", checkpoint_every=every, checkpoint_every_steps=every_steps)
+    assert saved_by(recipe, STEPS_PER_EPOCH) == step
+
+
+def test_the_lock_is_looked_at_after_every_step_and_before_anything_is_saved():
+    said: list[str] = []
+    checks = iter(["taken again", None])
+    run: Any = SimpleNamespace(recipe=Recipe("t2t_vit_micro"), steps_per_epoch=STEPS_PER_EPOCH)
+    reporter: Any = SimpleNamespace(say=said.append)
+    interruption: Any = SimpleNamespace(requested=lambda step: None)
+    lock: Any = SimpleNamespace(check=lambda: next(checks))
+    saving = Saving(run, reporter, checkpoints=None, interruption=interruption, lock=lock)  # type: ignore[arg-type]
+    saving.after_step(1)
+    saving.after_step(2)
+    assert said == ["taken again"]
+
+    def lost() -> None:
+        raise LostWorkdirError("another has it")
+
+    lock.check = lost
+    interruption.requested = lambda step: "SIGTERM"
+    with pytest.raises(LostWorkdirError):
+        saving.after_step(3)

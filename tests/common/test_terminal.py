@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ import rich.console
 
 import t2t_torch
 import t2t_torch.evaluate
-from t2t_common import terminal
+from t2t_common import cli, terminal
+from t2t_common.report import Reporter
 from tests.small_data import CLASSES, write_idx_folder
 
 
@@ -74,3 +78,64 @@ def test_an_evaluation_shows_how_far_it_is(
     assert "loading" in shown
     assert "evaluating" in shown
     assert capsys.readouterr().out.startswith("top-1 ")
+
+
+# ---- names that are orders ----
+
+NAME = "bad[copy] [red]x[/red] :cat: \x1b]0;title\x07\x1b[2J.jpg"
+SHOWN = "bad[copy] [red]x[/red] :cat: \\x1b]0;title\\x07\\x1b[2J.jpg"
+
+
+def test_names_are_no_markup_and_give_no_orders(monkeypatch: pytest.MonkeyPatch):
+    stderr = terminal_as_stderr(monkeypatch)
+    with terminal.status(NAME):
+        pass
+    assert list(terminal.bar(range(3), NAME, 3)) == [0, 1, 2]
+    shown = stderr.getvalue()
+    assert SHOWN in shown
+    assert not [order for order in ("\x07", "\x1b]", "\x1b[2J") if order in shown]
+
+
+def test_a_run_says_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    options = {"first_step": 0, "last_step": 1, "batch_size": 1, "log_every": 1}
+    with Reporter(tmp_path, **options) as reporter:  # type: ignore[arg-type]
+        reporter.say(f"skipped {NAME}")
+        reporter.line(NAME, {"step": 1, "name": NAME})
+    assert capsys.readouterr().out == f"skipped {SHOWN}\n{SHOWN}\n"
+    assert "\x1b" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_whatever_a_command_prints_is_escaped(capsys: pytest.CaptureFixture[str]):
+    def main(args: Sequence[str]) -> int:
+        print(NAME, os.fsdecode(b"caf\xe9"))
+        warnings.warn(NAME, stacklevel=1)
+        raise ValueError(NAME)
+
+    with pytest.warns(UserWarning, match="bad"):
+        assert cli.run(main, []) == cli.MISUSED
+    printed = capsys.readouterr()
+    assert printed.out == f"{SHOWN} caf\\udce9\n"
+    assert printed.err == f"error: {SHOWN}\n"
+
+
+def test_colours_of_our_own_still_reach_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdout", stream := _Terminal())
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    def main(args: Sequence[str]) -> int:
+        terminal.make_console().print("[bold red]text")
+        sys.stdout.write("\rhalf")
+        with terminal.unescaped_streams():
+            print("\x1b[34m" + "wandb")
+        return 0
+
+    assert cli.run(main, []) == 0
+    assert stream.getvalue() == "\x1b[1;31mtext\x1b[0m\n\rhalf\x1b[34mwandb\n"
+    assert sys.stdout is stream
+
+
+def test_a_terminal_that_knows_ascii_only(monkeypatch: pytest.MonkeyPatch):
+    below = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(below, encoding="ascii", write_through=True))
+    assert cli.run(lambda args: print("\u732b cat") or 0, []) == 0  # type: ignore[func-returns-value]
+    assert below.getvalue() == b"\\u732b cat\n"

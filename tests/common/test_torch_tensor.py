@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from reliability.fuzzing.zip_tricks import TRICKS, zipped
+from t2t_common import torch_tensor
 from t2t_common.torch_tensor import read_tensor
 
 
@@ -84,4 +86,32 @@ def test_a_key_that_takes_forever(tmp_path: Path):
         for name, content in members.items():
             new.writestr(name, b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s." if name.endswith("data.pkl") else content)
     with pytest.raises(ValueError, match="again and again"):
+        read_tensor(tmp_path / "t.pt")
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02})" + b"\x85" * 900 + b"K\x01s.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\0\0\0__defaults__K\x01\x85s\x86b.",
+        b"\x80\x02ccollections\nOrderedDict\n}X\x01\0\0\0aK\x01sb.",
+    ],
+    ids=["tuples in tuples", "defaults of a function", "attributes of a class"],
+)
+def test_what_would_end_or_change_the_process(tmp_path: Path, pickled: bytes):
+    torch.save(torch.ones(2), tmp_path / "whole.pt")
+    rewrite(tmp_path / "whole.pt", tmp_path / "t.pt", lambda name, old: pickled if name.endswith(".pkl") else old)
+    with pytest.raises(ValueError, match=r"deep|it would change"):
+        read_tensor(tmp_path / "t.pt")
+    assert torch_tensor._rebuild.__defaults__ is None
+    assert read_tensor(tmp_path / "whole.pt").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("trick", TRICKS.values(), ids=TRICKS)
+def test_an_archive_that_reads_as_two_is_refused(tmp_path: Path, trick: Any):
+    torch.save(torch.ones(2), tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
+        plain = zipped({info.filename: archive.read(info) for info in archive.infolist()})
+    (tmp_path / "t.pt").write_bytes(trick(plain))
+    with pytest.raises(ValueError, match=r"."):
         read_tensor(tmp_path / "t.pt")

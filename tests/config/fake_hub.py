@@ -20,7 +20,10 @@ COMMIT = "0" * 40
 
 
 class FakeHub:
-    """`repos`: id -> file -> bytes. `created`: id -> how it was asked for. `token`: the only one that may write."""
+    """`repos`: id -> file -> bytes. `created`: id -> how it was asked for. `token`: the only one that may write.
+
+    `commit` and `tag` are what it says of files: a commit, and an ETag in place of their own.
+    """
 
     def __init__(self, token: str) -> None:
         self.token = token
@@ -29,6 +32,7 @@ class FakeHub:
         self.messages: list[str] = []
         self.blobs: dict[str, bytes] = {}
         self.address = ""
+        self.commit, self.tag = COMMIT, ""
 
 
 def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
@@ -46,7 +50,7 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
         def missing(self, code: str) -> None:
-            self.answer({"error": code}, 404, X_Error_Code=code, X_Error_Message=code)
+            self.answer({"error": code}, 404, X_Error_Code=code, X_Error_Message=code, X_Repo_Commit=hub.commit)
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
@@ -57,13 +61,13 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
                 if (found[2] or "").startswith("/tree"):
                     sizes = {name: len(data) for name, data in files.items()}
                     return self.answer([{"type": "file", "path": n, "size": s, "oid": "1"} for n, s in sizes.items()])
-                return self.answer({"id": found[1], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]})
+                return self.answer({"id": found[1], "sha": hub.commit, "siblings": [{"rfilename": n} for n in files]})
             if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
                 data = hub.repos.get(found[1], {}).get(found[2])
                 if data is None:
                     return self.missing("EntryNotFound" if found[1] in hub.repos else "RepoNotFound")
-                tag = f'"{hashlib.sha256(data).hexdigest()}"'
-                return self.answer(data, ETag=tag, X_Repo_Commit=COMMIT)
+                tag = hub.tag or hashlib.sha256(data).hexdigest()
+                return self.answer(data, ETag=f'"{tag}"', X_Repo_Commit=hub.commit)
             return self.missing("Unknown")
 
         do_HEAD = do_GET  # noqa: N815

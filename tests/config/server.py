@@ -6,8 +6,9 @@ import contextlib
 import http.server
 import re
 import socket
+import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -89,4 +90,41 @@ def serve() -> Iterator[Server]:
             yield server
         finally:
             listener.shutdown()
+            thread.join()
+
+
+class _Scripted(socketserver.ThreadingTCPServer):
+    """Gives each connection the next of `answers`, the last of them to all others; `asked` has what they asked."""
+
+    daemon_threads = True
+
+    def __init__(self, answers: list[Iterable[bytes]]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.answers, self.asked = answers, list[str]()
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Answer(socketserver.StreamRequestHandler):
+    server: _Scripted
+
+    def handle(self) -> None:
+        asked = b""
+        while not asked.endswith(b"\r\n\r\n") and (line := self.rfile.readline()):
+            asked += line
+        self.server.asked.append(asked.decode())
+        answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        with contextlib.suppress(OSError):
+            for part in answer:
+                self.wfile.write(part)
+
+
+@contextlib.contextmanager
+def scripted(*answers: Iterable[bytes]) -> Iterator[_Scripted]:
+    with _Scripted(list(answers)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
             thread.join()

@@ -15,7 +15,7 @@ import pytest
 
 from t2t_config import download
 from t2t_config.download import cache_dir, cached_download
-from tests.config.server import Server, serve
+from tests.config.server import Server, scripted, serve
 
 CONTENT = os.urandom(700_001)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -237,3 +237,144 @@ def test_a_length_that_is_no_number(server: Server, tmp_path: Path, monkeypatch:
     )
     with pytest.raises(ValueError, match="does not tell the file's size"):
         get(server, tmp_path)
+
+
+# ---- servers that want to fill the disk, never to end, or to lead elsewhere ----
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def fetch(server: Any, folder: Path, **expected: Any) -> Path:
+    return cached_download(f"{server.address}/file.pth", folder=folder, progress=False, **expected)
+
+
+def ok(content: bytes, *headers: str, status: str = "200 OK") -> tuple[bytes, ...]:
+    return ("\r\n".join((f"HTTP/1.1 {status}", *headers, "", "")).encode(), content)
+
+
+def endless(*headers: str) -> Iterator[bytes]:
+    yield from ok(b"", *headers, "Transfer-Encoding: chunked")
+    while True:
+        yield b"10000\r\n" + bytes(65536) + b"\r\n"
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("known", [True, False])
+def test_an_answer_without_end_stops_at_the_size_that_is_known(
+    tmp_path: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(download, "MOST", 1_000_000)
+    with (
+        scripted(endless()) as server,
+        pytest.raises(ValueError, match=r"sends more than 1,000,000 bytes: it is another file"),
+    ):
+        fetch(server, tmp_path, num_bytes=1_000_000 if known else None)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_size_beyond_all_that_is_published_or_that_the_disk_has(tmp_path: Path):
+    huge = ok(b"x", f"Content-Length: {10**17}", 'ETag: "a"')
+    with scripted(huge) as server:
+        with pytest.raises(ValueError, match=r"announces 100,000,000,000,000,000 bytes, more than"):
+            fetch(server, tmp_path)
+        with pytest.raises(ValueError, match=r"cannot write .* \(No space left on device\): free space"):
+            fetch(server, tmp_path, num_bytes=10**17)
+    assert len(server.asked) == 2
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("how", ["whole again", "cannot go on", "other size", "no mark"])
+def test_a_file_that_changes_again_and_again_ends(tmp_path: Path, how: str):
+    """Each answer brings a little more than the one before, so that something seems to arrive."""
+    answers = []
+    for i in range(100):
+        mark = [] if how == "no mark" else [f'ETag: "{i if how == "whole again" else 0}"']
+        answers.append(ok(b"x" * (10 + i), *mark, "Content-Length: 1000"))
+        if how == "cannot go on":
+            answers.append(ok(b"", status="416 Range Not Satisfiable"))
+        if how == "other size":
+            answers.append(ok(b"x" * 50, *mark, f"Content-Range: bytes {10 + i}-999/1001", status="206 Partial"))
+    with scripted(*answers) as server, pytest.raises(ValueError, match="times it broke off and could not go on"):
+        fetch(server, tmp_path)
+    assert len(server.asked) < 20
+
+
+PART = b"a" * 300
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("noted", "headers"),
+    {
+        "no mark in the answer": (b'"one"\n700', ["Content-Range: bytes 300-699/700"]),
+        "no mark in the answer, an earlier note": (b'"one"', ["Content-Range: bytes 300-699/700"]),
+        "no size in the answer, an earlier note": (b'"one"', ["Content-Range: bytes 300-699/*", 'ETag: "one"']),
+        "another mark": (b'"one"\n700', ["Content-Range: bytes 300-699/700", 'ETag: "two"']),
+        "another size": (b'"one"\n700', ["Content-Range: bytes 300-698/699", 'ETag: "one"']),
+        "no size in the answer": (b'"one"\n700', ["Content-Range: bytes 300-699/*", 'ETag: "one"']),
+        "a weak mark": (b'W/"one"\n700', ["Content-Range: bytes 300-699/700", 'ETag: W/"one"']),
+        "no mark of the part": (b"\n700", ["Content-Range: bytes 300-699/700", 'ETag: "one"']),
+        "larger than the whole": (b'"one"\n200', ["Content-Range: bytes 300-699/700", 'ETag: "one"']),
+    }.values(),
+    ids=str,
+)
+def test_a_part_without_its_mark_and_size_is_thrown_away(tmp_path: Path, noted: bytes, headers: list[str]):
+    (tmp_path / "file.pth.part").write_bytes(PART)
+    (tmp_path / "file.pth.part.version").write_bytes(noted)
+    rest = ok(b"b" * 400, *headers, status="206 Partial Content")
+    whole = ok(b"c" * 700, 'ETag: "one"', "Content-Length: 700")
+    if noted not in (b'"one"', b'"one"\n700'):  # it is thrown away before anything is asked
+        rest = whole
+    with scripted(rest, whole) as server:
+        assert fetch(server, tmp_path).read_bytes() == b"c" * 700
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_part_of_an_earlier_version_of_this_module_goes_on(tmp_path: Path):
+    """Its note has the mark alone."""
+    (tmp_path / "file.pth.part").write_bytes(PART)
+    (tmp_path / "file.pth.part.version").write_bytes(b'"one"')
+    rest = ok(b"b" * 400, "Content-Range: bytes 300-699/700", 'ETag: "one"', status="206 Partial Content")
+    with scripted(rest) as server:
+        assert fetch(server, tmp_path).read_bytes() == PART + b"b" * 400
+    assert 'If-Range: "one"' in server.asked[0]
+
+
+@pytest.mark.parametrize("url", ["http://example.org/w.pth", "ftp://127.0.0.1/w.pth", "file:///etc/hostname"])
+def test_only_https_is_asked(tmp_path: Path, url: str):
+    with pytest.raises(ValueError, match="give an address that starts with https://"):
+        cached_download(url, folder=tmp_path / "new", progress=False)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/w.pth", "http://192.0.2.1/w.pth"])
+def test_a_redirect_elsewhere_is_one_line(tmp_path: Path, target: str):
+    with (
+        scripted(ok(b"", f"Location: {target}", "Content-Length: 0", status="302 Found")) as server,
+        pytest.raises(ValueError, match=rf"^http://.*file.pth leads to {target}: only https is followed$"),
+    ):
+        fetch(server, tmp_path)
+    assert len(server.asked) == 1
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384"])
+def test_a_file_in_the_cache_is_held_to_its_digest_each_time(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str
+):
+    expected = {algorithm: hashlib.new(algorithm, CONTENT).hexdigest(), "num_bytes": len(CONTENT)}
+    path = get(server, tmp_path, **expected)
+    path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+    assert get(server, tmp_path, **expected).read_bytes() == CONTENT
+    assert "file.pth is damaged (its SHA-" in capsys.readouterr().err
+    assert len(server.requests) == 2
+    with pytest.raises(ValueError, match="SHA-384 does not begin with 0123456789abcdef"):
+        get(server, tmp_path, sha384="0123456789abcdef" * 6)
+    assert path.read_bytes() == CONTENT

@@ -14,7 +14,7 @@ import torch
 
 import t2t_jax
 import t2t_torch
-from t2t_config.layouts import LAYOUTS, to_official
+from t2t_config.layouts import LAYOUTS, Unwrapped, to_official, unwrap
 from t2t_jax.checkpoint import load_weights
 from t2t_jax.state import model_arrays
 from t2t_jax.torch_file import from_torch
@@ -193,3 +193,66 @@ def test_a_name_of_nothing_but_prefixes_is_not_walked_through():
     ((found,), _) = to_official({name: np.zeros((1, 1))})
     assert time.process_time() - start < 5
     assert found == name.removeprefix("module." * 4)
+
+
+# ---- what tools add ----
+
+
+def averaged(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return torch.optim.swa_utils.AveragedModel(model).state_dict()
+
+
+def lightning(model: torch.nn.Module, attribute: str) -> dict[str, torch.Tensor]:
+    return {f"{attribute}.{name}": value for name, value in model.state_dict().items()}
+
+
+def counted(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """thop registers two buffers in the model and in each part that it counts."""
+    counters = ("total_ops", "total_params", "norm.total_ops", "blocks.0.attn.qkv.total_params")
+    return model.state_dict() | {name: torch.zeros(1, dtype=torch.float64) for name in counters}
+
+
+TOOLS = {
+    "AveragedModel": (averaged, "module.", 1),
+    "Lightning, model": (lambda model: lightning(model, "model"), "model.", 0),
+    "Lightning, net": (lambda model: lightning(model, "net"), "net.", 0),
+    "compiled in Lightning": (lambda model: lightning(model, "model._orig_mod"), "model._orig_mod.", 0),
+    "averaged in Lightning": (lambda model: {f"net.{k}": v for k, v in averaged(model).items()}, "net.module.", 1),
+    "thop": (counted, "", 4),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_tools_add_is_taken_off_and_told(tmp_path: Path, tool: str, suffix: str):
+    content, prefix, counters = TOOLS[tool]
+    source = t2t_torch.create_model("t2t_vit_micro", img_size=16, in_chans=1, num_classes=3)
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": content(source), "hyper_parameters": {"lr": 1e-3}}, path)
+    else:
+        t2t_torch.save_checkpoint(content(source), path)
+    model = t2t_torch.create_model("t2t_vit_micro", img_size=16, in_chans=1, num_classes=3)
+    twin = t2t_jax.create_model("t2t_vit_micro", img_size=16, in_chans=1, num_classes=3)
+    report = t2t_torch.load_checkpoint(model, path)
+    for told in (report, load_weights(twin, path)):
+        assert (told.prefix, len(told.ignored), told.left_out, told.is_notable) == (prefix, counters, (), True)
+        assert repr(prefix) in str(told) or not prefix
+        assert "no weights: " in str(told) or not counters
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+    expected = from_torch({name: value.numpy() for name, value in source.state_dict().items()})
+    for name, array in model_arrays(twin).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_only_single_numbers_are_counters():
+    found = unwrap({"head.total_ops": np.zeros((2, 2)), "n_averaged": np.zeros(()), "x.weight": np.zeros(3)})
+    assert found == Unwrapped(
+        {"head.total_ops": found.weights["head.total_ops"], "x.weight": found.weights["x.weight"]}, "", ("n_averaged",)
+    )
+
+
+def test_a_prefix_that_not_every_name_carries_stays():
+    weights = {"model.head.weight": np.zeros(3), "criterion.weight": np.zeros(3)}
+    assert unwrap(weights).weights.keys() == weights.keys()
+    assert unwrap({"n_averaged": np.zeros(())}) == Unwrapped({}, "", ("n_averaged",))

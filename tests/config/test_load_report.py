@@ -52,3 +52,28 @@ def test_names_of_strangers_fit_into_a_line():
     assert few(["a\nb", "\x1b[31m", "\ud800", "é"], 4) == r"a\nb, \x1b[31m, \ud800, é"
     assert len(few(["x" * 10**6, "y"])) < 120
     assert few(list("abcde")) == "a, b, c and 2 more"
+
+
+def test_weights_that_are_no_numbers_are_named():
+    report = dataclasses.replace(EXACT, not_finite=("head.bias", "head.weight"))
+    assert report.doubt.startswith("w.pth holds NaN or infinity in head.bias, head.weight: ")
+    with pytest.warns(UserWarning, match=r"holds NaN or infinity in head\.bias"):
+        report.warn(fresh_classifiers=True)
+    with pytest.raises(ValueError, match=r"w\.pth holds NaN or infinity in head\.bias, head\.weight: .* earlier"):
+        report.check_finite()
+    EXACT.check_finite()
+    assert EXACT.doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prefix": "model."}, "names without the prefix 'model.'"),
+        ({"ignored": ("n_averaged",)}, "ignored, counters of a tool and no weights: n_averaged"),
+    ],
+)
+def test_what_was_taken_off_is_told(change: dict[str, object], says: str):
+    report = dataclasses.replace(EXACT, **change)
+    assert says in str(report)
+    assert report.is_notable
+    assert not EXACT.is_notable

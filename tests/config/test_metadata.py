@@ -32,6 +32,13 @@ def test_plain_words_stay_plain_words_as_text():
     assert to_text({"model": "t2t_vit_14", "img_size": [32, 64]}) == {"model": "t2t_vit_14", "img_size": "[32, 64]"}
 
 
+@pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "(" * 900 + ",)" * 900, "((" * 60 + ",)" * 120, "-" * 100_000])
+def test_brackets_within_brackets_stay_text(text: str):
+    """Parsed, they could be neither compared nor written again."""
+    assert from_text({"img_size": text}) == {"img_size": text}
+    assert to_text({"img_size": text}) == {"img_size": text}
+
+
 def test_python_literals_of_earlier_files_are_read():
     assert from_text({"img_size": "(32, 64)", "mean": "[0.5]", "x": "None"}) == {
         "img_size": (32, 64),
@@ -88,3 +95,12 @@ def test_the_card_claims_nothing_that_is_not_known():
     assert "81.5" not in card
     assert card.count("Not recorded.") == 3
     assert "license" not in card
+
+
+def test_a_stranger_writes_no_html_into_the_card():
+    values = {"data": "<script>alert(1)</script>", "a|b": "x | y", "<b>": "[click](javascript:x) \x1b[31m\udce9 `"}
+    card = model_card(describe("t2t_vit_14") | {"recipe": values}, "me/t2t")
+    assert "| data | &lt;script&gt;alert(1)&lt;/script&gt; |" in card
+    assert "| a\\|b | x \\| y |" in card
+    assert "| &lt;b&gt; | [click]\\(javascript:x) \\x1b[31m\\udce9 \\` |" in card
+    assert card.replace("\n", "").isprintable()

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from t2t_config import MODELS, PRETRAINED, find_pretrained, list_pretrained
+from t2t_config import MODELS, PRETRAINED, find_pretrained, list_pretrained, pretrained
 
 RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 
@@ -31,7 +31,34 @@ def test_the_default_is_the_accuracy_of_the_model(name: str):
 
 
 def test_sizes_of_the_files_are_never_guessed():
-    assert all(file.num_bytes is None for tags in PRETRAINED.values() for file in tags.values())
+    """One is published, by others than the authors, with a digest."""
+    files = {f"{name}.{tag}": file for name, tags in PRETRAINED.items() for tag, file in tags.items()}
+    known = {name: file for name, file in files.items() if file.num_bytes or file.sha384 or file.measured}
+    assert list(known) == ["t2t_vit_14.in1k"]
+    file = known["t2t_vit_14.in1k"]
+    assert file.num_bytes == 86_212_823
+    assert re.fullmatch("98c8ae06[0-9a-f]{80}caeaf7a1", file.sha384 or "")
+    assert file.measured is not None
+    assert (file.measured.top1, file.measured.top5) == (81.44, 95.66)
+    assert "Open Model Zoo" in file.measured.by
+
+
+def test_what_is_known_of_a_file_is_asked_of_the_download(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(pretrained, "cached_download", lambda url, **known: asked.append((url, known)))
+    for name in ("t2t_vit_14", "deit_tiny_patch16_224", "t2t_vit_7"):
+        find_pretrained(name).download()
+    ours = find_pretrained("t2t_vit_14")
+    assert [known for _, known in asked] == [
+        {"num_bytes": ours.num_bytes, "sha256": None, "sha384": ours.sha384},
+        {"num_bytes": None, "sha256": "a1311bcf", "sha384": None},
+        {"num_bytes": None, "sha256": None, "sha384": None},
+    ]
+    assert asked[0][0] == RELEASES + "81.5_T2T_ViT_14.pth.tar"
+
+
+def test_every_file_comes_by_https():
+    assert all(file.url.startswith("https://") for tags in PRETRAINED.values() for file in tags.values())
 
 
 def test_names_that_carry_a_hash_are_checked_by_it():

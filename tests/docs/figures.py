@@ -24,7 +24,8 @@ from parity.trajectory import TrainingGates
 from t2t_common import cli, images
 from t2t_common.data import open_source
 from t2t_common.run_page import confusion, writer
-from t2t_config import MODELS, model_config, recipe
+from t2t_config import MODELS, find_pretrained, model_config, recipe
+from t2t_config.download import MOST
 from t2t_config.shapes import soft_split_grids
 from t2t_jax import softmax, watch
 from t2t_torch.unpickle import MAX_EXPANSION
@@ -100,9 +101,12 @@ def accuracy_of_the_digits() -> float:
     """Top-1 of `python -m t2t_jax.train digits`, in per cent, as it printed it."""
     found = json.loads((ROOT / "benchmarks" / "results" / "transcripts.json").read_text())["transcripts"]
     last = found["python -m t2t_jax.train digits --workdir runs/digits"]["printed"][-1]
-    return float(last.split()[1])
+    return float(last.partition("top-1 ")[2].split()[0])
 
 
+T2T_14 = find_pretrained("t2t_vit_14")
+MEASURED_14 = T2T_14.measured
+assert MEASURED_14 is not None
 MODEL_14 = next(figure for figure in SURVEY["figures"] if figure["name"] == "t2t_vit_14")
 OFFICIAL = [name for name, config in MODELS.items() if name.startswith("t2t_") and config.in_paper]
 GATES, TRAINING = Gates(), TrainingGates()
@@ -136,6 +140,8 @@ def pythons() -> set[str]:
 
 FIGURES: dict[str, list[str]] = {
     "README.md": [
+        f"({T2T_14.num_bytes:,} bytes, SHA-384)",
+        f"at {MEASURED_14.top1} % top-1 and {MEASURED_14.top5} % top-5",
         f"{WORDS[round(math.log10(MODEL_14['logits32_jax'] / MODEL_14['forced64']))]} orders of magnitude",
         f"Python {PYTHON} or later",
         f"for all {WORDS[len(OFFICIAL)]} models, fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
@@ -222,14 +228,21 @@ FIGURES: dict[str, list[str]] = {
         f"flax's epsilon is {default(nnx.LayerNorm, 'epsilon')}",
         f"at most {WORDS[int(GATES.f32_ratio)]} times as far",
     ],
+    "docs/checkpoints.md": [
+        "the size and the SHA-384",
+        f"{MEASURED_14.top1} % top-1, {MEASURED_14.top5} % top-5",
+        "images at 256 pixels and cropped to 224.",
+    ],
     "docs/threats.md": [
         f"with exit code {cli.MISUSED} on the command line",
         f"more than {WORDS[MAX_EXPANSION]} times its size",
+        f"at what was announced, or at {MOST >> 30} GiB",
     ],
     "docs/train.md": [
         f"fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
         "a device that takes 250 ms a step",  # of the command above it
         f"exits {cli.OK}. The same",
+        f"imported ends with exit code {cli.INTERRUPTED}.",
         f"written again every {WORDS[int(writer.SECONDS)]} seconds or more",
         f"more than a {ORDINALS[round(1 / writer.SHARE)]} of the time",
         f"a confusion matrix of up to {confusion.MOST_CLASSES} classes",

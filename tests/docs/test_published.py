@@ -58,6 +58,22 @@ def test_published_figures_are_called_the_authors():
     assert not {path: parts for path, parts in found.items() if parts}
 
 
+MEASURED = [found for file in FILES if (found := file.measured) is not None]
+
+
+def test_what_others_measured_is_called_theirs():
+    figures = {str(figure) for found in MEASURED for figure in (found.top1, found.top5)}
+    assert figures == {"81.44", "95.66"}
+    told = {
+        str(path.relative_to(ROOT)): part
+        for path in texts()
+        for part in re.split(r"\n\s*\n(?!\|)", path.read_text(encoding="utf-8"))
+        if any(figure in part for figure in figures)
+    }
+    assert {"README.md", "docs/checkpoints.md"} <= told.keys()
+    assert {path: part for path, part in told.items() if "Open Model Zoo" not in part} == {}
+
+
 def test_unmarked_figures_are_found():
     top1 = MODELS["t2t_vit_14"].top1
     for text in (f"Our top-1 is {top1} %.", f"By the authors.\n\nTop-1 {top1}", f"# Models\n\n| a | {top1} |"):

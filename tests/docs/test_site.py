@@ -34,6 +34,63 @@ window.onload = () => {
 """
 
 
+LAPTOP = 1280
+LAYOUT = """
+const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
+window.onload = async () => {
+  const frames = [...document.querySelectorAll("iframe")];
+  for (let tries = 0; tries < 100; tries++) {  // the theme's script puts the icons there
+    if (frames.every(frame => frame.contentDocument.querySelector(".md-code__nav, html[data-plain]"))) break;
+    await wait(50);
+  }
+  const found = Object.fromEntries(frames.map(frame => {
+    const page = frame.contentDocument, all = selector => [...page.querySelectorAll(selector)];
+    const style = element => frame.contentWindow.getComputedStyle(element);
+    const wide = all("table").filter(table => table.querySelectorAll("tr:first-child > th").length > 6);
+    return [frame.title, {
+      icons: all("pre .md-code__nav").length,
+      below: all("pre .md-code__nav").filter(icon => {
+        const code = icon.parentElement.querySelector("code").getBoundingClientRect();
+        return icon.offsetParent && code.right > icon.getBoundingClientRect().left + 1;
+      }).length,
+      cut: all("table").filter(table => table.scrollWidth > table.clientWidth + 1).length,
+      wide: wide.length,
+      broken: wide.flatMap(table => [...table.querySelectorAll("td, td code")]).filter(cell => {
+        const range = page.createRange();
+        range.selectNodeContents(cell);
+        return new Set([...range.getClientRects()].map(box => Math.round(box.top / 8))).size > 2;
+      }).length,
+      pinned: wide.every(table => style(table.querySelector("td")).position === "sticky"),
+      signatures: all(".doc-signature code").length,
+      long: all(".doc-signature code").filter(code => code.scrollWidth > code.clientWidth + 1).length,
+      pictures: all(".md-content img").filter(image => image.naturalWidth > 100).length,
+    }];
+  }));
+  document.body.innerHTML = '<pre id="out"></pre>';
+  document.getElementById("out").textContent = JSON.stringify(found);
+};
+"""
+"""What a reader meets: icons that lie over code, tables that are cut, names that are broken, signatures that are."""
+
+
+@pytest.fixture(scope="module")
+def layout(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    """LAYOUT's findings about some pages, in both widths, by "PAGE WIDTH"."""
+    pages, folder = ("index", "parity", "ci", "api/parity"), tmp_path_factory.mktemp("layout")
+    frames = [
+        f'<iframe title="{name} {width}" src="{(site / f"{name}.html").as_uri()}" '
+        f'style="width: {width}px; height: 900px"></iframe>'
+        for name in pages
+        for width in (PHONE, LAPTOP)
+    ]
+    (folder / "frames.html").write_text(f"<!doctype html><body>{''.join(frames)}<script>{LAYOUT}</script></body>")
+    options = ("--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom")
+    done = Browser(folder).run(folder / "frames.html", *options)
+    found = re.search(r'<pre id="out">(\{.*?)</pre>', done.stdout)
+    assert found, done.stdout[-500:]
+    return json.loads(html.unescape(found[1]))
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` does."""
@@ -81,3 +138,25 @@ def test_pages_fit_a_phone_and_leave_the_console_empty(site: Path, tmp_path: Pat
     assert widths.keys() == pages.keys()
     assert not {name: width for name, width in widths.items() if not 0 < width <= PHONE}
     assert re.findall(r"CONSOLE.*", done.stderr) == []
+
+
+@pytest.mark.parametrize("width", [PHONE, LAPTOP])
+def test_the_figures_of_every_model_can_be_read(layout: dict[str, dict[str, int]], width: int):
+    found = layout[f"parity {width}"]
+    assert (found["wide"], found["broken"]) == (1, 0)
+    assert found["pinned"]
+    assert width == PHONE or not found["cut"]
+
+
+@pytest.mark.parametrize("width", [PHONE, LAPTOP])
+def test_no_icon_lies_over_code_and_signatures_wrap(layout: dict[str, dict[str, int]], width: int):
+    for page in ("index", "ci"):
+        assert layout[f"{page} {width}"]["icons"] > 1
+        assert layout[f"{page} {width}"]["below"] == 0
+    api = layout[f"api/parity {width}"]
+    assert api["signatures"] > 10
+    assert api["long"] == 0
+
+
+def test_the_first_page_has_a_picture(layout: dict[str, dict[str, int]]):
+    assert layout[f"index {LAPTOP}"]["pictures"] == 1

@@ -96,6 +96,13 @@ def test_damaged_and_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="is no exported model"):
         export.load_exported(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(export.PROGRAM, bytes(10_000_000))
+        archive.writestr(export.METADATA, "{}")
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *args: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match="is no exported model"):
+        export.load_exported(path)
+    path.write_bytes(b"nonsense")
     monkeypatch.setattr(export, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="an export takes up to 2"):
         export.export_model(micro(), path)

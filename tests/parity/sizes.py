@@ -85,9 +85,15 @@ class Pair:
         options = {"xla_backend_optimization_level": 0}
         self._run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x), compiler_options=options)
 
-    def in_torch(self, x: np.ndarray) -> np.ndarray:
+    def in_torch(self, x: np.ndarray, weights: float = 0.0) -> np.ndarray:
+        """PyTorch's output; with `weights`, after every weight was changed by that share of itself, up or down."""
+        draw = torch.Generator().manual_seed(0)
+        own = {
+            name: w * (1 + weights * (2.0 * torch.randint(0, 2, w.shape, generator=draw).to(w.dtype) - 1))
+            for name, w in self.torch_model.named_parameters()
+        }
         with torch.no_grad():
-            return self.torch_model(torch.from_numpy(x)).numpy()
+            return torch.func.functional_call(self.torch_model, own, (torch.from_numpy(x),)).numpy()
 
     def in_jax(self, x: np.ndarray) -> np.ndarray:
         return np.asarray(self._run(self._state, jnp.asarray(x.transpose(0, 2, 3, 1))))

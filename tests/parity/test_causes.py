@@ -12,7 +12,7 @@ from flax import nnx
 
 from parity.capture import Call
 from parity.causes import enclosing, name_causes
-from parity.causes.replay import record
+from parity.causes.recordings import record
 from parity.causes.resize import resize
 from parity.compare import Row, rel_f
 from parity.pairing import Pair

@@ -18,6 +18,8 @@ from parity.causes.rounding import alike, random_signs
 from parity.causes.wrong import distance
 from parity.compare import Row
 from parity.pairing import Pair
+from parity.selftest.foreign import MISTAKES
+from parity.selftest.run import try_mutation
 from tests.parity.named import ROOT, Function, Tensor, cause_of, double, draw, pair
 
 X = draw(2, 5, 6)
@@ -176,3 +178,18 @@ def test_rounding_has_no_order() -> None:
     assert not random_signs(1e-8 * np.abs(r), r)
     assert not random_signs(1e-8 * np.sign(r[:, :1]) * np.ones_like(r), r)
     assert ROOT == ("", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("gpt: post-norm", None),
+        ("bert: pre-norm", None),
+        ("policy: legal moves masked", "mask"),
+        ("spectral: highest modes", "token taken"),
+    ],
+)
+def test_a_part_that_agrees_by_chance_is_no_cause(name: str, cause: str | None) -> None:
+    """A norm moved over a sum returns tensors that are at hand; a comparison negated is no step taken twice."""
+    outcome = try_mutation(next(mutation for mutation in MISTAKES if mutation.name == name))
+    assert (outcome.module_right, outcome.cause, outcome.false_causes) == (True, cause, ())

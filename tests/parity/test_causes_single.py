@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity import check, torch_to_jax
+from parity import Rules, check, torch_to_jax
 from parity.capture import Call
 from parity.causes.single import name_single_causes
 from tests.parity.named import ROOT, Function, draw, pair
@@ -40,6 +40,22 @@ def test_a_fast_variance_that_only_float32_shows_is_named() -> None:
     assert ("norm", "fast variance") in [(cause.module, cause.switch) for cause in report.causes]
 
 
+def test_a_fast_variance_of_groups_and_channels_is_named() -> None:
+    """Their errors have a factor and a sign of their own in every group, and an image has short rows."""
+    options = {"epsilon": 1e-5, "use_fast_variance": True, "rngs": nnx.Rngs(0)}
+    for ours, theirs in (
+        (torch.nn.GroupNorm(4, 8), nnx.GroupNorm(8, num_groups=4, **options)),
+        (torch.nn.InstanceNorm2d(8, affine=True), nnx.InstanceNorm(8, **options)),
+    ):
+        torch_model, jax_model = torch.nn.Sequential(ours), nnx.Sequential(theirs)
+        rules = Rules(rename={r"^0\b": "layers.0"})
+        torch_to_jax(torch_model, jax_model, rules=rules)
+        x = 10 + np.random.RandomState(0).standard_normal((4, 8, 6, 6))
+        report = check(torch_model, jax_model, x, rules=rules, level="forward")
+        assert {row.precision for row in report.failures if row.mode == "forced"} == {"float32"}
+        assert [cause.switch for cause in report.causes] == ["fast variance"], type(ours)
+
+
 def test_a_short_format_inside_a_float32_model_is_named_and_noise_is_not() -> None:
     x = draw(4, 16, 8).float().double()
     module = Function(lambda x: torch.sin(x).exp())
@@ -48,4 +64,15 @@ def test_a_short_format_inside_a_float32_model_is_named_and_noise_is_not() -> No
     (cause,) = name_single_causes(*shared, {ROOT: Call([], [wrong.numpy()])})
     assert cause.switch == "bfloat16 leak"
     noise = module(x).float() * (1 + 2.0**-9 * draw(4, 16, 8, seed=1).float())
+    assert name_single_causes(*shared, {ROOT: Call([], [noise.numpy()])}) == ()
+
+
+def test_complex_numbers_keep_their_imaginary_parts() -> None:
+    """A short format is told from noise; numpy's warning of a dropped imaginary part would be an error here."""
+    x = draw(4, 16, 8).float().double()
+    module = Function(lambda x: torch.fft.fft(x * 1.0))
+    shared = (module, (x,), [pair(module)], [pair(module)])
+    (cause,) = name_single_causes(*shared, {ROOT: Call([], [torch.fft.fft(x.bfloat16().double()).numpy()])})
+    assert cause.switch == "bfloat16 leak"
+    noise = module(x) * (1 + 2.0**-9 * draw(4, 16, 8, seed=1).double())
     assert name_single_causes(*shared, {ROOT: Call([], [noise.numpy()])}) == ()

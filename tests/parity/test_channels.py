@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from parity.channels import ChannelAxes, channels_last_axes, labels_of, reshaped
+from parity.channels import ChannelAxes, EntersChannels, channels_last_axes, labels_of, mark, reshaped
 
 WEIGHT = torch.ones(8, 3, 3, 3)
 
@@ -67,3 +67,23 @@ def test_axes_that_bring_the_channels_last(labels: str, axes: tuple[int, ...] | 
 )
 def test_reshapes(before: tuple[int, ...], after: tuple[int, ...], expected: str | None) -> None:
     assert reshaped("BCSS", before, after) == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "enters"),
+    [
+        (lambda x: F.conv1d(x, torch.ones(2, 4, 1)), True),
+        (lambda x: F.group_norm(x.relu() + 1, 2), True),
+        (lambda x: F.conv1d(x.mT, torch.ones(2, 4, 1)), False),
+        (lambda x: F.conv1d(F.conv1d(x.mT, torch.ones(4, 4, 1)), torch.ones(2, 4, 1)), False),
+        (lambda x: F.linear(x, torch.ones(2, 4)), False),
+    ],
+)
+def test_an_input_that_a_layer_takes_with_its_channels_second(
+    function: Callable[[torch.Tensor], torch.Tensor], enters: bool
+) -> None:
+    x = torch.ones(2, 4, 4)
+    mark(x, "BCS")
+    with EntersChannels() as seen:
+        function(x)
+    assert seen.found == enters

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import t2t_torch
-from parity.formats import convert, load_into, saved_arguments, saved_metadata
+from parity.__main__ import main
+from parity.formats import TORCH_SUFFIXES, carry_over, convert, load_into, saved_arguments, saved_metadata
 from parity.models import power
+from t2t_common import cli
 from t2t_config.metadata import describe, to_text
 from t2t_jax.checkpoint import load_model_state
 from tests.golden import golden
@@ -234,3 +236,128 @@ def test_a_classifier_that_would_be_random_is_refused(tmp_path: Path, source: Pa
     assert not (tmp_path / ending).exists()
     convert(source, tmp_path / ending, NAME, num_classes=0)
     assert not any(entry.torch.startswith("head") for entry in convert(tmp_path / ending, tmp_path / "c.pth", NAME))
+
+
+# ---- "bit for bit" is said of what is ----
+
+
+def command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of `python -m parity convert`, without the check."""
+    code = cli.run(main, ["convert", *map(str, args), "--no-check"])
+    out, err = capsys.readouterr()
+    return code, " ".join(out.split()), err
+
+
+@pytest.mark.parametrize("ending", ["a.safetensors", "folder"])
+@pytest.mark.parametrize("shape", [(), (0, 64), (0,)])
+def test_a_classifier_that_is_none_is_not_dropped(
+    tmp_path: Path, ending: str, shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+):
+    state = model().state_dict() | {"head.weight": torch.zeros(shape), "head.bias": torch.zeros(shape[:1])}
+    torch.save(state, tmp_path / "w.pth")
+    code, out, err = command(capsys, tmp_path / "w.pth", tmp_path / ending, "--model", NAME)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert f"head.weight {shape}" in err
+    assert nothing_else(tmp_path, "w.pth")
+    with pytest.raises(ValueError, match=r"has head\.weight .*, which is no classifier"):  # what `check` reads by
+        load_into(model(num_classes=0), tmp_path / "w.pth", NAME)
+
+
+@pytest.mark.parametrize("name", ["head.weight", "pos_embed", "blocks.0.norm1.bias"])
+@pytest.mark.parametrize("kind", ["complex64", "int32", "uint8", "bool"])
+def test_numbers_that_would_be_changed_are_refused(
+    tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+):
+    state = model().state_dict()
+    torch.save(state | {name: state[name].to(getattr(torch, kind))}, tmp_path / "w.pth")
+    code, out, err = command(capsys, tmp_path / "w.pth", tmp_path / "a.safetensors", "--model", NAME)
+    assert (code, out) == (2, "")
+    assert f"{name} is {kind}" in err
+    assert nothing_else(tmp_path, "w.pth")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_tensor_keeps_its_own_type(tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]):
+    kinds = (torch.float16, torch.float32, torch.bfloat16, torch.float64)
+    state = {key: x.to(kinds[i % 4]) for i, (key, x) in enumerate(model().state_dict().items())}
+    torch.save(state, tmp_path / "w.pth")
+    done = carry_over(tmp_path / "w.pth", tmp_path / ending, NAME)
+    assert (done.model, done.changes) == (NAME, ())
+    assert "bit for bit" in command(capsys, tmp_path / ending, tmp_path / "back.pth")[1]
+    back = t2t_torch.read_state_dict(tmp_path / "back.pth")
+    assert back.keys() == state.keys()
+    for key, value in back.items():
+        assert value.dtype == state[key].dtype
+        assert torch.equal(value, state[key])
+
+
+def test_what_was_changed_as_asked_is_told(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]):
+    code, out, _ = command(capsys, source, tmp_path / "a.pth", "--model", NAME, "--img-size", 64, "--num-classes", 0)
+    assert code == 0
+    assert "bit for bit" not in out
+    assert f"not as in {source}: pos_embed 2x2 -> 4x4 (bicubic); head.weight left out; head.bias left out" in out
+
+
+def test_figures_for_other_channels_do_not_go_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    known = to_text(KNOWN | {"class_names": ["a", "b", "c"], "std": [0.5]})
+    t2t_torch.save_checkpoint(model(), tmp_path / "w.pth", metadata=known)
+    args = (tmp_path / "w.pth", tmp_path / "a.pth", "--model", NAME, "--in-chans", 3, "--num-classes", 0)
+    code, _, err = command(capsys, *args)
+    assert (code, err.count("mean, std, class_names of ")) == (0, 1)
+    found = saved_metadata(tmp_path / "a.pth")
+    assert (len(found["mean"]), len(found["std"]), found.get("class_names")) == (3, 3, None)
+    assert found["note"] == KNOWN["note"]
+
+
+def test_what_was_taken_off_and_which_weights_were_taken_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    wrapped = {f"model.{key}": value for key, value in model().state_dict().items()}
+    torch.save({"state_dict_ema": wrapped | {"n_averaged": torch.tensor(3)}}, tmp_path / "w.pth")
+    code, out, err = command(capsys, tmp_path / "w.pth", tmp_path / "a.pth", "--model", NAME)
+    assert (code, "bit for bit" in out) == (0, True)
+    assert "the moving average" in err
+    assert "prefix 'model.'" in err
+    assert "no weights: n_averaged" in err
+
+
+def test_the_source_tells_its_model(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]):
+    code, _, err = command(capsys, source, tmp_path / "a.pth")
+    assert code == 2
+    assert err == f"error: {source} does not say which model it is: add --model NAME\n"
+    convert(source, tmp_path / "folder", NAME)
+    for first, second in (("folder", "a.safetensors"), ("a.safetensors", "b.pth"), ("b.pth", "again")):
+        code, out, _ = command(capsys, tmp_path / first, tmp_path / second)
+        assert code == 0
+        assert f"tensors of {NAME}, bit for bit" in out
+    t2t_torch.save_pretrained(model(), tmp_path / "hub")
+    assert command(capsys, tmp_path / "hub", tmp_path / "c.pth")[0] == 0
+
+
+def test_another_model_than_the_source_says_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Models of the same shapes differ in scales, or in the epsilon of their norms. An alias is no other model."""
+    sizes = {"img_size": 32, "num_classes": 2, "depth": 1}
+    vit = t2t_torch.create_model("vit_deit_tiny_patch16_224", **sizes)
+    t2t_torch.save_pretrained(vit, tmp_path / "hub")
+    code, _, err = command(capsys, tmp_path / "hub", tmp_path / "a.pth", "--model", "deit_tiny_patch16_224")
+    assert (code, err) == (0, "")
+    t2t_torch.save_checkpoint(model(), tmp_path / "w.pth", metadata={"model": "t2t_vit_7"})
+    code, _, err = command(capsys, tmp_path / "w.pth", tmp_path / "a.pth", "--model", NAME)
+    assert (code, err) == (0, f"{tmp_path / 'w.pth'} says that it is t2t_vit_7; it is taken as {NAME}, as asked\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.onnx", "a.safetensor", "a.PTH", "a.npz", "a.pdparams", "a.tar.gz", "a.pt2", "a.v2"]
+)
+def test_endings_of_no_format_are_refused_with_the_known_ones(
+    tmp_path: Path, source: Path, name: str, capsys: pytest.CaptureFixture[str]
+):
+    code, out, err = command(capsys, source, tmp_path / name, "--model", NAME)
+    assert (code, out) == (2, "")
+    assert all(suffix in err for suffix in TORCH_SUFFIXES)
+    assert nothing_else(tmp_path, "source.pth")
+
+
+@pytest.mark.parametrize("name", ["run", "t2t_81.5", "a.orbax", "v1.2", ".hidden"])
+def test_names_of_folders(tmp_path: Path, source: Path, name: str):
+    convert(source, tmp_path / name, NAME)
+    assert (tmp_path / name / "_CHECKPOINT_METADATA").is_file()

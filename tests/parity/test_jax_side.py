@@ -183,3 +183,15 @@ def test_float64_sees_no_float32_constants(x64: None):
     assert single["", 0].outputs[0].dtype == np.float32
     assert jax.config.jax_enable_x64
     assert isinstance(jax_model, nnx.Module)
+
+
+def test_the_variables_that_a_run_writes_to():
+    class Writes(nnx.Module):
+        def __init__(self) -> None:
+            self.read, self.moved = nnx.Param(jnp.ones(3)), nnx.Variable(jnp.ones(3))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            self.moved[...] = self.moved[...] * 0.9
+            return x * self.read[...]
+
+    assert JaxSide.of(Writes(), "float64", [None]).written([np.ones(3)]) == {"moved"}

@@ -91,6 +91,11 @@ def test_gradients() -> None:
     assert "PyTorch" in gradient_leaks(short, right)["a"]
 
 
+def test_rounding_around_zero_is_no_leak() -> None:
+    """As a key's bias has it, whose gradient the softmax cancels."""
+    assert gradient_leaks({"a": X, "b": SHORT * 2.0**-52}, {"a": X, "b": SHORT * 2.0**-54}) == {}
+
+
 def test_the_input_as_a_gradient_is_no_leak() -> None:
     assert gradient_leaks({"a": SHORT}, {"a": SHORT}, [SHORT]) == {}
 

@@ -27,7 +27,10 @@ def test_zero_infinity_and_nan_have_the_edges_for_themselves() -> None:
     assert {label for _, label in LogAxis([1e-16]).ticks()} & {"0", "∞"} == set()
 
 
-@pytest.mark.parametrize("values", [[], [0.0], [math.inf], [1e-300, 1e300], [5.0]])
+EXTREMES = ([1.1e308, -1.1e308], [1.7e308, -1.7e308, 0.0], [1.1e308], [-1.7e308], [3e17], [5e-324, 1.7e308], [-5e-324])
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [math.inf], [1e-300, 1e300], [5.0], *EXTREMES])
 @pytest.mark.parametrize("kind", [LogAxis, LinearAxis])
 def test_every_axis_has_a_few_ticks_inside(kind, values) -> None:
     ticks = list(kind(values).ticks())
@@ -38,6 +41,15 @@ def test_every_axis_has_a_few_ticks_inside(kind, values) -> None:
 def test_a_linear_axis_holds_its_values() -> None:
     axis = LinearAxis([2.0, 3.0])
     assert 0 < axis.y(3.0) < axis.y(2.5) < axis.y(2.0) < HEIGHT
+
+
+@pytest.mark.parametrize("values", EXTREMES)
+def test_the_largest_numbers_are_drawn_inside_and_in_order(values: list[float]) -> None:
+    axis = LinearAxis(values)
+    heights = [axis.y(value) for value in sorted(values)]
+    assert all(0 < height < HEIGHT for height in heights)
+    assert heights == sorted(heights, reverse=True)
+    assert all("inf" not in label for _, label in axis.ticks())
 
 
 def drawn(values: list[float | None], **options) -> str:

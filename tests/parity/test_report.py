@@ -165,3 +165,84 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: bytes):
 def test_a_report_is_read_from_its_file(tmp_path: Path):
     (tmp_path / "report.json").write_text(report(*RIGHT).to_json())
     assert read_report(tmp_path / "report.json") == Report.from_json(report(*RIGHT).to_json())
+
+
+# ---- files ----
+
+FORMS = ("html", "junit", "json")
+
+
+def write(found: Report, form: str, path: Path) -> str:
+    return getattr(found, f"to_{form}")(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "report"
+    text = write(report(*RIGHT), form, path)
+    assert path.read_text(encoding="utf-8") == text == write(report(*RIGHT), form, path)
+
+    def full(self: Path, text: str, **options: Any) -> None:
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ValueError, match="No space left"):
+        write(report(*RIGHT, row("a", 1.0)), form, path)
+    assert path.read_text(encoding="utf-8") == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path, form: str):
+    (tmp_path / "mine").write_text("mine")
+    for name in ("mine", "nowhere"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / name)
+        text = write(report(*RIGHT), form, link)
+        assert not link.is_symlink()
+        assert link.read_text(encoding="utf-8") == text
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_cannot_be_written_is_one_line(tmp_path: Path, form: str):
+    with pytest.raises(FileNotFoundError, match="create the folder"):
+        write(report(*RIGHT), form, tmp_path / "none" / "file")
+    with pytest.raises(ValueError, match="it is a folder"):
+        write(report(*RIGHT), form, tmp_path)
+
+
+# ---- what no figure should be ----
+
+
+@pytest.mark.parametrize("losses", [(1e308, -1e308), (1.7e308, -1.7e308), (1e308, 1e308), (-INF, 1e308)])
+def test_losses_at_the_end_of_the_numbers(losses: tuple[float, float]):
+    distances = (0.0, 1e308)
+    trajectory = Trajectory(losses, losses[::-1], distances, distances, distances)
+    found = dataclasses.replace(report(*RIGHT), trajectory=trajectory)
+    assert "Loss in float64" in found.to_html()
+    assert "training" in found.to_junit()
+    assert str(found)
+    assert Report.from_json(found.to_json()).trajectory == trajectory
+
+
+@pytest.mark.parametrize("depth", [49, 900, 100_000])
+@pytest.mark.parametrize("wrap", [lambda value: {"a": value}, lambda value: [value], lambda value: (value,)])
+def test_settings_nested_deep(depth: int, wrap: Callable[[Any], Any]):
+    value: Any = "core"
+    for _ in range(depth):
+        value = wrap(value)
+    found = dataclasses.replace(report(*RIGHT), settings={"name": value, "inner": value}, environment={"outer": value})
+    for text in (found.to_html(), found.to_junit(), found.to_json(), str(found)):
+        assert ("left out" in text) == (depth > 49) or text == str(found)
+    assert Report.from_json(found.to_json()).passed
+    assert found.settings["inner"] is value
+
+
+def test_settings_that_no_writer_knows():
+    found = dataclasses.replace(report(*RIGHT), settings={"path": Path("a"), "kinds": {1, 2}})
+    assert json.loads(found.to_json())["settings"]["path"] == "a"
+    assert "kinds" in found.to_html()

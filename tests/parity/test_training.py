@@ -82,6 +82,22 @@ def test_unpaired_excuses_no_dropout() -> None:
     assert failures(Ours(PLAIN), JAX["another name"](0.3), X, rules)
 
 
+def shrunk_after(m: Any, x: Any) -> Any:
+    """fc2(fc1(x)), after which training makes a bias smaller."""
+    y = m.fc2(m.fc1(x))
+    if isinstance(x, jax.Array) and not m.deterministic:
+        m.fc1.bias[...] = m.fc1.bias[...] * 0.9
+    elif isinstance(x, torch.Tensor) and m.training:
+        m.fc1.bias.data = m.fc1.bias.data * 0.9
+    return y
+
+
+def test_what_training_writes_to_the_weights() -> None:
+    assert failures(Ours(shrunk_after), Theirs(shrunk_after)) == []
+    for ours, theirs in ((PLAIN, shrunk_after), (shrunk_after, PLAIN)):
+        assert [(row.name, row.kind) for row in failures(Ours(ours), Theirs(theirs))] == [("fc1.bias", "buffer")]
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_nothing_is_drawn_at_the_ends(rate: float) -> None:
     assert failures(TORCH["module"](rate), JAX["module"](rate)) == []

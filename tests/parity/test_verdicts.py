@@ -145,6 +145,48 @@ def test_a_transposed_output_is_wrong_whatever_its_sides(length: int) -> None:
         assert told.passed, str(told)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(torch.tanh, lambda x: jnp.tanh(x).swapaxes(1, 2)), (lambda x: x.mean(-1), lambda x: x.mean(1))],
+)
+def test_a_port_that_takes_one_axis_for_the_other_is_wrong(ours: Any, theirs: Any) -> None:
+    """Though on transposed inputs it would be right: nothing says that these are signals (N C L)."""
+
+    class TorchAxes(TorchTokens):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return ours(x * self.fc.weight.sum())
+
+    class Axes(Tokens):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return theirs(x * self.fc.kernel[...].sum())
+
+    x = np.random.RandomState(0).standard_normal((2, 4, 4))
+    report = checked(TorchAxes(), Axes(), x, level="forward")
+    assert not report.passed
+    assert 'Rules(layouts={"input 0": (0, 2, 1)})' in " ".join(report.notes)
+    assert checked(TorchAxes(), Axes(), x, level="forward", rules=Rules(layouts={"input 0": (0, 2, 1)})).passed
+
+
+def test_a_signal_for_a_convolution_is_transposed() -> None:
+    class TorchSignal(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv1d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x * 2).mean(-1)
+
+    class Signal(nnx.Module):
+        def __init__(self) -> None:
+            self.conv = nnx.Conv(4, 4, (1,), rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.conv(x * 2).mean(1)
+
+    x = np.random.RandomState(0).standard_normal((2, 4, 4))
+    assert checked(TorchSignal(), Signal(), x, level="forward").passed
+
+
 class TorchMap(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -202,6 +244,22 @@ def test_another_dtype_is_another_configuration() -> None:
     assert not report.passed
     assert report.verdict.startswith("DIFFERENT: the algorithm is equal, the configuration is not")
     assert "bfloat16 in JAX, float32 in PyTorch" in report.verdict
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(torch.float32, jnp.bool_), (torch.float32, jnp.int32), (torch.bool, jnp.int32)]
+)
+def test_a_mask_of_another_type_is_another_configuration(ours: Any, theirs: Any) -> None:
+    def pair(dtype: Any) -> Report:
+        return checked(
+            TorchInner(lambda a, b: (a + b, (a > 0).to(ours))),
+            Inner(lambda a, b: (a + b, (a > 0).astype(dtype))),
+            level="forward",
+        )
+
+    assert not (report := pair(theirs)).passed
+    assert report.verdict.startswith("DIFFERENT: the algorithm is equal, the configuration is not")
+    assert pair({torch.float32: jnp.float32, torch.bool: jnp.bool_}[ours]).passed
 
 
 def test_a_module_that_never_ran_is_no_pass() -> None:

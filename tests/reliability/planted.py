@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import subprocess
@@ -94,6 +95,10 @@ def escape_far() -> Reader:
 
 def change() -> Reader:
     return planted(lambda path: path.write_bytes(b"other"))
+
+
+def change_a_class() -> Reader:
+    return planted(lambda path: setattr(argparse.Namespace, "planted", path))
 
 
 def run_code() -> Reader:

@@ -25,6 +25,7 @@ PLANTED = {
     "escape": "it writes where it should not",
     "escape_far": "it does more than read",
     "change": "it writes where it should not",
+    "change_a_class": "it changes the process",
     "run_code": "it does more than read",
     "run_hidden": "it does more than read",
 }
@@ -55,6 +56,8 @@ SHORT = {
     "label_map": 40,
     "idx": 60,
     "tar": 60,
+    "tar_whole": 60,
+    "image_folder": 40,
     "class_files": 60,
     "parity_report": 40,
     "run_page": 25,
@@ -69,6 +72,15 @@ def test_a_short_campaign_finds_nothing():
     tallies = campaign.run(short, seed=1)
     assert {name: tally.defects for name, tally in tallies.items()} == {name: [] for name in short}
     assert all(tally.outcomes["read"] and tally.outcomes["refused"] for tally in tallies.values())
+
+
+@pytest.mark.parametrize("reader", ["pth", "label_map"])
+def test_pickles_and_zips_that_are_made_to_harm(reader: str):
+    """Depth, calls, changed classes, archives that read as two: all of them, and nothing else than refused or read."""
+    name = f"tests.reliability.tricks.{reader}"
+    (tally,) = campaign.run({name: 60}, seed=0).values()
+    assert tally.defects == []
+    assert tally.outcomes["refused"] > 30
 
 
 def test_a_case_is_decided_by_its_seed_and_number():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from t2t_common.data.identity import digest_of
 from t2t_common.run_page.record import Record
 from t2t_config import Recipe
 from t2t_torch import processes, read_state_dict
@@ -96,6 +97,18 @@ def test_a_lost_process_is_told_of(error: RuntimeError, said: str, monkeypatch: 
     with pytest.raises((ValueError, RuntimeError), match=said) as raised, processes.joined_processes():
         raise error
     assert isinstance(raised.value, ValueError) == ("gone" in said)
+
+
+def test_processes_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch):
+    def gather(digests: list[Any], own: bytes) -> None:
+        digests[:] = [digest_of({"train": 1}), own]
+
+    assert processes.checked_data({"train": 2}) == {"train": 2}
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    assert processes.checked_data({"train": 1}) == {"train": 1}
+    with pytest.raises(ValueError, match="the data of process 1 are not those of process 0: give all the same --data"):
+        processes.checked_data({"train": 2})
 
 
 def test_recipes_that_processes_cannot_share_are_refused():

@@ -242,9 +242,16 @@ def test_two_epochs_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[
     """The command as a user types it; the whole recipe reaches 99 %."""
     args = ["digits", "--epochs", "2", "--warmup-epochs", "0", "--workdir", str(tmp_path), "--data-threads", "0"]
     assert cli.run(training.main, args) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    first, *_, last = shown = capsys.readouterr().out.splitlines()
+    assert first.startswith("model     t2t_vit_")
+    assert sum(line.startswith("step     50/88   loss ") for line in shown) == 1
+    assert last.startswith("finished: top-1 ")
     assert last.endswith(f"of 360), weights in {tmp_path}")
-    assert float(last.split()[1]) > 50
+    assert float(last.split()[2]) > 50
+    assert cli.run(training.main, args) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"the run in {tmp_path} is finished: all 88 steps are done" in said
+    assert said[-1] == last
 
 
 @pytest.mark.parametrize(
@@ -257,6 +264,9 @@ def test_two_epochs_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["digits", "--init-from", "/nowhere"], "no checkpoint file at /nowhere"),
         (["digits", "--num-classes", "7"], "set --num-classes 10"),
         (["digits", "--frozen", "nothing"], "frozen: the model has no parameter 'nothing'"),
+        (["digits", "--lr", "inf"], "lr must be finite in float32, got inf"),
+        (["digits", "--std", "0"], "std must be positive, got (0.0,)"),
+        (["digits", "--num-classes", "2000000000"], "num_classes 2,000,000,000 is too large"),
     ],
 )
 def test_mistakes_are_one_line(args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -265,6 +275,16 @@ def test_mistakes_are_one_line(args: list[str], message: str, tmp_path: Path, ca
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert message in said
+
+
+def test_a_lack_of_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(training, "build_model", lambda recipe: torch.empty(2**58))
+    assert cli.run(training.main, ["digits", "--workdir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (")
+    assert said.count("\n") == 1
 
 
 def test_help_names_this_command(capsys: pytest.CaptureFixture[str]):

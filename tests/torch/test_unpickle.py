@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from t2t_torch.checkpoint_file import read_checkpoint, read_state_dict
-from t2t_torch.unpickle import MAX_EXPANSION, read_pickle
+from t2t_torch.unpickle import ALLOWED, MAX_EXPANSION, read_pickle
 from tests import foreign
 
 WEIGHTS = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([1.0, 2.0])}
@@ -90,7 +90,7 @@ def test_a_legacy_file_that_declares_a_huge_storage(tmp_path: Path):
     assert content.count(b"J" + size) >= 2  # of the storage and of the tensor
     (tmp_path / "w.pth").write_bytes(content.replace(b"J" + size, b"J" + (2**31 - 1).to_bytes(4, "little"))[:5000])
     start = time.process_time()
-    assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
+    assert "unpacks to 8,589,934,588 bytes" in refusal(tmp_path / "w.pth")
     assert time.process_time() - start < 5
 
 
@@ -232,7 +232,7 @@ def test_files_of_numpy_1(tmp_path: Path):
 @pytest.mark.parametrize("array", [np.array([{}]), np.array(["a"]), np.zeros(1, "c8"), np.zeros(1, "f4,f4")])
 def test_arrays_that_are_no_weights(tmp_path: Path, array: np.ndarray):
     foreign.save_paddle({"x": array}, tmp_path / "w.pdparams")
-    assert "truncated, corrupt" in refusal(tmp_path / "w.pdparams")
+    assert "holds no state dict (x)" in refusal(tmp_path / "w.pdparams")
 
 
 def test_paddles_training_files(tmp_path: Path):
@@ -304,6 +304,54 @@ def test_a_key_that_takes_forever(tmp_path: Path, kind: str):
     else:
         (tmp_path / "w.pth").write_bytes(b"\x80\x02}" + TWICE + b"K\x01s.")
     assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "plain"])
+def test_a_key_of_tuples_in_tuples(tmp_path: Path, kind: str):
+    """Their hash took a frame of C for each, which ended the process."""
+    deep = b"})" + b"\x85" * 250_000 + b"K\x01s"
+    if kind == "zip":
+        with_pickle(tmp_path / "w.pth", lambda content: content[:2] + deep + b"0" + content[2:])
+    elif kind == "legacy":
+        foreign.save_legacy(WEIGHTS, tmp_path / "w.pth")
+        content = (tmp_path / "w.pth").read_bytes()
+        place = content.index(b"}q\x00", 40)
+        (tmp_path / "w.pth").write_bytes(content[:place] + deep + b"0" + content[place:])
+    else:
+        (tmp_path / "w.pth").write_bytes(b"\x80\x02" + deep + b".")
+    assert "truncated, corrupt" in refusal(tmp_path / "w.pth")
+
+
+# ---- files that would change the process ----
+
+CHANGE = b"N}X\x08\0\0\0__init__NsX\x05\0\0\0extraK\x01s\x86b"
+"""State of an object with slots: each is set as an attribute."""
+
+
+@pytest.mark.parametrize(
+    "name", [*ALLOWED, "builtins.tuple", "_codecs.encode", "collections.OrderedDict", "torch.FloatStorage"]
+)
+@pytest.mark.parametrize("kind", ["zip", "plain"])
+def test_a_refused_pickle_changes_no_class_and_no_function(tmp_path: Path, name: str, kind: str):
+    module, _, last = name.rpartition(".")
+    call = f"c{module}\n{last}\n".encode() + CHANGE
+    before = {kept: dict(vars(kept)) for kept in (argparse.Namespace, OrderedDict, *ALLOWED.values())}
+    if kind == "zip":
+        with_pickle(tmp_path / "w.pth", lambda content: content[:2] + call + b"0" + content[2:])
+    else:
+        (tmp_path / "w.pth").write_bytes(b"\x80\x02" + call + b".")
+    message = refusal(tmp_path / "w.pth")
+    assert f"would run code when loaded ({name})" in message
+    assert {kept: dict(vars(kept)) for kept in before} == before
+    assert argparse.ArgumentParser().parse_args([]) == argparse.Namespace()
+
+
+def test_a_namespace_of_a_file_is_a_stand_in(tmp_path: Path):
+    """And what it holds is there."""
+    torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
+    args = read_pickle(tmp_path / "w.pth")["args"]
+    assert args.lr == 0.1
+    assert not isinstance(args, argparse.Namespace)
 
 
 def test_a_dictionary_that_is_there_a_thousand_times(tmp_path: Path):

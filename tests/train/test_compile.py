@@ -98,7 +98,7 @@ def test_a_step_in_parts_or_with_a_scan_counts_whatever_runs():
         (["--topology", "v5e-4"], "--model"),
         (["--model", "t2t_vit_micr", "--topology", "v5e-4"], "did you mean t2t_vit_micro"),
         (["--model", "t2t_vit_micro", "--topology", "v5e"], "write it as v5e:4x4"),
-        (["--model", "t2t_vit_micro", "--topology", "v5e-4"], "libtpu is missing: pip install 't2t-vit[tpu]'"),
+        (["--model", "t2t_vit_micro", "--topology", "v5e-4"], 'libtpu is missing: pip install -e ".[tpu]"'),
         (["--model", "t2t_vit_micro", "--topology", "v5e-4", "--export-only", "--batch", "30"], "multiple of 4"),
     ],
 )

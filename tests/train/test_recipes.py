@@ -164,6 +164,13 @@ def test_unknown_recipe_suggests_the_nearest():
         ("padding", -0.1),
         ("momentum", 1.0),
         ("backbone_lr_scale", -1.0),
+        ("std", (0.2, 0.0, 0.2)),
+        ("eps", 0.0),
+        *((name, float(value)) for name in ("lr", "min_lr", "warmup_lr", "weight_decay") for value in ("inf", "nan")),
+        ("lr", 1e39),
+        ("data_timeout", float("inf")),
+        ("scale", (0.1, float("inf"))),
+        ("mean", (0.5, float("nan"), 0.5)),
     ],
 )
 def test_impossible_fields_are_refused_by_name(field: str, value: object):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,22 @@ def test_what_is_not_finite_ends_the_run(tmp_path: Path):
     assert [line["step"] for line in lines(tmp_path)] == [1]
 
 
+def test_a_warning_is_said_once_and_stands_on_the_page_until_it_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with Reporter(tmp_path, first_step=0, last_step=9, batch_size=8, log_every=1) as reporter:
+        reporter.warn({"a": "[red]first", "b": "secondly", "c": None})
+        reporter.warn({"a": "[red]first, later", "b": None})
+    assert capsys.readouterr().out == "warning: [red]first\nwarning: secondly\n"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<li>[red]first, later</li>") == 1
+    assert "secondly" not in page
+    with Reporter(tmp_path, first_step=4, last_step=9, batch_size=8, log_every=1) as reporter:
+        reporter.warn({"a": "[red]again"}, again=True)
+        reporter.warn({"a": "[red]again"}, again=True)
+    assert capsys.readouterr().out.count("warning: [red]again\n") == 2
+
+
 def test_the_figures_below_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
     monkeypatch.setenv("COLUMNS", "160")
@@ -85,6 +102,54 @@ def test_the_figures_below_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shown = capsys.readouterr().out
     for text in ("6/6", "loss 0.1667", "lr 5.00e-01", "gradient 1", "images/s", "MFU", "waits for data"):
         assert text in shown, text
+
+
+def test_off_a_terminal_there_are_a_start_and_a_line_every_so_many_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """In a log file, a pipe, a notebook: the bar is not there. In a terminal it is, and no such lines."""
+    with Reporter(tmp_path, first_step=0, last_step=6, batch_size=8, log_every=2) as reporter:
+        reporter.start(["model     of [brackets]"])
+        for step in range(1, 7):
+            reporter.step(step, {"loss": jnp.asarray(1 / step), "grad_norm": jnp.ones(())}, lr=0.5)
+        reporter.flush()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "model     of [brackets]"
+    assert [line.split("   loss")[0].split() for line in lines] == [["step", f"{step}/6"] for step in (2, 4, 6)]
+    assert [line.split("loss ")[1].split()[0] for line in lines] == ["0.5000", "0.2500", "0.1667"]
+
+
+def test_a_run_whose_reader_is_gone_goes_on(tmp_path: Path):
+    """As `python -m t2t_torch.train ... | tee log` when SIGTERM reaches both: it has to save, and that is success."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from t2t_common import cli
+from t2t_common.report import Reporter
+from t2t_common.terminal import say
+
+def main(args):
+    input()
+    with Reporter(Path({str(tmp_path)!r}), first_step=0, last_step=2, batch_size=1, log_every=1) as reporter:
+        for step in (1, 2):
+            reporter.step(step, {{"loss": 1.0}})
+        reporter.flush()
+    say("stopped by SIGTERM, saved")
+    return cli.OK
+
+cli.run_and_end(main)
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
 def test_a_profile_holds_the_steps_after_the_warm_up(tmp_path: Path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -228,6 +229,27 @@ def test_what_is_saved_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match=r"cannot write .*checkpoints/2 \(read back, model is not what was written"):
         checkpoints.wait()
     assert names(tmp_path) == ["1"]
+
+
+def test_another_number_of_processes_finds_its_place_in_the_data(tmp_path: Path, recipe: Recipe):
+    """Each of two processes writes the same position; Grain reads that of as many processes alone."""
+    run = prepare(recipe)
+    for _ in range(3):
+        next(run.iterator)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(run.state, run.iterator, run.metadata)
+    checkpoints.wait()
+    expected = next(run.iterator)
+    own = tmp_path / CHECKPOINTS / "0" / "data" / "process_0-of-1.json"
+    for name in ("process_0-of-2.json", "process_1-of-2.json"):
+        shutil.copy(own, own.with_name(name))
+    own.unlink()
+    again = prepare(recipe)
+    checkpoints.restore(again.state, again.iterator)
+    chex.assert_trees_all_equal(next(again.iterator), expected)
+    own.with_name("process_1-of-2.json").write_text(json.dumps({"next_index": 4}))
+    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0 .*positions in the data are missing"):
+        checkpoints.restore(again.state, again.iterator)
 
 
 def test_a_run_without_average_has_none(tmp_path: Path, recipe: Recipe):

@@ -160,7 +160,7 @@ GRAPH = (
         CONV,
         None,
         calling(CONV, lambda self, original, a: (original(a)[0], original(a)[0].T), "degrees"),
-        also=("pooling", "wrong tensor", "axis order"),
+        also=("sum axis", "pooling", "wrong tensor", "axis order"),
     ),
     graph("edges backwards", CONV, "axis order", calling(CONV, lambda self, original, a: original(a.T), "normed")),
     graph("not divided by the degrees", CONV, None, _normed(lambda self, a: self.looped(a)), also=("wrong tensor",)),

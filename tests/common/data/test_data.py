@@ -15,6 +15,7 @@ from t2t_common.data import (
     binary,
     check_classes,
     evaluation_image,
+    head_classes,
     open_source,
     training_image,
 )
@@ -76,6 +77,24 @@ def test_damaged_idx_files_are_named(tmp_path: Path, damage, message: str):
         open_source(tmp_path, "train")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_no_images_at_all(tmp_path: Path, split: str):
+    prefix = "train" if split == "train" else "t10k"
+    write_idx_folder(tmp_path)
+    (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((0, 8, 8))))
+    (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(0)))
+    with pytest.raises(ValueError, match=f"has no {'training' if split == 'train' else 'validation'} images"):
+        open_source(tmp_path, split)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(64, 0, 0), (64, 8, 0)])
+def test_images_without_pixels(tmp_path: Path, shape: tuple[int, ...]):
+    write_idx_folder(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros(shape)))
+    with pytest.raises(ValueError, match=f"train-images-idx3-ubyte are {shape[1]}x{shape[2]}: get the file again"):
+        open_source(tmp_path, "train")
+
+
 def test_missing_idx_file_is_named(tmp_path: Path):
     (write_idx_folder(tmp_path) / "train-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match="no train-labels"):
@@ -110,6 +129,29 @@ def test_cifar(tmp_path: Path, hundred: bool):
     image, label = val[2]
     assert label == (92 if hundred else 7)
     np.testing.assert_array_equal(np.asarray(image), images[2])
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_of_two_cifars_side_by_side_the_one_with_so_many_classes_is_taken(together: bool, tmp_path: Path):
+    """In folders of their own, as the archives unpack them, or all files in one."""
+    for hundred, name in ((False, "cifar-10-batches-bin"), (True, "cifar-100-binary")):
+        write_cifar(tmp_path if together else tmp_path / name, hundred=hundred)
+    for classes, images in ((10, 25), (100, 5)):
+        for split in ("train", "val"):
+            source = open_source(tmp_path, split, classes)
+            assert source.num_classes == classes
+        assert len(open_source(tmp_path, "train", classes)) == images
+    for other in (None, 1000):
+        with pytest.raises(ValueError, match=r"holds CIFAR-10 and CIFAR-100: set --num-classes 10 or 100, or name"):
+            open_source(tmp_path, "train", other)
+
+
+def test_the_head_has_the_classes_of_the_data_unless_told_otherwise(tmp_path: Path):
+    write_cifar(tmp_path, hundred=False)
+    source = open_source(tmp_path, "train", 100)  # there is no other
+    for name in ("cifar100_t2t_vit_14", "imagenet_t2t_vit_14", "digits"):
+        assert head_classes(RECIPES[name], source) == 10
+    assert head_classes(dataclasses.replace(RECIPES["imagenet_t2t_vit_14"], num_classes=1000), source) == 1000
 
 
 def test_damaged_cifar_is_named(tmp_path: Path):

@@ -15,7 +15,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from t2t_common.data import open_source
+from t2t_common.data import check_classes, open_source
 from t2t_common.data import tar as tar_module
 from t2t_common.data.records import encode_example, example_class
 from t2t_common.data.sources import EncodedSource
@@ -315,6 +315,16 @@ def test_the_package_that_records_need_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 # ---- hostile shards ----
+
+
+@pytest.mark.parametrize("label", [2147483646, 100_000])
+def test_a_label_that_would_make_more_classes_than_any_data_has(tmp_path: Path, label: int):
+    """Its head would fill the memory."""
+    write_tar(tmp_path / "train-0.tar", {"1.jpg": jpeg(1), "1.cls": str(label).encode()})
+    source = open_source(tmp_path, "train")
+    with pytest.raises(ValueError, match=rf"the data has label {label:,}, .* more than 100,000: correct the label"):
+        check_classes(source, source.num_classes)
+
 
 DEEP = b'{"label": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 

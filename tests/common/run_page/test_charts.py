@@ -72,6 +72,19 @@ def test_a_line_that_never_changes_can_be_drawn(scale, value: float):
     assert zero.y(0.0) == HEIGHT
 
 
+@pytest.mark.parametrize("scale", ["near", "zero", "log"])
+@pytest.mark.parametrize("values", [(1e308, -1e308), (1.7e308, -1.7e308), (1e308, 1e308), (5e-324, 1.7e308)])
+def test_the_largest_numbers_can_be_drawn(scale, values: tuple[float, float]):
+    if scale != "near":
+        values = (abs(values[0]), abs(values[1]))
+    chart = Chart("", [Line("a", "main", "{:.3g}", [(1.0, values[0]), (2.0, values[1])])], 2.0, scale)
+    assert all(-1 <= chart.y(value) <= HEIGHT + 1 for value in values)
+    assert all(-1 <= label.at <= HEIGHT + 1 and len(label.text) < 20 for label in chart.y_labels)
+    assert "inf" not in chart.path(chart.lines[0]) + "".join(label.text for label in chart.y_labels)
+    (thin,) = charts([{"step": i, "loss": 1.7e308} for i in range(3000)], steps_per_epoch=1, end=3000)
+    assert [value for _, value in thin.lines[0].points] == pytest.approx([1.7e308] * 750)
+
+
 def test_columns_tell_the_last_figures_of_their_part():
     loss = charts(LINES, steps_per_epoch=10, end=2.0)[0]
     assert [column.text for column in loss.columns][1] == "epoch 1\nsingle steps: 1\nmean of epoch: 1.5"

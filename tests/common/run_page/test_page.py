@@ -141,6 +141,16 @@ def test_names_cannot_break_the_page(browser: Browser):
     assert found["text"].count(evil) >= 5
 
 
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path):
+    """A lone surrogate would keep the page from being written, a bell from being read."""
+    names = ["caf\udce9", "\x1b[31mred\x07", "two\nlines"]
+    of = record()
+    of.config["class_names"] = names
+    text = write_page(written(tmp_path, of, lines())).read_text(encoding="utf-8")
+    assert all(shown in text for shown in ("caf\\udce9", "\\x1b[31mred\\x07", "two\\nlines"))
+    assert not {"\x1b", "\x07"} & set(text)
+
+
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_the_picture_holds_something(browser: Browser, tmp_path: Path, width: int):
     browser.screenshot(RUNS["finished"](), tmp_path / "page.png", width, 1500)

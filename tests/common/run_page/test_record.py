@@ -28,7 +28,11 @@ def test_fields_of_other_versions_are_no_hindrance(tmp_path: Path):
     assert Record.read(tmp_path) == Record(status="stopped")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"starts": [{"unheard_of": 1}]}'])
+DEEP = '{"status": "stopped", "config": {"a": ' + "[" * 900 + "]" * 900 + "}}"
+"""What can be read, but not written again."""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"starts": [{"unheard_of": 1}]}', DEEP])
 def test_a_file_that_makes_no_sense_is_as_none(tmp_path: Path, text: str):
     (tmp_path / RECORD_FILE).write_text(text)
     assert Record.read(tmp_path) is None

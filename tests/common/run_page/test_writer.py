@@ -166,3 +166,26 @@ page.close(None)"""
     assert said.count("\n") == said.count("report.html is left as it is, the run goes on: cannot write") == 1
     assert "step 0 of 160" in text(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {PAGE_FILE, RECORD_FILE}
+
+
+def test_what_an_evaluation_warned_of_is_forgotten_with_it(tmp_path: Path):
+    """A run goes on from before that evaluation; what the recipe was warned of stays."""
+    page = begin(tmp_path)
+    page.show_confusion(CONFUSION, step=40)
+    page.warn({"average": "cannot move", "chance": "<b>guesses</b>"})
+    page.close(None)
+    assert "<li>&lt;b&gt;guesses&lt;/b&gt;</li>" in text(tmp_path)
+    begin(tmp_path, first_step=40)
+    assert read(tmp_path).warnings == {"average": "cannot move", "chance": "<b>guesses</b>"}
+    begin(tmp_path, first_step=20)
+    assert read(tmp_path).warnings == {"average": "cannot move"}
+    begin(tmp_path)
+    assert read(tmp_path).warnings == {}
+
+
+@pytest.mark.parametrize("damaged", [3, ["a"], {"a": 1}])
+def test_warnings_that_make_no_sense_are_no_record(damaged: Any, tmp_path: Path):
+    begin(tmp_path)
+    path = tmp_path / RECORD_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "warnings": damaged}))
+    assert Record.read(tmp_path) is None

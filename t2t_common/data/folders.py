@@ -1,0 +1,144 @@
+"""Trees of class folders, as torchvision and timm users keep them: where they are, and which class is which number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from t2t_common.data.shards import SPLIT_WORDS, class_file, read_class_names
+from t2t_common.data.sources import FolderSource, Split, in_words
+from t2t_common.walk import IMAGE_SUFFIXES, as_text, folders_in, is_system_file
+from t2t_config.class_names import both_lists
+from t2t_config.escaped import escaped
+from t2t_config.load_report import few
+
+SHOWN = 10
+"""Class folders that are told by name."""
+
+
+def natural_key(name: str) -> tuple[list[int | str], str]:
+    """Key that sorts numbers in names by value, and without regard to case, as timm does: "2" before "10"."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def split_folder(root: Path, split: Split) -> Path | None:
+    """The folder of `split` in `root`, by the first of its words that there is, whatever its case; None without.
+
+    A folder of images called so is a class (a train, for instance), and no split.
+    """
+    names = sorted(folders_in(root))
+    for word in SPLIT_WORDS[split]:
+        for name in names:
+            if name.lower() == word and folders_in(root / name):
+                return root / name
+    return None
+
+
+def open_image_folder(root: Path, split: Split) -> FolderSource:
+    """The images of `split` in `root`: a tree of split folders, or for "val" class folders alone.
+
+    Classes are numbered in the order of `classes.txt` where there is one, else in natural order. Those of training
+    count for validation too.
+
+    Raises:
+        ValueError: no such folders, classes in validation that training lacks, or names that do not fit.
+    """
+    train, folder = split_folder(root, "train"), split_folder(root, split)
+    notes = []
+    if folder is None:
+        if split == "train" or train is not None:
+            raise ValueError(_no_split(root, split))
+        folder = root
+        inner = folders_in(root)
+        if len(inner) == 1 and not has_images(root / inner[0]) and folders_in(root / inner[0]):
+            folder = root / inner[0]  # one class of folders is no class
+            notes.append(f"taking {folder} for the data: it is the only folder in {root}")
+    elif folder.name.lower() != split:
+        notes.append(f"taking {folder} for the {'training' if split == 'train' else 'validation'} images")
+    classes, class_names, order = ordered_classes(root, train or folder)
+    known = set(classes)
+    strangers = sorted((name for name in folders_in(folder) if name not in known), key=natural_key)
+    if strangers:
+        names = few(strangers, 5)
+        raise ValueError(f"{folder} has classes that {train or root} lacks: {names}; {both_lists(strangers, classes)}")
+    source = FolderSource(folder, classes, class_names)
+    source.notes = [*notes, order, *_passed_over(source, folder)]
+    return source
+
+
+def ordered_classes(root: Path, folder: Path) -> tuple[list[str], list[str] | None, str]:
+    """The class folders in `folder` in the order of their numbers, names of the classes where they are others, and
+    the order in words.
+
+    Raises:
+        ValueError: `classes.txt` (see `CLASS_FILES`), in `root` or `folder`, does not name all of them, or one twice.
+    """
+    there = sorted(folders_in(folder), key=natural_key)
+    for place in dict.fromkeys((root, folder)):
+        file = class_file(place)
+        names = None if file is None else read_class_names(place)
+        if file is None or names is None:
+            continue
+        listed = _folders_of(names, there)
+        if listed is None:
+            raise ValueError(
+                f"{file} does not name the class folders in {folder} ({both_lists(names, there)}): write one of them a "
+                "line, or rename the file"
+            )
+        numbered = there == [str(number) for number in range(len(names))]
+        class_names = names if numbered and len(set(names)) == len(names) else None
+        return listed, class_names, f"{len(listed)} classes in the order of {file}: {in_words(class_names or listed)}"
+    return there, None, f"{len(there)} classes in natural order: {in_words(there)}"
+
+
+def _folders_of(names: Sequence[str], there: Sequence[str]) -> list[str] | None:
+    """The folders that the lines of a file of classes name, in its order; None if they do not name all.
+
+    A line is a folder's name, alone or before its meaning ("n01440764 tench"), or by their order the meaning of
+    folders called 0, 1, 2 ...
+    """
+    if list(there) == [str(number) for number in range(len(names))]:
+        return list(there)
+    shown = {escaped(name): name for name in there}  # a line of text cannot hold every name
+    for lines in (names, [(name.split() or [name])[0] for name in names]):
+        if set(shown) <= set(lines) and len(set(lines)) == len(lines):
+            return [shown.get(line, line) for line in lines]
+    return None
+
+
+def has_images(folder: Path) -> bool:
+    """Whether images lie in `folder` itself."""
+    return any(
+        path.suffix.lower() in IMAGE_SUFFIXES and not is_system_file(path.name) and path.is_file()
+        for path in folder.iterdir()
+    )
+
+
+def _passed_over(source: FolderSource, folder: Path) -> list[str]:
+    """What is in `folder` and not in `source`, in words."""
+    notes = []
+    if source.empty:
+        notes.append(f"no images in {len(source.empty)} class folders of {folder}: {few(source.empty, SHOWN)}")
+    if source.absent:
+        notes.append(f"{folder} has no folder for {len(source.absent)} of the classes: {few(source.absent, SHOWN)}")
+    loose = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    loose = [path for path in loose if not is_system_file(path.name)]
+    if loose:
+        notes.append(f"passed over {len(loose)} images in {folder} itself, which are in no class folder")
+    if source.skipped:
+        notes.append(f"passed over in the class folders of {folder}: {as_text(source.skipped)}")
+    return notes
+
+
+def _no_split(root: Path, split: Split) -> str:
+    words = " or ".join(f"{word}/CLASS" for word in SPLIT_WORDS[split])
+    classes = [name for name in sorted(folders_in(root), key=natural_key) if has_images(root / name)]
+    found = ""
+    if classes:
+        found = f" ({root} holds class folders itself, {few(classes)}: move them to train and val in it)"
+    return (
+        f"no folder {root / split}: expected images in {words}, tar or ArrayRecord shards ({split}-*.tar, "
+        f"{split}-*.array_record), IDX files or CIFAR binary files{found}"
+    )

@@ -1,0 +1,86 @@
+"""The commands of all packages: as `python -m PACKAGE.COMMAND`, as scripts (`t2t-train`), and as lists of them.
+
+Imports nothing but the standard library, so that a command whose extra is missing can say so.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from t2t_config.extras import prepare_command
+
+BOTH = {
+    "train": "train a model, or continue its run",
+    "evaluate": "top-1 and top-5 of weights, over a set of images",
+    "predict": "the best classes of images",
+    "visualize": "where a model looks, as pictures",
+}
+COMMANDS = {
+    "t2t_jax": {
+        **BOTH,
+        "export": "weights as StableHLO that runs without this package",
+        "compile": "the training step for a TPU that need not be there: memory, communication",
+        "data": "measure how fast a folder of images is read, or write it as shards",
+    },
+    "t2t_torch": {**BOTH, "export": "weights as ONNX or .pt2"},
+}
+"""Package: its commands, and what each is for."""
+
+SCRIPTS = {
+    **{f"t2t-{name}": f"t2t_jax.{name}" for name in COMMANDS["t2t_jax"]},
+    **{f"t2t-torch-{name}": f"t2t_torch.{name}" for name in COMMANDS["t2t_torch"]},
+    "t2t-parity": "parity",
+}
+"""Script that pip installs: the module that it runs."""
+
+_called: dict[str, str] = {}
+
+
+def main() -> NoReturn:
+    """What every script runs: its module, as `python -m` does; the name of the script says which."""
+    script = Path(sys.argv[0]).stem
+    module = SCRIPTS[script]
+    _called[f"python -m {module}"] = script
+    run(module)
+
+
+def run(module: str) -> NoReturn:
+    """Runs a module of commands as `python -m` does, and ends the process."""
+    prepare_command(module.partition(".")[0])
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.exit()
+
+
+def called(prog: str) -> str:
+    """The program as the user called it: `python -m t2t_jax.train digits`, or `t2t-train digits`."""
+    for module, script in _called.items():
+        if prog == module or prog.startswith(f"{module} "):
+            return script + prog.removeprefix(module)
+    return prog
+
+
+def listing(package: str) -> str:
+    """The commands of a package, one a line."""
+    width = max(map(len, COMMANDS[package]))
+    rows = [f"  {name:<{width}}  {text}" for name, text in COMMANDS[package].items()]
+    call = f"python -m {package}.COMMAND --help shows the options of one"
+    return "\n".join([f"usage: python -m {package} COMMAND [OPTIONS]", "", *rows, "", call])
+
+
+def choose(package: str, args: Sequence[str]) -> int:
+    """`python -m PACKAGE`: lists its commands, or runs the one that is named.
+
+    Raises:
+        ValueError: there is no such command.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(listing(package))
+        return 0
+    if args[0] not in COMMANDS[package]:
+        raise ValueError(f"{package} has no command {args[0]!r}: choose one of {', '.join(COMMANDS[package])}")
+    sys.argv[1:] = args[1:]
+    run(f"{package}.{args[0]}")

@@ -1,0 +1,17 @@
+"""python -m t2t_torch: lists the commands of the package, and runs the one that is named."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from t2t_common import cli, scripts
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    return scripts.choose("t2t_torch", args)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

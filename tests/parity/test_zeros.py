@@ -1,0 +1,101 @@
+"""Tensors that are zero but for rounding pass, whatever rounding leaves; anything above rounding fails."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import parity
+from parity.compare import Row
+from parity.zeros import LIMIT, judged
+from tests.parity.pairs import images
+
+X = images(5, 4)
+
+
+class TorchCancels(torch.nn.Module):
+    """GroupNorm with a single number in each group: what it normalises is zero, its fresh bias too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.head = torch.nn.Linear(4, 6), torch.nn.GroupNorm(6, 6), torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.linear(x)))
+
+
+class Cancels(nnx.Module):
+    def __init__(self, added: float = 0.0) -> None:
+        rngs = nnx.Rngs(0)
+        self.linear, self.head = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+        self.norm = Norm(added, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.norm(self.linear(x)))
+
+
+class Norm(nnx.GroupNorm):
+    def __init__(self, added: float, rngs: nnx.Rngs) -> None:
+        super().__init__(6, num_groups=6, epsilon=1e-5, rngs=rngs)
+        self.added = added
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        return super().__call__(x) + self.added
+
+
+def checked(added: float = 0.0, level: str = "gradients") -> parity.Report:
+    torch.manual_seed(0)
+    source, port = TorchCancels(), Cancels(added)
+    parity.torch_to_jax(source, port)
+    return parity.check(source, port, X, level=level)
+
+
+def test_rounding_on_one_side_and_zeros_on_the_other_are_equal_and_said() -> None:
+    report = checked()
+    assert report.passed, report
+    assert any(
+        note.startswith("not verified, since zero but for rounding on both sides: norm") for note in report.notes
+    )
+
+
+@pytest.mark.parametrize("added", [1e-8, 1e-10, -1e-11])
+def test_more_than_rounding_fails(added: float) -> None:
+    report = checked(added, level="forward")
+    assert not report.passed
+    assert report.first_divergence == "norm"
+
+
+ROW = Row("norm", "layer", "forced", "float64", 1.0, 1e-13)
+SINGLE = Row("norm", "layer", "forced", "float32", 1.0, 3e7, torch_error=1e7)
+
+
+def test_the_gate_follows_the_float32_run() -> None:
+    (found, _), names = judged([ROW, SINGLE])
+    assert found.gate == LIMIT * 1e7
+    assert names == ["norm"]
+
+
+def test_rounding_that_fits_into_float32_is_no_leak() -> None:
+    leak = Row("norm", "leak", "free", "float64", np.inf, 0.0, note="only float32 numbers")
+    other = dataclasses.replace(leak, name="head")
+    assert judged([ROW, SINGLE, leak, other])[0][2:] == [other]
+
+
+@pytest.mark.parametrize(
+    ("row", "single"),
+    [
+        (ROW, dataclasses.replace(SINGLE, torch_error=1.0)),  # a switch that falls otherwise in float32
+        (ROW, dataclasses.replace(SINGLE, mode="free")),
+        (ROW, dataclasses.replace(SINGLE, torch_error=np.inf)),
+        (dataclasses.replace(ROW, error=2.0), SINGLE),  # larger than that rounding
+        (dataclasses.replace(ROW, note="not finite on one side only"), SINGLE),
+    ],
+)
+def test_what_is_no_rounding_keeps_its_gate(row: Row, single: Row) -> None:
+    (found, _), names = judged([row, single])
+    assert (found, names) == (row, [])
