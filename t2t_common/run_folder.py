@@ -101,10 +101,11 @@ class Damaged:
 
     @contextlib.contextmanager
     def noted(self, step: int) -> Iterator[None]:
-        """Notes that the checkpoint of `step` is damaged, if the body raises ValueError (but no `UnfitError`)."""
+        """Notes that the checkpoint of `step` is damaged, if the body raises ValueError (but no `UnfitError`), or if it
+        goes away meanwhile: the first of several processes may have set it aside."""
         try:
             yield
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             if isinstance(error, UnfitError) or isinstance(error.__cause__, MemoryError | PermissionError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0].removesuffix(": get it again")

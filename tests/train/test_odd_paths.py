@@ -75,7 +75,7 @@ def test_a_run_of_any_name(
     recipe = dataclasses.replace(recipe, epochs=1, cooldown_epochs=0)
     first = module("train").train(recipe, Path(ALL))
     assert module("train").train(recipe, Path(ALL)) == first  # resumed after its last step
-    assert "continuing at step" in capsys.readouterr().out
+    assert f"{ALL} is finished: all 8 steps are done" in capsys.readouterr().out
     assert (tmp_path / ALL / "report.html").is_file()
     evaluate = [f"--checkpoint={ALL}", "--data", str(recipe.data), f"--json={ALL}.json"]
     assert cli.run(module("evaluate").main, evaluate) == cli.OK, capsys.readouterr().err

@@ -21,6 +21,7 @@ from t2t_common.saving import TOP1
 from t2t_config import Recipe
 from t2t_jax import checkpoint, replace
 from t2t_jax.checkpoint import BEST, CHECKPOINTS, SCRATCH, find_checkpoint, load_model_state, save_model
+from t2t_jax.digests import FILE, write_digests
 from t2t_jax.processes import LostProcessError
 from t2t_jax.step import TrainState
 from t2t_jax.train import prepare
@@ -240,15 +241,19 @@ def test_another_number_of_processes_finds_its_place_in_the_data(tmp_path: Path,
     checkpoints.save(run.state, run.iterator, run.metadata)
     checkpoints.wait()
     expected = next(run.iterator)
-    own = tmp_path / CHECKPOINTS / "0" / "data" / "process_0-of-1.json"
+    folder = tmp_path / CHECKPOINTS / "0"
+    tensors = json.loads((folder / FILE).read_text())["tensors"]
+    own = folder / "data" / "process_0-of-1.json"
     for name in ("process_0-of-2.json", "process_1-of-2.json"):
         shutil.copy(own, own.with_name(name))
     own.unlink()
+    write_digests(folder, tensors)
     again = prepare(recipe)
     checkpoints.restore(again.state, again.iterator)
     chex.assert_trees_all_equal(next(again.iterator), expected)
     own.with_name("process_1-of-2.json").write_text(json.dumps({"next_index": 4}))
-    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0 .*positions in the data are missing"):
+    write_digests(folder, tensors)
+    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0, .*positions in the data are missing"):
         checkpoints.restore(again.state, again.iterator)
 
 
