@@ -38,6 +38,11 @@ SECTIONS = {
         "Every reader is given files that were damaged or made to harm. Each is read, or refused with a message: no "
         "crash, no hang, memory and time within limits, nothing written outside the folder, no code run.",
     ),
+    "flips": (
+        "Bits flipped",
+        "One bit at a time in a checkpoint, a hub folder or an exported model of every format, and in a zip of PyTorch "
+        "that others wrote. It has to be refused by name, or be read as what was saved.",
+    ),
     "properties": (
         "Properties",
         "Random module trees, sizes and numbers, drawn by hypothesis: equal in both frameworks, or the same error.",
@@ -63,6 +68,8 @@ HEADLINES = {
     "faults": "{faults_survived:,} of {faults_tried:,} survived; of {arrays_compared:,} arrays {arrays_that_differ:,} "
     "differ",
     "fuzz": "{cases:,} cases, {cases with a defect:,} with a defect",
+    "flips": "{flips:,} flips: {refused:,} refused, {read as saved:,} without effect, {changed_in_silence:,} changed "
+    "something in silence",
     "properties": "{examples:,} examples, {counterexamples:,} of them against a property",
     "pairs": "{pairs:,} pairs: {false pass:,} false passes, {false alarm:,} false alarms, {crash:,} crashes",
     "mutation": "{killed:,} of {mutants:,} killed, {explained:,} explained, {unexplained:,} unexplained",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from t2t_common.data.identity import data_changes
-from t2t_common.run_folder import CHECKPOINTS, SUFFIX, is_step
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, Damaged, check_beginning, is_step
 from t2t_common.run_page.record import Record
-from t2t_common.saving import DATA, RAN_ON
+from t2t_common.saving import DATA, RAN_ON, saved_by
 from t2t_config import ExpectedClasses, Recipe, recipe_changes
 from t2t_config.load_report import few, readable
 
@@ -20,6 +21,58 @@ LOST_DATA = (
     "this run was begun before the identity of its data was recorded, so they are not compared: they have to be those "
     "that it was begun with"
 )
+
+
+class Run(Protocol):
+    """What goes on, in either framework."""
+
+    recipe: Recipe
+    steps_per_epoch: int
+    notes: list[str]
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+class Checkpoints(Protocol):
+    """What it goes on from: `TrainingCheckpoints` of either framework."""
+
+    damaged: Damaged
+
+    @property
+    def latest_step(self) -> int | None: ...
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+def resume(run: Run, checkpoints: Checkpoints, workdir: Path, restore: Callable[[], int]) -> int:
+    """Lets `restore` set the run to the latest sound checkpoint, if it is one of this run; adds to `run.notes` what was
+    set aside as damaged, and what could not be compared or has changed.
+
+    Args:
+        run: before its first step.
+        checkpoints: of `workdir`.
+        workdir: folder of the run.
+        restore: its answer is the step of the checkpoint that it took.
+
+    Returns:
+        The number of steps done, 0 without a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is of another recipe or of other data; or there is none where one has to be.
+    """
+    there, step = checkpoints.metadata, checkpoints.latest_step  # the metadata first: those that are damaged drop out
+    if step is None:
+        check_beginning(workdir, saved_by=saved_by(run.recipe, run.steps_per_epoch))
+        return 0
+    last_step = run.recipe.total_epochs * run.steps_per_epoch
+    check = functools.partial(check_same_run, here=run.metadata, workdir=workdir, last_step=last_step)
+    check(there, step=step)  # what is of another run does not fit either, and would be told as that
+    step = restore()
+    notes = check(checkpoints.metadata, step=step)  # of the one that was taken: it may be one before
+    run.notes += [*checkpoints.damaged.lines, *notes]
+    return step
 
 
 def check_same_run(

@@ -15,6 +15,7 @@ from typing import Any
 
 from t2t_config.bounded_json import parse
 from t2t_config.card import from_config, model_card, to_config
+from t2t_config.digests import KEY, of_json
 from t2t_config.extras import install_hint
 from t2t_config.hub_names import plain_names
 from t2t_config.metadata import Metadata
@@ -42,7 +43,10 @@ def write_folder(folder: str | Path, metadata: Metadata, write_weights: Callable
         raise ValueError(f"cannot write to {folder} ({error.strerror}): choose another folder") from error
     try:
         write_weights(scratch / WEIGHTS)
-        (scratch / CONFIG).write_text(json.dumps(to_config(metadata), indent=2) + "\n", encoding="utf-8")
+        config = to_config(metadata)
+        config = {**config, KEY: of_json(json.loads(json.dumps(config)))}
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        read_metadata(scratch)  # raises if it is not what was written; the weights' writer has read them back
         if not (folder / CARD).exists():
             (scratch / CARD).write_text(model_card(metadata, where), encoding="utf-8")
         for path in sorted(scratch.iterdir(), key=lambda path: path.name == WEIGHTS):  # the weights last
@@ -65,13 +69,16 @@ def read_metadata(folder: str | Path) -> Metadata:
 
     Raises:
         FileNotFoundError: no config.json or no weights there.
-        ValueError: config.json is damaged, or not of a model of ours.
+        ValueError: config.json is damaged, not as it was saved, or not of a model of ours.
     """
     for name in (CONFIG, WEIGHTS):
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}: name a folder that save_pretrained wrote, or a hub id")
     try:
-        return from_config(parse((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+        config = parse((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        if isinstance(config, dict) and KEY in config and config.pop(KEY) != of_json(config):
+            raise ValueError(f"it is not as it was saved: get it again; if you changed it, take {KEY!r} out of it")
+        return from_config(config)
     except ValueError as error:
         raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
 

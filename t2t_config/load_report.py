@@ -22,6 +22,8 @@ class LoadReport:
         left_out: names of the file that the model has no place for.
         missing: names of the model that the file did not fill; they keep the values they had, in a new model
             their initialisation.
+        verified: what the bytes were compared with: "sha256" for the digests that are saved with every checkpoint,
+            "crc32" for those of a zip file (see `t2t_config.digests`), "" for nothing: the file carries neither.
         prefix: what a wrapper had put before every name of the file (see `t2t_config.layouts.WRAPPERS`).
         ignored: names of the file that are a tool's counters, no weights.
         not_finite: the model's tensors that now hold a NaN or an infinity.
@@ -35,6 +37,7 @@ class LoadReport:
     resized: Mapping[str, str]
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
+    verified: str = ""
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     not_finite: tuple[str, ...] = ()
@@ -97,6 +100,8 @@ class LoadReport:
             lines.append(f"  left out of the file: {', '.join(self.left_out)}")
         if self.missing:
             lines.append(f"  kept as they were in the model: {', '.join(self.missing)}")
+        if not self.verified:
+            lines.append("  carries no digests: a bit that changed since it was saved would not be noticed")
         return "\n".join(lines)
 
 

@@ -30,11 +30,14 @@ from flax import nnx
 from t2t_common.files import ensure_writable
 from t2t_common.run_folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.described import ALWAYS, check_size, check_table, making
+from t2t_config.digests import SHA256, compare
 from t2t_config.hub import folder_metadata
 from t2t_config.load_report import LoadReport, readable
 from t2t_config.metadata import take_preprocessing
 from t2t_config.shapes import saved_grid
+from t2t_jax.digests import array_digests, check_folder, copies_of, read_back
 from t2t_jax.fit import fit
+from t2t_jax.plain_path import plain_path
 from t2t_jax.registry import create_model
 from t2t_jax.replace import exchange, recover, set_aside
 from t2t_jax.stacked import unstack_arrays
@@ -83,6 +86,8 @@ def start_writing(
 
     When this returns, arrays of JAX may be donated and iterators move on: what is written belongs to the
     moment of the call. The function returned may run in another thread. Of several processes, each calls both.
+    What was written is read back, and compared with the copy, before it goes to `path` (with several processes,
+    none of which has all arrays, it is read for its digests only).
 
     Args:
         path: the folder to create; an older one is replaced.
@@ -95,16 +100,20 @@ def start_writing(
     """
     folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
     _silence_orbax()
-    with writing(path), _swept_on_failure(folder):
+    names = contextlib.ExitStack()
+    with writing(path), _swept_on_failure(folder, names):
         recover(path)
         folder.mkdir(exist_ok=True)
-        written = ocp.save_checkpointables_async(folder / "new", dict(items), custom_metadata=dict(metadata))
+        place, copies = names.enter_context(plain_path(folder)), copies_of(items)
+        written = ocp.save_checkpointables_async(place / "new", dict(items), custom_metadata=dict(metadata))
 
     def finish() -> None:
-        with writing(path), _swept_on_failure(folder):
+        with writing(path), _swept_on_failure(folder, names):
             written.result(timeout=LIMIT_SECONDS)
             if jax.process_index() > 0:
                 return
+            read_back(place / "new", copies)
+            names.close()
             if path.exists():
                 exchange(folder / "new", path)
             else:
@@ -127,10 +136,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _swept_on_failure(folder: Path) -> Iterator[None]:
+def _swept_on_failure(folder: Path, names: contextlib.ExitStack) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        names.close()
         for _ in range(10):  # Orbax's threads go on writing for a moment
             shutil.rmtree(folder, ignore_errors=True)
             threading.Event().wait(0.1)  # no error of its own, whatever happens to the system's time
@@ -177,15 +187,20 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
     folder = find_checkpoint(path)
     item = "ema" if use_ema and (folder / "ema").is_dir() else "model"
     try:
-        saved = ocp.metadata(folder, checkpointable_name=item)
-        shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.metadata.items()}
-        _check_expansion(folder, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values()))
-        like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-        arrays = unstack_arrays(ocp.load_checkpointables(folder, {item: like})[item])
+        digests = check_folder(folder, [item])
+        with plain_path(folder) as place:
+            saved = ocp.metadata(place, checkpointable_name=item)
+            shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.metadata.items()}
+            _check_expansion(folder, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values()))
+            like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+            arrays = ocp.load_checkpointables(place, {item: like})[item]
+        if digests is not None and item in digests:
+            compare(digests[item], array_digests(arrays))
         metadata = dict(saved.custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything, from tensorstore upwards
         raise ValueError(f"cannot read the weights in {folder} ({reason(error)}): get it again") from error
-    return Weights(arrays, metadata, item, item == "ema", "Orbax")
+    verified = "" if digests is None else SHA256
+    return Weights(unstack_arrays(arrays), metadata, item, item == "ema", "Orbax", verified)
 
 
 def _check_expansion(folder: Path, content: int) -> None:
@@ -208,7 +223,9 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         return {**read_torch_file(file).metadata, **folder_metadata(path, file)}
     folder = find_checkpoint(path)
     try:
-        return dict(ocp.metadata(folder, checkpointable_name="model").custom_metadata or {})
+        check_folder(folder, ["model"])
+        with plain_path(folder) as place:
+            return dict(ocp.metadata(place, checkpointable_name="model").custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(f"cannot read the metadata in {folder} ({reason(error)}): get it again") from error
 
@@ -290,6 +307,7 @@ def _load(
         fitted.resized,
         fitted.left_out,
         fitted.missing,
+        found.verified,
         found.prefix,
         found.ignored,
         not_finite,

@@ -3,18 +3,19 @@
 Writes a model with its weights as one file of StableHLO: any batch size, on CPU, CUDA and TPU. The file is tried before
 it takes its name: exit code 1, and nothing written, if it does not compute what the model computes.
 
-OUT is a zip of `model.jax_export` (of `jax.export`, with the weights) and `metadata.json` (model, sizes,
-preprocessing). `load_exported` reads it; without this package that is
+OUT is a zip of `model.jax_export` (of `jax.export`, with the weights), `metadata.json` (model, sizes,
+preprocessing) and `sha256.json` (digests of both). `load_exported` reads it; without this package that is
 `jax.export.deserialize(zipfile.ZipFile(OUT).read("model.jax_export")).call(images)`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from t2t_common import cli
 from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample_images
 from t2t_common.files import check_target, replace_file
 from t2t_common.options import WeightsOptions
+from t2t_common.sealed import check_sealed, seal
 from t2t_common.terminal import status
 from t2t_common.zips import open_zip
 from t2t_config.bounded_json import parse
@@ -43,10 +45,13 @@ MAX_BYTES = 2**31 - 2**20
 
 
 class ExportedModel:
-    """A model read from a file: call it with images (B, H, W, C) float32 for logits (B, num_classes), any B."""
+    """A model read from a file: call it with images (B, H, W, C) float32 for logits (B, num_classes), any B.
 
-    def __init__(self, exported: export.Exported, metadata: dict[str, Any]) -> None:
-        self.exported, self.metadata = exported, metadata
+    `verified` is what the file was compared with: "sha256", or "crc32" or "" where it carries no digests.
+    """
+
+    def __init__(self, exported: export.Exported, metadata: dict[str, Any], verified: str = "") -> None:
+        self.exported, self.metadata, self.verified = exported, metadata, verified
         self._call = jax.jit(exported.call)
 
     def __call__(self, images: Any) -> jax.Array:
@@ -85,6 +90,7 @@ def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | 
         with zipfile.ZipFile(temporary, "w") as file:
             file.writestr(PROGRAM, exported.serialize())
             file.writestr(METADATA, json.dumps(facts, indent=1) + "\n")
+        seal(temporary)
         return demand(_compare(load_exported(temporary), forward, state, sample_images(shape)))
 
 
@@ -101,16 +107,25 @@ def load_exported(path: str | Path) -> ExportedModel:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another file, or a damaged one.
+        ValueError: another file, or one that is not as it was exported.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no exported model at {path}: check the path")
-    try:
+    with _called(path), open_zip(Path(path)) as file:
+        if sum(info.file_size for info in file.infolist()) > MAX_EXPANSION * Path(path).stat().st_size:
+            raise ValueError("it unpacks to far more than its size")
+    verified = check_sealed(Path(path))
+    with _called(path):
         with open_zip(Path(path)) as file:
-            if sum(info.file_size for info in file.infolist()) > MAX_EXPANSION * Path(path).stat().st_size:
-                raise ValueError("it unpacks to far more than its size")
             program, metadata = file.read(PROGRAM), parse(file.read(METADATA))
-        return ExportedModel(export.deserialize(bytearray(program)), metadata)
+        return ExportedModel(export.deserialize(bytearray(program)), metadata, verified)
+
+
+@contextlib.contextmanager
+def _called(path: str | Path) -> Iterator[None]:
+    """Makes what fails inside a ValueError that names `path`."""
+    try:
+        yield
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(
             f"{path} is no exported model ({type(error).__name__}): make it with t2t_jax.export"

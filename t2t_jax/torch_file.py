@@ -11,11 +11,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from t2t_config.digests import SHA256, DamagedError, open_texts, seal_texts
 from t2t_config.extras import install_hint
 from t2t_config.layouts import to_official, unwrap
 from t2t_config.load_report import readable
 from t2t_config.metadata import from_text
 from t2t_config.shapes import sizes_of
+from t2t_jax.digests import array_digests
 
 DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8"}
 """Of safetensors files. (`safetensors.numpy` knows no bfloat16.)"""
@@ -24,8 +26,9 @@ DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_d
 class Weights(NamedTuple):
     """Arrays by dotted name, the metadata saved with them (`model`, `img_size`, `in_chans`, ...), and their origin.
 
-    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had;
-    `prefix` stood before each, and `ignored` were no weights (see `t2t_config.layouts.unwrap`).
+    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had,
+    `verified` what its bytes were compared with (see `LoadReport.verified`); `prefix` stood before each name, and
+    `ignored` were no weights (see `t2t_config.layouts.unwrap`).
     """
 
     arrays: dict[str, np.ndarray]
@@ -33,6 +36,7 @@ class Weights(NamedTuple):
     entry: str
     is_ema: bool
     layout: str
+    verified: str = ""
     prefix: str = ""
     ignored: tuple[str, ...] = ()
 
@@ -56,7 +60,16 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
             raise ValueError(f"{path} needs PyTorch to read: {install_hint('torch')}") from error
         file = read_checkpoint(path, use_ema=use_ema)
         state = {name: _to_numpy(tensor) for name, tensor in file.state_dict.items()}
-        found = Weights(state, dict(file.metadata), file.entry, file.is_ema, file.layout, file.prefix, file.ignored)
+        found = Weights(
+            state,
+            dict(file.metadata),
+            file.entry,
+            file.is_ema,
+            file.layout,
+            verified=file.verified,
+            prefix=file.prefix,
+            ignored=file.ignored,
+        )
     metadata = sizes_of({name: array.shape for name, array in found.arrays.items()}) | from_text(found.metadata)
     return found._replace(arrays=from_torch(found.arrays), metadata=metadata)
 
@@ -78,12 +91,18 @@ def _read_safetensors(path: Path) -> Weights:
             kind = f"{readable(name)} is {tensor['dtype']}"
             raise ValueError(f"{path} holds no state dict ({kind}): save model.state_dict()")
         arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    try:
+        metadata, verified = open_texts(metadata, lambda: array_digests(arrays))
+    except DamagedError as error:
+        raise ValueError(
+            f"{path} is damaged or was changed ({error}): get it again, or save its weights anew"
+        ) from error
     own = unwrap(arrays)
     try:
         official, layout = to_official(own.weights)
     except ValueError as error:
         raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
-    return Weights(official, metadata, "", False, layout.name, own.prefix, own.counters)
+    return Weights(official, metadata, "", False, layout.name, verified, own.prefix, own.counters)
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
@@ -124,7 +143,14 @@ def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes arrays of a model (see `model_arrays`) as `t2t_torch.save_checkpoint` writes them: official names and
-    layouts, in their own dtypes. Needs no torch. The caller gives the file its final name when it is whole.
+    layouts, in their own dtypes, with digests. Needs no torch. The caller gives the file its final name.
+
+    Raises:
+        ValueError: what is read back is not what was written.
     """
+    state_dict = to_torch(arrays)
+    texts = seal_texts(metadata, array_digests(state_dict))
     # Not `save_file`: it hides a full disk behind a SafetensorError, and gives the file to its owner alone.
-    Path(path).write_bytes(safetensors.numpy.save(to_torch(arrays), dict(metadata) if metadata else None))
+    Path(path).write_bytes(safetensors.numpy.save(state_dict, texts))
+    if _read_safetensors(Path(path)).verified != SHA256:
+        raise ValueError(f"cannot write {path} (read back, its digests are missing): choose another disk")

@@ -19,17 +19,17 @@ from typing import Any
 import jax
 import tyro
 
-from t2t_common import cli
+from t2t_common import cli, resuming
 from t2t_common.accuracy import Accuracy
 from t2t_common.data.classes import for_run, other_order
 from t2t_common.evaluations import new_confusion
 from t2t_common.files import ensure_writable
 from t2t_common.interrupt import RunInterruptedError
 from t2t_common.lock import locked
-from t2t_common.resuming import check_same_run, with_saved_head
-from t2t_common.run_folder import check_beginning, check_workdir, note_not_recognised
+from t2t_common.resuming import with_saved_head
+from t2t_common.run_folder import check_workdir, note_not_recognised
 from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
-from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata, saved_by
+from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
 from t2t_common.start_block import start_block
 from t2t_common.terminal import say
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
@@ -323,19 +323,17 @@ def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
 
 
 def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
-    """Sets `run` to the latest checkpoint; the number of steps done (0 without one).
+    """Sets `run` to the latest checkpoint that is sound; the number of steps done (0 without one).
 
     Raises:
-        ValueError: the checkpoint is of another recipe or of other data; or there is none where one has to be.
+        ValueError: as `t2t_common.resuming.resume`.
     """
-    step = checkpoints.latest_step
-    if step is None:
-        check_beginning(workdir, saved_by=saved_by(run.recipe, run.steps_per_epoch))
-        return 0
-    last_step = run.recipe.total_epochs * run.steps_per_epoch
-    run.notes += check_same_run(checkpoints.metadata, run.metadata, workdir, step=step, last_step=last_step)
-    run.state = checkpoints.restore(run.state, run.iterator)
-    return int(run.state.step)
+
+    def restore() -> int:
+        run.state = checkpoints.restore(run.state, run.iterator)
+        return int(run.state.step)
+
+    return resuming.resume(run, checkpoints, workdir, restore)
 
 
 # --- Command line -------------------------------------------------------------------------------------------

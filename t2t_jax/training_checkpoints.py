@@ -20,18 +20,20 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from t2t_common.files import ensure_writable
+from t2t_common.run_folder import Damaged, UnfitError
 from t2t_common.saving import TOP1
 from t2t_jax.checkpoint import (
     BEST,
     CHECKPOINTS,
     SCRATCH,
     checkpoint_steps,
-    find_checkpoint,
     load_metadata,
     reason,
     start_writing,
     writing,
 )
+from t2t_jax.digests import check_folder, check_readable
+from t2t_jax.plain_path import plain_path
 from t2t_jax.processes import LostProcessError
 from t2t_jax.replace import ASIDE, recover
 from t2t_jax.step import TrainState
@@ -63,9 +65,11 @@ class TrainingCheckpoints:
         self._pending: Future[None] | None = None
         self._top1: dict[int, float] = {}
         self._keeps_best = keep_best
+        self.damaged = Damaged(self._folder, renames=jax.process_index() == 0)
         if keep_best:
             for step in checkpoint_steps(self._folder):
-                self._note_top1(step, load_metadata(self._folder / str(step)))
+                with self.damaged.noted(step):
+                    self._note_top1(step, load_metadata(self._folder / str(step)))
         if jax.process_index() == 0:
             with writing(self._folder):
                 self._sweep()
@@ -93,13 +97,17 @@ class TrainingCheckpoints:
     @property
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint; None without one."""
-        steps = checkpoint_steps(self._folder)
+        steps = [step for step in checkpoint_steps(self._folder) if step not in self.damaged.steps]
         return steps[-1] if steps else None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Metadata of the latest checkpoint; empty without one."""
-        return {} if self.latest_step is None else load_metadata(self._folder)
+        """Metadata of the latest checkpoint that can be read; empty without one.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        return self.damaged.latest(lambda: self.latest_step, lambda step: load_metadata(self._folder / str(step)), {})
 
     def is_best(self, top1: float) -> bool:
         """Whether a checkpoint of this accuracy would become the best one; never where the best is not kept."""
@@ -116,6 +124,7 @@ class TrainingCheckpoints:
         """
         self.wait()
         step = int(state.step)
+        self.damaged.steps.pop(step, None)
         items = {**_items(state), DATA: iterator}
         finish = start_writing(self._folder / str(step), items, metadata, scratch=self._folder / f"{SCRATCH}{step}")
         if self._keeps_best:
@@ -133,24 +142,37 @@ class TrainingCheckpoints:
             pending.result()
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The saved state of the latest checkpoint; sets `iterator` to its position.
+        """The saved state of the latest checkpoint that is sound; sets `iterator` to its position.
+
+        What is damaged is set aside, and `damaged.lines` says so.
 
         Args:
             state: any state of the same run; gives shapes, dtypes and devices.
             iterator: over the same data with the same seed and batch size.
 
         Raises:
-            ValueError: the checkpoint is damaged; the message names it.
+            ValueError: all are damaged, or it is of another run; the message names it.
         """
-        folder = find_checkpoint(self._folder)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
-        try:
-            saved = ocp.load_checkpointables(folder, like)
-            iterator.set_state(read_position(folder))
-        except Exception as error:  # damaged files raise almost anything
-            raise ValueError(
-                f"cannot read {folder} ({reason(error)}): delete it to continue from the checkpoint before"
-            ) from error
+
+        def read(step: int) -> dict[str, Any]:
+            folder = self._folder / str(step)
+            has_digests = check_folder(folder) is not None
+            position = read_position(folder)
+            try:
+                with plain_path(folder) as place:
+                    saved = ocp.load_checkpointables(place, like)
+                iterator.set_state(position)
+            except Exception as error:
+                if not has_digests:
+                    check_readable(folder)
+                raise UnfitError(
+                    f"cannot continue from {folder} ({reason(error)}): choose another --workdir"
+                ) from error
+            return saved
+
+        saved = self.damaged.latest(lambda: self.latest_step, read, None)
+        assert saved is not None
         return TrainState(
             params={name: saved["model"][name] for name in state.params},
             buffers={name: saved["model"][name] for name in state.buffers},

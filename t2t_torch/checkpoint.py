@@ -67,6 +67,7 @@ def load_checkpoint(
         fitted.resized,
         fitted.left_out,
         fitted.missing,
+        checkpoint.verified,
         checkpoint.prefix,
         checkpoint.ignored,
         tuple(name for name, value in fitted.weights.items() if not bool(torch.isfinite(value).all())),

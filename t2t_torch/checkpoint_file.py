@@ -9,9 +9,8 @@ Other projects' names become the official ones (see `t2t_config.layouts`).
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ from torch import Tensor, nn
 
 from t2t_common.files import check_target, replace_file
 from t2t_common.run_folder import latest_torch_file
+from t2t_config.digests import CRC32, SHA256, DamagedError, open_texts, seal_texts
 from t2t_config.hub import folder_metadata
 from t2t_config.layouts import OFFICIAL, to_official, unwrap
 from t2t_config.load_report import few, readable
 from t2t_config.metadata import to_text
+from t2t_torch.digests import check_content, tensor_digests, torch_bytes
 from t2t_torch.plain import check_plain
-from t2t_torch.unpickle import read_pickle
+from t2t_torch.unpickle import has_crc32, read_pickle
 
 StateDict = dict[str, Tensor]
 
@@ -40,13 +41,15 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """The weights of a file by official name, the entry they came from ('' for a bare state dict), whose names
-    the file carries, and its own metadata; what wrapped every name, and which names were no weights (see `unwrap`).
+    the file carries, its own metadata, and what its bytes were compared with (see `LoadReport.verified`); what wrapped
+    every name, and which names were no weights (see `unwrap`).
     """
 
     state_dict: StateDict
     entry: str = ""
     layout: str = OFFICIAL.name
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    verified: str = ""
     prefix: str = ""
     ignored: tuple[str, ...] = ()
 
@@ -65,20 +68,17 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
     of the file is ever run.
 
     `use_ema` prefers the EMA weights of files that hold both. A file with only one of the two gives that one,
-    and `Checkpoint.entry` says which.
+    and `Checkpoint.entry` says which. What is read is compared with the digests that `save_checkpoint` wrote, or of
+    other zip files with their CRC-32.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated or corrupt, would run code or fill the memory, or holds no state dict; or a
-            tensor is no plain one (see `t2t_torch.plain`).
+        ValueError: the file is truncated or corrupt, is not what was saved, would run code or fill the memory, or
+            holds no state dict; or a tensor is no plain one (see `t2t_torch.plain`).
     """
     named, path = path, find_checkpoint(path)
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else pick_entry(path, read_pickle(path), use_ema)
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, use_ema)
     found = dataclasses.replace(found, metadata={**found.metadata, **to_text(folder_metadata(named, path))})
-    try:
-        check_plain(found.state_dict)
-    except ValueError as error:
-        raise ValueError(f"cannot use {path}: {error}") from None
     own = unwrap(found.state_dict)
     try:
         state_dict, layout = to_official(own.weights)
@@ -105,15 +105,43 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"no checkpoint file at {path}: {remedy}")
 
 
+def _read_torch(path: Path, use_ema: bool) -> Checkpoint:
+    content = read_pickle(path)
+    found = pick_entry(path, content, use_ema)
+    _check_plain(path, found.state_dict)
+    try:
+        verified = check_content(path, content, {found.entry, "metadata"})
+    except DamagedError as error:
+        raise damaged(path, error) from error
+    return dataclasses.replace(found, verified=verified or (CRC32 if has_crc32(path) else ""))
+
+
+def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Before digests are computed, which are of plain tensors; see `check_plain`."""
+    try:
+        check_plain(tensors)
+    except ValueError as error:
+        raise ValueError(f"cannot use {path}: {error}") from None
+
+
+def damaged(path: Path, reason: DamagedError) -> ValueError:
+    """The error of a file that is not what was saved."""
+    return ValueError(f"{path} is damaged or was changed ({reason}): get it again, or save its weights anew")
+
+
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             metadata = file.metadata() or {}
+        _check_plain(path, state_dict)
+        metadata, verified = open_texts(metadata, lambda: tensor_digests(state_dict))
+    except DamagedError as error:
+        raise damaged(path, error) from error
     except safetensors.SafetensorError as error:
         reason = readable(str(error), 200)
         raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({reason}): get it again") from error
-    return Checkpoint(state_dict, metadata=metadata)
+    return Checkpoint(state_dict, metadata=metadata, verified=verified)
 
 
 def pick_entry(path: str | Path, content: Any, use_ema: bool) -> Checkpoint:
@@ -143,11 +171,12 @@ def save_checkpoint(
     """Writes weights to `.safetensors`, or as `{'state_dict': ...}` to `.pth`, `.pth.tar`, `.pt` or `.bin`.
 
     The latter is what timm and the authors' own `load_for_transfer_learning` read. `metadata` (text to text)
-    goes along in both. A crash leaves the old file or the new one, never a half.
+    goes along in both, and so do digests of all tensors. The file is read back before it takes its name: a crash
+    leaves the old file or the new one, never a half.
 
     Raises:
         ValueError: another suffix, a tensor that is no plain one (quantised, sparse, ...; the message names it), or
-            the file cannot be written (a full disk ...).
+            the file cannot be written (a full disk ...) or is not read back as written.
         FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
@@ -162,11 +191,30 @@ def save_checkpoint(
         raise ValueError(f"cannot write {path}: {error}") from None
     # Cloned, so that a view does not drag its whole storage into the file.
     weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    with replace_file(path) as temporary, temporary.open("wb") as file:
+    notes = dict(metadata) if metadata else {}
+    with replace_file(path) as temporary:
         if path.suffix == ".safetensors":
-            file.write(safetensors.torch.save(weights, metadata=dict(metadata) if metadata else None))
+            temporary.write_bytes(safetensors.torch.save(weights, metadata=seal_texts(notes, tensor_digests(weights))))
         else:
-            # In memory first: its zip writer, given a file, hides a full disk behind a RuntimeError.
-            content = io.BytesIO()
-            torch.save({"state_dict": weights} | ({"metadata": dict(metadata)} if metadata else {}), content)
-            file.write(content.getbuffer())
+            temporary.write_bytes(torch_bytes({"state_dict": weights} | ({"metadata": notes} if notes else {})))
+        check_written(temporary, path, lambda: read_checkpoint(temporary).verified)
+
+
+def check_written(temporary: Path, path: Path, read: Callable[[], str]) -> None:
+    """Reads a file back, before it goes from `temporary` to `path`.
+
+    Args:
+        temporary: where it was written.
+        path: what it is called in the error.
+        read: reads it and says what it was compared with.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    try:
+        if read() == SHA256:
+            return
+        reason = "its digests are missing"
+    except ValueError as error:
+        reason = str(error).replace(str(temporary), path.name)
+    raise ValueError(f"cannot write {path} (read back, it is not what was written: {reason}): choose another disk")

@@ -27,7 +27,9 @@ from t2t_common import cli
 from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample_images
 from t2t_common.files import check_target, replace_file
 from t2t_common.options import WeightsOptions
+from t2t_common.sealed import check_sealed, seal
 from t2t_common.terminal import status
+from t2t_config.digests import KEY
 from t2t_config.extras import install_hint
 from t2t_config.metadata import describe_model, from_text, to_text
 from t2t_torch.evaluate import load_for_evaluation
@@ -40,10 +42,14 @@ MAX_BYTES = 1536 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class ExportedModel:
-    """A model read from a file: call it with images (B, C, H, W) float32 for logits (B, num_classes), any B."""
+    """A model read from a file: call it with images (B, C, H, W) float32 for logits (B, num_classes), any B.
+
+    `verified` is what the file was compared with: "sha256", or "crc32" or "" where it carries no digests.
+    """
 
     run: Callable[[np.ndarray], np.ndarray]
     metadata: dict[str, Any]
+    verified: str = ""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return self.run(images)
@@ -74,11 +80,15 @@ def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | 
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes=batch)
     with replace_file(path) as temporary:
+        plain = temporary.with_name(f"model{path.suffix}")  # PyTorch names the folder in the zip after the file
         if path.suffix == ".pt2":
-            torch.export.save(program, temporary, extra_files={METADATA: json.dumps(facts)})
+            torch.export.save(program, plain, extra_files={METADATA: json.dumps(facts)})
         else:
-            _save_onnx(program, images, batch, temporary, facts)
-        return demand(_compare(load_exported(temporary), model, sample_images(shape)))
+            _save_onnx(program, images, batch, plain, facts)
+        seal(plain)
+        found = demand(_compare(load_exported(plain), model, sample_images(shape)))
+        plain.rename(temporary)
+        return found
 
 
 def _check_suffix(path: Path) -> None:
@@ -134,14 +144,16 @@ def load_exported(path: str | Path) -> ExportedModel:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another file, or a damaged one; or onnxruntime is not installed.
+        ValueError: another file, or one that is not as it was exported; or onnxruntime is not installed.
     """
     path = Path(path)
     _check_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"no exported model at {path}: check the path")
+    verified = check_sealed(path)
     try:
-        return _load_pt2(path) if path.suffix == ".pt2" else _load_onnx(path)
+        exported = _load_pt2(path) if path.suffix == ".pt2" else _load_onnx(path)
+        return dataclasses.replace(exported, verified=verified)
     except ValueError:
         raise
     except Exception as error:  # damaged files raise almost anything
@@ -165,7 +177,8 @@ def _load_onnx(path: Path) -> ExportedModel:
     with _needs_onnx():
         import onnxruntime
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    metadata = from_text(session.get_modelmeta().custom_metadata_map)
+    texts = session.get_modelmeta().custom_metadata_map
+    metadata = from_text({key: text for key, text in texts.items() if key != KEY})
     return ExportedModel(lambda images: session.run(None, {"images": images})[0], metadata)
 
 

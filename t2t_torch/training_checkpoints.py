@@ -7,7 +7,6 @@ is a link to the best of them.
 
 from __future__ import annotations
 
-import io
 import math
 import shutil
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from t2t_common.data.iterator import BatchIterator
 from t2t_common.files import ensure_writable, replace_file
-from t2t_common.run_folder import CHECKPOINTS, SUFFIX, torch_steps
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, Damaged, torch_steps
 from t2t_common.saving import TOP1
 from t2t_config.metadata import from_text, to_text
+from t2t_torch.checkpoint_file import check_written
+from t2t_torch.digests import check_content, torch_bytes
 from t2t_torch.processes import process_index
 from t2t_torch.step import TrainState
 from t2t_torch.unpickle import read_pickle
@@ -49,9 +48,11 @@ class TrainingCheckpoints:
         """
         self._folder, self._keep, self._keeps_best = ensure_writable(Path(workdir) / CHECKPOINTS), keep, keep_best
         self._top1: dict[int, float] = {}
+        self.damaged = Damaged(self._folder, SUFFIX, renames=process_index() == 0)
         if keep_best:
             for step in torch_steps(self._folder):
-                self._note_top1(step, _metadata(self._path(step)))
+                with self.damaged.noted(step):
+                    self._note_top1(step, _metadata(self._path(step)))
         if process_index() == 0:
             for leftover in self._folder.glob(f".*{SUFFIX}*"):  # of a run that was killed while it wrote
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -69,13 +70,17 @@ class TrainingCheckpoints:
     @property
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint; None without one."""
-        steps = torch_steps(self._folder)
+        steps = [step for step in torch_steps(self._folder) if step not in self.damaged.steps]
         return steps[-1] if steps else None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Metadata of the latest checkpoint; empty without one."""
-        return {} if self.latest_step is None else _metadata(self._path(self.latest_step))
+        """Metadata of the latest checkpoint that can be read; empty without one.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        return self.damaged.latest(lambda: self.latest_step, lambda step: _metadata(self._path(step)), {})
 
     def is_best(self, top1: float) -> bool:
         """Whether a checkpoint of this accuracy would become the best one; never where the best is not kept."""
@@ -87,6 +92,7 @@ class TrainingCheckpoints:
         Raises:
             ValueError: it cannot be written; earlier checkpoints stay as they are.
         """
+        self.damaged.steps.pop(state.step, None)
         if self._keeps_best:
             self._note_top1(state.step, metadata)
         if process_index() > 0:
@@ -100,10 +106,10 @@ class TrainingCheckpoints:
             "data": iterator.get_state(),
             "metadata": to_text(metadata),
         }
-        content = io.BytesIO()  # first in memory: torch's zip writer, given a file, hides a full disk
-        torch.save(bundle, content)
-        with replace_file(self._path(state.step)) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        path = self._path(state.step)
+        with replace_file(path) as temporary:
+            temporary.write_bytes(torch_bytes(bundle))
+            check_written(temporary, path, lambda: check_content(temporary, read_pickle(temporary)))
         self._link_best()
         self._forget_old()
 
@@ -111,15 +117,17 @@ class TrainingCheckpoints:
         """All is on disk when `save` returns."""
 
     def restore(self, state: TrainState, iterator: BatchIterator) -> None:
-        """Sets `state` and `iterator`, of the same run, to the latest checkpoint.
+        """Sets `state` and `iterator`, of the same run, to the latest checkpoint that is sound.
+
+        What is damaged is set aside, and `damaged.lines` says so.
 
         Raises:
-            ValueError: the checkpoint is damaged; the message names it.
+            ValueError: all are damaged, or it is of another run; the message names it.
         """
-        assert self.latest_step is not None
-        path = self._path(self.latest_step)
+
+        saved = self.damaged.latest(lambda: self.latest_step, lambda step: _read(self._path(step)), None)
+        assert saved is not None
         try:
-            saved = read_pickle(path)
             state.model.load_state_dict(saved["state_dict"])
             state.optimizer.load_state_dict(saved["optimizer"])
             state.scheduler.load_state_dict(saved["scheduler"])
@@ -128,9 +136,11 @@ class TrainingCheckpoints:
                     value.copy_(saved["state_dict_ema"][name])
             state.step = saved["step"]
             iterator.set_state(saved["data"])
-        except Exception as error:  # damaged files raise almost anything
+        except Exception as error:  # sound, but of another run
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"cannot read {path} ({reason}): delete it to continue from the one before") from error
+            raise ValueError(
+                f"cannot continue from {self._path(self.latest_step or 0)} ({reason}): choose another --workdir"
+            ) from error
 
     def _path(self, step: int) -> Path:
         return self._folder / f"{step}{SUFFIX}"
@@ -159,9 +169,17 @@ class TrainingCheckpoints:
                 self._top1.pop(step, None)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """All of a checkpoint, compared with its digests where it has some."""
+    saved = read_pickle(path)
+    check_content(path, saved)
+    return saved
+
+
 def _metadata(path: Path) -> dict[str, Any]:
     """What a checkpoint of `TrainingCheckpoints` says of itself; its tensors are not read."""
-    try:
-        return from_text(read_pickle(path, mapped=True)["metadata"])
-    except Exception as error:  # damaged files raise almost anything
-        raise ValueError(f"cannot read {path}: delete it to continue from the one before") from error
+    saved = read_pickle(path, mapped=True)
+    check_content(path, saved, {"metadata"})
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("metadata"), Mapping):
+        raise ValueError("is no checkpoint of a run: no metadata in it")
+    return from_text(saved["metadata"])

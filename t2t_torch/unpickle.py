@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from t2t_common.pickles import operations
-from t2t_common.zips import open_zip
+from t2t_common.zips import check_members, open_zip
 from t2t_config.described import ALWAYS
+from t2t_config.digests import DamagedError
 from t2t_config.load_report import readable
 from t2t_torch.dry_run import check_archive, check_legacy
 from t2t_torch.inert import INERT
@@ -159,6 +160,8 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             if start.startswith(ZIP_START):
                 _check_expansion(path, _unpacked_size(file), size)
                 file.seek(0)
+                check_members(file, ".pkl" if mapped else "")  # PyTorch's own reader does not
+                file.seek(0)
             if start.startswith(ZIP_START) or start == LEGACY_START:
                 _check_allocations(file, MAX_EXPANSION * size)
                 file.seek(0)
@@ -174,6 +177,8 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             return _with_tensors(content)
         except _TooLargeError as error:
             raise ValueError(str(error)) from None
+        except DamagedError as error:
+            raise ValueError(f"{path} is truncated, corrupt or no PyTorch file ({error}): get it again") from error
         except Exception as error:  # damaged bytes raise nearly anything: KeyError, EOFError, OSError ...
             code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if code:
@@ -242,6 +247,15 @@ def _pickles(file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
         for info in archive.infolist():
             if info.filename.lower().endswith(".pkl"):
                 yield io.BytesIO(archive.read(info)), 1
+
+
+def has_crc32(path: Path) -> bool:
+    """Whether `read_pickle` compares the bytes of the file at `path` with a CRC-32: those of a zip that has them."""
+    with path.open("rb") as file:
+        if not file.read(len(ZIP_START)).startswith(ZIP_START):
+            return False
+        with open_zip(file) as archive:
+            return any(info.CRC for info in archive.infolist())
 
 
 def _check_expansion(path: Path, content: int, size: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from reliability.fuzzing.formats import damaged_pickle, damaged_zip
 from reliability.fuzzing.mutate import Tree, damaged_json, damaged_tree
 from reliability.fuzzing.reader import Reader
-from reliability.fuzzing.weights import by_suffix, jax_model, made
+from reliability.fuzzing.weights import by_suffix, jax_model, made, without_digests
 
 # --- Orbax --------------------------------------------------------------------------------------------------
 
@@ -25,7 +25,8 @@ def orbax_model() -> Reader:
         from t2t_config.metadata import describe_model
         from t2t_jax.checkpoint import save_model
 
-        return [made(lambda folder: save_model(folder / "model", jax_model(), describe_model(jax_model())))]
+        tree = made(lambda folder: save_model(folder / "model", jax_model(), describe_model(jax_model())))
+        return [tree, without_digests(tree)]
 
     def read(folder: Path) -> object:
         from t2t_jax.checkpoint import load_metadata, load_weights
@@ -47,7 +48,7 @@ def _orbax_change(tree: Tree, rng: Random) -> Tree:
     return damaged_tree(tree, rng)
 
 
-def _train_state() -> tuple[Any, Any]:
+def train_state() -> tuple[Any, Any]:
     """State and iterator of a small run in JAX."""
     import jax
     import jax.numpy as jnp
@@ -75,17 +76,18 @@ def training_jax() -> Reader:
         from t2t_jax.training_checkpoints import TrainingCheckpoints
 
         def write(folder: Path) -> None:
-            state, iterator = _train_state()
+            state, iterator = train_state()
             with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
                 checkpoints.save(state, iterator, {"model": "t2t_vit_micro", "top1": 50.0})
 
         tree = made(write)
-        return [{name: content for name, content in tree.items() if "/best/" not in name}]
+        tree = {name: content for name, content in tree.items() if "/best/" not in name}
+        return [tree, without_digests(tree)]
 
     def read(folder: Path) -> object:
         from t2t_jax.training_checkpoints import TrainingCheckpoints
 
-        state, iterator = _train_state()
+        state, iterator = train_state()
         with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
             if checkpoints.latest_step is None:
                 return None
@@ -95,33 +97,36 @@ def training_jax() -> Reader:
     return Reader(samples, _orbax_change, read, writes=("run*",), seconds=60, megabytes=512)
 
 
+def torch_state() -> tuple[Any, Any]:
+    """State and iterator of a small run in PyTorch."""
+    import torch
+
+    from t2t_common.data.iterator import BatchIterator
+    from t2t_torch.optim import Ema
+    from t2t_torch.step import TrainState
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    return TrainState(model, optimizer, scheduler, Ema(model, 0.9)), BatchIterator(lambda position: iter(()), None)  # type: ignore[arg-type]
+
+
 def training_torch() -> Reader:
     """The same in PyTorch."""
-
-    def state_and_iterator() -> tuple[Any, Any]:
-        import torch
-
-        from t2t_common.data.iterator import BatchIterator
-        from t2t_torch.optim import Ema
-        from t2t_torch.step import TrainState
-
-        model = torch.nn.Linear(2, 2)
-        optimizer = torch.optim.AdamW(model.parameters())
-        model(torch.ones(1, 2)).sum().backward()
-        optimizer.step()
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        return TrainState(model, optimizer, scheduler, Ema(model, 0.9)), BatchIterator(lambda position: iter(()), None)  # type: ignore[arg-type]
 
     def samples() -> Sequence[Tree]:
         from t2t_torch.training_checkpoints import TrainingCheckpoints
 
         def write(folder: Path) -> None:
-            state, iterator = state_and_iterator()
+            state, iterator = torch_state()
             with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
                 checkpoints.save(state, iterator, {"model": "t2t_vit_micro", "top1": 50.0})
                 (folder / "run/checkpoints/best.pth").unlink()
 
-        return [made(write)]
+        tree = made(write)
+        return [tree, without_digests(tree)]
 
     def change(tree: Tree, rng: Random) -> Tree:
         if rng.random() < 0.1:
@@ -136,7 +141,7 @@ def training_torch() -> Reader:
     def read(folder: Path) -> object:
         from t2t_torch.training_checkpoints import TrainingCheckpoints
 
-        state, iterator = state_and_iterator()
+        state, iterator = torch_state()
         with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
             if checkpoints.latest_step is not None:
                 assert isinstance(checkpoints.metadata, dict)

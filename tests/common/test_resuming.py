@@ -11,8 +11,8 @@ import pytest
 
 from t2t_common.data import data_identity, open_source
 from t2t_common.preprocess import Preprocess
-from t2t_common.resuming import LOST_DATA, check_same_run, with_saved_head
-from t2t_common.run_folder import CHECKPOINTS
+from t2t_common.resuming import LOST_DATA, check_same_run, resume, with_saved_head
+from t2t_common.run_folder import CHECKPOINTS, Damaged
 from t2t_common.run_page.record import Record
 from t2t_common.saving import DATA, RAN_ON, run_metadata
 from t2t_config import RECIPES, ExpectedClasses, Recipe
@@ -143,3 +143,44 @@ def test_the_head_of_a_run_of_old_is_kept(tree: Path, tmp_path: Path):
     Record(config={**config, DATA: {"train": {}}}).save(tmp_path)
     assert isinstance(with_saved_head(recipe, tmp_path).num_classes, ExpectedClasses)
     assert with_saved_head(recipe, tmp_path / "nothing") is recipe
+
+
+@dataclasses.dataclass
+class Continued:
+    """A run, and its checkpoints of several steps."""
+
+    recipe: Recipe
+    metadata_here: dict[str, Any]
+    there: dict[int, dict[str, Any]]
+    damaged: Damaged
+    steps_per_epoch: int = 3
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def latest_step(self) -> int | None:
+        return max(self.there, default=None)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.there.get(self.latest_step, {}) if self.there else self.metadata_here
+
+
+def test_what_is_told_is_of_the_checkpoint_that_was_taken(tree: Path, tmp_path: Path):
+    """The latest one may turn out to be damaged when its weights are read."""
+    here, two = metadata(tree), metadata(tree, {**ALONE, **MESH, "processes": 2})
+    recipe = Recipe("t2t_vit_micro", data=str(tree), num_classes=2, epochs=4, cooldown_epochs=0, batch_size=2)
+    checkpoints = Continued(recipe, here, {3: two, 6: here}, Damaged(tmp_path / CHECKPOINTS))
+    run = Continued(recipe, here, {}, checkpoints.damaged)
+
+    def restore() -> int:
+        del checkpoints.there[6]
+        checkpoints.damaged.lines.append("6 is damaged")
+        return 3
+
+    assert resume(run, checkpoints, tmp_path, restore) == 3
+    assert run.notes[0] == "6 is damaged"
+    assert len(run.notes) == 2
+    assert "up to here it had 2 processes" in run.notes[1]
+    checkpoints.there = {3: metadata(tree, lr=1.0)}
+    with pytest.raises(ValueError, match="of another recipe"):
+        resume(run, checkpoints, tmp_path, lambda: pytest.fail("it was restored"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from t2t_common.run_folder import (
+    CHECKPOINTS,
     check_beginning,
     check_workdir,
     latest_torch_file,
@@ -62,6 +63,13 @@ def test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew(tm
         check_beginning(tmp_path, saved_by=8)
     note = note_not_recognised(tmp_path, ["8.pth"])
     assert note == f"not recognised as checkpoints, and left alone: {name!r}"
+
+
+@pytest.mark.parametrize("name", ["damaged-12", "damaged-12.pth", "damaged-12-1.pth"])
+def test_damaged_checkpoints_that_were_set_aside_are_no_strangers(name: str, tmp_path: Path):
+    (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
+    check_beginning(tmp_path, saved_by=8)
+    assert note_not_recognised(tmp_path, []) is None
 
 
 def test_a_log_that_goes_beyond_the_first_checkpoint_stops_a_run_that_would_begin_anew(tmp_path: Path):

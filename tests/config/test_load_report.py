@@ -40,6 +40,13 @@ def test_what_is_missing_is_refused_unless_it_was_asked_for():
         report.warn(fresh_classifiers=False)
 
 
+def test_what_was_compared_with_nothing_says_so():
+    assert "w.pth: 1 tensors loaded" in str(EXACT)
+    assert "carries no digests: a bit that changed" in str(EXACT)
+    for verified in ("sha256", "crc32"):
+        assert len(str(dataclasses.replace(EXACT, verified=verified)).splitlines()) == 1
+
+
 def test_names_of_strangers_fit_into_a_line():
     assert few(["a", "b"]) == "a, b"
     assert few(["a\nb", "\x1b[31m", "\ud800", "é"], 4) == r"a\nb, \x1b[31m, \ud800, é"

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from t2t_common import zips
 from t2t_torch.checkpoint_file import read_checkpoint, read_state_dict, save_checkpoint
 from tests.full_disk import on_full_disk
 
@@ -90,6 +91,51 @@ def test_safetensors(tmp_path: Path):
     assert checkpoint.state_dict.keys() == RAW.keys()
     assert all(torch.equal(checkpoint.state_dict[name], RAW[name]) for name in RAW)
     assert (checkpoint.entry, dict(checkpoint.metadata)) == ("", {"model": "t2t_vit_7"})
+
+
+# ---- digests ----
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors"])
+def test_what_is_saved_is_verified_when_it_is_read(tmp_path: Path, suffix: str):
+    path = tmp_path / f"w{suffix}"
+    save_checkpoint(RAW, path, metadata={"model": "m", "sha": "x"})
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.verified, dict(checkpoint.metadata)) == ("sha256", {"model": "m", "sha": "x"})
+    content = path.read_bytes()
+    for value in RAW.values():
+        data = value.numpy().tobytes()
+        path.write_bytes(content.replace(data, data[:-1] + bytes([data[-1] ^ 1])))
+        with pytest.raises(ValueError, match=rf"w{suffix} is .*(head\.\w+|archive/data/\d) (is|are) not as saved"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_tensor_that_was_changed_is_named(tmp_path: Path, suffix: str):
+    """With checksums of the container that are right."""
+    path = tmp_path / f"w{suffix}"
+    save_checkpoint(RAW, path, metadata={"model": "m"})
+    if suffix == ".pth":
+        digests = zips.read_digests(path)
+        torch.save({"state_dict": {**RAW, "head.bias": torch.zeros(2)}, "metadata": {"model": "m"}}, path)
+        zips.add_digests(path, digests)
+    else:
+        with safetensors.safe_open(path, framework="pt") as file:
+            texts = file.metadata()
+        safetensors.torch.save_file({**RAW, "head.bias": torch.zeros(2)}, path, texts)
+    with pytest.raises(ValueError, match=rf"w{suffix} is damaged .*\((state_dict/)?head\.bias is not as saved"):
+        read_checkpoint(path)
+
+
+def test_files_without_digests_are_read(tmp_path: Path):
+    """Of earlier versions, and of others."""
+    torch.save({"state_dict": RAW, "metadata": {"model": "m"}}, tmp_path / "w.pth")
+    torch.save({"state_dict": RAW}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(RAW, tmp_path / "w.safetensors", {"model": "m"})
+    for name, verified in (("w.pth", "crc32"), ("old.pth", ""), ("w.safetensors", "")):
+        checkpoint = read_checkpoint(tmp_path / name)
+        assert checkpoint.verified == verified
+        assert same(checkpoint.state_dict, RAW) or name.endswith("safetensors")
 
 
 # ---- what is refused ----

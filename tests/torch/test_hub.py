@@ -145,7 +145,7 @@ def test_without_huggingface_hub_folders_still_work(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     t2t_torch.save_pretrained(make(), tmp_path)
     t2t_torch.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"pip install 't2t-vit\[hub\]'"):
+    with pytest.raises(ValueError, match=r'needs huggingface_hub: pip install -e "\.\[hub\]"'):
         t2t_torch.from_pretrained("me/micro")
 
 
@@ -218,9 +218,23 @@ def test_a_configuration_that_makes_no_model_of_this_file(tmp_path: Path, argume
     t2t_torch.save_pretrained(make(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["model_args"] |= arguments
+    del config["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config.json"):
         t2t_torch.from_pretrained(tmp_path)
+
+
+def test_a_configuration_that_changed_is_refused(tmp_path: Path):
+    """Until its digest is taken out, as files of earlier versions have none."""
+    t2t_torch.save_pretrained(make(), tmp_path, metadata={"class_names": ["cat", "dog", "owl"]})
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"owl"', '"owm"'))
+    with pytest.raises(ValueError, match=r"config\.json: it is not as it was saved: get it again; if you changed it"):
+        t2t_torch.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    t2t_torch.from_pretrained(tmp_path)
 
 
 def test_a_configuration_of_brackets(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +104,94 @@ def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
     assert files(tmp_path) == {"1.pth"}
 
 
+def damage(path: Path, member: str = "data/0") -> None:
+    """Flips one bit in a member of the zip file."""
+    with zipfile.ZipFile(path) as archive:
+        (content,) = (archive.read(name) for name in archive.namelist() if name.endswith(f"/{member}"))
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(content) + len(content) // 2] ^= 1
+    path.write_bytes(whole)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path):
+    """With none before it nothing is set aside, or the next call would begin anew."""
     checkpoints = TrainingCheckpoints(tmp_path, keep=2)
     checkpoints.save(new(1), numbers(), METADATA)
     path = tmp_path / "checkpoints" / "1.pth"
     path.write_bytes(path.read_bytes()[:5000])
-    for attempt in (lambda: checkpoints.restore(new(), numbers()), lambda: checkpoints.metadata):
-        with pytest.raises(ValueError, match=r"cannot read .*1.pth.*delete it to continue from the one before"):
-            attempt()
+    for _ in range(2):
+        checkpoints = TrainingCheckpoints(tmp_path, keep=2)
+        with pytest.raises(ValueError, match=r"cannot read .*1.pth, nor one before \(.*choose another --workdir"):
+            _ = checkpoints.metadata
+    assert files(tmp_path) == {"1.pth"}
+
+
+@pytest.mark.parametrize("reads_metadata", [True, False])
+@pytest.mark.parametrize("member", ["data/0", "data.pkl", "sha256.json"])
+def test_a_run_falls_back_to_the_checkpoint_before(reads_metadata: bool, member: str, tmp_path: Path):
+    checkpoints, states = TrainingCheckpoints(tmp_path, keep=3), {step: new(step) for step in (1, 2, 3)}
+    for step, state in states.items():
+        checkpoints.save(state, numbers(), METADATA | {"of": step})
+    damage(tmp_path / "checkpoints" / "3.pth", member)
+    damage(tmp_path / "checkpoints" / "2.pth")
+    checkpoints = TrainingCheckpoints(tmp_path, keep=3, keep_best=True)
+    assert not reads_metadata or checkpoints.metadata["of"] in (1, 2, 3)  # its tensors are not read yet
+    state = new()
+    checkpoints.restore(state, numbers())
+    assert state.step == checkpoints.metadata["of"] == checkpoints.latest_step == 1
+    assert all(torch.equal(states[1].raw[name], value) for name, value in state.raw.items())
+    assert files(tmp_path) == {"1.pth", "damaged-2.pth", "damaged-3.pth"}
+    assert sorted(checkpoints.damaged.lines) == checkpoints.damaged.lines[::-1]
+    for line, step in zip(checkpoints.damaged.lines, (3, 2), strict=True):
+        assert line.startswith(f"checkpoint {tmp_path}/checkpoints/{step}.pth is damaged (")
+        assert line.endswith(f"): set aside as damaged-{step}.pth, the run uses the one before")
+        assert "\n" not in line
+    checkpoints.save(states[3], numbers(), METADATA | {"of": 3})
+    assert TrainingCheckpoints(tmp_path, keep=3).metadata["of"] == 3
+
+
+def test_a_sound_checkpoint_that_does_not_fit_stays(tmp_path: Path):
+    checkpoints = TrainingCheckpoints(tmp_path, keep=2)
+    checkpoints.save(new(1), numbers(), METADATA)
+    checkpoints.save(new(2), numbers(), METADATA)
+    with pytest.raises(ValueError, match=r"cannot continue from .*2.pth \(.*choose another --workdir"):
+        checkpoints.restore(new(num_classes=7), numbers())
+    assert files(tmp_path) == {"1.pth", "2.pth"}
+
+
+def test_checkpoints_of_earlier_versions_go_on(tmp_path: Path):
+    """Without digests; a bit that changed is found by the zip's CRC-32."""
+    checkpoints, states = TrainingCheckpoints(tmp_path, keep=2), [new(1), new(2)]
+    for state in states:
+        checkpoints.save(state, numbers(), METADATA)
+    for step in (1, 2):
+        path = tmp_path / "checkpoints" / f"{step}.pth"
+        torch.save(torch.load(path), path)
+    state = new()
+    TrainingCheckpoints(tmp_path, keep=2).restore(state, numbers())
+    assert state.step == 2
+    damage(tmp_path / "checkpoints" / "2.pth")
+    checkpoints = TrainingCheckpoints(tmp_path, keep=2)
+    checkpoints.restore(state, numbers())
+    assert state.step == 1
+    assert "CRC-32" in checkpoints.damaged.lines[0]
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints, states = TrainingCheckpoints(tmp_path, keep=1), [new(1), new(2)]
+    checkpoints.save(states[0], numbers(), METADATA)
+    write = Path.write_bytes
+
+    def bad_disk(path: Path, content: Any) -> int:
+        changed = bytearray(content)
+        changed[changed.index(states[1].raw["head.bias"].numpy().tobytes())] ^= 1
+        return write(path, changed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", bad_disk)
+        with pytest.raises(ValueError, match=r"cannot write .*2.pth \(read back, it is not what was written: "):
+            checkpoints.save(states[1], numbers(), METADATA)
+    assert files(tmp_path) == {"1.pth"}
 
 
 def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path):
@@ -131,7 +212,7 @@ def test_metadata_are_read_as_carefully_as_weights(tmp_path: Path):
     call = b"cbuiltins\nbytearray\n" + b"J" + (400_000_000).to_bytes(4, "little") + b"\x85R0"
     with_pickle(tmp_path / "checkpoints" / "1.pth", lambda content: content[:2] + call + content[2:])
     with pytest.raises(ValueError, match=r"cannot read .*1.pth"):
-        TrainingCheckpoints(tmp_path, keep=2, keep_best=True)
+        _ = TrainingCheckpoints(tmp_path, keep=2, keep_best=True).metadata
 
 
 @pytest.mark.parametrize("top1", ["90", [1], None])

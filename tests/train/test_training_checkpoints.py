@@ -21,6 +21,7 @@ from t2t_common.saving import TOP1
 from t2t_config import Recipe
 from t2t_jax import checkpoint, replace
 from t2t_jax.checkpoint import BEST, CHECKPOINTS, SCRATCH, find_checkpoint, load_model_state, save_model
+from t2t_jax.digests import FILE, write_digests
 from t2t_jax.processes import LostProcessError
 from t2t_jax.step import TrainState
 from t2t_jax.train import prepare
@@ -136,16 +137,99 @@ def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
     assert not leftover.exists()
 
 
-def test_a_damaged_checkpoint_is_named_on_resume(tmp_path: Path, recipe: Recipe):
-    run = prepare(recipe)
-    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
-    checkpoints.save(run.state, run.iterator, run.metadata)
-    checkpoints.wait()
-    for path in (tmp_path / CHECKPOINTS / "0" / "train").rglob("*"):
+def flip(folder: Path, item: str) -> None:
+    """One bit in the largest file of an item."""
+    path = max((p for p in (folder / item).rglob("*") if p.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(folder: Path) -> None:
+    """Every file in it."""
+    for path in folder.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0 .*delete it"):
-        checkpoints.restore(run.state, run.iterator)
+
+
+def saved(workdir: Path, *steps: int) -> TrainingCheckpoints:
+    """The checkpoints of a run that saved at these steps, and whose iterator is at as many numbers."""
+    iterator = numbers()
+    with TrainingCheckpoints(workdir, keep=len(steps)) as checkpoints:
+        for step in steps:
+            next(iterator)
+            checkpoints.save(state_at(step), iterator, {"of": step})
+    return TrainingCheckpoints(workdir, keep=len(steps), keep_best=True)
+
+
+def test_a_damaged_checkpoint_is_named_on_resume(tmp_path: Path):
+    """With none before it nothing is set aside, or the next call would begin anew."""
+    saved(tmp_path, 1)
+    cut_short(tmp_path / CHECKPOINTS / "1" / "train")
+    for _ in range(2):
+        checkpoints = TrainingCheckpoints(tmp_path, keep=2)
+        with pytest.raises(ValueError, match=r"cannot read .*checkpoints/1, nor one before \(train/.*: choose"):
+            checkpoints.restore(state_at(0), numbers())
+    assert names(tmp_path) == ["1"]
+
+
+@pytest.mark.parametrize("item", ["model", "train", "ema", "data"])
+def test_a_run_falls_back_to_the_checkpoint_before(item: str, tmp_path: Path):
+    saved(tmp_path, 1, 2, 3)
+    flip(tmp_path / CHECKPOINTS / "3", item)
+    flip(tmp_path / CHECKPOINTS / "2", "model")
+    checkpoints, iterator = TrainingCheckpoints(tmp_path, keep=3, keep_best=True), numbers()
+    assert checkpoints.metadata["of"] in (1, 3)  # the other items are not read yet
+    chex.assert_trees_all_equal(checkpoints.restore(state_at(0), iterator), state_at(1))
+    assert next(iterator) == 1
+    assert checkpoints.latest_step == checkpoints.metadata["of"] == 1
+    assert names(tmp_path) == ["1", "damaged-2", "damaged-3"]
+    for line, step in zip(sorted(checkpoints.damaged.lines), (2, 3), strict=True):
+        assert line.startswith(f"checkpoint {tmp_path}/{CHECKPOINTS}/{step} is damaged (")
+        assert line.endswith(f"): set aside as damaged-{step}, the run uses the one before")
+        assert "\n" not in line
+    save_all(checkpoints, {3: None})
+    assert TrainingCheckpoints(tmp_path, keep=3).metadata == {}
+
+
+def test_a_sound_checkpoint_that_does_not_fit_stays(tmp_path: Path):
+    checkpoints = saved(tmp_path, 1, 2)
+    other = state_at(0)._replace(opt_state={"nu": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"cannot continue from .*checkpoints/2 \(.*choose another --workdir"):
+        checkpoints.restore(other, numbers())
+    assert names(tmp_path) == ["1", "2"]
+
+
+def test_checkpoints_of_earlier_versions_go_on(tmp_path: Path):
+    """Without digests; what cannot be read is passed over all the same."""
+    saved(tmp_path, 1, 2)
+    for step in ("1", "2"):
+        (tmp_path / CHECKPOINTS / step / "sha256.json").unlink()
+    chex.assert_trees_all_equal(TrainingCheckpoints(tmp_path, keep=2).restore(state_at(0), numbers()), state_at(2))
+    assert load_model_state(tmp_path).verified == ""
+    cut_short(tmp_path / CHECKPOINTS / "2" / "train")
+    checkpoints = TrainingCheckpoints(tmp_path, keep=2)
+    chex.assert_trees_all_equal(checkpoints.restore(state_at(0), numbers()), state_at(1))
+    assert names(tmp_path) == ["1", "damaged-2"]
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Orbax once lost what it had written, and said nothing."""
+    saved(tmp_path, 1)
+    wait = checkpoint.ocp.save_checkpointables_async
+
+    def lossy(folder: Path, *args: Any, **kwargs: Any) -> Any:
+        written = wait(folder, *args, **kwargs)
+        written.result()
+        flip(Path(folder), "model")
+        return written
+
+    monkeypatch.setattr("t2t_jax.checkpoint.ocp.save_checkpointables_async", lossy)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=2)
+    checkpoints.save(state_at(2), numbers(), {})
+    with pytest.raises(ValueError, match=r"cannot write .*checkpoints/2 \(read back, model is not what was written"):
+        checkpoints.wait()
+    assert names(tmp_path) == ["1"]
 
 
 def test_another_number_of_processes_finds_its_place_in_the_data(tmp_path: Path, recipe: Recipe):
@@ -157,15 +241,19 @@ def test_another_number_of_processes_finds_its_place_in_the_data(tmp_path: Path,
     checkpoints.save(run.state, run.iterator, run.metadata)
     checkpoints.wait()
     expected = next(run.iterator)
-    own = tmp_path / CHECKPOINTS / "0" / "data" / "process_0-of-1.json"
+    folder = tmp_path / CHECKPOINTS / "0"
+    tensors = json.loads((folder / FILE).read_text())["tensors"]
+    own = folder / "data" / "process_0-of-1.json"
     for name in ("process_0-of-2.json", "process_1-of-2.json"):
         shutil.copy(own, own.with_name(name))
     own.unlink()
+    write_digests(folder, tensors)
     again = prepare(recipe)
     checkpoints.restore(again.state, again.iterator)
     chex.assert_trees_all_equal(next(again.iterator), expected)
     own.with_name("process_1-of-2.json").write_text(json.dumps({"next_index": 4}))
-    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0 .*positions in the data are missing"):
+    write_digests(folder, tensors)
+    with pytest.raises(ValueError, match=r"cannot read .*checkpoints/0, .*positions in the data are missing"):
         checkpoints.restore(again.state, again.iterator)
 
 
