@@ -78,7 +78,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
     """
     named, path = path, find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, use_ema)
-    found = dataclasses.replace(found, metadata={**found.metadata, **to_text(folder_metadata(named, path))})
+    found = dataclasses.replace(found, metadata={**found.metadata, **to_text(folder_metadata(Path(named), path))})
     own = unwrap(found.state_dict)
     try:
         state_dict, layout = to_official(own.weights)
