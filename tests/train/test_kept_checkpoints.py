@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,7 @@ import pytest
 from t2t_common.saving import TOP1
 from t2t_jax.checkpoint import BEST, CHECKPOINTS, SCRATCH, find_checkpoint, load_model_state
 from t2t_jax.training_checkpoints import TrainingCheckpoints
-from tests.train.test_training_checkpoints import names, numbers, state_at
-
-
-def save_all(checkpoints: TrainingCheckpoints, top1: Mapping[int, float | None]) -> None:
-    for step, value in top1.items():
-        checkpoints.save(state_at(step), numbers(), {} if value is None else {TOP1: value})
-    checkpoints.wait()
+from tests.train.test_training_checkpoints import names, save_all, state_at
 
 
 def test_the_best_checkpoint_stays(tmp_path: Path):

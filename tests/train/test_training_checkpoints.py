@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t2t_common.saving import TOP1
 from t2t_config import Recipe
 from t2t_jax import checkpoint, replace
 from t2t_jax.checkpoint import CHECKPOINTS, SCRATCH, load_model_state, save_model
@@ -37,6 +38,12 @@ def state_at(step: int) -> TrainState:
 def numbers() -> grain.DatasetIterator:
     """An iterator over 0, 1, 2, ..."""
     return iter(grain.MapDataset.range(100).to_iter_dataset())
+
+
+def save_all(checkpoints: TrainingCheckpoints, top1: Mapping[int, float | None]) -> None:
+    for step, value in top1.items():
+        checkpoints.save(state_at(step), numbers(), {} if value is None else {TOP1: value})
+    checkpoints.wait()
 
 
 def names(workdir: Path) -> list[str]:
