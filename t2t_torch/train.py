@@ -233,13 +233,10 @@ def train(
         )
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        block: dict[str, Any] = {
-            "steps_per_epoch": run.steps_per_epoch,
-            "first_step": first_step,
-            "devices": reporter.devices,
-        }
         if first_step < last_step:
-            reporter.start(start_block(recipe, run.how, run.state.raw, workdir=workdir, **block))
+            begun = {"first_step": first_step, "steps_per_epoch": run.steps_per_epoch}
+            lines = start_block(recipe, run.how, run.state.raw, workdir=workdir, devices=reporter.devices, **begun)
+            reporter.start(lines)
         saving = Saving(run, reporter, checkpoints, interruption, lock)
         if first_step == last_step:
             reporter.say(f"the run in {workdir} is finished: all {last_step} steps are done")
