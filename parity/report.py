@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from parity.compare import Row
 from parity.convert import Entry, Ledger
 from parity.environment import fingerprint
+from parity.saved import saved
 
 if TYPE_CHECKING:
     from parity.power.report import PowerReport
@@ -227,7 +228,7 @@ class Report:
         """
         from parity.html import page
 
-        return _saved(page(self), path)
+        return saved(page(self), path)
 
     def to_junit(self, path: str | Path | None = None) -> str:
         """JUnit XML, one testcase per layer or tensor and kind; also written to `path` if given.
@@ -237,7 +238,7 @@ class Report:
         """
         from parity.junit import junit
 
-        return _saved(junit(self), path)
+        return saved(junit(self), path)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The whole report (SCHEMA_FILE says how); a figure that is not finite is "inf", "-inf" or "nan". Also written
@@ -264,7 +265,7 @@ class Report:
         }
         if self.power is not None:
             payload["power"] = self.power.payload()
-        return _saved(json.dumps(finite(payload), indent=1, allow_nan=False, default=str), path)
+        return saved(json.dumps(finite(payload), indent=1, allow_nan=False, default=str), path)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -326,14 +327,6 @@ def tightness(row: Row) -> float:
     if row.error == 0 and not row.note:
         return 0.0
     return math.inf if row.gate == 0 or row.note or math.isnan(row.error) else row.error / row.gate
-
-
-def _saved(text: str, path: str | Path | None) -> str:
-    if path is not None:
-        from t2t_common.files import write_text  # here, as the engine is also used where no file is written
-
-        write_text(Path(path), text)
-    return text
 
 
 def _trajectory(trajectory: Trajectory) -> dict[str, Any]:

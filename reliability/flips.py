@@ -109,7 +109,7 @@ def judge(format_: Format, folder: Path, whole: Mapping[str, Any]) -> tuple[str,
 def campaign(count: int, seed: int, only: Sequence[str] = ()) -> list[Flip]:
     """`count` flips, spread over all formats, or over those in `only`."""
     names = [name for name in FORMATS if not only or name in only]
-    found = []
+    found: list[Flip] = []
     for number, name in enumerate(names):
         share = count // len(names) + (number < count % len(names))
         found += flips_of(FORMATS[name](), name, share, seed)
