@@ -63,7 +63,8 @@ def transcripts(commands: Sequence[str], folder: Path) -> Iterator[tuple[str, di
         done = subprocess.run(arguments, cwd=folder, env=_environ(), capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"{command} failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
-        yield command, {"seconds": round(time.perf_counter() - start), "printed": done.stdout.splitlines()}
+        printed = done.stdout.replace(f"{folder.resolve()}/", "").splitlines()
+        yield command, {"seconds": round(time.perf_counter() - start), "printed": printed}
 
 
 def processor() -> str:

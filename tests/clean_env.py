@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -57,3 +58,8 @@ class CleanEnv:
     def python(self, *arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs Python there."""
         return self.run(self.bin / "python", *arguments, cwd=cwd, check=check)
+
+
+def sigint_as_usual() -> None:
+    """For `preexec_fn`: a process that is started in the background ignores Ctrl-C, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

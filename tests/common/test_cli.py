@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from t2t_common import cli
+from tests.clean_env import sigint_as_usual
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]):
 LOST = """
 import os, signal, sys, time
 from t2t_common import cli
+from tests.clean_env import sigint_as_usual
 
 class Freed:
     def __del__(self):
@@ -91,7 +94,8 @@ sys.exit(cli.run(main))
 
 
 def test_ctrl_c_where_python_forgets_it():
-    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=50, check=False)
+    options: dict[str, Any] = {"preexec_fn": sigint_as_usual, "timeout": 50}
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, check=False, **options)
     assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "stopped\n")
 
 
@@ -123,6 +127,7 @@ ENDING = """
 import sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from t2t_common import cli
+from tests.clean_env import sigint_as_usual
 
 def main(args):
     if args[0] == "hangs":

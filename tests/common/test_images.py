@@ -20,7 +20,11 @@ def picture(path: Path) -> Path:
 
 
 def test_files_and_folders(tmp_path: Path):
-    b, a, odd = picture(tmp_path / "b.JPG"), picture(tmp_path / "a" / "x.png"), picture(tmp_path / "photo.dib")
+    b, a, odd = (
+        picture(tmp_path / "b.JPG"),
+        picture(tmp_path / "a" / "x.png"),
+        picture(tmp_path / "x.bmp").rename(tmp_path / "photo.dat"),
+    )
     (tmp_path / "notes.txt").write_text("no image")
     assert find_images([tmp_path]) == [a, b]
     assert find_images([odd, tmp_path / "a", b]) == [odd, a, b]

@@ -129,7 +129,7 @@ def test_a_workdir_that_is_gone_is_told_of(tmp_path: Path):
 
 
 WITHOUT_FCNTL = """
-import os, sys, types
+import os, random, sys, types
 from pathlib import Path
 
 taken = set()

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from t2t_common.scripts import SCRIPTS
 from t2t_config import extras
-from tests.clean_env import ROOT, CleanEnv
+from tests.clean_env import ROOT, CleanEnv, sigint_as_usual
 from tests.test_command_lines import programs
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -110,7 +111,8 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(module: str, tmp_path: Pa
     """As soon as the first of them is."""
     command = [sys.executable, "-v", "-m", module, *(["digits"] if module != "parity" else ["doctor"])]
     environ = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin"}
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=tmp_path, env=environ) as process:
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environ, "preexec_fn": sigint_as_usual}
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, **options) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if re.match(r"import 'numpy", line):
@@ -130,7 +132,8 @@ def test_a_module_of_others_that_imports_ours_keeps_its_ctrl_c(tmp_path: Path):
     (tmp_path / "mine/run.py").write_text(text)
     command = [sys.executable, "-m", "mine.run", "--version"]
     environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environ, "preexec_fn": sigint_as_usual}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, **options)
     assert done.stdout == "True ['--version']\n"
 
 

@@ -17,7 +17,8 @@ import torch
 
 import t2t_torch
 from t2t_common import cli
-from t2t_config import find_pretrained
+from t2t_config import Pretrained, find_pretrained
+from t2t_config.download import cached_download
 from tests.config.fake_hub import FakeHub, fake_hub
 from tests.docs.blocks import PAGES, ROOT, assert_shown, examples, page_name, shell_lines
 
@@ -66,6 +67,8 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, release: Path) -> Pa
     (folder / release.name).hardlink_to(release)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("T2T_CACHE", str(release.parent))
+    # Weights of ours are not held to the size and the digest of the authors' file.
+    monkeypatch.setattr(Pretrained, "download", lambda self: cached_download(self.url))
     monkeypatch.setenv("COLUMNS", "100")
     return folder
 
@@ -159,8 +162,11 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]):
     first = {"parity": PROOFS, "t2t_jax.train": ("digits",), "t2t_torch.train": ("digits",)}
     for name in {command[0] for _, command in COMMANDS}:
         for word in first.get(name, ("",)):
-            with pytest.raises(SystemExit):
-                command_module(name).main([*word.split(), "--help"])
+            try:
+                code = command_module(name).main([*word.split(), "--help"])
+            except SystemExit as end:
+                code = end.code
+            assert code in (cli.OK, None), name
     known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     assert {"--mesh", "--recipe", "--junit"} <= known
     for page in PAGES:

@@ -184,7 +184,7 @@ def write_bad(kind: str, path: Path, trace: Path) -> None:
     elif kind == "half the keys":
         torch.save(dict(list(state.items())[::2]), path)
     elif kind == "foreign names":
-        torch.save({f"net.{name}": value for name, value in state.items()}, path)
+        torch.save({f"backbone.{name}": value for name, value in state.items()}, path)
     else:
         t2t_torch.save_checkpoint(state, path)
     if kind.startswith("truncated"):

@@ -265,5 +265,5 @@ def test_neither_is_imported_unless_asked_for(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_peak_has_to_be_positive():
-    with pytest.raises(ValueError, match="peak_tflops must be positive, got 0"):
+    with pytest.raises(ValueError, match="peak_tflops must be positive and finite, got 0"):
         Watch(peak_tflops=0)

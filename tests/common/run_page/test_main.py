@@ -18,7 +18,7 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("args", "message"), [([], "missing from"), (["/no/such/run"], "no run in /no/such/run: give")]
+    ("args", "message"), [([], "missing: dir"), (["/no/such/run"], "no run in /no/such/run: give")]
 )
 def test_mistakes_are_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert cli.run(main, args) == 2
