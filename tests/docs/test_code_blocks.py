@@ -169,6 +169,7 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]):
             assert code in (cli.OK, None), name
     known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     assert {"--mesh", "--recipe", "--junit"} <= known
+    known |= {"--version"}  # which every command answers, before its own options
     for page in PAGES:
         named = [code.split()[0] for code in inline_code(page) if code.startswith("--")]
         assert set(named) <= known, page
