@@ -51,6 +51,8 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
         try:
             with unescaped_streams(), contextlib.redirect_stderr(io.StringIO()):  # --help has colours
                 return tyro.cli(kind, **options)
+        except ValueError as error:  # of the options themselves, which tyro 1.0.0 lets pass
+            raise ValueError(f"{error} (see {prog} --help)") from None
         except SystemExit as end:
             if end.code in (0, None):
                 raise
