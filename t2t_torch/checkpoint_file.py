@@ -110,7 +110,8 @@ def _read_torch(path: Path, use_ema: bool) -> Checkpoint:
     found = pick_entry(path, content, use_ema)
     _check_plain(path, found.state_dict)
     try:
-        verified = check_content(path, content, {found.entry, "metadata"})
+        # A bare state dict has no entries: then all of it is compared.
+        verified = check_content(path, content, {found.entry, "metadata"} if found.entry else None)
     except DamagedError as error:
         raise damaged(path, error) from error
     return dataclasses.replace(found, verified=verified or (CRC32 if has_crc32(path) else ""))
