@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -60,6 +59,10 @@ class CleanEnv:
         return self.run(self.bin / "python", *arguments, cwd=cwd, check=check)
 
 
-def sigint_as_usual() -> None:
-    """For `preexec_fn`: a process that is started in the background ignores Ctrl-C, and hands that on."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Before a command: a process that is started in the background ignores Ctrl-C, and hands that on. (`preexec_fn` would
+# fork this process, and JAX warns of that once it has computed here.)
+SIGINT_AS_USUAL = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])",
+)

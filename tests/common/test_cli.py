@@ -7,12 +7,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from t2t_common import cli
-from tests.clean_env import sigint_as_usual
+from tests.clean_env import SIGINT_AS_USUAL
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,6 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]):
 LOST = """
 import os, signal, sys, time
 from t2t_common import cli
-from tests.clean_env import sigint_as_usual
 
 class Freed:
     def __del__(self):
@@ -94,8 +92,8 @@ sys.exit(cli.run(main))
 
 
 def test_ctrl_c_where_python_forgets_it():
-    options: dict[str, Any] = {"preexec_fn": sigint_as_usual, "timeout": 50}
-    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, check=False, **options)
+    command = [*SIGINT_AS_USUAL, sys.executable, "-c", LOST]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "stopped\n")
 
 
@@ -127,7 +125,6 @@ ENDING = """
 import sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from t2t_common import cli
-from tests.clean_env import sigint_as_usual
 
 def main(args):
     if args[0] == "hangs":

@@ -15,7 +15,7 @@ import pytest
 
 from t2t_common.scripts import SCRIPTS
 from t2t_config import extras
-from tests.clean_env import ROOT, CleanEnv, sigint_as_usual
+from tests.clean_env import ROOT, SIGINT_AS_USUAL, CleanEnv
 from tests.test_command_lines import programs
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -109,9 +109,16 @@ def test_where_the_clone_is_not_known_the_hint_says_so(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("module", ["t2t_jax.train", "t2t_torch.train", "parity"])
 def test_ctrl_c_while_modules_are_imported_is_one_line(module: str, tmp_path: Path):
     """As soon as the first of them is."""
-    command = [sys.executable, "-v", "-m", module, *(["digits"] if module != "parity" else ["doctor"])]
+    command = [
+        *SIGINT_AS_USUAL,
+        sys.executable,
+        "-v",
+        "-m",
+        module,
+        *(["digits"] if module != "parity" else ["doctor"]),
+    ]
     environ = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin"}
-    options: dict[str, Any] = {"cwd": tmp_path, "env": environ, "preexec_fn": sigint_as_usual}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environ}
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, **options) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -130,9 +137,9 @@ def test_a_module_of_others_that_imports_ours_keeps_its_ctrl_c(tmp_path: Path):
     (tmp_path / "mine/__init__.py").write_text("import t2t_config")
     text = "import signal, sys; print(signal.getsignal(2) is signal.default_int_handler, sys.argv[1:])"
     (tmp_path / "mine/run.py").write_text(text)
-    command = [sys.executable, "-m", "mine.run", "--version"]
+    command = [*SIGINT_AS_USUAL, sys.executable, "-m", "mine.run", "--version"]
     environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
-    options: dict[str, Any] = {"cwd": tmp_path, "env": environ, "preexec_fn": sigint_as_usual}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environ}
     done = subprocess.run(command, capture_output=True, text=True, check=True, **options)
     assert done.stdout == "True ['--version']\n"
 
