@@ -201,14 +201,9 @@ class Inside(Protocol):
     def __call__(self, key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any: ...
 
 
-def callable_classes(model: nnx.Module) -> set[type]:
-    """The classes that define how modules of `model` are called."""
-    return {
-        base
-        for _, module in nnx.iter_modules(model)
-        for base in type(module).__mro__
-        if "__call__" in vars(base) and issubclass(base, nnx.Pytree)
-    }
+def callable_classes(types: Collection[type]) -> set[type]:
+    """The classes that define how modules of these types are called."""
+    return {base for cls in types for base in cls.__mro__ if "__call__" in vars(base) and issubclass(base, nnx.Pytree)}
 
 
 @contextlib.contextmanager
@@ -243,8 +238,9 @@ def jax_hooks(
     Raises:
         NestedCallError: a module is called inside another trace than the one in which this was opened.
     """
-    names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
-    types = {type(module) for _, module in nnx.iter_modules(model)}
+    modules = list(nnx.iter_modules(model))
+    names = {id(module): ".".join(map(str, path)) for path, module in modules}
+    types = {type(module) for _, module in modules}
     count: dict[str, int] = {}
     active: set[int] = set()
     trace, me = get_opaque_trace_state(convention="nnx"), object()
@@ -281,7 +277,7 @@ def jax_hooks(
 
         return call
 
-    with innermost(me), replaced_calls(callable_classes(model), wrap):
+    with innermost(me), replaced_calls(callable_classes(types), wrap):
         yield
 
 

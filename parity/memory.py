@@ -5,13 +5,38 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import sys
+from pathlib import Path
+
+WORTH_BYTES = 128 * 2**20
+"""Growth of the process from which on collecting pays: it takes half a second once PyTorch and JAX are imported."""
+
+
+class _Kept:
+    """Resident bytes after the last collection."""
+
+    bytes = 0
 
 
 def release() -> None:
-    """Collects garbage and returns freed heap pages to the system."""
-    gc.collect()
-    trim()
+    """Collects garbage and returns freed heap pages to the system, if the process has grown since it last did so.
+
+    Where the system does not say how much memory a process holds, it always does.
+    """
+    if (held := resident_bytes()) is None or held - _Kept.bytes >= WORTH_BYTES:
+        gc.collect()
+        trim()
+        _Kept.bytes = resident_bytes() or 0
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds; None where the system does not say so (not Linux)."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def trim() -> None:

@@ -125,7 +125,7 @@ def call_hooks(model: nnx.Module, entered: Replace, left: Replace) -> Iterator[N
 
         return call
 
-    with replaced_calls(callable_classes(model), wrap):
+    with replaced_calls(callable_classes({type(module) for _, module in nnx.iter_modules(model)}), wrap):
         yield
 
 
@@ -184,7 +184,10 @@ def _marking(model: nnx.Module, returned: Returned | None) -> Iterator[None]:
 
         return call
 
-    with innermost(wrap), replaced_calls(callable_classes(model), wrap):
+    with (
+        innermost(wrap),
+        replaced_calls(callable_classes({type(module) for _, module in nnx.iter_modules(model)}), wrap),
+    ):
         yield
 
 

@@ -148,9 +148,13 @@ def run(
     """
     start, tell = time.perf_counter(), progress or (lambda line: None)
     # What shares a pair shares compiled operations, so it stays together.
-    pairs = dict.fromkeys(getattr(mutation, "pair", "") for mutation in mutations)
-    tasks = [Task(tuple(m.name for m in mutations if getattr(m, "pair", "") == pair), None, 0, gates) for pair in pairs]
-    tasks += [Task((), family, seeds, gates) for family in families if seeds]
+    together: dict[str, list[str]] = {}
+    for mutation in mutations:
+        together.setdefault(getattr(mutation, "pair", ""), []).append(mutation.name)
+    pairs = sorted(
+        {**together, **dict.fromkeys(families if seeds else ())}, key=lambda pair: -len(together.get(pair, ()))
+    )
+    tasks = [Task(pair, tuple(together.get(pair, ())), seeds * (pair in families), gates) for pair in pairs]
     outcomes: list[Outcome] = []
     correct: list[tuple[str, str | None]] = [try_correct(trial) for trial in CORRECT]
     known = {mutation.name: mutation for mutation in mutations}
@@ -166,10 +170,10 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Some mutations by name, or one family's unmutated draws."""
+    """Some mutations of one pair by name, and so many unmutated draws of it."""
 
+    pair: str
     mutations: tuple[str, ...]
-    family: str | None
     seeds: int
     gates: Gates | None
 
@@ -192,9 +196,7 @@ def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) ->
     known = known or {mutation.name: mutation for mutation in MUTATIONS}
     mutations = [known[name] for name in task.mutations]
     outcomes = [try_trial(m) if isinstance(m, Trial) else try_mutation(m, task.gates) for m in mutations]
-    if task.family is None:
-        return outcomes, []
-    return outcomes, [try_unmutated(task.family, seed, task.gates) for seed in range(task.seeds)]
+    return outcomes, [try_unmutated(task.pair, seed, task.gates) for seed in range(task.seeds)]
 
 
 def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
