@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-import jax
 import torch
 
 from parity.compare import Gates
@@ -188,15 +187,9 @@ def _results(tasks: Sequence[Task], known: Mapping[str, Mutation | Trial], worke
         yield from (_perform(task, known) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         for future in as_completed([pool.submit(_perform, task) for task in tasks]):
             yield future.result()
-
-
-def _start_worker() -> None:
-    """One thread, and programs compiled quickly: each of them runs once."""
-    torch.set_num_threads(1)
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) -> Result:
