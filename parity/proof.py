@@ -41,7 +41,7 @@ from parity.pairing import Pair, Pairing, aligned, pair_calls, with_design
 from parity.repeated import paired_by_value
 from parity.report import Cause
 from parity.rules import Rules
-from parity.shaken import shake, shaken_gradients, shifted_gradients
+from parity.shaken import output_errors, shake, shaken_gradients, shifted_gradients
 from parity.shapes import Shapes
 from parity.table_gates import TableGates, own_casts
 from parity.torch_side import Arrays, Gradients, TorchSide
@@ -297,17 +297,10 @@ class Proof:
         return self._judged(rows)
 
     def _output_errors(self) -> list[np.ndarray]:
-        """JAX's float32 outputs less PyTorch's float64 ones, in PyTorch's layout."""
         root = self.pairing.root
-        wanted = self.torch_side("float64").forward(self.arrays, only={root.torch})[root.torch].outputs
-        given = self.jax_side("float32").forward(self.arrays, only={root.jax})[root.jax].outputs
-        axes = [None if own is None else np.argsort(own) for own in root.output_axes]
-        found = [a if own is None else a.transpose(own) for a, own in zip(given, axes, strict=True)]
-        with np.errstate(invalid="ignore"):  # infinities on both sides
-            return [
-                a.astype(b.dtype) - b if np.issubdtype(b.dtype, np.inexact) else np.zeros(b.shape)
-                for a, b in zip(found, wanted, strict=True)
-            ]
+        wanted = self.torch_side("float64").forward(self.arrays, only={root.torch})[root.torch]
+        given = self.jax_side("float32").forward(self.arrays, only={root.jax})[root.jax]
+        return output_errors(wanted, given, root.output_axes)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Why modules fail, as far as it can be told: see `parity.causes`."""

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from parity.capture import Call
+from parity.channels import Axes
+from parity.draws import Handed
 from parity.losses import Loss
 from parity.structure import tensors, with_tensors
 from parity.torch_side import Gradients, TorchSide
@@ -22,7 +25,9 @@ def shake(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]
     )
 
 
-def shaken_gradients(side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss) -> Gradients:
+def shaken_gradients(
+    side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss, draws: Handed | None = None
+) -> Gradients:
     """Loss and gradients after the inputs and all parameters are shaken; those of `side` stay so."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -30,11 +35,15 @@ def shaken_gradients(side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss) 
             if param.is_floating_point() or param.is_complex():
                 signs = torch.randint(0, 2, param.shape, generator=draw).to(param.device) * 2 - 1
                 param.mul_(1 + 2.0**-24 * signs)
-    return side.gradients(shake(arrays), loss)
+    return side.gradients(shake(arrays), loss, draws=draws)
 
 
 def shifted_gradients(
-    side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss, errors: Sequence[np.ndarray]
+    side: TorchSide,
+    arrays: Sequence[np.ndarray],
+    loss: Loss,
+    errors: Sequence[np.ndarray],
+    draws: Handed | None = None,
 ) -> Gradients:
     """Loss and gradients where the loss sees the model's outputs with `errors` added to them.
 
@@ -46,7 +55,18 @@ def shifted_gradients(
         moved = [x + torch.from_numpy(error).to(x) if _moving(x) else x for x, error in pairs]
         return loss.torch(with_tensors(output, moved))
 
-    return side.gradients(arrays, Loss(loss.name, shifted, loss.jax))
+    return side.gradients(arrays, Loss(loss.name, shifted, loss.jax), draws=draws)
+
+
+def output_errors(wanted: Call, given: Call, axes: Sequence[Axes]) -> list[np.ndarray]:
+    """JAX's float32 outputs less PyTorch's float64 ones, in PyTorch's layout; `axes` turn PyTorch's into JAX's."""
+    back = [None if own is None else np.argsort(own) for own in axes]
+    found = [a if own is None else a.transpose(own) for a, own in zip(given.outputs, back, strict=True)]
+    with np.errstate(invalid="ignore"):  # infinities on both sides
+        return [
+            a.astype(b.dtype) - b if np.issubdtype(b.dtype, np.inexact) else np.zeros(b.shape)
+            for a, b in zip(found, wanted.outputs, strict=True)
+        ]
 
 
 def _moving(tensor: torch.Tensor) -> bool:

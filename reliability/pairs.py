@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -243,7 +244,11 @@ def main(args: Sequence[str]) -> int:
     if options.show is not None:
         return cli.FAILED if show(options.show, options.tries).fault else cli.OK
     check_target(options.json)
-    tally = campaign(options)
+    with tempfile.TemporaryDirectory(prefix="pairs-", ignore_cleanup_errors=True) as programs:
+        # What one process compiled, those after it need not.
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        tally = campaign(options)
     wrong = {name: tally.counts[name] for name in FAULTS}
     print(f"{tally.counts['pairs']} pairs: " + ", ".join(f"{count} {name}" for name, count in wrong.items()))
     return cli.FAILED if any(wrong.values()) else cli.OK

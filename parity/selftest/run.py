@@ -7,11 +7,13 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+import jax
 import torch
 
 from parity.compare import Gates
@@ -187,9 +189,19 @@ def _results(tasks: Sequence[Task], known: Mapping[str, Mutation | Trial], worke
         yield from (_perform(task, known) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="parity-selftest-", ignore_cleanup_errors=True) as programs,
+        ProcessPoolExecutor(workers, context, _start_worker, (programs,)) as pool,
+    ):
         for future in as_completed([pool.submit(_perform, task) for task in tasks]):
             yield future.result()
+
+
+def _start_worker(programs: str) -> None:
+    """One thread, and a folder of its own for compiled programs, most of which the mutations of a pair share."""
+    torch.set_num_threads(1)
+    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(dir=programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) -> Result:

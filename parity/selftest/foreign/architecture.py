@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 
@@ -39,11 +41,16 @@ class Architecture:
 
     def make(self, seed: int) -> tuple[torch.nn.Module, nnx.Module, Inputs]:
         """Both models with the same weights, none of them neutral, and the inputs, all drawn from `seed`."""
-        torch_model, jax_model = self.torch(), self.jax(nnx.Rngs(0))
+        torch_model, jax_model = copy.deepcopy(self._built[0]), nnx.clone(self._built[1])
         power(torch_model, seed)
         _power_complex(torch_model, seed)
         torch_to_jax(torch_model, jax_model, rules=self.rules)
         return torch_model, jax_model, self.inputs(np.random.RandomState(seed))
+
+    @functools.cached_property
+    def _built(self) -> tuple[torch.nn.Module, nnx.Module]:
+        """Once: flax draws first weights operation by operation, which takes long."""
+        return self.torch(), self.jax(nnx.Rngs(0))
 
 
 def _power_complex(model: torch.nn.Module, seed: int) -> None:
