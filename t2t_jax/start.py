@@ -7,8 +7,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from t2t_common.run_folder import CHECKPOINTS
 from t2t_config.load_report import LoadReport
-from t2t_jax.checkpoint import init_weights, load_metadata
+from t2t_jax.checkpoint import checkpoint_steps, init_weights, load_metadata
 from t2t_jax.fit import CLASSIFIERS
 from t2t_jax.state import load_arrays, model_arrays
 
@@ -35,9 +36,11 @@ def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tup
 
 
 def begun_classes(workdir: str | Path) -> list[str] | None:
-    """Names of the classes of the run in `workdir`, by its latest checkpoint; None where that does not tell, or is
-    not there or not readable."""
-    with contextlib.suppress(ValueError, OSError):
-        names = load_metadata(workdir).get("class_names")
-        return list(map(str, names)) if names and isinstance(names, list) else None
+    """Names of the classes of the run in `workdir`, by its latest readable checkpoint; None where that has none."""
+    folder = Path(workdir) / CHECKPOINTS
+    steps = checkpoint_steps(folder) if folder.is_dir() else []
+    for path in [folder / str(step) for step in reversed(steps)] or [workdir]:
+        with contextlib.suppress(ValueError, OSError):
+            names = load_metadata(path).get("class_names")
+            return list(map(str, names)) if names and isinstance(names, list) else None
     return None

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from t2t_common.run_folder import latest_torch_file
+from t2t_common.run_folder import CHECKPOINTS, SUFFIX, latest_torch_file, torch_steps
 from t2t_config.load_report import LoadReport
 from t2t_config.metadata import from_text
 from t2t_torch.checkpoint import load_checkpoint, read_checkpoint
@@ -36,10 +36,11 @@ def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tup
 
 
 def begun_classes(workdir: str | Path) -> list[str] | None:
-    """Names of the classes of the run in `workdir`, by its latest checkpoint; None where that does not tell, or is
-    not there or not readable."""
-    with contextlib.suppress(ValueError, OSError):
-        path = latest_torch_file(workdir)
-        names = from_text(read_checkpoint(path).metadata).get("class_names") if path.is_file() else None
-        return list(map(str, names)) if names and isinstance(names, list) else None
+    """Names of the classes of the run in `workdir`, by its latest readable checkpoint; None where that has none."""
+    folder = Path(workdir) / CHECKPOINTS
+    steps = torch_steps(folder)
+    for path in [folder / f"{step}{SUFFIX}" for step in reversed(steps)] or [latest_torch_file(workdir)]:
+        with contextlib.suppress(ValueError, OSError):
+            names = from_text(read_checkpoint(path).metadata).get("class_names")
+            return list(map(str, names)) if names and isinstance(names, list) else None
     return None

@@ -122,6 +122,16 @@ def test_a_run_that_goes_on_needs_no_classifier_any_more(small: Recipe, tmp_path
     assert prepare(small, init_from=path, class_names=begun_classes(workdir)).metadata["class_names"] == NAMES
 
 
+def test_a_damaged_checkpoint_does_not_hide_the_classes(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    older, latest = (weights(tmp_path / "checkpoints" / name, NAMES) for name in ("2", "10"))
+    for path in [latest, *latest.rglob("*")]:
+        if path.is_file():
+            path.write_bytes(b"")
+    assert begun_classes(tmp_path) == NAMES
+    assert older.exists()
+
+
 def stop_after():
     """`Saving.after_epoch` that stops the run after the first epoch's checkpoint."""
     original = Saving.after_epoch
