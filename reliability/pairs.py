@@ -36,8 +36,8 @@ from t2t_common.terminal import status
 
 BATCH = 20
 """Pairs that a process gets at once."""
-LIFE = 5
-"""Batches after which a process ends: what JAX compiled stays in memory."""
+LIFE = 10
+"""Batches for each process before new ones take over: what JAX compiled stays in memory."""
 LISTED = 100
 """Faults that the result lists."""
 
@@ -101,8 +101,9 @@ def cases(seeds: range, workers: int) -> Iterator[Case]:
     done = 0
     while done < len(batches):
         try:
+            # Not by `max_tasks_per_child`, with which Python 3.11 waits for ever (python/cpython#115634).
             with _pool(workers) as pool:
-                for found in pool.map(run_batch, batches[done:]):
+                for found in pool.map(run_batch, batches[done : done + LIFE * workers]):
                     yield from found
                     done += 1
         except BrokenProcessPool:
@@ -113,7 +114,7 @@ def cases(seeds: range, workers: int) -> Iterator[Case]:
 
 def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(workers, context, start_worker, max_tasks_per_child=LIFE)
+    return concurrent.futures.ProcessPoolExecutor(workers, context, start_worker)
 
 
 def _alone(seed: int) -> Case:
