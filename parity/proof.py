@@ -47,7 +47,7 @@ from parity.table_gates import TableGates, own_casts
 from parity.torch_side import Arrays, Gradients, TorchSide
 from parity.training import training_rows
 from parity.transformed import has_paths, with_paths
-from parity.unverified import unverified_gradients, unverified_layers, unverified_zeros
+from parity.unverified import cancelled, unverified_gradients, unverified_layers, unverified_zeros
 from parity.wrappers import refuse_compiled, tied_modules
 
 PRECISIONS = ("float64", "float32")
@@ -205,10 +205,10 @@ class Proof:
         return rows + own_casts(rows, self.pairing)
 
     def _judged(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, with the gates of float32 tables and of tensors that are zero but for rounding."""
-        found, zero = zeros.judged(self.tables.judged(rows))
-        self.notes.extend(unverified_zeros(zero))
-        return found
+        """The rows, with the gates of float32 tables and of tensors that are mostly rounding."""
+        found = zeros.judged(self.tables.judged(rows))
+        self.notes.extend([*unverified_zeros(found.zero), *cancelled(found.small)])
+        return found.rows
 
     @functools.cached_property
     def tables(self) -> TableGates:
@@ -325,7 +325,7 @@ class Proof:
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)
-        return self.tables.judged(rows), causes
+        return self._judged(rows), causes
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
         """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.

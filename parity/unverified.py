@@ -53,6 +53,11 @@ def unverified_zeros(names: Sequence[str]) -> list[str]:
     return _note("not verified, since zero but for rounding on both sides", dict.fromkeys(names))
 
 
+def cancelled(names: Sequence[str]) -> list[str]:
+    """A note on tensors that are what is left when large terms cancel (`parity.zeros`)."""
+    return _note("large terms cancel, so held to 2^-23 of PyTorch's float32 error", dict.fromkeys(names))
+
+
 def _note(text: str, names: Collection[str]) -> list[str]:
     if not names:
         return []

@@ -41,10 +41,12 @@ def _newton(values: Callable[[float], np.ndarray | None], wanted: np.ndarray, nu
             return None
         error = norm(here - wanted)
         slope = (near - here) / step
-        if error > 2 * last or not slope.any():
+        size = norm(slope)
+        if error > 2 * last or not size:
             return None
         last = error
-        number *= math.exp(max(-1.5, min(1.5, -float(np.vdot(slope, here - wanted)) / norm(slope) ** 2)))
+        # Divided twice: the square of a small size is zero.
+        number *= math.exp(max(-1.5, min(1.5, -float(np.vdot(slope / size, here - wanted)) / size)))
         if error <= CLOSE * scale:
             return number if (np.abs(slope) > 1e-9 * np.abs(slope).max()).sum() >= EQUATIONS else None
     return None

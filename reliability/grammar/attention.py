@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 from torch.nn import functional as F
 
-from reliability.grammar.node import TOKENS, VECTOR, Format, Node, UnfitError, linear, param, stop
+from reliability.grammar.node import TOKENS, VECTOR, Format, Node, UnfitError, linear, param, stop, streams
 
 FILLS = {"inf": -math.inf, "1e9": -1e9, "finfo": float(torch.finfo(torch.float32).min)}
 """What stands where attention must not go."""
@@ -112,7 +112,7 @@ class FlaxAttention(nnx.Module):
         self.node = node
         self.q, self.k, self.v, self.proj = (linear(x) for x in (twin.q, twin.k, twin.v, twin.proj))
         rate = {"dropout forgotten": 0.0, "dropout rate": node.rate / 2 + 0.05}.get(node.own, node.rate)
-        self.drop = nnx.Dropout(rate, rngs=nnx.Rngs(0)) if node.rate else None
+        self.drop = nnx.Dropout(rate, rngs=streams()) if node.rate else None
 
     def _heads(self, x: jax.Array, count: int) -> jax.Array:
         B, N, C = x.shape

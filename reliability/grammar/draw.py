@@ -201,10 +201,14 @@ def _branches(draw: Draw, given: Format, depth: int) -> Node:
 
 
 def _traced(draw: Draw, given: Format, depth: int) -> Node:
-    """JAX's own transformations cannot be around a module that changes, as nnx.Dropout does when it draws."""
+    """JAX's own transformations cannot be around a module that changes: nnx.Dropout when it draws, and all modules
+    inside of flax's transformations.
+    """
     inner = _chain(draw, given, depth)
-    draws = draw.train and any(isinstance(n, plain.Dropout) or getattr(n, "rate", 0) for n in inner.walk())
-    return containers.Traced(inner, draw.choice(("nnx.jit", "nnx.remat") if draws else containers.TRANSFORMATIONS))
+    changes = any(getattr(n, "how", "") in ("nnx.jit", "nnx.remat") for n in inner.walk())
+    if draw.train:
+        changes |= any(isinstance(n, plain.Dropout) or getattr(n, "rate", 0) for n in inner.walk())
+    return containers.Traced(inner, draw.choice(("nnx.jit", "nnx.remat") if changes else containers.TRANSFORMATIONS))
 
 
 MAKERS: dict[Make, float] = {

@@ -7,6 +7,7 @@ A node prints as the Python expression that makes it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -150,6 +151,20 @@ def port(node: Node, given: Format, twin: Any) -> nnx.Module:
     module: Any = node.port(given, twin)
     module.masked = node.uses_mask
     return altered(module, GENERAL[node.wrong]) if node.wrong in GENERAL else module
+
+
+_seeds = itertools.count()
+
+
+def new_streams() -> None:
+    """From here on `streams` begins anew: models that are built one after the other draw the same."""
+    global _seeds
+    _seeds = itertools.count()
+
+
+def streams() -> nnx.Rngs:
+    """Random numbers of a module's own: with one seed for all, their draws would be the same."""
+    return nnx.Rngs(next(_seeds))
 
 
 def call(module: Any, x: Any, mask: Any = None) -> Any:

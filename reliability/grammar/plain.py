@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 from torch.nn import functional as F
 
-from reliability.grammar.node import TOKENS, VECTOR, Format, Node, UnfitError, array, linear, param, stop
+from reliability.grammar.node import TOKENS, VECTOR, Format, Node, UnfitError, array, linear, param, stop, streams
 
 ACTIVATIONS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any], Any], dict[str, Callable[[Any], Any]]]] = {
     "relu": (torch.nn.ReLU, jax.nn.relu, {"leaky": lambda x: jax.nn.leaky_relu(x, 0.01)}),
@@ -32,21 +32,25 @@ ACTIVATIONS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any], Any]
     "selu": (torch.nn.SELU, jax.nn.selu, {"elu": jax.nn.elu}),
     "leaky_relu": (
         lambda: torch.nn.LeakyReLU(0.2),
-        lambda x: jax.nn.leaky_relu(x, 0.2),
+        lambda x: jnp.where(x > 0, x, 0.2 * x),
         {"slope": jax.nn.leaky_relu},
     ),
-    "relu6": (torch.nn.ReLU6, jax.nn.relu6, {"relu": jax.nn.relu}),
+    "relu6": (torch.nn.ReLU6, lambda x: jnp.where((x > 0) & (x < 6), x, 6.0 * (x > 0)), {"relu": jax.nn.relu}),
     "softplus": (torch.nn.Softplus, jax.nn.softplus, {"beta": lambda x: jax.nn.softplus(1.01 * x) / 1.01}),
     "softsign": (torch.nn.Softsign, jax.nn.soft_sign, {"tanh": jnp.tanh}),
     "tanh": (torch.nn.Tanh, jnp.tanh, {"hard": lambda x: jnp.clip(x, -1, 1)}),
     "sigmoid": (torch.nn.Sigmoid, jax.nn.sigmoid, {"hard": jax.nn.hard_sigmoid}),
     "log_sigmoid": (torch.nn.LogSigmoid, jax.nn.log_sigmoid, {"sign": lambda x: -jax.nn.softplus(x)}),
-    "hardtanh": (torch.nn.Hardtanh, jax.nn.hard_tanh, {"tanh": jnp.tanh}),
+    "hardtanh": (torch.nn.Hardtanh, lambda x: jnp.where(jnp.abs(x) < 1, x, jnp.sign(x)), {"tanh": jnp.tanh}),
     "hardsigmoid": (torch.nn.Hardsigmoid, jax.nn.hard_sigmoid, {"sigmoid": jax.nn.sigmoid}),
     "hardswish": (torch.nn.Hardswish, jax.nn.hard_swish, {"swish": jax.nn.silu}),
     "mish": (torch.nn.Mish, jax.nn.mish, {"swish": jax.nn.silu}),
 }
-"""Name -> PyTorch's module, flax's function, and the functions that are taken for it by mistake."""
+"""Name -> PyTorch's module, flax's function, and the functions that are taken for it by mistake.
+
+Where a function has a kink the frameworks differ about its derivative, and one activation behind another meets kinks:
+flax's has PyTorch's there.
+"""
 
 
 def function(name: str, wrong: str = "") -> Callable[[Any], Any]:
@@ -312,7 +316,7 @@ class Dropout(Node):
     def _dropout(self, rank: int) -> nnx.Dropout:
         rate = {"rate": self.rate / 2 + 0.05, "forgotten": 0.0}.get(self.own, self.rate)
         axes = tuple(range(1, rank + 1)) if self.path else (-1,) if self.own == "one draw for all channels" else ()
-        return nnx.Dropout(rate, broadcast_dims=axes, rngs=nnx.Rngs(0))
+        return nnx.Dropout(rate, broadcast_dims=axes, rngs=streams())
 
 
 class TorchDropout(torch.nn.Module):

@@ -17,7 +17,7 @@ from flax import nnx
 from reliability.grammar.attention import Attention, Spectrum
 from reliability.grammar.containers import Branches, Chain, Frozen, Repeated, Residual, Tied, Traced
 from reliability.grammar.images import Conv, ConvTranspose, Pool, SqueezeExcite, ToTokens, ToVector
-from reliability.grammar.node import GENERAL, IDS, Format, Node, UnfitError, build, port
+from reliability.grammar.node import GENERAL, IDS, Format, Node, UnfitError, build, new_streams, port
 from reliability.grammar.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from reliability.grammar.outputs import Bundle, Heads, Logits, Picture
 from reliability.grammar.plain import (
@@ -120,6 +120,7 @@ class Tree:
             model = build(self.root, self.given)
             if not self.fresh:
                 _stir(model)
+        new_streams()
         return model, port(self.root, self.given, model)
 
 
