@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -206,6 +207,7 @@ def float32_rows(
     """float32: both frameworks against the float64 oracle, and, running free, against each other."""
     rows = []
     terms = last = 0
+    narrowest = sys.maxsize
     for pair in pairs:
         own = summed(pair.module)
         if mode == "forced":
@@ -217,8 +219,13 @@ def float32_rows(
         error, note = distance(theirs.outputs, wanted.outputs)
         limit = gates.f32_between if pair.torch[0] else gates.f32_logits
         floor = noise[pair.jax] if noise else None
-        allowed = max(limit, BY_CHANCE * (floor if floor is not None and math.isfinite(floor) else 0.0))
-        gate = gates.float32(torch_error, _independent(wanted, mode), allowed, terms=terms)
+        allowed = max(
+            limit, BY_CHANCE * max(x for x in (0.0, floor, torch_error) if x is not None and math.isfinite(x))
+        )
+        size = min(_independent(wanted, mode), equally_large(ours.outputs, wanted.outputs))
+        if mode == "free":  # what a few numbers (the gates of squeeze and excitation) hand on to many is theirs
+            size = narrowest = min(size, narrowest)
+        gate = gates.float32(torch_error, size, allowed, terms=terms)
         gate = max(gate, flushed(wanted.outputs))
         growth = None
         if mode == "free" and wanted.inputs:
@@ -232,6 +239,10 @@ def float32_rows(
     return rows
 
 
+def _by_chance(*noise: float | None) -> float:
+    return BY_CHANCE * max(x for x in (0.0, *noise) if x is not None and math.isfinite(x))
+
+
 def flushed(outputs: Sequence[np.ndarray]) -> float:
     """relF of a tensor whose every number is off by FLUSHED: XLA on CPU takes subnormal numbers for zero."""
     sizes = [(norm(x), x.size) for x in outputs if x.size]
@@ -243,6 +254,21 @@ def _independent(call: Call, mode: str) -> int:
     """How many rounding errors make up a call's error: one per number, or, handed on by its input, per number there."""
     size = sum(x.size for x in call.outputs)
     return min(size, sum(x.size for x in call.inputs or ()) or size) if mode == "free" else size
+
+
+def equally_large(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> int:
+    """How many equally large errors would make up this one: 3 (sum e^2)^2 / sum e^4, which is n for n normal ones.
+
+    Of many numbers, a few may carry nearly all of the error, and are small by chance as few numbers are.
+    """
+    with np.errstate(invalid="ignore"):  # infinities on both sides
+        errors = [np.subtract(*real_numbers(a, b)).ravel() for a, b in zip(value, reference, strict=True)]
+    e = np.concatenate([*errors, np.zeros(0)])
+    largest = np.abs(e).max(initial=0.0)
+    if not 0 < largest < math.inf:
+        return max(1, e.size)
+    squares = (e / largest) ** 2
+    return max(1, min(e.size, round(3 * squares.sum() ** 2 / (squares**2).sum())))
 
 
 def summed(module: torch.nn.Module) -> int:
@@ -287,11 +313,11 @@ def float32_gradient_rows(
     rows = loss_rows(oracle, ours, theirs, gates, mode, shaken)
     torch_errors, jax_errors = _gradient_errors(ours, oracle, names), _gradient_errors(theirs, oracle, names)
     noise, handed_on = (_gradient_errors(run, oracle, None) if run else {} for run in (shaken, shifted))
-    sizes = _gradient_sizes(oracle, names)
+    sizes = _gradient_sizes(oracle, ours, names)
     for (name, kind), error in jax_errors.items():
         own = torch_errors[name, kind]
         known = noise.get((name, kind), 0.0)
-        limit = max(gates.f32_between, BY_CHANCE * known if math.isfinite(known) else 0.0)
+        limit = max(gates.f32_between, _by_chance(known, own))
         gate = gates.float32(own, sizes[name, kind], limit, floor=gates.f32_gradient_floor)
         extra = handed_on.get((name, kind), 0.0)
         gate += extra if math.isfinite(extra) else 0.0
@@ -310,7 +336,7 @@ def _gradient_errors(
         if g.size
     }
     for i, (a, b) in enumerate(zip(value.inputs, reference.inputs, strict=True)):
-        errors[f"input {i}", "gradient"] = rel_f(a, b)
+        errors[f"input {i}", "gradient"] = _gradient_error(a, b, global_norm)
     largest = max((norm(g) for key in names or () for g in reference.activations[key]), default=0.0)
     for key, name in (names or {}).items():
         pairs = zip(value.activations[key], reference.activations[key], strict=True)
@@ -318,11 +344,17 @@ def _gradient_errors(
     return errors
 
 
-def _gradient_sizes(reference: Gradients, names: Mapping[Key, str] | None) -> dict[tuple[str, str], int]:
-    sizes = {(name, "gradient"): g.size for name, g in reference.params.items()}
-    sizes |= {(f"input {i}", "gradient"): g.size for i, g in enumerate(reference.inputs)}
+def _gradient_sizes(
+    reference: Gradients, ours: Gradients, names: Mapping[Key, str] | None
+) -> dict[tuple[str, str], int]:
+    """How many equally large errors make up PyTorch's: see `equally_large`."""
+    sizes = {(name, "gradient"): equally_large([ours.params[name]], [g]) for name, g in reference.params.items()}
+    pairs = enumerate(zip(ours.inputs, reference.inputs, strict=True))
+    sizes |= {(f"input {i}", "gradient"): equally_large([a], [b]) for i, (a, b) in pairs}
     return sizes | {
-        (name, "activation gradient"): min(g.size for g in reference.activations[key])
+        (name, "activation gradient"): min(
+            equally_large([a], [b]) for a, b in zip(ours.activations[key], reference.activations[key], strict=True)
+        )
         for key, name in (names or {}).items()
     }
 

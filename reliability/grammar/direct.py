@@ -98,7 +98,11 @@ def _as_double(x: Any) -> jax.Array:
 def _double(model: nnx.Module) -> nnx.Module:
     graphdef, state = nnx.split(model)
     moved = jax.tree.map(lambda x: _as_double(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x, state)
-    return nnx.merge(graphdef, moved)
+    double = nnx.merge(graphdef, moved)
+    for _, module in nnx.iter_modules(double):
+        if getattr(module, "dtype", None) == jnp.float32:  # nnx.Embed casts to it
+            module.dtype = jnp.float64  # type: ignore[attr-defined]
+    return double
 
 
 def _scalar(output: Any) -> jax.Array:

@@ -103,7 +103,7 @@ class TorchTokenMean(torch.nn.Module):
         if mask is not None:
             weight = (mask > 0).to(x.dtype)[..., None]
             return (x * weight).sum(1) / weight.sum(1)
-        return {"mean": x.mean(1), "first": x[:, 0], "max": x.amax(1)}[self.how]
+        return {"mean": x.mean(1), "first": x[:, 0], "max": x.max(1).values}[self.how]
 
 
 class FlaxTokenMean(nnx.Module):
@@ -116,7 +116,9 @@ class FlaxTokenMean(nnx.Module):
             weight = (mask > 0).astype(x.dtype)[..., None]
             total = x.sum(1) if how == "over the padding" else (x * weight).sum(1)
             return total / (x.shape[1] if how in ("divided by all", "over the padding") else weight.sum(1))
-        return {"mean": x.mean(1), "first": x[:, 0], "max": x.max(1), "last": x[:, -1], "sum": x.sum(1)}[how]
+        if how == "max":  # XLA may compute x anew, find it nowhere equal to its maximum, and divide by 0
+            return jnp.take_along_axis(x, x.argmax(1, keepdims=True), 1)[:, 0]
+        return {"mean": x.mean(1), "first": x[:, 0], "last": x[:, -1], "sum": x.sum(1)}[how]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import torch
 from flax import nnx
 
 import parity
@@ -41,9 +42,11 @@ class Verdict:
 def judge(tree: Tree) -> Verdict:
     """Runs `parity` on the pair of `tree`.
 
-    A pair whose mistake keeps flax's half from running by itself is not handed to it.
+    A pair of which a half does not run by itself is not handed to it: flax's by its mistake, or PyTorch's, whose
+    GroupNorm takes no single number.
     """
     try:
+        _run_by_itself(tree)
         expected = _expected(tree)
     except Exception:
         return Verdict("", NOT_RUN)  # the mistake is one that nobody could overlook
@@ -80,6 +83,11 @@ def _expected(tree: Tree) -> str:
         return EQUAL
     error = changed(tree)
     return DIFFERENT if error > CHANGED else ""
+
+
+def _run_by_itself(tree: Tree) -> None:
+    with quiet(), torch.no_grad():
+        tree.models()[0].eval()(*map(torch.from_numpy, tree.inputs()))
 
 
 def changed(tree: Tree) -> float:

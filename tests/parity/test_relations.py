@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from parity.causes.fit import fitted
 from parity.causes.relations import relations
 from parity.compare import rel_f
 
@@ -61,6 +62,11 @@ def test_nothing_relates_to_noise() -> None:
 def test_what_cannot_be_compared_has_no_relation() -> None:
     assert list(relations(R[:2], R)) == []
     assert list(relations(np.full_like(R, np.nan), R)) == []
+
+
+def test_a_number_that_hardly_shows_is_fitted_without_dividing_by_zero() -> None:
+    step = 1e-170 * np.arange(1.0, 17.0)  # its squares are 0 in float64
+    assert fitted(lambda number: 1 + number * step, 1 + 3 * step, 1.0) is None
 
 
 def test_what_is_fitted_needs_more_elements_than_numbers() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import random
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,17 @@ from reliability.grammar.node import GENERAL, IDS, IMAGE, TOKENS, VECTOR, Format
 from reliability.grammar.shrink import candidates, shrunk
 from reliability.grammar.tree import *  # noqa: F403  (what a printed tree needs)
 from reliability.grammar.tree import Tree, located
-from reliability.grammar.verdict import DIFFERENT, EQUAL, FALSE_PASS, Verdict, changed, flax_inputs, judge, quiet
+from reliability.grammar.verdict import (
+    DIFFERENT,
+    EQUAL,
+    FALSE_PASS,
+    NOT_RUN,
+    Verdict,
+    changed,
+    flax_inputs,
+    judge,
+    quiet,
+)
 
 TREES = range(8)
 """Seeds of trees whose halves are compared directly."""
@@ -209,3 +220,36 @@ def test_what_is_given_to_a_node_is_known():
         assert isinstance(node.out(given), Format)
         assert isinstance(nodes.build(node, given), torch.nn.Module)
         assert grammar.replaced(tree.root, path, node) == tree.root
+
+
+def test_a_campaign_goes_on_when_its_processes_end(monkeypatch):
+    """Python 3.11 waits for ever where a pool is to start processes anew (python/cpython#115634)."""
+    monkeypatch.setattr(pairs, "LIFE", 1)
+    monkeypatch.setattr(pairs, "BATCH", 1)
+    assert [case.seed for case in pairs.cases(range(3), 1)] == [0, 1, 2]
+
+
+def test_a_layout_that_parity_accepts_is_no_mistake():
+    """Flattening an image in flax's order is right for a model that is given PyTorch's."""
+    given = Format(IMAGE, (4, 8, 8))
+    tree = Tree(
+        grammar.Chain((grammar.ToVector(wrong="flax's order", flat=True), grammar.Logits(to=7))),
+        given,
+        seed=116,
+        level="forward",
+    )
+    assert changed(tree) == 0
+
+
+def test_random_numbers_are_not_the_same_for_all():
+    given = Format(VECTOR, (5,))
+    tree = Tree(grammar.Chain((grammar.Dropout(), grammar.Dropout())), given, level="train")
+    first, second = (layer.rngs.key[...] for layer in tree.models()[1].layers)
+    again = tree.models()[1].layers[0].rngs.key[...]
+    assert not np.array_equal(jax.random.key_data(first), jax.random.key_data(second))
+    assert np.array_equal(jax.random.key_data(first), jax.random.key_data(again))
+
+
+def test_a_pair_of_which_pytorchs_half_does_not_run_is_not_judged():
+    given = Format(VECTOR, (2,))
+    assert judge(Tree(grammar.GroupNorm(groups=2), given, batch=1)).said == NOT_RUN
