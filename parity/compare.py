@@ -76,6 +76,9 @@ def relative(error: float, scale: float) -> float:
     return float(error / scale) if scale > 0 else math.inf
 
 
+OF_SUMS = 0.6
+"""A sum of k products, from left to right, may cost this times sqrt(k) roundings."""
+
 BY_CHANCE = 8.0
 """So far above both figures of its noise (PyTorch's error, and what a shaken input changes) a float32 error may lie.
 
@@ -117,7 +120,7 @@ class Gates:
         """
         floor = self.f32_floor if floor is None else floor
         by_chance = 2 * 10 ** (6 / size) * own + floor
-        left_to_right = 2 * own + 0.6 * math.sqrt(terms) * 2.0**-24
+        left_to_right = 2 * own + OF_SUMS * math.sqrt(terms) * 2.0**-24
         return max(self.f32_ratio * own + floor, min(max(by_chance, left_to_right), limit))
 
 

@@ -20,6 +20,7 @@ from parity.elements import Small, SmallOnes, with_error
 from parity.ledger import identity
 from parity.loss_gate import loss_error, loss_rows
 from parity.pairing import Pair, Pairing
+from parity.roundings import own_terms, summed
 from parity.torch_side import Arrays, Gradients
 
 REARRANGEMENTS = (
@@ -209,12 +210,12 @@ def float32_rows(
     terms = last = 0
     narrowest = sys.maxsize
     for pair in pairs:
-        own = summed(pair.module)
+        wanted, ours, theirs = (calls[pair.jax] for calls in (oracle, torch_calls, jax_calls))
+        own = _own_terms(pair, wanted)
         if mode == "forced":
             terms = own
         elif own:  # running free, a layer still shows the roundings of the sum before its own
             terms, last = max(own, last), own
-        wanted, ours, theirs = (calls[pair.jax] for calls in (oracle, torch_calls, jax_calls))
         torch_error, _ = distance(ours.outputs, wanted.outputs)
         error, note = distance(theirs.outputs, wanted.outputs)
         limit = gates.f32_between if pair.torch[0] else gates.f32_logits
@@ -250,6 +251,15 @@ def flushed(outputs: Sequence[np.ndarray]) -> float:
     return lost if lost > 2.0**-24 else 0.0
 
 
+def _own_terms(pair: Pair, call: Call) -> int:
+    """See `own_terms`; the call is in JAX's layout, in which its first output is as large."""
+    if not call.inputs or not call.outputs:
+        return summed(pair.module)
+    axes = pair.input_axes[0] if pair.input_axes else None
+    x = call.inputs[0] if axes is None else call.inputs[0].transpose(np.argsort(axes))
+    return own_terms(pair.module, x, call.outputs[0])
+
+
 def _independent(call: Call, mode: str) -> int:
     """How many rounding errors make up a call's error: one per number, or, handed on by its input, per number there."""
     size = sum(x.size for x in call.outputs)
@@ -269,14 +279,6 @@ def equally_large(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) 
         return max(1, e.size)
     squares = (e / largest) ** 2
     return max(1, min(e.size, round(3 * squares.sum() ** 2 / (squares**2).sum())))
-
-
-def summed(module: torch.nn.Module) -> int:
-    """How many products the module's own weights sum to one number: the largest fan-in; 0 without such weights."""
-    if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
-        return 0
-    own = module.named_parameters(recurse=False)
-    return max((w.numel() // len(w) for name, w in own if name.endswith("weight") and w.ndim > 1), default=0)
 
 
 def gradient_rows(

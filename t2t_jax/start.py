@@ -39,7 +39,7 @@ def begun_classes(workdir: str | Path) -> list[str] | None:
     """Names of the classes of the run in `workdir`, by its latest readable checkpoint; None where that has none."""
     folder = Path(workdir) / CHECKPOINTS
     steps = checkpoint_steps(folder) if folder.is_dir() else []
-    for path in [folder / str(step) for step in reversed(steps)] or [workdir]:
+    for path in [folder / str(step) for step in reversed(steps)] or [Path(workdir)]:
         with contextlib.suppress(ValueError, OSError):
             names = load_metadata(path).get("class_names")
             return list(map(str, names)) if names and isinstance(names, list) else None

@@ -16,12 +16,14 @@ from parity.causes.replay import Recording, Sites
 from parity.compare import Gates, Row, rel_f
 from parity.convert import to_numpy
 from parity.inputs import Apply, positional
-from parity.judge import REARRANGEMENTS, distance, gradient_rows, summed
+from parity.judge import REARRANGEMENTS, distance, gradient_rows
 from parity.losses import Loss, default_loss
 from parity.power.mutate import mutated
 from parity.power.mutations import Mutation, found, replay
 from parity.power.recordings import calls_of
 from parity.report import tightness
+from parity.roundings import own_terms
+from parity.structure import tensors
 from parity.torch_side import Arrays, Gradients, TorchSide
 
 
@@ -38,10 +40,10 @@ def forced(right: Sites, wrong: Sites, module: torch.nn.Module, gates: Gates) ->
     The rows are the module's own output and what it hands to the calls inside it.
     """
     margin = error = 0.0
-    for key, tensors in right.items():
-        if all(torch.equal(a, b) for a, b in zip(wrong[key], tensors, strict=True)):
+    for key, wanted in right.items():
+        if all(torch.equal(a, b) for a, b in zip(wrong[key], wanted, strict=True)):
             continue
-        found = _distance(wrong[key], tensors)
+        found = _distance(wrong[key], wanted)
         gate = 0.0 if key is None and isinstance(module, REARRANGEMENTS) else gates.f64
         margin, error = max(margin, _over(found, gate)), max(error, found)
     return margin, error
@@ -72,7 +74,9 @@ def forced32(recording: Recording, mutation: Mutation, key: Key, gates: Gates) -
     mine, theirs = _distance(own[None], oracle[None]), _distance(wrong[None], oracle[None])
     size = sum(x.numel() for x in oracle[None])
     limit = gates.f32_logits if key == ROOT else gates.f32_between
-    return theirs / gates.float32(mine, max(size, 1), limit, terms=summed(recording.module))
+    given = next((to_numpy(x.detach()) for x in tensors((recording.args, recording.kwargs))), None)
+    terms = own_terms(recording.module, given, to_numpy(oracle[None][0].detach()))
+    return theirs / gates.float32(mine, max(size, 1), limit, terms=terms)
 
 
 def as_float32(recording: Recording) -> Recording:
