@@ -51,15 +51,17 @@ def summed(module: torch.nn.Module) -> int:
 def _of_mean(module: torch.nn.Module, x: np.ndarray) -> float:
     """k E x^2 / (var + eps), on average over the means that a normalisation takes of `x` (PyTorch's layout)."""
     if isinstance(module, torch.nn.LayerNorm):
-        groups = x.reshape(-1, math.prod(module.normalized_shape))
+        means, left = divmod(x.size, math.prod(module.normalized_shape))
+        means = 0 if left else means
     elif isinstance(module, torch.nn.GroupNorm):
-        groups = x.reshape(x.shape[0] * module.num_groups, -1)
+        means = len(x) * module.num_groups
     elif isinstance(module, torch.nn.modules.instancenorm._InstanceNorm) and x.ndim > 2:
-        groups = x.reshape(x.shape[0] * x.shape[1], -1)
+        means = len(x) * x.shape[1]
     else:
         return 0.0
-    if not groups.size:
+    if not means or x.size % means:  # it does something else with this tensor
         return 0.0
+    groups = x.reshape(means, -1)
     with np.errstate(invalid="ignore", over="ignore"):
         ratios = (groups**2).mean(1) / (groups.var(1) + module.eps)
     return float((math.sqrt(groups.shape[1] * ratios.mean()) + FEW / OF_SUMS) ** 2)
