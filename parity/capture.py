@@ -201,6 +201,11 @@ class Inside(Protocol):
     def __call__(self, key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any: ...
 
 
+def module_types(model: nnx.Module) -> set[type]:
+    """The types of the modules of `model`."""
+    return {type(module) for _, module in nnx.iter_modules(model)}
+
+
 def callable_classes(types: Collection[type]) -> set[type]:
     """The classes that define how modules of these types are called."""
     return {base for cls in types for base in cls.__mro__ if "__call__" in vars(base) and issubclass(base, nnx.Pytree)}

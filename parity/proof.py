@@ -318,6 +318,7 @@ class Proof:
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         with ours.wide():
             rows, causes = backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
+        self.notes.extend(cancelled([row.name for row in rows if row.gate > self.gates.f64_gradient]))
         return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:

@@ -31,6 +31,7 @@ from parity.capture import (
     callable_classes,
     innermost,
     jax_hooks,
+    module_types,
     replaced_calls,
 )
 from parity.inputs import Apply, positional
@@ -125,7 +126,7 @@ def call_hooks(model: nnx.Module, entered: Replace, left: Replace) -> Iterator[N
 
         return call
 
-    with replaced_calls(callable_classes({type(module) for _, module in nnx.iter_modules(model)}), wrap):
+    with replaced_calls(callable_classes(module_types(model)), wrap):
         yield
 
 
@@ -184,10 +185,7 @@ def _marking(model: nnx.Module, returned: Returned | None) -> Iterator[None]:
 
         return call
 
-    with (
-        innermost(wrap),
-        replaced_calls(callable_classes({type(module) for _, module in nnx.iter_modules(model)}), wrap),
-    ):
+    with innermost(wrap), replaced_calls(callable_classes(module_types(model)), wrap):
         yield
 
 

@@ -55,7 +55,8 @@ def unverified_zeros(names: Sequence[str]) -> list[str]:
 
 def cancelled(names: Sequence[str]) -> list[str]:
     """A note on tensors that are what is left when large terms cancel (`parity.zeros`)."""
-    return _note("large terms cancel, so held to 2^-23 of PyTorch's float32 error", dict.fromkeys(names))
+    found = dict.fromkeys(name or "the model" for name in names)
+    return _note("large terms cancel, so held to 2^-23 of PyTorch's float32 error", found)
 
 
 def _note(text: str, names: Collection[str]) -> list[str]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from parity.losses import Loss
+from parity.selftest.judge import judge
+from parity.selftest.pairs import make
 from parity.selftest.run import try_unmutated
 from parity.shaken import shake, shaken_gradients, shifted_gradients
 from parity.torch_side import TorchSide
@@ -52,3 +54,10 @@ def test_errors_of_the_outputs_reach_the_gradient_through_the_curvature() -> Non
 def test_a_mean_that_is_summed_in_another_order_is_no_error_of_a_gradient(seed: int) -> None:
     """64 numbers around 1000: each row's outputs err by the rounding of their mean, and so does the bias' gradient."""
     assert try_unmutated("offset", seed)[1] is None
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_neither_is_it_in_training_mode(seed: int) -> None:
+    report = judge(*make("offset", seed), training=True)
+    assert any(row.mode == "train" and row.precision == "float32" for row in report.rows)
+    assert report.passed, report
