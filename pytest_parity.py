@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
-    from parity.report import Report
+    from parity.report.report import Report
 
 FORMATS = {"html": "one page", "json": "JSON"}
 
@@ -54,7 +54,7 @@ class Parity:
 
     def check(self, torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, **options: Any) -> Report:
         """`parity.check`: a report, whatever it finds. Options given here go before those of the marker."""
-        from parity.check import check
+        from parity.proof.check import check
 
         report = check(torch_model, jax_model, inputs, **(self.options() | options))
         report = dataclasses.replace(report, settings={**report.settings, "test": self.node.nodeid})

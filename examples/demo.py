@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 import parity
-from parity.formats import convert
-from parity.models import make_pair
-from t2t_common import cli
-from t2t_common.accuracy import predict
-from t2t_common.evaluations import EvaluateOptions
-from t2t_common.terminal import make_console
+from parity.ours.pair import make_pair
+from parity.ours.weight_files import convert
+from t2t_common.evaluation.accuracy import predict
+from t2t_common.evaluation.evaluate_command import EvaluateOptions
+from t2t_common.io import cli
+from t2t_common.io.terminal import make_console
 from t2t_config import recipe as named_recipe
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import load_for_evaluation

@@ -6,19 +6,19 @@ Knows no model: point it at any `torch.nn.Module` and any `flax.nnx.Module`.
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m parity`, whose face may know our models
-    from parity.needs import prepare_command
+    from parity.requirements import prepare_command
 
     prepare_command()
 try:
-    from parity.check import assert_parity, check
-    from parity.compare import Gates, Row, rel_f
-    from parity.convert import Entry, Ledger, build_ledger, jax_to_torch, torch_to_jax
-    from parity.inputs import Inputs
-    from parity.losses import Loss, cross_entropy, projection
-    from parity.report import Report
-    from parity.rules import LeafRule, Rules
+    from parity.carry.convert import Entry, Ledger, build_ledger, jax_to_torch, torch_to_jax
+    from parity.carry.rules import LeafRule, Rules
+    from parity.measure.gates import Gates, Row, rel_f
+    from parity.pairing.inputs import Inputs
+    from parity.proof.check import assert_parity, check
+    from parity.report.report import Report
+    from parity.runs.losses import Loss, cross_entropy, projection
 except ModuleNotFoundError as missing:
-    from parity.needs import explanation
+    from parity.requirements import explanation
 
     raise explanation(missing) from None
 

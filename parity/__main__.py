@@ -13,11 +13,11 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from parity.power.command import Power, run_power
-from parity.train_command import Train, run_train
-from t2t_common import cli
-from t2t_common.files import check_target, write_text
-from t2t_common.terminal import make_console, plain
+from parity.ours.power_command import Power, run_power
+from parity.ours.train_command import Train, run_train
+from t2t_common.io import cli
+from t2t_common.io.files import check_target, write_text
+from t2t_common.io.terminal import make_console, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +130,9 @@ Command = (
 
 
 def check(options: Check, console: Console) -> int:
-    from parity.check import check as prove
-    from parity.formats import saved_arguments
-    from parity.models import SCANNED, make_pair
+    from parity.ours.pair import SCANNED, make_pair
+    from parity.ours.weight_files import saved_arguments
+    from parity.proof.check import check as prove
 
     sizes = _sizes(options)
     if options.checkpoint is not None:
@@ -161,7 +161,7 @@ def check(options: Check, console: Console) -> int:
 
 
 def render(options: Render, console: Console) -> int:
-    from parity.report import read_report
+    from parity.report.report import read_report
 
     targets = _targets(options, "html", "junit")
     return _show(read_report(options.source), targets, console)
@@ -185,7 +185,7 @@ def _show(report: Any, targets: dict[str, Path], console: Console) -> int:
 
 
 def convert(options: Convert, console: Console) -> int:
-    from parity.formats import carry_over
+    from parity.ours.weight_files import carry_over
 
     with console.status(plain(f"converting {options.source}")):
         done = carry_over(
@@ -219,8 +219,8 @@ def selftest(options: Selftest, console: Console) -> int:
 
 def survey(options: Survey, console: Console) -> int:
     from parity.environment import fingerprint
-    from parity.survey import survey as examine
-    from parity.survey import write
+    from parity.ours.survey import survey as examine
+    from parity.ours.survey import write
     from t2t_config import MODELS
 
     check_target(options.out)

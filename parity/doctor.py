@@ -13,8 +13,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from parity.compare import rel_f
 from parity.environment import CONFIG, fingerprint
+from parity.measure.gates import rel_f
 
 
 class Trap(NamedTuple):

@@ -5,11 +5,11 @@ from t2t_config.extras import end_at_ctrl_c, starts_command
 if starts_command():
     end_at_ctrl_c()
 
-from t2t_config.download import cached_download
-from t2t_config.metadata import ModelSpec
 from t2t_config.models import ALIASES, MODELS, ModelConfig, list_models, model_arguments, model_config
 from t2t_config.pretrained import PRETRAINED, Pretrained, find_pretrained, list_pretrained
 from t2t_config.recipes import RECIPES, ExpectedClasses, Recipe, describe_recipe, epoch_lr, recipe, recipe_changes
+from t2t_config.weights.download import cached_download
+from t2t_config.weights.metadata import ModelSpec
 
 __all__ = [
     "ALIASES",

@@ -37,7 +37,7 @@ NAMED = 3
 """So many missing modules are named, and the others counted."""
 
 MISUSED, INTERRUPTED = 2, 130
-"""Exit codes, as in `t2t_common.cli`."""
+"""Exit codes, as in `t2t_common.io.cli`."""
 
 
 def install_hint(extra: str) -> str:

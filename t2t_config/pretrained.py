@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from t2t_config.download import cached_download
 from t2t_config.models import ALIASES, model_config
+from t2t_config.weights.download import cached_download
 
 _T2T = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from t2t_common import cli, scripts
+from t2t_common.io import cli, commands
 
 
 def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
-    return scripts.choose("t2t_jax", args)
+    return commands.choose("t2t_jax", args)
 
 
 if __name__ == "__main__":

@@ -27,22 +27,22 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
-from t2t_common.files import ensure_writable
-from t2t_common.run_folder import CHECKPOINTS, is_step, latest_torch_file
-from t2t_config.described import ALWAYS, check_size, check_table, making
-from t2t_config.digests import SHA256, compare
-from t2t_config.hub import folder_metadata
-from t2t_config.load_report import LoadReport, readable
-from t2t_config.metadata import take_preprocessing
+from t2t_common.io.files import ensure_writable
+from t2t_common.run.folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.shapes import saved_grid
-from t2t_jax.digests import array_digests, check_folder, copies_of, read_back
-from t2t_jax.fit import fit
-from t2t_jax.plain_path import plain_path
-from t2t_jax.registry import create_model
-from t2t_jax.replace import exchange, recover, set_aside
-from t2t_jax.stacked import unstack_arrays
+from t2t_config.weights.digests import SHA256, compare
+from t2t_config.weights.hub import folder_metadata
+from t2t_config.weights.load_report import LoadReport, readable
+from t2t_config.weights.metadata import take_preprocessing
+from t2t_config.weights.untrusted import ALWAYS, check_size, check_table, making
+from t2t_jax.models.registry import create_model
+from t2t_jax.models.scan_blocks import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
-from t2t_jax.torch_file import Weights, read_torch_file
+from t2t_jax.training.replace_folder import exchange, recover, set_aside
+from t2t_jax.weights.adapt import fit
+from t2t_jax.weights.digests import array_digests, check_folder, copies_of, read_back
+from t2t_jax.weights.orbax_paths import plain_path
+from t2t_jax.weights.torch_file import Weights, read_torch_file
 
 BEST = "best"
 SCRATCH = ".unfinished-"

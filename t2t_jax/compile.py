@@ -27,19 +27,19 @@ from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from t2t_common import cli
-from t2t_common.files import check_target, write_text
-from t2t_common.terminal import status
+from t2t_common.io import cli
+from t2t_common.io.files import check_target, write_text
+from t2t_common.io.terminal import status
 from t2t_config import Recipe, recipes
 from t2t_config.flops import training_flops
 from t2t_config.models import model_config
-from t2t_jax import hlo
-from t2t_jax.build import build_model, build_step, check_recipe
-from t2t_jax.mesh import AXES, BATCH, AnyMesh, mesh_shape, own_shapes, tree_shardings
-from t2t_jax.platform import traced_for
+from t2t_jax.aot import hlo
+from t2t_jax.aot.topology import HBM_GIB, num_chips, topology_name, tpu_topology
+from t2t_jax.ops.platform import traced_for
+from t2t_jax.parallel.mesh import AXES, BATCH, AnyMesh, mesh_shape, own_shapes, tree_shardings
 from t2t_jax.state import split_model
 from t2t_jax.step import init_state
-from t2t_jax.topology import HBM_GIB, num_chips, topology_name, tpu_topology
+from t2t_jax.training.from_recipe import build_model, build_step, check_recipe
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
 """Has to be there before JAX is imported: no search for a TPU, and no lock on libtpu."""

@@ -16,17 +16,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from t2t_common import cli
-from t2t_common.accuracy import Accuracy, count
-from t2t_common.evaluations import EvaluateOptions, Result, labelled_for, new_confusion, show_result
-from t2t_common.files import check_target
-from t2t_common.options import WeightsOptions
-from t2t_common.per_class import class_report
-from t2t_common.terminal import bar, status
+from t2t_common.evaluation.accuracy import Accuracy, count
+from t2t_common.evaluation.evaluate_command import EvaluateOptions, Result, labelled_for, new_confusion, show_result
+from t2t_common.evaluation.per_class import class_report
+from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.io import cli
+from t2t_common.io.files import check_target
+from t2t_common.io.terminal import bar, status
 from t2t_jax.checkpoint import check_described, load_metadata, load_weights
 from t2t_jax.data import Preprocess, eval_batches, open_source
-from t2t_jax.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
-from t2t_jax.registry import create_model
+from t2t_jax.models.registry import create_model
+from t2t_jax.parallel.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.state import Arrays, model_arrays, split_model
 from t2t_jax.step import Batch, make_forward
 
@@ -37,7 +37,7 @@ def accuracy(
     forward: Forward, arrays: Arrays, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
 ) -> Accuracy:
     """Exact counts over every real image in `batches`, of all processes together; arguments as of
-    `t2t_common.accuracy.count`."""
+    `t2t_common.evaluation.accuracy.count`."""
     own = None if confusion is None else np.zeros_like(confusion)
     counts = count(forward, arrays, batches, confusion=own)
     if confusion is not None and own is not None:

@@ -26,16 +26,16 @@ import tyro
 from flax import nnx
 from jax import export
 
-from t2t_common import cli
-from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample_images
-from t2t_common.files import check_target, replace_file
-from t2t_common.options import WeightsOptions
-from t2t_common.sealed import check_sealed, seal
-from t2t_common.terminal import status
-from t2t_common.zips import open_zip
-from t2t_config.bounded_json import parse
-from t2t_config.described import MAX_EXPANSION
-from t2t_config.metadata import describe_model
+from t2t_common.evaluation.export_check import BATCHES, Agreement, ExportError, demand, sample_images
+from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.io import cli
+from t2t_common.io.files import check_target, replace_file
+from t2t_common.io.sealed_exports import check_sealed, seal
+from t2t_common.io.terminal import status
+from t2t_common.io.zips import open_zip
+from t2t_config.weights.json_limits import parse
+from t2t_config.weights.metadata import describe_model
+from t2t_config.weights.untrusted import MAX_EXPANSION
 from t2t_jax.evaluate import load_for_evaluation
 
 PROGRAM, METADATA = "model.jax_export", "metadata.json"

@@ -1,6 +1,6 @@
 """Models to and from the Hugging Face hub, or a folder of the same files. Twin: t2t_torch/hub.py.
 
-What lies in such a folder is t2t_config/hub.py's.
+What lies in such a folder is t2t_config/weights/hub.py's.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from flax import nnx
 
 from t2t_config import model_config
-from t2t_config.described import making
-from t2t_config.hub import CONFIG, WEIGHTS, differences, fetch, read_metadata, upload, write_folder
-from t2t_config.metadata import create_arguments, describe_model, take_preprocessing, to_text
+from t2t_config.weights.hub import CONFIG, WEIGHTS, differences, fetch, read_metadata, upload, write_folder
+from t2t_config.weights.metadata import create_arguments, describe_model, take_preprocessing, to_text
+from t2t_config.weights.untrusted import making
 from t2t_jax.checkpoint import check_described, init_weights
-from t2t_jax.registry import create_model
+from t2t_jax.models.registry import create_model
 from t2t_jax.state import model_arrays
-from t2t_jax.torch_file import save_safetensors
+from t2t_jax.weights.torch_file import save_safetensors
 
 
 def save_pretrained(model: nnx.Module, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:

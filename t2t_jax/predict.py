@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t2t_common import cli
-from t2t_common.predictions import PredictOptions, show_predictions
+from t2t_common.evaluation.predict_command import PredictOptions, show_predictions
+from t2t_common.io import cli
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.step import make_forward

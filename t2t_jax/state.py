@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from t2t_config.load_report import few
-from t2t_jax.stacked import is_stacked, stack_arrays, unstack_arrays
+from t2t_config.weights.load_report import few
+from t2t_jax.models.scan_blocks import is_stacked, stack_arrays, unstack_arrays
 
 Arrays = dict[str, jax.Array]
 

@@ -13,17 +13,17 @@ import numpy as np
 import optax
 from flax import nnx
 
-from t2t_common.caches import available_cores, cached_parts
-from t2t_jax.blocks import border_blocks, on_one_cpu
-from t2t_jax.mesh import AnyMesh, gather, scatter, split_batch
-from t2t_jax.metrics import cross_entropy
-from t2t_jax.mixup import Mixup
-from t2t_jax.optim import update_ema
-from t2t_jax.platform import traced_on
-from t2t_jax.random_erasing import RandomErasing
-from t2t_jax.stacked import unstack_arrays, unstack_blocks
+from t2t_common.evaluation.cpu_chunks import available_cores, cached_parts
+from t2t_jax.models.scan_blocks import unstack_arrays, unstack_blocks
+from t2t_jax.ops.platform import traced_on
+from t2t_jax.parallel.block_boundaries import border_blocks, on_one_cpu
+from t2t_jax.parallel.mesh import AnyMesh, gather, scatter, split_batch
 from t2t_jax.state import Arrays, merge_model
-from t2t_jax.token_labeling import TokenLabeling
+from t2t_jax.training.loss import cross_entropy
+from t2t_jax.training.mixup import Mixup
+from t2t_jax.training.optim import update_ema
+from t2t_jax.training.random_erasing import RandomErasing
+from t2t_jax.training.token_labeling import TokenLabeling
 
 Batch = Mapping[str, Any]
 """{"image": (B, H, W, C) float, "label": (B,) int or (B, num_classes) float}; for token labeling also "label_scores"
@@ -203,7 +203,7 @@ def make_forward(
 ) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:
     """Evaluation's forward pass, compiled at its first call: (arrays, images) -> logits, float32 or wider.
 
-    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/caches.py).
+    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/evaluation/cpu_chunks.py).
 
     Args:
         graphdef: of the model in evaluation mode.

@@ -19,24 +19,24 @@ from typing import Any
 import jax
 import tyro
 
-from t2t_common import cli, resuming
-from t2t_common.accuracy import Accuracy
 from t2t_common.data.classes import for_run, other_order
-from t2t_common.evaluations import new_confusion
-from t2t_common.files import ensure_writable
-from t2t_common.interrupt import RunInterruptedError
-from t2t_common.lock import locked
-from t2t_common.resuming import with_saved_head
-from t2t_common.run_folder import check_workdir, note_not_recognised
-from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
-from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
-from t2t_common.start_block import start_block
-from t2t_common.terminal import say
+from t2t_common.evaluation.accuracy import Accuracy
+from t2t_common.evaluation.evaluate_command import new_confusion
+from t2t_common.io import cli
+from t2t_common.io.files import ensure_writable
+from t2t_common.io.terminal import say
+from t2t_common.run import resume_check
+from t2t_common.run.banner import start_block
+from t2t_common.run.folder import check_workdir, note_not_recognised
+from t2t_common.run.interrupt import RunInterruptedError
+from t2t_common.run.lock import locked
+from t2t_common.run.resume_check import with_saved_head
+from t2t_common.run.save_policy import EPOCH_LOSS, Saving, run_metadata
+from t2t_common.run.warnings import evaluation_warnings, head_note, schedule_warnings
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
-from t2t_config.load_report import LoadReport
-from t2t_jax.build import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
+from t2t_config.weights.load_report import LoadReport
 from t2t_jax.checkpoint import CHECKPOINTS, checkpoint_steps
 from t2t_jax.data import (
     Preprocess,
@@ -51,18 +51,19 @@ from t2t_jax.data import (
     train_iterator,
     with_token_labels,
 )
-from t2t_jax.diverged import explain
 from t2t_jax.evaluate import accuracy, forward_on
-from t2t_jax.interrupt import Interruption
-from t2t_jax.mesh import join_processes, make_mesh, put_batch, put_tree
-from t2t_jax.optim import freeze
-from t2t_jax.processes import checked_data, ran_on, told_of_loss
-from t2t_jax.report import Reporter, TrainingDivergedError
-from t2t_jax.start import begun_classes, start_from
+from t2t_jax.parallel.interrupt import Interruption
+from t2t_jax.parallel.mesh import join_processes, make_mesh, put_batch, put_tree
+from t2t_jax.parallel.processes import checked_data, ran_on, told_of_loss
 from t2t_jax.state import split_model
 from t2t_jax.step import TrainState, init_state
-from t2t_jax.training_checkpoints import TrainingCheckpoints
-from t2t_jax.watch import Watch
+from t2t_jax.training.checkpoints import TrainingCheckpoints
+from t2t_jax.training.divergence import explain
+from t2t_jax.training.from_recipe import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
+from t2t_jax.training.init_from import begun_classes, start_from
+from t2t_jax.training.optim import freeze
+from t2t_jax.training.profile import Watch
+from t2t_jax.training.reporter import Reporter, TrainingDivergedError
 
 
 @dataclasses.dataclass
@@ -75,7 +76,7 @@ class Run:
     classes: set[int]
     """Of which the data have images."""
     data: dict[str, Any]
-    """What the images are, see t2t_common/data/identity.py."""
+    """What the images are, see t2t_common/data/fingerprint.py."""
     ran_on: dict[str, Any]
     """Processes and devices."""
     steps_per_epoch: int
@@ -327,14 +328,14 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """Sets `run` to the latest checkpoint that is sound; the number of steps done (0 without one).
 
     Raises:
-        ValueError: as `t2t_common.resuming.resume`.
+        ValueError: as `t2t_common.run.resume_check.resume`.
     """
 
     def restore() -> int:
         run.state = checkpoints.restore(run.state, run.iterator)
         return int(run.state.step)
 
-    return resuming.resume(run, checkpoints, workdir, restore)
+    return resume_check.resume(run, checkpoints, workdir, restore)
 
 
 # --- Command line -------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from t2t_config import MODELS
-from t2t_config.described import check_size, check_table, making
-from t2t_config.load_report import LoadReport, few
-from t2t_config.metadata import from_text, take_preprocessing
 from t2t_config.shapes import saved_grid
+from t2t_config.weights.load_report import LoadReport, few
+from t2t_config.weights.metadata import from_text, take_preprocessing
+from t2t_config.weights.untrusted import check_size, check_table, making
 from t2t_torch.checkpoint_file import (
     Checkpoint,
     StateDict,
@@ -26,8 +26,8 @@ from t2t_torch.checkpoint_file import (
     read_state_dict,
     save_checkpoint,
 )
-from t2t_torch.fit import CLASSIFIERS, fit, resize_pos_embed
-from t2t_torch.registry import create_model
+from t2t_torch.models.registry import create_model
+from t2t_torch.weights.adapt import CLASSIFIERS, fit, resize_pos_embed
 
 
 def load_checkpoint(

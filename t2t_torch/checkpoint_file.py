@@ -3,7 +3,7 @@
 Layouts read: the release files of T2T-ViT (`{'state_dict_ema': ...}`), timm training checkpoints
 (`state_dict`, `state_dict_ema`, `args`, ...), the authors' transfer-learning files (`{'net', 'acc', 'epoch'}`
 with `module.` prefixes), DeiT's (`{'model': ...}`), bare state dicts, `.safetensors` and Paddle's `.pdparams`.
-Other projects' names become the official ones (see `t2t_config.layouts`).
+Other projects' names become the official ones (see `t2t_config.weights.layouts`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from t2t_common.files import check_target, replace_file
-from t2t_common.run_folder import latest_torch_file
-from t2t_config.digests import CRC32, SHA256, DamagedError, open_texts, seal_texts
-from t2t_config.hub import folder_metadata
-from t2t_config.layouts import OFFICIAL, to_official, unwrap
-from t2t_config.load_report import few, readable
-from t2t_config.metadata import to_text
-from t2t_torch.digests import check_content, tensor_digests, torch_bytes
-from t2t_torch.plain import check_plain
-from t2t_torch.unpickle import has_crc32, read_pickle
+from t2t_common.io.files import check_target, replace_file
+from t2t_common.run.folder import latest_torch_file
+from t2t_config.weights.digests import CRC32, SHA256, DamagedError, open_texts, seal_texts
+from t2t_config.weights.hub import folder_metadata
+from t2t_config.weights.layouts import OFFICIAL, to_official, unwrap
+from t2t_config.weights.load_report import few, readable
+from t2t_config.weights.metadata import to_text
+from t2t_torch.weights.digests import check_content, tensor_digests, torch_bytes
+from t2t_torch.weights.plain_tensors import check_plain
+from t2t_torch.weights.safe_unpickle import has_crc32, read_pickle
 
 StateDict = dict[str, Tensor]
 
@@ -74,7 +74,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is truncated or corrupt, is not what was saved, would run code or fill the memory, or
-            holds no state dict; or a tensor is no plain one (see `t2t_torch.plain`).
+            holds no state dict; or a tensor is no plain one (see `t2t_torch.weights.plain_tensors`).
     """
     named, path = path, find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, use_ema)

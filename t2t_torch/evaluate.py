@@ -12,32 +12,32 @@ from typing import Any
 
 import numpy as np
 
-from t2t_common import cli
-from t2t_common.accuracy import Accuracy, Forward, count
 from t2t_common.data import open_source
 from t2t_common.data.iterator import Batch
-from t2t_common.evaluations import EvaluateOptions, Result, labelled_for, new_confusion, show_result
-from t2t_common.files import check_target
-from t2t_common.options import WeightsOptions
-from t2t_common.per_class import class_report
-from t2t_common.preprocess import Preprocess
-from t2t_common.terminal import bar, status
-from t2t_config.metadata import from_text
+from t2t_common.data.preprocess import Preprocess
+from t2t_common.evaluation.accuracy import Accuracy, Forward, count
+from t2t_common.evaluation.evaluate_command import EvaluateOptions, Result, labelled_for, new_confusion, show_result
+from t2t_common.evaluation.per_class import class_report
+from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.io import cli
+from t2t_common.io.files import check_target
+from t2t_common.io.terminal import bar, status
 from t2t_config.shapes import sizes_of
-from t2t_torch.build import compute_dtype
+from t2t_config.weights.metadata import from_text
 from t2t_torch.checkpoint import check_described, load_checkpoint, read_checkpoint
 from t2t_torch.checkpoint_file import find_checkpoint
 from t2t_torch.data import eval_batches
-from t2t_torch.processes import own_device, sum_processes
-from t2t_torch.registry import create_model
+from t2t_torch.models.registry import create_model
 from t2t_torch.step import make_forward
+from t2t_torch.training.from_recipe import compute_dtype
+from t2t_torch.training.processes import own_device, sum_processes
 
 
 def accuracy(
     forward: Forward, arrays: Any, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
 ) -> Accuracy:
     """Exact counts over every real image in `batches`, of all processes together; arguments as of
-    `t2t_common.accuracy.count`."""
+    `t2t_common.evaluation.accuracy.count`."""
     own = None if confusion is None else np.zeros_like(confusion)
     counts = count(forward, arrays, batches, confusion=own)
     if confusion is not None and own is not None:

@@ -23,15 +23,15 @@ import torch
 import tyro
 from torch import nn
 
-from t2t_common import cli
-from t2t_common.agreement import BATCHES, Agreement, ExportError, demand, sample_images
-from t2t_common.files import check_target, replace_file
-from t2t_common.options import WeightsOptions
-from t2t_common.sealed import check_sealed, seal
-from t2t_common.terminal import status
-from t2t_config.digests import KEY
+from t2t_common.evaluation.export_check import BATCHES, Agreement, ExportError, demand, sample_images
+from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.io import cli
+from t2t_common.io.files import check_target, replace_file
+from t2t_common.io.sealed_exports import check_sealed, seal
+from t2t_common.io.terminal import status
 from t2t_config.extras import install_hint
-from t2t_config.metadata import describe_model, from_text, to_text
+from t2t_config.weights.digests import KEY
+from t2t_config.weights.metadata import describe_model, from_text, to_text
 from t2t_torch.evaluate import load_for_evaluation
 
 SUFFIXES = (".pt2", ".onnx")

@@ -1,6 +1,6 @@
 """Models to and from the Hugging Face hub, or a folder of the same files. Twin: t2t_jax/hub.py.
 
-What lies in such a folder is t2t_config/hub.py's.
+What lies in such a folder is t2t_config/weights/hub.py's.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from t2t_config import model_config
-from t2t_config.described import making
-from t2t_config.hub import CONFIG, WEIGHTS, differences, fetch, read_metadata, upload, write_folder
-from t2t_config.metadata import create_arguments, describe_model, take_preprocessing, to_text
+from t2t_config.weights.hub import CONFIG, WEIGHTS, differences, fetch, read_metadata, upload, write_folder
+from t2t_config.weights.metadata import create_arguments, describe_model, take_preprocessing, to_text
+from t2t_config.weights.untrusted import making
 from t2t_torch.checkpoint import check_described, load_checkpoint, save_checkpoint
-from t2t_torch.registry import create_model
+from t2t_torch.models.registry import create_model
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from t2t_common import cli
-from t2t_common.predictions import PredictOptions, show_predictions
+from t2t_common.evaluation.predict_command import PredictOptions, show_predictions
+from t2t_common.io import cli
 from t2t_torch.evaluate import load_for_evaluation
 
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from t2t_common.caches import cached_parts
-from t2t_torch.metrics import cross_entropy
-from t2t_torch.mixup import Mixup
-from t2t_torch.optim import Ema
-from t2t_torch.precision import in_dtype
-from t2t_torch.processes import mean_of_processes, process_count, process_index
-from t2t_torch.random_erasing import RandomErasing
-from t2t_torch.token_labeling import TokenLabeling
+from t2t_common.evaluation.cpu_chunks import cached_parts
+from t2t_torch.training.compute_dtype import in_dtype
+from t2t_torch.training.loss import cross_entropy
+from t2t_torch.training.mixup import Mixup
+from t2t_torch.training.optim import Ema
+from t2t_torch.training.processes import mean_of_processes, process_count, process_index
+from t2t_torch.training.random_erasing import RandomErasing
+from t2t_torch.training.token_labeling import TokenLabeling
 
 Batch = Mapping[str, Tensor]
 """{"image": (B, C, H, W) float, "label": (B,) int or (B, num_classes) float}; for token labeling also "label_scores"
@@ -167,7 +167,7 @@ def make_forward(
 ) -> Callable[[Mapping[str, Tensor], Tensor | np.ndarray], np.ndarray]:
     """Evaluation's forward pass: (arrays, images (B, H, W, C)) -> logits in numpy, float32 or wider.
 
-    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/caches.py).
+    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/evaluation/cpu_chunks.py).
 
     Args:
         model: in evaluation mode; its own weights are not used.

@@ -20,11 +20,11 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"this needs timm ({error}): pip install timm", name=error.name) from error
 
 from t2t_config import MODELS, PRETRAINED, ModelConfig, Pretrained
-from t2t_config.layouts import to_official
 from t2t_config.shapes import saved_grid
+from t2t_config.weights.layouts import to_official
 from t2t_torch.checkpoint_file import pick_entry
-from t2t_torch.fit import fit
-from t2t_torch.registry import create_model
+from t2t_torch.models.registry import create_model
+from t2t_torch.weights.adapt import fit
 
 REFUSED = {
     "features_only": "there is no pyramid of features; num_classes=0 gives the class token's features, "

@@ -21,8 +21,6 @@ from typing import Any
 import torch
 import tyro
 
-from t2t_common import cli, resuming
-from t2t_common.accuracy import Accuracy
 from t2t_common.data import (
     check_classes,
     classes_with_images,
@@ -34,32 +32,42 @@ from t2t_common.data import (
 )
 from t2t_common.data.classes import for_run, other_order
 from t2t_common.data.iterator import Batch, BatchIterator
-from t2t_common.evaluations import new_confusion
-from t2t_common.files import ensure_writable
-from t2t_common.interrupt import RunInterruptedError
-from t2t_common.lock import locked
-from t2t_common.peak import run_peak
-from t2t_common.preprocess import Preprocess
-from t2t_common.report import Reporter, TrainingDivergedError
-from t2t_common.resuming import with_saved_head
-from t2t_common.run_folder import CHECKPOINTS, SUFFIX, check_workdir, note_not_recognised, torch_steps
-from t2t_common.run_warnings import evaluation_warnings, head_note, schedule_warnings
-from t2t_common.saving import EPOCH_LOSS, Saving, run_metadata
-from t2t_common.start_block import start_block
-from t2t_common.terminal import say
-from t2t_common.watch import Watch
+from t2t_common.data.preprocess import Preprocess
+from t2t_common.evaluation.accuracy import Accuracy
+from t2t_common.evaluation.evaluate_command import new_confusion
+from t2t_common.io import cli
+from t2t_common.io.files import ensure_writable
+from t2t_common.io.terminal import say
+from t2t_common.run import resume_check
+from t2t_common.run.banner import start_block
+from t2t_common.run.folder import CHECKPOINTS, SUFFIX, check_workdir, note_not_recognised, torch_steps
+from t2t_common.run.interrupt import RunInterruptedError
+from t2t_common.run.lock import locked
+from t2t_common.run.options import Watch
+from t2t_common.run.peak_flops import run_peak
+from t2t_common.run.reporter import Reporter, TrainingDivergedError
+from t2t_common.run.resume_check import with_saved_head
+from t2t_common.run.save_policy import EPOCH_LOSS, Saving, run_metadata
+from t2t_common.run.warnings import evaluation_warnings, head_note, schedule_warnings
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
-from t2t_config.load_report import LoadReport
-from t2t_torch.build import Sample, build_model, build_sample, build_step, check_recipe, compute_dtype
+from t2t_config.weights.load_report import LoadReport
 from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
-from t2t_torch.optim import freeze
-from t2t_torch.processes import Interruption, checked_data, joined_processes, own_device, process_count, process_index
-from t2t_torch.start import begun_classes, start_from
 from t2t_torch.step import TrainState, TrainStep, make_forward
-from t2t_torch.training_checkpoints import TrainingCheckpoints
+from t2t_torch.training.checkpoints import TrainingCheckpoints
+from t2t_torch.training.from_recipe import Sample, build_model, build_sample, build_step, check_recipe, compute_dtype
+from t2t_torch.training.init_from import begun_classes, start_from
+from t2t_torch.training.optim import freeze
+from t2t_torch.training.processes import (
+    Interruption,
+    checked_data,
+    joined_processes,
+    own_device,
+    process_count,
+    process_index,
+)
 
 
 @dataclasses.dataclass
@@ -72,7 +80,7 @@ class Run:
     classes: set[int]
     """Of which the data have images."""
     data: dict[str, Any]
-    """What the images are, see t2t_common/data/identity.py."""
+    """What the images are, see t2t_common/data/fingerprint.py."""
     ran_on: dict[str, Any]
     """Processes and devices."""
     steps_per_epoch: int
@@ -316,14 +324,14 @@ def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
     """Sets `run` to the latest checkpoint that is sound; the number of steps done (0 without one).
 
     Raises:
-        ValueError: as `t2t_common.resuming.resume`.
+        ValueError: as `t2t_common.run.resume_check.resume`.
     """
 
     def restore() -> int:
         checkpoints.restore(run.state, run.iterator)
         return run.state.step
 
-    return resuming.resume(run, checkpoints, workdir, restore)
+    return resume_check.resume(run, checkpoints, workdir, restore)
 
 
 # --- Command line -------------------------------------------------------------------------------------------

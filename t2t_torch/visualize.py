@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from t2t_common import cli
+from t2t_common.io import cli
 from t2t_common.visualize import Inside, VisualizeOptions, stage_grids, visualize
 from t2t_torch.evaluate import load_for_evaluation
-from t2t_torch.registry import create_model
-from t2t_torch.t2t_vit_ghost import AttentionGhost
+from t2t_torch.models.registry import create_model
+from t2t_torch.models.t2t_vit_ghost import AttentionGhost
 
 
 def attention_weights(attn: Any, x: Tensor) -> Tensor:

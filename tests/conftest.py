@@ -3,7 +3,7 @@ the order of the tests does not change. Warnings are errors: see `filterwarnings
 
 One virtual device, not eight: a run without `--mesh` takes every device there is, so that with eight no test would see
 what one device does (fenced blocks, small batches, mixup's pairs), at several times the compilation. What runs on
-eight has processes of its own: tests/train/mesh_runs.py.
+eight has processes of its own: tests/support/mesh_runs.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import profiles
+from t2t_config import Recipe
+from tests.support import profiles
+from tests.support.small_data import small_recipe, write_idx_folder
 
 # Read when jax and torch are imported, so set before; pytest-xdist's workers and subprocesses inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,9 +35,28 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 profiles.register()
 
-STEP = ("golden_training", "metrics", "mixup", "optim", "random_erasing", "step", "token_labeling")
 HERE = Path(__file__).parent
-NANS_ARE_ERRORS = {HERE / "jax", *(HERE / "train" / f"test_{name}.py" for name in STEP)}
+WHOLE_RUNS = {
+    "checkpoint",
+    "checkpoints",
+    "compile",
+    "divergence",
+    "evaluate",
+    "init_from",
+    "overhead",
+    "reporter",
+    "scan_blocks",
+}
+WHOLE_RUNS |= {"train", "train_command"}
+NANS_ARE_ERRORS = {
+    *(
+        path
+        for folder in ("", "models", "ops", "training", "weights")
+        for path in (HERE / "jax" / folder).glob("test_*.py")
+        if path.stem.removeprefix("test_") not in WHOLE_RUNS
+    ),
+    HERE / "whole_runs" / "test_token_labeling.py",
+}
 """Where the model and its training step are tested. Whole runs look for NaN themselves, and donate their state as they
 do for users: JAX donates nothing while it looks.
 """
@@ -47,7 +68,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if torch := sys.modules.get("torch"):
         torch.manual_seed(zlib.crc32(item.nodeid.encode()))
     if jax := sys.modules.get("jax"):
-        jax.config.update("jax_debug_nans", not NANS_ARE_ERRORS.isdisjoint((item.path, *item.path.parents)))
+        jax.config.update("jax_debug_nans", item.path in NANS_ARE_ERRORS)
 
 
 def pytest_unconfigure() -> None:
@@ -71,3 +92,14 @@ def uncompiled() -> Iterator[None]:
 
     with jax.disable_jit():
         yield
+
+
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_idx_folder(tmp_path_factory.mktemp("idx"))
+
+
+@pytest.fixture(scope="session")
+def recipe(idx_folder: Path) -> Recipe:
+    """Trains in seconds."""
+    return small_recipe(idx_folder)

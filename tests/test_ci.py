@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clean_env import ROOT, CleanEnv, copy_sources
+from tests.support.clean_env import ROOT, CleanEnv, copy_sources
 
 WORKFLOW, ACTION, PAGE = ROOT / ".github/workflows/ci.yml", ROOT / "action.yml", ROOT / "docs/ci.md"
 SCHEMAS = {WORKFLOW: "github-workflows", ACTION: "github-actions", ROOT / "CITATION.cff": "citation-file-format"}

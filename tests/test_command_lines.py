@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from t2t_common import cli
+from t2t_common.io import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("t2t_config", "t2t_common", "t2t_torch", "t2t_jax", "parity")
 EXPECTED = {"train", "evaluate", "predict", "export"}
 LISTS = {"t2t_jax", "t2t_torch"}
-"""They list the commands of a package and run the one that is named (tests/common/test_scripts.py)."""
+"""They list the commands of a package and run the one that is named (tests/common/io/test_commands.py)."""
 ESCAPE = "\x1b"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clean_env import ROOT, copy_sources
+from tests.support.clean_env import ROOT, copy_sources
 
 PAGE = ROOT / "CONTRIBUTING.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -17,11 +17,11 @@ from flax import nnx
 import parity
 import t2t_jax
 import t2t_torch
-from parity.rules import layer_rules
+from parity.carry.rules import layer_rules
 from t2t_config import MODELS
 
 ROOT = Path(__file__).parents[1]
-FACE = {"models", "formats", "survey", "train_command", "selftest", "command", "needs"}
+FACE = {"ours", "selftest", "requirements"}
 """The modules of parity that know our models."""
 
 
@@ -48,7 +48,7 @@ def modules_of(package: str) -> list[str]:
 
 def test_t2t_config_imports_the_standard_library_only():
     modules = modules_of("t2t_config")
-    assert {"t2t_config", "t2t_config.hub", "t2t_config.download"} <= set(modules)
+    assert {"t2t_config", "t2t_config.weights.hub", "t2t_config.weights.download"} <= set(modules)
     found = imported(*modules) - imported()  # less what the interpreter loads itself, for editable installs
     assert "t2t_config" in found
     assert found <= sys.stdlib_module_names | {"t2t_config"}
@@ -76,7 +76,7 @@ def test_t2t_torch_never_imports_jax():
 
 def test_the_engine_of_parity_knows_no_model():
     engine = [name for name in modules_of("parity") if not set(name.split(".")[1:]) & FACE]
-    assert {"parity.check", "parity.convert", "parity.jax_side", "parity.report"} <= set(engine)
+    assert {"parity.proof.check", "parity.carry.convert", "parity.runs.jax_side", "parity.report.report"} <= set(engine)
     assert not {name for name in imported(*engine) if name.startswith("t2t_")}
     for name in engine:  # nor later, inside a function
         tree = ast.parse(Path(importlib.import_module(name).__file__ or "").read_text())
@@ -89,23 +89,23 @@ def test_the_engine_of_parity_knows_no_model():
 # ---- the mirror ----
 
 MIRROR = (
-    "layers",
-    "transformer_block",
-    "token_transformer",
-    "token_performer",
-    "t2t_vit",
-    "t2t_vit_se",
-    "t2t_vit_dense",
-    "t2t_vit_ghost",
-    "vit",
-    "registry",
-    "fit",
-    "mixup",
-    "random_erasing",
-    "metrics",
+    "models.layers",
+    "models.transformer_block",
+    "models.token_transformer",
+    "models.token_performer",
+    "models.t2t_vit",
+    "models.t2t_vit_se",
+    "models.t2t_vit_dense",
+    "models.t2t_vit_ghost",
+    "models.vit",
+    "models.registry",
+    "weights.adapt",
+    "training.mixup",
+    "training.random_erasing",
+    "training.loss",
 )
 TORCH_LAYERS = {"Linear", "LayerNorm", "Conv", "Dropout", "GELU", "Identity", "Sequential", "Unfold", "Activation"}
-"""Written in t2t_jax/layers.py so that they mean what PyTorch's own mean, with what flax lacks."""
+"""Written in t2t_jax/models/layers.py so that they mean what PyTorch's own mean, with what flax lacks."""
 
 
 def classes(module: str) -> dict[str, type]:

@@ -19,18 +19,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.clean_env import NEEDED, PACKAGES, ROOT, CleanEnv, copy_sources
+from tests.support.clean_env import NEEDED, PACKAGES, ROOT, CleanEnv, copy_sources
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
     "t2t_common/run_page/page.css",
     "t2t_common/run_page/page.html",
-    "parity/report.css",
-    "parity/report.schema.json",
+    "parity/report/report.css",
+    "parity/report/report.schema.json",
     "t2t_config/imagenet_classes.tsv",
 }
-STRAY = ("notes.md", ".env", "demo/run.json", "benchmarks/speed.py", "parity/weights.pth", "t2t_common/run_page/.env")
+STRAY = (
+    "notes.md",
+    ".env",
+    "demo/run.json",
+    "tools/benchmarks/speed.py",
+    "parity/weights.pth",
+    "t2t_common/run_page/.env",
+)
 """What may lie about where a package is built, and is no part of it."""
 EPOCH = 1_750_000_000
 
@@ -142,13 +149,17 @@ def test_t2t_config_needs_the_standard_library_alone(wheel: Path, tmp_path: Path
         "print(t2t_config.model_config('t2t_vit_14').top1, importlib.util.find_spec('numpy'))"
     )
     assert env.python("-c", code, cwd=tmp_path).stdout.split() == ["81.5", "None"]
-    refused = env.python("-c", "import t2t_common.accuracy", cwd=tmp_path, check=False)
+    refused = env.python("-c", "import t2t_common.evaluation.accuracy", cwd=tmp_path, check=False)
     assert "No module named 'numpy'" in refused.stderr
 
 
 # ---- extras ----
 
-LATE = ("t2t_torch/timm_models.py", "t2t_common/data/records.py", "t2t_common/data/write.py")
+LATE = (
+    "t2t_torch/timm_models.py",
+    "t2t_common/data/readers/array_record.py",
+    "t2t_common/data/readers/write_shards.py",
+)
 """Files that nothing imports before it needs them, and says what to install."""
 NAMES = importlib.metadata.packages_distributions()
 

@@ -1,6 +1,6 @@
 """Naming the cause: which single switch turns PyTorch's arithmetic into what JAX computed."""
 
-from parity.causes.naming import enclosing, find_causes, name_causes
-from parity.causes.single import find_single_causes
+from parity.causes.find_cause import enclosing, find_causes, name_causes
+from parity.causes.precision.float32_only import find_single_causes
 
 __all__ = ["enclosing", "find_causes", "find_single_causes", "name_causes"]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from parity.causes.layouts import split_as
 from parity.causes.registry import Named
 from parity.causes.replay import Step, tensors_of
+from parity.causes.switches.layouts import split_as
 from parity.causes.variant import Variant, changed, choices, family, orders
 
 SUMS = ("add", "sub", "iadd", "rsub", "radd")

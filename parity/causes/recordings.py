@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from parity.capture import Key
 from parity.causes.replay import Recording, copied
-from parity.inputs import Apply, positional
+from parity.pairing.inputs import Apply, positional
+from parity.runs.capture import Key
 
 
 def record(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import ml_dtypes
 import numpy as np
 
-from parity.compare import norm, rel_f
+from parity.measure.gates import norm, rel_f
 
 Tensors = Sequence[tuple[str, np.ndarray]]
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.capture import Key
 from parity.causes.changes import Change, around, changes
-from parity.causes.fit import fitted
+from parity.causes.failures import Wrong, distance
+from parity.causes.fit_constant import fitted
 from parity.causes.generic import rounded_to
+from parity.causes.precision.rounding import alike, random_signs
 from parity.causes.registry import Around
 from parity.causes.relations import relations
 from parity.causes.replay import Recording, Sites, Step, tensors_of
-from parity.causes.rounding import alike, random_signs
-from parity.causes.wrong import Wrong, distance
+from parity.runs.capture import Key
 
 GATE = 1e-13
 """An error that counts as none, as everywhere in float64."""

@@ -23,7 +23,7 @@ class Variant:
         alter: computes the step as JAX would.
         rounding: "": it computes another value, which has to be JAX's to the last digits. Else the same value with
             other roundings, recognised by "elements" (they err alike, one by one) or by "rows" (the error of each row
-            has the same direction): see `parity.causes.rounding`.
+            has the same direction): see `parity.causes.precision.rounding`.
         family: makes `alter` from a positive number, which is looked for from `start`; the description's "{value}".
     """
 

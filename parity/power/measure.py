@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from parity.capture import Key
-from parity.compare import Gates
-from parity.inputs import Arguments
-from parity.losses import Loss
-from parity.power.gauge import Whole
+from parity.measure.gates import Gates
+from parity.pairing.inputs import Arguments
+from parity.power.margin import Whole
 from parity.power.recordings import calls_of, forward_work
-from parity.power.report import PowerReport
 from parity.power.search import Search
-from parity.torch_side import TorchSide
+from parity.report.power_report import PowerReport
+from parity.runs.capture import Key
+from parity.runs.losses import Loss
+from parity.runs.torch_side import TorchSide
 
 LEVELS = ("forward", "gradients", "train")
 

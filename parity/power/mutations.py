@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from parity.causes.changes import Change, around, changes
 from parity.causes.registry import Around
 from parity.causes.replay import Place, Recording, Sites, Step
-from parity.power.extras import extra
+from parity.power.input_mistakes import extra
 
 SPECIFIC, GENERIC = "specific", "generic"
 PHASES = (SPECIFIC, GENERIC)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from parity.capture import Key, torch_hooks
 from parity.causes.replay import Step, tensors_of
-from parity.inputs import Apply, positional
+from parity.pairing.inputs import Apply, positional
+from parity.runs.capture import Key, torch_hooks
 
 ELEMENTS = 32 * 2**20
 """Numbers in the recordings that are held at once, about; each part costs one more forward pass."""

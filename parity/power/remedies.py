@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from parity.capture import torch_hooks
-from parity.inputs import Apply, positional
-from parity.models import _powered
+from parity.ours.pair import _powered
+from parity.pairing.inputs import Apply, positional
+from parity.runs.capture import torch_hooks
 
 Arrays = tuple[np.ndarray, ...]
 
 IDS, MASK, NUMBERS = "ids", "mask", "numbers"
 
-WEIGHTS = "random weights, none of them 0 or 1 (parity.models.power)"
+WEIGHTS = "random weights, none of them 0 or 1 (parity.ours.pair.power)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def vocabulary(model: torch.nn.Module, arrays: Arrays, index: int, apply: Apply 
 
 
 def strengthened(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy with every parameter, frozen ones too, and all running statistics drawn as by `parity.models.power`."""
+    """A copy with every parameter, frozen ones too, and all running statistics drawn as by `parity.ours.pair.power`."""
     strong = copy.deepcopy(model)
     with torch.no_grad():
         for name, x in [*strong.named_parameters(), *strong.named_buffers()]:

@@ -15,15 +15,15 @@ from parity.causes.changes import Change
 from parity.causes.recordings import record_calls
 from parity.causes.replay import Recording, Sites, Step
 from parity.power.derivative import same_derivative
-from parity.power.gauge import Whole, changes_shapes, forced, forced32
 from parity.power.hints import hint
+from parity.power.margin import Whole, changes_shapes, forced, forced32
 from parity.power.mutate import NotMadeError
 from parity.power.mutations import GENERIC, SPECIFIC, Mutation, found, replay
 from parity.power.recordings import Called, parts, work_of
 from parity.power.remedies import WEIGHTS, Remedy, neutral, remedies
-from parity.power.report import BLIND, NOT_FOUND, SAME, SEEN, PowerReport, PowerRow, grouped
 from parity.power.training import TrainingMistake, training_mistakes
-from parity.torch_side import TorchSide
+from parity.report.power_report import BLIND, NOT_FOUND, SAME, SEEN, PowerReport, PowerRow, grouped
+from parity.runs.torch_side import TorchSide
 
 FIRST_SHARE = 0.6
 """Of the budget, for trying mistakes; the rest is for what they do to gradients, and for remedies."""

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import t2t_jax.t2t_vit
-import t2t_jax.token_performer
-import t2t_jax.token_transformer
-import t2t_jax.transformer_block
-import t2t_jax.vit
-from parity.causes.resize import weights
+import t2t_jax.models.t2t_vit
+import t2t_jax.models.token_performer
+import t2t_jax.models.token_transformer
+import t2t_jax.models.transformer_block
+import t2t_jax.models.vit
+from parity.causes.switches.resize import weights
 from parity.selftest.mutation import Apply, Mutation, along_channels, calling, patching, setting, within
 
-BLOCK: Any = t2t_jax.transformer_block
+BLOCK: Any = t2t_jax.models.transformer_block
 
 
 def _forward(name: str, pair: str, module: str, cause: str | None, apply: Apply) -> Mutation:
@@ -201,7 +201,7 @@ FORWARD = (
         "performer",
         ATTENTION,
         "q/k/v order",
-        within(t2t_jax.token_performer, "jnp", split=_split_as(1, 0, 2)),
+        within(t2t_jax.models.token_performer, "jnp", split=_split_as(1, 0, 2)),
     ),
     _forward(
         "heads before q, k, v",
@@ -256,7 +256,7 @@ FORWARD = (
         "performer",
         "the model",
         "concat order",
-        within(t2t_jax.t2t_vit, "jnp", concatenate=_reversed_concat),
+        within(t2t_jax.models.t2t_vit, "jnp", concatenate=_reversed_concat),
     ),
     _forward("mean of the tokens", "performer", "the model", "pooling", _tokens_to_head(lambda x: x.mean(axis=1))),
     _forward("last token for the first", "se", "the model", "token taken", _tokens_to_head(lambda x: x[:, -1])),
@@ -307,7 +307,9 @@ FORWARD = (
         "the model",
         "concat order",
         within(
-            t2t_jax.vit, "jnp", concatenate=lambda original, parts, axis: original((parts[1], parts[0], parts[2]), axis)
+            t2t_jax.models.vit,
+            "jnp",
+            concatenate=lambda original, parts, axis: original((parts[1], parts[0], parts[2]), axis),
         ),
     ),
     _forward(

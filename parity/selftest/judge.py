@@ -8,12 +8,12 @@ import jax
 import torch
 from flax import nnx
 
-from parity.compare import Gates
-from parity.elements import is_small
-from parity.judge import pairing_rows, weight_rows
-from parity.proof import Proof
-from parity.report import Report
-from parity.rules import Rules
+from parity.carry.rules import Rules
+from parity.measure.gates import Gates
+from parity.measure.rows import pairing_rows, weight_rows
+from parity.measure.small_elements import is_small
+from parity.proof.stages import Proof
+from parity.report.report import Report
 from parity.selftest.foreign.architecture import Inputs
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import torch
 
-from parity.causes.training import GATE, AdamW, State, TrainingCause, optimizer_cause, series_cause, travelled
-from parity.compare import Gates, norm, relative
+from parity.causes.training.steps import GATE, AdamW, State, TrainingCause, optimizer_cause, series_cause, travelled
+from parity.measure.gates import Gates, norm, relative
 
 STEPS = 6
 SHAPES = {"kernel": (6, 5), "bias": (5,), "scale": (6,), "conv": (4, 3, 2, 2)}

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from flax import nnx
 
-import t2t_torch.layers
-from parity.causes.resize import weights
-from parity.convert import torch_to_jax
-from parity.models import make_pair, power
-from parity.rules import Rules
+import t2t_torch.models.layers
+from parity.carry.convert import torch_to_jax
+from parity.carry.rules import Rules
+from parity.causes.switches.resize import weights
+from parity.ours.pair import make_pair, power
 from parity.selftest.foreign import FOREIGN
 from parity.selftest.foreign.architecture import Inputs
 
@@ -151,7 +151,7 @@ class TorchDropout(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc1, self.drop = torch.nn.Linear(8, 16), torch.nn.Dropout(0.1)
-        self.fc2, self.drop_path = torch.nn.Linear(16, 8), t2t_torch.layers.DropPath(0.1)
+        self.fc2, self.drop_path = torch.nn.Linear(16, 8), t2t_torch.models.layers.DropPath(0.1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.drop_path(self.fc2(self.drop(self.fc1(x))))

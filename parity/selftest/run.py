@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import torch
 
-from parity.compare import Gates
-from parity.report import Report
+from parity.measure.gates import Gates
+from parity.report.report import Report
 from parity.selftest.backward import GRADIENT
 from parity.selftest.foreign import MISTAKES
 from parity.selftest.forward import FORWARD

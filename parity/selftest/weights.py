@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-import t2t_jax.t2t_vit
+import t2t_jax.models.t2t_vit
 from parity.selftest.mutation import Apply, Mutation, calling, changing, exchanged, patching
 
 
@@ -135,6 +135,6 @@ DATA = (
         "performer",
         "tokens_to_token",
         "axis order",
-        patching(t2t_jax.t2t_vit, _as_image=_columns_first),
+        patching(t2t_jax.models.t2t_vit, _as_image=_columns_first),
     ),
 )

@@ -3,14 +3,14 @@
 All of it that does not depend on who makes batches of the examples: Grain in `t2t_jax`, a DataLoader in `t2t_torch`.
 """
 
+from t2t_common.data.augment.transforms import training_image
+from t2t_common.data.corrupt import Unreadable
 from t2t_common.data.examples import EvalExamples, TrainExamples, steps_per_epoch
-from t2t_common.data.identity import classes_with_images, data_identity
-from t2t_common.data.opening import check_classes, head_classes, open_source
-from t2t_common.data.sources import Source
+from t2t_common.data.fingerprint import classes_with_images, data_identity
+from t2t_common.data.preprocess import Preprocess, evaluation_image
+from t2t_common.data.readers.formats import check_classes, head_classes, open_source
+from t2t_common.data.readers.sources import Source
 from t2t_common.data.token_labels import with_token_labels
-from t2t_common.data.transforms import training_image
-from t2t_common.data.unreadable import Unreadable
-from t2t_common.preprocess import Preprocess, evaluation_image
 
 __all__ = [
     "EvalExamples",

@@ -13,11 +13,11 @@ from typing import SupportsIndex
 import numpy as np
 from PIL import Image
 
-from t2t_common.data.sources import Source
+from t2t_common.data.augment.transforms import training_image
+from t2t_common.data.images import UnreadableImageError
+from t2t_common.data.preprocess import Preprocess, evaluation_image
+from t2t_common.data.readers.sources import Source
 from t2t_common.data.token_labels import LabelMap, TokenLabelSource, labelled_example
-from t2t_common.data.transforms import training_image
-from t2t_common.images import UnreadableImageError
-from t2t_common.preprocess import Preprocess, evaluation_image
 from t2t_config import Recipe
 
 Example = dict[str, np.ndarray]

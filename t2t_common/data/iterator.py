@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from t2t_common.data.corrupt import Unreadable
 from t2t_common.data.examples import UNREADABLE
-from t2t_common.data.unreadable import Unreadable
 
 Batch = dict[str, Any]
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from t2t_common.data.randaugment import Layer, signed, strength_of
-from t2t_common.data.sources import FolderSource, Source
-from t2t_common.data.transforms import CropDraws, augmented, draw_crop, randaugment
-from t2t_common.images import UnreadableImageError
-from t2t_common.preprocess import Preprocess, convert, normalise
-from t2t_common.torch_tensor import read_tensor
+from t2t_common.data.augment.randaugment import Layer, signed, strength_of
+from t2t_common.data.augment.transforms import CropDraws, augmented, draw_crop, randaugment
+from t2t_common.data.images import UnreadableImageError
+from t2t_common.data.preprocess import Preprocess, convert, normalise
+from t2t_common.data.readers.sources import FolderSource, Source
+from t2t_common.data.readers.torch_tensor import read_tensor
 from t2t_config import Recipe
 from t2t_config.randaugment import LEVELS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from t2t_common import cli
+from t2t_common.io import cli
 from t2t_common.run_page.page import write_page
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t2t_common.per_class import ClassAccuracy, class_report
+from t2t_common.evaluation.per_class import ClassAccuracy, class_report
 
 MOST_CLASSES = 20
 """In a table of all pairs."""

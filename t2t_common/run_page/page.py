@@ -12,15 +12,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from t2t_common.files import write_text
-from t2t_common.lock import is_locked
+from t2t_common.io.files import write_text
+from t2t_common.run.lock import is_locked
+from t2t_common.run.writers import METRICS_FILE, read_lines
 from t2t_common.run_page import charts, confusion
 from t2t_common.run_page.record import RECORD_FILE, Record
-from t2t_common.writers import METRICS_FILE, read_lines
 from t2t_config import Recipe
 from t2t_config.class_names import class_names
-from t2t_config.escaped import escaped
-from t2t_config.load_report import readable
+from t2t_config.escape import escaped
+from t2t_config.weights.load_report import readable
 
 PAGE_FILE = "report.html"
 HERE = Path(__file__).parent

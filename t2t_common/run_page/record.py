@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from t2t_common.files import write_text
-from t2t_config.bounded_json import parse
+from t2t_common.io.files import write_text
+from t2t_config.weights.json_limits import parse
 
 RECORD_FILE = "run.json"
 
@@ -52,7 +52,7 @@ class Record:
         config: as in a checkpoint's metadata (see saving.py): the recipe, names of classes, mean and std.
         samples: images of one batch (see samples.py), and its step.
         confusion: of the latest evaluation (see confusion.py), and its step.
-        warnings: that hold, by key (see t2t_common/run_warnings.py).
+        warnings: that hold, by key (see t2t_common/run/warnings.py).
     """
 
     status: Status = "running"

@@ -13,17 +13,17 @@ import numpy as np
 from PIL import Image
 from tyro.conf import Positional
 
-from t2t_common.files import ensure_writable, replace_file, write_text
-from t2t_common.images import find_images, open_image
-from t2t_common.options import WeightsOptions
-from t2t_common.predictions import best_classes
-from t2t_common.preprocess import Preprocess, evaluation_image
+from t2t_common.data.images import find_images, open_image
+from t2t_common.data.preprocess import Preprocess, evaluation_image
+from t2t_common.evaluation.predict_command import best_classes
+from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.io.files import ensure_writable, replace_file, write_text
 from t2t_common.visualize.draw import Section, sheet
 from t2t_common.visualize.inside import Inside, covered_size
 from t2t_common.visualize.page import Picture, page
 from t2t_common.visualize.sections import draw_image, draw_positions, left_out
 from t2t_config.class_names import class_names
-from t2t_config.escaped import escaped
+from t2t_config.escape import escaped
 
 PAGE_FILE = "index.html"
 SAID = 3

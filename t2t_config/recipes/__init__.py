@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from t2t_config.load_report import readable
 from t2t_config.models import MODELS
 from t2t_config.pretrained import PRETRAINED
 from t2t_config.recipes.base import ExpectedClasses, Recipe, epoch_lr
@@ -16,6 +15,7 @@ from t2t_config.recipes.changes import recipe_changes
 from t2t_config.recipes.digits import digits, fashion_mnist
 from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384, token_labeling
 from t2t_config.recipes.transfer import cifar
+from t2t_config.weights.load_report import readable
 
 __all__ = [
     "RECIPES",

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import tyro
 
-from t2t_common import cli
-from t2t_common.data.opening import open_source
-from t2t_common.data.sources import Source, Split, notes_of
+from t2t_common.data.readers.formats import open_source
+from t2t_common.data.readers.sources import Source, Split, notes_of
+from t2t_common.data.readers.write_shards import Format, write_shards
 from t2t_common.data.token_labels import with_token_labels
-from t2t_common.data.write import Format, write_shards
-from t2t_common.files import check_target, write_text
-from t2t_common.terminal import status
+from t2t_common.io import cli
+from t2t_common.io.files import check_target, write_text
+from t2t_common.io.terminal import status
 from t2t_config import RECIPES, Recipe
 from t2t_config import recipe as named_recipe
 from t2t_jax.data.bench import bench

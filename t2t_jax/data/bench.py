@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from t2t_common.caches import available_cores
 from t2t_common.data.examples import augmented_example, read_labelled
-from t2t_common.data.sources import Source
-from t2t_common.images import UnreadableImageError
-from t2t_common.preprocess import Preprocess
+from t2t_common.data.images import UnreadableImageError
+from t2t_common.data.preprocess import Preprocess
+from t2t_common.data.readers.sources import Source
+from t2t_common.evaluation.cpu_chunks import available_cores
 from t2t_config import Recipe
 from t2t_jax.data.pipeline import train_iterator
 

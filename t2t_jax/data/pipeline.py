@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 import grain
 from absl import flags
 
+from t2t_common.data.corrupt import Unreadable
 from t2t_common.data.examples import EvalExamples, TrainExamples
-from t2t_common.data.patience import Patient
-from t2t_common.data.sources import Source
-from t2t_common.data.unreadable import Unreadable
+from t2t_common.data.preprocess import Preprocess
+from t2t_common.data.readers.sources import Source
+from t2t_common.data.timeout import Patient
 from t2t_common.data.workers import end_with_the_run, leave_signals_to_the_run
-from t2t_common.preprocess import Preprocess
 from t2t_config import Recipe
 from t2t_jax.data.iterator import Batch, TrainIterator
 

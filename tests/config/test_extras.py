@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from t2t_common.scripts import SCRIPTS
+from t2t_common.io.commands import SCRIPTS
 from t2t_config import extras
-from tests.clean_env import ROOT, SIGINT_AS_USUAL, CleanEnv
+from tests.support.clean_env import ROOT, SIGINT_AS_USUAL, CleanEnv
 from tests.test_command_lines import programs
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -49,7 +49,7 @@ def test_every_command_says_what_to_install(program: str, plain: CleanEnv, tmp_p
 @pytest.mark.parametrize("script", ["t2t-train", "t2t-torch-predict", "t2t-parity"])
 def test_every_script_says_what_to_install(script: str, plain: CleanEnv, tmp_path: Path):
     path = tmp_path / script
-    path.write_text("from t2t_common.scripts import main\nmain()\n")
+    path.write_text("from t2t_common.io.commands import main\nmain()\n")
     assert_one_line(run(plain, str(path), "digits", cwd=tmp_path), extras.NEEDS[SCRIPTS[script].partition(".")[0]][0])
 
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import t2t_torch
-from t2t_common import cli
+from t2t_common.io import cli
 from t2t_config import Pretrained, find_pretrained
-from t2t_config.download import cached_download
-from tests.config.fake_hub import FakeHub, fake_hub
-from tests.docs.blocks import PAGES, ROOT, assert_shown, examples, page_name, shell_lines
+from t2t_config.weights.download import cached_download
+from tests.support.fake_hub import FakeHub, fake_hub
+from tests.support.pages.code_blocks import PAGES, ROOT, assert_shown, examples, page_name, shell_lines
 
 MODEL = "t2t_vit_14"
 """Whose published weights the pages load."""

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-import benchmarks.scaling
-import parity.survey
+import parity.ours.survey
 import t2t_torch
-from benchmarks import transcripts
+import tools.benchmarks.scaling
 from t2t_config import MODELS, model_config, recipe
 from t2t_config.flops import forward_flops, training_flops
 from t2t_config.pretrained import PRETRAINED
 from t2t_jax import compile
-from tests.docs.blocks import PAGES, ROOT, WRITTEN, page_name, shell_lines
-from tests.docs.figures import FIGURES, SURVEY
+from tests.support.pages.code_blocks import PAGES, ROOT, WRITTEN, page_name, shell_lines
+from tests.support.pages.figures import FIGURES, SURVEY
+from tools.benchmarks import transcripts
 
 ROW = re.compile(r"^\| `(t2t_\w+)` \| (\w+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| (.*) \|$", re.MULTILINE)
 
@@ -103,27 +103,29 @@ def test_the_authors_counts_are_ours(name: str, published: float):
 
 
 def test_figures_of_every_model_are_those_of_the_file():
-    figures = [parity.survey.Figure(**figure) for figure in SURVEY["figures"]]
-    assert (ROOT / "docs" / "parity.md").read_text() == parity.survey.as_markdown(figures, SURVEY["environment"])
+    figures = [parity.ours.survey.Figure(**figure) for figure in SURVEY["figures"]]
+    assert (ROOT / "docs" / "parity.md").read_text() == parity.ours.survey.as_markdown(figures, SURVEY["environment"])
 
 
 def test_a_row_of_the_figures_of_every_model():
     """Counts exactly, errors within three times: their order of summation differs between machines."""
-    kept = next(parity.survey.Figure(**figure) for figure in SURVEY["figures"] if figure["name"] == "t2t_vit_micro")
-    (found,) = parity.survey.survey(["t2t_vit_micro"])
+    kept = next(
+        parity.ours.survey.Figure(**figure) for figure in SURVEY["figures"] if figure["name"] == "t2t_vit_micro"
+    )
+    (found,) = parity.ours.survey.survey(["t2t_vit_micro"])
     assert (found.layers, found.passed, found.changes) == (kept.layers, kept.passed, kept.changes)
     for name in ("forced64", "free64", "logits64", "gradient64", "logits32_jax", "logits32_torch"):
         assert 1 / 3 < getattr(found, name) / getattr(kept, name) < 3, name
 
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "tools" / "benchmarks" / "results"
 STEPS = [path for folder in ("tpu", "lowered", "batches") for path in sorted((RESULTS / folder).glob("*.json"))]
 
 
 def test_a_row_of_memory_against_pixels():
     kept = json.loads((RESULTS / "scaling.json").read_text())
     side, batch, model = min(kept["sizes"], key=int), kept["options"]["batch"], kept["options"]["model"]
-    found = benchmarks.scaling.measure(model, int(side), batch, calls=1)
+    found = tools.benchmarks.scaling.measure(model, int(side), batch, calls=1)
     assert found["temporary_bytes"] == pytest.approx(kept["sizes"][side]["temporary_bytes"], rel=0.05)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import transcripts
-from tests.docs.blocks import ROOT
+from tests.support.pages.code_blocks import ROOT
+from tools.benchmarks import transcripts
 
 TRAIN, EVALUATE = transcripts.COMMANDS[0], transcripts.COMMANDS[2]
 KEPT = json.loads(transcripts.RESULT.read_text())

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from t2t_config import MODELS, RECIPES, describe_recipe
-from t2t_config.card import model_card, to_config
-from t2t_config.metadata import describe
 from t2t_config.pretrained import PRETRAINED
-from tests.docs.blocks import ROOT, WRITTEN, page_name
+from t2t_config.weights.card import model_card, to_config
+from t2t_config.weights.metadata import describe
+from tests.support.pages.code_blocks import ROOT, WRITTEN, page_name
 
 FILES = [file for tags in PRETRAINED.values() for file in tags.values()]
 PUBLISHED = {str(top1) for top1 in [*(m.top1 for m in MODELS.values()), *(f.top1 for f in FILES)] if top1 is not None}
@@ -22,8 +22,7 @@ FIGURE = re.compile(rf"(?<![\w.,-])(?:{'|'.join(map(re.escape, sorted(PUBLISHED)
 FOLDERS = (
     "docs",
     "examples",
-    "benchmarks",
-    "reliability",
+    "tools",
     "t2t_config",
     "t2t_common",
     "t2t_torch",

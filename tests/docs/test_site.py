@@ -15,8 +15,8 @@ import parity
 import t2t_config
 import t2t_jax
 import t2t_torch
-from tests.docs.blocks import ROOT
-from tests.parity.browser import Browser
+from tests.support.pages.code_blocks import ROOT
+from tests.support.parity.browser import Browser
 
 PHONE = 390
 MEASURE = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.support.pages.code_blocks import ROOT
 
 PAGE = (ROOT / "docs" / "threats.md").read_text()
 ROWS = re.findall(r"^\| (.+) \| .+ \| (.+) \|$", PAGE, re.MULTILINE)

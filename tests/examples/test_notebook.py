@@ -16,13 +16,13 @@ from nbformat import NotebookNode
 
 import t2t_jax
 import t2t_torch
-from t2t_common.images import open_image
-from t2t_common.predictions import best_classes
-from t2t_common.preprocess import Preprocess, evaluation_image
+from t2t_common.data.images import open_image
+from t2t_common.data.preprocess import Preprocess, evaluation_image
+from t2t_common.evaluation.predict_command import best_classes
 from t2t_common.visualize.command import sample_image
 from t2t_config import find_pretrained, model_config
 from t2t_config.class_names import class_names
-from tests.clean_env import ROOT, CleanEnv, copy_sources
+from tests.support.clean_env import ROOT, CleanEnv, copy_sources
 
 PATH = ROOT / "examples" / "t2t_vit.ipynb"
 NOTEBOOK = nbformat.read(PATH, as_version=4)

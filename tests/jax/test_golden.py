@@ -16,10 +16,10 @@ import torch
 from flax import nnx
 
 from parity import torch_to_jax
-from parity.transformed import jax_calls
+from parity.runs.transformations import jax_calls
 from t2t_jax import create_model
-from t2t_jax.transformer_block import get_sinusoid_encoding
-from tests.golden import (
+from t2t_jax.models.transformer_block import get_sinusoid_encoding
+from tests.support.golden import (
     Golden,
     changed_golden,
     ends,

@@ -14,12 +14,12 @@ from flax import nnx
 import t2t_jax
 import t2t_torch
 from parity import rel_f
-from parity.convert import as_dtype
-from t2t_config.hub import read_metadata
+from parity.carry.convert import as_dtype
+from t2t_config.weights.hub import read_metadata
 from t2t_jax.state import model_arrays
-from t2t_jax.torch_file import to_torch
-from tests.config.fake_hub import ask, fake_hub
-from tests.full_disk import on_full_disk
+from t2t_jax.weights.torch_file import to_torch
+from tests.support.fake_hub import ask, fake_hub
+from tests.support.full_disk import on_full_disk
 
 SIZES = {"img_size": (32, 48), "in_chans": 1, "num_classes": 3}
 NAMES = ["t2t_vit_micro", "vit_deit_tiny_distilled_patch16_224"]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from flax import nnx
 
-from t2t_jax import create_model, t2t_vit_dense, t2t_vit_ghost, t2t_vit_se, transformer_block
-from tests.golden import rel_f
-from tests.jax.helpers import abstract, modules, normal, variables
+from t2t_jax import create_model
+from t2t_jax.models import t2t_vit_dense, t2t_vit_ghost, t2t_vit_se, transformer_block
+from tests.support.golden import rel_f
+from tests.support.jax_models import abstract, modules, normal, variables
 
 # ---- squeeze-and-excitation ----
 

@@ -13,8 +13,8 @@ from flax import nnx
 import t2t_jax
 from t2t_common.visualize.inside import covered_size
 from t2t_jax.visualize import attention_weights, make_look
-from tests.families import FAMILIES
-from tests.jax.helpers import abstract, normal
+from tests.support.families import FAMILIES
+from tests.support.jax_models import abstract, normal
 
 
 def made(kind: str, **more: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from parity import doctor
 from parity.__main__ import main
-from t2t_common import cli
+from t2t_common.io import cli
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ import torch
 
 import t2t_torch
 from parity.__main__ import main
-from parity.formats import saved_metadata
-from parity.models import power
+from parity.ours.pair import power
+from parity.ours.survey import Figure
+from parity.ours.weight_files import saved_metadata
 from parity.selftest import Outcome, Selftest
-from parity.survey import Figure
-from t2t_common import cli
-from t2t_config.metadata import describe_model, to_text
-from tests.parity.test_survey import figure
+from t2t_common.io import cli
+from t2t_config.weights.metadata import describe_model, to_text
+from tests.parity.ours.test_survey import figure
 
 SMALL = ["--img-size", "32", "--num-classes", "10", "--level", "forward"]
 MICRO = ["check", "t2t_vit_micro", *SMALL]
@@ -63,7 +63,7 @@ def test_equal_models_end_with_zero_and_a_verdict(tmp_path: Path, capsys: pytest
 def test_different_models_end_with_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    from t2t_jax.layers import GELU
+    from t2t_jax.models.layers import GELU
 
     monkeypatch.setattr(GELU, "__call__", lambda self, x: x)
     assert run(*MICRO, "--json", tmp_path / "report.json") == 1
@@ -251,7 +251,7 @@ def test_a_survey_writes_each_model_as_it_is_done(
         assert "`t2t_vit_7`" in page.read_text()
         yield figure("t2t_vit_10", passed="t2t_vit_24" not in names)
 
-    monkeypatch.setattr("parity.survey.survey", survey)
+    monkeypatch.setattr("parity.ours.survey.survey", survey)
     assert run("survey", "--out", page) == 1  # of all models
     assert run("survey", "--out", page, "--names", "t2t_vit_7", "t2t_vit_10") == 0
     said = capsys.readouterr().out

@@ -17,7 +17,7 @@ from torch import nn
 import t2t_torch
 import t2t_torch.timm_models
 from t2t_config import MODELS, PRETRAINED, find_pretrained
-from tests.config.server import Server, serve
+from tests.support.server import Server, serve
 
 MICRO = "t2t_vit_micro"
 SMALL = {"img_size": 32, "num_classes": 3}
@@ -49,7 +49,7 @@ def test_every_model_and_tag_is_registered_and_none_of_timms_is_replaced():
 
 def test_a_model_is_ours_and_computes_the_same():
     model = timm.create_model(MICRO, img_size=(32, 48), in_chans=1, num_classes=3, drop_path_rate=0.1, qk_scale=0.3)
-    assert isinstance(model, t2t_torch.t2t_vit.T2TViT)
+    assert isinstance(model, t2t_torch.models.t2t_vit.T2TViT)
     ours = t2t_torch.create_model(MICRO, img_size=(32, 48), in_chans=1, num_classes=3, qk_scale=0.3)
     ours.load_state_dict(model.state_dict())
     images = torch.randn(2, 1, 32, 48)

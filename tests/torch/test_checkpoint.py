@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from t2t_torch import create_model
 from t2t_torch.checkpoint import load_checkpoint, resize_pos_embed, save_checkpoint
-from tests.golden import golden, golden_input, golden_weights, rel_f
+from tests.support.golden import golden, golden_input, golden_weights, rel_f
 
 
 def micro(seed: int = 0, **arguments: object) -> nn.Module:

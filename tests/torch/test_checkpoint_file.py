@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from t2t_common import zips
+from t2t_common.io import zips
 from t2t_torch.checkpoint_file import read_checkpoint, read_state_dict, save_checkpoint
-from tests.full_disk import on_full_disk
+from tests.support.full_disk import on_full_disk
 
 RAW = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([1.0, 2.0])}
 EMA = {name: value + 0.5 for name, value in RAW.items()}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from t2t_common.data import EvalExamples, TrainExamples, open_source
-from t2t_common.preprocess import Preprocess
+from t2t_common.data.preprocess import Preprocess
 from t2t_config import RECIPES, Recipe
 from t2t_torch.data import eval_batches, train_iterator
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import t2t_torch
-from parity.models import power
-from t2t_common import cli
-from t2t_common.agreement import BATCHES, Agreement, ExportError
+from parity.ours.pair import power
+from t2t_common.evaluation.export_check import BATCHES, Agreement, ExportError
+from t2t_common.io import cli
 from t2t_torch import export
-from tests.families import FAMILIES, SMALL
+from tests.support.families import FAMILIES, SMALL
 
 
 def make(name: str, **arguments: Any) -> Any:

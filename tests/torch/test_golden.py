@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from t2t_torch import create_model
-from tests.golden import (
+from tests.support.golden import (
     Golden,
     changed_golden,
     ends,

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 import t2t_torch
-from t2t_config.metadata import from_text
+from t2t_config.weights.metadata import from_text
 from t2t_torch.checkpoint import resize_pos_embed
-from tests.config.fake_hub import ask, fake_hub
+from tests.support.fake_hub import ask, fake_hub
 
 NAME = "t2t_vit_micro"
 KNOWN = {"recipe": {"lr": 1e-3}, "metrics": {"top1": 98.9}, "parity": {"verdict": "EQUAL"}, "mean": [0.25]}
@@ -96,7 +96,9 @@ def test_an_exact_load_says_nothing(tmp_path: Path, recwarn: pytest.WarningsReco
 
 def test_a_model_of_unknown_name_or_changed_shape_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="make it with create_model"):
-        t2t_torch.save_pretrained(t2t_torch.t2t_vit.T2TViT(img_size=32, embed_dim=64, depth=1, num_heads=2), tmp_path)
+        t2t_torch.save_pretrained(
+            t2t_torch.models.t2t_vit.T2TViT(img_size=32, embed_dim=64, depth=1, num_heads=2), tmp_path
+        )
     model = make()
     model.blocks[1] = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"no t2t_vit_micro any more: blocks\.1\..* missing in place of"):

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from t2t_common import caches
+from t2t_common.evaluation import cpu_chunks
 from t2t_config import Recipe
 from t2t_torch import create_model
-from t2t_torch.build import build_model, build_step
-from t2t_torch.optim import freeze
-from t2t_torch.precision import Computing
 from t2t_torch.step import TrainState, make_forward
-from tests.golden import rel_f
+from t2t_torch.training.compute_dtype import Computing
+from t2t_torch.training.from_recipe import build_model, build_step
+from t2t_torch.training.optim import freeze
+from tests.support.golden import rel_f
 
 BASE = Recipe(
     model="t2t_vit_micro",
@@ -174,7 +174,7 @@ def test_evaluation_uses_the_arrays_that_it_is_given():
 
 
 def test_a_cpu_evaluates_few_images_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(caches, "PIXELS_A_CORE", 2 * 16 * 16 / torch.get_num_threads())
+    monkeypatch.setattr(cpu_chunks, "PIXELS_A_CORE", 2 * 16 * 16 / torch.get_num_threads())
     model, images = without_draws().eval(), batch()["image"].double()
     with torch.inference_mode():
         whole = model(images).numpy()

@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from reliability.runs import TIMES
-from t2t_common import cli
-from t2t_common.accuracy import Accuracy
-from t2t_common.interrupt import RunInterruptedError
-from t2t_common.lock import locked
-from t2t_common.report import Reporter, TrainingDivergedError
+from t2t_common.evaluation.accuracy import Accuracy
+from t2t_common.io import cli
+from t2t_common.run.interrupt import RunInterruptedError
+from t2t_common.run.lock import locked
+from t2t_common.run.reporter import Reporter, TrainingDivergedError
 from t2t_common.run_page import PAGE_FILE
 from t2t_common.run_page.confusion import dense
 from t2t_common.run_page.record import Record
@@ -30,10 +29,11 @@ from t2t_config import Recipe, epoch_lr
 from t2t_torch import create_model, load_checkpoint, read_state_dict
 from t2t_torch import evaluate as evaluation
 from t2t_torch import train as training
-from t2t_torch.precision import Computing
 from t2t_torch.train import prepare, train
-from t2t_torch.training_checkpoints import TrainingCheckpoints
-from tests.small_data import VAL_IMAGES
+from t2t_torch.training.checkpoints import TrainingCheckpoints
+from t2t_torch.training.compute_dtype import Computing
+from tests.support.small_data import VAL_IMAGES
+from tools.reliability.run_faults.runs import TIMES
 
 STEPS_PER_EPOCH, EPOCHS = 8, 5
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from t2t_torch import create_model, t2t_vit_dense, t2t_vit_ghost, t2t_vit_se
-from tests.golden import rel_f
+from t2t_torch import create_model
+from t2t_torch.models import t2t_vit_dense, t2t_vit_ghost, t2t_vit_se
+from tests.support.golden import rel_f
 
 
 def tokens(*shape: int) -> torch.Tensor:

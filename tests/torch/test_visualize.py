@@ -11,7 +11,7 @@ import torch
 import t2t_torch
 from t2t_common.visualize.inside import covered_size
 from t2t_torch.visualize import attention_weights, make_look
-from tests.families import FAMILIES
+from tests.support.families import FAMILIES
 
 
 def made(kind: str) -> Any:

@@ -15,11 +15,11 @@ import json, sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
-from t2t_jax.hlo import collectives
-from t2t_jax.mesh import AXES, BATCH
-from t2t_jax.platform import traced_for, traced_on
-from t2t_jax.softmax import one_head_attention
-from t2t_jax.topology import tpu_topology
+from t2t_jax.aot.hlo import collectives
+from t2t_jax.parallel.mesh import AXES, BATCH
+from t2t_jax.ops.platform import traced_for, traced_on
+from t2t_jax.ops.softmax import one_head_attention
+from t2t_jax.aot.topology import tpu_topology
 
 topology, dtype, tokens = sys.argv[1:]
 mesh = topologies.make_mesh(tpu_topology(topology), (2, 2), AXES)

@@ -5,16 +5,16 @@ from parity.selftest.foreign.convolutions import CONVOLUTIONS
 from parity.selftest.foreign.decoders import DECODERS
 from parity.selftest.foreign.encoders import ENCODERS
 from parity.selftest.foreign.images import IMAGES
+from parity.selftest.foreign.mistakes.convolutions import CONVOLUTION_MISTAKES
+from parity.selftest.foreign.mistakes.decoders import DECODER_MISTAKES
+from parity.selftest.foreign.mistakes.encoders import ENCODER_MISTAKES
+from parity.selftest.foreign.mistakes.images import IMAGE_MISTAKES
+from parity.selftest.foreign.mistakes.mixtures import MIXTURE_MISTAKES
+from parity.selftest.foreign.mistakes.operators import OPERATOR_MISTAKES
+from parity.selftest.foreign.mistakes.recurrent import RECURRENT_MISTAKES
 from parity.selftest.foreign.mixtures import MIXTURES
 from parity.selftest.foreign.operators import OPERATORS
 from parity.selftest.foreign.recurrent import RECURRENT
-from parity.selftest.foreign.wrong_convolutions import CONVOLUTION_MISTAKES
-from parity.selftest.foreign.wrong_decoders import DECODER_MISTAKES
-from parity.selftest.foreign.wrong_encoders import ENCODER_MISTAKES
-from parity.selftest.foreign.wrong_images import IMAGE_MISTAKES
-from parity.selftest.foreign.wrong_mixtures import MIXTURE_MISTAKES
-from parity.selftest.foreign.wrong_operators import OPERATOR_MISTAKES
-from parity.selftest.foreign.wrong_recurrent import RECURRENT_MISTAKES
 from parity.selftest.mutation import Mutation
 
 FOREIGN: dict[str, Architecture] = {

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.convert import torch_to_jax
-from parity.models import power
-from parity.rules import Rules
+from parity.carry.convert import torch_to_jax
+from parity.carry.rules import Rules
+from parity.ours.pair import power
 
 Inputs = np.ndarray | tuple[np.ndarray, ...]
 """What PyTorch's model takes."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from parity.rules import Rules
+from parity.carry.rules import Rules
 from parity.selftest.foreign.architecture import Architecture, join_heads, split_heads, upper
 
 D, H, K, V, N = 16, 4, 2, 11, 5

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from parity.rules import LeafRule, Rules
+from parity.carry.rules import LeafRule, Rules
 from parity.selftest.foreign.architecture import Architecture, channels_first, normal
 
 C = 8

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t2t_common.data.classes import MappedSource, for_head, for_run, in_order, other_order
-from t2t_common.data.sources import ArraySource, Source
+from t2t_common.data.readers.sources import ArraySource, Source
 from t2t_config.class_names import imagenet_classes, match_classes
 
 WNIDS = list(imagenet_classes())

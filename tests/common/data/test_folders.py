@@ -12,8 +12,8 @@ from PIL import Image
 
 from t2t_common.data import open_source
 from t2t_common.data.folders import natural_key
-from t2t_common.data.sources import FolderSource, Source, notes_of
-from tests.small_data import write_idx_folder
+from t2t_common.data.readers.sources import FolderSource, Source, notes_of
+from tests.support.small_data import write_idx_folder
 
 
 def tree(root: Path, *names: str | bytes) -> Path:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from t2t_common.data.corrupt import Unreadable
 from t2t_common.data.examples import UNREADABLE
 from t2t_common.data.iterator import Batch, BatchIterator
-from t2t_common.data.unreadable import Unreadable
-from tests.common.data.test_unreadable import Damaged
+from tests.common.data.test_corrupt import Damaged
 
 
 def numbers(position: int) -> Iterator[Batch]:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from t2t_common.data import Preprocess, TrainExamples, open_source, with_token_labels
+from t2t_common.data.augment.randaugment import Layer
 from t2t_common.data.examples import UNREADABLE
-from t2t_common.data.randaugment import Layer
+from t2t_common.data.images import UnreadableImageError
 from t2t_common.data.token_labels import LabelMap, TokenLabelSource, labelled_example, moved
-from t2t_common.images import UnreadableImageError
 from t2t_config import Recipe
-from t2t_torch.token_labeling import token_targets
-from tests.token_labels import LABELLED, token_goldens, write_labelled_folder
+from t2t_torch.training.token_labeling import token_targets
+from tests.support.token_labels import LABELLED, token_goldens, write_labelled_folder
 
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 

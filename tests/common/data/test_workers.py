@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability.runs import group_members
+from tools.reliability.run_faults.runs import group_members
 
 STARTS = """
 import multiprocessing, sys, threading, time

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from t2t_common.run_page.confusion import MOST_CLASSES, MOST_PAIRS, SHADES, Confusion, dense, pairs, sparse
-from tests.common.run_page.runs import CONFUSION
+from tests.support.pages.recorded_runs import CONFUSION
 
 NAMES = ["wren", "robin", "sparrow"]
 

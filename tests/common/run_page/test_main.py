@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from t2t_common import cli
+from t2t_common.io import cli
 from t2t_common.run_page.__main__ import main
-from tests.common.run_page.runs import lines, record, written
+from tests.support.pages.recorded_runs import lines, record, written
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

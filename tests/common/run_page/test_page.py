@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2t_common.lock import locked
+from t2t_common.run.lock import locked
+from t2t_common.run.writers import read_lines
 from t2t_common.run_page.page import PAGE_FILE, duration, render, steps_per_epoch, write_page
 from t2t_common.run_page.record import Record
-from t2t_common.writers import read_lines
 from t2t_config import Recipe
-from tests.common.run_page.runs import EPOCHS, STEPS, lines, record, resumed, written
-from tests.parity.browser import DARK, LIGHT, Browser
+from tests.support.pages.recorded_runs import EPOCHS, STEPS, lines, record, resumed, written
+from tests.support.parity.browser import DARK, LIGHT, Browser
 
 PHONE, DESK = 390, 1280
 DIVERGED = "step 91: loss is nan: lower --lr; first not finite: the output of blocks.0.mlp"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from t2t_common.run_page.record import PACKAGES, RECORD_FILE, Record, environment
-from tests.common.run_page.runs import STEPS, record, resumed
+from tests.support.pages.recorded_runs import STEPS, record, resumed
 
 
 def test_what_is_saved_is_read(tmp_path: Path):

@@ -14,14 +14,14 @@ from PIL import Image
 import t2t_jax.visualize
 import t2t_torch
 import t2t_torch.visualize
-from parity.models import make_pair
-from t2t_common import cli
-from t2t_common.preprocess import Preprocess, evaluation_image
+from parity.ours.pair import make_pair
+from t2t_common.data.preprocess import Preprocess, evaluation_image
+from t2t_common.io import cli
 from t2t_common.visualize import command
 from t2t_common.visualize.command import distinct_names, restore, sample_image
-from t2t_config.metadata import describe_model, to_text
+from t2t_config.weights.metadata import describe_model, to_text
 from t2t_jax.checkpoint import save_model
-from tests.common.test_preprocess import PHOTOGRAPHS
+from tests.common.data.test_preprocess import PHOTOGRAPHS
 
 Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, Command] = {"jax": t2t_jax.visualize.main, "torch": t2t_torch.visualize.main}

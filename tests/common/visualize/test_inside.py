@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t2t_common.visualize.inside import liveliest_channels, position_similarity, rollout, stage_grids
-from tests.common.visualize.samples import inside
+from tests.support.pages.made_views import inside
 
 
 class Model:

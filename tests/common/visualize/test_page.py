@@ -10,8 +10,8 @@ from PIL import Image
 
 from t2t_common.visualize.page import Picture, page
 from t2t_common.visualize.sections import draw_image, draw_positions
-from tests.common.visualize.samples import inside
-from tests.parity.browser import DARK, LIGHT, Browser
+from tests.support.pages.made_views import inside
+from tests.support.parity.browser import DARK, LIGHT, Browser
 
 PHONE, DESK = 390, 1280
 

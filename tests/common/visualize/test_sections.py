@@ -7,7 +7,7 @@ from PIL import Image
 
 from t2t_common.visualize.draw import sheet, tile_width
 from t2t_common.visualize.sections import FEATURE_MAPS, draw_image, draw_positions, left_out
-from tests.common.visualize.samples import inside
+from tests.support.pages.made_views import inside
 
 IMAGE = Image.new("RGB", (48, 32), "gray")
 

@@ -1,0 +1,377 @@
+"""Which tensor of PyTorch is which of Flax NNX: every one once, paired by name, layer type and shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flax import nnx
+from flax.nnx import graphlib
+
+from parity.carry.arrays import dtype_name
+from parity.carry.orientation import Matrix, is_transposing, oriented
+from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
+from parity.carry.wrappers import StateDict, hints, prefix_of, state_of, unwrapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """The same numbers on both sides: usually a tensor each, else a part of PyTorch's or one layer of a flax stack.
+
+    `layer` is the flax type that owns it, `axes` the permutation PyTorch -> JAX, `part` (i, n) the i-th of n parts of
+    PyTorch's tensor, `index` the position in flax's stacked one, `flip` the axes (flax's) that run backwards.
+    """
+
+    torch: str
+    jax: str
+    layer: str
+    axes: tuple[int, ...] | None
+    torch_shape: tuple[int, ...]
+    jax_shape: tuple[int, ...]
+    dtype: str
+    part: tuple[int, int] = (0, 1)
+    index: int | None = None
+    flip: tuple[int, ...] = ()
+
+    @property
+    def rule(self) -> LeafRule:
+        return LeafRule(self.torch, self.jax, self.axes, self.part, reshape=True, flip=self.flip)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one whole tensor on either side."""
+        return self.part[1] == 1 and self.index is None
+
+    def to_jax(self, array: np.ndarray) -> np.ndarray:
+        """PyTorch's whole tensor -> these numbers in flax's layout."""
+        return self.rule.to_jax(array, self.jax_shape if self.index is None else self.jax_shape[1:])
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """The whole flax tensor -> these numbers in PyTorch's layout."""
+        return self.rule.to_torch(array if self.index is None else array[self.index], self.torch_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Every tensor of both models, once: `entries` are pairs, the rest has no partner on purpose.
+
+    `tied` are names of PyTorch whose tensor is an entry under another name; `notes` say what was found out, not told.
+    """
+
+    entries: tuple[Entry, ...]
+    torch_only: tuple[str, ...] = ()
+    jax_only: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{e.torch} {list(e.torch_shape)} <-> {e.jax} {list(e.jax_shape)}"
+            + (f" transposed {e.axes}" if e.axes else "")
+            + (f" flipped {e.flip}" if e.flip else "")
+            + (f" part {e.part[0] + 1} of {e.part[1]}" if e.part[1] > 1 else "")
+            + (f" layer {e.index}" if e.index is not None else "")
+            + f" {e.dtype}"
+            for e in self.entries
+        ]
+        lines += [f"{name} only in PyTorch" for name in self.torch_only]
+        lines += [f"{name} only in JAX" for name in self.jax_only]
+        return "\n".join([*lines, *self.notes])
+
+
+def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Dotted path -> variable, random-number state left out.
+
+    Raises:
+        ValueError: two paths are the same once they are dotted (`a.b` of a dict, and `b` in its `a`).
+    """
+    found: dict[str, nnx.Variable] = {}
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState):
+            name = ".".join(map(str, path))
+            if name in found:
+                raise ValueError(f"two tensors of JAX are called {name}: rename one, without dots in its name")
+            found[name] = node
+    return found
+
+
+def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rules: Rules | None = None) -> Ledger:
+    """Pairs the tensors of both sides by name, layer type and shape; changes nothing.
+
+    A second name of a tensor needs no partner, on either side. What DataParallel, DistributedDataParallel and
+    torch.compile put before every name is left out.
+
+    Raises:
+        ValueError: tensors without a partner, two that claim the same partner, or shapes that do not fit; all of them
+            are listed at once.
+    """
+    model = unwrapped(source) if isinstance(source, torch.nn.Module) else None
+    return _Pairer(state_of(source), model, jax_model, rules or Rules()).ledger()
+
+
+class _Pairer:
+    """One pairing under way: what was found, and what is wrong."""
+
+    def __init__(
+        self, state: StateDict, torch_model: torch.nn.Module | None, jax_model: nnx.Module, rules: Rules
+    ) -> None:
+        self.state, self.rules = state, rules
+        self.variables = jax_variables(jax_model)
+        self.names = _all_names(jax_model, self.variables)
+        self.layers = {path: type(module).__name__ for path, module in _modules(jax_model)}
+        self.prefix = prefix_of(state, self.names)
+        self.wanted = _expected(jax_model, self.names, rules)
+        self.partners = {name: self._partners(name) for name in state}
+        self.transposed, self.notes = oriented(self._matrices(torch_model))
+        self.places = self._first_names()
+        self.entries: list[Entry] = []
+        self.torch_only: list[str] = []
+        self.tied: list[str] = []
+        self.alone: list[str] = []
+        self.taken: dict[tuple[str, int | None], str] = {}
+        self.problems = [
+            f"{name} of JAX holds a {type(variable.get_value()).__name__}, not an array"
+            for name, variable in self.variables.items()
+            if _shape(variable) is None and not matches(name, rules.jax_only)
+        ]
+
+    def _index(self, name: str) -> int | None:
+        return self.rules.stack_index(name.removeprefix(self.prefix).rpartition(".")[0])[1]
+
+    def _partners(self, name: str) -> list[tuple[str, LeafRule]]:
+        return self.wanted.get(self._place_in_jax(name), [])
+
+    def _place_in_jax(self, name: str) -> str:
+        """PyTorch's name in JAX's module path."""
+        path, _, leaf = name.removeprefix(self.prefix).rpartition(".")
+        return _join(self.rules.jax_path(self.rules.stack_index(path)[0]), leaf)
+
+    def _matrices(self, model: torch.nn.Module | None) -> Iterator[Matrix]:
+        """The matrices that the built-in rule of `nnx.Linear` speaks of."""
+        modules = {} if model is None else dict(model.named_modules(remove_duplicate=False))
+        for name, partners in self.partners.items():
+            shape = _shape(self.state[name])
+            for jax_name, rule in partners if shape is not None else ():
+                jax_shape = _shape(self.variables[jax_name])
+                if jax_shape is not None and is_transposing(rule) and not self._is_told(jax_name):
+                    own = jax_shape if self._index(name) is None else jax_shape[1:]
+                    yield Matrix(name, modules.get(name.rpartition(".")[0]), shape or (), own)
+
+    def _is_told(self, jax_name: str) -> bool:
+        """Whether the layer of this tensor has rules of the user's own."""
+        layer = self.layers.get(jax_name.rpartition(".")[0])
+        return any(layer == told.__name__ for told in self.rules.leaves)
+
+    def ledger(self) -> Ledger:
+        for name in self.state:
+            self._pair(name)
+        jax_only = self._rest_of_jax()
+        if not self.entries and not self.problems:
+            self.problems.append("there is no tensor on either side")
+        if self.problems:
+            advice = hints(self.alone, [name for name in jax_only if not matches(name, self.rules.jax_only)])
+            text = f"{len(self.problems)} tensors cannot be carried over: " + "; ".join(self.problems)
+            raise ValueError(text + "".join(f" (hint: {hint})" for hint in advice))
+        if self.prefix:
+            self.notes.append(f"{self.prefix} before every name of PyTorch was left out")
+        found = (self.entries, self.torch_only, jax_only, self.tied, self.notes)
+        return Ledger(*(tuple(names) for names in found))  # type: ignore[arg-type]
+
+    def _pair(self, name: str) -> None:
+        tensor, partners, index = self.state[name], self.partners[name], self._index(name)
+        shape = _shape(tensor)
+        if not partners and matches(name, (*TORCH_ONLY, *self.rules.torch_only)):
+            self.torch_only.append(name)
+        elif _is_lazy(tensor):
+            self.problems.append(f"{name} of PyTorch is not initialised (a lazy module): run the model once first")
+            partners = []
+        elif shape is None:
+            self.problems.append(f"{name} of PyTorch is a {type(tensor).__name__}, not a tensor")
+        elif self._is_second_name(name):
+            return
+        elif not partners:
+            self.problems.append(f"{name} {list(shape)} of PyTorch has no partner in JAX")
+            self.alone.append(name)
+        else:
+            self.problems += _unlike_parts(name, partners)
+        for jax_name, rule in partners:
+            self._claim(name, jax_name, rule, index)
+
+    def _is_second_name(self, name: str) -> bool:
+        """Whether the tensor is paired under another name, and JAX has none for this or has two as well; noted then."""
+        first = self.places.get(identity(self.state[name]), name)
+        if first == name:
+            return False
+        if self.partners[name]:
+            same = [[jax_name for jax_name, _ in self.partners[x]] for x in (first, name)]
+            # Unequal partners: JAX has two tensors. Equal places: a rule sends both to one.
+            if same[0] != same[1] or self._place_in_jax(first) == self._place_in_jax(name):
+                return False
+        self.tied.append(name)
+        self.notes.append(f"{name} is {first} in PyTorch (tied): carried once")
+        return True
+
+    def _first_names(self) -> dict[tuple[Any, ...], str]:
+        """The name of every tensor of PyTorch that has a partner; of several the one that JAX counts it under."""
+        found: dict[tuple[Any, ...], str] = {}
+        for name, partners in self.partners.items():
+            path = self._place_in_jax(name).rpartition(".")[0]
+            if any(jax_name.startswith(f"{path}." if path else "") for jax_name, _ in partners):
+                found.setdefault(identity(self.state[name]), name)
+        return {identity(self.state[name]): name for name, x in reversed(self.partners.items()) if x} | found
+
+    def _claim(self, name: str, jax_name: str, rule: LeafRule, index: int | None) -> None:
+        tensor = self.state[name]
+        shape, jax_shape = _shape(tensor), _shape(self.variables[jax_name])
+        if self.transposed.get(name) is False and is_transposing(rule):
+            rule = dataclasses.replace(rule, axes=None)
+        if (jax_name, index) in self.taken:
+            self.problems.append(f"{name} and {self.taken[jax_name, index]} of PyTorch both claim {jax_name}")
+        elif shape is not None and jax_shape is not None and not _fits(rule, shape, jax_shape, index):
+            self.problems.append(f"{name} {list(shape)} does not fit {jax_name} {list(jax_shape)}")
+        elif shape is not None and jax_shape is not None:
+            layer, like = _around(jax_name, self.layers), dtype_name(tensor)
+            shapes = shape, jax_shape
+            entry = Entry(name, jax_name, layer, rule.axes, *shapes, like, rule.part, index, rule.flip)
+            self.entries.append(entry)
+        self.taken.setdefault((jax_name, index), name)
+
+    def _rest_of_jax(self) -> list[str]:
+        """Tensors of JAX that nobody claims; those that ought to have a partner are problems."""
+        claimed = {jax_name for jax_name, _ in self.taken}
+        jax_only = [name for name in self.variables if name not in claimed]
+        self.problems += [
+            f"{name} {list(shape)} of JAX has no partner in PyTorch"
+            for name in jax_only
+            if (shape := _shape(self.variables[name])) is not None and not matches(name, self.rules.jax_only)
+        ]
+        self.problems += _incomplete(self.taken.keys(), self.variables)
+        return jax_only
+
+
+def identity(tensor: Any) -> tuple[Any, ...]:
+    """Equal for two tensors of PyTorch that are one: the same numbers in the same memory."""
+    plain = isinstance(tensor, torch.Tensor) and not _is_lazy(tensor) and tensor.layout == torch.strided
+    if not plain or not tensor.numel() or tensor.is_quantized:
+        return (id(tensor),)
+    layout = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    if tensor.device.type == "meta":
+        return tensor.untyped_storage()._cdata, tensor.storage_offset(), *layout
+    try:
+        return str(tensor.device), tensor.data_ptr(), *layout
+    except RuntimeError:  # a subclass without memory of its own
+        return (id(tensor),)
+
+
+def _is_lazy(tensor: Any) -> bool:
+    return isinstance(tensor, torch.Tensor) and torch.nn.parameter.is_lazy(tensor)
+
+
+def _all_names(model: nnx.Module, variables: Mapping[str, nnx.Variable]) -> dict[str, str]:
+    """Every name of every variable, second ones of shared modules too -> the name that `jax_variables` has."""
+    known = {id(variable): name for name, variable in variables.items()}
+    found = {name: name for name in variables}
+    for path, node in every_path(model):
+        if id(node) in known:
+            found.setdefault(path, known[id(node)])
+    return found
+
+
+def every_path(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """Modules and variables by dotted path, as often as they have one; none inside of itself."""
+    stack: list[tuple[tuple[str, ...], Any, frozenset[int]]] = [((), model, frozenset())]
+    while stack:
+        path, node, around = stack.pop()
+        if isinstance(node, nnx.Module | nnx.Variable):
+            yield ".".join(path), node
+        if isinstance(node, nnx.Variable | nnx.RngState) or id(node) in around or not graphlib.is_node(node):
+            continue
+        kind = graphlib.get_node_impl(node)
+        for key, child in kind.node_dict(node).items() if kind is not None else ():
+            stack.append(((*path, str(key)), child, around | {id(node)}))
+
+
+def _shape(tensor: Any) -> tuple[int, ...] | None:
+    """Shape of a tensor or variable, None of one that holds something else or is not there yet."""
+    if _is_lazy(tensor):
+        return None
+    shape = getattr(tensor, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _fits(rule: LeafRule, shape: tuple[int, ...], jax_shape: tuple[int, ...], index: int | None) -> bool:
+    """Whether a PyTorch tensor is a flax one by `rule`, or its layer `index`."""
+    if index is None:
+        return rule.fits(shape, jax_shape)
+    return bool(jax_shape) and index < jax_shape[0] and rule.fits(shape, jax_shape[1:])
+
+
+def _around(name: str, layers: Mapping[str, str]) -> str:
+    """The type of the innermost module around a tensor, which dicts and lists may separate from it."""
+    while name not in layers:
+        name = name.rpartition(".")[0]
+    return layers[name]
+
+
+def _unlike_parts(name: str, partners: list[tuple[str, LeafRule]]) -> list[str]:
+    """What is wrong if `partners` are not together, and each once, the tensor `name`."""
+    parts = [rule.part for _, rule in partners]
+    count = parts[0][1]
+    if sorted(parts) == [(i, count) for i in range(count)]:
+        return []
+    return [f"{name} of PyTorch is not whole, and once, in {', '.join(partner for partner, _ in partners)} of JAX"]
+
+
+def _incomplete(taken: Collection[tuple[str, int | None]], variables: Mapping[str, nnx.Variable]) -> list[str]:
+    """Stacked flax tensors of which PyTorch does not fill every layer."""
+    filled: dict[tuple[str, int], set[int]] = {}
+    for name, index in taken:
+        shape = _shape(variables[name])
+        if index is not None and shape:
+            filled.setdefault((name, shape[0]), set()).update({index} & set(range(shape[0])))
+    return [
+        f"{name} of JAX has {layers} layers, PyTorch fills {len(indices)}"
+        for (name, layers), indices in filled.items()
+        if len(indices) != layers
+    ]
+
+
+def _modules(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
+    return [(".".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]
+
+
+def _join(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
+def _expected(model: nnx.Module, names: Mapping[str, str], rules: Rules) -> dict[str, list[tuple[str, LeafRule]]]:
+    """PyTorch's name (in JAX's module path) -> the flax tensors that it fills, each with its rule.
+
+    A rule may stand with the layer that owns the tensor or with one around it (attention, for its projections); the
+    outermost speaks first.
+    """
+    modules = {path: node for path, node in every_path(model) if isinstance(node, nnx.Module)}
+    found: dict[str, list[tuple[str, LeafRule]]] = {}
+    for name, first in names.items():
+        parts = name.split(".")
+        owner, rule = name.rpartition(".")[0], LeafRule(parts[-1], parts[-1])
+        for depth in range(len(parts)):
+            path, rest = ".".join(parts[:depth]), ".".join(parts[depth:])
+            known = rules.leaf_rules(modules[path]) if path in modules else ()
+            match = next((candidate for candidate in known if candidate.jax == rest), None)
+            if match is not None:
+                owner, rule = path, match
+                break
+        partners = found.setdefault(_join(owner, rule.torch), [])
+        if all(partner != first for partner, _ in partners):
+            partners.append((first, rule))
+    return found

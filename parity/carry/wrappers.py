@@ -1,0 +1,108 @@
+"""PyTorch models inside of others (DataParallel, torch.compile), and what to write where names do not meet."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+if TYPE_CHECKING:
+    from parity.carry.ledger import Ledger
+
+StateDict = Mapping[str, torch.Tensor]
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and DistributedDataParallel, and torch.compile, put before every name."""
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside of DataParallel, DistributedDataParallel, AveragedModel or torch.compile; else itself."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
+            model = model.module
+        elif (inner := dict(model.named_children()).get("_orig_mod")) is not None:
+            model = inner
+        else:
+            return model
+
+
+def state_of(source: torch.nn.Module | StateDict) -> StateDict:
+    """The tensors by name; of a model, its very parameters and buffers."""
+    return unwrapped(source).state_dict(keep_vars=True) if isinstance(source, torch.nn.Module) else source
+
+
+def prefix_of(state: Collection[str], jax_names: Collection[str]) -> str:
+    """What such a wrapper put before every name of a state dict, if JAX has nothing of that name."""
+    prefix = ""
+    while True:
+        found = [p for p in PREFIXES if state and all(name.startswith(prefix + p) for name in state)]
+        if not found or any(name.startswith(found[0]) for name in jax_names):
+            return prefix
+        prefix += found[0]
+
+
+def hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """What to write, as far as the names without a partner tell."""
+    found = []
+    if any(".parametrizations." in f".{name}" for name in ours):
+        found.append(
+            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') writes out what a parametrization "
+            "computes"
+        )
+    if any(name.endswith(("weight_g", "weight_v")) for name in ours):
+        found.append("torch.nn.utils.remove_weight_norm(module) writes out the weight that weight_norm computes")
+    if any("_orig_mod." in name for name in ours):
+        found.append("a part of the model is compiled: give the model as it was before torch.compile")
+    if any(name.endswith(("q.weight", "q_proj.weight", "query.weight")) for name in ours) and any(
+        "qkv" in name or "in_proj" in name for name in theirs
+    ):
+        found.append("JAX holds q, k and v in one tensor, PyTorch in three: give JAX's model three layers too")
+    return found + _prefix_hints(ours, theirs)
+
+
+def _prefix_hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """The rule that would help if all of one side lies in one more module."""
+    paths = {name.rpartition(".")[0] for name in ours}, {name.rpartition(".")[0] for name in theirs}
+    if not all(paths):
+        return []
+    for more, fewer, rule in (
+        (paths[1], paths[0], "Rules(rename={{r'^': '{0}.'}})"),
+        (paths[0], paths[1], "Rules(rename={{r'^{0}\\.?': ''}})"),
+    ):
+        first = min(more).split(".")[0]
+        if first and all(path == first or path.startswith(f"{first}.") for path in more):
+            inside = {path.removeprefix(first).removeprefix(".") for path in more}
+            if inside == fewer:
+                return [f"all of it lies in {first} on one side: {rule.format(first)}"]
+    return []
+
+
+def refuse_compiled(model: torch.nn.Module) -> None:
+    """Raises ValueError if parts of the model run as compiled code, so that the calls in them cannot be recorded."""
+    for name, module in model.named_modules():
+        where = name or "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{where} is a ScriptModule, whose calls cannot be recorded: give the module it was made of"
+            )
+        if "_orig_mod" in dict(module.named_children()):
+            raise ValueError(f"{where} is compiled (torch.compile): put {where}._orig_mod in its place for the check")
+
+
+def tied_modules(ledger: Ledger, model: torch.nn.Module) -> list[str]:
+    """Patterns of the modules all of whose tensors are carried under another name: they need no partner."""
+    own = {name.rpartition(".")[0] for name in (*(entry.torch for entry in ledger), *ledger.torch_only)}
+    tied = {name.rpartition(".")[0] for name in ledger.tied}
+    return [
+        glob.escape(path)
+        for path, _ in model.named_modules(remove_duplicate=False)
+        if path and _any_in(path, tied) and not _any_in(path, own)
+    ]
+
+
+def _any_in(path: str, paths: Collection[str]) -> bool:
+    return any(other == path or other.startswith(f"{path}.") for other in paths)

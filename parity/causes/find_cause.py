@@ -1,0 +1,179 @@
+"""Names the cause of a wrong module: the single switch under which PyTorch computes what JAX did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from parity.causes.failures import Wrong
+from parity.causes.recordings import record
+from parity.causes.replay import Recording
+from parity.causes.search import Budget, Found, Search
+from parity.measure.gates import Row
+from parity.pairing.calls import Pair, Pairing
+from parity.pairing.inputs import Apply, positional
+from parity.report.report import Cause
+from parity.runs.capture import Call, Key
+from parity.runs.jax_side import JaxSide
+from parity.runs.torch_side import TorchSide
+
+NOT_REPLAYED = "not looked for (the call cannot be replayed by itself)"
+
+WORK = 3e10
+"""So many elements are computed in replays, at most: about a minute on one core."""
+
+
+def find_causes(
+    ours: TorchSide,
+    theirs: JaxSide,
+    arrays: Sequence[np.ndarray],
+    pairing: Pairing,
+    rows: Sequence[Row],
+    notes: list[str] | None = None,
+) -> tuple[Cause, ...]:
+    """The causes of the failing modules, as far as they can be told.
+
+    Runs PyTorch's model again, and JAX's once, forced, with the failing modules alone recorded.
+
+    Args:
+        ours, theirs: both models in float64.
+        arrays: the inputs, in PyTorch's layout.
+        rows: the measurements; of them the forced float64 ones that failed count.
+        notes: what was not looked into is added to it.
+    """
+    failed = _failed(rows)
+    section = [pair for pair in pairing.pairs if pair.name in {name for name, _ in failed}]
+    if not section:
+        return ()
+    known = pairing.with_children(section)
+    oracle = ours.forward(arrays, only={pair.torch for pair in known})
+    own = {pair.torch for pair in section}
+    references = {pair.jax: pair.reference(oracle[pair.torch]) for pair in known}
+    for pair in known:
+        if pair.torch not in own:
+            references[pair.jax].inputs = None
+    forced = theirs.forward(arrays, references, only={pair.jax for pair in section})
+    return name_causes(ours.model, ours.inputs(arrays), pairing.pairs, forced, rows, notes, apply=ours.apply)
+
+
+def name_causes(
+    model: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    pairs: Sequence[Pair],
+    calls: Mapping[Key, Call],
+    rows: Sequence[Row],
+    notes: list[str] | None = None,
+    *,
+    apply: Apply = positional,
+    work: float = WORK,
+) -> tuple[Cause, ...]:
+    """As `find_causes`, from JAX's forced float64 calls (numpy, those of the failing pairs) that are at hand.
+
+    The largest failure comes first. Modules that fail alike (same class, same places, same shapes) are searched
+    once; in the others only the switch that was found is tried. `work` is how many elements are replayed in all.
+    """
+    paired = {pair.torch for pair in pairs}
+    found: dict[Key, list[Found]] = {}
+    skipped: list[str] = []
+    unseen: list[str] = []
+    ranked = _ranked(_wrong(pairs, calls, rows), pairs, rows)
+    left = work
+    known: dict[tuple[object, ...], list[Found]] = {}
+    for i, (owner, wrong) in enumerate(ranked):
+        recording = _recorded(model, inputs, owner, paired, apply)
+        if recording is None:
+            unseen.append(owner[0] or "the model")
+            continue
+        budget = Budget(left / (len(ranked) - i) if i else left / 2)
+        before = budget.left
+        kind = _kind(recording, wrong)
+        search = Search(recording, wrong, budget, _right(recording, wrong, pairs))
+        found[owner] = search.find({(x.switch, x.text) for x in known[kind]}) if kind in known else []
+        if not found[owner] and (kind not in known or known[kind]):
+            found[owner] = search.find()
+        known.setdefault(kind, found[owner])
+        left -= before - budget.left
+        if search.spent and not found[owner]:
+            skipped.append(owner[0] or "the model")
+    for names, text in ((skipped, "not looked for to the end (too much to compute)"), (unseen, NOT_REPLAYED)):
+        if names and notes is not None:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            notes.append(f"the cause was {text} in: {', '.join(names[:5])}{more}")
+    return _causes(found, [pair.torch for pair in pairs])
+
+
+def _right(recording: Recording, wrong: Sequence[Wrong], pairs: Sequence[Pair]) -> set[Key | None]:
+    """What the module gets right: all that is compared of what it passes on and returns, but for what is wrong."""
+    compared = {pair.torch for pair in pairs if pair.inputs is not None}
+    every: set[Key | None] = {site for site in recording.inner if site in compared}
+    return (every | {None}) - {item.site for item in wrong}
+
+
+def _recorded(
+    model: torch.nn.Module, inputs: Sequence[torch.Tensor], key: Key, paired: set[Key], apply: Apply
+) -> Recording | None:
+    """The recording of a call; None if it cannot be made, or the call cannot be replayed."""
+    try:
+        recording = record(model, inputs, key, paired, apply)
+        if recording is not None:
+            recording.run()  # finds out too whether the module works in place
+    except Exception:  # whatever a foreign module raises where it is run otherwise than it expects
+        return None
+    return recording
+
+
+def _causes(found: Mapping[Key, Sequence[Found]], order: Sequence[Key]) -> tuple[Cause, ...]:
+    """In the order of computation."""
+    return tuple(
+        Cause(key[0] or "the model", x.switch, x.text, x.before, x.after) for key in order for x in found.get(key, ())
+    )
+
+
+def _kind(recording: Recording, wrong: Sequence[Wrong]) -> tuple[object, ...]:
+    """What modules have in common that fail alike."""
+    sites = [(None if w.site is None else recording.relative(w.site[0])) for w in wrong]
+    shapes = [tuple(x.shape for x in w.value) for w in wrong]
+    return type(recording.module), tuple(sites), tuple(shapes)
+
+
+def _ranked(
+    wrong: Mapping[Key, list[Wrong]], pairs: Sequence[Pair], rows: Sequence[Row]
+) -> list[tuple[Key, list[Wrong]]]:
+    """By the size of the failure, the largest first; what is not finite comes last: no switch explains it."""
+    errors: dict[str, float] = {}
+    for row in rows:
+        if row.mode == "forced" and row.precision == "float64" and not row.passed:
+            errors[row.name] = max(errors.get(row.name, 0.0), row.error if math.isfinite(row.error) else -1.0)
+    return sorted(wrong.items(), key=lambda item: -max(errors.get(w.pair.name, 0.0) for w in item[1]))
+
+
+def enclosing(pairs: Sequence[Pair], inner: Pair) -> Pair | None:
+    """The pair whose call makes the call of `inner`: the next to return of the modules around it."""
+    later = pairs[[pair.torch for pair in pairs].index(inner.torch) + 1 :]
+    path = inner.torch[0]
+    return next((pair for pair in later if pair.torch[0] == "" or path.startswith(pair.torch[0] + ".")), None)
+
+
+def _failed(rows: Sequence[Row]) -> set[tuple[str, bool]]:
+    """(name, whether it is about what the module is given) of the failing forced float64 rows."""
+    wanted = [row for row in rows if row.mode == "forced" and row.precision == "float64" and not row.passed]
+    return {(row.name, row.kind == "calls") for row in wanted if row.kind in ("layer", "output", "calls")}
+
+
+def _wrong(pairs: Sequence[Pair], calls: Mapping[Key, Call], rows: Sequence[Row]) -> dict[Key, list[Wrong]]:
+    """What each failing module gets wrong, in the order of computation."""
+    found: dict[Key, list[Wrong]] = {}
+    failed = _failed(rows)
+    for pair in pairs:
+        call = calls.get(pair.jax)
+        if call is None:
+            continue
+        around = enclosing(pairs, pair) if (pair.name, True) in failed else None
+        if around is not None:
+            found.setdefault(around.torch, []).append(Wrong(pair.torch, pair, call.inputs or []))
+        if (pair.name, False) in failed:
+            found.setdefault(pair.torch, []).append(Wrong(None, pair, call.outputs))
+    return found

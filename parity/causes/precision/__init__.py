@@ -1,0 +1,1 @@
+"""Causes of errors in number formats and rounding."""

@@ -1,0 +1,1 @@
+"""Causes of wrong gradients, optimiser steps and running statistics."""

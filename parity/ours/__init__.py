@@ -1,0 +1,1 @@
+"""What knows our own models: pairs by name, weight files, and the commands for them."""

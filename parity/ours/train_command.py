@@ -1,0 +1,170 @@
+"""`python -m parity train NAME`: one of our models trained side by side, as `t2t_jax.train` and its twin train it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from t2t_common.io import cli
+from t2t_common.io.files import check_target, write_text
+from t2t_common.io.terminal import plain
+from t2t_config import Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from flax import nnx
+
+    from parity.side_by_side.optimizers import Training
+    from parity.side_by_side.trajectory import Step, TrainingProof
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Prove that training is the same in PyTorch and in JAX: optimiser, schedule, decay, average, every step."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """A model of t2t_torch.list_models()."""
+    recipe: str | None = None
+    """A recipe of t2t_config.RECIPES, such as cifar10_t2t_vit_14; the model's ImageNet one by default."""
+    steps: int = 20
+    """Optimiser steps; the schedule of the recipe is drawn together to that many."""
+    lr: float | None = None
+    """Peak learning rate; the model's own by default."""
+    weight_decay: float | None = None
+    """Weight decay; the model's own by default."""
+    img_size: int | None = None
+    """Pixels of the square images; the model's own by default."""
+    num_classes: int = 10
+    """Width of the head."""
+    batch: int = 2
+    """Images per step."""
+    seed: int = 0
+    """Of the random weights and images."""
+    json: Path | None = None
+    """Write every figure there."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "num_classes", "lr", "img_size"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
+
+
+def recipe(options: Train) -> Recipe:
+    """The recipe in `steps` epochs of one step: a quarter warm-up from lr / 10, if it has one, then the cosine."""
+    from t2t_config import recipe as named_recipe
+    from t2t_config.recipes import imagenet
+
+    own = imagenet(options.name) if options.recipe is None else named_recipe(options.recipe)
+    lr = own.lr if options.lr is None else options.lr
+    return dataclasses.replace(
+        own,
+        model=options.name,
+        lr=lr,
+        # float32 cannot resolve steps of the recipe's own 1e-6: they are of the size of the weights' rounding.
+        warmup_lr=lr / 10,
+        min_lr=min(own.min_lr, lr),
+        weight_decay=own.weight_decay if options.weight_decay is None else options.weight_decay,
+        epochs=options.steps,
+        warmup_epochs=options.steps // 4 if own.warmup_epochs else 0,
+        num_classes=options.num_classes,
+    )
+
+
+def training(recipe: Recipe, jax_model: nnx.Module) -> Training:
+    """What `t2t_jax.train` does with `recipe` at one step per epoch, and its twin in PyTorch."""
+    from parity.side_by_side.optimizers import Training, classification
+    from t2t_jax.training import optim
+    from t2t_torch.training import optim as torch_optim
+
+    model: Any = jax_model
+    decay = recipe.ema_decay
+
+    def in_torch(model: torch.nn.Module) -> Any:
+        torch_optim.freeze(model, recipe.frozen or ())
+        return torch_optim.recipe_optimizer(recipe, model, steps_per_epoch=1)
+
+    def in_jax(params: dict[str, Any]) -> Any:
+        return optim.recipe_optimizer(recipe, params, steps_per_epoch=1, no_decay=model.no_weight_decay())
+
+    return Training(
+        torch=in_torch,
+        jax=in_jax,
+        jax_rate=optim.schedule(recipe, 1),
+        loss=classification(recipe.label_smoothing),
+        torch_ema=None if decay is None else lambda model: torch_optim.Ema(model, decay),
+        jax_ema=None if decay is None else lambda ema, values: optim.update_ema(ema, values, decay),
+    )
+
+
+def images(options: Train, shape: tuple[int, ...], step: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Random images and labels, the same for the same seed and step."""
+    import numpy as np
+
+    draws = np.random.RandomState([options.seed, step])
+    return [draws.standard_normal((options.batch, *shape))], draws.randint(0, options.num_classes, options.batch)
+
+
+def run_train(options: Train, console: Console) -> int:
+    """Trains, shows every step as it is done, then the verdict; the exit code."""
+    from parity.ours.pair import make_pair
+    from parity.side_by_side.trajectory import train_side_by_side
+
+    if options.json is not None:
+        check_target(options.json)
+    ours = recipe(options)
+    sizes: dict[str, Any] = {} if options.img_size is None else {"img_size": options.img_size}
+    with console.status(f"{options.name}: creating both models"):
+        torch_model, jax_model = make_pair(options.name, seed=options.seed, num_classes=options.num_classes, **sizes)
+    model: Any = torch_model
+    shape = (model.in_chans, *model.img_size)
+    optimizer = "SGD" if ours.optimizer == "sgd" else "AdamW"
+    console.print(f"{options.name}, {options.steps} {optimizer} steps, batch {options.batch}, images {list(shape)}")
+    console.print("distance between the frameworks / distance travelled", HEADER, sep="\n", highlight=False)
+    with console.status(f"{options.name}: first step, compiling"):
+        proof = train_side_by_side(
+            torch_model,
+            jax_model,
+            lambda step: images(options, shape, step),
+            options.steps,
+            training(ours, jax_model),
+            progress=lambda number, step: console.print(line(number, step), highlight=False),
+        )
+    for text in summary(proof):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if options.json is not None:
+        settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(options).items()}
+        write_text(options.json, proof.to_json(settings))
+        console.print(plain(f"figures written to {options.json}"), soft_wrap=True)
+    return cli.OK if proof.passed else cli.FAILED
+
+
+HEADER = f"{'step':>5}{'loss PyTorch':>15}{'loss JAX':>15}{'float64':>11}{'f32 JAX':>11}{'f32 PyTorch':>13}"
+
+
+def line(number: int, step: Step) -> str:
+    """One step as a row under `HEADER`."""
+    losses = f"{number:>5}{step.loss_torch:>15.9f}{step.loss_jax:>15.9f}"
+    return losses + f"{step.distance64:>11.1e}{step.distance32_jax:>11.1e}{step.distance32_torch:>13.1e}"
+
+
+def summary(proof: TrainingProof) -> list[str]:
+    """What was compared besides the trajectory, all failures, their causes, and the verdict."""
+    from parity.report import view
+    from parity.report.terminal import cause_lines
+
+    lines = []
+    for kind in dict.fromkeys(row.kind for row in proof.rows):
+        rows = [row for row in proof.rows if row.kind == kind]
+        worst = max(rows, key=lambda row: (not row.passed, row.error))
+        status = "ok" if all(row.passed for row in rows) else "FAILED"
+        where = f" {worst.name}" if worst.name else ""
+        note = f": {worst.note}" if worst.note else ""
+        lines.append(f"{kind}: {status}, worst {worst.error:.1e}, gate {worst.gate:.1e}{where}{note}")
+    lines += [view.training(proof.trajectory), *cause_lines(proof.causes)]
+    return [*lines, "EQUAL" if proof.passed else "DIFFERENT"]

@@ -1,0 +1,30 @@
+"""The power of a check that is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from parity.pairing.inputs import Arguments
+from parity.power.measure import BUDGET, power
+from parity.report.power_report import PowerReport
+from parity.runs.losses import Loss
+
+if TYPE_CHECKING:
+    from parity.proof.stages import Proof
+
+
+def power_of(
+    proof: Proof, level: str, loss: Loss | None, budget: bool | float, tell: Callable[[str], None]
+) -> PowerReport:
+    """`power` with the model, inputs, pairs, gates and loss of a check; `budget` True is the default one."""
+    return power(
+        proof.torch_model,
+        Arguments(proof.arrays, proof.apply),
+        level=level,
+        gates=proof.gates,
+        loss=loss,
+        budget=BUDGET if budget is True else budget,
+        paired={pair.torch for pair in proof.pairing.pairs},
+        progress=lambda line, share: tell(f"power, {share:.0%} of the budget: {line}"),
+    )

@@ -1,0 +1,1 @@
+"""The check: its stages, and the function that users call."""

@@ -1,0 +1,190 @@
+"""What `power` found, as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+SEEN, BLIND, SAME = "seen", "blind", "same function"
+NOT_FOUND = "not found"
+"""In place of a remedy."""
+STATUSES = (SEEN, BLIND, SAME)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerRow:
+    """One mistake, made in one module after the other of the same type, where the outcome is the same.
+
+    Attributes:
+        modules: dotted paths of the modules, PyTorch's; "" is the model itself.
+        type: PyTorch's class of these modules.
+        switch: the kind of mistake, as in `Report.causes`.
+        text: what PyTorch does -> what the port would do.
+        status: "seen" (a gate of `check` fails), "blind" (every gate holds), or "same function" (neither random weights
+            nor random inputs of these sizes tell it from the right one).
+        margin: the largest error over its gate, of all gates that `check` has at this level; of several modules the
+            least. Above 1 is seen; infinite where the gate is 0.
+        remedy: what would show it ("not found" if nothing that was tried does); empty for what is seen.
+        work: forward passes of the model that this took.
+    """
+
+    modules: tuple[str, ...]
+    type: str
+    switch: str
+    text: str
+    status: str
+    margin: float
+    remedy: str = ""
+    work: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is not one of {', '.join(STATUSES)}")
+
+    @property
+    def seen(self) -> bool:
+        return self.status == SEEN
+
+    @property
+    def count(self) -> int:
+        return len(self.modules)
+
+    @property
+    def where(self) -> str:
+        """The first module, and how many more."""
+        first = self.modules[0] or "the model"
+        return first if self.count == 1 else f"{first} and {self.count - 1} more"
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerReport:
+    """Every mistake that was tried.
+
+    Attributes:
+        level: of the `check` whose gates were asked.
+        untried: how many mistakes the budget left no room for.
+        work, budget: forward passes of the model: spent, and allowed.
+        notes: what could not be done, one line each.
+    """
+
+    rows: tuple[PowerRow, ...]
+    level: str
+    work: float
+    budget: float
+    untried: int = 0
+    notes: tuple[str, ...] = ()
+
+    def count(self, status: str) -> int:
+        """How many mistakes came out so."""
+        return sum(row.count for row in self.rows if row.status == status)
+
+    @property
+    def seen(self) -> tuple[PowerRow, ...]:
+        return tuple(row for row in self.rows if row.status == SEEN)
+
+    @property
+    def blind(self) -> tuple[PowerRow, ...]:
+        return tuple(row for row in self.rows if row.status == BLIND)
+
+    @property
+    def same(self) -> tuple[PowerRow, ...]:
+        return tuple(row for row in self.rows if row.status == SAME)
+
+    @property
+    def summary(self) -> str:
+        """One line: how many of how many would have been caught."""
+        seen, blind = self.count(SEEN), self.count(BLIND)
+        if seen + blind == 0:
+            return "no mistake could be tried"
+        parts = [f"would have caught {seen} of {seen + blind} mistakes"]
+        parts += [f"blind to {blind}"] if blind else []
+        parts += [f"{self.count(SAME)} more change nothing at these sizes"] if self.same else []
+        parts += [f"{self.untried} not tried (budget of {self.budget:g} forward passes)"] if self.untried else []
+        return "; ".join(parts)
+
+    def remedies(self) -> dict[str, tuple[PowerRow, ...]]:
+        """What the proof is blind to, by what would show it, the most helpful first."""
+        found: dict[str, list[PowerRow]] = {}
+        for row in self.blind:
+            found.setdefault(row.remedy, []).append(row)
+        order = sorted(found, key=lambda remedy: -sum(row.count for row in found[remedy]))
+        return {remedy: tuple(found[remedy]) for remedy in order}
+
+    def lines(self, most: int = 8) -> Iterator[str]:
+        """The summary, then what it is blind to; `most` rows of each remedy."""
+        yield f"POWER {self.summary}"
+        for remedy, rows in self.remedies().items():
+            count = sum(row.count for row in rows)
+            yield f"  {count} that nothing tried would show" if remedy == NOT_FOUND else f"  {count} show with {remedy}"
+            for row in rows[:most]:
+                yield f"    {row.where} [{row.type}]: {row.text} ({row.switch})"
+            if len(rows) > most:
+                yield f"    ... and {sum(row.count for row in rows[most:])} more"
+        weakest = self.weakest
+        if weakest is not None and math.isfinite(weakest.margin):
+            yield f"  closest to its gate: {weakest.where}: {weakest.text}, {weakest.margin:.1e} times the gate"
+        yield from (f"  NOTE {note}" for note in self.notes)
+
+    @property
+    def weakest(self) -> PowerRow | None:
+        """Of what is seen, the row closest to its gate."""
+        return min(self.seen, key=lambda row: row.margin, default=None)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def payload(self) -> dict[str, Any]:
+        """What goes into JSON."""
+        return {
+            "summary": self.summary,
+            "level": self.level,
+            "work": self.work,
+            "budget": self.budget,
+            "untried": self.untried,
+            "notes": list(self.notes),
+            "rows": [{**dataclasses.asdict(row), "seen": row.seen} for row in self.rows],
+        }
+
+    def to_json(self) -> str:
+        """All of it; "inf" is a margin at a gate of 0."""
+        from parity.report.report import finite
+
+        return json.dumps(finite(self.payload()), indent=1, allow_nan=False)
+
+
+def restored(payload: Mapping[str, Any]) -> PowerReport:
+    """The report that `payload` describes.
+
+    Raises:
+        ValueError, LookupError, TypeError: it describes none.
+    """
+    from parity.report.report import _restored, _typed
+
+    return PowerReport(
+        rows=tuple(_restored(PowerRow, _without(row, "seen")) for row in payload["rows"]),
+        level=_typed(payload["level"], "str"),
+        work=_typed(payload["work"], "float"),
+        budget=_typed(payload["budget"], "float"),
+        untried=_typed(payload["untried"], "int"),
+        notes=_typed(payload["notes"], "tuple[str, ...]"),
+    )
+
+
+def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != name}
+
+
+def grouped(rows: Sequence[PowerRow]) -> tuple[PowerRow, ...]:
+    """Rows of one module each put together where type, switch, text, status and remedy are the same."""
+    found: dict[tuple[str, ...], list[PowerRow]] = {}
+    for row in rows:
+        found.setdefault((row.type, row.switch, row.text, row.status, row.remedy), []).append(row)
+    return tuple(_together(same) for same in found.values())
+
+
+def _together(rows: Sequence[PowerRow]) -> PowerRow:
+    margin, work = min(row.margin for row in rows), sum(row.work for row in rows)
+    return dataclasses.replace(rows[0], modules=tuple(row.modules[0] for row in rows), margin=margin, work=work)

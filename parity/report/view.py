@@ -1,0 +1,222 @@
+"""A report arranged for reading: the tree of modules, groups of measurements, whose fault a failure is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from parity.measure.gates import Row
+from parity.report.report import Report, Trajectory, around, tightness
+
+OK, INHERITED, INSIDE, FAILED = "ok", "inherits", "inside", "FAILED"
+"""A module's status: all gates hold; fails, by the fault of others; has a module at fault inside; is at fault."""
+
+KINDS = (
+    "weights",
+    "structure",
+    "not run",
+    "configuration",
+    "layer",
+    "calls",
+    "output",
+    "loss",
+    "gradient",
+    "activation gradient",
+    "derivative",
+)
+BEFORE_NUMBERS = ("weights", "structure", "not run", "configuration")
+"""Kinds of failures that have their own cause, whatever the layers do."""
+PRECISIONS = ("as stored", "float64", "float32")
+MODES = ("-", "forced", "free", "train", "between")
+"""The orders in which a model is proven; what is not listed comes last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A column of the module tree: `attribute` of the layer's row of this precision and mode."""
+
+    precision: str
+    label: str
+    mode: str
+    attribute: str
+
+    @property
+    def title(self) -> str:
+        """Heading of its column, "f64 forced" for example."""
+        return f"{self.precision.replace('float', 'f')} {self.label}"
+
+
+FIGURES = (
+    Figure("float64", "forced", "forced", "error"),
+    Figure("float64", "free", "free", "error"),
+    Figure("float64", "noise", "free", "noise"),
+    Figure("float32", "JAX", "free", "error"),
+    Figure("float32", "PyTorch", "free", "torch_error"),
+    Figure("float32", "noise", "free", "noise"),
+    Figure("float32", "growth", "free", "growth"),
+)
+
+
+@dataclasses.dataclass
+class Node:
+    """A module and the measurements that speak of it; `faults` are those that it alone is to blame for."""
+
+    name: str
+    type: str = ""
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    faults: list[Row] = dataclasses.field(default_factory=list)
+    children: list[Node] = dataclasses.field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The last part of the path."""
+        return self.name.rpartition(".")[2] or "the model"
+
+    @property
+    def status(self) -> str:
+        inside = [child.status for child in self.children]
+        if self.faults:
+            return FAILED
+        if FAILED in inside or INSIDE in inside:
+            return INSIDE
+        return INHERITED if INHERITED in inside or any(not row.passed for row in self.rows) else OK
+
+    @property
+    def size(self) -> int:
+        """How many modules are inside, at any depth."""
+        return sum(1 + child.size for child in self.children)
+
+    def is_open(self, depth: int) -> bool:
+        """Whether its children are worth showing: in the outer two levels, and on the way to a fault."""
+        return bool(self.children) and (depth < 2 or any(c.status in (FAILED, INSIDE) for c in self.children))
+
+    def text(self, figure: Figure) -> str:
+        """The module's own figure; empty where it was not measured."""
+        value = self.figure(figure)
+        return f"{value:.2g}" if value is not None and figure.attribute == "growth" else figure_text(value)
+
+    def figure(self, figure: Figure) -> float | None:
+        """The module's own figure; None where it was not measured."""
+        for row in self.rows:
+            if row.kind in ("layer", "output") and (row.precision, row.mode) == (figure.precision, figure.mode):
+                return getattr(row, figure.attribute)
+        return None
+
+
+def tree(report: Report) -> Node:
+    """The modules as a tree, in the order of computation; its root is the model."""
+    nodes = {"": Node("")}
+
+    def node(name: str) -> Node:
+        if name not in nodes:
+            nodes[name] = Node(name)
+            node(around(name)).children.append(nodes[name])
+        return nodes[name]
+
+    for name, kind in report.layers:
+        node(name).type = kind
+    guilty = set(culprits(report))
+    for row in report.rows:
+        owner = around(row.name) if row.kind == "calls" else row.name
+        while owner not in nodes:
+            owner = around(owner)
+        nodes[owner].rows.append(row)
+        if row in guilty:
+            nodes[owner].faults.append(row)
+    return nodes[""]
+
+
+def culprits(report: Report) -> tuple[Row, ...]:
+    """The failures that are not the consequence of another one.
+
+    Weights and layers on correct inputs in float64; where those hold, layers on correct inputs in float32; where those
+    hold too, everything that fails.
+    """
+    forced = [row for row in report.failures if row.mode == "forced"]
+    double = [row for row in forced if row.precision == "float64"]
+    weights = [row for row in report.failures if row.kind in BEFORE_NUMBERS]
+    return tuple(weights + double or forced or report.failures)
+
+
+def visible_figures(report: Report) -> tuple[Figure, ...]:
+    """The columns that hold anything."""
+    rows = [row for row in report.rows if row.kind in ("layer", "output")]
+    return tuple(
+        f
+        for f in FIGURES
+        if any((r.precision, r.mode) == (f.precision, f.mode) and getattr(r, f.attribute) is not None for r in rows)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The measurements of one kind, precision and mode."""
+
+    kind: str
+    precision: str
+    mode: str
+    rows: Sequence[Row]
+
+    @property
+    def label(self) -> str:
+        return self.kind if self.mode == "-" else f"{self.kind}, {self.mode}"
+
+    @property
+    def worst(self) -> Row:
+        """The row closest to its gate, or furthest beyond."""
+        return max(self.rows, key=tightness)
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+
+def groups(report: Report) -> Iterator[Group]:
+    """All rows, grouped, in the order in which a model is proven."""
+    members: dict[tuple[str, str, str], list[Row]] = {}
+    for row in report.rows:
+        members.setdefault((row.kind, row.precision, row.mode), []).append(row)
+    for key in sorted(members, key=_order):
+        yield Group(*key, members[key])
+
+
+def _order(key: tuple[str, str, str]) -> list[int]:
+    orders = (KINDS, PRECISIONS, MODES)
+    return [order.index(part) if part in order else len(order) for part, order in zip(key, orders, strict=True)]
+
+
+def place(name: str) -> str:
+    """How a module or tensor is called in a sentence."""
+    return name or "the model"
+
+
+def figure_text(value: float | None) -> str:
+    """Two digits: "1.2e-16", "0", "inf"; empty for none."""
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def describe(row: Row) -> str:
+    """One measurement as a sentence: what, where, error against gate, and what else is known."""
+    relation = "<=" if row.error <= row.gate else ">"
+    parts = [f"{place(row.name)} [{row.kind}, {row.mode}, {row.precision}]: {row.error:.2e} {relation} {row.gate:.1e}"]
+    if row.torch_error is not None:
+        parts.append(f"(PyTorch {row.torch_error:.1e})")
+    if row.noise is not None:
+        parts.append(f"(noise {row.noise:.1e})")
+    return " ".join([*parts, row.note]).rstrip()
+
+
+def training(trajectory: Trajectory) -> str:
+    """What a trajectory shows, as a sentence."""
+    if not trajectory.distance64:
+        return "training: FAILED, no step was compared"
+    status = OK if trajectory.passed else FAILED
+    single, limit = max(trajectory.distance32_jax), min(trajectory.limits32)
+    return (
+        f"training, {len(trajectory.distance64)} steps: {status}; distance / travelled at most "
+        f"{figure_text(max(trajectory.distance64))} in float64 (gate {figure_text(trajectory.gate64)}), float32 "
+        f"{figure_text(single)} JAX, {figure_text(max(trajectory.distance32_torch))} PyTorch "
+        f"(tightest gate {figure_text(limit)})"
+    )

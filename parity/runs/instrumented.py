@@ -1,0 +1,58 @@
+"""A flax model run with its random draws handed out, and with zeros added to outputs of calls, for their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from parity.draws.jax_draws import handed_out
+from parity.draws.matching import Handed
+from parity.pairing.inputs import Apply, positional
+from parity.runs.capture import ROOT, Key, Replace
+from parity.runs.compiled_blocks import InPieces, Pieces, within
+from parity.runs.transformations import watched
+
+Altered = tuple[Handed | None, Mapping[Key, Sequence[Any]]]
+"""The numbers of random draws (None: as they are drawn), and what is added to outputs of calls."""
+
+
+def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
+    draws, zeros = by
+    with handed_out(module, draws):
+        return watched(module, _unchanged, _adding(zeros))(*args, **kwargs)
+
+
+def altered_in_pieces(
+    pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered, apply: Apply = positional
+) -> Any:
+    """What the model returns; compiled in `pieces` if there are any."""
+    if pieces is None:
+        return apply(lambda *args, **kwargs: _altered(model, args, kwargs, by), inputs)
+    draws, zeros = by
+
+    def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
+        # To its own output the hook that surrounds this adds; its own draws are made inside.
+        own = {ROOT: draws[key]} if draws and key in draws else {}
+        inner = None if draws is None else {**own, **within(key[0], draws)}
+        return pieces(_altered, module, args, kwargs, (inner, within(key[0], zeros)))
+
+    with handed_out(model, draws):
+        return apply(watched(model, _unchanged, _adding(zeros), inside=InPieces(pieces, compute)), inputs)
+
+
+def _unchanged(key: Key, arrays: list[jax.Array]) -> None:
+    return None
+
+
+def _adding(zeros: Mapping[Key, Sequence[Any]]) -> Replace:
+    def after(key: Key, outputs: list[jax.Array]) -> list[jax.Array] | None:
+        if key not in zeros:
+            return None
+        pairs = zip(outputs, zeros[key], strict=True)
+        return [x + (zero if jnp.iscomplexobj(x) else zero.real) for x, zero in pairs]
+
+    return after

@@ -1,0 +1,46 @@
+"""CIFAR's augmentation at the model's size: resize, black border, random crop, flip.
+
+As torchvision's `Resize`, `RandomCrop(padding=)` and `RandomHorizontalFlip` in the authors' transfer_learning.py.
+`draw_pad_crop` decides, `pad_cropped` is a pure function of what was decided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from t2t_common.data.preprocess import RESAMPLING, Preprocess, covering_size
+from t2t_config import Recipe
+
+
+class PadCropDraws(NamedTuple):
+    """All that chance decides about one image."""
+
+    left: int
+    """Left edge of the crop in the resized image, in pixels; negative within the border."""
+    top: int
+    flip: bool
+
+
+def draw_pad_crop(size: tuple[int, int], how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> PadCropDraws:
+    """Draws for an image of `size` (width, height): every place of the crop is equally likely."""
+    (height, width), resized = how.size, _resized(size, how)
+    border = int(min(how.size) * recipe.padding)
+    left = rng.integers(-border, resized[0] + border - width, endpoint=True)
+    top = rng.integers(-border, resized[1] + border - height, endpoint=True)
+    return PadCropDraws(int(left), int(top), bool(rng.random() < recipe.hflip))
+
+
+def pad_cropped(image: Image.Image, how: Preprocess, draws: PadCropDraws) -> Image.Image:
+    """The image in the model's size; what lies beyond its edges is black."""
+    height, width = how.size
+    image = image.resize(_resized(image.size, how), RESAMPLING[how.interpolation])
+    image = image.crop((draws.left, draws.top, draws.left + width, draws.top + height))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws.flip else image
+
+
+def _resized(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    return covering_size(size, dataclasses.replace(how, crop_pct=1.0))

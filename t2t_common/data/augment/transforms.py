@@ -1,0 +1,114 @@
+"""What happens to one training image: PIL in, normalised float32 array (H, W, C) out.
+
+Evaluation's part, which both frameworks share, is t2t_common/data/preprocess.py. The crop is timm's training transform
+(`timm.data.create_transform(is_training=True, interpolation="random")`): `draw_crop` decides, `cropped` is a pure
+function of what was decided and gives timm's pixels for timm's draws.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from t2t_common.data.augment.pad_crop import draw_pad_crop, pad_cropped
+from t2t_common.data.augment.randaugment import RANDOM_INTERPOLATION, Layer, apply_layers, draw_layers, fill_colour
+from t2t_common.data.preprocess import RESAMPLING, Preprocess, convert, evaluation_image, normalise
+from t2t_config import Recipe
+from t2t_config.randaugment import RandAugmentConfig
+
+
+class CropDraws(NamedTuple):
+    """All that chance decides about one image of `augment="crop"`."""
+
+    box: tuple[int, int, int, int]
+    """left, top, right, bottom, in pixels."""
+    resample: Image.Resampling
+    flip: bool
+    layers: list[Layer]
+    """Operations of RandAugment."""
+
+
+def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """Augmentation of `recipe`, all drawn from `rng`, then normalise; (H, W, C)."""
+    if recipe.augment == "none":
+        return evaluation_image(image, how)
+    image = convert(image, how)
+    if recipe.augment == "affine":
+        return normalise(_random_affine(image, how, recipe, rng), how)
+    if recipe.augment == "pad_crop":
+        return normalise(pad_cropped(image, how, draw_pad_crop(image.size, how, recipe, rng)), how)
+    return normalise(cropped(image, how, recipe, draw_crop(image.size, recipe, rng)), how)
+
+
+def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -> CropDraws:
+    """Draws for an image of `size` (width, height)."""
+    choice: Sequence[Image.Resampling] = RANDOM_INTERPOLATION
+    if recipe.train_interpolation != "random":
+        choice = [RESAMPLING[recipe.train_interpolation]]
+    resample = choice[int(rng.integers(len(choice)))]
+    box = _draw_box(size, recipe.scale, recipe.ratio, rng)
+    flip = bool(rng.random() < recipe.hflip)
+    config = randaugment(recipe.auto_augment)
+    return CropDraws(box, resample, flip, [] if config is None else draw_layers(config, rng, choice))
+
+
+def cropped(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
+    """Crop, resize, flip, RandAugment: the image in the model's size."""
+    # Cropped first: with `box`, PIL would let pixels outside the crop into its edges.
+    return augmented(image.crop(draws.box).resize(how.size[::-1], draws.resample), how, recipe, draws)
+
+
+def augmented(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
+    """Flip and RandAugment; the size stays."""
+    if draws.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    config = randaugment(recipe.auto_augment)
+    if config is None:
+        return image
+    return apply_layers(image, draws.layers, limit=config.limit, fill=fill_colour(how.mean))
+
+
+@functools.cache
+def randaugment(text: str | None) -> RandAugmentConfig | None:
+    """What `Recipe.auto_augment` says."""
+    return None if text is None else RandAugmentConfig.parse(text)
+
+
+def _draw_box(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """torchvision's `RandomResizedCrop`: ten tries for a crop that fits, else the central one nearest to the ratio."""
+    width, height = size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            break
+    else:
+        aspect = min(max(width / height, ratio[0]), ratio[1])
+        w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+        left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _random_affine(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
+    """Turns, zooms and shifts the resized image about its centre; what comes into view is background (0)."""
+    side, _ = how.size  # recipes have square images
+    image = image.resize((side, side), RESAMPLING[how.interpolation])
+    turn = math.radians(rng.uniform(-recipe.max_turn, recipe.max_turn))
+    zoom = 1 + rng.uniform(-recipe.max_zoom, recipe.max_zoom)
+    dx, dy = side * rng.uniform(-recipe.max_shift, recipe.max_shift, 2)
+    # PIL wants the map from output to input: back to the centre, unshift, unturn, unzoom.
+    cos, sin, centre = math.cos(turn) / zoom, math.sin(turn) / zoom, side / 2
+    x0 = centre - cos * (centre + dx) - sin * (centre + dy)
+    y0 = centre + sin * (centre + dx) - cos * (centre + dy)
+    return image.transform(
+        (side, side), Image.Transform.AFFINE, (cos, sin, x0, -sin, cos, y0), Image.Resampling.BILINEAR
+    )

@@ -1,0 +1,122 @@
+"""What happens to one image before a model sees it: PIL in, normalised float32 array (H, W, C) out.
+
+timm's evaluation transform on PIL images, pixel for pixel (`timm.data.create_transform`, crop_mode "center"), that is
+torchvision's `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. Training's augmentation is
+t2t_common/data/augment/transforms.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2t_config import ModelConfig, Recipe, model_config
+from t2t_config.shapes import to_pair
+
+LEAST_STD = 1e-6
+"""A smaller one would make numbers of the pixels that no model can compute with."""
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How images become the model's input: what evaluation has to know about training.
+
+    `img_size` is the side of a square, or (height, width).
+
+    Raises:
+        ValueError: figures that make no sense.
+    """
+
+    img_size: int | tuple[int, int]
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.in_chans:
+                raise ValueError(f"{name} {getattr(self, name)} needs one figure for each of {self.in_chans} channels")
+            if not all(math.isfinite(figure) for figure in getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)} is not finite: give the figures of pixels in 0..1")
+        if min(self.std) < LEAST_STD:
+            raise ValueError(f"std {self.std} is not positive: pixels are divided by it; give figures above 0")
+        if self.in_chans not in (1, 3):
+            raise ValueError(f"images have 1 or 3 channels, the model takes {self.in_chans}: choose another model")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct} is not a share: give a number above 0, up to 1")
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return to_pair(self.img_size)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Preprocess:
+        """The recipe's own figures, and the model's where it has none."""
+        return cls.of_model(
+            model_config(recipe.model),
+            {field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)},
+        )
+
+    @classmethod
+    def of_model(cls, config: ModelConfig, known: Mapping[str, Any]) -> Preprocess:
+        """`known` wins where it has a value; one channel takes the averages of the model's mean and std."""
+        in_chans = known.get("in_chans") or 3
+        own: dict[str, Any] = {
+            "img_size": config.img_size,
+            "crop_pct": config.crop_pct,
+            "interpolation": config.interpolation,
+        }
+        for name, figures in (("mean", config.mean), ("std", config.std)):
+            own[name] = figures if in_chans == 3 else (sum(figures) / len(figures),)
+        chosen = {name: own[name] if known.get(name) is None else known[name] for name in own}
+        height, width = to_pair(chosen["img_size"])
+        chosen["img_size"] = height if height == width else (height, width)
+        chosen["mean"], chosen["std"] = tuple(chosen["mean"]), tuple(chosen["std"])
+        return cls(in_chans=in_chans, **chosen)
+
+
+def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
+    """Resize to cover floor(img_size / crop_pct) in the image's own ratio, centre crop, normalise; (H, W, C)."""
+    image = convert(image, how)
+    size = covering_size(image.size, how)
+    if size != image.size:
+        image = image.resize(size, RESAMPLING[how.interpolation])
+    height, width = how.size
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    return normalise(image.crop((left, top, left + width, top + height)), how)
+
+
+def covering_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """(width, height) that an image of `size` (width, height) is resized to before the crop.
+
+    timm rounds in two ways: as torchvision's `Resize` where the target is a square, else as its own `ResizeKeepRatio`.
+    """
+    width, height = size
+    tall, wide = (math.floor(side / how.crop_pct) for side in how.size)
+    if tall == wide:
+        return (wide, wide * height // width) if width <= height else (wide * width // height, wide)
+    ratio = min(height / tall, width / wide)
+    return round(width / ratio), round(height / ratio)
+
+
+def convert(image: Image.Image, how: Preprocess) -> Image.Image:
+    """`image` as RGB, or gray for one channel."""
+    return image.convert("L" if how.in_chans == 1 else "RGB")
+
+
+def normalise(image: Image.Image, how: Preprocess) -> np.ndarray:
+    """(pixels / 255 - mean) / std in float32; (H, W, C)."""
+    pixels_HxWxC = np.asarray(image, np.float32).reshape(*how.size, how.in_chans) / np.float32(255)
+    return (pixels_HxWxC - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)

@@ -1,0 +1,268 @@
+"""Tar shards in WebDataset's layout: KEY.jpg (or .png, .webp ...) with its label in KEY.cls, or as "label" in KEY.json.
+
+Read by random access, so that order and resume are the same as with any other source: the headers are read once and
+tell where each image lies; an image is then one seek and one read. Reading the headers of ImageNet's shards takes
+some minutes, so the index is kept in the cache folder (`$T2T_CACHE`) and used as long as the shards stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from t2t_common.data.readers.image_files import IMAGE_SUFFIXES
+from t2t_common.data.readers.sources import EncodedSource, check_labels
+from t2t_common.io.files import replace_file
+from t2t_common.io.terminal import bar
+from t2t_config.weights.download import cache_dir
+from t2t_config.weights.load_report import readable
+
+TARS = "*.tar"
+"""What shards are called."""
+
+MOST_LABEL = 2**31 - 2
+"""Labels are kept in 32 bits."""
+
+MOST_PADDING = 1 << 20
+"""Bytes of zeros at the end of a shard; tar itself writes up to 10240, or what it was told."""
+
+LEAST_PADDING, RECORDS = 3 * tarfile.BLOCKSIZE, (tarfile.RECORDSIZE, 1 << 14)
+"""Writers leave the two or three blocks that have to be there, or fill up a record; else some of the end is gone."""
+
+INDEX_VERSION = 2
+"""Of what is kept of the headers; before 2, shards that were cut short between two members passed for whole."""
+
+THREADS = 16
+"""Shards whose headers are read at the same time; a network's answers overlap."""
+
+
+class TarIndex(NamedTuple):
+    """Where the images lie: four arrays (N,), in the order of the shards and of the members in them."""
+
+    shard: np.ndarray
+    """Number of the shard."""
+    offset: np.ndarray
+    """First byte of the image in its shard."""
+    size: np.ndarray
+    """Bytes of the image."""
+    label: np.ndarray
+
+
+class TarSource(EncodedSource):
+    """Images of tar shards, in the order of the shards and of the members in them.
+
+    Args:
+        shards: plain tar files; compressed ones give no random access.
+        class_names: by label; None takes as many classes as the labels of these shards need.
+
+    Raises:
+        ValueError: a shard is damaged, an image has no label, a label no image or no class; the message names it.
+    """
+
+    def __init__(self, shards: Sequence[Path], class_names: list[str] | None = None) -> None:
+        self._shards, self._index = list(shards), load_index(shards)
+        labels, first = np.unique(self._index.label, return_index=True)
+        self.class_names = class_names
+        self.num_classes = len(class_names or ()) or 1 + int(labels.max())
+        for label, index in zip(labels.tolist(), first.tolist(), strict=True):
+            check_labels([label], self.num_classes, str(self._shards[self._index.shard[index]]))
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files."""
+        return self._shards
+
+    @property
+    def index(self) -> TarIndex:
+        """Where the images lie in them."""
+        return self._index
+
+    def __len__(self) -> int:
+        return len(self._index.label)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        shard, offset, size, label = (int(column[index]) for column in self._index)
+        path = self._shards[shard]
+        try:
+            # Opened each time: a thousand shards would be as many open files in every process.
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise ValueError(f"cannot read {path} ({error.strerror or error}): check the disk") from error
+        if len(data) != size:
+            raise ValueError(f"{path} has become shorter since it was opened: get it again")
+        return data, label
+
+    def name(self, index: int) -> str:
+        path, offset = self._shards[self._index.shard[index]], self._index.offset[index]
+        # Names are not kept: they would be most of the index.
+        name = next((member.name for _, member in _members(path) if member.offset_data == offset), "?")
+        return f"{path}/{readable(name, 300)}"
+
+
+# --- Index --------------------------------------------------------------------------------------------------
+
+
+def load_index(shards: Sequence[Path]) -> TarIndex:
+    """The index of `shards`, from the cache if they are as they were, else read from their headers and kept.
+
+    Raises:
+        ValueError: as `index_shard`.
+    """
+    names = [str(path.absolute()) for path in shards]
+    stamp = np.array([_stamp(path) for path in shards], np.int64)
+    kept = cache_dir() / "tar-index" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.npz"
+    with (
+        contextlib.suppress(Exception),  # none, or a damaged one, which raises almost anything
+        zipfile.ZipFile(kept) as archive,
+    ):
+        found = {name: _column(archive, name) for name in ("stamp", *TarIndex._fields)}
+        is_current = _column(archive, "version") == INDEX_VERSION and np.array_equal(found.pop("stamp"), stamp)
+        if is_current and _is_sound(index := TarIndex(**found), stamp):
+            return index
+    index = _read_index(shards)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(kept) as temporary, temporary.open("wb") as target:
+            np.savez(target, version=INDEX_VERSION, stamp=stamp, **index._asdict())
+    except (OSError, ValueError) as error:
+        print(f"the index of {shards[0].parent} is not kept ({error}): set T2T_CACHE", file=sys.stderr)
+    return index
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Size and times. Who writes into a file can set back the time of its last change, but not that of its inode's."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of a file of `np.savez`; `np.load` would unpack whatever it says."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it is packed, which np.savez never does")
+    return np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
+
+
+def _is_sound(index: TarIndex, stamp: np.ndarray) -> bool:
+    """Whether every image lies in one of the shards, whose sizes are in `stamp`."""
+    if len({column.shape for column in index}) != 1 or any(column.dtype.kind != "i" for column in index):
+        return False
+    if index.shard.ndim != 1 or not len(index.shard) or min(int(column.min()) for column in index) < 0:
+        return False
+    return bool(index.shard.max() < len(stamp) and (index.offset + index.size <= stamp[index.shard, 0]).all())
+
+
+def _read_index(shards: Sequence[Path]) -> TarIndex:
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = pool.map(index_shard, shards)
+        columns = [np.array(part, np.int64).reshape(-1, 3).T for part in bar(parts, "reading headers", len(shards))]
+    offset, size, label = np.concatenate(columns, axis=1)
+    shard = np.repeat(np.arange(len(shards)), [column.shape[1] for column in columns])
+    return TarIndex(shard.astype(np.int32), offset, size, label.astype(np.int32))
+
+
+def index_shard(path: Path) -> list[tuple[int, int, int]]:
+    """(offset, size, label) of every image in the shard, in its order.
+
+    Raises:
+        ValueError: no tar file, a damaged one, or images and labels that do not belong together.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    end = path.stat().st_size
+    for tar, member in _members(path):
+        key, suffix = _split_name(member.name)
+        if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, ".cls", ".json"):
+            continue
+        if member.offset_data + member.size > end:
+            raise ValueError(f"{path} is truncated within {readable(member.name)}: get it again")
+        if suffix in IMAGE_SUFFIXES:
+            if key in images:
+                raise ValueError(f"{path} has two images {readable(key)}: keep one")
+            images[key] = (member.offset_data, member.size)
+        elif suffix == ".cls" or key not in labels:  # .json only where there is no .cls
+            label = _label(_content(path, tar, member), suffix)
+            if label is None and suffix == ".cls":
+                raise ValueError(f"{path}: {readable(member.name)} holds no label: it should be one number")
+            if label is not None:
+                labels[key] = label
+    unlabelled, imageless = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+    if unlabelled or imageless or not images:
+        found = f"the image {readable(unlabelled[0])} has no label" if unlabelled else "there is no image"
+        found += f" to {readable(imageless[0])}.cls" if imageless and not unlabelled else ""
+        raise ValueError(f"{path}: {found}: expected KEY.jpg (or .png, .webp ...) and KEY.cls")
+    return [(*place, labels[key]) for key, place in images.items()]
+
+
+def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members of a tar file, one after the other.
+
+    Raises:
+        ValueError: no tar file, or a damaged one.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.size < 0:  # the next header would be sought before this one, again and again
+                    raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
+                yield tar, member
+            _check_end(path, tar.offset)
+    except Exception as error:  # damaged headers raise ValueError, OverflowError ...
+        raise _unreadable(path, error) from error
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Raises ReadError unless there are two blocks of zeros after `end`, that of the last member, and nothing else.
+
+    tarfile takes a file that ends after a member, or goes on with something that is no header, for whole.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(MOST_PADDING + 1)
+    if rest.strip(b"\0"):
+        raise tarfile.ReadError(f"there is something else than a member after byte {end}: damaged, or two files in one")
+    if len(rest) > MOST_PADDING:
+        raise tarfile.ReadError(f"there are only zeros after byte {end}: it was not written to its end")
+    is_padded = len(rest) <= LEAST_PADDING or any((end + len(rest)) % size == 0 for size in RECORDS)
+    if len(rest) < 2 * tarfile.BLOCKSIZE or len(rest) % tarfile.BLOCKSIZE or not is_padded:
+        raise tarfile.ReadError(f"it is cut short: its end is missing after byte {end}")
+
+
+def _content(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    try:
+        stored = tar.extractfile(member)
+        return stored.read() if stored else b""
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"cannot read {path} ({readable(str(error))}): it should be a tar file, uncompressed and whole")
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and suffix as WebDataset has them: the key ends at the first dot of the last part."""
+    folder, _, last = name.rpartition("/")
+    stem, dot, suffix = last.partition(".")
+    return f"{folder}/{stem}" if folder else stem, (dot + suffix).lower()
+
+
+def _label(data: bytes, suffix: str) -> int | None:
+    try:
+        value = int(data) if suffix == ".cls" else json.loads(data)["label"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_LABEL else None

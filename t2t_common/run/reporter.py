@@ -1,0 +1,226 @@
+"""What a run says about itself: progress bar, lines in the terminal, figures for the writers; the guard against NaN.
+
+Where the output is no terminal, there is a line every `log_every` steps in the bar's place.
+
+Lines of `metrics.jsonl`; each has `step`, the steps done, and `epoch`, from 0:
+
+- every `log_every` steps: `loss` and `grad_norm` (global, before clipping) of this step, `lr`; since the line before,
+  without evaluations and checkpoints: `images_per_second`, `data_wait` (share of the time spent waiting for the next
+  batch), and where the device's peak is known `mfu` (see t2t_config/flops.py and peak.py);
+- every epoch: `epoch_loss` (mean over its steps), `seconds`;
+- every evaluation: `images`, `top1_correct`, `top5_correct`, `top1`, `top5` (per cent).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeRemainingColumn as Eta
+from rich.text import Text
+
+from t2t_common.io.terminal import LastingConsole, make_console, plain
+from t2t_common.run.errors import TrainingDivergedError
+from t2t_common.run.meter import Meter
+from t2t_common.run.options import Watch
+from t2t_common.run.writers import METRICS_FILE, Writer, open_writers
+from t2t_common.run_page import RunPage
+
+__all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
+
+
+class _Bar(Progress):
+    """A progress bar, and below it a line of figures."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+
+class Reporter:
+    """Takes the metrics of every step, fetches them one step late, and reports; a context manager.
+
+    Late, because fetching waits for the device: while step s runs, step s - 1 is read. Of several processes, the
+    first one alone prints and writes.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_step: int,
+        last_step: int,
+        batch_size: int,
+        log_every: int,
+        flops_per_image: int = 0,
+        peak: float | None = None,
+        config: Mapping[str, Any] | None = None,
+        watch: Watch | None = None,
+        devices: str = "",
+        leads: bool = True,
+    ) -> None:
+        """
+        Args:
+            workdir: where files are written.
+            first_step: steps done before.
+            last_step: steps of the whole run.
+            batch_size: of all processes together.
+            log_every: steps between two lines.
+            flops_per_image: in training.
+            peak: of all devices together, in FLOP/s; without it there is no MFU.
+            config: what is run; goes to Weights & Biases and into the run's page.
+            watch: what else is asked for.
+            devices: that it runs on, in words.
+            leads: whether this is the first of the processes.
+        """
+        watch = watch or Watch()
+        self._log_every, self._last_step, self.devices = log_every, last_step, devices
+        self._pending: collections.deque[tuple[int, Mapping[str, Any], dict[str, Any]]] = collections.deque()
+        self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
+        self._console = make_console(LastingConsole, highlight=False, soft_wrap=True, quiet=not leads)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), Eta())
+        self._bar = _Bar(TextColumn("step"), *columns, console=self._console)
+        self._bar.disable = not self._console.is_terminal
+        self._task = self._bar.add_task("steps", total=last_step, completed=first_step)
+        self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak=peak)
+        self._warned: set[str] = set()
+        self._writers: list[Writer] = []
+        self._page: RunPage | None = None
+        if leads:
+            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {}, say=self.say)
+            self._page = RunPage(
+                workdir,
+                first_step=first_step,
+                last_step=last_step,
+                batch_size=batch_size,
+                config=config or {},
+                devices=devices,
+                say=self.say,
+            )
+            self._writers.append(self._page)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        for writer in self._writers:
+            writer.close(error)
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Around what fetches the next batch, so that the wait for it is measured."""
+        return self._meter.waiting()
+
+    def step(self, step: int, metrics: Mapping[str, Any], **facts: Any) -> None:
+        """Takes the metrics of `step` (from 1), still on the device, and reads those of the step before."""
+        self._pending.append((step, metrics, facts))
+        if len(self._pending) > 1:
+            self._read_one()
+
+    def flush(self) -> float:
+        """Reads all that is pending; the mean loss since the last flush."""
+        total, count = self.epoch_loss() or (0.0, 0)
+        self.continue_epoch((0.0, 0))
+        return total / max(1, count)
+
+    def epoch_loss(self) -> tuple[float, int] | None:
+        """Reads all that is pending; sum and number of the losses since the last flush, None if there are none."""
+        while self._pending:
+            self._read_one()
+        self._meter.pause()
+        return (self._loss_sum, self._loss_count) if self._loss_count else None
+
+    def continue_epoch(self, loss: Sequence[Any]) -> None:
+        """Begins with the losses that `epoch_loss` gave before the run was interrupted."""
+        self._loss_sum, self._loss_count = loss
+
+    def line(self, text: str, values: Mapping[str, Any]) -> None:
+        """One line in the terminal and one in the file."""
+        self._console.print(plain(text))
+        self._write(values)
+
+    def say(self, text: str) -> None:
+        """One line in the terminal."""
+        self._console.print(plain(text))
+
+    def warn(self, warnings: Mapping[str, str | None], *, again: bool = False) -> None:
+        """Warnings by key (see run_warnings.py): each a line in the terminal, once or `again`, and in the run's page
+        until its text is None."""
+        for key, text in warnings.items():
+            if text is None:
+                self._warned.discard(key)
+            elif again or key not in self._warned:
+                self._warned.add(key)
+                self._console.print(plain(f"warning: {text}"))
+        if self._page is not None:
+            self._page.warn(warnings)
+
+    def start(self, lines: Iterable[str]) -> None:
+        """What is run (see start_block.py), where the output is no terminal: a log that is read later."""
+        if not self._console.is_terminal:
+            for text in lines:
+                self._console.print(plain(text))
+
+    def show_samples(self, batch: Mapping[str, Any], *, step: int) -> None:
+        """Puts images of the batch of `step`, as the step saw them, into the run's page: {"image": (B, H, W, C),
+        "label": (B,) or (B, num_classes)}."""
+        if self._page is not None:
+            self._page.show_samples(np.asarray(batch["image"]), np.asarray(batch["label"]), step=step)
+
+    def show_confusion(self, confusion_NxN: np.ndarray, *, step: int) -> None:
+        """Puts what classes were taken for after `step` (row: class, column: first guess) into the run's page."""
+        if self._page is not None:
+            self._page.show_confusion(confusion_NxN, step=step)
+
+    def fetch(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """The metrics of a step as numbers; waits for the device."""
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _read_one(self) -> None:
+        step, metrics, facts = self._pending.popleft()
+        values = self.fetch(metrics)
+        broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingDivergedError(
+                f"step {step}: {' and '.join(broken)}: lower --lr or set --clip-grad 1; the last checkpoint is sound",
+                step,
+            )
+        self._meter.step()
+        self._loss_sum, self._loss_count = self._loss_sum + values["loss"], self._loss_count + 1
+        self._bar.figures = figures = _figures({**values, **facts, **self._meter.rates()})
+        self._bar.update(self._task, completed=step)
+        if step % self._log_every == 0:
+            if not self._console.is_terminal:  # which has the bar
+                self._console.print(f"step {step:>6}/{self._last_step}   {figures}", markup=False)
+            self._write({"step": step, **values, **facts, **self._meter.read()})
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write(values)
+
+
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "lr": "lr {:.2e}",
+    "grad_norm": "gradient {:.3g}",
+    "images_per_second": "{:,.0f} images/s",
+    "mfu": "MFU {:.1%}",
+    "data_wait": "waits for data {:.0%}",
+}
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return "   ".join(text.format(values[name]) for name, text in _SHOWN.items() if name in values)

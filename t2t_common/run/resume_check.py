@@ -1,0 +1,165 @@
+"""Whether a run that goes on is the one that was begun: its recipe, its data; and what else is not as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from t2t_common.data.fingerprint import data_changes
+from t2t_common.run.folder import CHECKPOINTS, SUFFIX, Damaged, check_beginning, is_step
+from t2t_common.run.save_policy import DATA, RAN_ON, saved_by
+from t2t_common.run_page.record import Record
+from t2t_config import ExpectedClasses, Recipe, recipe_changes
+from t2t_config.weights.load_report import few, readable
+
+OTHER_DATA = "put the data back as they were, or choose another --workdir"
+
+LOST_DATA = (
+    "this run was begun before the identity of its data was recorded, so they are not compared: they have to be those "
+    "that it was begun with"
+)
+
+
+class Run(Protocol):
+    """What goes on, in either framework."""
+
+    recipe: Recipe
+    steps_per_epoch: int
+    notes: list[str]
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+class Checkpoints(Protocol):
+    """What it goes on from: `TrainingCheckpoints` of either framework."""
+
+    damaged: Damaged
+
+    @property
+    def latest_step(self) -> int | None: ...
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+def resume(run: Run, checkpoints: Checkpoints, workdir: Path, restore: Callable[[], int]) -> int:
+    """Lets `restore` set the run to the latest sound checkpoint, if it is one of this run; adds to `run.notes` what was
+    set aside as damaged, and what could not be compared or has changed.
+
+    Args:
+        run: before its first step.
+        checkpoints: of `workdir`.
+        workdir: folder of the run.
+        restore: its answer is the step of the checkpoint that it took.
+
+    Returns:
+        The number of steps done, 0 without a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is of another recipe or of other data; or there is none where one has to be.
+    """
+    there, step = checkpoints.metadata, checkpoints.latest_step  # the metadata first: those that are damaged drop out
+    if step is None:
+        check_beginning(workdir, saved_by=saved_by(run.recipe, run.steps_per_epoch))
+        return 0
+    last_step = run.recipe.total_epochs * run.steps_per_epoch
+    check = functools.partial(check_same_run, here=run.metadata, workdir=workdir, last_step=last_step)
+    check(there, step=step)  # what is of another run does not fit either, and would be told as that
+    step = restore()
+    notes = check(checkpoints.metadata, step=step)  # of the one that was taken: it may be one before
+    run.notes += [*checkpoints.damaged.lines, *notes]
+    return step
+
+
+def check_same_run(
+    there: Mapping[str, Any], here: Mapping[str, Any], workdir: Path, *, step: int, last_step: int
+) -> list[str]:
+    """Whether the checkpoint of `workdir` may be continued; lines about what could not be compared or has changed.
+
+    Args:
+        there: metadata of the checkpoint.
+        here: metadata that the run itself would write.
+        workdir: for the messages.
+        step: of the checkpoint.
+        last_step: of the whole run, with the data as they are.
+
+    Raises:
+        ValueError: another recipe, other classes or other data; the message has the difference.
+    """
+    other_data = [_class_changes(there, here), _data_changes(there, here, workdir, step, last_step)]
+    old, new = there.get("recipe", {}), here["recipe"]
+    if any(other_data):  # of which another number of classes would be a part
+        new = {**new, "num_classes": old.get("num_classes")}
+    if changes := recipe_changes(old, new):
+        raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
+    if any(other_data):
+        changes = "; ".join(filter(None, other_data))
+        raise ValueError(f"{workdir} holds a run on other data ({changes}): {OTHER_DATA}")
+    lost = [] if there.get(DATA) else [LOST_DATA]
+    return [*lost, *_device_changes(there.get(RAN_ON), here[RAN_ON])]
+
+
+def with_saved_head(recipe: Recipe, workdir: Path) -> Recipe:
+    """`recipe` with the head of the run in `workdir`, where that is from when heads had the recipe's classes."""
+    record = Record.read(workdir)
+    if record is None or not isinstance(recipe.num_classes, ExpectedClasses) or DATA in record.config:
+        return recipe
+    classes, names = record.config.get("num_classes"), (path.name for path in (workdir / CHECKPOINTS).glob("*"))
+    if not classes or not any(is_step(name.removesuffix(SUFFIX)) for name in names):
+        return recipe
+    return dataclasses.replace(recipe, num_classes=int(classes))
+
+
+def _class_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Checkpoints have always named the classes."""
+    theirs, ours = there.get("class_names"), here.get("class_names")
+    if not isinstance(theirs, list) or theirs == ours:
+        return "" if not ours or DATA not in there or theirs == ours else "classes without names there"
+    if ours is None:
+        return "the classes have no names any more"
+    theirs = [str(name) for name in theirs]
+    gone, new = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
+    if not gone and not new:
+        return f"the classes in another order: {few(theirs)} there, {few(ours)} here"
+    found = [f"{text} {few(names)}" for text, names in (("only there", gone), ("only here", new)) if names]
+    return f"classes {', '.join(found)}"
+
+
+def _data_changes(there: Mapping[str, Any], here: Mapping[str, Any], workdir: Path, step: int, last_step: int) -> str:
+    if there.get(DATA):
+        return data_changes(there[DATA], here[DATA])
+    record = Record.read(workdir)  # of a run of old, the number of steps tells of the number of images
+    steps = record.last_step if record is not None and record.last_step else last_step
+    if steps != last_step or step > last_step:
+        return f"{max(steps, step)} steps there, {last_step} here"
+    return ""
+
+
+# --- Processes and devices ----------------------------------------------------------------------------------
+
+
+def _device_changes(there: Any, here: Mapping[str, Any]) -> list[str]:
+    """A line where the run goes on on other processes or devices, and whether its bits can be the same."""
+    if not isinstance(there, dict) or not there or there == here:
+        return []
+    change = f"this run goes on with {describe(here)}; up to here it had {readable(describe(there), 200)}"
+    if {**there, "processes": 0} == {**here, "processes": 0}:
+        bits = "the arrays are split as before, so its bits can be the same"
+    else:
+        bits = "sums are rounded in another order, so its bits cannot be the same as without the change"
+    # In JAX, which has meshes, the draws of a batch do not depend on who computes its parts.
+    by_process = "mesh" not in here and there.get("processes") != here["processes"]
+    drawn = ", and each process draws masks of dropout of its own" if by_process else ""
+    return [f"{change}: every image still comes once in an epoch; {bits}{drawn}"]
+
+
+def describe(devices: Mapping[str, Any]) -> str:
+    """Processes and devices in words."""
+    processes, count = devices.get("processes"), devices.get("devices")
+    mesh = devices.get("mesh")
+    split = f" as {','.join(f'{axis}={size}' for axis, size in mesh.items())}" if isinstance(mesh, dict) else ""
+    return f"{processes} process{'' if processes == 1 else 'es'}, {count} × {devices.get('kind')}{split}"

@@ -1,0 +1,131 @@
+"""When a run saves: after so many steps and epochs, after a better evaluation, and when it is asked to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from t2t_common.data.preprocess import Preprocess
+from t2t_common.evaluation.accuracy import Accuracy
+from t2t_common.run.interrupt import Interruption, RunInterruptedError
+from t2t_common.run.lock import Lock
+from t2t_common.run.reporter import Reporter
+from t2t_config import Recipe
+
+TOP1 = "top1"
+"""In a checkpoint's metadata: accuracy of the evaluation at its step; absent where there was none."""
+
+EPOCH_LOSS = "epoch_loss"
+"""In a checkpoint's metadata: sum and number of the losses of the epoch that it is in the middle of."""
+
+
+DATA = "data_identity"
+"""In a checkpoint's metadata: which data it was trained on (see data/identity.py)."""
+
+RAN_ON = "ran_on"
+"""In a checkpoint's metadata: number of processes and devices, kind and mesh."""
+
+
+def run_metadata(
+    recipe: Recipe,
+    how: Preprocess,
+    class_names: list[str] | None,
+    *,
+    data: Mapping[str, Any] | None = None,
+    ran_on: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a run's checkpoints say about themselves: what rebuilds the model and its input; recipe, data, devices."""
+    facts: dict[str, Any] = {"model": recipe.model, "num_classes": recipe.num_classes, **recipe.overrides}
+    if class_names is not None:
+        facts["class_names"] = class_names
+    facts |= {name: fact for name, fact in ((DATA, data), (RAN_ON, ran_on)) if fact is not None}
+    everything = {**facts, **dataclasses.asdict(how), "recipe": dataclasses.asdict(recipe)}
+    return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
+
+
+def saved_by(recipe: Recipe, steps_per_epoch: int) -> int:
+    """The step of a run's second checkpoint: when it is begun, the first one is on disk."""
+    every = [steps_per_epoch * recipe.checkpoint_every, recipe.checkpoint_every_steps or 0]
+    return sorted({times * steps for steps in every if steps for times in (1, 2)})[1]
+
+
+class Run(Protocol):
+    """What is saved, by either framework."""
+
+    recipe: Recipe
+    steps_per_epoch: int
+    state: Any
+    iterator: Any
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+class Checkpoints(Protocol):
+    """Where it is saved to: `TrainingCheckpoints` of either framework."""
+
+    def save(self, state: Any, iterator: Any, metadata: Mapping[str, Any]) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def is_best(self, top1: float) -> bool: ...
+
+
+class Saving:
+    """Saves a run where its recipe says so. Every loss up to there has been read, and was finite."""
+
+    def __init__(
+        self,
+        run: Run,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        interruption: Interruption,
+        lock: Lock | None = None,
+    ) -> None:
+        """`lock`: of the workdir, which is looked at after every step; of several processes, the first one has it."""
+        self._run, self._reporter = run, reporter
+        self._checkpoints, self._interruption, self._lock = checkpoints, interruption, lock
+
+    def after_step(self, step: int) -> None:
+        """Saves, if need be, after a step that is not the last of its epoch.
+
+        Raises:
+            ValueError: the checkpoint cannot be written, or the workdir is lost to another run (`LostWorkdirError`).
+            RunInterruptedError: the run was asked to stop, and is saved.
+        """
+        self._save_if(self._step_is_due(step), step, top1=None)
+
+    def after_epoch(self, epoch: int, result: Accuracy | None) -> None:
+        """Saves, if need be, when `epoch` (from 0) has been reported; `result` is of its evaluation, if it had one.
+
+        Raises:
+            ValueError: the checkpoint cannot be written.
+            RunInterruptedError: the run was asked to stop before its last epoch, and is saved.
+        """
+        recipe, step = self._run.recipe, (epoch + 1) * self._run.steps_per_epoch
+        due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.checkpoint_every == 0
+        top1 = None if result is None else result.top1
+        is_best = top1 is not None and self._checkpoints.is_best(top1)
+        self._save_if(due or is_best or self._step_is_due(step), step, top1)
+
+    def _step_is_due(self, step: int) -> bool:
+        every = self._run.recipe.checkpoint_every_steps
+        return every is not None and step % every == 0
+
+    def _save_if(self, due: bool, step: int, top1: float | None) -> None:
+        run = self._run
+        if self._lock is not None and (text := self._lock.check()) is not None:
+            self._reporter.say(text)
+        asked_by = self._interruption.requested(step)
+        if due or asked_by:
+            facts = {EPOCH_LOSS: self._reporter.epoch_loss(), TOP1: top1}
+            metadata = {**run.metadata, **{name: fact for name, fact in facts.items() if fact is not None}}
+            self._checkpoints.save(run.state, run.iterator, metadata)
+        last_step = run.recipe.total_epochs * run.steps_per_epoch
+        if asked_by and step < last_step:
+            self._checkpoints.wait()
+            raise RunInterruptedError(
+                f"stopped by {asked_by}, saved at step {step} of {last_step}: the same command continues"
+            )

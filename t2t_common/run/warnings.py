@@ -1,0 +1,128 @@
+"""What is likely to be wrong with a run that goes on all the same: told in the terminal and on its page.
+
+Each warning has a key, so that a later one of the same kind takes its place, and None its end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from t2t_config import ExpectedClasses, Recipe, epoch_lr
+from t2t_config.weights.load_report import few, readable
+
+Warnings = Mapping[str, str | None]
+
+MOST_KEPT = 0.25
+"""Share of the initial weights that may be left in the average at the end of a run."""
+WELL_KEPT = 0.01
+"""Share that is left with the decay that is suggested."""
+
+
+# --- Before the first step ----------------------------------------------------------------------------------
+
+
+def schedule_warnings(recipe: Recipe, steps_per_epoch: int) -> Warnings:
+    """Of a run that is too short for its warm-up or its average."""
+    return {"warm-up": _warm_up(recipe), "average": _average(recipe, recipe.total_epochs * steps_per_epoch)}
+
+
+def _warm_up(recipe: Recipe) -> str | None:
+    if recipe.warmup_epochs < recipe.epochs:
+        return None
+    peak = max(epoch_lr(recipe, epoch) for epoch in range(recipe.total_epochs))
+    longer = recipe.warmup_epochs >= recipe.total_epochs
+    what = f"the run of {recipe.total_epochs} epochs" if longer else f"--epochs {recipe.epochs}"
+    return (
+        f"a warm-up of {recipe.warmup_epochs} epochs leaves nothing of {what}: the learning rate comes to {peak:.2e} "
+        f"at most, not to {recipe.lr:.2e}: lower --warmup-epochs, or raise --epochs"
+    )
+
+
+def _average(recipe: Recipe, steps: int) -> str | None:
+    if recipe.ema_decay is None or (kept := recipe.ema_decay**steps) <= MOST_KEPT:
+        return None
+    rest = -math.expm1(math.log(WELL_KEPT) / steps)
+    return (
+        f"the average of the weights, which is what is evaluated, still holds {100 * kept:.4g} % of the initial ones "
+        f"after all {steps} steps: lower --ema-decay, such as to {1 - float(f'{rest:.1g}'):g}, or set --ema-decay None"
+    )
+
+
+def head_note(expected: int | None, num_classes: int, in_data: int) -> str | None:
+    """A line about a head that is not the recipe's, or not the data's.
+
+    Args:
+        expected: the recipe's `num_classes` before the data were opened.
+        num_classes: of the head.
+        in_data: classes of the data.
+    """
+    if isinstance(expected, ExpectedClasses) and expected != num_classes:
+        return f"the head has {num_classes} classes, as the data; the recipe is for data of {int(expected)}"
+    if num_classes > in_data:
+        return f"the head has {num_classes} classes, the data {in_data}, as --num-classes says"
+    return None
+
+
+# --- After an evaluation ------------------------------------------------------------------------------------
+
+
+def evaluation_warnings(
+    confusion_NxN: np.ndarray,
+    recipe: Recipe,
+    epoch: int,
+    *,
+    in_data: Collection[int],
+    names: Sequence[str] | None = None,
+) -> Warnings:
+    """Of guesses that cannot be right, and of a run that learns nothing.
+
+    Args:
+        confusion_NxN: validation images by class (row) and first guess (column).
+        recipe: of the run.
+        epoch: after which it was evaluated, from 0.
+        in_data: classes of which the data have images.
+        names: of the classes.
+    """
+    due = epoch + 1 >= max(2, recipe.warmup_epochs + 1, math.ceil(recipe.total_epochs / 10))
+    is_due = due or epoch + 1 == recipe.total_epochs
+    return {
+        "strangers": _strangers(confusion_NxN, in_data, names),
+        "chance": _chance(confusion_NxN, names) if is_due else None,
+    }
+
+
+def _name(index: int, names: Sequence[str] | None) -> str:
+    return readable(names[index]) if names is not None and index < len(names) else f"class {index}"
+
+
+def _strangers(confusion_NxN: np.ndarray, in_data: Collection[int], names: Sequence[str] | None) -> str | None:
+    """Guesses of classes that the data do not have."""
+    guesses = confusion_NxN.sum(axis=0)
+    found = [int(index) for index in np.argsort(-guesses, kind="stable") if guesses[index] and index not in in_data]
+    if not found:
+        return None
+    count, images = int(guesses[found].sum()), int(guesses.sum())
+    return (
+        f"{count} of {images} validation images are taken for classes of which the data have no image "
+        f"({few([_name(index, names) for index in found])}): the head has {len(guesses)} classes, the data "
+        f"{len(in_data)}: check --data and --num-classes"
+    )
+
+
+def _chance(confusion_NxN: np.ndarray, names: Sequence[str] | None) -> str | None:
+    """An accuracy that always naming the most frequent class has too, within two standard deviations."""
+    counts = confusion_NxN.sum(axis=1)
+    images, largest, right = int(counts.sum()), int(counts.argmax()), int(confusion_NxN.trace())
+    if np.count_nonzero(counts) < 2:
+        return None
+    share = counts[largest] / images
+    bound = images * share + 2 * math.sqrt(images * share * (1 - share))
+    if right > bound or bound >= images:
+        return None
+    return (
+        f"top-1 {100 * right / images:.2f} % is no better than chance: always {_name(largest, names)} would have "
+        f"{100 * share:.2f} %: check labels, --lr and --ema-decay"
+    )

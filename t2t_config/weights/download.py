@@ -1,0 +1,399 @@
+"""Files from the web into a cache: resumed where they broke off, checked, and there whole or not at all.
+
+Standard library only. A file grows as NAME.part beside its final name, with the server's mark of its version (a strong
+ETag) and its size in NAME.part.version, so that the parts of two versions are never put together. NAME.json keeps the
+address and the size of a file that is whole, so that a cut one, or another of that name, is not taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from t2t_config.weights.load_report import readable
+from t2t_config.weights.urls import is_safe, open_address
+
+TIMEOUT = 30.0
+"""Seconds without an answer or a byte before a connection counts as broken."""
+ATTEMPTS = 5
+"""Connections in a row that may bring nothing new."""
+PAUSE = 1.0
+"""Seconds before the second of them; doubled each time."""
+RESTARTS = 4
+"""Times that a server may make a download begin again: it cannot go on, or has another version than before."""
+MOST = 1 << 31
+"""Bytes of a file whose size is not known beforehand: beyond every one that is published."""
+CHUNK = 1 << 18
+
+
+class _BrokenError(Exception):
+    """The connection failed; another may go on where it ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """A file: where it is, and what is known of it; `digests`: algorithm of hashlib -> its first digits or all."""
+
+    url: str
+    num_bytes: int | None
+    digests: Mapping[str, str]
+
+    def wrong_digest(self, path: Path) -> str:
+        """What is wrong with the content of `path`; '' if nothing."""
+        for algorithm, expected in self.digests.items():
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, algorithm).hexdigest()
+            if not found.startswith(expected):
+                name = algorithm.upper().replace("SHA", "SHA-")
+                return f"its {name} does not begin with {expected[:16]}"
+        return ""
+
+
+class _Part:
+    """The beginning of a file that is being downloaded, and of which version it is."""
+
+    def __init__(self, file: IO[bytes], url: str) -> None:
+        self.file, self._url, self._restarts = file, url, 0
+        self.path = Path(file.name)
+        self.version = Path(f"{file.name}.version")
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def noted(self) -> tuple[str, int | None]:
+        """The mark of its version and the size of the whole file, as the server told them; ('', None) if unknown."""
+        text = self.version.read_text(encoding="utf-8", errors="replace") if self.version.is_file() else ""
+        mark, _, size = text.partition("\n")  # a part of an earlier version of this module has no size
+        if not re.fullmatch(r'"[!#-~]*"', mark) or not re.fullmatch("[0-9]{0,18}", size):
+            return "", None
+        return mark, int(size) if size else None
+
+    def note(self, mark: str, size: int | None) -> None:
+        self.version.write_text(f"{mark}\n{'' if size is None else size}", encoding="utf-8")
+
+    def forget(self) -> None:
+        """Throws away what has arrived."""
+        self.file.truncate(0)
+        self.version.unlink(missing_ok=True)
+
+    def restart(self) -> None:
+        """Throws away what has arrived, to begin again.
+
+        Raises:
+            ValueError: once too often.
+        """
+        self._restarts += self.size > 0
+        self.forget()
+        if self._restarts > RESTARTS:
+            raise ValueError(
+                f"cannot download {self._url}: {self._restarts} times it broke off and could not go on, or was another "
+                "file by then: try again later, or download it by other means"
+            )
+
+
+def cache_dir() -> Path:
+    """The folder of downloaded files: $T2T_CACHE, else $XDG_CACHE_HOME/t2t-vit, else ~/.cache/t2t-vit."""
+    if own := os.environ.get("T2T_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "t2t-vit"
+
+
+def cached_download(
+    url: str,
+    *,
+    num_bytes: int | None = None,
+    sha256: str | None = None,
+    sha384: str | None = None,
+    folder: str | Path | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """The file at `url` in the cache; downloaded first unless it is there. Processes that want it at once take turns.
+
+    Args:
+        url: https, or http on this machine; the last part of its path becomes the file's name.
+        num_bytes: size the file has to have; None holds to what the server announced, in the cache too.
+        sha256, sha384: the first digits of its digest, or all of them; the file in the cache is held to them, too.
+        folder: in place of `cache_dir()`.
+        progress: a line on stderr that counts; None: if stderr is a terminal.
+
+    Raises:
+        ValueError: another kind of address, no connection, no such file, another size or content than expected, more
+            bytes than announced, a file that changes again and again, or no place to write.
+            What has arrived is kept, and the next call goes on from there, unless it is wrong.
+    """
+    folder = cache_dir() if folder is None else Path(folder)
+    path = folder / _name_of(url)
+    if not is_safe(url):
+        raise ValueError(f"{readable(url)} is not asked: give an address that starts with https://")
+    digests = {"sha256": sha256, "sha384": sha384}
+    wanted = _Wanted(url, num_bytes, {name: digest.lower() for name, digest in digests.items() if digest})
+    if _is_whole(path, wanted):
+        return path
+    show = sys.stderr.isatty() if progress is None else progress
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(f"{path.name}.part")) as part:
+            if not _is_whole(path, wanted):  # another process may have been faster
+                _complete(wanted, path, _Part(part, url), show)
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or set T2T_CACHE") from error
+    return path
+
+
+def _name_of(url: str) -> str:
+    """The last part of the path of `url`.
+
+    Raises:
+        ValueError: it is no name of a file: none, or one that leads elsewhere.
+    """
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    if (
+        not (url.isascii() and url.isprintable())
+        or name in ("", ".", "..")
+        or not name.isprintable()
+        or set(name) & set("/\\")
+    ):
+        raise ValueError(f"{readable(url)} does not end with the name of a file: give the address of one, in ASCII")
+    return name
+
+
+def _is_whole(path: Path, wanted: _Wanted) -> bool:
+    if not path.is_file():
+        return False
+    size = path.stat().st_size
+    if wanted.num_bytes not in (None, size):
+        return False
+    try:
+        noted = bool(json.loads(_noted(path).read_text()) == {"url": wanted.url, "num_bytes": size})
+    except (OSError, ValueError, RecursionError):  # none, or a damaged one
+        noted = False
+    if not wanted.digests:
+        return noted or wanted.num_bytes is not None
+    if wrong := wanted.wrong_digest(path):
+        if noted:  # it was right once
+            print(f"{path} is damaged ({wrong}): it is downloaded again", file=sys.stderr)
+        return False
+    if not noted:  # it came here by other means
+        with contextlib.suppress(OSError):
+            _note(path, wanted.url, size)
+    return True
+
+
+def _noted(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _note(path: Path, url: str, num_bytes: int) -> None:
+    """Notes beside `path` what `_is_whole` will hold it to."""
+    _noted(path).write_text(json.dumps({"url": url, "num_bytes": num_bytes}))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[bytes]]:
+    """`path`, open to append; waits until no other process has it. A process that dies gives it free."""
+    while True:
+        with path.open("ab") as file:
+            _lock(file)
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue  # the process that had it gave it its final name
+            try:
+                yield file
+            finally:
+                with contextlib.suppress(OSError):
+                    if path.stat().st_size == 0:
+                        path.unlink()
+            return
+
+
+def _lock(file: IO[bytes]) -> None:
+    with contextlib.suppress(ImportError):  # Windows has none: there, the size check is all
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _complete(wanted: _Wanted, path: Path, part: _Part, show: bool) -> None:
+    """Downloads what is missing of `part`, checks it, and gives it its final name."""
+    attempt, reason = 0, ""
+    while attempt < ATTEMPTS:
+        before = part.size
+        try:
+            _fetch(wanted, part, show)
+            break
+        except _BrokenError as error:
+            reason = str(error)
+        attempt = 0 if part.size > before else attempt + 1
+        time.sleep(PAUSE * 2 ** (attempt - 1) if attempt < ATTEMPTS else 0)
+    else:
+        then = "and load that file" if wanted.num_bytes is None and not wanted.digests else f"to {path}"
+        raise ValueError(
+            f"cannot download {wanted.url} ({readable(reason)}): {part.size:,} bytes have arrived, call again to go on "
+            f"from there, or download it by other means {then}"
+        )
+    os.fsync(part.file.fileno())
+    if wrong := wanted.wrong_digest(part.path):
+        part.forget()
+        raise ValueError(f"{wanted.url} gave another file than expected ({wrong}): try again")
+    path.unlink(missing_ok=True)  # so that what is noted never stands beside an older file
+    _note(path, wanted.url, part.size)
+    os.replace(part.path, path)
+    part.version.unlink(missing_ok=True)
+
+
+def _fetch(wanted: _Wanted, part: _Part, show: bool) -> None:
+    """One connection: everything that `part` lacks.
+
+    Raises:
+        _BrokenError: it ended too early.
+        ValueError: the server refuses, or has a file of another size.
+    """
+    mark, announced = part.noted()
+    expected = announced if wanted.num_bytes is None else wanted.num_bytes
+    if part.size and (not mark or part.size > (MOST if expected is None else expected)):
+        part.restart()  # of which version it is, nobody knows; or it is of another
+    with _ask(wanted.url, part, mark) as answer:
+        total = _total(answer, part.size)
+        if part.size and answer.status == 200:  # the server cannot resume, or has another version
+            part.restart()
+        elif part.size and (_version(answer) != mark or total is None or total != (expected or total)):
+            part.restart()
+            raise _BrokenError("the file has changed")
+        if wanted.num_bytes is not None and total not in (None, wanted.num_bytes):
+            part.forget()
+            raise ValueError(
+                f"{wanted.url} has {total:,} bytes in place of {wanted.num_bytes:,}: it is another file than published"
+            )
+        total = wanted.num_bytes if total is None else total
+        if total is None and not answer.chunked:
+            raise ValueError(
+                f"{wanted.url}: the server does not tell the file's size, so that a broken one would not show"
+            )
+        _check_space(wanted, part, total)
+        part.note(_version(answer), total)
+        _append(wanted.url, part, answer, total, _Line(part.path.stem, total, show))
+    if total is not None and part.size != total:
+        raise _BrokenError(f"{part.size:,} of {total:,} bytes")
+
+
+def _ask(url: str, part: _Part, mark: str) -> http.client.HTTPResponse:
+    # The bytes as they are: a compressed answer could not be resumed or counted.
+    headers = {"User-Agent": "t2t-vit", "Accept-Encoding": "identity"}
+    if part.size:
+        headers |= {"Range": f"bytes={part.size}-", "If-Range": mark}
+    try:
+        answer = open_address(urllib.request.Request(url, headers=headers), TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # nothing of that range: `part` is of another version, or longer than the file
+            part.restart()
+            raise _BrokenError("the file has changed") from error
+        if error.code in (408, 429) or error.code >= 500:
+            raise _BrokenError(f"HTTP {error.code}") from error
+        raise ValueError(
+            f"cannot download {url} (HTTP {error.code}, {readable(error.reason)}): is it still there?"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise _BrokenError(readable(str(getattr(error, "reason", error))) or type(error).__name__) from error
+    if answer.status not in (200, 206):
+        answer.close()
+        raise _BrokenError(f"HTTP {answer.status}")
+    return answer
+
+
+def _check_space(wanted: _Wanted, part: _Part, total: int | None) -> None:
+    if wanted.num_bytes is None and total is not None and total > MOST:
+        part.forget()
+        raise ValueError(f"{wanted.url} announces {total:,} bytes, more than {MOST:,}: no such file is published")
+    if total is not None and total - part.size > shutil.disk_usage(part.path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _append(url: str, part: _Part, answer: http.client.HTTPResponse, total: int | None, line: _Line) -> None:
+    """What arrives, up to the size that is known."""
+    have, limit = part.size, MOST if total is None else total
+    try:
+        for chunk in _chunks(answer):
+            have += len(chunk)
+            if have > limit:
+                part.forget()
+                raise ValueError(
+                    f"{url} sends more than {limit:,} bytes: it is another file than published or announced"
+                )
+            part.file.write(chunk)
+            line.count(have)
+    finally:
+        part.file.flush()  # also of what arrived before a break: the next connection goes on after it
+    line.end()
+
+
+def _version(answer: http.client.HTTPResponse) -> str:
+    """The mark of the version, only if it changes with every byte: a weak one (W/"...") does not."""
+    mark = str(answer.headers.get("ETag") or "")
+    return mark if re.fullmatch(r'"[!#-~]*"', mark) else ""
+
+
+def _total(answer: http.client.HTTPResponse, have: int) -> int | None:
+    """Size of the whole file as the server tells it.
+
+    Raises:
+        _BrokenError: it goes on at another byte than asked for.
+    """
+    if answer.status == 206:
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", answer.headers.get("Content-Range", "")
+        )
+        if found is None or int(found[1]) != have:
+            raise _BrokenError(f"asked from byte {have}, got {answer.headers.get('Content-Range')}")
+        return None if found[2] == "*" else int(found[2])
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+
+
+def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = answer.read(CHUNK)
+        except http.client.IncompleteRead as error:
+            if error.partial:
+                yield error.partial
+            raise _BrokenError("the connection ended") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _BrokenError(str(error) or type(error).__name__) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+class _Line:
+    """The line on stderr: how much of the file is there."""
+
+    def __init__(self, name: str, total: int | None, show: bool) -> None:
+        self.name, self.total, self.show, self.last = name, total, show, -1.0
+
+    def count(self, have: int) -> None:
+        now = time.monotonic()
+        if self.show and (now - self.last > 0.1 or have == self.total):
+            of = f" of {self.total / 1e6:.1f} MB, {100 * have / self.total:.0f} %" if self.total else " MB"
+            sys.stderr.write(f"\r{self.name}: {have / 1e6:.1f}{of}")
+            sys.stderr.flush()
+            self.last = now
+
+    def end(self) -> None:
+        if self.show:
+            sys.stderr.write("\n")

@@ -1,0 +1,69 @@
+"""T2T-ViT-Dense: every block adds `growth_rate` channels, transitions halve them (DenseNet, arXiv 1608.06993).
+
+Source: yitu-opensource/T2T-ViT, models/t2t_vit_dense.py. Twin: t2t_torch/models/t2t_vit_dense.py.
+Shapes: B batch, N tokens, C channels, G growth rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t2t_config.shapes import drop_path_rates
+from t2t_jax.models import transformer_block
+from t2t_jax.models.layers import GELU, Linear
+from t2t_jax.models.t2t_vit import T2TViT
+
+
+class Transition(nnx.Module):
+    """gelu(linear(x)) between two dense stages; (B, N, C) -> (B, N, C // 2)."""
+
+    def __init__(self, in_features: int, out_features: int, **spec: Any) -> None:
+        self.linear = Linear(in_features, out_features, **spec)
+        self.act = GELU()
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.act(self.linear(x))
+
+
+class Block(transformer_block.Block):
+    """A transformer block whose output, reduced to G channels, is appended to its input; (B, N, C) -> (B, N, C + G)."""
+
+    def __init__(self, growth_rate: int, dim: int, num_heads: int, **kwargs: Any) -> None:
+        super().__init__(dim, num_heads, **kwargs)
+        spec = {name: kwargs[name] for name in ("dtype", "param_dtype", "rngs") if name in kwargs}
+        self.dense_linear = Linear(dim, growth_rate, **spec)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return jnp.concatenate((x, self.dense_linear(super().__call__(x, rngs))), axis=2)
+
+
+class T2TViTDense(T2TViT):
+    """T2T-ViT with dense connections; its head is as wide as the last stage ends (584 for `t2t_vit_dense`).
+
+    Upstream's stochastic depth is kept: its rule runs over `depth` = 12, not over the blocks, and
+    all blocks of a stage share the rate at the stage's index: the last of four stages gets 3/11 of `drop_path_rate`.
+    """
+
+    def __init__(self, *args: Any, growth_rate: int = 32, block_config: Sequence[int] = (3, 4, 6, 3), **kwargs: Any):
+        # Set before T2TViT.__init__, which calls make_blocks.
+        self.growth_rate, self.block_config = growth_rate, tuple(block_config)
+        super().__init__(*args, **kwargs)
+
+    def make_blocks(self, depth: int, drop_path_rate: float, **block_args: Any) -> tuple[nnx.List, int]:
+        spec = {name: block_args[name] for name in ("dtype", "param_dtype", "rngs")}
+        rates = drop_path_rates(drop_path_rate, depth)
+        blocks: nnx.List = nnx.List([])
+        dim = self.embed_dim
+        for stage, num_layers in enumerate(self.block_config):
+            if stage > 0:
+                blocks.append(Transition(dim, dim // 2, **spec))
+                dim //= 2
+            for _ in range(num_layers):
+                blocks.append(Block(self.growth_rate, dim, drop_path=rates[stage], **block_args))
+                dim += self.growth_rate
+        return blocks, dim

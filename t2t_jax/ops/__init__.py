@@ -1,0 +1,1 @@
+"""Operations written for speed: attention softmax, products that accumulate in float32."""

@@ -1,0 +1,140 @@
+"""Optimisers as the authors use them: grouping, schedule, clipping and weight averaging. Twin:
+t2t_torch/training/optim.py.
+
+All trees are flat dictionaries of arrays by dotted name (see state.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t2t_config import Recipe, epoch_lr
+from t2t_jax.models.scan_blocks import is_of_block, is_stacked, tensor_shape
+from t2t_jax.weights.adapt import CLASSIFIERS
+
+
+def freeze(
+    params: Mapping[str, jax.Array], buffers: Mapping[str, jax.Array], names: Collection[str]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Parameters and buffers after the modules and parameters called `names` have become buffers: saved, not trained.
+
+    Raises:
+        ValueError: a name fits nothing, or one block of a stack.
+    """
+    known = {**params, **buffers}
+    for name in names:
+        if is_of_block(name) and any(map(is_stacked, known)):
+            raise ValueError(
+                f"frozen: {name!r} is part of a stack: name a part of all blocks, such as 'blocks' or 'blocks.attn', "
+                "or leave scan_blocks out"
+            )
+        if not any(_is_under(key, name) for key in known):
+            modules = ", ".join(dict.fromkeys(key.partition(".")[0] for key in known))
+            raise ValueError(f"frozen: the model has no parameter {name!r} nor a module with some; it has {modules}")
+    still = {key: p for key, p in params.items() if any(_is_under(key, name) for name in names)}
+    return {key: p for key, p in params.items() if key not in still}, {**buffers, **still}
+
+
+def _is_under(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
+
+
+def decay_mask(
+    params: Mapping[str, jax.Array], no_decay: Collection[str] = (), *, decay_all: bool = False
+) -> dict[str, bool]:
+    """Which parameters weight decay touches: timm's grouping.
+
+    Never tensors of one dimension, biases, and the names in `no_decay` (a model's `no_weight_decay()`). With
+    `decay_all` every parameter, as PyTorch does without groups.
+    """
+    return {
+        name: decay_all
+        or (len(tensor_shape(name, p.shape)) > 1 and name.rpartition(".")[2] != "bias" and name not in no_decay)
+        for name, p in params.items()
+    }
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_`.
+
+    `optax.clip_by_global_norm` lacks the 1e-6.
+    """
+
+    def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None):
+        del params
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def schedule(recipe: Recipe, steps_per_epoch: int, scale: float = 1.0) -> optax.Schedule:
+    """`epoch_lr` by step: the rate is constant within an epoch, as timm's scheduler leaves it."""
+    rates = [epoch_lr(recipe, epoch, scale) for epoch in range(recipe.total_epochs)]
+    return lambda step: jnp.asarray(rates)[jnp.minimum(step // steps_per_epoch, len(rates) - 1)]
+
+
+def adamw(
+    lr: float | optax.Schedule,
+    *,
+    weight_decay: float,
+    mask: Mapping[str, bool],
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_grad: float | None = None,
+) -> optax.GradientTransformation:
+    """`torch.optim.AdamW` with gradient clipping before it; only parameters that `mask` marks are decayed."""
+    return _clipped(optax.adamw(lr, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=dict(mask)), clip_grad)
+
+
+def sgd(
+    lr: float | optax.Schedule,
+    *,
+    weight_decay: float,
+    mask: Mapping[str, bool],
+    momentum: float = 0.9,
+    clip_grad: float | None = None,
+) -> optax.GradientTransformation:
+    """`torch.optim.SGD` with momentum, not Nesterov's, after gradient clipping.
+
+    Weight decay is coupled: of parameters that `mask` marks it is added to the gradient, before momentum.
+    """
+    decay = optax.add_decayed_weights(weight_decay, dict(mask))
+    return _clipped(optax.chain(decay, optax.sgd(lr, momentum=momentum)), clip_grad)
+
+
+def _clipped(optimizer: optax.GradientTransformation, clip_grad: float | None) -> optax.GradientTransformation:
+    return optimizer if clip_grad is None else optax.chain(clip_by_global_norm(clip_grad), optimizer)
+
+
+def recipe_optimizer(
+    recipe: Recipe,
+    params: Mapping[str, jax.Array],
+    *,
+    steps_per_epoch: int,
+    no_decay: Collection[str] = (),
+) -> optax.GradientTransformation:
+    """The optimiser of `recipe` for these parameters, in two groups where head and backbone differ in their rates."""
+    mask = decay_mask(params, no_decay, decay_all=recipe.decay_all)
+
+    def group(scale: float) -> optax.GradientTransformation:
+        rate = schedule(recipe, steps_per_epoch, scale)
+        if recipe.optimizer == "sgd":
+            return sgd(rate, weight_decay=recipe.weight_decay, mask=mask, momentum=recipe.momentum)
+        return adamw(rate, weight_decay=recipe.weight_decay, mask=mask, b1=recipe.b1, b2=recipe.b2, eps=recipe.eps)
+
+    if recipe.backbone_lr_scale == 1.0:
+        return _clipped(group(1.0), recipe.clip_grad)
+    labels = {name: "head" if name.partition(".")[0] in CLASSIFIERS else "backbone" for name in params}
+    groups = {"head": group(1.0), "backbone": group(recipe.backbone_lr_scale)}
+    return _clipped(optax.partition(groups, labels), recipe.clip_grad)
+
+
+def update_ema(ema: Mapping[str, jax.Array], values: Mapping[str, jax.Array], decay: float) -> dict[str, jax.Array]:
+    """d * ema + (1 - d) * value over every entry, frozen ones too, as timm's `ModelEma`."""
+    return {name: decay * ema[name] + (1.0 - decay) * values[name] for name in ema}

@@ -1,0 +1,45 @@
+"""What a run in JAX says about itself: as t2t_common/run/reporter.py has it, and traces of XLA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from t2t_common.run import reporter
+from t2t_common.run.peak_flops import run_peak
+from t2t_common.run.reporter import METRICS_FILE, TrainingDivergedError
+from t2t_jax.training.profile import Trace, Watch
+
+__all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
+
+
+class Reporter(reporter.Reporter):
+    """Arguments as of its base, which this one asks JAX for: `peak`, `devices` and `leads`."""
+
+    def __init__(self, workdir: Path, *, first_step: int, watch: Watch | None = None, **options: Any) -> None:
+        watch = watch or Watch()
+        devices = jax.devices()
+        peak = run_peak(devices[0].device_kind, len(devices), watch.peak_tflops)
+        leads = jax.process_index() == 0
+        named = f"{len(devices)} × {devices[0].device_kind}"
+        super().__init__(workdir, first_step=first_step, watch=watch, peak=peak, devices=named, leads=leads, **options)
+        self._trace = Trace(workdir, first_step=first_step) if watch.profile else None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._trace is not None:
+            self._trace.close()
+        super().__exit__(kind, error, trace)
+
+    def step(self, step: int, metrics: Mapping[str, Any], **facts: Any) -> None:
+        super().step(step, metrics, **facts)
+        if self._trace is not None and self._trace.after(step, metrics):
+            self.say("the trace is written")
+
+    def fetch(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        return super().fetch(jax.device_get(metrics))

@@ -1,0 +1,209 @@
+"""Token labeling (arXiv 2104.10858): soft targets for every token, MixToken, and the loss of both heads.
+
+Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/models/lvvit.py (MixToken),
+tlt/loss/cross_entropy.py. Twin: t2t_torch/training/token_labeling.py. Drawing and computing are apart, as in mixup.py.
+Shapes: B batch, N tokens on a grid, C channels or classes, K labels of a cell, H W cells of a map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from t2t_jax.training.loss import cross_entropy
+from t2t_jax.training.mixup import flip_groups
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MixToken:
+    """A box of the grid, which every image takes from its partner's tokens: its place in the flipped group.
+
+    The second edge of each pair is not part of the box. `group` images, neighbours in the batch, find partners among
+    themselves; None for the whole batch.
+    """
+
+    top: jax.Array | int
+    bottom: jax.Array | int
+    left: jax.Array | int
+    right: jax.Array | int
+    group: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __call__(self, tokens_BxNxC: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Tokens with the box exchanged; a second call brings all of them back."""
+        rows_N, columns_N = (index.ravel() for index in jnp.mgrid[: grid[0], : grid[1]])
+        inside_N = (rows_N >= self.top) & (rows_N < self.bottom) & (columns_N >= self.left) & (columns_N < self.right)
+        partners_BxNxC = flip_groups(tokens_BxNxC, self.group or len(tokens_BxNxC))
+        return jnp.where(inside_N[None, :, None], partners_BxNxC, tokens_BxNxC)
+
+    def own_share(self, num_tokens: int) -> jax.Array | float:
+        """Share of an image's `num_tokens` tokens that stay its own."""
+        return 1 - (self.bottom - self.top) * (self.right - self.left) / num_tokens
+
+
+def draw_mix_token(key: jax.Array, grid: tuple[int, int], *, alpha: float = 1.0, group: int | None = None) -> MixToken:
+    """The box that `key` decides, for a whole batch, as upstream's; its share of the grid is 1 - Beta(alpha, alpha)."""
+    lam_key, row_key, column_key = jax.random.split(key, 3)
+    centre = jax.random.randint(row_key, (), 0, grid[0]), jax.random.randint(column_key, (), 0, grid[1])
+    return rand_bbox(grid, jax.random.beta(lam_key, alpha, alpha), centre, group)
+
+
+def rand_bbox(
+    grid: tuple[int, int], lam: jax.Array, centre: tuple[jax.Array, jax.Array], group: int | None = None
+) -> MixToken:
+    """The box of share 1 - `lam` around `centre` (row, column), clipped at the grid's borders.
+
+    As upstream, a side of odd length loses one: both halves are rounded down.
+    """
+
+    def edges(size: int, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
+        half = (size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+        return jnp.clip(middle - half, 0, size), jnp.clip(middle + half, 0, size)
+
+    return MixToken(*edges(grid[0], centre[0]), *edges(grid[1], centre[1]), group)
+
+
+# ---- targets ----
+
+
+def token_targets(
+    scores_BxKxHxW: jax.Array,
+    classes_BxKxHxW: jax.Array,
+    crops_Bx4: jax.Array,
+    *,
+    num_classes: int,
+    grid: tuple[int, int],
+    smoothing: float = 0.0,
+) -> jax.Array:
+    """Targets (B, 1 + N, num_classes) from label maps: of the class token over the whole crop, then of every token.
+
+    A map is cropped as its image was, by RoIAlign (arXiv 1703.06870) of its scores, 0 for the classes that a cell does
+    not name; a softmax over the classes makes targets of them.
+
+    Two ways of upstream's: smoothing adds s / n to targets that it has scaled by 1 - s + s / n, so they sum to
+    1 + s / n (kept); and RoIAlign gets top and left where it wants left and top, so that what it crops is another
+    place of the map wherever a crop is off the diagonal (corrected here).
+
+    Args:
+        scores_BxKxHxW: scores of the K best classes of each cell, before any softmax.
+        classes_BxKxHxW: which classes these are.
+        crops_Bx4: top, bottom, left, right of the crops, as shares of the image's height and width.
+        num_classes: of the targets.
+        grid: rows and columns of tokens.
+        smoothing: share of the target spread over all classes.
+    """
+    height, width = scores_BxKxHxW.shape[2:]
+
+    def dense(scores_KxHxW: jax.Array, classes_KxHxW: jax.Array) -> jax.Array:
+        rows_HxW, columns_HxW = jnp.mgrid[:height, :width]
+        map_HxWxC = jnp.zeros((height, width, num_classes), scores_KxHxW.dtype)
+        return map_HxWxC.at[rows_HxW[None], columns_HxW[None], classes_KxHxW].set(scores_KxHxW)
+
+    # Image by image, so that devices that split a batch need nothing of each other.
+    map_BxHxWxC = jax.vmap(dense)(scores_BxKxHxW, classes_BxKxHxW)
+    crops_Bx4 = crops_Bx4.astype(scores_BxKxHxW.dtype)
+    scores_BxMxC = jnp.concatenate([roi_align(map_BxHxWxC, crops_Bx4, bins) for bins in ((1, 1), grid)], axis=1)
+    rest = smoothing / num_classes
+    return jax.nn.softmax(scores_BxMxC) * (1 - smoothing + rest) + rest
+
+
+def roi_align(map_BxHxWxC: jax.Array, crops_Bx4: jax.Array, bins: tuple[int, int]) -> jax.Array:
+    """torchvision's `roi_align` (aligned False, adaptive sampling), upstream's half cell subtracted: (B, N, C).
+
+    Bilinear samples at even distances, averaged within each of the N = rows * columns bins. What averages rows does
+    not depend on columns, so it is two matrix products.
+    """
+    height, width = map_BxHxWxC.shape[1:3]
+    rows_BxPxH = _bin_weights(crops_Bx4[:, :2] * height - 0.5, height, bins[0])
+    columns_BxQxW = _bin_weights(crops_Bx4[:, 2:] * width - 0.5, width, bins[1])
+    exact = jax.lax.Precision.HIGHEST
+    rows_BxPxWxC = jnp.einsum("bph,bhwc->bpwc", rows_BxPxH, map_BxHxWxC, precision=exact)
+    bins_BxPxQxC = jnp.einsum("bqw,bpwc->bpqc", columns_BxQxW, rows_BxPxWxC, precision=exact)
+    return bins_BxPxQxC.reshape(len(map_BxHxWxC), -1, map_BxHxWxC.shape[-1])
+
+
+def _bin_weights(edges_Bx2: jax.Array, cells: int, bins: int) -> jax.Array:
+    """What each of `cells` weighs in each bin between the two edges: (B, bins, cells)."""
+    low_B, high_B = edges_Bx2.T
+    side_B = jnp.maximum(high_B - low_B, 1.0) / bins
+    most = -(-cells // bins)
+    low_Bx1x1, side_Bx1x1 = low_B[:, None, None], side_B[:, None, None]
+    samples_Bx1x1 = jnp.minimum(jnp.ceil(side_Bx1x1), most)
+    bin_1xPx1, sample_1x1xS = jnp.arange(bins)[None, :, None], jnp.arange(most)[None, None]
+    places_BxPxS = low_Bx1x1 + side_Bx1x1 * (bin_1xPx1 + (sample_1x1xS + 0.5) / samples_Bx1x1)
+    counts_BxPxS = (sample_1x1xS < samples_Bx1x1) & (places_BxPxS >= -1) & (places_BxPxS <= cells)
+    cell_1x1x1xH = jnp.arange(cells)[None, None, None]
+    distance_BxPxSxH = jnp.abs(jnp.clip(places_BxPxS, 0, cells - 1)[..., None] - cell_1x1x1xH)
+    weights_BxPxSxH = jnp.where(counts_BxPxS[..., None], jnp.maximum(1 - distance_BxPxSxH, 0), 0)
+    return weights_BxPxSxH.sum(axis=2) / samples_Bx1x1
+
+
+# ---- loss ----
+
+
+def token_label_cross_entropy(
+    logits_BxC: jax.Array,
+    token_logits_BxNxC: jax.Array,
+    targets_BxMxC: jax.Array,
+    mix: MixToken | None = None,
+    *,
+    dense_weight: float = 0.5,
+) -> jax.Array:
+    """Cross entropy of the class token + `dense_weight` * the mean one of the N tokens, in float32 or wider.
+
+    The class token saw the tokens of both partners, so its target is theirs, by the share of their tokens. Token
+    logits belong to the image that their tokens came from (the model brings them back), so their targets stay.
+
+    Args:
+        logits_BxC: of the class token.
+        token_logits_BxNxC: of the other tokens.
+        targets_BxMxC: targets of both, M = 1 + N, from `token_targets`.
+        mix: the exchange of tokens that the model made.
+        dense_weight: 0.5 in the paper; 1 is the default of upstream's command line.
+    """
+    target_BxC = targets_BxMxC[:, 0]
+    if mix is not None:
+        own = mix.own_share(token_logits_BxNxC.shape[1])
+        target_BxC = own * target_BxC + (1 - own) * flip_groups(target_BxC, mix.group or len(target_BxC))
+    token_loss = cross_entropy(token_logits_BxNxC, targets_BxMxC[:, 1:])
+    return cross_entropy(logits_BxC, target_BxC) + dense_weight * token_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLabeling:
+    """What a training step does with the label maps of a batch."""
+
+    num_classes: int
+    grid: tuple[int, int]
+    """Rows and columns of the model's tokens."""
+    dense_weight: float = 0.5
+    """Weight of the tokens' loss."""
+    mix_token: float = 1.0
+    """Both parameters of MixToken's beta distribution, 1 upstream; 0 turns it off."""
+    label_smoothing: float = 0.1
+    group: int | None = None
+    """Images among which partners are found, by flipping; None for the whole batch."""
+
+    def draw(self, key: jax.Array) -> MixToken | None:
+        """The exchange that `key` decides."""
+        return draw_mix_token(key, self.grid, alpha=self.mix_token, group=self.group) if self.mix_token else None
+
+    def loss(
+        self,
+        outputs: tuple[jax.Array, jax.Array],
+        batch: Mapping[str, jax.Array],
+        mix: MixToken | None,
+    ) -> jax.Array:
+        """Loss of the model's `outputs` in training; `batch` has "label_scores", "label_classes" and "crop"."""
+        targets_BxMxC = token_targets(
+            batch["label_scores"],
+            batch["label_classes"],
+            batch["crop"],
+            num_classes=self.num_classes,
+            grid=self.grid,
+            smoothing=self.label_smoothing,
+        )
+        return token_label_cross_entropy(*outputs, targets_BxMxC, mix, dense_weight=self.dense_weight)

@@ -1,0 +1,156 @@
+"""PyTorch's checkpoint files as arrays in this package's names and layouts; `.safetensors` need no torch installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from t2t_config.extras import install_hint
+from t2t_config.shapes import sizes_of
+from t2t_config.weights.digests import SHA256, DamagedError, open_texts, seal_texts
+from t2t_config.weights.layouts import to_official, unwrap
+from t2t_config.weights.load_report import readable
+from t2t_config.weights.metadata import from_text
+from t2t_jax.weights.digests import array_digests
+
+DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8"}
+"""Of safetensors files. (`safetensors.numpy` knows no bfloat16.)"""
+
+
+class Weights(NamedTuple):
+    """Arrays by dotted name, the metadata saved with them (`model`, `img_size`, `in_chans`, ...), and their origin.
+
+    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had,
+    `verified` what its bytes were compared with (see `LoadReport.verified`); `prefix` stood before each name, and
+    `ignored` were no weights (see `t2t_config.weights.layouts.unwrap`).
+    """
+
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+    entry: str
+    is_ema: bool
+    layout: str
+    verified: str = ""
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
+    """The weights of a `.pth`, `.pth.tar`, `.safetensors`, `.pdparams`, ... file in any layout that `t2t_torch` reads.
+
+    The metadata are those that the shapes tell (see `t2t_config.shapes.sizes_of`), and over them the file's own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not readable, or a pickled file without torch installed.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        found = _read_safetensors(path)
+    else:
+        try:
+            from t2t_torch.checkpoint_file import read_checkpoint
+        except ImportError as error:
+            raise ValueError(f"{path} needs PyTorch to read: {install_hint('torch')}") from error
+        file = read_checkpoint(path, use_ema=use_ema)
+        state = {name: _to_numpy(tensor) for name, tensor in file.state_dict.items()}
+        found = Weights(
+            state,
+            dict(file.metadata),
+            file.entry,
+            file.is_ema,
+            file.layout,
+            verified=file.verified,
+            prefix=file.prefix,
+            ignored=file.ignored,
+        )
+    metadata = sizes_of({name: array.shape for name, array in found.arrays.items()}) | from_text(found.metadata)
+    return found._replace(arrays=from_torch(found.arrays), metadata=metadata)
+
+
+def _read_safetensors(path: Path) -> Weights:
+    """The weights in PyTorch's names and layouts, and the file's metadata as they are: texts."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        reason = readable(str(error), 200)
+        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({reason}): get it again") from error
+    arrays = {}
+    for name, tensor in sorted(tensors):  # the library's order changes from call to call
+        if tensor["dtype"] not in DTYPES:
+            kind = f"{readable(name)} is {tensor['dtype']}"
+            raise ValueError(f"{path} holds no state dict ({kind}): save model.state_dict()")
+        arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    try:
+        metadata, verified = open_texts(metadata, lambda: array_digests(arrays))
+    except DamagedError as error:
+        raise ValueError(
+            f"{path} is damaged or was changed ({error}): get it again, or save its weights anew"
+        ) from error
+    own = unwrap(arrays)
+    try:
+        official, layout = to_official(own.weights)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no state dict ({error}): save model.state_dict()") from None
+    return Weights(official, metadata, "", False, layout.name, verified, own.prefix, own.counters)
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor as an array; bfloat16, which numpy lacks, widened to float32."""
+    tensor = tensor.detach()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An official state dict in this package's names and layouts.
+
+    Paths are the same; of the leaves only `weight` has another name and order of axes, by its layer: LayerNorm's
+    `scale`, Linear's `kernel` (in, out), a convolution's `kernel` (K.., in, out).
+    """
+    arrays = {}
+    for name, array in state_dict.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight" and array.ndim == 1:
+            name = f"{path}.scale"
+        elif leaf == "weight" and array.ndim:
+            name, array = f"{path}.kernel", array.transpose(*range(2, array.ndim), 1, 0)
+        arrays[name] = array
+    return arrays
+
+
+def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`."""
+    state_dict = {}
+    for name, array in arrays.items():
+        path, _, leaf = name.rpartition(".")
+        array = np.asarray(array)
+        if leaf == "kernel":
+            array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+        name = f"{path}.weight" if leaf in ("kernel", "scale") else name
+        state_dict[name] = np.ascontiguousarray(array)
+    return state_dict
+
+
+def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays of a model (see `model_arrays`) as `t2t_torch.save_checkpoint` writes them: official names and
+    layouts, in their own dtypes, with digests. Needs no torch. The caller gives the file its final name.
+
+    Raises:
+        ValueError: what is read back is not what was written.
+    """
+    state_dict = to_torch(arrays)
+    texts = seal_texts(metadata, array_digests(state_dict))
+    # Not `save_file`: it hides a full disk behind a SafetensorError, and gives the file to its owner alone.
+    Path(path).write_bytes(safetensors.numpy.save(state_dict, texts))
+    if _read_safetensors(Path(path)).verified != SHA256:
+        raise ValueError(f"cannot write {path} (read back, its digests are missing): choose another disk")

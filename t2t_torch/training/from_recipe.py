@@ -1,0 +1,148 @@
+"""What a recipe becomes: its model, its mixing of images, its optimiser and training step.
+
+Twin: t2t_jax/training/from_recipe.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from t2t_common.run_page.samples import COUNT
+from t2t_config import Recipe
+from t2t_config.shapes import soft_split_grids, to_pair
+from t2t_torch.models.registry import create_model
+from t2t_torch.step import Batch, TrainState, TrainStep, make_augment, make_train_step
+from t2t_torch.training.checkpointed_blocks import border_blocks
+from t2t_torch.training.compute_dtype import Computing
+from t2t_torch.training.mixup import Mixup
+from t2t_torch.training.optim import Ema, recipe_optimizer
+from t2t_torch.training.processes import process_count
+from t2t_torch.training.random_erasing import RandomErasing
+from t2t_torch.training.token_labeling import TokenLabeling
+
+Sample = Callable[[TrainState, Batch], Batch]
+
+
+def check_recipe(recipe: Recipe, processes: int) -> None:
+    """Whether every process gets an equal part of a batch, whole micro-batches and whole groups of mixup.
+
+    Raises:
+        ValueError: it does not; the message says what would.
+    """
+    if recipe.batch_size % (processes * recipe.grad_accum_steps):
+        parts = f" in {recipe.grad_accum_steps} micro-batches" if recipe.grad_accum_steps > 1 else ""
+        raise ValueError(
+            f"batch_size {recipe.batch_size} does not divide among {processes} processes{parts}: choose a multiple of "
+            f"{processes * recipe.grad_accum_steps}, or other processes"
+        )
+    # MixToken finds partners within a part of the batch, mixup and cutmix within all of it.
+    computed = recipe.batch_size // (recipe.grad_accum_steps if recipe.mix_token else 1)
+    own, group = computed // processes, recipe.mixup_group or computed
+    if (recipe.mixes or recipe.mix_token) and processes > 1 and own % group:
+        smaller = math.gcd(own, group)
+        remedy = f"--mixup-group {smaller}, or another " if smaller % 2 == 0 else "another "
+        raise ValueError(
+            f"mixup_group {group} does not divide the {own} images of each process, so that images would travel "
+            f"between processes: choose {remedy}batch size or number of processes"
+        )
+
+
+def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tuple[TrainState, TrainStep]:
+    """The state before the first step and the training step of `recipe`, whose num_classes is set.
+
+    Args:
+        recipe: what to train.
+        model: on its device, with what is frozen taken out of training; it goes into the state, in evaluation mode.
+        steps_per_epoch: of the data.
+    """
+    optimizer, scheduler = recipe_optimizer(recipe, model, steps_per_epoch=steps_per_epoch)
+    average = None if recipe.ema_decay is None else Ema(model, recipe.ema_decay)
+    trained = border_blocks(model, remat=recipe.remat).train()
+    computing: nn.Module = Computing(trained, compute_dtype(recipe.dtype))
+    if process_count() > 1:
+        computing = DistributedDataParallel(computing)
+    step = make_train_step(
+        computing,
+        seed=recipe.seed,
+        label_smoothing=recipe.label_smoothing,
+        clip_grad=recipe.clip_grad,
+        mixup=build_mixup(recipe),
+        random_erasing=build_random_erasing(recipe),
+        token_labeling=build_token_labeling(recipe),
+        grad_accum_steps=recipe.grad_accum_steps,
+    )
+    return TrainState(model.eval(), optimizer, scheduler, average), step
+
+
+def build_sample(recipe: Recipe) -> Sample:
+    """(state, batch) -> the first images of this process's part of a batch as the next step will see them,
+    (B, H, W, C), and their labels or targets; on the CPU."""
+    augment = make_augment(recipe.seed, build_mixup(recipe), build_random_erasing(recipe))
+
+    def sample(state: TrainState, batch: Batch) -> Batch:
+        seen = augment(batch, state.step)
+        return {"image": seen["image"][:COUNT].permute(0, 2, 3, 1).cpu(), "label": seen["label"][:COUNT].cpu()}
+
+    return sample
+
+
+def compute_dtype(name: str) -> torch.dtype | None:
+    """The precision called `name` of recipes and options; None for that of the parameters."""
+    return torch.bfloat16 if name == "bfloat16" else None
+
+
+def build_model(recipe: Recipe) -> Any:
+    """The freshly initialised model of `recipe`, by its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return create_model(
+            recipe.model,
+            img_size=recipe.img_size,
+            in_chans=recipe.in_chans,
+            num_classes=recipe.num_classes,
+            drop_rate=recipe.drop_rate,
+            attn_drop_rate=recipe.attn_drop_rate,
+            drop_path_rate=recipe.drop_path_rate,
+            **recipe.overrides,
+        )
+
+
+def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
+    """Token labeling of `recipe`, whose num_classes is set; None without."""
+    if not recipe.aux_head or recipe.num_classes is None:
+        return None
+    return TokenLabeling(
+        num_classes=recipe.num_classes,
+        grid=soft_split_grids(to_pair(recipe.img_size))[-1],
+        dense_weight=recipe.dense_weight,
+        mix_token=recipe.mix_token,
+        label_smoothing=recipe.label_smoothing,
+        group=recipe.mixup_group,
+    )
+
+
+def build_random_erasing(recipe: Recipe) -> RandomErasing | None:
+    """Random erasing of `recipe`; None without."""
+    return RandomErasing(recipe.re_prob) if recipe.re_prob else None
+
+
+def build_mixup(recipe: Recipe) -> Mixup | None:
+    """Mixup and cutmix of `recipe`, whose num_classes is set; None without."""
+    if not recipe.mixes or recipe.num_classes is None:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        mode=recipe.mixup_mode,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=recipe.num_classes,
+        group=recipe.mixup_group,
+    )

@@ -1,0 +1,26 @@
+"""The loss. Twin: t2t_jax/training/loss.py."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_targets(labels_B: Tensor, num_classes: int, smoothing: float, dtype: torch.dtype) -> Tensor:
+    """Labels (B,) as smoothed one-hot targets (B, num_classes): 1 - s + s/n for the label, s/n elsewhere."""
+    rest = smoothing / num_classes
+    return F.one_hot(labels_B.long(), num_classes).to(dtype) * (1.0 - smoothing) + rest
+
+
+def cross_entropy(logits_BxN: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy, computed in float32 or wider.
+
+    Args:
+        logits_BxN: (B, num_classes).
+        targets: labels (B,), smoothed by `smoothing`; or targets (B, num_classes) that are used as they are.
+    """
+    logits_BxN = logits_BxN.to(torch.promote_types(logits_BxN.dtype, torch.float32))
+    if targets.ndim == 1:
+        return F.cross_entropy(logits_BxN, targets.long(), label_smoothing=smoothing)
+    return F.cross_entropy(logits_BxN, targets.to(logits_BxN.dtype))

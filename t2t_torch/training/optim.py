@@ -1,0 +1,90 @@
+"""Optimisers as the authors use them: grouping, schedule and the moving average. Twin: t2t_jax/training/optim.py."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from t2t_config import Recipe, epoch_lr
+from t2t_torch.weights.adapt import CLASSIFIERS
+
+
+def freeze(model: nn.Module, names: Collection[str]) -> None:
+    """Takes the modules and parameters called `names` out of training.
+
+    Raises:
+        ValueError: a name fits no parameter.
+    """
+    known = dict(model.named_parameters())
+    for name in names:
+        chosen = [p for key, p in known.items() if key == name or key.startswith(f"{name}.")]
+        if not chosen:
+            modules = ", ".join(dict.fromkeys(key.partition(".")[0] for key in known))
+            raise ValueError(f"frozen: the model has no parameter {name!r} nor a module with some; it has {modules}")
+        for p in chosen:
+            p.requires_grad_(False)
+
+
+def param_groups(
+    model: nn.Module, weight_decay: float, *, decay_all: bool = False, backbone_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameter groups for `torch.optim`: timm's grouping, with timm's `lr_scale`.
+
+    No decay, unless `decay_all` is set, on tensors of one dimension, biases, and the names of the model's
+    `no_weight_decay()`. Frozen tensors are in no group. Classifiers come first, in groups of their own, if everything
+    else has another `lr_scale`.
+    """
+    listed: set[str] = getattr(model, "no_weight_decay", set)()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {
+        (scale, decays): [] for scale in dict.fromkeys((1.0, backbone_lr_scale)) for decays in (False, True)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spare = parameter.ndim <= 1 or name.endswith(".bias") or name in listed
+            scale = 1.0 if name.partition(".")[0] in CLASSIFIERS else backbone_lr_scale
+            groups[scale, decay_all or not spare].append(parameter)
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+        for (scale, decays), params in groups.items()
+        if params
+    ]
+
+
+def recipe_optimizer(
+    recipe: Recipe, model: nn.Module, *, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """The optimiser of `recipe` for the trained parameters of `model`, and its scheduler, stepped after every step.
+
+    Gradients are clipped by the caller (`recipe.clip_grad`, `torch.nn.utils.clip_grad_norm_`), as PyTorch's optimisers
+    do not.
+    """
+    groups = param_groups(
+        model, recipe.weight_decay, decay_all=recipe.decay_all, backbone_lr_scale=recipe.backbone_lr_scale
+    )
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=recipe.momentum)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(recipe.b1, recipe.b2), eps=recipe.eps, fused=True)
+
+    def rate(scale: float) -> Any:
+        return lambda step: epoch_lr(recipe, step // steps_per_epoch, scale)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [rate(group["lr_scale"]) for group in groups])
+
+
+class Ema:
+    """Moving average of every `state_dict` entry, frozen too: ema = decay * ema + (1 - decay) * value."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes the model's present values into the average."""
+        for name, value in model.state_dict().items():
+            self.state[name].mul_(self.decay).add_(value, alpha=1.0 - self.decay)

@@ -1,0 +1,47 @@
+"""Which tensors can be weights of a file: those whose numbers lie there, one by one, in a type that others read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from t2t_config.weights.load_report import few
+
+BEYOND_NUMPY = re.compile(r"float[48]_|bits|u?int[1-7]$")
+"""Names of types that numpy does not have; bfloat16 is widened where need be."""
+
+
+def hindrance(tensor: Tensor) -> str | None:
+    """Why a tensor is no plain one, and what makes it one; None where it is."""
+    if is_traceable_wrapper_subclass(tensor):
+        return f"is a {type(tensor).__name__}, whose numbers lie elsewhere: save a plain tensor"
+    if tensor.is_quantized:
+        return "is quantised: save its .dequantize()"
+    if tensor.is_nested:
+        return "is nested: save its .to_padded_tensor(0)"
+    if tensor.layout != torch.strided:
+        return f"is {str(tensor.layout).removeprefix('torch.').replace('_', ' ')}, not dense: save its .to_dense()"
+    if tensor.device.type == "meta":
+        return "is on the device meta, without numbers: load the model's weights before they are saved"
+    if tensor.is_neg():
+        return "has the negative bit of a view: save its .resolve_neg()"
+    if tensor.is_conj():
+        return "has the conjugate bit of a view: save its .resolve_conj()"
+    name = str(tensor.dtype).removeprefix("torch.")
+    if BEYOND_NUMPY.match(name):
+        return f"is {name}: save its .float()"
+    return None
+
+
+def check_plain(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if some tensors are no plain ones; the first is explained, the others are named."""
+    found = {name: text for name, tensor in tensors.items() if (text := hindrance(tensor)) is not None}
+    if not found:
+        return
+    first, *others = found
+    more = f" (and {few(others)} too)" if others else ""
+    raise ValueError(f"{few([first])} {found[first]}{more}")

@@ -1,0 +1,81 @@
+"""What may be compared, and what is said of everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flax import linen, nnx
+
+import parity
+from parity.carry.model_types import jax_subject, torch_subject
+
+X = np.ones((2, 4))
+
+
+class Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return linen.Dense(3)(x)
+
+
+def torch_model() -> torch.nn.Module:
+    return torch.nn.Linear(4, 3)
+
+
+def jax_model() -> nnx.Module:
+    return nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+
+def test_both_are_taken_out_of_what_runs_them() -> None:
+    model = torch_model()
+    for wrapped in (torch.nn.DataParallel(model), torch.compile(model, backend="eager")):
+        assert torch_subject(wrapped) is model
+    other = jax_model()
+    assert jax_subject(nnx.jit(other)) is other
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Dense(), r"flax\.linen's Dense: wrap it, flax\.nnx\.bridge\.ToNNX"),
+        (nnx.state(jax_model()), "nnx.update or nnx.merge"),
+        (lambda x: x, "__call__ calls the function"),
+        ({"kernel": np.ones(3)}, "nnx.Param in an nnx.Module"),
+        (torch_model(), "is a torch.nn.Module too"),
+        (3, "not an object of class int"),
+    ],
+)
+def test_what_is_no_flax_model(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parity.check(torch_model(), model, X)
+
+
+def test_weights_are_carried_between_models_of_both_frameworks_alone() -> None:
+    with pytest.raises(ValueError, match=r"jax_model has to be a flax\.nnx\.Module, not flax\.linen's Dense: wrap it"):
+        parity.torch_to_jax(torch_model(), Dense())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"jax_model is a torch\.nn\.Module: it has to be"):
+        parity.jax_to_torch(torch_model(), jax_model())  # type: ignore[arg-type]
+    jitted = jax_model()
+    assert len(parity.torch_to_jax(torch_model(), nnx.jit(jitted))) == 2  # type: ignore[arg-type]
+
+
+def test_exchanged_arguments() -> None:
+    with pytest.raises(ValueError, match="exchange the two arguments"):
+        parity.check(jax_model(), torch_model(), X)  # type: ignore[arg-type]
+
+
+def test_what_is_no_torch_model_or_has_no_shape_yet() -> None:
+    with pytest.raises(ValueError, match=r"has to be a torch\.nn\.Module, not an object of class dict"):
+        torch_subject({})
+    with pytest.raises(ValueError, match="run the model once"):
+        torch_subject(torch.nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize("library", ["equinox", "haiku"])
+def test_other_libraries_are_known_by_their_classes(library: str) -> None:
+    kind = type("Model", (), {"__module__": f"{library}._src.module"})
+    with pytest.raises(ValueError, match=f"{library}.*nnx.Param"):
+        jax_subject(kind())

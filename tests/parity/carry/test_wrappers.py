@@ -1,0 +1,155 @@
+"""Models inside of others, and what to write where names do not meet."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from parity import Rules, check, jax_to_torch, torch_to_jax
+from tests.parity.carry.test_ledger import passes, x
+
+
+class TorchOne(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(6, 6)
+        self.scale = torch.nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) * self.scale
+
+
+class FlaxOne(nnx.Module):
+    def __init__(self) -> None:
+        self.fc = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc(x) * self.scale[...]
+
+
+class Deeper(nnx.Module):
+    """The model one level deeper, and perhaps not the same any more."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.model, self.factor = FlaxOne(), factor
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.model(x) * self.factor
+
+
+compiled = functools.partial(torch.compile, backend="eager")
+
+WRAPPERS: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
+    "parallel": torch.nn.DataParallel,
+    "average": torch.optim.swa_utils.AveragedModel,
+    "compiled": compiled,
+    "both": lambda model: torch.nn.DataParallel(compiled(model)),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_a_wrapped_model_is_the_model_inside(kind: str):
+    model = FlaxOne()
+    wrapped = WRAPPERS[kind](TorchOne())
+    ledger = torch_to_jax(wrapped, model)
+    assert {entry.torch for entry in ledger} == {"fc.weight", "fc.bias", "scale"}
+    passes(wrapped, model, x, level="forward")
+    model.fc.bias[...] += 1
+    jax_to_torch(model, wrapped)
+    passes(wrapped, model, x, level="forward")
+
+
+@pytest.mark.parametrize("kind", ["parallel", "compiled", "both"])
+def test_the_names_of_a_wrapped_models_state_dict(kind: str):
+    state = WRAPPERS[kind](TorchOne()).state_dict()
+    ledger = torch_to_jax(state, FlaxOne())
+    assert [entry.torch for entry in ledger] == list(state)
+    assert ledger.notes == (
+        f"{ledger.entries[0].torch.removesuffix('scale')} before every name of PyTorch was left out",
+    )
+
+
+def test_a_module_that_jax_calls_module_is_no_wrapper():
+    model = nnx.Module()
+    model.module = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+    source = torch.nn.Module()
+    source.module = torch.nn.Linear(6, 6)
+    assert not torch_to_jax(source.state_dict(), model).notes
+
+
+def scripted() -> torch.nn.Module:
+    return torch.jit.script(TorchOne())
+
+
+def compiled_inside() -> torch.nn.Module:
+    model = TorchOne()
+    model.fc = compiled(model.fc)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_compiled_code_is_carried_and_not_looked_into():
+    model, source = FlaxOne(), scripted()
+    torch_to_jax(source, model)
+    np.testing.assert_array_equal(model.fc.kernel[...], source.fc.weight.detach().T)
+    model.fc.kernel[...] += 1
+    jax_to_torch(model, source)
+    np.testing.assert_array_equal(model.fc.kernel[...], source.fc.weight.detach().T)
+    with pytest.raises(
+        ValueError, match="the model is a ScriptModule, whose calls cannot be recorded: give the module"
+    ):
+        check(source, model, x)
+    with pytest.raises(ValueError, match=r"fc is compiled \(torch.compile\): put fc._orig_mod in its place"):
+        check(compiled_inside(), model, x)
+    with pytest.raises(ValueError, match=r"hint: a part of the model is compiled"):
+        torch_to_jax(compiled_inside(), model)
+
+
+def test_a_model_one_level_deeper_in_jax():
+    source, rules = TorchOne(), Rules(rename={r"^": "model."})
+    with pytest.raises(
+        ValueError, match=r"hint: all of it lies in model on one side: Rules\(rename={r'\^': 'model.'}\)"
+    ):
+        torch_to_jax(source, Deeper())
+    for factor in (1.0, 1.001):
+        model = Deeper(factor)
+        torch_to_jax(source, model, rules=rules)
+        assert check(source, model, x, rules=rules).passed == (factor == 1)
+
+
+def test_a_model_one_level_deeper_in_pytorch():
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(6, 6))
+
+    model = nnx.List([nnx.Linear(6, 6, rngs=nnx.Rngs(0))])
+    with pytest.raises(ValueError, match=r"Rules\(rename={r'\^net\\.\?': ''}\)"):
+        torch_to_jax(Outer(), model)
+    assert len(torch_to_jax(Outer(), model, rules=Rules(rename={r"^net\.?": ""}))) == 2
+
+
+def test_what_parametrizations_compute_is_not_there_to_carry():
+    model = nnx.Dict({"fc": nnx.Linear(6, 6, rngs=nnx.Rngs(0))})
+    new = torch.nn.ModuleDict({"fc": torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(6, 6))})
+    with pytest.raises(
+        ValueError, match=r"hint: torch.nn.utils.parametrize.remove_parametrizations\(module, 'weight'\)"
+    ):
+        torch_to_jax(new, model)
+    torch.nn.utils.parametrize.remove_parametrizations(new["fc"], "weight")
+    torch_to_jax(new, model)
+
+
+def test_lazy_layers_are_not_there_yet():
+    with pytest.raises(
+        ValueError, match=r"0.weight of PyTorch is not initialised \(a lazy module\): run the model once"
+    ):
+        torch_to_jax(torch.nn.Sequential(torch.nn.LazyLinear(3)), nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0))]))

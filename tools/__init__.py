@@ -1,0 +1,1 @@
+"""Tools of the maintainers: campaigns that look for faults, and measurements of speed. Not installed."""

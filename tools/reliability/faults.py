@@ -1,0 +1,292 @@
+"""python -m tools.reliability.faults [--kills 50] [--only FAULT ...] [--json FILE]
+
+Harms small training runs, in JAX and in PyTorch, in one process and in two: kills them again and again, fills their
+disk, tears out that of their images, stops their workers, sends signals, turns back the clock. Each time they have to
+go on, or to end in bounded time with one line that says why; the same command then continues them; and what they leave
+at the end has to be, bit for bit, what a run leaves that nobody harmed. Exit code 1 if not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from t2t_common.io import cli
+from t2t_common.io.files import check_target
+from tools.reliability import changed, record
+from tools.reliability.run_faults import disk_faults, group_faults, process_faults, workdir_faults
+from tools.reliability.run_faults.disk_faults import Trial
+from tools.reliability.run_faults.kills import kill_often
+from tools.reliability.run_faults.mounts import enter_namespace
+from tools.reliability.run_faults.runs import PACKAGES, Lab, NotSurvivedError, Package
+
+KILLS = "kill -9"
+FAULTS: Mapping[str, Trial] = {
+    "disk full": disk_faults.disk_full,
+    "folder read-only": disk_faults.folder_read_only,
+    "data disk vanishes": disk_faults.data_vanish,
+    "data worker dies": process_faults.worker_dies,
+    "data worker hangs": process_faults.worker_hangs,
+    "kill -9 beside a worker that hangs": process_faults.killed_beside_worker,
+    "second writer": process_faults.second_writer,
+    "signal twice": process_faults.sigterm_twice,
+    "clock jumps": process_faults.clock_jumps,
+    "data change": changed.data_changes,
+    "group is asked to stop": group_faults.group_is_asked_to_stop,
+    "group is asked to stop twice": group_faults.group_is_asked_twice,
+    "kill -9 leaves nobody": group_faults.killed_leaves_nobody,
+    "data timeout leaves nobody": group_faults.timeout_leaves_nobody,
+    "log deleted": workdir_faults.log_deleted,
+    "lock taken by another": workdir_faults.lock_taken,
+    "workdir gone": workdir_faults.workdir_gone,
+    "checkpoints renamed": workdir_faults.checkpoints_renamed,
+}
+FAULTS_OF_TWO: Mapping[str, Trial] = {
+    "one of two processes dies": process_faults.peer_dies,
+    "one of two processes is asked to stop": process_faults.one_of_two_is_asked_to_stop,
+    "another number of processes": changed.other_processes,
+}
+EPOCHS_PER_KILL = 2
+IN_WRITE = 0.2
+"""Share of the kills that have to hit a checkpoint while it is being written."""
+
+_PATIENCE = "tests/common/data/test_timeout.py"
+DEFECTS = tuple(
+    record.Defect(what, test)
+    for what, test in (
+        (
+            "A second SIGTERM that came while a stopped run ended made it a failure, though it was saved.",
+            "tests/common/io/test_cli.py::test_a_process_that_ended_well_is_not_failed_by_a_late_sigterm",
+        ),
+        (
+            "A data worker that died ended the run in a traceback, in PyTorch from wherever the run just was.",
+            f"{_PATIENCE}::test_what_a_worker_died_of_is_one_line",
+        ),
+        (
+            "A data worker or a disk that hung, hung the run for ever.",
+            f"{_PATIENCE}::test_an_item_that_does_not_come_ends_the_wait",
+        ),
+        (
+            "A process whose data worker was stopped could not end.",
+            f"{_PATIENCE}::test_a_worker_that_is_stopped_is_killed",
+        ),
+        (
+            "A run that was killed could not be continued while a data worker of it lived: it held the lock.",
+            "tests/common/run/test_lock.py::test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder",
+        ),
+        (
+            "A disk that filled up while metrics.jsonl was written was told of without the file or a remedy.",
+            "tests/common/run/test_writers.py::"
+            "test_a_full_disk_is_an_error_of_one_line_and_the_next_run_drops_the_line_that_is_cut",
+        ),
+        (
+            "A disk that filled up under a checkpoint of JAX was told of in pages of traceback beside the one line.",
+            "tests/jax/test_checkpoint.py::test_a_full_disk_is_told_of_in_one_line",
+        ),
+        (
+            "The limit for writing a checkpoint of t2t_jax went by the system's time: set back, that put it off.",
+            "tests/jax/test_checkpoint.py::test_a_save_that_hangs_is_not_waited_for_for_ever",
+        ),
+        (
+            "A process of t2t_torch that lost another ended in a traceback.",
+            "tests/torch/training/test_processes.py::test_a_lost_process_is_told_of",
+        ),
+        (
+            "A process of t2t_jax that lost another ended in a traceback.",
+            "tests/jax/parallel/test_processes.py::test_a_lost_process_is_told_of",
+        ),
+        (
+            "A process of t2t_jax that failed waited for the others for minutes, and for ever on a full disk.",
+            "tests/common/io/test_cli.py::test_a_process_that_failed_ends_although_a_thread_hangs",
+        ),
+        (
+            "A process of t2t_jax that lost another waited for a checkpoint that both had to write.",
+            "tests/jax/training/test_checkpoints.py::"
+            "test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both",
+        ),
+        (
+            "A run went on with other data than it was begun with, without a word.",
+            "tests/whole_runs/test_checks_of_runs.py::test_a_run_on_other_data_is_refused",
+        ),
+        (
+            "Labels of a tar shard that was edited in place, its time set back, came from the index that was kept.",
+            "tests/common/data/test_fingerprint.py::test_labels_of_a_tar_edited_in_place_are_seen",
+        ),
+        (
+            "A run of t2t_jax could not go on with another number of processes.",
+            "tests/jax/training/test_checkpoints.py::test_another_number_of_processes_finds_its_place_in_the_data",
+        ),
+        (
+            "Of CIFAR-10 and CIFAR-100 side by side always the same one was taken, whatever the recipe was for.",
+            "tests/common/data/readers/test_readers.py::test_of_two_cifars_side_by_side_the_one_with_so_many_classes_is_taken",
+        ),
+        (
+            "Data workers of a run that was killed went on for ever, and PyTorch's fork server with them.",
+            "tests/tools/reliability/run_faults/test_groups.py::test_a_killed_run_leaves_nobody",
+        ),
+        (
+            "SIGTERM to all processes of a run ended its data workers before it could save.",
+            "tests/tools/reliability/run_faults/test_groups.py::test_a_group_that_is_asked_to_stop_saves_and_leaves_nobody",
+        ),
+        (
+            "A damaged line in metrics.jsonl cost all lines after it when the run was continued.",
+            "tests/common/run/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
+        ),
+        (
+            "Checkpoints with other names were taken for none, and the run began anew over its log.",
+            "tests/common/run/test_folder.py::"
+            "test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew",
+        ),
+        (
+            "A log or a workdir that was deleted while the run went on was not noticed.",
+            "tests/common/run/test_writers.py::test_a_log_that_is_deleted_while_the_run_writes_it_is_put_back_and_told",
+        ),
+        (
+            "Two runs wrote into one workdir after its lock had been removed.",
+            "tests/common/run/test_lock.py::test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other",
+        ),
+        (
+            "A lock that was a link had the file that it leads to written over.",
+            "tests/common/run/test_lock.py::test_a_link_is_never_followed",
+        ),
+        (
+            "Time that the clock was turned back by was taken off the time of the run.",
+            "tests/common/run_page/test_record.py::test_the_time_is_that_of_all_processes",
+        ),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command line."""
+
+    kills: int = 50
+    """Kills in all, half of them of either package."""
+    only: tuple[str, ...] = ()
+    """Names of faults to try; all by default."""
+    packages: tuple[Package, ...] = PACKAGES
+    """Whose training is harmed."""
+    seed: int = 0
+    """Decides the moments of the kills, as far as chance decides them."""
+    json: Path = record.RESULTS / "faults.json"
+    """File for the result; what it holds of other faults and packages stays."""
+
+
+def campaign(options: Options, folder: Path, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """A row for every fault and package: how often it was tried, what it did, what differs at the end."""
+    for package in options.packages:
+        if wanted(options, KILLS):
+            kills = -(-options.kills // len(options.packages))
+            lab = Lab(package, folder / f"{package}-kills", epochs=max(10, EPOCHS_PER_KILL * kills))
+            yield kill(lab, kills, options.seed, say)
+        for processes, faults in ((1, FAULTS), (2, FAULTS_OF_TWO)):
+            lab = Lab(package, folder / package, processes)
+            for name, trial in faults.items():
+                if wanted(options, name):
+                    yield (row := harm(lab, name, trial))
+                    say(f"{package}: {name}: {summary(row)}")
+
+
+def wanted(options: Options, name: str) -> bool:
+    """Whether a fault is to be tried."""
+    return not options.only or name in options.only
+
+
+def kill(lab: Lab, kills: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The row of the kills."""
+    lab.folder.mkdir()
+    row: dict[str, Any] = {"fault": KILLS, "package": lab.package, "times": kills, "survived": 0}
+    start = time.perf_counter()
+    try:
+        row |= kill_often(lab, kills, round(IN_WRITE * kills), seed=seed, say=say)
+        row["survived"] = 0 if row["lines_that_differ"] or row["arrays_that_differ"] else row["times"]
+    except NotSurvivedError as error:
+        row["failure"] = str(error)
+    return {**row, "seconds": round(time.perf_counter() - start)}
+
+
+def harm(lab: Lab, name: str, trial: Trial) -> dict[str, Any]:
+    """The row of one fault: done to a run, which is continued and compared."""
+    lab.folder.mkdir(exist_ok=True)
+    workdir = lab.folder / f"{lab.processes}-{name.replace(' ', '-')}"
+    row: dict[str, Any] = {"fault": name, "package": lab.package, "times": 0, "survived": 0}
+    start, ends = time.perf_counter(), []
+    try:
+        for ended in trial(lab, workdir):
+            row["times"] += 1
+            ends += [] if ended is None else [ended]
+        lab.finish(workdir)
+        row |= lab.compare(workdir)
+        row["survived"] = 0 if row["lines_that_differ"] or row["arrays_that_differ"] else row["times"]
+    except NotSurvivedError as error:
+        row |= {"times": row["times"] + 1, "survived": row["times"], "failure": str(error)}
+    row["most_seconds_until_the_last_words"] = max((ended.seconds for ended in ends), default=None)
+    row["last_words"] = [ended.words.replace(str(lab.folder), "...")[:200] for ended in ends]
+    return {**row, "seconds": round(time.perf_counter() - start)}
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    """A row in words."""
+    if "failure" in row:
+        return f"NOT SURVIVED: {row['failure']}"
+    differing = row["lines_that_differ"] + len(row["arrays_that_differ"])
+    return f"survived {row['survived']} of {row['times']}, {differing} lines and arrays differ"
+
+
+def main(args: Sequence[str]) -> int:
+    """The command; its exit code."""
+    options = cli.parse(Options, args, prog="python -m tools.reliability.faults", description=__doc__ or "")
+    if strangers := set(options.only) - {KILLS, *FAULTS, *FAULTS_OF_TWO}:
+        raise ValueError(
+            f"no fault {sorted(strangers)[0]!r}: choose among {', '.join((KILLS, *FAULTS, *FAULTS_OF_TWO))}"
+        )
+    check_target(options.json)
+    process_faults.find_faketime()
+    enter_namespace("tools.reliability.faults", args)
+    console = Console(soft_wrap=True, highlight=False)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for row in campaign(options, Path(folder), console.print):
+            save(options.json, row)
+    figures = json.loads(options.json.read_text())
+    console.print(f"survived {figures['faults_survived']} of {figures['faults_tried']} faults, {options.json}")
+    return cli.OK if figures["faults_survived"] == figures["faults_tried"] else cli.FAILED
+
+
+def save(path: Path, row: Mapping[str, Any]) -> None:
+    """Puts a row into the result, in the place of what it held of this fault and package, and counts anew."""
+    old = json.loads(path.read_text())["faults"] if path.exists() else []
+    order = [*itertools.product((KILLS, *FAULTS, *FAULTS_OF_TWO), PACKAGES)]
+    found = {(row["fault"], row["package"]): _without_places(row) for row in (*old, row)}
+    rows = [found[key] for key in order if key in found]
+    figures = {
+        "faults_tried": sum(row["times"] for row in rows),
+        "faults_survived": sum(row["survived"] for row in rows),
+        "lines_compared": sum(row.get("lines_compared", 0) for row in rows),
+        "lines_that_differ": sum(row.get("lines_that_differ", 0) for row in rows),
+        "arrays_compared": sum(row.get("arrays_compared", 0) for row in rows),
+        "arrays_that_differ": sum(len(row.get("arrays_that_differ", [])) for row in rows),
+        "faults": rows,
+    }
+    seconds = sum(row["seconds"] for row in rows)
+    record.write(path, "python -m tools.reliability.faults", figures, seconds=seconds, defects=DEFECTS)
+
+
+def _without_places(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What failed in one line, without folders of the machine."""
+    failure = " ".join(re.sub(r"/[\w./-]*/", ".../", row.get("failure", "")).split())
+    return {**row, "failure": failure[:200]} if failure else dict(row)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

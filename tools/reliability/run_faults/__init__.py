@@ -1,0 +1,1 @@
+"""Faults in training runs: killed processes, full disks, odd folders, process groups."""
