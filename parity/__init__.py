@@ -11,6 +11,7 @@ if sys.argv[:1] == ["-m"]:  # `python -m parity`, whose face may know our models
     prepare_command()
 try:
     from parity.carry.convert import Entry, Ledger, build_ledger, jax_to_torch, torch_to_jax
+    from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
     from parity.measure.gates import Gates, Row, rel_f
     from parity.pairing.inputs import Inputs
@@ -38,6 +39,7 @@ __all__ = [
     "cross_entropy",
     "jax_to_torch",
     "projection",
+    "randomize",
     "rel_f",
     "torch_to_jax",
 ]

@@ -35,7 +35,7 @@ from t2t_config.weights.hub import folder_metadata
 from t2t_config.weights.load_report import LoadReport, readable
 from t2t_config.weights.metadata import take_preprocessing
 from t2t_config.weights.untrusted import ALWAYS, check_size, check_table, making
-from t2t_jax.models.registry import create_model
+from t2t_jax.models.registry import make_model
 from t2t_jax.models.scan_blocks import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
 from t2t_jax.training.replace_folder import exchange, recover, set_aside
@@ -237,7 +237,7 @@ def check_described(arguments: Mapping[str, Any], path: str | Path) -> None:
     with making(path):
         num_bytes = sum(file.stat().st_size for file in files)
         check_table(arguments, num_bytes)
-        like: nnx.Module = nnx.eval_shape(lambda: create_model(**arguments))
+        like: nnx.Module = nnx.eval_shape(lambda: make_model(**arguments))
         check_size(sum(4 * array.size for array in model_arrays(like).values()), num_bytes)
 
 

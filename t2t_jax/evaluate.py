@@ -24,8 +24,8 @@ from t2t_common.io import cli
 from t2t_common.io.files import check_target
 from t2t_common.io.terminal import bar, status
 from t2t_jax.checkpoint import check_described, load_metadata, load_weights
+from t2t_jax.create import create_model
 from t2t_jax.data import Preprocess, eval_batches, open_source
-from t2t_jax.models.registry import create_model
 from t2t_jax.parallel.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.state import Arrays, model_arrays, split_model
 from t2t_jax.step import Batch, make_forward

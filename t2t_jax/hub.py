@@ -16,7 +16,7 @@ from t2t_config.weights.hub import CONFIG, WEIGHTS, differences, fetch, read_met
 from t2t_config.weights.metadata import create_arguments, describe_model, take_preprocessing, to_text
 from t2t_config.weights.untrusted import making
 from t2t_jax.checkpoint import check_described, init_weights
-from t2t_jax.models.registry import create_model
+from t2t_jax.create import create_model
 from t2t_jax.state import model_arrays
 from t2t_jax.weights.torch_file import save_safetensors
 

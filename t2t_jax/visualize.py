@@ -20,8 +20,8 @@ from flax import nnx
 
 from t2t_common.io import cli
 from t2t_common.visualize import Inside, VisualizeOptions, stage_grids, visualize
+from t2t_jax.create import create_model
 from t2t_jax.evaluate import load_for_evaluation
-from t2t_jax.models.registry import create_model
 from t2t_jax.models.scan_blocks import unstack_blocks
 from t2t_jax.models.t2t_vit_ghost import AttentionGhost
 from t2t_jax.ops.float32_einsum import wide_einsum

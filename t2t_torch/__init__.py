@@ -4,8 +4,9 @@ from t2t_config.extras import explained
 
 with explained("t2t_torch"):
     from t2t_torch.checkpoint import LoadReport, load_checkpoint, read_state_dict, save_checkpoint
+    from t2t_torch.create import create_model
     from t2t_torch.hub import from_pretrained, push_to_hub, save_pretrained
-    from t2t_torch.models.registry import create_model, list_models
+    from t2t_torch.models.registry import list_models
 
 __all__ = [
     "LoadReport",

@@ -26,7 +26,7 @@ from t2t_torch.checkpoint_file import (
     read_state_dict,
     save_checkpoint,
 )
-from t2t_torch.models.registry import create_model
+from t2t_torch.models.registry import make_model
 from t2t_torch.weights.adapt import CLASSIFIERS, fit, resize_pos_embed
 
 
@@ -80,7 +80,7 @@ def check_described(arguments: Mapping[str, Any], path: Path) -> None:
         num_bytes = path.stat().st_size
         check_table(arguments, num_bytes)
         with torch.device("meta"):
-            check_size(sum(x.nbytes for x in create_model(**arguments).state_dict().values()), num_bytes)
+            check_size(sum(x.nbytes for x in make_model(**arguments).state_dict().values()), num_bytes)
 
 
 def _saved_grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
@@ -105,7 +105,7 @@ def _looks_like(state_dict: StateDict) -> str:
     found, likeness = signature(state_dict), {}
     for name in MODELS:
         with torch.device("meta"):  # shapes only: all models together take half a second
-            known = signature(create_model(name).state_dict())
+            known = signature(make_model(name).state_dict())
         likeness[name] = len(found & known) / len(found | known)
     best = max(likeness.values())
     if best < 0.5:

@@ -26,8 +26,8 @@ from t2t_config.shapes import sizes_of
 from t2t_config.weights.metadata import from_text
 from t2t_torch.checkpoint import check_described, load_checkpoint, read_checkpoint
 from t2t_torch.checkpoint_file import find_checkpoint
+from t2t_torch.create import create_model
 from t2t_torch.data import eval_batches
-from t2t_torch.models.registry import create_model
 from t2t_torch.step import make_forward
 from t2t_torch.training.from_recipe import compute_dtype
 from t2t_torch.training.processes import own_device, sum_processes

@@ -17,7 +17,7 @@ from t2t_config.weights.hub import CONFIG, WEIGHTS, differences, fetch, read_met
 from t2t_config.weights.metadata import create_arguments, describe_model, take_preprocessing, to_text
 from t2t_config.weights.untrusted import making
 from t2t_torch.checkpoint import check_described, load_checkpoint, save_checkpoint
-from t2t_torch.models.registry import create_model
+from t2t_torch.create import create_model
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:

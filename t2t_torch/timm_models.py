@@ -23,7 +23,7 @@ from t2t_config import MODELS, PRETRAINED, ModelConfig, Pretrained
 from t2t_config.shapes import saved_grid
 from t2t_config.weights.layouts import to_official
 from t2t_torch.checkpoint_file import pick_entry
-from t2t_torch.models.registry import create_model
+from t2t_torch.create import create_model
 from t2t_torch.weights.adapt import fit
 
 REFUSED = {

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from t2t_common.io import cli
 from t2t_common.visualize import Inside, VisualizeOptions, stage_grids, visualize
+from t2t_torch.create import create_model
 from t2t_torch.evaluate import load_for_evaluation
-from t2t_torch.models.registry import create_model
 from t2t_torch.models.t2t_vit_ghost import AttentionGhost
 
 

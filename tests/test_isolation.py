@@ -99,6 +99,7 @@ MIRROR = (
     "models.t2t_vit_ghost",
     "models.vit",
     "models.registry",
+    "create",
     "weights.adapt",
     "training.mixup",
     "training.random_erasing",

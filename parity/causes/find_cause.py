@@ -15,7 +15,7 @@ from parity.causes.search import Budget, Found, Search
 from parity.measure.gates import Row
 from parity.pairing.calls import Pair, Pairing
 from parity.pairing.inputs import Apply, positional
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.capture import Call, Key
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide

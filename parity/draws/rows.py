@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from parity.draws.matching import SAME_PROBABILITY, Match, Matching, Site, shared_states
 from parity.measure.gates import Row
-from parity.report.report import Cause
+from parity.report.findings import Cause
 
 LAWS = ("dropout rate", "dropout draws", "random draw")
 """Kinds of these rows."""

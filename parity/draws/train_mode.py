@@ -37,7 +37,7 @@ from parity.pairing.channels import Axes
 from parity.pairing.inputs import Apply, positional
 from parity.pairing.shapes import first_line
 from parity.precision.by_design import Design
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide
 from parity.runs.losses import Loss, default_loss
 from parity.runs.torch_side import Gradients, TorchSide

@@ -40,7 +40,7 @@ from parity.measure.cancellation import with_noise
 from parity.measure.gates import Gates, Row, norm
 from parity.pairing.calls import Pair, Pairing
 from parity.pairing.channels import Axes
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.capture import Call, Key, torch_hooks
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide

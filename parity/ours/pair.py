@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import zlib
 from typing import Any
 
 import jax
-import numpy as np
 import torch
 from flax import nnx
 
 from parity.carry.convert import torch_to_jax
+from parity.carry.random_weights import randomize
 from parity.carry.rules import Rules
 
 SCANNED = Rules(stacked={"blocks": "blocks"})
 """Of our models whose blocks JAX keeps stacked (`scan_blocks`)."""
-
-
-def power(model: torch.nn.Module, seed: int = 0) -> None:
-    """Fills every tensor with random numbers that leave nothing neutral, in place.
-
-    A fresh model has zero biases, unit scales and tiny weights: a swapped norm or a missing bias does not show in it.
-    Here every tensor is drawn by its name: scales and single numbers 1 + 0.1 z, biases 0.1 z, running variances
-    (0.5, 1.5), tokens and position tables 0.02 z, other weights 0.5 z / sqrt(fan in), z standard normal (of complex
-    tensors in both parts). Frozen tensors keep their values.
-    """
-    with torch.no_grad():
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            numbers = tensor.is_floating_point() or tensor.is_complex()
-            if not numbers or (isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad):
-                continue
-            draw = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
-            z = draw.standard_normal(tuple(tensor.shape))
-            if tensor.is_complex():
-                z = z + 1j * draw.standard_normal(tuple(tensor.shape))
-            tensor.copy_(torch.from_numpy(np.asarray(_powered(name, z))))
-
-
-def _powered(name: str, z: np.ndarray) -> np.ndarray:
-    leaf = name.rpartition(".")[2]
-    if leaf == "running_var":
-        return 0.5 + np.abs(np.sin(z))
-    if z.ndim == 0:
-        return 1 + 0.1 * z
-    if z.ndim == 1:
-        return 1 + 0.1 * z if leaf == "weight" else 0.1 * z
-    if leaf in ("cls_token", "pos_embed", "dist_token"):
-        return 0.02 * z
-    return 0.5 * z / math.sqrt(max(math.prod(z.shape[1:]), 1))
 
 
 def make_torch(name: str, *, seed: int | None = 0, checkpoint: str | None = None, **arguments: Any) -> Any:
@@ -62,7 +27,7 @@ def make_torch(name: str, *, seed: int | None = 0, checkpoint: str | None = None
     if checkpoint is not None:
         load_into(torch_model, checkpoint, name, **arguments)
     elif seed is not None:
-        power(torch_model, seed)
+        randomize(torch_model, seed)
     return torch_model
 
 

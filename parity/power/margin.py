@@ -21,7 +21,7 @@ from parity.pairing.structure import tensors
 from parity.power.mutate import mutated
 from parity.power.mutations import Mutation, found, replay
 from parity.power.recordings import calls_of
-from parity.report.report import tightness
+from parity.report.findings import tightness
 from parity.runs.capture import ROOT, Key
 from parity.runs.losses import Loss, default_loss
 from parity.runs.torch_side import Arrays, Gradients, TorchSide

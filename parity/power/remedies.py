@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from parity.ours.pair import _powered
+from parity.carry.random_weights import value_of
 from parity.pairing.inputs import Apply, positional
 from parity.runs.capture import torch_hooks
 
@@ -21,7 +21,7 @@ Arrays = tuple[np.ndarray, ...]
 
 IDS, MASK, NUMBERS = "ids", "mask", "numbers"
 
-WEIGHTS = "random weights, none of them 0 or 1 (parity.ours.pair.power)"
+WEIGHTS = "random weights, none of them 0 or 1 (parity.randomize)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +106,14 @@ def vocabulary(model: torch.nn.Module, arrays: Arrays, index: int, apply: Apply 
 
 
 def strengthened(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy with every parameter, frozen ones too, and all running statistics drawn as by `parity.ours.pair.power`."""
+    """A copy with every parameter, frozen ones too, and all running statistics drawn as by `parity.randomize`."""
     strong = copy.deepcopy(model)
     with torch.no_grad():
         for name, x in [*strong.named_parameters(), *strong.named_buffers()]:
             drawn = isinstance(x, torch.nn.Parameter) or name.endswith(("running_mean", "running_var"))
             if drawn and x.is_floating_point():
                 z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(x.shape))
-                x.copy_(torch.from_numpy(np.asarray(_powered(name, np.asarray(z)), np.float32)))
+                x.copy_(torch.from_numpy(np.asarray(value_of(name, np.asarray(z)), np.float32)))
     return strong
 
 

@@ -20,7 +20,7 @@ from flax import nnx
 from parity.carry.convert import to_numpy
 from parity.measure.gates import rel_f
 from parity.pairing.calls import Pair
-from parity.report.report import FormatRow
+from parity.report.findings import FormatRow
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 

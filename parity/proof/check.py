@@ -21,7 +21,8 @@ from parity.measure.small_elements import is_small
 from parity.power import power_of
 from parity.precision.reduced_formats import format_rows
 from parity.proof.stages import MEMORY, Proof, fails
-from parity.report.report import Cause, Report
+from parity.report.findings import Cause
+from parity.report.report import Report
 from parity.runs.losses import Loss
 
 LEVELS = ("forward", "gradients", "train")

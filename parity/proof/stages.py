@@ -42,7 +42,7 @@ from parity.pairing.repeated_calls import paired_by_value
 from parity.pairing.shapes import Shapes
 from parity.precision.float32_leaks import gradient_leaks, leaks
 from parity.precision.table_gates import TableGates, own_casts
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.capture import Call, Key
 from parity.runs.jax_side import JaxSide, Run
 from parity.runs.losses import Loss, default_loss

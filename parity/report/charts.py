@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from parity.measure.gates import Row
+from parity.report.findings import Findings, Trajectory
 from parity.report.markup import Markup, tag
-from parity.report.report import Report, Trajectory
 from parity.report.svg import LinearAxis, LogAxis, Series, plot
 from parity.report.view import place
 
 ZERO = "Zero is drawn at the bottom edge, infinity at the top; failed figures are ringed."
 
 
-def depth_chart(report: Report) -> Markup | None:
+def depth_chart(report: Findings) -> Markup | None:
     """Error of every layer in the order of computation; None without layers."""
     names = [name for name, _ in report.layers]
     rows = [row for row in report.rows if row.kind in ("layer", "output")]
@@ -37,7 +37,7 @@ def depth_chart(report: Report) -> Markup | None:
     return _figure(caption, series, [place(name) for name in names], [_stem(name) for name in names], first)
 
 
-def gradient_charts(report: Report) -> Iterator[Markup]:
+def gradient_charts(report: Findings) -> Iterator[Markup]:
     """For parameters and inputs, for activations, and for training mode, as far as they were measured."""
     for kind, mode, what in (
         ("gradient", "free", "parameter and input"),
@@ -60,7 +60,7 @@ def gradient_charts(report: Report) -> Iterator[Markup]:
             yield chart
 
 
-def trajectory_charts(report: Report) -> Iterator[Markup]:
+def trajectory_charts(report: Findings) -> Iterator[Markup]:
     """Distance between the runs, and the loss, step by step."""
     trajectory = report.trajectory
     if trajectory is None:

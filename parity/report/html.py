@@ -11,8 +11,9 @@ from parity.carry.convert import Entry
 from parity.measure.gates import Row
 from parity.report import view
 from parity.report.charts import depth_chart, gradient_charts, trajectory_charts
+from parity.report.findings import Cause, Findings
+from parity.report.json_values import shallow
 from parity.report.markup import Markup, join, tag
-from parity.report.report import Cause, Report, shallow
 from parity.report.view import FAILED, INHERITED, INSIDE, OK, Node, figure_text, place
 
 STYLE = Path(__file__).with_name("report.css")
@@ -24,7 +25,7 @@ LEGEND = (
 )
 
 
-def page(report: Report) -> str:
+def page(report: Findings) -> str:
     """The whole document."""
     word = "EQUAL" if report.passed else "DIFFERENT"
     head = tag(
@@ -58,7 +59,7 @@ def _section(title: str, content: Markup | None) -> Markup | None:
     return tag("section", tag("h2", title), content) if content else None
 
 
-def _verdict(report: Report, word: str) -> Markup:
+def _verdict(report: Findings, word: str) -> Markup:
     kind = "good" if report.passed else "bad"
     sides = " against ".join(
         str(shallow(report.settings[key])) for key in ("torch_model", "jax_model") if report.settings.get(key)
@@ -105,7 +106,7 @@ def _status(passed: bool) -> str:
     return OK if passed else FAILED
 
 
-def _summary(report: Report) -> Markup | None:
+def _summary(report: Findings) -> Markup | None:
     groups = list(view.groups(report))
     rows = [
         (
@@ -124,7 +125,7 @@ def _summary(report: Report) -> Markup | None:
     return _table(caption, columns, rows, [not group.passed for group in groups]) if rows else None
 
 
-def _failures(report: Report) -> Markup | None:
+def _failures(report: Findings) -> Markup | None:
     """The culprits in sight, what follows from them folded."""
     if not report.failures:
         return None
@@ -156,20 +157,20 @@ def _failure_table(caption: str, failed: Sequence[Row]) -> Markup:
     return _table(caption, columns, rows)
 
 
-def _training(report: Report) -> Markup | None:
+def _training(report: Findings) -> Markup | None:
     if report.trajectory is None:
         return None
     return join([tag("p", view.training(report.trajectory)), *trajectory_charts(report)])
 
 
-def _formats(report: Report) -> Markup | None:
+def _formats(report: Findings) -> Markup | None:
     rows = [(_status(row.passed), row.name, row.format, row.error, row.torch_error, row.cap) for row in report.formats]
     caption = "Relative Frobenius error to the float32 run at highest precision"
     columns = ("verdict", "measured", "format", "JAX", "PyTorch", "cap")
     return _table(caption, columns, rows, [not row.passed for row in report.formats]) if rows else None
 
 
-def _power(report: Report) -> Markup | None:
+def _power(report: Findings) -> Markup | None:
     """What this proof is blind to; what it would have caught is a number."""
     if report.power is None:
         return None
@@ -186,7 +187,7 @@ def _power(report: Report) -> Markup | None:
     return join([*parts, *(tag("p", note) for note in report.power.notes)])
 
 
-def _ledger(report: Report) -> Markup | None:
+def _ledger(report: Findings) -> Markup | None:
     rows = [
         (
             entry.torch,
@@ -223,13 +224,13 @@ def _list(lines: Sequence[str]) -> Markup | None:
     return tag("ul", *(tag("li", line) for line in lines)) if lines else None
 
 
-def _unpaired(report: Report) -> Markup | None:
+def _unpaired(report: Findings) -> Markup | None:
     entries = [tag("li", tag("code", name)) for name in report.unpaired]
     title = f"{len(entries)} calls, judged with the module around them"
     return _folded(title, tag("ul", *entries)) if entries else None
 
 
-def _environment(report: Report) -> Markup:
+def _environment(report: Findings) -> Markup:
     rows = [*_flat(shallow(report.settings)), *_flat(shallow(report.environment))]
     return _folded("What the figures depend on", _table("Settings and environment", ("name", "value"), rows))
 
@@ -249,7 +250,7 @@ def _folded(title: str, content: Markup) -> Markup:
 # The module tree
 
 
-def _modules(report: Report) -> Markup | None:
+def _modules(report: Findings) -> Markup | None:
     if not report.layers:
         return None
     figures = view.visible_figures(report)

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from parity.measure.gates import Row
-from parity.report.report import Report, Trajectory, shallow
+from parity.report.findings import Findings, Trajectory
+from parity.report.json_values import shallow
 from parity.report.view import describe, figure_text
 
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped."""
 
 
-def junit(report: Report) -> str:
+def junit(report: Findings) -> str:
     """One testcase per module or tensor and kind, with all its figures; one per format; one for the trajectory.
 
     A report without measurements is one testcase in error, so that no reader takes it for a pass.
@@ -34,20 +35,20 @@ def junit(report: Report) -> str:
     return _document(report, cases, errors)
 
 
-def _by_kind(report: Report) -> dict[tuple[str, str], list[Row]]:
+def _by_kind(report: Findings) -> dict[tuple[str, str], list[Row]]:
     rows: dict[tuple[str, str], list[Row]] = {}
     for row in report.rows:
         rows.setdefault((row.kind, row.name), []).append(row)
     return rows
 
 
-def _case(report: Report, kind: str, name: str, rows: Sequence[Row]) -> ET.Element:
+def _case(report: Findings, kind: str, name: str, rows: Sequence[Row]) -> ET.Element:
     failed = [row for row in rows if not row.passed]
     message = describe(failed[0]) if failed else ""
     return _testcase(report, kind, name, "\n".join(map(describe, rows)), not failed, message)
 
 
-def _testcase(report: Report, kind: str, name: str, figures: str, passed: bool, message: str = "") -> ET.Element:
+def _testcase(report: Findings, kind: str, name: str, figures: str, passed: bool, message: str = "") -> ET.Element:
     # Dots in a classname make folders in most viewers: model, then kind.
     case = ET.Element("testcase", classname=_printable(f"{report.title}.{kind}"), name=_printable(name))
     if passed:
@@ -73,7 +74,7 @@ def _steps(trajectory: Trajectory) -> str:
     return "\n".join(lines) or "no step was compared"
 
 
-def _document(report: Report, cases: Sequence[ET.Element], errors: int) -> str:
+def _document(report: Findings, cases: Sequence[ET.Element], errors: int) -> str:
     failures = sum(case.find("failure") is not None for case in cases)
     totals = {
         "name": _printable(f"parity {report.title}"),

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from parity.report.json_values import finite, restored, typed
+
 SEEN, BLIND, SAME = "seen", "blind", "same function"
 NOT_FOUND = "not found"
 """In place of a remedy."""
@@ -150,26 +152,22 @@ class PowerReport:
 
     def to_json(self) -> str:
         """All of it; "inf" is a margin at a gate of 0."""
-        from parity.report.report import finite
-
         return json.dumps(finite(self.payload()), indent=1, allow_nan=False)
 
 
-def restored(payload: Mapping[str, Any]) -> PowerReport:
+def power_from(payload: Mapping[str, Any]) -> PowerReport:
     """The report that `payload` describes.
 
     Raises:
         ValueError, LookupError, TypeError: it describes none.
     """
-    from parity.report.report import _restored, _typed
-
     return PowerReport(
-        rows=tuple(_restored(PowerRow, _without(row, "seen")) for row in payload["rows"]),
-        level=_typed(payload["level"], "str"),
-        work=_typed(payload["work"], "float"),
-        budget=_typed(payload["budget"], "float"),
-        untried=_typed(payload["untried"], "int"),
-        notes=_typed(payload["notes"], "tuple[str, ...]"),
+        rows=tuple(restored(PowerRow, _without(row, "seen")) for row in payload["rows"]),
+        level=typed(payload["level"], "str"),
+        work=typed(payload["work"], "float"),
+        budget=typed(payload["budget"], "float"),
+        untried=typed(payload["untried"], "int"),
+        notes=typed(payload["notes"], "tuple[str, ...]"),
     )
 
 

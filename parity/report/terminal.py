@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.report import view
-from parity.report.report import Cause, Report
+from parity.report.findings import Cause, Findings
 from parity.report.view import FAILED, INHERITED, INSIDE, OK, Node, describe, figure_text, place
 
 STYLES = {OK: "green", INHERITED: "yellow", INSIDE: "red", FAILED: "bold red"}
@@ -19,7 +19,7 @@ WIDE = 100
 """Columns from which there is room for the modules' types and for error growth."""
 
 
-def render(report: Report, width: int | None = None, color: bool = False) -> str:
+def render(report: Findings, width: int | None = None, color: bool = False) -> str:
     """The whole report, at most `width` columns wide (the terminal's by default)."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=color, no_color=not color, highlight=False)
@@ -40,7 +40,7 @@ def render(report: Report, width: int | None = None, color: bool = False) -> str
     return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
 
 
-def brief(report: Report) -> str:
+def brief(report: Findings) -> str:
     """Verdict, causes, the first failures and the notes."""
     notes = [f"NOTE {note}" for note in report.notes]
     return "\n".join([report.verdict, *cause_lines(report.causes), *_failures(report, 8), *notes])
@@ -59,7 +59,7 @@ def _table(title: str, *columns: str) -> Table:
     )
 
 
-def _tree(report: Report, wide: bool) -> Table:
+def _tree(report: Findings, wide: bool) -> Table:
     figures = [f for f in view.visible_figures(report) if wide or f.attribute != "growth"]
     table = _table("Modules, relF")
     table.add_column("module", overflow="fold")
@@ -86,7 +86,7 @@ def _lines(node: Node, depth: int = 0, before: str = "", here: str = "") -> Iter
         yield from _lines(child, depth + 1, below, "└ " if child is node.children[-1] else "├ ")
 
 
-def _summary(report: Report) -> Table:
+def _summary(report: Findings) -> Table:
     table = _table("Summary", "check", "precision")
     for column in ("count", "worst", "gate"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -99,7 +99,7 @@ def _summary(report: Report) -> Table:
     return table
 
 
-def _formats(report: Report) -> Table:
+def _formats(report: Findings) -> Table:
     table = _table("Reduced precision, relF to float32", "measured", "format", "JAX", "PyTorch", "cap", "")
     for row in report.formats:
         status = OK if row.passed else FAILED
@@ -108,7 +108,7 @@ def _formats(report: Report) -> Table:
     return table
 
 
-def _failures(report: Report, most: int) -> list[str]:
+def _failures(report: Findings, most: int) -> list[str]:
     """The culprits, and how many failures there are besides."""
     shown = view.culprits(report)[:most]
     rest = len(report.failures) - len(shown)

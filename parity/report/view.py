@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from parity.measure.gates import Row
-from parity.report.report import Report, Trajectory, around, tightness
+from parity.report.findings import Findings, Trajectory, around, tightness
 
 OK, INHERITED, INSIDE, FAILED = "ok", "inherits", "inside", "FAILED"
 """A module's status: all gates hold; fails, by the fault of others; has a module at fault inside; is at fault."""
@@ -103,7 +103,7 @@ class Node:
         return None
 
 
-def tree(report: Report) -> Node:
+def tree(report: Findings) -> Node:
     """The modules as a tree, in the order of computation; its root is the model."""
     nodes = {"": Node("")}
 
@@ -126,7 +126,7 @@ def tree(report: Report) -> Node:
     return nodes[""]
 
 
-def culprits(report: Report) -> tuple[Row, ...]:
+def culprits(report: Findings) -> tuple[Row, ...]:
     """The failures that are not the consequence of another one.
 
     Weights and layers on correct inputs in float64; where those hold, layers on correct inputs in float32; where those
@@ -138,7 +138,7 @@ def culprits(report: Report) -> tuple[Row, ...]:
     return tuple(weights + double or forced or report.failures)
 
 
-def visible_figures(report: Report) -> tuple[Figure, ...]:
+def visible_figures(report: Findings) -> tuple[Figure, ...]:
     """The columns that hold anything."""
     rows = [row for row in report.rows if row.kind in ("layer", "output")]
     return tuple(
@@ -171,7 +171,7 @@ class Group:
         return all(row.passed for row in self.rows)
 
 
-def groups(report: Report) -> Iterator[Group]:
+def groups(report: Findings) -> Iterator[Group]:
     """All rows, grouped, in the order in which a model is proven."""
     members: dict[tuple[str, str, str], list[Row]] = {}
     for row in report.rows:

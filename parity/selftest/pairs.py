@@ -14,9 +14,10 @@ from flax import nnx
 
 import t2t_torch.models.layers
 from parity.carry.convert import torch_to_jax
+from parity.carry.random_weights import randomize
 from parity.carry.rules import Rules
 from parity.causes.switches.resize import weights
-from parity.ours.pair import make_pair, power
+from parity.ours.pair import make_pair
 from parity.selftest.foreign import FOREIGN
 from parity.selftest.foreign.architecture import Inputs
 
@@ -265,7 +266,7 @@ def make(name: str, seed: int = 0) -> Pair:
         return torch_model, jax_model, draw.standard_normal((2, 3, sizes["img_size"], sizes["img_size"]))
     torch_class, make_jax, shape = _GENERIC[name]
     torch_model, jax_model = torch_class(), make_jax(rngs=nnx.Rngs(0))
-    power(torch_model, seed)
+    randomize(torch_model, seed)
     torch_to_jax(torch_model, jax_model)
     # 20 binary digits: sums of the offset pair's inputs are then exact, only its squares are not.
     return torch_model, jax_model, np.round(draw.standard_normal(shape) * 2**20) / 2**20

@@ -43,7 +43,8 @@ from parity.draws.train_mode import silenced
 from parity.environment import fingerprint
 from parity.measure.gates import Row, norm, rel_f, relative
 from parity.pairing.align import input_axes
-from parity.report.report import Cause, Trajectory, finite, shallow
+from parity.report.findings import Cause, Trajectory
+from parity.report.json_values import finite, shallow
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 from parity.side_by_side.optimizers import Training
@@ -55,7 +56,7 @@ Batch = tuple[Sequence[np.ndarray], np.ndarray]
 
 
 class Step(NamedTuple):
-    """The figures of one step; see `parity.report.report.Trajectory`."""
+    """The figures of one step; see `parity.report.findings.Trajectory`."""
 
     loss_torch: float
     loss_jax: float

@@ -33,6 +33,10 @@ CARRIED = ("mean", "std", "crop_pct", "interpolation", "class_names")
 """What stays with a model whose weights were loaded: how its images are prepared, and what its outputs mean."""
 
 
+TOLD_BY_MODELS = ("in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate")
+"""Arguments of `create_model` that the model itself tells, or that do not change what it computes in evaluation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """What `create_model` made a model from, besides what the model itself tells (image size, channels, classes).
@@ -50,8 +54,9 @@ class ModelSpec:
 
     @classmethod
     def of(cls, name: str, overrides: Mapping[str, Any]) -> ModelSpec:
-        """The spec of a call of `create_model`; aliases become official names."""
-        return cls(ALIASES.get(name, name), tuple((key, _hashable(value)) for key, value in overrides.items()))
+        """The spec of a call of `create_model`; aliases become official names, and what models tell is left out."""
+        kept = ((key, _hashable(value)) for key, value in overrides.items() if key not in TOLD_BY_MODELS)
+        return cls(ALIASES.get(name, name), tuple(kept))
 
 
 def _hashable(value: Any) -> Any:

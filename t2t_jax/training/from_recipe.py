@@ -13,7 +13,7 @@ from flax import nnx
 from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
 from t2t_config.shapes import soft_split_grids, to_pair
-from t2t_jax.models.registry import create_model
+from t2t_jax.create import create_model
 from t2t_jax.parallel.block_boundaries import on_one_cpu
 from t2t_jax.parallel.mesh import AnyMesh, check_batch, gather, split_batch
 from t2t_jax.state import Arrays

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from t2t_config import ModelSpec, find_pretrained, list_models, model_arguments, model_config
+from t2t_config import ModelSpec, list_models, model_arguments
 from t2t_torch.models.t2t_vit import T2TViT
 from t2t_torch.models.t2t_vit_dense import T2TViTDense
 from t2t_torch.models.t2t_vit_ghost import T2TViTGhost
@@ -18,50 +18,17 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
-def create_model(
-    name: str,
-    *,
-    pretrained: bool | str = False,
-    img_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
-    num_classes: int | None = None,
-    drop_rate: float = 0.0,
-    attn_drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-    **overrides: Any,
+def make_model(
+    name: str, *, img_size: int | tuple[int, int] | None = None, num_classes: int | None = None, **overrides: Any
 ) -> nn.Module:
-    """A freshly initialised model in training mode, (B, in_chans, H, W) -> (B, num_classes).
+    """A freshly initialised model in training mode.
 
-    Args:
-        name: one of `list_models()`.
-        pretrained: fill it with published weights: True for the model's default, or a tag of
-            `t2t_config.PRETRAINED[name]`. Downloaded once; sizes that differ from the file's are fitted
-            (see `load_checkpoint`), and a UserWarning tells how.
-        img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384), or
-            that of the published weights.
-        in_chans: channels of the images.
-        num_classes: width of the head; 0 for features; None for the model's own (1000; in21k: 21843), or
-            that of the published weights.
-        drop_rate, attn_drop_rate, drop_path_rate: probabilities of dropout, attention dropout, stochastic depth.
-        overrides: any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
+    Args: as of `t2t_torch.create_model`, without `pretrained`.
 
     Raises:
-        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together; no
-            such weights, no way to get them, or no classifier in them.
+        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together.
     """
-    if pretrained:
-        published = find_pretrained(name, pretrained)
-        img_size = published.img_size if img_size is None else img_size
-        own_classes = model_config(name).num_classes if published.num_classes is None else published.num_classes
-        num_classes = own_classes if num_classes is None else num_classes
-    given = {
-        "in_chans": in_chans,
-        "drop_rate": drop_rate,
-        "attn_drop_rate": attn_drop_rate,
-        "drop_path_rate": drop_path_rate,
-        **overrides,
-    }
-    arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=given)
+    arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
     try:
         model: Any = ARCHITECTURES[arch](**arguments)
     except TypeError as error:
@@ -69,12 +36,7 @@ def create_model(
             raise ValueError(f"{name}: {error}; overrides are the arguments of {arch}") from error
         raise
     model.spec = ModelSpec.of(name, overrides)
-    if pretrained:
-        from t2t_torch.checkpoint import load_checkpoint  # which needs create_model
-
-        report = load_checkpoint(model, published.download())
-        report.warn(fresh_classifiers=model.num_classes != own_classes or bool(overrides.get("aux_head")))
     return model
 
 
-__all__ = ["ARCHITECTURES", "create_model", "list_models"]
+__all__ = ["ARCHITECTURES", "list_models", "make_model"]

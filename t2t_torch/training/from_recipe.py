@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
 from t2t_config.shapes import soft_split_grids, to_pair
-from t2t_torch.models.registry import create_model
+from t2t_torch.create import create_model
 from t2t_torch.step import Batch, TrainState, TrainStep, make_augment, make_train_step
 from t2t_torch.training.checkpointed_blocks import border_blocks
 from t2t_torch.training.compute_dtype import Computing

@@ -16,7 +16,7 @@ import torch
 
 import t2t_torch
 from parity.__main__ import main
-from parity.ours.pair import power
+from parity.carry.random_weights import randomize
 from parity.ours.survey import Figure
 from parity.ours.weight_files import saved_metadata
 from parity.selftest import Outcome, Selftest
@@ -35,7 +35,7 @@ def run(*args: object) -> int:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     model = t2t_torch.create_model("t2t_vit_micro", img_size=32, num_classes=10)
-    power(model)
+    randomize(model)
     t2t_torch.save_checkpoint(model, tmp_path / "m.pth")
     return tmp_path / "m.pth"
 

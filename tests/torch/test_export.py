@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import t2t_torch
-from parity.ours.pair import power
+from parity.carry.random_weights import randomize
 from t2t_common.evaluation.export_check import BATCHES, Agreement, ExportError
 from t2t_common.io import cli
 from t2t_torch import export
@@ -21,7 +21,7 @@ from tests.support.families import FAMILIES, SMALL
 def make(name: str, **arguments: Any) -> Any:
     """A model in training mode, with weights that leave nothing neutral."""
     model = t2t_torch.create_model(name, **arguments)
-    power(model)
+    randomize(model)
     return model
 
 

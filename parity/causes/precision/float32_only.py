@@ -18,7 +18,7 @@ from parity.causes.recordings import record
 from parity.causes.replay import Recording, Sites
 from parity.measure.gates import Row, real_numbers
 from parity.pairing.calls import Pair, Pairing
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.capture import Call, Key
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide

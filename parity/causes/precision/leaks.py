@@ -12,7 +12,7 @@ from parity.measure.gates import Gates, Row
 from parity.measure.rows import layer_rows
 from parity.pairing.calls import Pairing
 from parity.precision.casts import FRACTION
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 

@@ -20,7 +20,7 @@ from parity.causes.recordings import record
 from parity.causes.replay import Alter, Recording, Step, tensors_of
 from parity.causes.switches.values import ACTIVATIONS
 from parity.measure.gates import norm, relative
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.capture import Key
 
 STEPS = 200

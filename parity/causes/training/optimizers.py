@@ -12,7 +12,7 @@ import torch
 
 from parity.carry.convert import jax_arrays
 from parity.causes.training.steps import GATE, AdamW, State, optimizer_cause, series_cause, travelled
-from parity.report.report import Cause
+from parity.report.findings import Cause
 
 if TYPE_CHECKING:
     from parity.side_by_side.trajectory import JaxTrainer, TorchTrainer

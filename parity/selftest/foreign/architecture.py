@@ -15,8 +15,8 @@ import torch
 from flax import nnx
 
 from parity.carry.convert import torch_to_jax
+from parity.carry.random_weights import randomize
 from parity.carry.rules import Rules
-from parity.ours.pair import power
 
 Inputs = np.ndarray | tuple[np.ndarray, ...]
 """What PyTorch's model takes."""
@@ -42,7 +42,7 @@ class Architecture:
     def make(self, seed: int) -> tuple[torch.nn.Module, nnx.Module, Inputs]:
         """Both models with the same weights, none of them neutral, and the inputs, all drawn from `seed`."""
         torch_model, jax_model = copy.deepcopy(self._built[0]), nnx.clone(self._built[1])
-        power(torch_model, seed)
+        randomize(torch_model, seed)
         _power_complex(torch_model, seed)
         torch_to_jax(torch_model, jax_model, rules=self.rules)
         return torch_model, jax_model, self.inputs(np.random.RandomState(seed))

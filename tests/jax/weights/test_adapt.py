@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import t2t_jax
 import t2t_torch
-from parity.ours.pair import power
+from parity.carry.random_weights import randomize
 from t2t_jax.checkpoint import init_weights, load_weights, save_model
 from t2t_jax.state import model_arrays
 from t2t_jax.weights import adapt as jax_fit
@@ -63,7 +63,7 @@ MODELS = [
 def source(name: str, **arguments: object) -> torch.nn.Module:
     torch.manual_seed(0)
     net = t2t_torch.create_model(name, **{"num_classes": 5, **arguments}).double().eval()
-    power(net)
+    randomize(net)
     return net
 
 

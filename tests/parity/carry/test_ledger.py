@@ -13,7 +13,7 @@ from flax import nnx
 
 from parity import Ledger, Rules, build_ledger, check, jax_to_torch, torch_to_jax
 from parity.carry.arrays import to_numpy
-from parity.ours.pair import power
+from parity.carry.random_weights import randomize
 from parity.report.report import Report
 
 x = np.random.RandomState(0).standard_normal((3, 6))
@@ -76,7 +76,7 @@ def passes(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: np.ndarr
 @pytest.mark.parametrize("first", ["embed", "head"])
 def test_a_tied_head_needs_no_rule(first: str):
     source, model = TorchTied(first), FlaxTied()
-    power(source)
+    randomize(source)
     ledger = torch_to_jax(source, model)
     assert ([entry.torch for entry in ledger], ledger.tied) == (["embed.weight"], ("head.weight",))
     assert "head.weight is embed.weight in PyTorch (tied): carried once" in str(ledger)

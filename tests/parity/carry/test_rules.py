@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity import LeafRule, Rules, torch_to_jax
+from parity.carry.random_weights import randomize
 from parity.carry.rules import layer_rules, matches
-from parity.ours.pair import power
 from parity.pairing.align import channels_last
 from tests.support.golden import rel_f
 from tests.support.parity.pairs import images
@@ -183,7 +183,7 @@ def test_a_converted_layer_computes_the_same(name: str):
     """Function, not shape: the transpose of a square matrix has the right shape too."""
     torch_layer, make, shape = LAYERS[name]
     jax_layer = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    power(torch_layer)
+    randomize(torch_layer)
     ledger = torch_to_jax(torch_layer, jax_layer)
     assert {entry.torch for entry in ledger} | set(ledger.torch_only) == set(torch_layer.state_dict())
     x = images(*shape).astype(np.float32)
@@ -195,7 +195,7 @@ def test_a_converted_layer_computes_the_same(name: str):
 def test_a_linear_layer_into_many_axes():
     torch_layer = torch.nn.Linear(3, 8)
     jax_layer = nnx.eval_shape(lambda: nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(0)))
-    power(torch_layer)
+    randomize(torch_layer)
     torch_to_jax(torch_layer, jax_layer)
     x = images(5, 3).astype(np.float32)
     expected = torch_layer(torch.from_numpy(x)).detach().reshape(5, 2, 4)
@@ -212,7 +212,7 @@ def test_embedding():
 def test_fused_attention():
     torch_layer = torch.nn.MultiheadAttention(6, 2, batch_first=True)
     jax_layer = nnx.eval_shape(lambda: nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0)))
-    power(torch_layer)
+    randomize(torch_layer)
     ledger = torch_to_jax(torch_layer, jax_layer)
     assert sorted(entry.part for entry in ledger if entry.torch == "in_proj_weight") == [(0, 3), (1, 3), (2, 3)]
     x = images(2, 5, 6).astype(np.float32)

@@ -14,7 +14,7 @@ from flax import nnx
 from parity import Gates, LeafRule, Report, Row, Rules, check, torch_to_jax
 from parity.measure.module_derivatives import backward_rows
 from parity.proof.stages import Proof
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.selftest.mutation import Apply, calling
 from parity.selftest.pairs import fresh
 

@@ -1,4 +1,4 @@
-"""Our models, all of them, at the gates; and random weights that show every mistake."""
+"""Every one of our models at the gates, and how pairs of them are made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import t2t_jax
 import t2t_torch
 from parity import assert_parity, build_ledger, check, jax_to_torch, rel_f
 from parity.carry.convert import state_equal
-from parity.ours.pair import SCANNED, make_pair, power
+from parity.ours.pair import SCANNED, make_pair
 from parity.runs.losses import Loss
 from t2t_config import MODELS
 from tests.support.parity import sizes
@@ -224,29 +224,6 @@ def test_images_that_do_not_fit_are_the_same_error_in_both_frameworks(
 # ---- weights ----
 
 
-def test_powered_weights_leave_nothing_neutral():
-    model = t2t_torch.create_model("t2t_vit_micro", img_size=32)
-    power(model, seed=3)
-    # Frozen tensors keep their values (next test); the position table starts with sin 0 and cos 0.
-    for name, tensor in model.named_parameters():
-        if not tensor.requires_grad:
-            continue
-        values = tensor.detach().flatten()[:16]
-        assert not torch.isin(values, torch.tensor([0.0, 1.0])).all(), name
-        assert len(values.unique()) > 1, name
-    scales = [module.weight for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
-    assert all(not torch.equal(scales[0], other) for other in scales[1:] if other.shape == scales[0].shape)
-
-
-def test_frozen_tensors_keep_their_values():
-    model = t2t_torch.create_model("t2t_vit_micro", img_size=32)
-    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    power(model)
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in frozen.items())
-    w = model.tokens_to_token.attention1.w
-    assert torch.allclose(w @ w.T, 8 * torch.eye(8), atol=1e-4)
-
-
 def test_the_seed_decides():
     """Every tensor, the performers' frozen features too."""
     a, b, c = (make_pair("t2t_vit_micro", seed=seed, img_size=32)[0].state_dict() for seed in (0, 0, 1))
@@ -313,13 +290,3 @@ def test_two_blocks_changed_over_are_found():
     report = check(torch_model, jax_model, images(2, 3, 32, 32), rules=SCANNED, level="forward")
     assert not report.passed
     assert report.first_divergence is not None
-
-
-def test_single_and_complex_numbers_are_drawn_too():
-    model = torch.nn.Module()
-    model.scale = torch.nn.Parameter(torch.tensor(1.0))
-    model.z = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
-    power(model)
-    assert 0.5 < model.scale.item() < 1.5
-    assert model.scale.item() != 1
-    assert (model.z.imag != 0).all()

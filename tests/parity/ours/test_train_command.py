@@ -15,7 +15,7 @@ from rich.console import Console
 from parity.carry.convert import Ledger
 from parity.measure.gates import Row
 from parity.ours.train_command import Train, images, recipe, run_train, training
-from parity.report.report import Trajectory
+from parity.report.findings import Trajectory
 from parity.side_by_side.trajectory import TrainingProof
 from t2t_config import epoch_lr
 from tests.support.parity.pairs import micro

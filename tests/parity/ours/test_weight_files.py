@@ -15,7 +15,7 @@ import torch
 
 import t2t_torch
 from parity.__main__ import main
-from parity.ours.pair import power
+from parity.carry.random_weights import randomize
 from parity.ours.weight_files import TORCH_SUFFIXES, carry_over, convert, load_into, saved_arguments, saved_metadata
 from t2t_common.io import cli
 from t2t_config.weights.metadata import describe, to_text
@@ -39,7 +39,7 @@ ENDINGS = ("a.pth", "a.pth.tar", "a.safetensors", "folder")
 def model(seed: int = 0, **changes: object) -> torch.nn.Module:
     torch.manual_seed(seed)  # the performers' features, which are frozen and so kept
     net = t2t_torch.create_model(NAME, **SIZES | changes)
-    power(net, seed)
+    randomize(net, seed)
     return net
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from parity import Ledger, Report, Row
-from parity.report.report import SCHEMA_VERSION, Trajectory, around, read_report, tightness
+from parity.report.findings import Trajectory, around, tightness
+from parity.report.report import SCHEMA_VERSION, read_report
 
 INF, NAN = float("inf"), float("nan")
 LAYERS = (("a.fc", "Linear"), ("a", "Block"), ("b.fc", "Linear"), ("b", "Block"), ("", "Net"))

@@ -15,7 +15,8 @@ from flax import nnx
 
 import parity
 from parity import Report
-from parity.report.report import SCHEMA_FILE, Trajectory
+from parity.report.findings import Trajectory
+from parity.report.report import SCHEMA_FILE
 from tests.support.parity.samples import failing, passing, trained, with_rows
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))

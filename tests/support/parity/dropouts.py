@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from parity import Rules, torch_to_jax
 from parity.measure.gates import Gates, Row
 from parity.proof.stages import Proof
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.losses import Loss
 
 X = np.random.RandomState(0).standard_normal((3, 5, 8))

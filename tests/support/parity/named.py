@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from parity.carry.random_weights import randomize
 from parity.causes import name_causes
 from parity.measure.gates import Row
-from parity.ours.pair import power
 from parity.pairing.calls import Pair
-from parity.report.report import Cause
+from parity.report.findings import Cause
 from parity.runs.capture import Call, Key
 
 Tensor = torch.Tensor
@@ -47,5 +47,5 @@ def cause_of(module: torch.nn.Module, x: Tensor, wrong: Tensor) -> Cause | None:
 
 
 def double(module: torch.nn.Module) -> torch.nn.Module:
-    power(module.double())
+    randomize(module.double())
     return module.eval()

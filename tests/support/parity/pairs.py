@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from flax import nnx
 
 from parity import Rules, torch_to_jax
-from parity.ours.pair import make_pair, power
+from parity.carry.random_weights import randomize
+from parity.ours.pair import make_pair
 
 
 def micro(seed: int = 0, **arguments: object) -> tuple[torch.nn.Module, nnx.Module]:
@@ -27,7 +28,7 @@ def carried(
     torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules | None = None
 ) -> tuple[torch.nn.Module, nnx.Module]:
     """The pair with the same random weights, none of them neutral. `jax_model` may be abstract, which is fast."""
-    power(torch_model)
+    randomize(torch_model)
     torch_to_jax(torch_model, jax_model, rules=rules)
     return torch_model, jax_model
 

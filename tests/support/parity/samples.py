@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from parity import Entry, Ledger, Report, Row
-from parity.report.report import Cause, FormatRow, Trajectory
+from parity.report.findings import Cause, FormatRow, Trajectory
 
 LAYERS = (
     ("stem", "Conv2d"),

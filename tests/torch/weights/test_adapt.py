@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity.ours.pair import power
+from parity.carry.random_weights import randomize
 from t2t_torch import create_model
 from t2t_torch.weights.adapt import adapt_in_chans, fit, resize_pos_embed
 from tests.support.golden import rel_f
@@ -66,7 +66,7 @@ FIRST_LAYERS = [
 def model(name: str, in_chans: int, **arguments: object) -> nn.Module:
     torch.manual_seed(0)
     net = create_model(name, img_size=32, num_classes=5, in_chans=in_chans, **arguments).double().eval()
-    power(net)  # so that the norm's scales and shifts differ between the channels
+    randomize(net)  # so that the norm's scales and shifts differ between the channels
     return net
 
 

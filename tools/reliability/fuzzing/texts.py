@@ -26,7 +26,8 @@ def parity_report() -> Reader:
     def samples() -> Sequence[Tree]:
         from parity.carry.convert import Entry, Ledger
         from parity.measure.gates import Row
-        from parity.report.report import Cause, FormatRow, Report, Trajectory
+        from parity.report.findings import Cause, FormatRow, Trajectory
+        from parity.report.report import Report
 
         rows = [
             Row(name, "layer" if name else "output", mode, "float64", 1e-16, 1e-13)
