@@ -14,8 +14,8 @@ try:
     from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
     from parity.measure.gates import Gates, Row, rel_f
-    from parity.pairing.inputs import Inputs
     from parity.proof.check import assert_parity, check
+    from parity.recording.inputs import Inputs
     from parity.report.report import Report
     from parity.runs.losses import Loss, cross_entropy, projection
 except ModuleNotFoundError as missing:

@@ -14,7 +14,7 @@ from parity.causes.generic import generic, head_orders, part_orders
 from parity.causes.registry import Around
 from parity.causes.replay import Alter, Alterations, Recording, Step, tensors_of
 from parity.causes.variant import Variant
-from parity.runs.capture import Key
+from parity.recording.capture import Key
 
 MANY = 6
 """Up to so many calls at one place are altered one by one too (a function called for q and for k)."""

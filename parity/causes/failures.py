@@ -9,8 +9,8 @@ import numpy as np
 
 from parity.causes.replay import Sites
 from parity.measure.gates import norm, rel_f, relative
-from parity.pairing.calls import Pair, aligned
-from parity.runs.capture import Key
+from parity.pairing.match_calls import Pair, aligned
+from parity.recording.capture import Key
 
 ORDINARY = 1e3
 """An element this many times the median is looked at apart from the others: beside it no error of theirs is seen."""

@@ -13,10 +13,10 @@ from parity.causes.recordings import record
 from parity.causes.replay import Recording
 from parity.causes.search import Budget, Found, Search
 from parity.measure.gates import Row
-from parity.pairing.calls import Pair, Pairing
-from parity.pairing.inputs import Apply, positional
+from parity.pairing.match_calls import Pair, Pairing
+from parity.recording.capture import Call, Key
+from parity.recording.inputs import Apply, positional
 from parity.report.findings import Cause
-from parity.runs.capture import Call, Key
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 

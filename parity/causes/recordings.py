@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from parity.causes.replay import Recording, copied
-from parity.pairing.inputs import Apply, positional
-from parity.runs.capture import Key
+from parity.recording.capture import Key
+from parity.recording.inputs import Apply, positional
 
 
 def record(

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from parity.causes.fused import multi_head_attention
-from parity.runs.capture import Key
+from parity.recording.capture import Key
 
 Place = tuple[str, int, int]
 """File, line and instruction of the model's code: the same each time around a loop, or in a method called twice."""

@@ -18,7 +18,7 @@ from parity.causes.precision.rounding import alike, random_signs
 from parity.causes.registry import Around
 from parity.causes.relations import relations
 from parity.causes.replay import Recording, Sites, Step, tensors_of
-from parity.runs.capture import Key
+from parity.recording.capture import Key
 
 GATE = 1e-13
 """An error that counts as none, as everywhere in float64."""

@@ -139,7 +139,7 @@ class Row:
             runs against each other), or "-".
         precision: "float64" or "float32".
         error: relF of JAX: to PyTorch (float64), to the float64 oracle (float32). Where the note says that relF does
-            not see the elements in question, their own error (see `parity.measure.small_elements`).
+            not see the elements in question, their own error (see `parity.judgement.small_elements`).
         gate: the largest error that passes.
         torch_error: relF of PyTorch's float32 to the oracle; None in float64.
         note: why it fails where the figure does not say it.

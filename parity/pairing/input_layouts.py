@@ -11,13 +11,13 @@ import torch
 
 from parity.carry.rules import Rules
 from parity.measure.gates import rel_f
-from parity.pairing.channels import Axes, EntersChannels, channels_second, mark
-from parity.pairing.inputs import input_layouts
 from parity.pairing.shapes import first_line
-from parity.runs.capture import ROOT, NestedCallError
+from parity.recording.capture import ROOT, NestedCallError
+from parity.recording.channels import Axes, EntersChannels, channels_second, mark
+from parity.recording.inputs import input_layouts
+from parity.recording.transformations import with_paths
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
-from parity.runs.transformations import with_paths
 
 TRIED = 64
 """The most combinations of layouts that are tried."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from parity.measure.gates import rel_f
-from parity.pairing.calls import Pair, Pairing
-from parity.runs.capture import Call, Key
+from parity.pairing.match_calls import Pair, Pairing
+from parity.recording.capture import Call, Key
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 

@@ -12,9 +12,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from parity.carry.arrays import dtype_name
-from parity.pairing.channels import Axes, ChannelAxes, Labels, channels_last_axes, channels_second, labels_of, mark
-from parity.pairing.structure import Form, flatten, form
-from parity.runs.capture import Key, torch_hooks
+from parity.recording.capture import Key, torch_hooks
+from parity.recording.channels import Axes, ChannelAxes, Labels, channels_last_axes, channels_second, labels_of, mark
+from parity.recording.structure import Form, flatten, form
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 
@@ -30,7 +30,7 @@ class Shapes:
         form: the structure of what is returned.
         dtypes: of the floating outputs, "float32" for example.
         kinds: of each output its dtype; of whole numbers "integer", since JAX holds 64-bit ones as 32-bit ones.
-        input_labels, output_labels: what is known of the axes of PyTorch's tensors, see `parity.pairing.channels`.
+        input_labels, output_labels: what is known of the axes of PyTorch's tensors, see `parity.recording.channels`.
     """
 
     inputs: tuple[tuple[int, ...], ...]

@@ -1,4 +1,4 @@
-"""The derivative of one call's own arithmetic, with a mistake and without, as in `parity.measure.module_derivatives`.
+"""The derivative of one call's own arithmetic, with a mistake and without, as in `parity.proof.module_derivatives`.
 
 Where a mistake leaves every value of the forward pass as it is, the same gradients arrive at the call from behind, so
 its own derivative tells whether any gradient of the model may change: a few products instead of the whole model.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from parity.pairing.inputs import Arguments
 from parity.power.measure import BUDGET, power
+from parity.recording.inputs import Arguments
 from parity.report.power_report import PowerReport
 from parity.runs.losses import Loss
 

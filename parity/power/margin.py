@@ -13,16 +13,16 @@ import torch
 
 from parity.carry.convert import to_numpy
 from parity.causes.replay import Recording, Sites
+from parity.judgement.rows import REARRANGEMENTS, distance, gradient_rows
 from parity.measure.gates import Gates, Row, rel_f
 from parity.measure.layer_rounding import own_terms
-from parity.measure.rows import REARRANGEMENTS, distance, gradient_rows
-from parity.pairing.inputs import Apply, positional
-from parity.pairing.structure import tensors
 from parity.power.mutate import mutated
 from parity.power.mutations import Mutation, found, replay
 from parity.power.recordings import calls_of
+from parity.recording.capture import ROOT, Key
+from parity.recording.inputs import Apply, positional
+from parity.recording.structure import tensors
 from parity.report.findings import tightness
-from parity.runs.capture import ROOT, Key
 from parity.runs.losses import Loss, default_loss
 from parity.runs.torch_side import Arrays, Gradients, TorchSide
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from parity.measure.gates import Gates
-from parity.pairing.inputs import Arguments
 from parity.power.margin import Whole
 from parity.power.recordings import calls_of, forward_work
 from parity.power.search import Search
+from parity.recording.capture import Key
+from parity.recording.inputs import Arguments
 from parity.report.power_report import PowerReport
-from parity.runs.capture import Key
 from parity.runs.losses import Loss
 from parity.runs.torch_side import TorchSide
 

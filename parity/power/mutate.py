@@ -16,7 +16,7 @@ import torch
 
 from parity.causes.replay import Recording
 from parity.power.mutations import Mutation, found
-from parity.runs.capture import Key
+from parity.recording.capture import Key
 
 Around = Callable[[torch.nn.Module, Callable[..., Any], Any, Any], Any]
 """Takes the place of a module's forward: given the module, its class's forward, and the arguments."""

@@ -11,8 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from parity.causes.replay import Step, tensors_of
-from parity.pairing.inputs import Apply, positional
-from parity.runs.capture import Key, torch_hooks
+from parity.recording.capture import Key, torch_hooks
+from parity.recording.inputs import Apply, positional
 
 ELEMENTS = 32 * 2**20
 """Numbers in the recordings that are held at once, about; each part costs one more forward pass."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from parity.carry.random_weights import value_of
-from parity.pairing.inputs import Apply, positional
-from parity.runs.capture import torch_hooks
+from parity.recording.capture import torch_hooks
+from parity.recording.inputs import Apply, positional
 
 Arrays = tuple[np.ndarray, ...]
 

@@ -11,15 +11,15 @@ from flax import nnx
 
 from parity.carry.model_types import jax_subject, torch_subject
 from parity.carry.rules import Rules
-from parity.measure.gates import Gates
-from parity.measure.rows import (
+from parity.judgement.rows import (
     pairing_rows,
     weight_notes,
     weight_rows,
 )
-from parity.measure.small_elements import is_small
+from parity.judgement.small_elements import is_small
+from parity.measure.gates import Gates
 from parity.power import power_of
-from parity.precision.reduced_formats import format_rows
+from parity.proof.reduced_formats import format_rows
 from parity.proof.stages import MEMORY, Proof, fails
 from parity.report.findings import Cause
 from parity.report.report import Report

@@ -19,36 +19,36 @@ from parity.carry.rules import Rules
 from parity.carry.wrappers import refuse_compiled, tied_modules
 from parity.causes import find_causes, find_single_causes
 from parity.causes.precision.leaks import believable, leak_causes
-from parity.draws.train_mode import training_rows
-from parity.measure import cancellation
-from parity.measure.gates import Gates, Row
-from parity.measure.input_noise import output_errors, shake, shaken_gradients, shifted_gradients
-from parity.measure.module_derivatives import backward_rows
-from parity.measure.rows import (
+from parity.judgement.input_noise import output_errors, shake, shaken_gradients, shifted_gradients
+from parity.judgement.rows import (
     float32_gradient_rows,
     float32_rows,
     gradient_rows,
     layer_rows,
     noise_floor,
 )
-from parity.measure.small_elements import SmallOnes, small_gradients, small_ones, with_small_gradients
-from parity.measure.unverified import cancelled, unverified_gradients, unverified_layers, unverified_zeros
-from parity.pairing.align import input_axes
-from parity.pairing.calls import Pair, Pairing, aligned, pair_calls, with_design
-from parity.pairing.channels import Axes
+from parity.judgement.small_elements import SmallOnes, small_gradients, small_ones, with_small_gradients
+from parity.judgement.unverified import cancelled, unverified_gradients, unverified_layers, unverified_zeros
+from parity.measure import cancellation
+from parity.measure.gates import Gates, Row
 from parity.pairing.input_layouts import fitting_inputs
-from parity.pairing.inputs import Apply, Arguments, positional
+from parity.pairing.match_calls import Pair, Pairing, aligned, pair_calls, with_design
 from parity.pairing.repeated_calls import paired_by_value
 from parity.pairing.shapes import Shapes
-from parity.precision.float32_leaks import gradient_leaks, leaks
-from parity.precision.table_gates import TableGates, own_casts
+from parity.proof.float32_leaks import gradient_leaks, leaks
+from parity.proof.module_derivatives import backward_rows
+from parity.proof.table_gates import TableGates, own_casts
+from parity.recording.align import input_axes
+from parity.recording.capture import Call, Key
+from parity.recording.channels import Axes
+from parity.recording.inputs import Apply, Arguments, positional
+from parity.recording.transformations import has_paths, with_paths
 from parity.report.findings import Cause
-from parity.runs.capture import Call, Key
 from parity.runs.jax_side import JaxSide, Run
 from parity.runs.losses import Loss, default_loss
 from parity.runs.memory import release
 from parity.runs.torch_side import Arrays, Gradients, TorchSide
-from parity.runs.transformations import has_paths, with_paths
+from parity.training_mode.train_mode import training_rows
 
 PRECISIONS = ("float64", "float32")
 
@@ -313,7 +313,7 @@ class Proof:
         return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Every module's own derivative, and what is wrong with it: see `parity.measure.module_derivatives`."""
+        """Every module's own derivative, and what is wrong with it: see `parity.proof.module_derivatives`."""
         release()
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         with ours.wide():
@@ -322,7 +322,7 @@ class Proof:
         return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Training mode with the same random draws on both sides, and its causes: see `parity.draws.train_mode`."""
+        """Training mode with the same random draws on both sides, and its causes: see `parity.training_mode.train_mode`."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)

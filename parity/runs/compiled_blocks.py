@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.pairing.inputs import Apply, positional
-from parity.pairing.structure import Rebuild, flatten, tensors, with_tensors
-from parity.runs.capture import ROOT, Call, Calls, Key, Recorder, opaque, resolved
-from parity.runs.transformations import has_paths, watched
+from parity.recording.capture import ROOT, Call, Calls, Key, Recorder, opaque, resolved
+from parity.recording.inputs import Apply, positional
+from parity.recording.structure import Rebuild, flatten, tensors, with_tensors
+from parity.recording.transformations import has_paths, watched
 
 Work = Callable[[nnx.Module, Any, Any, Any], Any]
 """What is done in a piece, of its module, its arguments, its keyword arguments and further arrays. It is hashable, and

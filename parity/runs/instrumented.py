@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from parity.draws.jax_draws import handed_out
-from parity.draws.matching import Handed
-from parity.pairing.inputs import Apply, positional
-from parity.runs.capture import ROOT, Key, Replace
+from parity.random_draws.jax_draws import handed_out
+from parity.random_draws.matching import Handed
+from parity.recording.capture import ROOT, Key, Replace
+from parity.recording.inputs import Apply, positional
+from parity.recording.transformations import watched
 from parity.runs.compiled_blocks import InPieces, Pieces, within
-from parity.runs.transformations import watched
 
 Altered = tuple[Handed | None, Mapping[Key, Sequence[Any]]]
 """The numbers of random draws (None: as they are drawn), and what is added to outputs of calls."""

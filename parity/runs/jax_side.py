@@ -19,20 +19,21 @@ from flax import nnx
 
 from parity.carry.convert import Ledger, as_dtype, torch_arrays
 from parity.carry.dtypes import in_precision
-from parity.draws.jax_draws import handed_out
-from parity.draws.jax_draws import in_precision as draws_in_precision
-from parity.draws.matching import Handed
-from parity.pairing.channels import Axes
-from parity.pairing.inputs import Apply, positional
-from parity.pairing.structure import Form, form, tensors, with_tensors
 from parity.precision.by_design import Design
 from parity.precision.wide_jax import noting, widened
-from parity.runs.capture import (
+from parity.random_draws.jax_draws import handed_out
+from parity.random_draws.jax_draws import in_precision as draws_in_precision
+from parity.random_draws.matching import Handed
+from parity.recording.capture import (
     Call,
     Calls,
     Key,
     OtherTypeError,
 )
+from parity.recording.channels import Axes
+from parity.recording.inputs import Apply, positional
+from parity.recording.structure import Form, form, tensors, with_tensors
+from parity.recording.transformations import jax_calls
 from parity.runs.compiled_blocks import (
     Pieces,
     UnfitError,
@@ -46,7 +47,6 @@ from parity.runs.instrumented import altered_in_pieces
 from parity.runs.losses import Loss
 from parity.runs.memory import release, trim
 from parity.runs.torch_side import Arrays, Gradients, to_arrays
-from parity.runs.transformations import jax_calls
 
 Run = Callable[[bool], Arrays]
 """A forward pass: free, or (True) forced."""

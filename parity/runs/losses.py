@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity.pairing.structure import tensors
+from parity.recording.structure import tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def default_loss(shapes: Sequence[Sequence[int]], axes: Sequence[Sequence[int] |
     docs, How equality is judged.
 
     Args:
-        shapes: of the outputs, PyTorch's layout, in the order of `parity.pairing.structure`.
+        shapes: of the outputs, PyTorch's layout, in the order of `parity.recording.structure`.
         axes: those that turn PyTorch's layout into JAX's, per output.
     """
     layouts = [layout for _, layout in zip(shapes, axes, strict=True)]

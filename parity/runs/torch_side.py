@@ -13,13 +13,11 @@ import torch
 from parity.carry.convert import Ledger, to_numpy
 from parity.carry.copies import torch_copy
 from parity.carry.dtypes import as_xla_rounds, torch_in_precision
-from parity.draws.matching import Handed
-from parity.draws.torch_draws import TorchDraws
-from parity.pairing.inputs import Apply, positional
-from parity.pairing.structure import tensors
 from parity.precision.by_design import Design
 from parity.precision.wide_torch import wide
-from parity.runs.capture import (
+from parity.random_draws.matching import Handed
+from parity.random_draws.torch_draws import TorchDraws
+from parity.recording.capture import (
     Call,
     Calls,
     InPlaceError,
@@ -27,6 +25,8 @@ from parity.runs.capture import (
     torch_calls,
     torch_hooks,
 )
+from parity.recording.inputs import Apply, positional
+from parity.recording.structure import tensors
 from parity.runs.losses import Loss
 
 Arrays = dict[Key, Call]

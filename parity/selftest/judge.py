@@ -9,9 +9,9 @@ import torch
 from flax import nnx
 
 from parity.carry.rules import Rules
+from parity.judgement.rows import pairing_rows, weight_rows
+from parity.judgement.small_elements import is_small
 from parity.measure.gates import Gates
-from parity.measure.rows import pairing_rows, weight_rows
-from parity.measure.small_elements import is_small
 from parity.proof.stages import Proof
 from parity.report.report import Report
 from parity.selftest.foreign.architecture import Inputs

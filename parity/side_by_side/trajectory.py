@@ -36,18 +36,18 @@ import torch
 from flax import nnx
 
 from parity.carry.convert import Ledger, build_ledger, jax_arrays, to_numpy, torch_arrays
-from parity.carry.optimizer_state import named
 from parity.carry.rules import Rules
 from parity.causes.training.optimizers import optimiser_causes, schedule_causes
-from parity.draws.train_mode import silenced
 from parity.environment import fingerprint
 from parity.measure.gates import Row, norm, rel_f, relative
-from parity.pairing.align import input_axes
+from parity.optimizer_state.state import named
+from parity.recording.align import input_axes
 from parity.report.findings import Cause, Trajectory
 from parity.report.json_values import finite, shallow
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 from parity.side_by_side.optimizers import Training
+from parity.training_mode.train_mode import silenced
 
 Arrays = dict[str, np.ndarray]
 

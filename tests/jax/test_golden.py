@@ -16,7 +16,7 @@ import torch
 from flax import nnx
 
 from parity import torch_to_jax
-from parity.runs.transformations import jax_calls
+from parity.recording.transformations import jax_calls
 from t2t_jax import create_model
 from t2t_jax.models.transformer_block import get_sinusoid_encoding
 from tests.support.golden import (

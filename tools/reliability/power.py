@@ -155,8 +155,8 @@ def made(
 
 def differs(torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: Any, level: str) -> bool:
     """Whether a row of `check` fails. Its stages one by one, up to the first that does, and no causes."""
+    from parity.judgement.rows import pairing_rows
     from parity.measure.gates import Gates
-    from parity.measure.rows import pairing_rows
     from parity.proof.stages import Proof
 
     proof = Proof.of(torch_model, jax_model, inputs, rules, Gates())

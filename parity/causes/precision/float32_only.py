@@ -17,9 +17,9 @@ from parity.causes.precision.rounding import alike
 from parity.causes.recordings import record
 from parity.causes.replay import Recording, Sites
 from parity.measure.gates import Row, real_numbers
-from parity.pairing.calls import Pair, Pairing
+from parity.pairing.match_calls import Pair, Pairing
+from parity.recording.capture import Call, Key
 from parity.report.findings import Cause
-from parity.runs.capture import Call, Key
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 

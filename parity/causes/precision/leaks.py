@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from parity.causes.find_cause import enclosing
+from parity.judgement.rows import layer_rows
 from parity.measure.gates import Gates, Row
-from parity.measure.rows import layer_rows
-from parity.pairing.calls import Pairing
+from parity.pairing.match_calls import Pairing
 from parity.precision.casts import FRACTION
 from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide

@@ -1,7 +1,7 @@
 """Causes of a wrong derivative where the values are right: a gradient that is cut, weights that are tied on one side.
 
 As with values, each step of PyTorch's own call is altered, and the alteration that gives JAX's derivatives is the
-cause. What is differentiated is what `parity.measure.module_derivatives` differentiates: everything that the call
+cause. What is differentiated is what `parity.proof.module_derivatives` differentiates: everything that the call
 computes, projected on fixed directions.
 """
 
@@ -20,8 +20,8 @@ from parity.causes.recordings import record
 from parity.causes.replay import Alter, Recording, Step, tensors_of
 from parity.causes.switches.values import ACTIVATIONS
 from parity.measure.gates import norm, relative
+from parity.recording.capture import Key
 from parity.report.findings import Cause
-from parity.runs.capture import Key
 
 STEPS = 200
 """In a module of more steps no cut is looked for."""

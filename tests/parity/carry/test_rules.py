@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from parity import LeafRule, Rules, torch_to_jax
 from parity.carry.random_weights import randomize
 from parity.carry.rules import layer_rules, matches
-from parity.pairing.align import channels_last
+from parity.recording.align import channels_last
 from tests.support.golden import rel_f
 from tests.support.parity.pairs import images
 

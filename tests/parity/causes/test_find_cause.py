@@ -14,8 +14,8 @@ from parity.causes import enclosing, name_causes
 from parity.causes.recordings import record
 from parity.causes.switches.resize import resize
 from parity.measure.gates import Row, rel_f
-from parity.pairing.calls import Pair
-from parity.runs.capture import Call
+from parity.pairing.match_calls import Pair
+from parity.recording.capture import Call
 from tests.support.parity.named import ROOT, Function, Tensor, cause_of, double, draw, pair
 
 LINEAR = double(torch.nn.Linear(6, 6))

@@ -16,8 +16,8 @@ from parity.causes.fit_constant import fitted
 from parity.causes.precision.rounding import alike, random_signs
 from parity.causes.registry import ENTRIES
 from parity.measure.gates import Row
-from parity.pairing.calls import Pair
-from parity.runs.capture import Call, Key
+from parity.pairing.match_calls import Pair
+from parity.recording.capture import Call, Key
 from parity.selftest.foreign import MISTAKES
 from parity.selftest.run import try_mutation
 from tests.support.parity.named import ROOT, Function, Tensor, cause_of, double, draw, pair

@@ -11,9 +11,9 @@ import pytest
 import torch
 from flax import nnx
 
+from parity.judgement.rows import equally_large
 from parity.measure.gates import OF_SUMS, Gates, rel_f
 from parity.measure.layer_rounding import FEW, OF_XLA, own_terms
-from parity.measure.rows import equally_large
 
 U = 2.0**-24
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from parity.runs.capture import Call, Calls
+from parity.recording.capture import Call, Calls
+from parity.recording.transformations import jax_calls
 from parity.runs.compiled_blocks import Pieces, UnfitError, begin, jax_calls_in_pieces, piece_names
 from parity.runs.instrumented import altered_in_pieces
-from parity.runs.transformations import jax_calls
 from tests.support.golden import rel_f
 
 X = np.random.RandomState(0).standard_normal((2, 4))

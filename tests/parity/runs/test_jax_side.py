@@ -11,7 +11,7 @@ from flax import nnx
 
 from parity import build_ledger, rel_f, torch_to_jax
 from parity.carry.convert import jax_variables
-from parity.pairing.align import channels_last
+from parity.recording.align import channels_last
 from parity.runs.jax_side import JaxSide
 from parity.runs.losses import cross_entropy, projection
 from parity.runs.torch_side import TorchSide

@@ -17,7 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import parity.measure.rows
+import parity.judgement.rows
 from parity import Gates
 from parity.selftest import MUTATIONS, Outcome, Selftest, run, table, verdict
 from parity.selftest.foreign import FOREIGN
@@ -189,7 +189,7 @@ def test_a_signed_mean_for_the_norm_fails(monkeypatch: pytest.MonkeyPatch) -> No
     def signed_mean(value: np.ndarray, reference: np.ndarray) -> float:
         return abs(float(np.mean(value)) - float(np.mean(reference)))
 
-    monkeypatch.setattr(parity.measure.rows, "rel_f", signed_mean)
+    monkeypatch.setattr(parity.judgement.rows, "rel_f", signed_mean)
     assert fails("images in another order", "upside down")
 
 
@@ -216,12 +216,12 @@ def test_ignoring_a_layer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_never_failing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity.measure.rows, "rel_f", lambda value, reference: 0.0)
+    monkeypatch.setattr(parity.judgement.rows, "rel_f", lambda value, reference: 0.0)
     assert fails(*WEAK)
 
 
 def test_always_failing_is_a_false_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity.measure.rows, "rel_f", lambda value, reference: 1.0)
+    monkeypatch.setattr(parity.judgement.rows, "rel_f", lambda value, reference: 1.0)
     result = run((), seeds=1, families=("convolution",))
     assert len(result.false_alarms) == 1
     assert not result.passed

@@ -17,9 +17,9 @@ import torch
 import yaml
 from flax import nnx
 
+from parity.judgement.rows import FLOAT64_NOISE, ZERO_BY_STRUCTURE
+from parity.judgement.small_elements import FLOOR, LOOSER
 from parity.measure.gates import Gates
-from parity.measure.rows import FLOAT64_NOISE, ZERO_BY_STRUCTURE
-from parity.measure.small_elements import FLOOR, LOOSER
 from parity.side_by_side.trajectory import TrainingGates
 from t2t_common.data import images, open_source
 from t2t_common.io import cli

@@ -17,7 +17,7 @@ from flax import nnx
 
 from parity import Ledger, build_ledger, rel_f, torch_to_jax
 from parity.carry.convert import to_numpy, torch_arrays
-from parity.carry.optimizer import ema_to_jax, ema_to_torch, optimizer_to_jax, optimizer_to_torch
+from parity.optimizer_state.convert import ema_to_jax, ema_to_torch, optimizer_to_jax, optimizer_to_torch
 from t2t_jax.state import merge_model, split_model
 from t2t_jax.training.optim import adamw, decay_mask, update_ema
 from t2t_torch.training.optim import Ema, param_groups

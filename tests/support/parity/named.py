@@ -10,9 +10,9 @@ import torch
 from parity.carry.random_weights import randomize
 from parity.causes import name_causes
 from parity.measure.gates import Row
-from parity.pairing.calls import Pair
+from parity.pairing.match_calls import Pair
+from parity.recording.capture import Call, Key
 from parity.report.findings import Cause
-from parity.runs.capture import Call, Key
 
 Tensor = torch.Tensor
 ROOT: Key = ("", 0)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from parity import Rules, check, torch_to_jax
 from parity.causes.precision.float32_only import name_single_causes
-from parity.runs.capture import Call
+from parity.recording.capture import Call
 from tests.support.parity.named import ROOT, Function, draw, pair
 
 

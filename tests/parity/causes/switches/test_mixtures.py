@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from parity.causes import name_causes
 from parity.measure.gates import Row
-from parity.pairing.calls import Pair
-from parity.runs.capture import Call
+from parity.pairing.match_calls import Pair
+from parity.recording.capture import Call
 from tests.support.parity.named import ROOT, Function, Tensor, cause_of, double, draw, pair
 
 X, IMAGE = draw(2, 5, 8), draw(2, 8, 6, 6)

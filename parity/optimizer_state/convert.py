@@ -1,0 +1,253 @@
+"""Optimiser state carried between `torch.optim` and optax, so that a training run can change frameworks at any step.
+
+| `torch.optim`           | optax                                                       |
+|-------------------------|-------------------------------------------------------------|
+| exp_avg, exp_avg_sq     | `ScaleByAdamState`: mu, nu                                  |
+| step                    | every `count`: Adam's own and the positions of schedules    |
+| momentum_buffer         | `TraceState`: trace                                         |
+| lr, betas, eps ...      | hyperparameters that `optax.inject_hyperparams` holds       |
+
+Moments are carried bit for bit, in the layouts of the weights' ledger. The optax states may stand anywhere in a chain,
+masked or partitioned; parameters may be any tree (an `nnx.State`, nested or flat dictionaries): key paths are joined
+to dotted names.
+
+What neither state holds cannot be carried, and is for the caller to set alike: Nesterov or not, Adam or Adamax (they
+keep the same buffers), and the rates, betas and decays that optax keeps in closures. With `tx`, the transformation
+itself, both rules are compared by what they do (see `parity.optimizer_state.same_rule`), and a state is refused where
+they differ; without it a warning says that nobody looked.
+
+A parameter without state in PyTorch has zero moments: AdamW starts there, and SGD's first buffer is the gradient
+itself, which is what a buffer of zeros gives as long as dampening is 0. optax knows no dampening: refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from flax import nnx
+
+from parity.carry.convert import Ledger, StateDict, jax_arrays, to_numpy, to_tensor, torch_arrays
+from parity.carry.wrappers import unwrapped
+from parity.optimizer_state.same_rule import compare_rules
+from parity.optimizer_state.state import (
+    SLOTS,
+    load_state,
+    named,
+    parameter_names,
+    read_optax,
+    read_torch,
+    set_hyperparams,
+    torch_hyperparams,
+    walk,
+)
+
+
+def optimizer_to_jax(
+    torch_optimizer: torch.optim.Optimizer,
+    torch_model: torch.nn.Module,
+    opt_state: optax.OptState,
+    ledger: Ledger,
+    *,
+    steps: int | None = None,
+    tx: optax.GradientTransformation | nnx.Optimizer | None = None,
+) -> optax.OptState:
+    """`opt_state` (fresh from the transformation's `init`, for example) with the memory of `torch_optimizer`.
+
+    Args:
+        torch_model: tells the parameters' names.
+        ledger: of the weights (see `parity.torch_to_jax`).
+        steps: how many were taken, where PyTorch does not count them (SGD) and optax does (a schedule).
+        tx: the transformation whose state it is: compared with PyTorch's optimiser.
+
+    Raises:
+        ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
+            rule than PyTorch's optimiser.
+    """
+    torch_model = unwrapped(torch_model)
+    names = parameter_names(torch_model, {entry.torch for entry in ledger})
+    ours, theirs = read_torch(torch_optimizer, names), read_optax(opt_state)
+    problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
+    values, conflicts = torch_hyperparams(torch_optimizer, {name for name, _ in theirs.hyperparams})
+    taken = {*ours.steps.values(), *(() if steps is None else (steps,))}
+    if len(taken) > 1:
+        each = (f"{name} {count}" for name, count in ours.steps.items())
+        said = () if steps is None else (f"steps={steps} was passed",)
+        problems.append(f"one count of steps is needed, found {', '.join((*each, *said))}")
+    elif not taken and theirs.counts:
+        problems.append("optax counts steps and this PyTorch optimiser does not: pass steps=")
+    _raise([*problems, *conflicts])
+    arrays = {slot: jax_arrays(_within(ledger, moments), moments) for slot, moments in ours.moments.items()}
+
+    def write(slot: str, name: str, leaf: Any) -> Any:
+        match slot:
+            case "count":
+                return _like(leaf, np.asarray(taken.copy().pop(), np.int64))
+            case "hyperparam":
+                return _like(leaf, np.asarray(values[name]))
+        return _like(leaf, arrays[slot][name])
+
+    found = walk(opt_state, write)
+    count = next(iter(taken), 0)
+    _compare(torch_optimizer, torch_optimizer.param_groups, torch_model, tx, found, ledger, count)
+    return found
+
+
+def _compare(
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Mapping[str, Any]],
+    torch_model: torch.nn.Module,
+    tx: optax.GradientTransformation | nnx.Optimizer | None,
+    opt_state: optax.OptState,
+    ledger: Ledger,
+    steps: int,
+) -> None:
+    """Raises ValueError if the rules differ; warns of what was not compared, and of other learning rates."""
+    if tx is None:
+        told = [
+            "optax's state does not tell its rule (Adam, Adamax and nadam keep the same, AdamW's decay none): pass "
+            "tx= to have it compared with PyTorch's"
+        ]
+    else:
+        rule = tx.tx if isinstance(tx, nnx.Optimizer) else tx
+        problems, told = compare_rules(optimizer, groups, torch_model, rule, opt_state, ledger, steps)
+        _raise(problems)
+    for text in told:
+        warnings.warn(text, stacklevel=3)
+
+
+def optimizer_to_torch(
+    opt_state: optax.OptState,
+    ledger: Ledger,
+    torch_model: torch.nn.Module,
+    torch_optimizer: torch.optim.Optimizer,
+    *,
+    tx: optax.GradientTransformation | nnx.Optimizer | None = None,
+) -> int | None:
+    """Gives `torch_optimizer` the memory of `opt_state`, in place; `tx` is as in `optimizer_to_jax`.
+
+    Returns:
+        How many steps were taken; None if optax does not count them. A scheduler does not belong to PyTorch's
+        optimiser: put it there by its `last_epoch`.
+
+    Raises:
+        ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
+            rule. Nothing is changed then.
+    """
+    torch_model = unwrapped(torch_model)
+    names = parameter_names(torch_model, {entry.torch for entry in ledger})
+    ours, theirs = read_torch(torch_optimizer, names), read_optax(opt_state)
+    problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
+    counts = sorted({int(count) for count in theirs.counts})
+    if len(counts) > 1:
+        problems.append(f"one count of steps is needed, optax's state has {', '.join(map(str, counts))}")
+    values = dict(theirs.hyperparams)
+    problems += [
+        f"optax's state holds {name} twice" for name, v in theirs.hyperparams if float(v) != float(values[name])
+    ]
+    present, conflicts = torch_hyperparams(torch_optimizer, values)
+    # PyTorch has no eps_root, and groups that do not decay keep to it.
+    unset = [name for name in ("eps_root", "weight_decay") if present.get(name) == 0 and float(values[name]) != 0]
+    problems += [f"the injected hyperparameter {name} has no place in PyTorch's groups" for name in unset]
+    _raise([*problems, *conflicts])
+
+    steps = counts[0] if counts else None
+    set_to = {name: float(value) for name, value in values.items()}
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in torch_optimizer.param_groups]
+    set_hyperparams(groups, set_to)
+    _compare(torch_optimizer, groups, torch_model, tx, opt_state, ledger, steps or 0)
+    partners = {slot: key for key, slot in SLOTS[type(torch_optimizer)].items()}
+    state: dict[str, dict[str, Any]] = {}
+    for slot, leaves in theirs.moments.items():
+        arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        for name, array in torch_arrays(_within(ledger, ours.moments[slot]), arrays).items():
+            state.setdefault(name, {})[partners[slot]] = to_tensor(array)
+    for name in ours.steps:
+        state[name]["step"] = torch.tensor(float(steps or 0))
+    set_hyperparams(torch_optimizer.param_groups, set_to)
+    load_state(torch_optimizer, names, state)
+    return steps
+
+
+def ema_to_jax(ema: StateDict, like: Any, ledger: Ledger) -> Any:
+    """A moving average of PyTorch's `state_dict` as a tree of the structure of `like`, bit for bit.
+
+    Raises:
+        ValueError: names without a partner, all listed. The ledger's `torch_only` ones are left out.
+    """
+    moments = {name: to_numpy(value) for name, value in ema.items() if name not in ledger.torch_only}
+    leaves: dict[str, Any] = {}
+    named(like, lambda name, leaf: leaves.setdefault(name, leaf))
+    wanted = {name: leaf for name, leaf in leaves.items() if name not in ledger.jax_only}
+    _raise(_unpaired({"average": moments}, {"average": wanted}, ledger))
+    arrays = jax_arrays(_within(ledger, moments), moments)
+    return named(like, lambda name, leaf: _like(leaf, arrays[name]) if name in arrays else leaf)
+
+
+def ema_to_torch(ema: Any, ledger: Ledger) -> dict[str, torch.Tensor]:
+    """A moving average in JAX, any tree, as a `state_dict` of PyTorch, bit for bit and without `torch_only` names.
+
+    Raises:
+        ValueError: names that are missing or unknown, all listed.
+    """
+    leaves: dict[str, np.ndarray] = {}
+    named(ema, lambda name, leaf: leaves.setdefault(name, np.asarray(leaf)))
+    expected = {entry.jax for entry in ledger}
+    problems = [f"{name} is missing" for name in expected - leaves.keys()]
+    problems += [f"{name} is unknown" for name in leaves if name not in expected and name not in ledger.jax_only]
+    _raise(sorted(problems))
+    return {name: to_tensor(array) for name, array in torch_arrays(ledger, leaves).items()}
+
+
+def _unpaired(
+    ours: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, Mapping[str, Any]], ledger: Ledger
+) -> list[str]:
+    """All that keeps the moments of both sides from being the same set of tensors."""
+    problems = []
+    for slot in dict.fromkeys((*ours, *theirs)):
+        a, b = ours.get(slot, {}), theirs.get(slot, {})
+        problems += [
+            f"{slot} of {name} is not in the ledger"
+            for name in (*(a.keys() - {e.torch for e in ledger}), *(b.keys() - {e.jax for e in ledger}))
+        ]
+        for entry in ledger:
+            if entry.torch in a and entry.jax in b:
+                found = (*_kind(a[entry.torch]), *_kind(b[entry.jax]))
+                if (found[0], found[2]) != (entry.torch_shape, entry.jax_shape) or found[1] != found[3]:
+                    problems.append(
+                        f"{slot} of {entry.torch} {found[1]} {list(found[0])} does not fit "
+                        f"{entry.jax} {found[3]} {list(found[2])}"
+                    )
+            elif entry.torch in a:
+                problems.append(f"{slot} of {entry.torch} in PyTorch has no partner {entry.jax} in JAX")
+            elif entry.jax in b:
+                problems.append(f"{slot} of {entry.jax} in JAX has no partner {entry.torch} in PyTorch")
+    return problems
+
+
+def _kind(array: Any) -> tuple[tuple[int, ...], str]:
+    return tuple(array.shape), str(array.dtype)
+
+
+def _within(ledger: Ledger, names: Mapping[str, Any]) -> Ledger:
+    """The entries of these PyTorch tensors alone."""
+    return Ledger(tuple(entry for entry in ledger if entry.torch in names))
+
+
+def _like(leaf: Any, array: np.ndarray) -> jax.Array:
+    """`array` where and of the type that `leaf` is."""
+    value = jnp.asarray(array.astype(leaf.dtype))
+    if value.dtype != leaf.dtype:
+        raise ValueError(f"a moment is {leaf.dtype}, which JAX holds only with jax_enable_x64: switch it on")
+    return jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f"{len(problems)} things cannot be carried over: " + "; ".join(problems))

@@ -1,0 +1,116 @@
+"""What a pair of models is called with, and in what layout JAX takes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from parity.carry.convert import to_numpy
+from parity.carry.rules import Rules, matches
+from parity.recording.align import possible_input_axes
+from parity.recording.channels import Axes
+from parity.recording.structure import Rebuild, flatten
+
+
+class Inputs:
+    """Arguments of both models, as PyTorch's takes them: `Inputs(x, mask=mask)` calls `model(x, mask=mask)`.
+
+    Arrays may be numpy's, PyTorch's or JAX's, in tuples and dicts too; numbers, text and None are passed as they are.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    @classmethod
+    def of(cls, inputs: Any) -> Inputs:
+        """One array, a tuple or list of arguments, a mapping of arguments by name, or `Inputs`."""
+        if isinstance(inputs, Inputs):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return cls(**inputs)
+        return cls(*inputs) if isinstance(inputs, tuple | list) else cls(inputs)
+
+
+Apply = Callable[[Any, Sequence[Any]], Any]
+"""Calls a model with tensors in place of the arrays."""
+
+
+def positional(model: Any, tensors: Sequence[Any]) -> Any:
+    """The model of its tensors, one argument each."""
+    return model(*tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The arrays of `Inputs`, and how to call a model with tensors in their place."""
+
+    arrays: tuple[np.ndarray, ...]
+    apply: Apply
+
+    @classmethod
+    def of(cls, inputs: Any) -> Arguments:
+        """Floating arrays in float64, rounded to float32 once, so that both precisions see the same numbers.
+
+        Raises:
+            ValueError: no array, an empty one, or one that is not finite.
+        """
+        given = Inputs.of(inputs)
+        leaves, rebuild = flatten((given.args, given.kwargs))
+        places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+        arrays = tuple(_rounded(to_numpy(leaves[i])) for i in places)
+        if not arrays or any(x.size == 0 for x in arrays):
+            raise ValueError("there is nothing to run on: the inputs are empty")
+        for i, x in enumerate(arrays):
+            if x.dtype.kind not in "biufc":
+                raise ValueError(f"input {i} holds {x.dtype}: pass numbers, booleans or None")
+            if not np.isfinite(x).all():
+                raise ValueError(
+                    f"the inputs hold NaN or infinity (input {i}, in float32): use a large finite number in a mask"
+                )
+        simple = not given.kwargs and places == list(range(len(given.args)))
+        return cls(arrays, positional if simple else _with_leaves(leaves, places, rebuild))
+
+
+def _with_leaves(leaves: Sequence[Any], places: Sequence[int], rebuild: Rebuild) -> Apply:
+    def apply(model: Any, tensors: Sequence[Any]) -> Any:
+        given = dict(zip(places, tensors, strict=True))
+        args, kwargs = rebuild([given.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return model(*args, **kwargs)
+
+    return apply
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor | jax.Array | np.ndarray | np.generic)
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "c":
+        return array.astype(np.complex64).astype(np.complex128)
+    if array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float16"):
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32).astype(np.float64)
+    return array
+
+
+def input_layouts(arrays: Sequence[np.ndarray], rules: Rules) -> Iterator[tuple[Axes, ...]]:
+    """Every combination of layouts in which JAX may take the inputs, the usual one first.
+
+    A rule for "input i" decides for its input; one for the model itself ("") is tried first.
+    """
+    yield from itertools.product(*(_layouts(f"input {i}", x.ndim, rules) for i, x in enumerate(arrays)))
+
+
+def _layouts(name: str, rank: int, rules: Rules) -> list[Axes]:
+    for pattern, axes in rules.layouts.items():
+        if pattern.startswith("input ") and matches(name, [pattern]) and (axes is None or len(axes) == rank):
+            return [axes]
+    # A rule for the model itself is about its outputs too, so it need not be meant for this input.
+    own = [axes for pattern, axes in rules.layouts.items() if pattern == "" and (axes is None or len(axes) == rank)]
+    return list(dict.fromkeys([*own, *possible_input_axes(rank)]))

@@ -1,0 +1,134 @@
+"""The random draws of a flax model, recorded: which there are, with which keys, and what is not known here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from parity.random_draws.jax_draws import intercepted, nothing
+from parity.random_draws.matching import Law, Site, source_line
+from parity.recording.capture import Key
+from parity.recording.transformations import call_hooks
+from parity.runs.jax_side import JaxSide
+
+LIBRARIES = (
+    *(f"{os.path.dirname(module.__file__ or '')}{os.sep}" for module in (jax, flax)),
+    contextlib.__file__,
+)
+"""Where source files lie that no model is in, besides this package's own folder."""
+
+UNKNOWN = ("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "threefry2x32")
+"""Operations of a program that draw."""
+
+
+class Recorder:
+    """Records draws; `seen` gets, as the program runs, the key and the probability of each."""
+
+    def __init__(self, model: nnx.Module) -> None:
+        self.sites: list[Site] = []
+        self.seen: dict[int, list[tuple[bytes | None, float | None]]] = {}
+        self._around: list[Key] = []
+        self._after = ""
+        self._count: dict[Key, int] = {}
+        self._holding = {
+            ".".join(map(str, path))
+            for path, module in nnx.iter_modules(model)
+            if jax.tree.leaves(nnx.state(module, nnx.Not(nnx.RngState)))
+        }
+
+    def entered(self, key: Key, arrays: Any) -> None:
+        self._around.append(key)
+
+    def left(self, key: Key, arrays: Any) -> None:
+        self._around.pop()
+        if key[0] in self._holding:
+            self._after = key[0]
+
+    def numbers(self, law: Law, keep: Any, key_of: Callable[[], Any], shape: tuple[int, ...], *, silent: bool) -> Any:
+        call = self._around[-1] if self._around else ("", 0)
+        index = self._count.get(call, 0)
+        self._count[call] = index + 1
+        place, owner = len(self.sites), call[0]
+        while owner and owner not in self._holding:
+            owner = owner.rpartition(".")[0]
+        site = Site(call, index, law, shape, owner, self._after, source_line(LIBRARIES), silent=silent)
+        self.sites.append(site)
+        key = key_of()
+        data = jnp.zeros((), jnp.uint32) if key is None else jax.random.key_data(key)
+        p = jnp.nan if keep is None else keep
+
+        def saw(data: Any, p: Any) -> None:
+            p = np.asarray(p, np.float64)
+            one = float(p.flat[0]) if p.size and (p == p.flat[0]).all() else None
+            self.seen.setdefault(place, []).append((None if key is None else np.asarray(data).tobytes(), one))
+
+        jax.debug.callback(saw, data, p)
+        return nothing(law, keep, shape)
+
+
+def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], list[str]]:
+    """The draws of one forward pass, and lines of source that draw what is not known here.
+
+    It runs twice, to see what is drawn anew each time. Only what draws depend on is computed.
+    """
+    with side.switches(), jax.disable_jit(False):
+        graphdef, state = nnx.split(side.model)
+        recorders: list[Recorder] = []
+
+        def run(state: nnx.State, inputs: Any) -> nnx.State:
+            model = nnx.merge(graphdef, state)
+            recorder = Recorder(model)
+            recorders.append(recorder)
+            with intercepted(recorder), call_hooks(model, recorder.entered, recorder.left):
+                side.apply(model, inputs)
+            return nnx.state(model, nnx.RngState)
+
+        traced = jax.jit(run).trace(state, side.inputs(arrays))
+        program, recorder = traced.lower().compile(), recorders[-1]
+        seen = []
+        for _ in range(2):
+            recorder.seen.clear()
+            moved = program(state, side.inputs(arrays))
+            jax.effects_barrier()
+            seen.append(dict(recorder.seen))
+            nnx.update(side.model, moved)
+            state = nnx.state(side.model)
+    return [_completed(site, i, *seen) for i, site in enumerate(recorder.sites)], sorted(set(_unknown(traced.jaxpr)))
+
+
+def _completed(site: Site, place: int, first: Any, second: Any) -> Site:
+    """With what running it twice shows."""
+    times, again = (seen.get(place, [(None, None)]) for seen in (first, second))
+    key, p = times[0]
+    keys = tuple(key.hex() for key, _ in times if key is not None)
+    known = p is not None and not np.isnan(p) and all(other == p for _, other in times)
+    return dataclasses.replace(
+        site,
+        law=dataclasses.replace(site.law, keep=p if known else None) if site.law.keep is None else site.law,
+        state=None if key is None else key.hex(),
+        constant=key is not None and key == again[0][0],
+        # One key for all times is one draw: the same numbers.
+        keys=keys if len(set(keys)) > 1 else (),
+    )
+
+
+def _unknown(jaxpr: Any) -> Iterator[str]:
+    """Lines of source of a program that draw in other ways."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.primitive.name in UNKNOWN:
+            frames = equation.source_info.traceback.frames if equation.source_info.traceback else ()
+            inner = next((f for f in frames if not f.file_name.startswith(("<", *LIBRARIES))), None)
+            yield f"{os.path.basename(inner.file_name)}:{inner.line_num} ({inner.function_name})" if inner else "?"
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(getattr(part, "jaxpr", part), "eqns"):
+                    yield from _unknown(part)
