@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from t2t_config.escape import escaped
-from t2t_config.weights.load_report import few
+from t2t_config.text import escaped, few
 
 LISTED = 20
 """Classes of a list that an error message names."""

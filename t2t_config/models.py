@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from t2t_config.arguments import check_arguments
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

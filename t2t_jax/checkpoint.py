@@ -30,9 +30,10 @@ from flax import nnx
 from t2t_common.io.files import ensure_writable
 from t2t_common.run.folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.shapes import saved_grid
+from t2t_config.text import first_line, readable
 from t2t_config.weights.digests import SHA256, compare
 from t2t_config.weights.hub import folder_metadata
-from t2t_config.weights.load_report import LoadReport, readable
+from t2t_config.weights.load_report import LoadReport
 from t2t_config.weights.metadata import take_preprocessing
 from t2t_config.weights.untrusted import ALWAYS, check_size, check_table, making
 from t2t_jax.models.registry import make_model
@@ -167,7 +168,7 @@ def _silence_orbax() -> None:
 
 def reason(error: Exception) -> str:
     """The first line of what `error` says, for a message; its middle, mostly paths, is left out when it is long."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     return readable(line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}", 200)
 
 

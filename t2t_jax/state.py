@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from t2t_config.weights.load_report import few
+from t2t_config.text import few
 from t2t_jax.models.scan_blocks import is_stacked, stack_arrays, unstack_arrays
 
 Arrays = dict[str, jax.Array]

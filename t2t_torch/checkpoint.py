@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from t2t_config import MODELS
 from t2t_config.shapes import saved_grid
-from t2t_config.weights.load_report import LoadReport, few
+from t2t_config.text import few
+from t2t_config.weights.load_report import LoadReport
 from t2t_config.weights.metadata import from_text, take_preprocessing
 from t2t_config.weights.untrusted import check_size, check_table, making
 from t2t_torch.checkpoint_file import (

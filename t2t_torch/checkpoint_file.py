@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from t2t_common.io.files import check_target, replace_file
 from t2t_common.run.folder import latest_torch_file
+from t2t_config.text import few, readable
 from t2t_config.weights.digests import CRC32, SHA256, DamagedError, open_texts, seal_texts
 from t2t_config.weights.hub import folder_metadata
 from t2t_config.weights.layouts import OFFICIAL, to_official, unwrap
-from t2t_config.weights.load_report import few, readable
 from t2t_config.weights.metadata import to_text
 from t2t_torch.weights.digests import check_content, tensor_digests, torch_bytes
 from t2t_torch.weights.plain_tensors import check_plain

@@ -98,6 +98,7 @@ MIRROR = (
     "models.t2t_vit_dense",
     "models.t2t_vit_ghost",
     "models.vit",
+    "models.mix_token",
     "models.registry",
     "create",
     "weights.adapt",

@@ -127,3 +127,8 @@ def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
         except ValueError:
             return False
     return same_bits(a, b)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of `error`, or its type where it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.carry.arrays import converted, is_integer, same_numbers, to_numpy, to_tensor
+from parity.carry.arrays import converted, first_line, is_integer, same_numbers, to_numpy, to_tensor
 from parity.carry.copies import as_dtype
 from parity.carry.ledger import Entry, Ledger, build_ledger, identity, jax_variables
 from parity.carry.model_types import jax_subject
@@ -125,14 +125,10 @@ def _read_torch(state: StateDict, names: Collection[str]) -> dict[str, np.ndarra
             if text is None:
                 found[name] = to_numpy(state[name])
         except (TypeError, RuntimeError) as error:
-            text = f"cannot be read: {_line(error)}"
+            text = f"cannot be read: {first_line(error)}"
         problems += [] if text is None else [f"{name} of PyTorch {text}"]
     raise_problems(problems)
     return found
-
-
-def _line(error: Exception) -> str:
-    return str(error).split("\n")[0]
 
 
 def _jax_array(name: str, array: np.ndarray, dtype: Any) -> jax.Array:
@@ -178,7 +174,7 @@ def _set_all(variables: Mapping[str, nnx.Variable], arrays: Mapping[str, jax.Arr
         for name, old in before.items():
             variables[name].update_from_state(old)
         if isinstance(error, Exception):
-            raise ValueError(f"{_line(error)}: nothing was changed in JAX") from error
+            raise ValueError(f"{first_line(error)}: nothing was changed in JAX") from error
         raise
 
 
@@ -224,7 +220,7 @@ def _read_jax(variables: Mapping[str, nnx.Variable], ledger: Ledger) -> dict[str
                 raise TypeError("it is abstract: initialise the model outside of nnx.eval_shape")
             found[name] = np.asarray(jax.device_get(variables[name][...]))
         except (TypeError, RuntimeError) as error:
-            problems.append(f"{name} of JAX holds no numbers ({_line(error)})")
+            problems.append(f"{name} of JAX holds no numbers ({first_line(error)})")
     raise_problems(problems)
     return found
 

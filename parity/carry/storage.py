@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from parity.carry.arrays import converted, dtype_name, is_integer, numpy_dtype, to_numpy, to_tensor
+from parity.carry.arrays import converted, dtype_name, first_line, is_integer, numpy_dtype, to_numpy, to_tensor
 
 
 def unreadable(tensor: torch.Tensor) -> str | None:
@@ -317,8 +317,7 @@ def _commit(writes: Sequence[_Write]) -> None:
             for earlier, saved in reversed(done):
                 earlier.apply(saved)
             if isinstance(error, Exception):
-                text = str(error).split("\n")[0]
                 raise ValueError(
-                    f"{writes[len(done) - 1].name} cannot be written ({text}): nothing was changed"
+                    f"{writes[len(done) - 1].name} cannot be written ({first_line(error)}): nothing was changed"
                 ) from error
             raise

@@ -25,6 +25,7 @@ import torch
 from flax import nnx
 from optax.schedules import InjectStatefulHyperparamsState
 
+from parity.carry.arrays import first_line
 from parity.carry.ledger import Entry, Ledger
 from parity.measure.gates import norm, relative
 from parity.optimizer_state.state import SLOTS, dotted_name, parameters
@@ -66,7 +67,7 @@ def compare_rules(
     try:
         found = trial.compare(tx)
     except (ValueError, TypeError) as error:  # a transformation that wants more than gradients and parameters
-        text = str(error).split("\n")[0][:150]
+        text = first_line(error)[:150]
         return [], [f"optax's transformation did not run by itself ({text}): its rule was not compared with PyTorch's"]
     if found.error > trial.gate:
         settings = "; ".join(dict.fromkeys(_settings(group) for group in groups))

@@ -16,7 +16,7 @@ from parity.proof.check import MEMORY, check
 from parity.report.report import Report
 from t2t_common.io.files import write_text
 from t2t_config import ALIASES, MODELS
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     name: {"depth": 2} for name in MODELS if name.startswith(("vit_base", "vit_large", "vit_huge", "vit_deit_base"))

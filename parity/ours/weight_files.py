@@ -16,7 +16,8 @@ from flax import nnx
 from parity.carry.arrays import same_bits, to_numpy
 from parity.carry.convert import Ledger, jax_to_torch, jax_variables, state_equal, torch_to_jax
 from t2t_config.models import ALIASES
-from t2t_config.weights.load_report import LoadReport, check_types, few
+from t2t_config.text import few
+from t2t_config.weights.load_report import LoadReport, check_types
 from t2t_config.weights.untrusted import check_metadata
 
 TORCH_SUFFIXES = (".pth", ".tar", ".pt", ".bin", ".safetensors")

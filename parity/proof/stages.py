@@ -322,7 +322,7 @@ class Proof:
         return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Training mode with the same random draws on both sides, and its causes: see `parity.training_mode.train_mode`."""
+        """Training mode with the same random draws on both sides, and its causes (`parity.training_mode`)."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)

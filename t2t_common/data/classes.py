@@ -11,7 +11,7 @@ from t2t_common.data.readers.formats import check_classes
 from t2t_common.data.readers.sources import FolderSource, Source, in_words, notes_of
 from t2t_common.data.token_labels import TokenLabelSource
 from t2t_config.class_names import both_lists, imagenet_classes, match_classes
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 BY_NUMBER = "label N of the data is taken for output N of the model"
 

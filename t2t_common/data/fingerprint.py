@@ -30,7 +30,7 @@ from t2t_common.data.readers.sources import ArraySource, EncodedSource, FolderSo
 from t2t_common.data.readers.tar import TarSource
 from t2t_common.data.token_labels import TokenLabelSource
 from t2t_common.io.terminal import bar
-from t2t_config.weights.load_report import few, readable
+from t2t_config.text import few, readable
 
 Identity = dict[str, Any]
 

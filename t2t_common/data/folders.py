@@ -10,8 +10,7 @@ from t2t_common.data.readers.image_files import IMAGE_SUFFIXES, as_text, folders
 from t2t_common.data.readers.shards import SPLIT_WORDS, class_file, read_class_names
 from t2t_common.data.readers.sources import FolderSource, Split, in_words
 from t2t_config.class_names import both_lists
-from t2t_config.escape import escaped
-from t2t_config.weights.load_report import few
+from t2t_config.text import escaped, few
 
 SHOWN = 10
 """Class folders that are told by name."""

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from t2t_common.data.gray16 import to_8_bits
 from t2t_common.data.readers.image_files import IMAGE_SUFFIXES, as_text, find_images_below
+from t2t_config.text import first_line
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -73,7 +74,7 @@ def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image
             f"unreadable image {name()} (no image format known): replace or delete it"
         ) from error
     except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, ValueError ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UnreadableImageError(f"unreadable image {name()} ({reason}): replace or delete it") from error
 
 

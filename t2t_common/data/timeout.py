@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+from t2t_config.text import first_line
+
 T = TypeVar("T")
 
 _END = object()
@@ -47,7 +49,7 @@ class Patient(Iterator[T], Generic[T]):
                 "command again"
             ) from None
         if isinstance(error, RuntimeError | EOFError | OSError):  # as Grain, PyTorch and pipes tell of a dead worker
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ValueError(
                 f"reading the images broke off ({reason}): give the same command again; if memory is short, lower "
                 "--data-workers"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from t2t_common.evaluation.weights_options import WeightsOptions
 from t2t_common.io.files import check_target, write_text
 from t2t_common.io.terminal import status
 from t2t_config.class_names import class_names
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 Forward = Callable[[np.ndarray], np.ndarray]
 """Images (B, H, W, C) float32 -> logits (B, num_classes)."""

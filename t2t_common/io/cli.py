@@ -24,6 +24,7 @@ from t2t_common.io.metavars import registry
 from t2t_common.io.option_errors import rephrase
 from t2t_common.io.terminal import escaped_streams, unescaped_streams
 from t2t_config.extras import DISTRIBUTION, end_at_ctrl_c, restore_ctrl_c, version
+from t2t_config.text import first_line
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ def _run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
     except Exception as error:
         if not _tells_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return _complain(f"out of memory ({reason[:200]}): choose a smaller --batch-size, image size or model")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

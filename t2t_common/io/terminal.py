@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.status import Status
 from rich.text import Text
 
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 T = TypeVar("T")
 

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from t2t_config.text import readable
 from t2t_config.weights.digests import CRC32, SHA256, DamagedError, compare
 from t2t_config.weights.json_limits import parse
-from t2t_config.weights.load_report import readable
 from t2t_config.weights.untrusted import MAX_EXPANSION
 
 CHUNK = 1 << 20

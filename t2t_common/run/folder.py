@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from t2t_common.run.metrics_file import METRICS_FILE, last_step
+from t2t_config.text import first_line, readable
 from t2t_config.weights.hub import WEIGHTS, is_hub_folder
-from t2t_config.weights.load_report import readable
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class Damaged:
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, UnfitError) or isinstance(error.__cause__, MemoryError | PermissionError):
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0].removesuffix(": get it again")
+            reason = first_line(error).removesuffix(": get it again")
             self.steps[step] = readable(reason.replace(f"{self._path(step)} ", ""), 200)
 
     def _set_aside(self) -> None:

@@ -13,7 +13,7 @@ from t2t_common.run.folder import CHECKPOINTS, SUFFIX, Damaged, check_beginning,
 from t2t_common.run.save_policy import DATA, RAN_ON, saved_by
 from t2t_common.run_page.record import Record
 from t2t_config import ExpectedClasses, Recipe, recipe_changes
-from t2t_config.weights.load_report import few, readable
+from t2t_config.text import few, readable
 
 OTHER_DATA = "put the data back as they were, or choose another --workdir"
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from t2t_config import ExpectedClasses, Recipe, epoch_lr
-from t2t_config.weights.load_report import few, readable
+from t2t_config.text import few, readable
 
 Warnings = Mapping[str, str | None]
 

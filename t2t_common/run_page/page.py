@@ -19,8 +19,7 @@ from t2t_common.run_page import charts, confusion
 from t2t_common.run_page.record import RECORD_FILE, Record
 from t2t_config import Recipe
 from t2t_config.class_names import class_names
-from t2t_config.escape import escaped
-from t2t_config.weights.load_report import readable
+from t2t_config.text import escaped, readable
 
 PAGE_FILE = "report.html"
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ from t2t_common.visualize.inside import Inside, covered_size
 from t2t_common.visualize.page import Picture, page
 from t2t_common.visualize.sections import draw_image, draw_positions, left_out
 from t2t_config.class_names import class_names
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 PAGE_FILE = "index.html"
 SAID = 3

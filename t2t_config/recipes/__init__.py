@@ -15,7 +15,7 @@ from t2t_config.recipes.changes import recipe_changes
 from t2t_config.recipes.digits import digits, fashion_mnist
 from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384, token_labeling
 from t2t_config.recipes.transfer import cifar
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 
 __all__ = [
     "RECIPES",

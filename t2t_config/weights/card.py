@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from t2t_config.escape import escaped
 from t2t_config.models import model_config
 from t2t_config.shapes import to_pair
+from t2t_config.text import escaped
 from t2t_config.weights.metadata import Metadata
 
 PREPROCESSING = ("mean", "std", "crop_pct", "interpolation")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from t2t_config.weights.load_report import few
+from t2t_config.text import few
 
 SHA256, CRC32 = "sha256", "crc32"
 """What the bytes of a file were compared with (see `LoadReport.verified`)."""

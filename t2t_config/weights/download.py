@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 from t2t_config.weights.urls import is_safe, open_address
 
 TIMEOUT = 30.0

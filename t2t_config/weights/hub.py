@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_config.extras import install_hint
+from t2t_config.text import first_line
 from t2t_config.weights.card import from_config, model_card, to_config
 from t2t_config.weights.digests import KEY, of_json
 from t2t_config.weights.hub_names import plain_names
@@ -118,7 +119,7 @@ def fetch(
         return found.parent
     except _failures(hub) as error:
         raise ValueError(
-            f"{repo_or_folder} is neither a folder nor a model that the hub gives ({_line(error)})"
+            f"{repo_or_folder} is neither a folder nor a model that the hub gives ({first_line(error)})"
         ) from error
 
 
@@ -152,7 +153,7 @@ def upload(
         except _failures(hub) as error:
             refused = isinstance(error, (hub.errors.HfHubHTTPError, ValueError))
             then = "log in with `hf auth login`?" if refused else "check the connection and HF_ENDPOINT"
-            raise ValueError(f"cannot push to {repo_id} ({_line(error)}): {then}") from error
+            raise ValueError(f"cannot push to {repo_id} ({first_line(error)}): {then}") from error
     return str(commit.commit_url)
 
 
@@ -164,10 +165,6 @@ def _failures(hub: Any) -> tuple[type[Exception], ...]:
     """
     client = [base for base in hub.errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
     return (*client, hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, ValueError, OSError)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _huggingface_hub() -> Any:

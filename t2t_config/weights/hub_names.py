@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 
 _PLAIN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+=-]{0,199}")
 """Usual are the digits of SHA-1 and SHA-256."""

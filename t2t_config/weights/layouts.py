@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 
 
 @dataclasses.dataclass(frozen=True)

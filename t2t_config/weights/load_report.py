@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+from t2t_config.text import few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +125,3 @@ def check_types(types: Mapping[str, str]) -> None:
     wrong = [f"{name} is {kind}" for name, kind in types.items() if kind not in WEIGHT_TYPES]
     if wrong:
         raise ValueError(f"{few(wrong)}: weights are {', '.join(WEIGHT_TYPES)}, convert them first")
-
-
-def few(names: Iterable[str], count: int = 3) -> str:
-    """The first few names, and how many more there are; of a stranger's file, so in one line and not too long."""
-    names = list(names)
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(map(readable, names[:count])) + rest
-
-
-def readable(name: str, most: int = 100) -> str:
-    """`name` as a message can hold it: what cannot be printed escaped, its middle left out when it is long."""
-    short = name if len(name) <= most else f"{name[: most - 20]}...{name[-17:]}"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in short)

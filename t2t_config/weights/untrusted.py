@@ -9,7 +9,7 @@ from typing import Any
 
 from t2t_config.models import model_arguments
 from t2t_config.shapes import to_pair
-from t2t_config.weights.load_report import readable
+from t2t_config.text import first_line, readable
 
 MOST_SIZE, MOST_DEPTH, MOST_SIDE, MOST_CLASSES = 1 << 16, 512, 1 << 14, 1 << 20
 """Widths, blocks, pixels and classes, beyond every model that is known."""
@@ -111,5 +111,5 @@ def making(path: Path) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:
-        reason = readable(str(error).split("\n")[0] or type(error).__name__, 200)
+        reason = readable(first_line(error), 200)
         raise ValueError(f"{path} describes no model that can be made ({reason}): get it again") from error

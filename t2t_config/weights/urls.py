@@ -9,7 +9,7 @@ from email.message import Message
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 
 
 def is_safe(url: str, *, from_here: bool = True) -> bool:

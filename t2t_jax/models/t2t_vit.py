@@ -25,11 +25,11 @@ from t2t_jax.models.layers import (
     check_images,
     trunc_normal,
 )
+from t2t_jax.models.mix_token import MixToken
 from t2t_jax.models.scan_blocks import run_blocks
 from t2t_jax.models.token_performer import TokenPerformer
 from t2t_jax.models.token_transformer import TokenTransformer
 from t2t_jax.models.transformer_block import Block, get_sinusoid_encoding
-from t2t_jax.training.token_labeling import MixToken
 
 
 class T2TModule(nnx.Module):

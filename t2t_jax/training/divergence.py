@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from t2t_config.weights.load_report import few
+from t2t_config.text import few
 from t2t_jax.models.scan_blocks import unstack_arrays
 from t2t_jax.state import Arrays
 from t2t_jax.step import Batch, TrainState, observing

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t2t_jax.models.mix_token import flip_groups
 from t2t_jax.training.loss import soft_targets
 
 Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -123,12 +124,6 @@ class Mixup:
         mixed_BxHxWxC = images_BxHxWxC * share_Bx1x1x1 + partners_BxHxWxC * (1 - share_Bx1x1x1)
         images_BxHxWxC = jnp.where(use_cutmix_B[:, None, None, None], cut_BxHxWxC, mixed_BxHxWxC)
         return images_BxHxWxC, mixup_target(labels, self.num_classes, lam_B, self.label_smoothing, group)
-
-
-def flip_groups(array_B: jax.Array, group: int) -> jax.Array:
-    """`array_B`, (B, ...), with every `group` neighbours in the opposite order."""
-    grouped = array_B.reshape(-1, group, *array_B.shape[1:])
-    return grouped[:, ::-1].reshape(array_B.shape)
 
 
 def mixup_target(

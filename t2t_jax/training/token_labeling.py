@@ -1,7 +1,7 @@
-"""Token labeling (arXiv 2104.10858): soft targets for every token, MixToken, and the loss of both heads.
+"""Token labeling (arXiv 2104.10858): soft targets for every token, the box of MixToken, the loss of both heads.
 
-Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/models/lvvit.py (MixToken),
-tlt/loss/cross_entropy.py. Twin: t2t_torch/training/token_labeling.py. Drawing and computing are apart, as in mixup.py.
+Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/loss/cross_entropy.py. Drawing and computing are
+apart, as in mixup.py. Twin: t2t_torch/training/token_labeling.py.
 Shapes: B batch, N tokens on a grid, C channels or classes, K labels of a cell, H W cells of a map.
 """
 
@@ -13,35 +13,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from t2t_jax.models.mix_token import MixToken, flip_groups
 from t2t_jax.training.loss import cross_entropy
-from t2t_jax.training.mixup import flip_groups
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class MixToken:
-    """A box of the grid, which every image takes from its partner's tokens: its place in the flipped group.
-
-    The second edge of each pair is not part of the box. `group` images, neighbours in the batch, find partners among
-    themselves; None for the whole batch.
-    """
-
-    top: jax.Array | int
-    bottom: jax.Array | int
-    left: jax.Array | int
-    right: jax.Array | int
-    group: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-    def __call__(self, tokens_BxNxC: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens with the box exchanged; a second call brings all of them back."""
-        rows_N, columns_N = (index.ravel() for index in jnp.mgrid[: grid[0], : grid[1]])
-        inside_N = (rows_N >= self.top) & (rows_N < self.bottom) & (columns_N >= self.left) & (columns_N < self.right)
-        partners_BxNxC = flip_groups(tokens_BxNxC, self.group or len(tokens_BxNxC))
-        return jnp.where(inside_N[None, :, None], partners_BxNxC, tokens_BxNxC)
-
-    def own_share(self, num_tokens: int) -> jax.Array | float:
-        """Share of an image's `num_tokens` tokens that stay its own."""
-        return 1 - (self.bottom - self.top) * (self.right - self.left) / num_tokens
 
 
 def draw_mix_token(key: jax.Array, grid: tuple[int, int], *, alpha: float = 1.0, group: int | None = None) -> MixToken:

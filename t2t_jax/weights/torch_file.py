@@ -13,9 +13,9 @@ import safetensors.numpy
 
 from t2t_config.extras import install_hint
 from t2t_config.shapes import sizes_of
+from t2t_config.text import readable
 from t2t_config.weights.digests import SHA256, DamagedError, open_texts, seal_texts
 from t2t_config.weights.layouts import to_official, unwrap
-from t2t_config.weights.load_report import readable
 from t2t_config.weights.metadata import from_text
 from t2t_jax.weights.digests import array_digests
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from t2t_config.shapes import SOFT_SPLITS, drop_path_rates, soft_split_grids, to_pair
 from t2t_torch.models.layers import check_images, init_weights
+from t2t_torch.models.mix_token import MixToken
 from t2t_torch.models.token_performer import TokenPerformer
 from t2t_torch.models.token_transformer import TokenTransformer
 from t2t_torch.models.transformer_block import Block, get_sinusoid_encoding
-from t2t_torch.training.token_labeling import MixToken
 
 
 class T2TModule(nn.Module):

@@ -18,6 +18,7 @@ from t2t_common.data.iterator import BatchIterator
 from t2t_common.io.files import ensure_writable, replace_file
 from t2t_common.run.folder import CHECKPOINTS, SUFFIX, Damaged, torch_steps
 from t2t_common.run.save_policy import TOP1
+from t2t_config.text import first_line
 from t2t_config.weights.metadata import from_text, to_text
 from t2t_torch.checkpoint_file import check_written
 from t2t_torch.step import TrainState
@@ -137,7 +138,7 @@ class TrainingCheckpoints:
             state.step = saved["step"]
             iterator.set_state(saved["data"])
         except Exception as error:  # sound, but of another run
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ValueError(
                 f"cannot continue from {self._path(self.latest_step or 0)} ({reason}): choose another --workdir"
             ) from error

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t2t_torch.models.mix_token import flip_groups
 from t2t_torch.training.loss import soft_targets
 
 Box = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -127,11 +128,6 @@ class Mixup:
         mixed_BxCxHxW = images_BxCxHxW * share_Bx1x1x1 + partners_BxCxHxW * (1 - share_Bx1x1x1)
         images_BxCxHxW = torch.where(use_cutmix_B[:, None, None, None], cut_BxCxHxW, mixed_BxCxHxW)
         return images_BxCxHxW, mixup_target(labels, self.num_classes, lam_B, self.label_smoothing, group)
-
-
-def flip_groups(array_B: Tensor, group: int) -> Tensor:
-    """`array_B`, (B, ...), with every `group` neighbours in the opposite order."""
-    return array_B.unflatten(0, (-1, group)).flip(1).flatten(0, 1)
 
 
 def mixup_target(

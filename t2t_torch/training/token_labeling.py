@@ -1,7 +1,7 @@
-"""Token labeling (arXiv 2104.10858): soft targets for every token, MixToken, and the loss of both heads.
+"""Token labeling (arXiv 2104.10858): soft targets for every token, the box of MixToken, the loss of both heads.
 
-Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/models/lvvit.py (MixToken),
-tlt/loss/cross_entropy.py. Twin: t2t_jax/training/token_labeling.py.
+Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/loss/cross_entropy.py.
+Twin: t2t_jax/training/token_labeling.py.
 Shapes: B batch, N tokens on a grid, C channels or classes, K labels of a cell, H W cells of a map.
 """
 
@@ -15,33 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t2t_torch.models.mix_token import MixToken, flip_groups
 from t2t_torch.training.loss import cross_entropy
-from t2t_torch.training.mixup import flip_groups
-
-
-@dataclasses.dataclass(frozen=True)
-class MixToken:
-    """A box of the grid, which every image takes from its partner's tokens: its place in the flipped group.
-
-    The second edge of each pair is not part of the box. `group` images, neighbours in the batch, find partners among
-    themselves; None for the whole batch.
-    """
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-    group: int | None = None
-
-    def __call__(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, N, C) with the box exchanged; a second call brings all of them back."""
-        inside = torch.zeros(grid, dtype=torch.bool, device=tokens.device)
-        inside[self.top : self.bottom, self.left : self.right] = True
-        return torch.where(inside.flatten()[:, None], flip_groups(tokens, self.group or len(tokens)), tokens)
-
-    def own_share(self, num_tokens: int) -> float:
-        """Share of an image's `num_tokens` tokens that stay its own."""
-        return 1 - (self.bottom - self.top) * (self.right - self.left) / num_tokens
 
 
 def draw_mix_token(

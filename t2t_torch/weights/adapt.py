@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2t_config.shapes import SOFT_SPLITS
-from t2t_config.weights.load_report import check_types, few
+from t2t_config.text import few
+from t2t_config.weights.load_report import check_types
 
 StateDict = dict[str, Tensor]
 

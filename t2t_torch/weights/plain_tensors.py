@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from t2t_config.weights.load_report import few
+from t2t_config.text import few
 
 BEYOND_NUMPY = re.compile(r"float[48]_|bits|u?int[1-7]$")
 """Names of types that numpy does not have; bfloat16 is widened where need be."""

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from t2t_common.io.pickle_bombs import operations
 from t2t_common.io.zips import check_members, open_zip
+from t2t_config.text import readable
 from t2t_config.weights.digests import DamagedError
-from t2t_config.weights.load_report import readable
 from t2t_config.weights.untrusted import ALWAYS
 from t2t_torch.weights.ignored_entries import INERT
 from t2t_torch.weights.unpickle_preview import check_archive, check_legacy

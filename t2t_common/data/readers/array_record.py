@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from t2t_common.data.images import UnreadableImageError
 from t2t_common.data.readers.sources import EncodedSource, check_labels
-from t2t_config.weights.load_report import few, readable
+from t2t_config.text import few, first_line, readable
 
 THREADS = 16
 
@@ -88,7 +88,7 @@ class ArrayRecordSource(EncodedSource):
 
 def reason(error: Exception) -> str:
     """What `error` says, for a message."""
-    return readable((str(error).splitlines() or [type(error).__name__])[0], 200)
+    return readable(first_line(error), 200)
 
 
 def count_records(path: Path) -> int:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from t2t_common.data.readers.sources import Split
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),

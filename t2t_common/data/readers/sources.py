@@ -15,7 +15,7 @@ from PIL import Image
 
 from t2t_common.data.images import decode_image
 from t2t_common.data.readers.image_files import IMAGE_SUFFIXES, as_text, find_images_below
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 Split = Literal["train", "val"]
 

@@ -25,8 +25,8 @@ from t2t_common.data.readers.image_files import IMAGE_SUFFIXES
 from t2t_common.data.readers.sources import EncodedSource, check_labels
 from t2t_common.io.files import replace_file
 from t2t_common.io.terminal import bar
+from t2t_config.text import readable
 from t2t_config.weights.download import cache_dir
-from t2t_config.weights.load_report import readable
 
 TARS = "*.tar"
 """What shards are called."""

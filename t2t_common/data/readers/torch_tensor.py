@@ -18,7 +18,7 @@ import numpy as np
 
 from t2t_common.io.pickle_bombs import operations
 from t2t_common.io.zips import open_zip
-from t2t_config.weights.load_report import readable
+from t2t_config.text import readable
 
 MAX_PLACES = 1000
 """Of the pickle that says which tensor it is; some twenty are usual."""

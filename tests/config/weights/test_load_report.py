@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 
-from t2t_config.weights.load_report import LoadReport, few
+from t2t_config.text import few
+from t2t_config.weights.load_report import LoadReport
 
 EXACT = LoadReport("w.pth", "", False, "official", ("norm.weight",), {}, (), ())
 

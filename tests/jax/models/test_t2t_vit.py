@@ -13,9 +13,9 @@ from flax import nnx
 
 from t2t_jax import create_model
 from t2t_jax.models.layers import Buffer, Conv, Dropout, LayerNorm, Linear
+from t2t_jax.models.mix_token import MixToken
 from t2t_jax.models.t2t_vit import T2TModule
 from t2t_jax.models.transformer_block import get_sinusoid_encoding
-from t2t_jax.training.token_labeling import MixToken
 from tests.support.golden import rel_f
 from tests.support.jax_models import abstract, apply, modules, normal, primitive_dtypes, variables
 

@@ -87,7 +87,7 @@ class TorchLabelled(torch.nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self.model(x, mix=t2t_torch.training.token_labeling.MixToken(*BOX))
+        return self.model(x, mix=t2t_torch.models.mix_token.MixToken(*BOX))
 
 
 class JaxLabelled(nnx.Module):
@@ -95,7 +95,7 @@ class JaxLabelled(nnx.Module):
         self.model = model
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> Any:
-        return self.model(x, rngs, mix=t2t_jax.training.token_labeling.MixToken(*BOX))
+        return self.model(x, rngs, mix=t2t_jax.models.mix_token.MixToken(*BOX))
 
 
 def token_label_loss() -> Loss:
@@ -106,14 +106,14 @@ def token_label_loss() -> Loss:
         if not isinstance(outputs, tuple):
             return torch.nn.functional.cross_entropy(outputs, torch.from_numpy(targets[:, 0]).to(outputs))
         return t2t_torch.training.token_labeling.token_label_cross_entropy(
-            *outputs, torch.from_numpy(targets).to(outputs[0]), t2t_torch.training.token_labeling.MixToken(*BOX)
+            *outputs, torch.from_numpy(targets).to(outputs[0]), t2t_torch.models.mix_token.MixToken(*BOX)
         )
 
     def in_jax(outputs: Any) -> jax.Array:
         if not isinstance(outputs, tuple):
             return t2t_jax.training.loss.cross_entropy(outputs, targets[:, 0])
         return t2t_jax.training.token_labeling.token_label_cross_entropy(
-            *outputs, targets.astype(outputs[0].dtype), t2t_jax.training.token_labeling.MixToken(*BOX)
+            *outputs, targets.astype(outputs[0].dtype), t2t_jax.models.mix_token.MixToken(*BOX)
         )
 
     return Loss("token labeling", in_torch, in_jax)

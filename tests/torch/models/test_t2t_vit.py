@@ -10,8 +10,8 @@ from torch import nn
 
 from t2t_config.shapes import SOFT_SPLITS
 from t2t_torch import create_model
+from t2t_torch.models.mix_token import MixToken
 from t2t_torch.models.t2t_vit import T2TModule
-from t2t_torch.training.token_labeling import MixToken
 from tests.support.golden import rel_f
 
 NAME = "t2t_vit_micro"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2t_config.escape import escaped
+from t2t_config.text import escaped
 
 
 @pytest.mark.parametrize(
