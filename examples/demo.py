@@ -31,8 +31,8 @@ from t2t_config import recipe as named_recipe
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
-from t2t_jax.step import make_forward
 from t2t_jax.train import train
+from t2t_jax.training.step import make_forward
 
 
 def main(args: Sequence[str]) -> int:

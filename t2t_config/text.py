@@ -44,3 +44,9 @@ def readable(name: str, most: int = 100) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the message of `error`, or its type where it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the message of `error`; if it is long, without its middle, which is mostly paths."""
+    line = first_line(error)
+    return readable(line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}", 200)

@@ -28,9 +28,9 @@ import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
 from t2t_common.io.files import ensure_writable
-from t2t_common.run.folder import CHECKPOINTS, is_step, latest_torch_file
+from t2t_common.workdir.folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.shapes import saved_grid
-from t2t_config.text import first_line, readable
+from t2t_config.text import reason
 from t2t_config.weights.digests import SHA256, compare
 from t2t_config.weights.hub import folder_metadata
 from t2t_config.weights.load_report import LoadReport
@@ -39,10 +39,10 @@ from t2t_config.weights.untrusted import ALWAYS, check_size, check_table, making
 from t2t_jax.models.registry import make_model
 from t2t_jax.models.scan_blocks import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
-from t2t_jax.training.replace_folder import exchange, recover, set_aside
 from t2t_jax.weights.adapt import fit
 from t2t_jax.weights.digests import array_digests, check_folder, copies_of, read_back
 from t2t_jax.weights.orbax_paths import plain_path
+from t2t_jax.weights.replace_folder import exchange, recover, set_aside
 from t2t_jax.weights.torch_file import Weights, read_torch_file
 
 BEST = "best"
@@ -164,12 +164,6 @@ def _silence_orbax() -> None:
             show(unraisable)
 
     sys.unraisablehook = hook
-
-
-def reason(error: Exception) -> str:
-    """The first line of what `error` says, for a message; its middle, mostly paths, is left out when it is long."""
-    line = first_line(error)
-    return readable(line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}", 200)
 
 
 def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:

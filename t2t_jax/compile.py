@@ -38,8 +38,8 @@ from t2t_jax.aot.topology import HBM_GIB, num_chips, topology_name, tpu_topology
 from t2t_jax.ops.platform import traced_for
 from t2t_jax.parallel.mesh import AXES, BATCH, AnyMesh, mesh_shape, own_shapes, tree_shardings
 from t2t_jax.state import split_model
-from t2t_jax.step import init_state
 from t2t_jax.training.from_recipe import build_model, build_step, check_recipe
+from t2t_jax.training.step import init_state
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
 """Has to be there before JAX is imported: no search for a TPU, and no lock on libtpu."""

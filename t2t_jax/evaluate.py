@@ -28,7 +28,7 @@ from t2t_jax.create import create_model
 from t2t_jax.data import Preprocess, eval_batches, open_source
 from t2t_jax.parallel.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.state import Arrays, model_arrays, split_model
-from t2t_jax.step import Batch, make_forward
+from t2t_jax.training.step import Batch, make_forward
 
 Forward = Callable[[Arrays, Any], "jax.Array | np.ndarray"]
 

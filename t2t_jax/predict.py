@@ -16,7 +16,7 @@ from t2t_common.evaluation.predict_command import PredictOptions, show_predictio
 from t2t_common.io import cli
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
-from t2t_jax.step import make_forward
+from t2t_jax.training.step import make_forward
 
 
 def main(args: Sequence[str]) -> int:

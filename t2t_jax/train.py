@@ -27,12 +27,12 @@ from t2t_common.io.files import ensure_writable
 from t2t_common.io.terminal import say
 from t2t_common.run import resume_check
 from t2t_common.run.banner import start_block
-from t2t_common.run.folder import check_workdir, note_not_recognised
-from t2t_common.run.interrupt import RunInterruptedError
-from t2t_common.run.lock import locked
 from t2t_common.run.resume_check import with_saved_head
 from t2t_common.run.save_policy import EPOCH_LOSS, Saving, run_metadata
 from t2t_common.run.warnings import evaluation_warnings, head_note, schedule_warnings
+from t2t_common.workdir.folder import check_workdir, note_not_recognised
+from t2t_common.workdir.interrupt import RunInterruptedError
+from t2t_common.workdir.lock import locked
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
@@ -56,7 +56,6 @@ from t2t_jax.parallel.interrupt import Interruption
 from t2t_jax.parallel.mesh import join_processes, make_mesh, put_batch, put_tree
 from t2t_jax.parallel.processes import checked_data, ran_on, told_of_loss
 from t2t_jax.state import split_model
-from t2t_jax.step import TrainState, init_state
 from t2t_jax.training.checkpoints import TrainingCheckpoints
 from t2t_jax.training.divergence import explain
 from t2t_jax.training.from_recipe import Sample, TrainStep, build_model, build_sample, build_step, check_recipe
@@ -64,6 +63,7 @@ from t2t_jax.training.init_from import begun_classes, start_from
 from t2t_jax.training.optim import freeze
 from t2t_jax.training.profile import Watch
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
+from t2t_jax.training.step import TrainState, init_state
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from t2t_common.io.files import check_target, replace_file
-from t2t_common.run.folder import latest_torch_file
+from t2t_common.workdir.folder import latest_torch_file
 from t2t_config.text import few, readable
 from t2t_config.weights.digests import CRC32, SHA256, DamagedError, open_texts, seal_texts
 from t2t_config.weights.hub import folder_metadata

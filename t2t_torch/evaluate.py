@@ -28,9 +28,9 @@ from t2t_torch.checkpoint import check_described, load_checkpoint, read_checkpoi
 from t2t_torch.checkpoint_file import find_checkpoint
 from t2t_torch.create import create_model
 from t2t_torch.data import eval_batches
-from t2t_torch.step import make_forward
 from t2t_torch.training.from_recipe import compute_dtype
 from t2t_torch.training.processes import own_device, sum_processes
+from t2t_torch.training.step import make_forward
 
 
 def accuracy(

@@ -40,22 +40,21 @@ from t2t_common.io.files import ensure_writable
 from t2t_common.io.terminal import say
 from t2t_common.run import resume_check
 from t2t_common.run.banner import start_block
-from t2t_common.run.folder import CHECKPOINTS, SUFFIX, check_workdir, note_not_recognised, torch_steps
-from t2t_common.run.interrupt import RunInterruptedError
-from t2t_common.run.lock import locked
 from t2t_common.run.options import Watch
 from t2t_common.run.peak_flops import run_peak
 from t2t_common.run.reporter import Reporter, TrainingDivergedError
 from t2t_common.run.resume_check import with_saved_head
 from t2t_common.run.save_policy import EPOCH_LOSS, Saving, run_metadata
 from t2t_common.run.warnings import evaluation_warnings, head_note, schedule_warnings
+from t2t_common.workdir.folder import CHECKPOINTS, SUFFIX, check_workdir, note_not_recognised, torch_steps
+from t2t_common.workdir.interrupt import RunInterruptedError
+from t2t_common.workdir.lock import locked
 from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
 from t2t_config import recipe as named_recipe
 from t2t_config.flops import training_flops
 from t2t_config.weights.load_report import LoadReport
 from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
-from t2t_torch.step import TrainState, TrainStep, make_forward
 from t2t_torch.training.checkpoints import TrainingCheckpoints
 from t2t_torch.training.from_recipe import Sample, build_model, build_sample, build_step, check_recipe, compute_dtype
 from t2t_torch.training.init_from import begun_classes, start_from
@@ -68,6 +67,7 @@ from t2t_torch.training.processes import (
     process_count,
     process_index,
 )
+from t2t_torch.training.step import TrainState, TrainStep, make_forward
 
 
 @dataclasses.dataclass

@@ -32,7 +32,7 @@ def load_into(
     Raises:
         ValueError, FileNotFoundError: nothing there, unreadable, or weights of another model.
     """
-    from t2t_common.run.folder import latest_torch_file
+    from t2t_common.workdir.folder import latest_torch_file
 
     path = latest_torch_file(path)
     if path.is_dir():

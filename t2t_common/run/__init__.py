@@ -1,1 +1,1 @@
-"""A training run, whatever computes it: its folder, lock, log, speed, saving and interruption."""
+"""What a training run does whatever computes it: log, speed, saving, what it checks before it goes on."""

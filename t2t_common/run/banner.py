@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_common.data.preprocess import Preprocess
-from t2t_common.run.writers import METRICS_FILE
+from t2t_common.workdir.writers import METRICS_FILE
 from t2t_config import Recipe
 
 

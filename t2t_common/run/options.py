@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from t2t_common.run.writers import Service, require
+from t2t_common.workdir.writers import Service, require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,11 +28,11 @@ from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
 from t2t_common.io.terminal import LastingConsole, make_console, plain
-from t2t_common.run.errors import TrainingDivergedError
 from t2t_common.run.meter import Meter
 from t2t_common.run.options import Watch
-from t2t_common.run.writers import METRICS_FILE, Writer, open_writers
 from t2t_common.run_page import RunPage
+from t2t_common.workdir.errors import TrainingDivergedError
+from t2t_common.workdir.writers import METRICS_FILE, Writer, open_writers
 
 __all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
 

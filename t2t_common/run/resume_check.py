@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from t2t_common.data.fingerprint import data_changes
-from t2t_common.run.folder import CHECKPOINTS, SUFFIX, Damaged, check_beginning, is_step
 from t2t_common.run.save_policy import DATA, RAN_ON, saved_by
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.folder import CHECKPOINTS, SUFFIX, Damaged, check_beginning, is_step
+from t2t_common.workdir.record import Record
 from t2t_config import ExpectedClasses, Recipe, recipe_changes
 from t2t_config.text import few, readable
 

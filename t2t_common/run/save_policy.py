@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from t2t_common.data.preprocess import Preprocess
 from t2t_common.evaluation.accuracy import Accuracy
-from t2t_common.run.interrupt import Interruption, RunInterruptedError
-from t2t_common.run.lock import Lock
 from t2t_common.run.reporter import Reporter
+from t2t_common.workdir.interrupt import Interruption, RunInterruptedError
+from t2t_common.workdir.lock import Lock
 from t2t_config import Recipe
 
 TOP1 = "top1"

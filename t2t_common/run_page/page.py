@@ -13,10 +13,10 @@ import jinja2
 from markupsafe import Markup
 
 from t2t_common.io.files import write_text
-from t2t_common.run.lock import is_locked
-from t2t_common.run.writers import METRICS_FILE, read_lines
 from t2t_common.run_page import charts, confusion
-from t2t_common.run_page.record import RECORD_FILE, Record
+from t2t_common.workdir.lock import is_locked
+from t2t_common.workdir.record import RECORD_FILE, Record
+from t2t_common.workdir.writers import METRICS_FILE, read_lines
 from t2t_config import Recipe
 from t2t_config.class_names import class_names
 from t2t_config.text import escaped, readable

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from t2t_common.run.errors import TrainingDivergedError
-from t2t_common.run.interrupt import RunInterruptedError
-from t2t_common.run.lock import LostWorkdirError
-from t2t_common.run.writers import METRICS_FILE, read_lines
 from t2t_common.run_page import samples
 from t2t_common.run_page.confusion import sparse
 from t2t_common.run_page.page import PAGE_FILE, write_page_of
-from t2t_common.run_page.record import Record, Status, now
+from t2t_common.workdir.errors import TrainingDivergedError
+from t2t_common.workdir.interrupt import RunInterruptedError
+from t2t_common.workdir.lock import LostWorkdirError
+from t2t_common.workdir.record import Record, Status, now
+from t2t_common.workdir.writers import METRICS_FILE, read_lines
 
 SECONDS = 10.0
 """Between two writes of the page at least."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax.experimental import multihost_utils
 
-from t2t_common.run import interrupt
+from t2t_common.workdir import interrupt
 
 
 class Interruption(interrupt.Interruption):

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from t2t_common.data.fingerprint import check_alike, digest_of
-from t2t_jax.checkpoint import reason
+from t2t_config.text import reason
 
 SIGNS = re.compile(r"gloo|nccl|coordination|heartbeat|unhealthy", re.IGNORECASE)
 """In what JAX, XLA or Orbax say when another process does not answer; they have no type for it."""

@@ -20,23 +20,23 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from t2t_common.io.files import ensure_writable
-from t2t_common.run.folder import Damaged, UnfitError
 from t2t_common.run.save_policy import TOP1
+from t2t_common.workdir.folder import Damaged, UnfitError
+from t2t_config.text import reason
 from t2t_jax.checkpoint import (
     BEST,
     CHECKPOINTS,
     SCRATCH,
     checkpoint_steps,
     load_metadata,
-    reason,
     start_writing,
     writing,
 )
 from t2t_jax.parallel.processes import LostProcessError
-from t2t_jax.step import TrainState
-from t2t_jax.training.replace_folder import ASIDE, recover
+from t2t_jax.training.step import TrainState
 from t2t_jax.weights.digests import check_folder, check_readable
 from t2t_jax.weights.orbax_paths import plain_path
+from t2t_jax.weights.replace_folder import ASIDE, recover
 
 DATA = "data"
 """The item of a checkpoint that holds the position in the data."""

@@ -20,7 +20,7 @@ from flax import nnx
 from t2t_config.text import few
 from t2t_jax.models.scan_blocks import unstack_arrays
 from t2t_jax.state import Arrays
-from t2t_jax.step import Batch, TrainState, observing
+from t2t_jax.training.step import Batch, TrainState, observing
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 

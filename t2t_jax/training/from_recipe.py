@@ -17,10 +17,10 @@ from t2t_jax.create import create_model
 from t2t_jax.parallel.block_boundaries import on_one_cpu
 from t2t_jax.parallel.mesh import AnyMesh, check_batch, gather, split_batch
 from t2t_jax.state import Arrays
-from t2t_jax.step import Batch, TrainState, make_augment, make_train_step, step_key
 from t2t_jax.training.mixup import Mixup
 from t2t_jax.training.optim import recipe_optimizer
 from t2t_jax.training.random_erasing import RandomErasing
+from t2t_jax.training.step import Batch, TrainState, make_augment, make_train_step, step_key
 from t2t_jax.training.token_labeling import TokenLabeling
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]

@@ -16,13 +16,13 @@ from typing import Any
 
 from t2t_common.data.iterator import BatchIterator
 from t2t_common.io.files import ensure_writable, replace_file
-from t2t_common.run.folder import CHECKPOINTS, SUFFIX, Damaged, torch_steps
 from t2t_common.run.save_policy import TOP1
+from t2t_common.workdir.folder import CHECKPOINTS, SUFFIX, Damaged, torch_steps
 from t2t_config.text import first_line
 from t2t_config.weights.metadata import from_text, to_text
 from t2t_torch.checkpoint_file import check_written
-from t2t_torch.step import TrainState
 from t2t_torch.training.processes import process_index
+from t2t_torch.training.step import TrainState
 from t2t_torch.weights.digests import check_content, torch_bytes
 from t2t_torch.weights.safe_unpickle import read_pickle
 
@@ -32,7 +32,7 @@ BEST = f"best{SUFFIX}"
 class TrainingCheckpoints:
     """The checkpoints of one run; a context manager, as its twin is.
 
-    Only one process, or one group of processes that train together, may use a workdir (see t2t_common/run/lock.py):
+    Only one process, or one group of processes that train together, may use a workdir (see t2t_common/workdir/lock.py):
     what an earlier one left half done is swept away here. The first of the processes writes.
     """
 

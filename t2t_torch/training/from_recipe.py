@@ -17,13 +17,13 @@ from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
 from t2t_config.shapes import soft_split_grids, to_pair
 from t2t_torch.create import create_model
-from t2t_torch.step import Batch, TrainState, TrainStep, make_augment, make_train_step
 from t2t_torch.training.checkpointed_blocks import border_blocks
 from t2t_torch.training.compute_dtype import Computing
 from t2t_torch.training.mixup import Mixup
 from t2t_torch.training.optim import Ema, recipe_optimizer
 from t2t_torch.training.processes import process_count
 from t2t_torch.training.random_erasing import RandomErasing
+from t2t_torch.training.step import Batch, TrainState, TrainStep, make_augment, make_train_step
 from t2t_torch.training.token_labeling import TokenLabeling
 
 Sample = Callable[[TrainState, Batch], Batch]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from t2t_common.data.fingerprint import check_alike, digest_of
-from t2t_common.run import interrupt
+from t2t_common.workdir import interrupt
 
 
 def own_device() -> torch.device:

@@ -22,9 +22,9 @@ from t2t_jax.checkpoint import (
     save_model,
 )
 from t2t_jax.state import model_arrays
-from t2t_jax.training import replace_folder
+from t2t_jax.weights import replace_folder
 from t2t_torch.checkpoint_file import save_checkpoint
-from tests.jax.training.test_replace_folder import fail_to_rename
+from tests.jax.weights.test_replace_folder import fail_to_rename
 from tests.support.full_disk import on_full_disk
 
 SIZES = {"img_size": 16, "in_chans": 1, "num_classes": 3}

@@ -16,8 +16,8 @@ import t2t_jax
 import t2t_torch
 from parity import jax_to_torch, torch_to_jax
 from t2t_jax.state import load_arrays, split_model
-from t2t_jax.step import init_state, make_train_step
 from t2t_jax.training.optim import adamw, decay_mask
+from t2t_jax.training.step import init_state, make_train_step
 from t2t_torch.training.optim import Ema, param_groups
 from tests.support.golden import Golden, changed_golden, golden, golden_weights, rel_f
 

@@ -20,11 +20,11 @@ from parity.ours.weight_files import convert
 from t2t_common.evaluation.accuracy import Accuracy, predict
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
-from t2t_common.run.interrupt import RunInterruptedError
-from t2t_common.run.lock import locked
 from t2t_common.run_page import PAGE_FILE
 from t2t_common.run_page.confusion import dense
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.interrupt import RunInterruptedError
+from t2t_common.workdir.lock import locked
+from t2t_common.workdir.record import Record
 from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
@@ -32,10 +32,10 @@ from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
-from t2t_jax.step import make_forward
 from t2t_jax.train import Run, prepare, resume, train
 from t2t_jax.training.checkpoints import TrainingCheckpoints
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
+from t2t_jax.training.step import make_forward
 from tests.support.small_data import VAL_IMAGES
 from tools.reliability.run_faults.runs import TIMES
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from t2t_common.io import cli
-from t2t_common.run.interrupt import RunInterruptedError
+from t2t_common.workdir.interrupt import RunInterruptedError
 from t2t_config import Recipe
 from t2t_jax import train as training
 from t2t_jax.checkpoint import CHECKPOINTS

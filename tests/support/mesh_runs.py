@@ -16,11 +16,10 @@ import numpy as np
 
 from t2t_common.evaluation.evaluate_command import new_confusion
 from t2t_config import Recipe
-from t2t_jax import step
 from t2t_jax import train as training
 from t2t_jax.aot.hlo import carry_batch, collectives
 from t2t_jax.parallel.mesh import join_processes, own_shapes, shard_shapes
-from t2t_jax.training import from_recipe
+from t2t_jax.training import from_recipe, step
 
 STEPS = 20
 

@@ -19,12 +19,12 @@ import torch
 
 from t2t_common.evaluation.accuracy import Accuracy
 from t2t_common.io import cli
-from t2t_common.run.interrupt import RunInterruptedError
-from t2t_common.run.lock import locked
 from t2t_common.run.reporter import Reporter, TrainingDivergedError
 from t2t_common.run_page import PAGE_FILE
 from t2t_common.run_page.confusion import dense
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.interrupt import RunInterruptedError
+from t2t_common.workdir.lock import locked
+from t2t_common.workdir.record import Record
 from t2t_config import Recipe, epoch_lr
 from t2t_torch import create_model, load_checkpoint, read_state_dict
 from t2t_torch import evaluate as evaluation

@@ -11,7 +11,7 @@ import pytest
 import t2t_jax.train
 import t2t_torch.train
 from t2t_common.run_page import PAGE_FILE
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.record import Record
 from t2t_config import RECIPES, Recipe
 from tests.common.data.readers.test_shards import write_tree
 from tests.support.small_data import write_idx_folder

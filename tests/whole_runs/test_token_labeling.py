@@ -21,9 +21,9 @@ from t2t_config import Recipe
 from t2t_jax import train as training
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import split_model
-from t2t_jax.step import MIX_TOKEN, init_state, make_train_step
 from t2t_jax.train import train
 from t2t_jax.training.reporter import Reporter
+from t2t_jax.training.step import MIX_TOKEN, init_state, make_train_step
 from t2t_jax.training.token_labeling import (
     MixToken,
     TokenLabeling,

@@ -56,8 +56,8 @@ def t2t_jax(setup: Setup, task: Task, *, grad_accum_steps: int = 1) -> Call:
 
     import t2t_jax
     from t2t_jax.state import split_model
-    from t2t_jax.step import init_state, make_forward, make_train_step
     from t2t_jax.training.optim import adamw, decay_mask
+    from t2t_jax.training.step import init_state, make_forward, make_train_step
 
     model: Any = t2t_jax.create_model(setup.model, img_size=setup.img_size, rngs=nnx.Rngs(0))
     x = jnp.asarray(images(setup))
@@ -92,8 +92,8 @@ def t2t_torch(setup: Setup, task: Task) -> Call:
 
     import t2t_torch
     from t2t_config import Recipe
-    from t2t_torch.step import make_forward
     from t2t_torch.training.from_recipe import build_step
+    from t2t_torch.training.step import make_forward
 
     model = t2t_torch.create_model(setup.model, img_size=setup.img_size)
     if setup.compiled:

@@ -31,7 +31,7 @@ from flax import nnx
 import t2t_jax
 from t2t_jax.training.optim import adamw, decay_mask
 from t2t_jax.state import split_model
-from t2t_jax.step import init_state, make_train_step
+from t2t_jax.training.step import init_state, make_train_step
 
 model = nnx.eval_shape(lambda: t2t_jax.create_model(sys.argv[1], rngs=nnx.Rngs(0)))
 model.train()

@@ -25,7 +25,7 @@ from rich.console import Console
 from t2t_common.data import open_source
 from t2t_common.io import cli
 from t2t_common.io.files import check_target, write_text
-from t2t_common.run_page.record import environment
+from t2t_common.workdir.record import environment
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "tools" / "benchmarks" / "results" / "transcripts.json"

@@ -82,11 +82,11 @@ DEFECTS = tuple(
         ),
         (
             "A run that was killed could not be continued while a data worker of it lived: it held the lock.",
-            "tests/common/run/test_lock.py::test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder",
+            "tests/common/workdir/test_lock.py::test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder",
         ),
         (
             "A disk that filled up while metrics.jsonl was written was told of without the file or a remedy.",
-            "tests/common/run/test_writers.py::"
+            "tests/common/workdir/test_writers.py::"
             "test_a_full_disk_is_an_error_of_one_line_and_the_next_run_drops_the_line_that_is_cut",
         ),
         (
@@ -140,28 +140,28 @@ DEFECTS = tuple(
         ),
         (
             "A damaged line in metrics.jsonl cost all lines after it when the run was continued.",
-            "tests/common/run/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
+            "tests/common/workdir/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
         ),
         (
             "Checkpoints with other names were taken for none, and the run began anew over its log.",
-            "tests/common/run/test_folder.py::"
+            "tests/common/workdir/test_folder.py::"
             "test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew",
         ),
         (
             "A log or a workdir that was deleted while the run went on was not noticed.",
-            "tests/common/run/test_writers.py::test_a_log_that_is_deleted_while_the_run_writes_it_is_put_back_and_told",
+            "tests/common/workdir/test_writers.py::test_a_log_that_is_deleted_while_the_run_writes_it_is_put_back_and_told",
         ),
         (
             "Two runs wrote into one workdir after its lock had been removed.",
-            "tests/common/run/test_lock.py::test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other",
+            "tests/common/workdir/test_lock.py::test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other",
         ),
         (
             "A lock that was a link had the file that it leads to written over.",
-            "tests/common/run/test_lock.py::test_a_link_is_never_followed",
+            "tests/common/workdir/test_lock.py::test_a_link_is_never_followed",
         ),
         (
             "Time that the clock was turned back by was taken off the time of the run.",
-            "tests/common/run_page/test_record.py::test_the_time_is_that_of_all_processes",
+            "tests/common/workdir/test_record.py::test_the_time_is_that_of_all_processes",
         ),
     )
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_common.io.files import write_text
-from t2t_common.run_page.record import environment
+from t2t_common.workdir.record import environment
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tools" / "reliability" / "results"

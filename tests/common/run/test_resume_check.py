@@ -11,10 +11,10 @@ import pytest
 
 from t2t_common.data import data_identity, open_source
 from t2t_common.data.preprocess import Preprocess
-from t2t_common.run.folder import CHECKPOINTS, Damaged
 from t2t_common.run.resume_check import LOST_DATA, check_same_run, resume, with_saved_head
 from t2t_common.run.save_policy import DATA, RAN_ON, run_metadata
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.folder import CHECKPOINTS, Damaged
+from t2t_common.workdir.record import Record
 from t2t_config import RECIPES, ExpectedClasses, Recipe
 from tests.common.data.readers.test_shards import write_tree
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2t_common.run.lock import locked
-from t2t_common.run.writers import read_lines
 from t2t_common.run_page.page import PAGE_FILE, duration, render, steps_per_epoch, write_page
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.lock import locked
+from t2t_common.workdir.record import Record
+from t2t_common.workdir.writers import read_lines
 from t2t_config import Recipe
 from tests.support.pages.recorded_runs import EPOCHS, STEPS, lines, record, resumed, written
 from tests.support.parity.browser import DARK, LIGHT, Browser

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t2t_common.run.errors import TrainingDivergedError
-from t2t_common.run.interrupt import RunInterruptedError
 from t2t_common.run_page.page import PAGE_FILE
-from t2t_common.run_page.record import RECORD_FILE, Record
 from t2t_common.run_page.writer import SECONDS, SHARE, RunPage
+from t2t_common.workdir.errors import TrainingDivergedError
+from t2t_common.workdir.interrupt import RunInterruptedError
+from t2t_common.workdir.record import RECORD_FILE, Record
 from tests.support.full_disk import on_full_disk
 from tests.support.pages.recorded_runs import CONFUSION, STEPS, lines, record, written
 

@@ -21,10 +21,10 @@ from t2t_config import Recipe
 from t2t_jax import checkpoint
 from t2t_jax.checkpoint import CHECKPOINTS, SCRATCH, load_model_state, save_model
 from t2t_jax.parallel.processes import LostProcessError
-from t2t_jax.step import TrainState
 from t2t_jax.train import prepare
-from t2t_jax.training import replace_folder
 from t2t_jax.training.checkpoints import TrainingCheckpoints
+from t2t_jax.training.step import TrainState
+from t2t_jax.weights import replace_folder
 from t2t_jax.weights.digests import FILE, write_digests
 from tests.support.full_disk import on_full_disk
 

@@ -23,10 +23,10 @@ from t2t_jax import train as training
 from t2t_jax.checkpoint import load_model_state
 from t2t_jax.models.transformer_block import Mlp
 from t2t_jax.state import load_arrays, model_arrays, split_model
-from t2t_jax.step import Batch, TrainState, init_state, make_train_step
 from t2t_jax.train import train
 from t2t_jax.training.divergence import TrainStep, explain
 from t2t_jax.training.reporter import TrainingDivergedError
+from t2t_jax.training.step import Batch, TrainState, init_state, make_train_step
 
 BATCH = {
     "image": np.random.RandomState(0).standard_normal((4, 16, 16, 1)).astype(np.float32),

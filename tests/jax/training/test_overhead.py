@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from t2t_config import RECIPES
 from t2t_jax.state import split_model
-from t2t_jax.step import TrainState, init_state
 from t2t_jax.training.from_recipe import build_model
 from t2t_jax.training.optim import recipe_optimizer
 from t2t_jax.training.reporter import Reporter
+from t2t_jax.training.step import TrainState, init_state
 
 STEPS = 30
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from t2t_common.run.writers import JsonLines, require
+from t2t_common.workdir.writers import JsonLines, require
 from t2t_jax.training.profile import TRACED_STEPS, WARM_UP_STEPS, Watch
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
 

@@ -16,8 +16,8 @@ from parity import build_ledger, torch_to_jax
 from parity.carry.convert import to_numpy
 from parity.optimizer_state.convert import ema_to_jax, ema_to_torch, optimizer_to_jax, optimizer_to_torch
 from t2t_jax.state import split_model
-from t2t_jax.step import TrainState, init_state, make_train_step
 from t2t_jax.training.optim import adamw, decay_mask
+from t2t_jax.training.step import TrainState, init_state, make_train_step
 from t2t_torch.training.optim import Ema, param_groups
 from tests.support.parity.handover import (
     KINDS,

@@ -18,14 +18,14 @@ import t2t_jax
 import t2t_jax.train
 import t2t_jax.training.from_recipe
 import t2t_torch
-import t2t_torch.step
 import t2t_torch.train
 import t2t_torch.training.from_recipe
+import t2t_torch.training.step
 from parity.side_by_side.trajectory import distance
 from t2t_config import Recipe
 from t2t_jax.checkpoint import init_weights
 from t2t_jax.state import split_model
-from t2t_jax.step import make_forward
+from t2t_jax.training.step import make_forward
 from t2t_jax.weights.torch_file import to_torch
 from tests.support.golden import rel_f
 from tests.support.small_data import small_recipe, write_idx_folder
@@ -110,7 +110,9 @@ def test_both_compute_alike_in_bfloat16(recipe: Recipe, tmp_path: Path):
         own = dataclasses.replace(recipe, num_classes=4, dtype=dtype)
         model = t2t_torch.training.from_recipe.build_model(own)
         t2t_torch.load_checkpoint(model, start)
-        forward = t2t_torch.step.make_forward(model.eval(), dtype=t2t_torch.training.from_recipe.compute_dtype(dtype))
+        forward = t2t_torch.training.step.make_forward(
+            model.eval(), dtype=t2t_torch.training.from_recipe.compute_dtype(dtype)
+        )
         logits["torch", dtype] = forward(model.state_dict(), images)
         twin = t2t_jax.training.from_recipe.build_model(own)
         init_weights(twin, start)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from t2t_common.run_page.confusion import sparse
-from t2t_common.run_page.record import Record, Start
 from t2t_common.run_page.samples import encode
+from t2t_common.workdir.record import Record, Start
 from t2t_config import Recipe
 
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 8, 20, 5

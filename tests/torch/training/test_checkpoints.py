@@ -13,11 +13,11 @@ import torch
 from t2t_common.data.iterator import BatchIterator
 from t2t_common.run.save_policy import TOP1
 from t2t_torch import load_checkpoint, read_state_dict
-from t2t_torch.step import TrainState
 from t2t_torch.training.checkpoints import TrainingCheckpoints
 from t2t_torch.training.from_recipe import build_model, build_step
+from t2t_torch.training.step import TrainState
 from tests.support.full_disk import on_full_disk
-from tests.torch.test_step import BASE, batch
+from tests.torch.training.test_step import BASE, batch
 from tests.torch.weights.test_safe_unpickle import with_pickle
 
 METADATA = {"model": "t2t_vit_micro", "img_size": 16, "in_chans": 1, "num_classes": 4}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from t2t_common.io import cli
 from t2t_common.run.save_policy import Saving
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.record import Record
 from t2t_config import Recipe
 from t2t_config.weights.metadata import describe_model, to_text
 from t2t_torch import create_model, save_checkpoint

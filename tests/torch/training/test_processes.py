@@ -15,7 +15,7 @@ import pytest
 import torch.distributed as dist
 
 from t2t_common.data.fingerprint import digest_of
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.record import Record
 from t2t_config import Recipe
 from t2t_torch import read_state_dict
 from t2t_torch.training import processes

@@ -15,9 +15,9 @@ from t2t_common.run.reporter import Reporter
 from t2t_config import Recipe
 from t2t_torch.models.layers import DropPath
 from t2t_torch.models.mix_token import MixToken
-from t2t_torch.step import MIX_TOKEN
 from t2t_torch.train import train
 from t2t_torch.training.from_recipe import build_model, build_step
+from t2t_torch.training.step import MIX_TOKEN
 from t2t_torch.training.token_labeling import (
     draw_mix_token,
     rand_bbox,

@@ -57,7 +57,7 @@ def train_state() -> tuple[Any, Any]:
 
     from t2t_jax.data.iterator import TrainIterator
     from t2t_jax.state import split_model
-    from t2t_jax.step import init_state
+    from t2t_jax.training.step import init_state
 
     class Nothing:
         def account(self, indices: np.ndarray) -> None:
@@ -102,8 +102,8 @@ def torch_state() -> tuple[Any, Any]:
     import torch
 
     from t2t_common.data.iterator import BatchIterator
-    from t2t_torch.step import TrainState
     from t2t_torch.training.optim import Ema
+    from t2t_torch.training.step import TrainState
 
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -70,7 +70,7 @@ _FOUND = (
     ),
     (
         "Checkpoints called by digits that are no number (a superscript two) gave an error that named no file.",
-        "tests/common/run/test_folder.py::test_numbers_that_are_no_steps",
+        "tests/common/workdir/test_folder.py::test_numbers_that_are_no_steps",
     ),
     (
         "Orbax arrays far larger than their files were made of zeros, of any size.",
@@ -123,15 +123,15 @@ _FOUND = (
     ),
     (
         "A line of metrics.jsonl that is no object with a step ended the run that continues.",
-        "tests/common/run/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
+        "tests/common/workdir/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
     ),
     (
         "A metrics.jsonl that is a link was followed.",
-        "tests/common/run/test_writers.py::test_a_link_is_replaced_and_never_followed",
+        "tests/common/workdir/test_writers.py::test_a_link_is_replaced_and_never_followed",
     ),
     (
         "run.json with values of the wrong kind ended the run that continues.",
-        "tests/common/run_page/test_record.py::test_a_record_that_makes_no_sense_is_none",
+        "tests/common/workdir/test_record.py::test_a_record_that_makes_no_sense_is_none",
     ),
     (
         "Figures of a run that make no sense gave KeyError, TypeError and OverflowError in place of a page.",
@@ -209,7 +209,7 @@ _FOUND = (
     ),
     (
         "run.json with brackets 900 deep was read, and ended the run that continues when it was written again.",
-        "tests/common/run_page/test_record.py::test_a_file_that_makes_no_sense_is_as_none",
+        "tests/common/workdir/test_record.py::test_a_file_that_makes_no_sense_is_as_none",
     ),
     (
         "Of a tar shard that was cut off between two members, or had a damaged header, the rest was left out without a "

@@ -90,7 +90,7 @@ def survey() -> Reader:
 
 
 def _run_samples() -> Sequence[Tree]:
-    from t2t_common.run_page.record import Record, Start
+    from t2t_common.workdir.record import Record, Start
     from t2t_config import Recipe
 
     recipe = json.loads(
@@ -152,8 +152,8 @@ def resumed_run() -> Reader:
     """What a run that continues in its folder makes of what lies there; damaged lines are no reason to fail."""
 
     def read(folder: Path) -> None:
-        from t2t_common.run.writers import JsonLines
         from t2t_common.run_page.writer import RunPage
+        from t2t_common.workdir.writers import JsonLines
 
         lines = JsonLines(folder / "metrics.jsonl", first_step=4)
         page = RunPage(folder, first_step=4, last_step=8, batch_size=4, config={}, say=lambda text: None)

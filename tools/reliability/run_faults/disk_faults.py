@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from t2t_common.run.folder import CHECKPOINTS
+from t2t_common.workdir.folder import CHECKPOINTS
 from tools.reliability.run_faults.mounts import disk, full, read_only, vanish
 from tools.reliability.run_faults.runs import Ended, Lab, clear_end
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from t2t_common.run.folder import CHECKPOINTS
+from t2t_common.workdir.folder import CHECKPOINTS
 from tools.reliability.run_faults.runs import Lab, NotSurvivedError, Running, count_lines
 
 UNFINISHED = (".unfinished-[0-9]*/new*", ".*.pth.*/*.pth")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from t2t_common.run_page.record import Record
+from t2t_common.workdir.record import Record
 from t2t_jax.checkpoint import LIMIT_SECONDS
 from tools.reliability.run_faults.disk_faults import SECONDS
 from tools.reliability.run_faults.runs import Ended, Lab, NotSurvivedError, Running, clear_end, count_lines

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from t2t_common.run.writers import METRICS_FILE
+from t2t_common.workdir.writers import METRICS_FILE
 from t2t_jax.checkpoint import load_model_state
 from t2t_torch import read_state_dict
 

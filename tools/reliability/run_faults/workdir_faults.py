@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from t2t_common.run.folder import CHECKPOINTS
-from t2t_common.run.lock import LOCK_FILE, Lock
-from t2t_common.run.writers import METRICS_FILE
+from t2t_common.workdir.folder import CHECKPOINTS
+from t2t_common.workdir.lock import LOCK_FILE, Lock
+from t2t_common.workdir.writers import METRICS_FILE
 from tools.reliability.run_faults.disk_faults import SECONDS
 from tools.reliability.run_faults.runs import Ended, Lab, NotSurvivedError, clear_end
 

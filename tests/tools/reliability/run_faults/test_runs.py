@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t2t_common.run.writers import METRICS_FILE
+from t2t_common.workdir.writers import METRICS_FILE
 from t2t_jax.checkpoint import save_model
 from tools.reliability.run_faults.runs import (
     NotSurvivedError,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from t2t_common.run.metrics_file import METRICS_FILE, last_step
+from t2t_common.workdir.metrics_file import METRICS_FILE, last_step
 from t2t_config.text import first_line, readable
 from t2t_config.weights.hub import WEIGHTS, is_hub_folder
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from t2t_common.run.lock import LostWorkdirError
-from t2t_common.run.writers import JsonLines, read_lines
+from t2t_common.workdir.lock import LostWorkdirError
+from t2t_common.workdir.writers import JsonLines, read_lines
 from tests.support.full_disk import on_full_disk
 
 LINES = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
@@ -129,8 +129,8 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_next_run_drops_the_line_tha
     path = tmp_path / "metrics.jsonl"
     before = f"""
 from pathlib import Path
-from t2t_common.run.lock import LostWorkdirError
-from t2t_common.run.writers import JsonLines
+from t2t_common.workdir.lock import LostWorkdirError
+from t2t_common.workdir.writers import JsonLines
 lines = JsonLines(Path({str(path)!r}), first_step=0)
 lines.write({{"step": 1, "loss": 0.5}})
 """

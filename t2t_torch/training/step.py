@@ -1,4 +1,4 @@
-"""The training step and the forward pass of evaluation. Twin: t2t_jax/step.py."""
+"""The training step and the forward pass of evaluation. Twin: t2t_jax/training/step.py."""
 
 from __future__ import annotations
 

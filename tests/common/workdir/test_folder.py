@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t2t_common.run.folder import (
+from t2t_common.workdir.folder import (
     CHECKPOINTS,
     check_beginning,
     check_workdir,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from t2t_common.io.terminal import unescaped_streams
-from t2t_common.run.lock import LostWorkdirError
-from t2t_common.run.metrics_file import METRICS_FILE, continue_lines, encode_line, read_lines
+from t2t_common.workdir.lock import LostWorkdirError
+from t2t_common.workdir.metrics_file import METRICS_FILE, continue_lines, encode_line, read_lines
 
 __all__ = ["METRICS_FILE", "JsonLines", "TensorBoard", "Wandb", "Writer", "open_writers", "read_lines", "require"]
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from t2t_common.run.interrupt import Interruption
+from t2t_common.workdir.interrupt import Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from t2t_common.run.lock import LOCK_FILE, LostWorkdirError, is_locked, locked
+from t2t_common.workdir.lock import LOCK_FILE, LostWorkdirError, is_locked, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from t2t_common.run.lock import locked
+from t2t_common.workdir.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -143,7 +143,7 @@ def locking(descriptor, mode, count):
 sys.modules["fcntl"] = None
 sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
 del os.uname, os.register_at_fork
-from t2t_common.run.lock import locked
+from t2t_common.workdir.lock import locked
 with locked(Path(sys.argv[1])) as lock:
     print(lock.check())
     try:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from t2t_common.evaluation import cpu_chunks
 from t2t_config import Recipe
 from t2t_torch import create_model
-from t2t_torch.step import TrainState, make_forward
 from t2t_torch.training.compute_dtype import Computing
 from t2t_torch.training.from_recipe import build_model, build_step
 from t2t_torch.training.optim import freeze
+from t2t_torch.training.step import TrainState, make_forward
 from tests.support.golden import rel_f
 
 BASE = Recipe(

@@ -18,10 +18,10 @@ from t2t_jax.models.transformer_block import Mlp
 from t2t_jax.parallel.block_boundaries import on_one_cpu
 from t2t_jax.parallel.mesh import AXES
 from t2t_jax.state import load_arrays, merge_model, model_arrays, split_model
-from t2t_jax.step import TrainState, init_state, make_forward, make_train_step
 from t2t_jax.training.mixup import Mixup
 from t2t_jax.training.optim import adamw, decay_mask
 from t2t_jax.training.random_erasing import RandomErasing
+from t2t_jax.training.step import TrainState, init_state, make_forward, make_train_step
 from tests.support.golden import rel_f
 from tests.support.jax_models import equations
 

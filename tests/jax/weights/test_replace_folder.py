@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t2t_jax.training import replace_folder
+from t2t_jax.weights import replace_folder
 
 
 def fail_to_rename(monkeypatch: pytest.MonkeyPatch, folder: Path | str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from t2t_common.run_page.record import PACKAGES, RECORD_FILE, Record, environment
+from t2t_common.workdir.record import PACKAGES, RECORD_FILE, Record, environment
 from tests.support.pages.recorded_runs import STEPS, record, resumed
 
 
@@ -64,7 +64,7 @@ def test_the_time_is_that_of_all_processes():
 
 
 def test_the_command_is_what_was_typed(tmp_path: Path):
-    (tmp_path / "say.py").write_text("from t2t_common.run_page.record import command; print(command())")
+    (tmp_path / "say.py").write_text("from t2t_common.workdir.record import command; print(command())")
     args = [sys.executable, "-m", "say", "two words"]
     path = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"}
     done = subprocess.run(args, capture_output=True, text=True, check=True, env=path)
