@@ -1,12 +1,15 @@
-"""Arrows run one way: what each package may import; and the mirror: both model packages are built alike."""
+"""What may import what: packages, folders and files without a circle; and the mirror: both models are built alike."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 import importlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -41,6 +44,12 @@ def modules_of(package: str) -> list[str]:
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     return [name for name in names if not name.endswith("__main__") and name not in ALONE]
+
+
+def files_of(package: str) -> dict[str, Path]:
+    """Every file of a package, by dotted name."""
+    paths = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
 # ---- arrows ----
@@ -84,6 +93,88 @@ def test_the_engine_of_parity_knows_no_model():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [n for n in names if n.startswith("t2t_")], name
+
+
+# ---- circles ----
+
+PACKAGES = ("t2t_config", "t2t_common", "t2t_torch", "t2t_jax", "parity")
+FILES = {name: path for package in PACKAGES for name, path in files_of(package).items()}
+
+
+@functools.cache
+def imports(module: str, *, late: bool = True) -> frozenset[str]:
+    """Files of ours that a file imports; `late`: also inside functions, where an import could hide a circle."""
+    found: set[str] = set()
+    for node in walk(ast.parse(FILES[module].read_text()), late=late):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & FILES.keys() or {node.module}
+    return frozenset(found & FILES.keys() - {module})
+
+
+def walk(tree: ast.AST, *, late: bool) -> Iterator[ast.AST]:
+    """All nodes below; not those that are for type checkers alone, nor, unless `late`, those inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not late:
+            continue
+        yield node
+        yield from walk(node, late=late)
+
+
+def folder_of(module: str) -> str:
+    """The room of a file: its folder below the package; a file of the package's own folder is a room for itself."""
+    parts = FILES[module].relative_to(ROOT).parts
+    return "/".join(parts[:2])
+
+
+def test_no_circle_between_files():
+    order = list(graphlib.TopologicalSorter({module: imports(module) for module in FILES}).static_order())
+    assert len(order) == len(FILES) > 300
+
+
+def test_no_circle_between_folders():
+    """Folders are layers: whoever reads one needs those below it, and never those above."""
+    graph: dict[str, set[str]] = {}
+    for module in FILES:
+        others = {folder_of(other) for other in imports(module)}
+        graph.setdefault(folder_of(module), set()).update(others - {folder_of(module)})
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+    assert graph["parity/measure"] <= {"parity/carry"}
+    assert {folder for folder in graph["t2t_jax/models"] if folder.startswith("t2t_jax")} == {"t2t_jax/ops"}
+
+
+def test_circles_are_seen():
+    with pytest.raises(graphlib.CycleError):
+        list(graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order())
+    late = ast.parse("def f():\n    import parity\nif TYPE_CHECKING:\n    import t2t_jax")
+    assert [node for node in walk(late, late=True) if isinstance(node, ast.Import)]
+    assert not [node for node in walk(late, late=False) if isinstance(node, ast.Import)]
+
+
+SLOW = {"parity", "t2t_jax", "t2t_torch"}
+"""They import JAX or PyTorch, which takes seconds."""
+
+
+def test_imports_inside_functions_are_of_what_is_slow_or_optional():
+    """Commands import what is slow once they know what is asked; nothing else is imported late to hide a circle."""
+    commands = {name for name in FILES if name.startswith("parity.ours.") or name == "parity.__main__"}
+    for module in FILES.keys() - commands:
+        late = imports(module) - imports(module, late=False)
+        assert {name.split(".")[0] for name in late} <= SLOW | {"t2t_common"}, module
+        assert len(late) <= 1, module
+
+
+def test_folders_and_files_are_small():
+    """A folder is looked through at a glance, and so is a file."""
+    for path in {path.parent for path in FILES.values()}:
+        files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+        assert len(files) <= 15, path
+    for path in FILES.values():
+        assert path.read_text().count("\n") <= 400, path
 
 
 # ---- the mirror ----
