@@ -12,51 +12,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 
-from t2t_common.data import (
-    check_classes,
-    classes_with_images,
-    data_identity,
-    head_classes,
-    open_source,
-    steps_per_epoch,
-    with_token_labels,
-)
-from t2t_common.data.classes import for_run, other_order
-from t2t_common.data.iterator import Batch, BatchIterator
-from t2t_common.data.preprocess import Preprocess
+from t2t_common.data import classes_with_images, data_identity
+from t2t_common.data.classes import for_run
+from t2t_common.data.iterator import Batch
 from t2t_common.evaluation.accuracy import Accuracy
-from t2t_common.evaluation.evaluate_command import new_confusion
 from t2t_common.io import cli
-from t2t_common.io.files import ensure_writable
-from t2t_common.io.terminal import say
-from t2t_common.run import resume_check
-from t2t_common.run.banner import start_block
+from t2t_common.run import loop
+from t2t_common.run.loop import Backend, Run
+from t2t_common.run.open_data import open_data
 from t2t_common.run.options import Watch
 from t2t_common.run.peak_flops import run_peak
-from t2t_common.run.reporter import Reporter, TrainingDivergedError
-from t2t_common.run.resume_check import with_saved_head
-from t2t_common.run.save_policy import EPOCH_LOSS, Saving, run_metadata
-from t2t_common.run.warnings import evaluation_warnings, head_note, schedule_warnings
-from t2t_common.workdir.folder import CHECKPOINTS, SUFFIX, check_workdir, note_not_recognised, torch_steps
-from t2t_common.workdir.interrupt import RunInterruptedError
-from t2t_common.workdir.lock import locked
-from t2t_config import RECIPES, Recipe, describe_recipe, epoch_lr
-from t2t_config import recipe as named_recipe
-from t2t_config.flops import training_flops
-from t2t_config.weights.load_report import LoadReport
+from t2t_common.run.reporter import Reporter
+from t2t_common.run.train_command import run_command
+from t2t_common.workdir.folder import SUFFIX, torch_steps
+from t2t_config import Recipe
 from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
 from t2t_torch.training.checkpoints import TrainingCheckpoints
-from t2t_torch.training.from_recipe import Sample, build_model, build_sample, build_step, check_recipe, compute_dtype
+from t2t_torch.training.from_recipe import build_model, build_sample, build_step, check_recipe, compute_dtype
 from t2t_torch.training.init_from import begun_classes, start_from
 from t2t_torch.training.optim import freeze
 from t2t_torch.training.processes import (
@@ -67,37 +47,7 @@ from t2t_torch.training.processes import (
     process_count,
     process_index,
 )
-from t2t_torch.training.step import TrainState, TrainStep, make_forward
-
-
-@dataclasses.dataclass
-class Run:
-    """A run that is ready to start: the parts that the loop puts together."""
-
-    recipe: Recipe
-    how: Preprocess
-    class_names: list[str] | None
-    classes: set[int]
-    """Of which the data have images."""
-    data: dict[str, Any]
-    """What the images are, see t2t_common/data/fingerprint.py."""
-    ran_on: dict[str, Any]
-    """Processes and devices."""
-    steps_per_epoch: int
-    iterator: BatchIterator
-    state: TrainState
-    train_step: TrainStep
-    sample: Sample
-    evaluate: Callable[..., Accuracy]
-    """(arrays, confusion matrix to add to, or None) -> accuracy on the validation images."""
-    started_from: LoadReport | None = None
-    notes: list[str] = dataclasses.field(default_factory=list)
-    """What the user should know before the first step: the order of the classes, files passed over, the head."""
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: enough to rebuild the model and its input; recipe, data, devices."""
-        return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
+from t2t_torch.training.step import make_forward
 
 
 def prepare(
@@ -107,7 +57,7 @@ def prepare(
     fresh_head: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> Run:
-    """Opens the data, builds model and optimiser, and sets the state before the first step.
+    """Open the data, build model and optimiser, and set the state before the first step.
 
     Args:
         recipe: what to train.
@@ -118,25 +68,12 @@ def prepare(
     Raises:
         FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
     """
-    # --- Devices --------------------------------------------------------------------------------------------
+    # --- Device and data ------------------------------------------------------------------------------------
     device = own_device()
     check_recipe(recipe, process_count())
     processes = {"process_index": process_index(), "process_count": process_count()}
-
-    # --- Data -----------------------------------------------------------------------------------------------
-    if recipe.data is None:
-        raise ValueError("this recipe has no data of its own: add --data DIR")
-    train_source = open_source(recipe.data, "train", recipe.num_classes)
-    val_source = open_source(recipe.data, "val", recipe.num_classes)
-    num_classes, expected = head_classes(recipe, train_source, val_source), recipe.num_classes
-    check_classes(train_source, num_classes)
-    check_classes(val_source, num_classes)
-    recipe = dataclasses.replace(recipe, num_classes=num_classes)
-    note = head_note(expected, num_classes, max(train_source.num_classes, val_source.num_classes))
-    new_confusion(num_classes)  # which the first evaluation needs: rather now than after an epoch
-    train_source = with_token_labels(train_source, recipe)
-    how = Preprocess.of_recipe(recipe)
-    epoch_steps = steps_per_epoch(train_source, recipe.batch_size)
+    data = open_data(recipe)
+    recipe, how = data.recipe, data.how
 
     def put(batch: Batch) -> Batch:
         moved = {name: array.to(device, non_blocking=True) for name, array in batch.items()}
@@ -148,13 +85,13 @@ def prepare(
     if init_from is not None:
         started_from, head = start_from(model, init_from, fresh_head=fresh_head)
         started_from.check_finite()
-    data = checked_data(data_identity(train_source, val_source))
-    train_source, val_source, notes = for_run(train_source, val_source, num_classes, begun=class_names, head=head)
+    identity = checked_data(data_identity(data.train, data.val))
+    train_source, val_source, notes = for_run(data.train, data.val, data.num_classes, begun=class_names, head=head)
     freeze(model, recipe.frozen or ())
     model.to(device)
 
     # --- Optimiser, state, step -----------------------------------------------------------------------------
-    state, train_step = build_step(recipe, model, steps_per_epoch=epoch_steps)
+    state, train_step = build_step(recipe, model, steps_per_epoch=data.steps_per_epoch)
     forward = make_forward(model, dtype=compute_dtype(recipe.dtype))
     reading: dict[str, Any] = {
         "threads": recipe.data_threads,
@@ -166,12 +103,12 @@ def prepare(
         how=how,
         class_names=train_source.class_names,
         classes=classes_with_images(train_source, val_source),
-        data=data,
+        data=identity,
         ran_on={"processes": process_count(), "devices": process_count(), "kind": device_kind()},
-        steps_per_epoch=epoch_steps,
+        steps_per_epoch=data.steps_per_epoch,
         iterator=train_iterator(train_source, recipe, how, put=put, **processes),
         state=state,
-        train_step=train_step,
+        train_step=lambda state, batch: (state, train_step(state, batch)),
         sample=build_sample(recipe),
         evaluate=lambda arrays, confusion=None: accuracy(
             forward,
@@ -180,7 +117,7 @@ def prepare(
             confusion=confusion,
         ),
         started_from=started_from,
-        notes=[*notes, *([] if note is None else [note])],
+        notes=[*notes, *data.notes],
     )
 
 
@@ -192,8 +129,9 @@ def train(
     fresh_head: bool = False,
     watch: Watch | None = None,
 ) -> Accuracy:
-    """Trains `recipe` in `workdir`, or continues the run that is there; the final accuracy. Other arguments: `prepare`,
-    and what `watch` asks for.
+    """Train `recipe` in `workdir`, or continue the run that is there; the final accuracy.
+
+    Args: as of `prepare`, and what `watch` asks for.
 
     Raises:
         FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
@@ -201,137 +139,28 @@ def train(
         RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
     """
     watch = watch or Watch()
-    recipe = with_saved_head(recipe, Path(workdir))
-    begin = functools.partial(prepare, recipe, init_from=init_from, fresh_head=fresh_head)
-    run = begin(class_names=begun_classes(workdir))
-    workdir = ensure_writable(workdir)
-    recipe, last_step = run.recipe, run.recipe.total_epochs * run.steps_per_epoch
-    result = lock = None
-    with contextlib.ExitStack() as stack:
-        interruption = stack.enter_context(Interruption())
-        if process_index() == 0:
-            lock = stack.enter_context(locked(workdir))
-        check_workdir(workdir, "t2t_torch")
-        checkpoints = stack.enter_context(
-            TrainingCheckpoints(workdir, keep=recipe.keep_checkpoints, keep_best=recipe.keep_best)
-        )
-        if stored := other_order(checkpoints.metadata.get("class_names"), run.class_names):
-            run = begin(class_names=stored)
-        first_step = resume(run, checkpoints, workdir)
-        reporter = stack.enter_context(
-            Reporter(
-                workdir,
-                first_step=first_step,
-                last_step=last_step,
-                batch_size=recipe.batch_size,
-                log_every=recipe.log_every,
-                flops_per_image=training_flops(
-                    recipe.model,
-                    img_size=recipe.img_size,
-                    in_chans=recipe.in_chans,
-                    num_classes=recipe.num_classes,
-                    **recipe.overrides,
-                ),
-                peak=run_peak(device_kind(), process_count(), watch.peak_tflops),
-                config=run.metadata,
-                watch=watch,
-                devices=f"{process_count()} × {device_kind()}",
-                leads=process_index() == 0,
-            )
-        )
-        run.iterator.unreadable.say = reporter.say
-        reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        if first_step < last_step:
-            begun = {"first_step": first_step, "steps_per_epoch": run.steps_per_epoch}
-            lines = start_block(recipe, run.how, run.state.raw, workdir=workdir, devices=reporter.devices, **begun)
-            reporter.start(lines)
-        saving = Saving(run, reporter, checkpoints, interruption, lock)
-        if first_step == last_step:
-            reporter.say(f"the run in {workdir} is finished: all {last_step} steps are done")
-        elif first_step:
-            reporter.say(f"continuing at step {first_step} of {last_step} in {workdir}")
-            names = (f"{step}{SUFFIX}" for step in torch_steps(workdir / CHECKPOINTS))
-            if (note := note_not_recognised(workdir, names)) is not None:
-                reporter.say(note)
-        elif run.started_from is not None:
-            reporter.say(str(run.started_from))
-        for note in run.notes:
-            reporter.say(f"note: {note}")
-        reporter.warn(schedule_warnings(recipe, run.steps_per_epoch))
-        for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
-            train_epoch(run, epoch, reporter, saving, first_step)
-            is_due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.eval_every == 0
-            result = evaluate_and_report(run, epoch, reporter) if is_due else None
-            saving.after_epoch(epoch, result)
-        report_corrupt(run, last_step, reporter)
-        checkpoints.wait()  # before the run's page says that it is finished
-    return run.evaluate(run.state.best) if result is None else result
+    backend = Backend(
+        package="t2t_torch",
+        leads=process_index() == 0,
+        prepare=functools.partial(prepare, init_from=init_from, fresh_head=fresh_head),
+        begun_classes=begun_classes,
+        interruption=Interruption,
+        open_checkpoints=TrainingCheckpoints,
+        checkpoint_names=lambda folder: (f"{step}{SUFFIX}" for step in torch_steps(folder)),
+        make_reporter=functools.partial(
+            Reporter,
+            watch=watch,
+            peak=run_peak(device_kind(), process_count(), watch.peak_tflops),
+            devices=f"{process_count()} × {device_kind()}",
+            leads=process_index() == 0,
+        ),
+    )
+    return loop.train(recipe, workdir, backend)
 
 
 def device_kind() -> str:
     """What this process's device is called."""
     return torch.cuda.get_device_name(own_device()) if own_device().type == "cuda" else "cpu"
-
-
-def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_done: int) -> None:
-    """One epoch, or what `steps_done` leave of it; every loss of it has been read, and was finite, at the end."""
-    lr = epoch_lr(run.recipe, epoch)
-    start = time.perf_counter()
-    last = (epoch + 1) * run.steps_per_epoch
-    first = max(epoch * run.steps_per_epoch, steps_done) + 1
-    for step in range(first, last + 1):
-        with reporter.waiting():
-            batch = next(run.iterator)
-        if step == 1:
-            reporter.show_samples(run.sample(run.state, batch), step=step)
-        metrics = run.train_step(run.state, batch)
-        reporter.step(step, metrics, lr=lr, epoch=epoch)
-        if step < last:
-            saving.after_step(step)
-    loss = reporter.flush()
-    seconds = time.perf_counter() - start
-    images = (last + 1 - first) * run.recipe.batch_size
-    reporter.line(
-        f"epoch {epoch + 1:>3}/{run.recipe.total_epochs}   loss {loss:.4f}   lr {lr:.2e}   "
-        f"{images / seconds:,.0f} images/s",
-        {"step": last, "epoch": epoch, "epoch_loss": loss, "seconds": seconds},
-    )
-
-
-def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
-    """Accuracy on the validation images after `epoch`: one line, and in the run's page what classes are taken for."""
-    assert run.recipe.num_classes is not None  # `prepare` set it
-    confusion, step = new_confusion(run.recipe.num_classes), (epoch + 1) * run.steps_per_epoch
-    result = run.evaluate(run.state.best, confusion)
-    reporter.show_confusion(confusion, step=step)
-    reporter.line(
-        f"            top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images})",
-        {"step": step, "epoch": epoch, **result.figures},
-    )
-    warnings = evaluation_warnings(confusion, run.recipe, epoch, in_data=run.classes, names=run.class_names)
-    reporter.warn(warnings, again=epoch + 1 == run.recipe.total_epochs)
-    return result
-
-
-def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
-    """One line about the images that could not be read, if there were any."""
-    if names := run.iterator.unreadable.names:
-        text = f"corrupt images skipped: {len(names)}: {'; '.join(names)}"
-        reporter.line(text, {"step": step, "corrupt_images": names})
-
-
-def resume(run: Run, checkpoints: TrainingCheckpoints, workdir: Path) -> int:
-    """Sets `run` to the latest checkpoint that is sound; the number of steps done (0 without one).
-
-    Raises:
-        ValueError: as `t2t_common.run.resume_check.resume`.
-    """
-
-    def restore() -> int:
-        checkpoints.restore(run.state, run.iterator)
-        return run.state.step
-
-    return resume_check.resume(run, checkpoints, workdir, restore)
 
 
 # --- Command line -------------------------------------------------------------------------------------------
@@ -351,40 +180,23 @@ class Options:
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
 
 
+@contextlib.contextmanager
+def joined(options: Options) -> Iterator[bool]:
+    """This process as one of the run's, of which the first one prints."""
+    with joined_processes():
+        yield process_index() == 0
+
+
 def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
-    if not args or args[0] in ("-h", "--help"):
-        names = f"recipes: {', '.join(RECIPES)}"
-        if not args:
-            raise ValueError(f"the recipe is missing: python -m t2t_torch.train RECIPE; {names}")
-        print(f"{__doc__}\n{names}\n\npython -m t2t_torch.train RECIPE --help shows a recipe and its options")
-        return cli.OK
-    name = args[0]
-    start = Options(named_recipe(name))
-    command, text = f"python -m t2t_torch.train {name}", describe_recipe(name, "t2t_torch")
-    options = cli.parse(Options, args[1:], prog=command, description=text, default=start)
-    workdir = options.workdir or Path("workdir") / f"{name}_torch"
-    with joined_processes():
-        leads = process_index() == 0
-        try:
-            result = train(
-                options.recipe,
-                workdir,
-                init_from=options.init_from,
-                fresh_head=options.fresh_head,
-                watch=options.watch,
-            )
-        except TrainingDivergedError as error:
-            if leads:
-                print(f"error: {error}", file=sys.stderr)
-            return cli.FAILED
-        except RunInterruptedError as stop:
-            if leads:
-                say(str(stop))
-            return cli.OK
-    if leads:
-        say(f"finished: top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
-    return cli.OK
+
+    def run(options: Options, workdir: Path) -> Accuracy:
+        start = {"init_from": options.init_from, "fresh_head": options.fresh_head}
+        return train(options.recipe, workdir, watch=options.watch, **start)
+
+    return run_command(
+        args, "t2t_torch", __doc__ or "", options_type=Options, workdir_suffix="_torch", processes=joined, train=run
+    )
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ class TrainingCheckpoints:
     def wait(self) -> None:
         """All is on disk when `save` returns."""
 
-    def restore(self, state: TrainState, iterator: BatchIterator) -> None:
-        """Sets `state` and `iterator`, of the same run, to the latest checkpoint that is sound.
+    def restore(self, state: TrainState, iterator: BatchIterator) -> TrainState:
+        """`state`, set to the latest checkpoint that is sound, as `iterator` is; both of the same run.
 
         What is damaged is set aside, and `damaged.lines` says so.
 
@@ -137,11 +137,10 @@ class TrainingCheckpoints:
                     value.copy_(saved["state_dict_ema"][name])
             state.step = saved["step"]
             iterator.set_state(saved["data"])
+            return state
         except Exception as error:  # sound, but of another run
-            reason = first_line(error)
-            raise ValueError(
-                f"cannot continue from {self._path(self.latest_step or 0)} ({reason}): choose another --workdir"
-            ) from error
+            path = self._path(self.latest_step or 0)
+            raise ValueError(f"cannot continue from {path} ({first_line(error)}): choose another --workdir") from error
 
     def _path(self, step: int) -> Path:
         return self._folder / f"{step}{SUFFIX}"

@@ -20,6 +20,7 @@ from parity.ours.weight_files import convert
 from t2t_common.evaluation.accuracy import Accuracy, predict
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
+from t2t_common.run.loop import Run, resume
 from t2t_common.run_page import PAGE_FILE
 from t2t_common.run_page.confusion import dense
 from t2t_common.workdir.interrupt import RunInterruptedError
@@ -32,7 +33,7 @@ from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
 from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
-from t2t_jax.train import Run, prepare, resume, train
+from t2t_jax.train import prepare, train
 from t2t_jax.training.checkpoints import TrainingCheckpoints
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
 from t2t_jax.training.step import make_forward

@@ -10,6 +10,7 @@ import pytest
 
 import t2t_jax.train
 import t2t_torch.train
+from t2t_common.run import loop
 from t2t_common.run_page import PAGE_FILE
 from t2t_common.workdir.record import Record
 from t2t_config import RECIPES, Recipe
@@ -26,13 +27,13 @@ def on(recipe: Recipe, data: Path) -> Recipe:
     return dataclasses.replace(recipe, data=str(data))
 
 
-def stop_at_once(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ctrl-C before the first step."""
 
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(package, "train_epoch", stop)
+    monkeypatch.setattr(loop, "train_epoch", stop)
 
 
 # --- Data ---------------------------------------------------------------------------------------------------
@@ -47,13 +48,13 @@ def test_a_run_on_other_data_is_refused(package: ModuleType, recipe: Recipe, tmp
         checkpoints.wait()
         data = data.rename(tmp_path / "elsewhere")
         moved = package.prepare(on(recipe, data))
-        assert package.resume(moved, checkpoints, tmp_path) == 0
+        assert loop.resume(moved, checkpoints, tmp_path) == 0
         assert moved.notes == []
         labels = data / "train-labels-idx1-ubyte"
         labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
         other = package.prepare(on(recipe, data))
         with pytest.raises(ValueError, match=r"a run on other data \(training images: not the same, .*put the data"):
-            package.resume(other, checkpoints, tmp_path)
+            loop.resume(other, checkpoints, tmp_path)
 
 
 def test_a_run_from_before_there_were_identities_goes_on_and_says_so(
@@ -72,7 +73,7 @@ def test_a_run_from_before_there_were_identities_goes_on_and_says_so(
         run.state.step = 1
     with package.TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(run.state, run.iterator, old)
-    stop_at_once(package, monkeypatch)
+    stop_at_once(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         package.train(recipe, tmp_path)
     said = capsys.readouterr().out.replace("\n", " ")
@@ -96,7 +97,7 @@ def test_own_photographs_get_a_head_of_their_own(
         **{"mixup_group": 2, "epochs": 1, "cooldown_epochs": 0, "data_threads": 0},
     )
     assert package.prepare(dataclasses.replace(recipe, num_classes=1000)).recipe.num_classes == 1000
-    stop_at_once(package, monkeypatch)
+    stop_at_once(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         package.train(recipe, tmp_path / "run")
     said = capsys.readouterr().out.replace("\n", " ")
@@ -115,7 +116,7 @@ def test_guesses_that_cannot_be_right_are_said(
     capsys: pytest.CaptureFixture[str],
 ):
     """A head of 40 classes for four, that learned nothing."""
-    monkeypatch.setattr(package, "train_epoch", lambda *arguments: None)
+    monkeypatch.setattr(loop, "train_epoch", lambda *arguments: None)
     one_epoch = {"epochs": 1, "cooldown_epochs": 0, "warmup_epochs": 0}
     package.train(dataclasses.replace(recipe, num_classes=40, **one_epoch), tmp_path)
     said = capsys.readouterr().out.replace("\n", " ")

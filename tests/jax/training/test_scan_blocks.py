@@ -12,13 +12,14 @@ import pytest
 
 from parity.ours.weight_files import convert
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
+from t2t_common.run.loop import Run
 from t2t_config import Recipe
 from t2t_jax import create_model
 from t2t_jax.checkpoint import load_metadata, load_model_state, load_weights, save_model
 from t2t_jax.evaluate import evaluate
 from t2t_jax.models.scan_blocks import is_stacked, unstack_arrays
 from t2t_jax.state import model_arrays
-from t2t_jax.train import Run, prepare, train
+from t2t_jax.train import prepare, train
 from t2t_jax.training.reporter import Reporter
 from t2t_jax.weights.torch_file import to_torch
 from t2t_torch import read_state_dict

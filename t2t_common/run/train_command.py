@@ -1,0 +1,66 @@
+"""The command of training: `python -m t2t_jax.train` and its twin parse and report alike."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from t2t_common.evaluation.accuracy import Accuracy
+from t2t_common.io import cli
+from t2t_common.io.terminal import say
+from t2t_common.workdir.errors import TrainingDivergedError
+from t2t_common.workdir.interrupt import RunInterruptedError
+from t2t_config import RECIPES, describe_recipe
+from t2t_config import recipe as named_recipe
+
+
+def run_command(
+    args: Sequence[str],
+    package: str,
+    doc: str,
+    *,
+    options_type: Callable[..., Any],
+    workdir_suffix: str,
+    processes: Callable[[Any], AbstractContextManager[bool]],
+    train: Callable[[Any, Path], Accuracy],
+) -> int:
+    """The command; its exit code.
+
+    Args:
+        args: of the command line: a recipe, then options.
+        package: "t2t_jax" or "t2t_torch".
+        doc: what the command does.
+        options_type: the dataclass of the options; its first field is the recipe.
+        workdir_suffix: behind the recipe's name in the default workdir.
+        processes: of the options, a context in which this process is one of the run's; whether it may print.
+        train: (options, workdir) -> accuracy.
+    """
+    program = f"python -m {package}.train"
+    if not args or args[0] in ("-h", "--help"):
+        names = f"recipes: {', '.join(RECIPES)}"
+        if not args:
+            raise ValueError(f"the recipe is missing: {program} RECIPE; {names}")
+        print(f"{doc}\n{names}\n\n{program} RECIPE --help shows a recipe and its options")
+        return cli.OK
+    name = args[0]
+    start = options_type(named_recipe(name))
+    text = describe_recipe(name, package)
+    options = cli.parse(options_type, args[1:], prog=f"{program} {name}", description=text, default=start)
+    workdir = options.workdir or Path("workdir") / f"{name}{workdir_suffix}"
+    with processes(options) as prints:
+        try:
+            result = train(options, workdir)
+        except TrainingDivergedError as error:
+            if prints:
+                print(f"error: {error}", file=sys.stderr)
+            return cli.FAILED
+        except RunInterruptedError as stop:
+            if prints:
+                say(str(stop))
+            return cli.OK
+    if prints:
+        say(f"finished: top-1 {result.top1:.2f} % ({result.top1_correct} of {result.images}), weights in {workdir}")
+    return cli.OK
