@@ -200,8 +200,14 @@ def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
 
     def run(options: Options, workdir: Path) -> Accuracy:
-        start = {"init_from": options.init_from, "fresh_head": options.fresh_head, "mesh": options.mesh}
-        return train(options.recipe, workdir, watch=options.watch, **start)
+        return train(
+            options.recipe,
+            workdir,
+            init_from=options.init_from,
+            fresh_head=options.fresh_head,
+            mesh=options.mesh,
+            watch=options.watch,
+        )
 
     return run_command(
         args, "t2t_jax", __doc__ or "", options_type=Options, workdir_suffix="", processes=joined, train=run

@@ -191,8 +191,13 @@ def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
 
     def run(options: Options, workdir: Path) -> Accuracy:
-        start = {"init_from": options.init_from, "fresh_head": options.fresh_head}
-        return train(options.recipe, workdir, watch=options.watch, **start)
+        return train(
+            options.recipe,
+            workdir,
+            init_from=options.init_from,
+            fresh_head=options.fresh_head,
+            watch=options.watch,
+        )
 
     return run_command(
         args, "t2t_torch", __doc__ or "", options_type=Options, workdir_suffix="_torch", processes=joined, train=run

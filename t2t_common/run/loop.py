@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from t2t_common.data.classes import other_order
 from t2t_common.data.preprocess import Preprocess
@@ -86,7 +86,7 @@ class Backend:
         around: (prepare, checkpoints, workdir) -> a context for the steps, which may explain what they raise.
     """
 
-    package: str
+    package: Literal["t2t_jax", "t2t_torch"]
     leads: bool
     prepare: Callable[..., Run]
     begun_classes: Callable[[str | Path], list[str] | None]
@@ -163,14 +163,19 @@ def resume(run: Run, checkpoints: Any, workdir: Path) -> int:
 def make_reporter(run: Run, backend: Backend, workdir: Path, first_step: int, last_step: int) -> Reporter:
     """The log of the run."""
     recipe = run.recipe
-    sizes = {"img_size": recipe.img_size, "in_chans": recipe.in_chans, "num_classes": recipe.num_classes}
     return backend.make_reporter(
         workdir,
         first_step=first_step,
         last_step=last_step,
         batch_size=recipe.batch_size,
         log_every=recipe.log_every,
-        flops_per_image=training_flops(recipe.model, **sizes, **recipe.overrides),
+        flops_per_image=training_flops(
+            recipe.model,
+            img_size=recipe.img_size,
+            in_chans=recipe.in_chans,
+            num_classes=recipe.num_classes,
+            **recipe.overrides,
+        ),
         config=run.metadata,
     )
 

@@ -22,7 +22,7 @@ def run_command(
     package: str,
     doc: str,
     *,
-    options_type: Callable[..., Any],
+    options_type: type[Any],
     workdir_suffix: str,
     processes: Callable[[Any], AbstractContextManager[bool]],
     train: Callable[[Any, Path], Accuracy],
