@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2t_common.weights.adapt import CLASSIFIERS
 from t2t_config import MODELS
 from t2t_config.shapes import saved_grid
 from t2t_config.text import few
@@ -28,7 +29,8 @@ from t2t_torch.checkpoint_file import (
     save_checkpoint,
 )
 from t2t_torch.models.registry import make_model
-from t2t_torch.weights.adapt import CLASSIFIERS, fit, resize_pos_embed
+from t2t_torch.weights.adapt import fit
+from t2t_torch.weights.positions import resize_pos_embed
 
 
 def load_checkpoint(
@@ -42,7 +44,7 @@ def load_checkpoint(
 
     A position table for another grid is resized (see `resize_pos_embed`). `source_grid` is the file's grid,
     needed only where that is not square and the file does not say its img_size; a table with as many tokens as the
-    model's is taken as it is. A first layer for other channels is adapted (see `adapt_in_chans`).
+    model's is taken as it is. A first layer for other channels is adapted (see `t2t_common.weights.adapt`).
     A classifier for another number of classes is left out, and the model's own stays as it was. The report
     tells all of it; everything else has to fit.
 

@@ -10,11 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from t2t_common.weights.adapt import CLASSIFIERS
 from t2t_common.workdir.folder import CHECKPOINTS
 from t2t_config.weights.load_report import LoadReport
 from t2t_jax.checkpoint import checkpoint_steps, init_weights, load_metadata
 from t2t_jax.state import load_arrays, model_arrays
-from t2t_jax.weights.adapt import CLASSIFIERS
 
 
 def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tuple[LoadReport, list[str] | None]:

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from t2t_common.weights.adapt import CLASSIFIERS
 from t2t_config import Recipe, epoch_lr
 from t2t_jax.models.scan_blocks import is_of_block, is_stacked, tensor_shape
-from t2t_jax.weights.adapt import CLASSIFIERS
 
 
 def freeze(

@@ -132,13 +132,22 @@ def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`."""
     state_dict = {}
     for name, array in arrays.items():
-        path, _, leaf = name.rpartition(".")
         array = np.asarray(array)
-        if leaf == "kernel":
-            array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
-        name = f"{path}.weight" if leaf in ("kernel", "scale") else name
-        state_dict[name] = np.ascontiguousarray(array)
+        state_dict[torch_name(name)] = np.ascontiguousarray(array.transpose(torch_axes(name, array.ndim)))
     return state_dict
+
+
+def torch_name(name: str) -> str:
+    """The official name of one of this package's arrays."""
+    path, _, leaf = name.rpartition(".")
+    return f"{path}.weight" if leaf in ("kernel", "scale") else name
+
+
+def torch_axes(name: str, ndim: int) -> tuple[int, ...]:
+    """The axes of one of this package's arrays in PyTorch's order."""
+    if name.rpartition(".")[2] == "kernel" and ndim > 1:
+        return (ndim - 1, ndim - 2, *range(ndim - 2))
+    return tuple(range(ndim))
 
 
 def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

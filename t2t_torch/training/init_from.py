@@ -10,11 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from t2t_common.weights.adapt import CLASSIFIERS
 from t2t_common.workdir.folder import CHECKPOINTS, SUFFIX, latest_torch_file, torch_steps
 from t2t_config.weights.load_report import LoadReport
 from t2t_config.weights.metadata import from_text
 from t2t_torch.checkpoint import load_checkpoint, read_checkpoint
-from t2t_torch.weights.adapt import CLASSIFIERS
 
 
 def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tuple[LoadReport, list[str] | None]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from t2t_common.weights.adapt import CLASSIFIERS
 from t2t_config import Recipe, epoch_lr
-from t2t_torch.weights.adapt import CLASSIFIERS
 
 
 def freeze(model: nn.Module, names: Collection[str]) -> None:

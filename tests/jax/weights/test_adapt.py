@@ -8,48 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import t2t_jax
 import t2t_torch
 from parity.carry.random_weights import randomize
 from t2t_jax.checkpoint import init_weights, load_weights, save_model
 from t2t_jax.state import model_arrays
-from t2t_jax.weights import adapt as jax_fit
 from t2t_jax.weights.torch_file import from_torch
-from t2t_torch.weights import adapt as torch_fit
 from tests.support.golden import rel_f
 from tests.support.jax_models import apply
 
 GATE = 1e-13
-
-# ---- positions ----
-
-
-@pytest.mark.parametrize("source", [(14, 14), (5, 7), (1, 3), (2, 2)])
-@pytest.mark.parametrize("grid", [(24, 24), (18, 10), (14, 14), (3, 2), (1, 1), (37, 5)])
-@pytest.mark.parametrize("prefix", [1, 2])
-def test_resize_is_pytorchs_bicubic(source: tuple[int, int], grid: tuple[int, int], prefix: int):
-    table = np.random.RandomState(0).standard_normal((1, prefix + source[0] * source[1], 8))
-    resized = jax_fit.resize_pos_embed(table, source, grid, num_prefix_tokens=prefix)
-    np.testing.assert_array_equal(resized[:, :prefix], table[:, :prefix])
-    image = torch.from_numpy(table[:, prefix:].reshape(1, *source, 8)).permute(0, 3, 1, 2)
-    expected = F.interpolate(image, size=grid, mode="bicubic").permute(0, 2, 3, 1).reshape(1, -1, 8)
-    assert rel_f(resized[:, prefix:], expected) <= GATE
-
-
-def test_float32_tables_are_resized_in_float64():
-    table = np.random.RandomState(0).standard_normal((1, 197, 8)).astype(np.float32)
-    resized = jax_fit.resize_pos_embed(table, (14, 14), (24, 24))
-    assert resized.dtype == np.float64
-    exact = torch_fit.resize_pos_embed(torch.from_numpy(table).double(), (14, 14), (24, 24))
-    assert rel_f(resized, exact) <= GATE
-
-
-def test_resize_needs_the_right_grid():
-    with pytest.raises(ValueError, match=r"\(1, 17, 3\) does not hold 1 \+ 3x5 tokens: check source_grid"):
-        jax_fit.resize_pos_embed(np.zeros((1, 17, 3)), (3, 5), (4, 4))
-
 
 # ---- both frameworks ----
 
