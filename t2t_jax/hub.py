@@ -1,6 +1,7 @@
 """Models to and from the Hugging Face hub, or a folder of the same files. Twin: t2t_torch/hub.py.
 
-What lies in such a folder is t2t_config/weights/hub.py's.
+What lies in such a folder is t2t_config/weights/hub.py's; what both frameworks share,
+t2t_common/weights/hub_models.py's.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ from typing import Any
 
 from flax import nnx
 
-from t2t_config import model_config
-from t2t_config.weights.hub import CONFIG, WEIGHTS, differences, fetch, read_metadata, upload, write_folder
-from t2t_config.weights.metadata import create_arguments, describe_model, take_preprocessing, to_text
-from t2t_config.weights.untrusted import making
+from t2t_common.weights.hub_models import load_model, save_model
+from t2t_config.weights.hub import fetch, upload
 from t2t_jax.checkpoint import check_described, init_weights
 from t2t_jax.create import create_model
 from t2t_jax.state import model_arrays
@@ -37,13 +36,19 @@ def save_pretrained(model: nnx.Module, folder: str | Path, *, metadata: Mapping[
 
 
 def _save(model: nnx.Module, folder: str | Path, metadata: Mapping[str, Any] | None, where: str) -> None:
-    facts = describe_model(model, metadata)
-    like = nnx.eval_shape(lambda: create_model(**create_arguments(facts)))
-    arrays = model_arrays(model)
-    problems = differences(*({name: x.shape for name, x in found.items()} for found in (arrays, model_arrays(like))))
-    if problems:
-        raise ValueError(f"the model is no {facts['model']} any more: {problems}")
-    write_folder(folder, facts, lambda path: save_safetensors(arrays, path, to_text(facts)), where)
+    save_model(
+        model,
+        folder,
+        metadata,
+        where=where,
+        own_shapes=_shapes,
+        made_shapes=lambda arguments: _shapes(nnx.eval_shape(lambda: create_model(**arguments))),
+        write_weights=lambda model, path, texts: save_safetensors(model_arrays(model), path, texts),
+    )
+
+
+def _shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in model_arrays(model).items()}
 
 
 def push_to_hub(
@@ -98,17 +103,7 @@ def from_pretrained(
             fitted.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    with making(folder / CONFIG):
-        metadata = read_metadata(folder)
-        saved = create_arguments(metadata)
-        check_described(saved, folder / WEIGHTS)
-    model: Any = create_model(**{**saved, **arguments})
-    other_classes = model.num_classes != saved.get("num_classes", model_config(saved["name"]).num_classes)
-    other_head = arguments.get("aux_head", False) and not saved.get("aux_head", False)
-    report = init_weights(model, folder / WEIGHTS)
-    report.warn(fresh_classifiers=other_classes or other_head)
-    take_preprocessing(model, metadata, classes=not other_classes)
-    return model
+    return load_model(folder, arguments, check=check_described, create=create_model, load=init_weights)
 
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]

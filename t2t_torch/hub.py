@@ -1,6 +1,7 @@
 """Models to and from the Hugging Face hub, or a folder of the same files. Twin: t2t_jax/hub.py.
 
-What lies in such a folder is t2t_config/weights/hub.py's.
+What lies in such a folder is t2t_config/weights/hub.py's; what both frameworks share,
+t2t_common/weights/hub_models.py's.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from t2t_config import model_config
-from t2t_config.weights.hub import CONFIG, WEIGHTS, differences, fetch, read_metadata, upload, write_folder
-from t2t_config.weights.metadata import create_arguments, describe_model, take_preprocessing, to_text
-from t2t_config.weights.untrusted import making
+from t2t_common.weights.hub_models import load_model, save_model
+from t2t_config.weights.hub import fetch, upload
 from t2t_torch.checkpoint import check_described, load_checkpoint, save_checkpoint
 from t2t_torch.create import create_model
 
@@ -36,13 +35,24 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, metadata: Mapping[s
 
 
 def _save(model: nn.Module, folder: str | Path, metadata: Mapping[str, Any] | None, where: str) -> None:
-    facts = describe_model(model, metadata)
+    save_model(
+        model,
+        folder,
+        metadata,
+        where=where,
+        own_shapes=_shapes,
+        made_shapes=_made_shapes,
+        write_weights=lambda model, path, texts: save_checkpoint(model, path, metadata=texts),
+    )
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _made_shapes(arguments: Mapping[str, Any]) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        like = create_model(**create_arguments(facts)).state_dict()
-    problems = differences({k: v.shape for k, v in model.state_dict().items()}, {k: v.shape for k, v in like.items()})
-    if problems:
-        raise ValueError(f"the model is no {facts['model']} any more: {problems}")
-    write_folder(folder, facts, lambda path: save_checkpoint(model, path, metadata=to_text(facts)), where)
+        return _shapes(create_model(**arguments))
 
 
 def push_to_hub(
@@ -97,16 +107,7 @@ def from_pretrained(
             fitted.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    with making(folder / CONFIG):
-        metadata = read_metadata(folder)
-        saved = create_arguments(metadata)
-        check_described(saved, folder / WEIGHTS)
-    model: Any = create_model(**{**saved, **arguments})
-    other_classes = model.num_classes != saved.get("num_classes", model_config(saved["name"]).num_classes)
-    other_head = arguments.get("aux_head", False) and not saved.get("aux_head", False)
-    report = load_checkpoint(model, folder / WEIGHTS)
-    report.warn(fresh_classifiers=other_classes or other_head)
-    take_preprocessing(model, metadata, classes=not other_classes)
+    model = load_model(folder, arguments, check=check_described, create=create_model, load=load_checkpoint)
     return model.eval()
 
 
