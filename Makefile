@@ -13,13 +13,16 @@ PYTHON_NEWEST ?= $(shell pyenv=$${PYENV_ROOT:-$$HOME/.pyenv}/versions; \
 	for python in python3.13 python3.12 $$pyenv/3.13.*/bin/python $$pyenv/3.12.*/bin/python; do \
 	$$python -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-.PHONY: demo test test-timm test-tpu test-min test-newest audit lint docs clean
+.PHONY: demo test test-fast test-timm test-tpu test-min test-newest audit lint docs clean
 
 demo: $(DEMO)  ## train on real images, carry the weights into PyTorch, prove both models equal
 	$(RUN) examples/demo.py
 
 test: $(INSTALLED)  ## the whole suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+test-fast: $(INSTALLED)  ## the quick tests, in a few minutes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-timm: $(TIMM)/.installed  ## our models in timm's registry; timm needs torchvision, so in an environment of its own
 	OMP_NUM_THREADS=1 $(TIMM)/bin/python -m pytest -o filterwarnings= tests/timm

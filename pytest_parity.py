@@ -1,10 +1,10 @@
-"""pytest plugin: the fixture `parity` proves pairs of models, and writes a report of each proof where asked.
+"""pytest plugin: the fixture `parity` checks pairs of models and optionally writes a report of each check.
 
     def test_my_port(parity):
         parity.assert_parity(torch_model, jax_model, inputs)
 
 `@pytest.mark.parity(level="forward", gates=...)` sets options of `parity.check` for a test, a class or a module.
-This is a module of its own, outside the package, so that starting pytest imports neither PyTorch nor JAX.
+This module is outside the package so that starting pytest imports neither PyTorch nor JAX.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def _folder(config: pytest.Config, name: str) -> Path | None:
 
 @dataclasses.dataclass
 class Parity:
-    """What a test gets: proofs, with the test's own options; `reports` holds what they found, in order."""
+    """Value of the fixture: runs checks with the options of the test; `reports` holds their reports in order."""
 
     node: pytest.Item
     reports: list[Report] = dataclasses.field(default_factory=list)
 
     def check(self, torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, **options: Any) -> Report:
-        """`parity.check`: a report, whatever it finds. Options given here go before those of the marker."""
+        """Run `parity.check` and return its report. Options given here override those of the marker."""
         from parity.proof.check import check
 
         report = check(torch_model, jax_model, inputs, **(self.options() | options))
@@ -66,7 +66,7 @@ class Parity:
         return report
 
     def assert_parity(self, torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, **options: Any) -> Report:
-        """`check`, and AssertionError with what failed first unless every gate holds."""
+        """Run `check` and raise `AssertionError` with the first failures unless every gate holds."""
         __tracebackhide__ = True
         report = self.check(torch_model, jax_model, inputs, **options)
         if not report.passed:
@@ -74,7 +74,7 @@ class Parity:
         return report
 
     def options(self) -> dict[str, Any]:
-        """The options of all markers; the closest one wins."""
+        """Return the merged options of all markers; the closest marker takes precedence."""
         merged: dict[str, Any] = {}
         for marker in self.node.iter_markers("parity"):
             if marker.args:
@@ -83,7 +83,7 @@ class Parity:
         return merged
 
     def save(self, report: Report) -> None:
-        """Writes the report into the folders of the command line, one file each."""
+        """Write the report to one file in each folder given on the command line."""
         for name, write in (("html", report.to_html), ("json", report.to_json)):
             folder = _folder(self.node.config, name)
             if folder is not None:
@@ -91,7 +91,7 @@ class Parity:
                 write(folder / f"{self.file_name()}.{name}")
 
     def file_name(self) -> str:
-        """The test's name made safe, what it lost in that as a checksum, and a number from the second report on."""
+        """Return the sanitized test name, a checksum of the full name, and a number from the second report on."""
         node = self.node.nodeid
         name = re.sub(r"[^\w.]+", "-", node)[:150].strip("-")
         number = f"-{len(self.reports)}" if len(self.reports) > 1 else ""
@@ -100,5 +100,5 @@ class Parity:
 
 @pytest.fixture
 def parity(request: pytest.FixtureRequest) -> Parity:
-    """Proves that a PyTorch model and a Flax NNX model are the same: `.check`, `.assert_parity`, `.reports`."""
+    """Check that a PyTorch model and a Flax NNX model are the same: `.check`, `.assert_parity`, `.reports`."""
     return Parity(request.node)

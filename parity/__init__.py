@@ -1,11 +1,11 @@
-"""Carries weights between PyTorch and Flax NNX, and proves that two models are one.
+"""Convert weights between PyTorch and Flax NNX, and check that two models are equivalent.
 
-Knows no model: point it at any `torch.nn.Module` and any `flax.nnx.Module`.
+The package is model-agnostic: it takes any `torch.nn.Module` and any `flax.nnx.Module`.
 """
 
 import sys
 
-if sys.argv[:1] == ["-m"]:  # `python -m parity`, whose face may know our models
+if sys.argv[:1] == ["-m"]:  # `python -m parity`: the command line may depend on this project's own models
     from parity.requirements import prepare_command
 
     prepare_command()

@@ -1,4 +1,4 @@
-"""`python -m parity`: prove, convert. Exit codes: 0 holds, 1 does not hold, 2 the call cannot be understood."""
+"""`python -m parity`: check, convert. Exit codes: 0 every check passes, 1 a check fails, 2 invalid arguments."""
 
 from __future__ import annotations
 
@@ -22,99 +22,99 @@ from t2t_common.io.terminal import make_console, plain
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Prove that a model is the same in PyTorch and in JAX: every layer, the loss, every gradient."""
+    """Check that a model is the same in PyTorch and in JAX: every layer, the loss and every gradient."""
 
     name: Positional[str]
-    """A model of t2t_torch.list_models()."""
+    """Name of the model, as listed by t2t_torch.list_models()."""
     checkpoint: Path | None = None
-    """Weights to prove it with: .pth, .pth.tar, .safetensors or an Orbax folder; powered random ones by default."""
+    """Weights: .pth, .pth.tar, .safetensors or an Orbax folder. Default: random weights that leave no layer neutral."""
     level: Literal["forward", "gradients", "train"] = "gradients"
-    """How far: layers only; loss and gradients too; training mode with the same random draws on top."""
+    """What to compare: the layers only; also loss and gradients; also training mode with shared random draws."""
     img_size: tuple[int, ...] | None = None
-    """Pixels: one number for a square, or height and width; the model's (or the checkpoint's) own by default."""
+    """Image size in pixels: one number for a square, or height and width. Default: that of the model or checkpoint."""
     in_chans: int | None = None
-    """Channels of the images."""
+    """Number of input channels."""
     num_classes: int | None = None
-    """Width of the head."""
+    """Number of classes of the head."""
     batch: int = 2
-    """Images that both models see."""
+    """Number of images in the batch."""
     scan_blocks: bool = False
-    """Keep JAX's blocks stacked and run them by a scan; they are judged as one."""
+    """Stack the blocks of the JAX model and run them in a scan; they are compared as one module."""
     seed: int = 0
-    """Of the random weights and images."""
+    """Seed for the random weights and images."""
     formats: bool = False
-    """Report bfloat16 and the device's default matrix products too."""
+    """Also report the error of bfloat16 and of the device's default matrix products."""
     memory: float = 2.5
-    """GiB that models and activations may take; more makes the check of a large model quicker."""
+    """Memory limit in GiB for models and activations; more memory speeds up the check of a large model."""
     html: Path | None = None
-    """Write the report as one page there."""
+    """File for the report as a single HTML page."""
     json: Path | None = None
-    """Write the whole report there, for machines."""
+    """File for the complete report as JSON."""
     junit: Path | None = None
-    """Write the report there as JUnit XML, for CI systems."""
+    """File for the report as JUnit XML, for CI systems."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Rewrite weights in another format: .pth, .pth.tar, .safetensors, Orbax folder, any to any.
+    """Convert weights between .pth, .pth.tar, .safetensors and an Orbax folder, in any direction.
 
-    Bit for bit, unless other sizes are asked for than the source has; what was changed then is told."""
+    The weights are preserved bit for bit unless sizes other than the source's are requested; changes are reported."""
 
     source: Positional[Path]
     """File or folder to read."""
     target: Positional[Path]
-    """File or folder to write; its name says the format (a name without a known ending is an Orbax folder)."""
+    """File or folder to write. The suffix selects the format; without a known suffix it is an Orbax folder."""
     model: str | None = None
-    """The model that these weights belong to, where the source does not tell."""
+    """Model that the weights belong to, if the source does not record it."""
     img_size: tuple[int, ...] | None = None
-    """Pixels, where the source does not tell."""
+    """Image size in pixels, if the source does not record it."""
     in_chans: int | None = None
-    """Channels, where the source does not tell."""
+    """Number of input channels, if the source does not record it."""
     num_classes: int | None = None
-    """Classes, where the source does not tell."""
+    """Number of classes, if the source does not record it."""
     raw: bool = False
-    """Take the raw weights even where there is a moving average."""
+    """Use the raw weights even if the source has an exponential moving average."""
     check: bool = True
-    """Prove that both frameworks compute the same with these weights, and note the figures in the metadata."""
+    """Check that both frameworks compute the same with these weights, and store the result in the metadata."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Render:
-    """Show a report that `check --json` wrote, in any other form."""
+    """Render a report written by `check --json` in another format."""
 
     source: Positional[Path]
-    """The JSON file."""
+    """JSON file to read."""
     html: Path | None = None
-    """Write it as one page there."""
+    """File for the report as a single HTML page."""
     junit: Path | None = None
-    """Write it as JUnit XML there."""
+    """File for the report as JUnit XML."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Selftest:
-    """Prove that the proof can fail: every known mistake put into a correct pair has to be caught."""
+    """Check that the check can fail: every known mistake inserted into a correct pair must be detected."""
 
     seeds: int = 40
-    """Unmutated draws of every pair, none of which may be reported."""
+    """Number of seeds for which every unmodified pair must pass."""
     json: Path | None = None
-    """Write every outcome there."""
+    """File for all outcomes as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """Check every model of ours and write the figures of docs/parity.md."""
+    """Check every model of this project and write the results to a page such as docs/parity.md."""
 
     out: Path
-    """The page to write; the figures go beside it as JSON."""
+    """Page to write; the results are also written next to it as JSON."""
     names: tuple[str, ...] = ()
-    """The models; all by default. Figures of others that are in the page already stay."""
+    """Models to check; all by default. Results of other models already in the page are kept."""
     memory: float = 2.5
-    """GiB that models and activations may take; more makes the check of a large model quicker."""
+    """Memory limit in GiB for models and activations; more memory speeds up the check of a large model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Doctor:
-    """Show what on this machine decides the digits, and measure the defaults that part both frameworks."""
+    """Show settings that affect numerical results, and measure defaults that differ between the frameworks."""
 
 
 Command = (
@@ -168,7 +168,7 @@ def render(options: Render, console: Console) -> int:
 
 
 def _targets(options: Check | Render, *names: str) -> dict[str, Path]:
-    """The files to write, by format, each in a folder that exists."""
+    """Return the files to write, by format, after checking that each folder exists."""
     targets = {name: path for name in names if (path := getattr(options, name)) is not None}
     for path in targets.values():
         check_target(path)
@@ -275,4 +275,4 @@ def main(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run_and_end(main)  # a folder that Orbax could not write would keep Python from ending
+    cli.run_and_end(main)  # a regular exit could hang after a failed Orbax write

@@ -1,4 +1,4 @@
-"""`python -m parity doctor`: what on this machine decides the digits, and the defaults that part the frameworks."""
+"""`python -m parity doctor`: settings that affect numerical results, and defaults that differ between frameworks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from parity.measure.gates import rel_f
 
 
 class Trap(NamedTuple):
-    """A default that differs: how far apart both frameworks are with it, and what to write instead."""
+    """A default that differs between the frameworks, the resulting relative error, and what to write instead."""
 
     name: str
     error: float
@@ -26,7 +26,7 @@ class Trap(NamedTuple):
 
 
 def doctor(console: Console) -> list[Trap]:
-    """Prints versions, devices, precision switches, and every known trap with its size measured here."""
+    """Print versions, devices, precision settings, and every known trap with its error measured on this machine."""
     facts = fingerprint()
     table = Table("what", "value", title="This machine", title_justify="left")
     for name, value in facts.items():
@@ -45,7 +45,7 @@ def doctor(console: Console) -> list[Trap]:
 
 
 def warnings() -> list[str]:
-    """What about the present switches would blur a comparison outside `parity` (which sets its own)."""
+    """Return warnings about current settings that distort comparisons made outside `parity` (which sets its own)."""
     found = []
     if not CONFIG.jax_enable_x64:
         found.append("JAX has 64-bit types off: float64 arrays become float32 silently (jax.enable_x64(True))")
@@ -57,7 +57,7 @@ def warnings() -> list[str]:
 
 
 def measure_traps() -> list[Trap]:
-    """The traps on small random data, in float32 where the default itself is at stake and float64 elsewhere."""
+    """Measure the traps on small random data: in float64, or in float32 where the trap only shows there."""
     with jax.enable_x64(True):
         return [trap() for trap in (_gelu, _layer_norm_epsilon, _fast_variance, _batch_norm, _weight_decay, _bicubic)]
 

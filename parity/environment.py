@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: versions, devices, precision switches."""
+"""Properties of the environment that affect numerical results: versions, devices, precision settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import jax
 import torch
 
 CONFIG: Any = jax.config
-"""JAX defines its switches at run time; their names are not known to type checkers."""
+"""`jax.config`, typed as `Any`: JAX defines its options at run time, so type checkers do not know their names."""
 
 
 def fingerprint() -> dict[str, Any]:
-    """Versions, devices, threads and precision switches, ready for JSON."""
+    """Return versions, devices, thread count and precision settings as a JSON-serializable dictionary."""
     packages = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What `import parity` and `python -m parity` say where PyTorch or JAX is not installed; imported only then."""
+"""Error messages of `import parity` and `python -m parity` when PyTorch or JAX is not installed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from t2t_config import extras
 
 
 def prepare_command() -> None:
-    """What `python -m parity` does before anything is imported; see `t2t_config.extras.prepare_command`."""
+    """Prepare `python -m parity` before anything is imported; see `t2t_config.extras.prepare_command`."""
     if extras.starts_command():
         extras.prepare_command("parity")
 
 
 def explanation(error: ModuleNotFoundError) -> ImportError:
-    """What is missing, and the command that installs it, in place of `error`."""
+    """Return an `ImportError` to replace `error`: it names the missing package and the command that installs it."""
     return extras.explanation("parity", error)

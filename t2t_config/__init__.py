@@ -1,4 +1,4 @@
-"""Sizes, recipes, published weights, the names in checkpoint files: once for both frameworks. Stdlib only."""
+"""Model sizes, recipes, published weights and checkpoint names, shared by both frameworks. Standard library only."""
 
 from t2t_config.extras import end_at_ctrl_c, starts_command
 

@@ -1,4 +1,4 @@
-"""What the arguments of a model may be, once for both frameworks: the same mistake is the same ValueError in both."""
+"""Validation of model arguments, shared by both frameworks so that the same mistake raises the same ValueError."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate", "performer_drop_rate")
 FLAGS = ("qkv_bias", "distilled", "aux_head")
 
 _MOST = 2**31
-"""No tensor has so many channels."""
+"""Upper bound on the number of channels."""
 
 
 def check_arguments(arch: str, arguments: Mapping[str, Any]) -> None:
-    """Looks at those of `arguments` that the class `arch` knows; what relates tensors' shapes is left to the layers.
+    """Check the arguments that the class `arch` accepts; relations between tensor shapes are checked by the layers.
 
     Raises:
-        ValueError: one is of another kind, out of its range, or too small for another; the message names it, its
-            value and what it may be.
+        ValueError: If an argument has the wrong type, is out of range, or too small for another; the message names it,
+            its value and the allowed values.
     """
     for name, value in arguments.items():
         expected = _expected(name, value)
@@ -40,7 +40,7 @@ def check_arguments(arch: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _expected(name: str, value: Any) -> str | None:
-    """What an argument has to be where `value` is not that; None where it is, or where any value may be."""
+    """Return a description of the valid values if `value` is invalid; None if it is valid or not checked."""
     if name in COUNTS:
         return None if _is_whole(value, 1) else "a whole number from 1"
     if name in RATES:
@@ -77,7 +77,7 @@ def _is_real(value: Any) -> bool:
 
 
 def _widths(arch: str, arguments: Mapping[str, Any]) -> Iterator[int]:
-    """Channels that each block takes, as far as they differ."""
+    """Yield the distinct numbers of input channels of the blocks."""
     width = arguments["embed_dim"]
     if arch != "T2TViTDense":
         yield width

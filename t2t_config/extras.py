@@ -1,6 +1,7 @@
-"""What the extras of the package install, and one line for those who have not installed them.
+"""Dependencies of the package's extras, and one-line errors if they are not installed.
 
-Imported before anything else, so that Ctrl-C is answered from the start: what takes long is imported where it is used.
+Imported before anything else, so that Ctrl-C is handled from the start: slow imports are deferred to where they are
+used.
 """
 
 from __future__ import annotations
@@ -31,29 +32,29 @@ NEEDS = {
     "t2t_common": ("jax", SHARED),
     "the demo": ("demo", (*BOTH, "sklearn")),
 }
-"""Package: the extra that it needs, and the modules that this installs, those of the base too."""
+"""Package -> the extra that it needs, and the modules that this installs, including those of the base package."""
 
 NAMED = 3
-"""So many missing modules are named, and the others counted."""
+"""Maximum number of missing modules that are named; the others are counted."""
 
 MISUSED, INTERRUPTED = 2, 130
 """Exit codes, as in `t2t_common.io.cli`."""
 
 
 def install_hint(extra: str) -> str:
-    """The command that installs an extra. The name is on no index, so the command is one for a clone."""
+    """Return the command that installs an extra. The package is on no index, so the command is for a clone."""
     folder = _clone()
     where = "in a clone of the repository" if folder is None else f"in {folder}"
     return f'pip install -e ".[{extra}]" ({where})'
 
 
 def missing(package: str) -> list[str]:
-    """The modules that `package` needs and that are not installed."""
+    """Return the modules that `package` needs and that are not installed."""
     return [name for name in NEEDS[package][1] if not _is_there(name)]
 
 
 def complaint(package: str, modules: list[str]) -> str:
-    """One line: what `package` needs, and the command that installs it."""
+    """Return a one-line message: what `package` needs, and the command that installs it."""
     rest = len(modules) - NAMED
     names = ", ".join(modules[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
     return f"{package} needs what is not installed ({names}): {install_hint(NEEDS[package][0])}"
@@ -61,12 +62,12 @@ def complaint(package: str, modules: list[str]) -> str:
 
 @contextlib.contextmanager
 def explained(package: str) -> Iterator[None]:
-    """Around the imports of a package: where its extra is missing, one line says what to install.
+    """Context manager for the imports of a package: if its extra is missing, the error says what to install.
 
-    `python -m package.command` ends there with exit code 2 (see `prepare_command`).
+    `python -m package.command` then exits with code 2 (see `prepare_command`).
 
     Raises:
-        ImportError: a module of the extra is missing.
+        ImportError: If a module of the extra is missing.
     """
     if starts_command():
         prepare_command(package)
@@ -77,14 +78,15 @@ def explained(package: str) -> Iterator[None]:
 
 
 def starts_command() -> bool:
-    """Whether Python looks for a module of ours to run, `python -m t2t_jax.train`; not for one that imports ours."""
+    """Return whether Python is about to run one of our modules, as `python -m t2t_jax.train`, not one that imports
+    ours."""
     words = (word.removeprefix("-m") for word in sys.orig_argv[1:])
     return sys.argv[:1] == ["-m"] and any(word.partition(".")[0] in NEEDS for word in words)
 
 
 def prepare_command(package: str) -> None:
-    """Before a command of `package` imports anything: Ctrl-C ends it in one line, and so does a missing module;
-    `--version` is answered at once."""
+    """Prepare a command of `package` before anything is imported: answer `--version`, exit with one line at Ctrl-C or
+    if a module is missing."""
     if "--version" in sys.argv[1:]:
         print(f"{DISTRIBUTION} {version()}")
         sys.exit()
@@ -93,14 +95,14 @@ def prepare_command(package: str) -> None:
 
 
 def explanation(package: str, error: ModuleNotFoundError) -> ImportError:
-    """`error` as one line that says what to install; itself where no extra brings the module."""
+    """Return `error` as a one-line message that says what to install; unchanged if no extra provides the module."""
     if not error.name or _top(error.name) not in map(_top, BOTH):
         return error
     return ImportError(complaint(package, missing(package) or [error.name]), name=error.name)
 
 
 def check_command(package: str) -> None:
-    """Ends the process with one line and exit code 2 where a command of `package` lacks what it needs."""
+    """Exit with one line and code 2 if a dependency of a command of `package` is missing."""
     lacking = missing(package)
     if lacking:
         print(f"error: {complaint(package, lacking)}", file=sys.stderr)
@@ -108,14 +110,16 @@ def check_command(package: str) -> None:
 
 
 def end_at_ctrl_c() -> None:
-    """Until `restore_ctrl_c`, Ctrl-C ends the process in one line: while modules are imported there is nothing to save,
-    and a KeyboardInterrupt would print where in them it struck."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
+    """Let Ctrl-C exit the process with one line until `restore_ctrl_c` is called.
+
+    During imports there is nothing to save, and a KeyboardInterrupt would print a traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored, as under nohup
         signal.signal(signal.SIGINT, _end)
 
 
 def restore_ctrl_c() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt again."""
+    """Let Ctrl-C raise KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -134,12 +138,12 @@ def _is_there(name: str) -> bool:
 
     try:
         return name in sys.modules or importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the package around it is missing
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def _clone() -> Path | None:
-    """The folder of the repository that this was imported or installed from; None if that is not known."""
+    """Return the folder of the repository that this was imported or installed from; None if unknown."""
     import importlib.metadata
     import json
     from urllib.parse import unquote, urlsplit
@@ -156,7 +160,7 @@ def _clone() -> Path | None:
 
 
 def version() -> str:
-    """Of the installed package; of a clone that is not installed, what its pyproject.toml says."""
+    """Return the version of the installed package, or for a clone that is not installed, of its pyproject.toml."""
     import importlib.metadata
 
     try:

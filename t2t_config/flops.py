@@ -1,10 +1,9 @@
-"""Floating-point operations of every model, from its sizes alone.
+"""Floating-point operations of every model, computed from its sizes.
 
-Counted are the multiply-adds of all matrix products and convolutions, as 2 each. Not counted is what runs element
-by element: softmax, LayerNorm, GELU, the performer's exponentials and sums, the Ghost model's factors per channel.
-(The soft splits only rearrange.) This is the numerator of MFU, model FLOPs utilisation (PaLM, arXiv 2204.02311,
-appendix B): what the model needs, whatever is computed twice to save memory. Papers call the half of it, the
-multiply-adds, "MACs" and often "FLOPs".
+All multiply-adds of matrix products and convolutions are counted, as 2 each. Elementwise operations are not: softmax,
+LayerNorm, GELU, the performer's exponentials and sums, the Ghost model's per-channel factors. (The soft splits only
+rearrange.) This is the numerator of MFU, model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): what the model
+needs, without recomputation to save memory. Papers call half of it, the multiply-adds, "MACs" and often "FLOPs".
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ def forward_flops(
     num_classes: int | None = None,
     **overrides: Any,
 ) -> int:
-    """FLOPs of one image through the model; the arguments are those of `create_model`.
+    """Return the FLOPs of the forward pass of one image; the arguments are those of `create_model`.
 
     Raises:
-        ValueError: unknown name, or sizes that do not fit together.
+        ValueError: If the name is unknown, or the sizes do not fit together.
     """
     parts = forward_flops_by_part(name, img_size=img_size, in_chans=in_chans, num_classes=num_classes, **overrides)
     return sum(parts.values())
@@ -43,14 +42,15 @@ def training_flops(
     num_classes: int | None = None,
     **overrides: Any,
 ) -> int:
-    """FLOPs of one image in a training step: forward, and the gradients of both factors of every product.
+    """Return the FLOPs of one image in a training step: forward pass, and the gradients of both factors of every
+    product.
 
-    Three times forward, less the gradients that nobody needs: by the images (of a first layer that is a convolution;
-    a soft split is followed by a trained LayerNorm, whose gradient passes through the projection), and by the
-    performer's frozen `w`. The optimiser runs element by element.
+    This is three times the forward pass, minus the gradients that are not needed: with respect to the images (if the
+    first layer is a convolution; a soft split is followed by a trained LayerNorm, whose gradient passes through the
+    projection), and with respect to the performer's frozen `w`. The optimizer runs elementwise.
 
     Raises:
-        ValueError: as `forward_flops`.
+        ValueError: As raised by `forward_flops`.
     """
     parts = forward_flops_by_part(name, img_size=img_size, in_chans=in_chans, num_classes=num_classes, **overrides)
     first = ("patch_embed.proj", "tokens_to_token.soft_split0")
@@ -66,13 +66,13 @@ def forward_flops_by_part(
     num_classes: int | None = None,
     **overrides: Any,
 ) -> dict[str, int]:
-    """FLOPs of one image, by the module they are in: `blocks.0.mlp.fc1`.
+    """Return the FLOPs of one image by module: `blocks.0.mlp.fc1`.
 
-    Products of activations go by the attention they belong to (`blocks.0.attn`), the performer's random features by
-    their matrix (`tokens_to_token.attention1.w`).
+    Products of activations are counted under their attention module (`blocks.0.attn`), the performer's random features
+    under their matrix (`tokens_to_token.attention1.w`).
 
     Raises:
-        ValueError: as `forward_flops`.
+        ValueError: As raised by `forward_flops`.
     """
     arch, sizes = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
     sizes |= {"img_size": to_pair(sizes["img_size"]), "in_chans": in_chans}
@@ -178,7 +178,7 @@ def _token_performer(path: str, N: int, C: int, D: int) -> Iterator[Part]:
     M = int(D * 0.5)  # random features
     yield f"{path}.kqv", _linear(N, C, 3 * D)
     yield f"{path}.w", 2 * _linear(N, D, M)  # of k and of q
-    # k'^T v, q' times that, and q' times the sum of k'
+    # k'^T v, its product with q', and the product of q' with the sum of k'
     yield path, 2 * _linear(N, M, D) + _linear(N, M, 1)
     yield f"{path}.proj", _linear(N, D, D)
     yield f"{path}.mlp.0", _linear(N, D, D)

@@ -1,7 +1,7 @@
-"""What each model is: one table of sizes, shared by `t2t_torch` and `t2t_jax`.
+"""Model definitions: one table of sizes, shared by `t2t_torch` and `t2t_jax`.
 
-Sources: T2T-ViT (arXiv 2101.11986, tables 1-3; yitu-opensource/T2T-ViT, models/*.py), ViT (arXiv 2010.11929),
-DeiT (arXiv 2012.12877). `top1` and `num_params` are the authors' published figures, never ours.
+Sources: T2T-ViT (arXiv 2101.11986, tables 1-3; yitu-opensource/T2T-ViT, models/*.py), ViT (arXiv 2010.11929), DeiT
+(arXiv 2012.12877). `top1` and `num_params` are the values published by the authors, not measured here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One named model.
+    """Configuration of one named model.
 
-    `arch` names the class (the same in both frameworks), `sizes` its constructor arguments. `num_params` counts
-    frozen tensors too. `in_paper` is False for the small sizes that exist for tests and the demo only.
+    `arch` names the class (the same in both frameworks), `sizes` its constructor arguments. `num_params` includes
+    frozen tensors. `in_paper` is False for the small sizes that exist for tests and the demo only.
     """
 
     arch: str
@@ -116,7 +116,7 @@ _MIIL: dict[str, Any] = {
 }
 
 _VIT: dict[str, ModelConfig] = {
-    # The official file's own "small": 8 blocks of 768, no qkv bias, LayerNorm eps 1e-5; not DeiT-small.
+    # The "small" of the official file: 8 blocks of width 768, no qkv bias, LayerNorm eps 1e-5; not DeiT-small.
     "vit_small_patch16_224": _vit(16, 768, 8, 8, mlp_ratio=3.0, qkv_bias=False, norm_eps=1e-5),
     "vit_base_patch16_224": _vit(16, 768, 12, 12, **_HALF),
     "vit_base_patch32_224": _vit(32, 768, 12, 12, **_HALF),
@@ -144,24 +144,24 @@ _VIT: dict[str, ModelConfig] = {
 }
 
 MODELS: Mapping[str, ModelConfig] = MappingProxyType({**_T2T, **_VIT})
-"""Every model by its official name."""
+"""All models by their official names."""
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {name.removeprefix("vit_"): name for name in _VIT if name.startswith("vit_deit_")}
 )
-"""Today's timm names of the DeiTs -> official names."""
+"""Current timm names of the DeiT models -> official names."""
 
 
 def list_models() -> list[str]:
-    """All names that `create_model` understands: official names, then the timm aliases."""
+    """Return all names that `create_model` accepts: official names, then the timm aliases."""
     return [*MODELS, *ALIASES]
 
 
 def model_config(name: str) -> ModelConfig:
-    """The configuration of `name` (official name or alias).
+    """Return the configuration of `name` (official name or alias).
 
     Raises:
-        ValueError: unknown name; the message suggests the nearest ones.
+        ValueError: If the name is unknown; the message suggests the closest ones.
     """
     if not isinstance(name, str):
         raise ValueError(f"the name of a model is a text, not {name!r}: see list_models()")
@@ -180,13 +180,13 @@ def model_arguments(
     num_classes: int | None,
     overrides: Mapping[str, Any],
 ) -> tuple[str, dict[str, Any]]:
-    """Class name and constructor arguments of `name`: `overrides` win over the table, None means the model's own.
+    """Return class name and constructor arguments of `name`; `overrides` take precedence, None selects the model's own.
 
-    As upstream (`_create_vision_transformer`), an in21k model loses its `pre_logits` layer when `num_classes`
-    differs from its own, unless `representation_size` is asked for.
+    As upstream (`_create_vision_transformer`), an in21k model loses its `pre_logits` layer if `num_classes` differs
+    from its own, unless `representation_size` is given.
 
     Raises:
-        ValueError: unknown name, or an argument that cannot be (see `check_arguments`).
+        ValueError: If the name is unknown, or an argument is invalid (see `check_arguments`).
     """
     config = model_config(name)
     arguments = {**config.sizes, **overrides}

@@ -1,11 +1,11 @@
-"""Published weights: where they are, what they reach.
+"""Published weights: addresses, checksums and accuracy.
 
 Sources: README.md of yitu-opensource/T2T-ViT (release files, top-1) and its models/vit.py (ViT and DeiT files);
-README.md of facebookresearch/deit (DeiT's top-1). The top-1 are the authors' figures. Size, SHA-384 and an independent
-top-1 and top-5 of T2T-ViT-14: models/public/t2t-vit-14 (model.yml, README.md) of openvinotoolkit/open_model_zoo.
-No weights of the ResNeXt, wide, SE, dense and ghost variants were published. timm's file of vit_small_patch16_224 is
-not listed: it was trained with another attention scale, 768^-0.5, which the model would have to be made with
-(`qk_scale`); upstream changes it silently.
+README.md of facebookresearch/deit (DeiT's top-1). The top-1 values are the authors'. Size, SHA-384 and an independent
+top-1 and top-5 of T2T-ViT-14: models/public/t2t-vit-14 (model.yml, README.md) of openvinotoolkit/open_model_zoo. No
+weights of the ResNeXt, wide, SE, dense and ghost variants were published. timm's file of vit_small_patch16_224 is not
+listed: it was trained with another attention scale, 768^-0.5, with which the model would have to be created
+(`qk_scale`); upstream changes the scale silently.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MIIL = "https://miil-public-eu.oss-eu-central-1.aliyuncs.com/model-zoo/ImageNet
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Accuracy of published weights as others than their authors measured it, in per cent; never ours.
+    """Accuracy of published weights as measured by a third party, in percent; not measured here.
 
     Attributes:
-        by: who, and where it is told.
-        how: what was run.
-        top1, top5: on ImageNet-1k.
+        by: Who measured it, and where it is published.
+        how: Evaluation procedure.
+        top1, top5: Accuracy on ImageNet-1k.
     """
 
     by: str
@@ -47,12 +47,13 @@ class Pretrained:
     """One file of published weights.
 
     Attributes:
-        url: where it is.
-        img_size, num_classes: of the weights; None for the model's own.
-        top1: the authors' published accuracy in per cent, never ours; on ImageNet-1k unless the tag says otherwise.
-        num_bytes: size of the file; None where no source tells it, then the server's own figure is held to.
-        sha384: its SHA-384, where a source tells it.
-        measured: its accuracy as others found it, where they told.
+        url: Address of the file.
+        img_size, num_classes: Values of the weights; None for the model's own.
+        top1: Accuracy published by the authors in percent, not measured here; on ImageNet-1k unless the tag says
+            otherwise.
+        num_bytes: Size of the file; None if no source gives it, then the size announced by the server is checked.
+        sha384: SHA-384 of the file, if a source gives it.
+        measured: Accuracy as published by a third party, if any.
     """
 
     url: str
@@ -65,12 +66,12 @@ class Pretrained:
 
     @property
     def sha256(self) -> str | None:
-        """The first digits of the file's SHA-256, where its name ends with them (PyTorch's convention)."""
+        """First digits of the file's SHA-256 if its name ends with them (PyTorch's convention), else None."""
         found = re.search(r"-([0-9a-f]{8,})\.pth$", self.url)
         return found[1] if found else None
 
     def download(self) -> Path:
-        """The file in the cache, downloaded first if need be; raises as `cached_download`."""
+        """Return the file in the cache, downloading it first if needed; raises as `cached_download`."""
         return cached_download(self.url, num_bytes=self.num_bytes, sha256=self.sha256, sha384=self.sha384)
 
 
@@ -151,19 +152,19 @@ PRETRAINED: Mapping[str, Mapping[str, Pretrained]] = MappingProxyType(
         },
     }
 )
-"""Official model name -> tag -> file. The first tag is what `pretrained=True` takes."""
+"""Official model name -> tag -> file. The first tag is used by `pretrained=True`."""
 
 
 def list_pretrained() -> list[str]:
-    """Every published file as `model.tag`, the default of a model first."""
+    """Return all published files as `model.tag`, the default of each model first."""
     return [f"{name}.{tag}" for name, tags in PRETRAINED.items() for tag in tags]
 
 
 def find_pretrained(name: str, tag: str | bool = True) -> Pretrained:
-    """The published file of a model: by its tag, or (True) the model's default.
+    """Return the published file of a model: by its tag, or (True) the model's default.
 
     Raises:
-        ValueError: unknown model, or nothing published for it; the message says what there is.
+        ValueError: If the model is unknown, or nothing is published for it; the message lists the available ones.
     """
     model_config(name)
     tags = PRETRAINED.get(ALIASES.get(name, name), {})

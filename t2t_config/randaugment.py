@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719) as timm's configuration strings describe it, for example `rand-m9-mstd0.5-inc1`."""
+"""RandAugment (arXiv 1909.13719) with timm's configuration strings, for example `rand-m9-mstd0.5-inc1`."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 LEVELS = 10.0
-"""Magnitudes are tenths of an operation's range."""
+"""Number of magnitude levels: magnitudes are tenths of an operation's range."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugmentConfig:
-    """How strongly and how often images are changed."""
+    """Strength and frequency of the RandAugment operations."""
 
     magnitude: int = 10
     """Mean strength of an operation, in tenths of its range."""
     num_layers: int = 2
-    """Operations drawn for each image, with replacement."""
+    """Number of operations sampled for each image, with replacement."""
     prob: float = 0.5
-    """Probability that an operation that was drawn is carried out."""
+    """Probability that a sampled operation is applied."""
     magnitude_std: float = 0.0
-    """Standard deviation of the strength; infinite draws it evenly from 0 to `magnitude`."""
+    """Standard deviation of the strength; infinite samples it uniformly from 0 to `magnitude`."""
     magnitude_max: int | None = None
-    """Largest strength; None is 10."""
+    """Maximum strength; None is 10."""
     increasing: bool = False
-    """Whether every operation changes an image more with more strength."""
+    """Whether the effect of every operation increases with its strength."""
 
     @property
     def limit(self) -> float:
-        """Largest strength of an operation."""
+        """Maximum strength of an operation."""
         return self.magnitude_max or LEVELS
 
     @classmethod
     def parse(cls, text: str) -> RandAugmentConfig:
-        """`rand`, then in any order and joined by dashes: m9 (magnitude), n2 (layers), p0.5 (probability), mstd0.5
-        (deviation; above 100 infinite), mmax15 (limit), inc1 (increasing).
+        """Parse `rand`, followed in any order and joined by dashes by: m9 (magnitude), n2 (layers), p0.5 (probability),
+        mstd0.5 (standard deviation; above 100 infinite), mmax15 (limit), inc1 (increasing).
 
-        As timm's `rand_augment_transform`, without its sets of weighted operations. timm passes over what it does not
-        know in some places; here that is an error.
+        The format is that of timm's `rand_augment_transform`, without its sets of weighted operations. timm ignores
+        unknown parts in some places; here they are an error.
 
         Raises:
-            ValueError: anything else, or a part twice.
+            ValueError: If a part is unknown or occurs twice.
         """
         kind, *parts = text.split("-")
         if kind != "rand":

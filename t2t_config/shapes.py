@@ -1,4 +1,4 @@
-"""Arithmetic of sizes that both frameworks share: token grids, stochastic depth rates, what shapes tell of a model."""
+"""Size arithmetic shared by both frameworks: token grids, stochastic depth rates, model sizes from tensor shapes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 
 
 def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """`size` as (height, width); one number means a square."""
+    """Return `size` as (height, width); a single number means a square."""
     height, width = size if isinstance(size, tuple | list) else (size, size)
     return int(height), int(width)
 
 
 def soft_split_grids(img_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Token grid (height, width) after each soft split; any size works, divisible by 16 or not.
+    """Return the token grid (height, width) after each soft split, for any image size, divisible by 16 or not.
 
-    Upstream assumes img_size // 16, which is right only for multiples of 16; the rule of a sliding window is
-    (size + 2 * padding - kernel) // stride + 1.
+    Upstream assumes img_size // 16, which is correct only for multiples of 16; the general formula for a sliding window
+    is (size + 2 * padding - kernel) // stride + 1.
 
     Raises:
-        ValueError: images too small for the first kernel.
+        ValueError: If the images are too small for the first kernel.
     """
     grids, sides = [], img_size
     for kernel, stride, padding in SOFT_SPLITS:
@@ -36,10 +36,10 @@ def soft_split_grids(img_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
 
 
 def patch_grid(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Patch grid (height, width); as in timm, what is left of a size that `patch_size` does not divide is dropped.
+    """Return the patch grid (height, width); as in timm, a remainder of the size by `patch_size` is dropped.
 
     Raises:
-        ValueError: images smaller than one patch.
+        ValueError: If the images are smaller than one patch.
     """
     grid = (img_size[0] // patch_size, img_size[1] // patch_size)
     if min(grid) < 1:
@@ -48,13 +48,13 @@ def patch_grid(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def token_grid(img_size: int | tuple[int, int], patch_size: int | None = None) -> tuple[int, int]:
-    """Grid (height, width) of a model's position table: of `patch_size` patches, or (None) after the soft splits."""
+    """Return the grid (height, width) of a position table: of `patch_size` patches, or (None) after the soft splits."""
     size = to_pair(img_size)
     return soft_split_grids(size)[-1] if patch_size is None else patch_grid(size, patch_size)
 
 
 def saved_grid(img_size: Any, positions: int, patch_size: int | None = None) -> tuple[int, int] | None:
-    """The grid of a saved table of `positions` by the `img_size` saved with it; None where the two do not agree."""
+    """Return the grid of a saved table of `positions` from the `img_size` saved with it; None if the two disagree."""
     try:
         grid = token_grid(img_size, patch_size)
     except (TypeError, ValueError, OverflowError):
@@ -63,10 +63,10 @@ def saved_grid(img_size: Any, positions: int, patch_size: int | None = None) -> 
 
 
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
-    """The stochastic depth decay rule: `depth` rates from 0 to `drop_path_rate`, linearly.
+    """Return the stochastic depth rates: `depth` values from 0 to `drop_path_rate`, linearly spaced.
 
     Raises:
-        ValueError: not a probability.
+        ValueError: If `drop_path_rate` is not a probability.
     """
     if not 0 <= drop_path_rate <= 1:
         raise ValueError(f"drop_path_rate {drop_path_rate} is not a probability: give a number from 0 to 1")
@@ -74,9 +74,9 @@ def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
 
 
 def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the shapes of an official state dict say about the model that they belong to.
+    """Derive the model's sizes from the shapes of an official state dict.
 
-    `num_classes` always; `in_chans`, (square) `img_size` and `aux_head` where they can be told.
+    Always returns `num_classes`; `in_chans`, (square) `img_size` and `aux_head` where they can be determined.
     """
     axes = {"head": 2, "patch_embed.proj": 4, "tokens_to_token.soft_split0": 4, "tokens_to_token.attention1.norm1": 1}
     named = {f"{name}.weight": count for name, count in axes.items()} | {"pos_embed": 3}

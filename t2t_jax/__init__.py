@@ -1,4 +1,4 @@
-"""T2T-ViT in Flax NNX: the same files, classes and attribute names as `t2t_torch`, and everything that trains."""
+"""T2T-ViT in Flax NNX: the same files, classes and attribute names as `t2t_torch`, plus training code."""
 
 from t2t_config.extras import explained
 

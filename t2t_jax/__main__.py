@@ -1,4 +1,4 @@
-"""python -m t2t_jax: lists the commands of the package, and runs the one that is named."""
+"""python -m t2t_jax: list the commands of the package, or run the named one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from t2t_common.io import cli, commands
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     return commands.choose("t2t_jax", args)
 
 

@@ -1,10 +1,10 @@
-"""Model folders by Orbax, and loading weights from any format; a run's checkpoints are in training_checkpoints.py.
+"""Save models as Orbax checkpoint folders; load weights of any format. Training checkpoints: training/checkpoints.py.
 
 A checkpoint folder holds one item per part, so that evaluation reads only the weights:
-`model` (all arrays by dotted name), and for training `ema` (the same names), `train` (optimiser, step, key)
-and `data` (position of the Grain iterator); plus JSON metadata that names the model. Everything
-is written beside its final name and renamed, so a folder is there whole or not at all. A run's folder
-(`--workdir`) keeps its checkpoints in `checkpoints/STEP`; `checkpoints/best` is a link to the best of them.
+`model` (all arrays by dotted name), and for training `ema` (the same names), `train` (optimizer, step, key)
+and `data` (position of the Grain iterator), plus JSON metadata with the model name. Folders are written under a
+temporary name next to the final one and then renamed, so a checkpoint is either complete or absent. A run's folder
+(`--workdir`) keeps its checkpoints in `checkpoints/STEP`; `checkpoints/best` is a link to the best one.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from t2t_jax.weights.torch_file import Weights, read_torch_file
 BEST = "best"
 SCRATCH = ".unfinished-"
 LIMIT_SECONDS = 1200.0
-"""For one checkpoint. Orbax has the same limit, but by the system's time, which may be set back."""
+"""Timeout for writing one checkpoint. Orbax has the same limit, but uses the system clock, which may be set back."""
 MAX_EXPANSION = 100
-"""Orbax packs: arrays of zeros become nearly nothing."""
+"""Maximum ratio of array bytes to file bytes. Orbax compresses: arrays of zeros take almost no space on disk."""
 
 
 def save_model(
@@ -58,16 +58,16 @@ def save_model(
     model_or_arrays: nnx.Module | Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a model folder that `load_model_state`, `evaluate` and `--init-from` read; replaces an older one.
+    """Write a model folder that `load_model_state`, `evaluate` and `--init-from` can read; replace an existing one.
 
     Args:
-        path: the folder to create.
-        model_or_arrays: a module, or its arrays by dotted name; kept in their own dtypes, float64 too.
+        path: Folder to create.
+        model_or_arrays: Module, or its arrays by dotted name. Dtypes are preserved, including float64.
         metadata: JSON values. `evaluate` rebuilds the model from `model`, `img_size`, `in_chans`, `num_classes`, and
-            prepares images by `mean`, `std`, `crop_pct`, `interpolation`.
+            preprocesses images with `mean`, `std`, `crop_pct`, `interpolation`.
 
     Raises:
-        ValueError: `path` is something else than a checkpoint folder, or cannot be written.
+        ValueError: `path` exists and is not a checkpoint folder, or cannot be written.
     """
     path = Path(path).absolute()
     if path.exists() and not _is_checkpoint(path):
@@ -83,21 +83,22 @@ def save_model(
 def start_writing(
     path: Path, items: Mapping[str, Any], metadata: Mapping[str, Any], *, scratch: Path | None = None
 ) -> Callable[[], None]:
-    """Copies `items` and begins to write them; the function returned waits until they are at `path`, in one step.
+    """Copy `items`, start writing them, and return a function that waits and moves the result to `path` atomically.
 
-    When this returns, arrays of JAX may be donated and iterators move on: what is written belongs to the
-    moment of the call. The function returned may run in another thread. Of several processes, each calls both.
-    What was written is read back, and compared with the copy, before it goes to `path` (with several processes,
-    none of which has all arrays, it is read for its digests only).
+    When this returns, JAX arrays may be donated and iterators advanced: the values at the time of the call are
+    written. The returned function may run in another thread. With several processes, each process calls both.
+    The written data is read back and compared with the copy before it is moved to `path` (with several processes,
+    none of which has all arrays, it is read only to compute its digests).
 
     Args:
-        path: the folder to create; an older one is replaced.
-        items: the parts of the checkpoint by name: arrays in any pytree, or an iterator of Grain.
+        path: Folder to create; an existing one is replaced.
+        items: Parts of the checkpoint by name: pytrees of arrays, or a Grain iterator.
         metadata: JSON values.
-        scratch: folder, in that of `path`, to write in; the same for each process. None makes one for a single process.
+        scratch: Folder to write in, next to `path` and the same for every process. None creates one (single process).
 
     Raises:
-        ValueError: this, and the function returned: cannot be written. Nothing of it is left, an older folder stays.
+        ValueError: Writing failed (also raised by the returned function). No partial data remains, and an existing
+            folder is kept.
     """
     folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
     _silence_orbax()
@@ -126,10 +127,10 @@ def start_writing(
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes what fails inside a ValueError that names `path`; a full disk raises OSError, and others in tensorstore."""
+    """Convert any exception into a ValueError that names `path`; tensorstore raises various types for a full disk."""
     try:
         yield
-    except TimeoutError as error:  # Orbax goes by the system's time
+    except TimeoutError as error:  # Orbax uses the system clock
         remedy = "look after the disk and the system's time, then give the same command again"
         raise ValueError(f"cannot write {path} ({reason(error)}): {remedy}") from error
     except Exception as error:
@@ -142,18 +143,18 @@ def _swept_on_failure(folder: Path, names: contextlib.ExitStack) -> Iterator[Non
         yield
     except BaseException:
         names.close()
-        for _ in range(10):  # Orbax's threads go on writing for a moment
+        for _ in range(10):  # Orbax's threads keep writing for a moment
             shutil.rmtree(folder, ignore_errors=True)
-            threading.Event().wait(0.1)  # no error of its own, whatever happens to the system's time
+            threading.Event().wait(0.1)  # raises no error, even if the system clock changes
         raise
 
 
 @functools.cache
 def _silence_orbax() -> None:
-    """Drops what Orbax says from its threads: pages of traceback about an error that it raises as well.
+    """Suppress output from Orbax's threads: long tracebacks of an error that Orbax also raises.
 
-    Some of it is logged; the rest comes from arrays that are written on when another has failed, and whose end nobody
-    waits for any more.
+    Some of them are logged; the others come from writes that continue after another array has failed and that are no
+    longer awaited.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
@@ -167,17 +168,17 @@ def _silence_orbax() -> None:
 
 
 def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
-    """Weights of a model folder, of one training checkpoint, or of the latest checkpoint of a run's folder.
+    """Return the weights of a model folder, a training checkpoint, or the latest checkpoint of a run's folder.
 
-    A run with stacked blocks keeps them stacked; here they are one by one, as in any other file.
+    Stacked blocks of a training checkpoint are returned unstacked, as in any other file.
 
     Args:
-        path: the folder.
-        use_ema: prefer the moving average where there is one.
+        path: Folder to load.
+        use_ema: Whether to prefer the moving average, if present.
 
     Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: no checkpoint in `path`, or a damaged one.
+        FileNotFoundError: `path` does not exist.
+        ValueError: `path` holds no checkpoint, or a damaged one.
     """
     folder = find_checkpoint(path)
     item = "ema" if use_ema and (folder / "ema").is_dir() else "model"
@@ -199,19 +200,20 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
 
 
 def _check_expansion(folder: Path, content: int) -> None:
-    """Raises ValueError if the arrays have far more bytes than their files: what is not there is read as zeros."""
+    """Raise ValueError if the arrays have far more bytes than their files: missing chunks are read as zeros."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if content > max(ALWAYS, MAX_EXPANSION * size):
         raise ValueError(f"it unpacks to {content:,} bytes from {size:,}")
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """What the checkpoint at `path` says about itself: `model`, `img_size`, `in_chans`, `num_classes`, `mean`, ...
+    """Return the metadata of the checkpoint at `path`: `model`, `img_size`, `in_chans`, `num_classes`, `mean`, ...
 
-    Of a PyTorch file, the shapes tell some of it, and what `parity convert` noted in it the rest; keys may be absent.
+    For a PyTorch file, they are inferred from tensor shapes and from the metadata that `parity convert` stored; keys
+    may be absent.
 
     Raises:
-        FileNotFoundError, ValueError: nothing at `path`, or not readable.
+        FileNotFoundError, ValueError: `path` does not exist or cannot be read.
     """
     file = latest_torch_file(path)
     if file.is_file():
@@ -226,7 +228,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def check_described(arguments: Mapping[str, Any], path: str | Path) -> None:
-    """Raises ValueError if `create_model(**arguments)` fails, or is a model that what lies at `path` cannot hold."""
+    """Raise ValueError if `create_model(**arguments)` fails or its model is too large for the checkpoint at `path`."""
     path = latest_torch_file(path)
     files = [path] if path.is_file() else [file for file in find_checkpoint(path).rglob("*") if file.is_file()]
     with making(path):
@@ -239,22 +241,22 @@ def check_described(arguments: Mapping[str, Any], path: str | Path) -> None:
 def load_weights(
     model: nnx.Module, path: str | Path, *, use_ema: bool = True, source_grid: tuple[int, int] | None = None
 ) -> LoadReport:
-    """Fills `model` from an Orbax folder or a PyTorch file (.pth, .pth.tar, .safetensors, .pdparams, ...), in place.
+    """Load an Orbax folder or a PyTorch file (.pth, .pth.tar, .safetensors, .pdparams, ...) into `model`, in place.
 
-    A position table for another grid is resized and a first layer for other channels adapted (see fit.py); the
-    report says so. Everything else has to be there and to fit, the classifier too.
+    A position embedding for another grid is resized, and a first layer for another number of channels is adapted (see
+    weights/adapt.py); the report lists both. All other weights, including the classifier, must be present and match.
 
     Args:
-        model: of the same name and number of classes as the weights.
-        path: folder or file; of a run's folder the latest checkpoint, and `WORKDIR/checkpoints/best` is the one
-            with the best accuracy. Pickled files need torch installed, .safetensors do not.
-        use_ema: prefer the moving average where there is one.
-        source_grid: the grid of the position table, needed only where that is for no square and `path` does
-            not tell its img_size.
+        model: Model with the same name and number of classes as the weights.
+        path: Folder or file. For a run's folder, the latest checkpoint is loaded; `WORKDIR/checkpoints/best` is the
+            one with the best accuracy. Pickled files require torch, .safetensors files do not.
+        use_ema: Whether to prefer the moving average, if present.
+        source_grid: Grid of the position embedding; needed only if it is not square and the metadata has no img_size.
 
     Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: not readable, or weights of another model; the message names some. `model` stays untouched.
+        FileNotFoundError: `path` does not exist.
+        ValueError: The file cannot be read, or has the weights of another model; the message names some of them.
+            `model` is unchanged.
     """
     return _load(model, path, use_ema, source_grid, fresh_classifiers=False)
 
@@ -262,10 +264,10 @@ def load_weights(
 def init_weights(
     model: nnx.Module, path: str | Path, *, use_ema: bool = True, source_grid: tuple[int, int] | None = None
 ) -> LoadReport:
-    """Fills `model` from `path` to train it further: as `load_weights`, but a head for other classes stays fresh.
+    """Load `path` into `model` for fine-tuning: like `load_weights`, but a classifier for other classes is skipped.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_weights`.
+        FileNotFoundError, ValueError: See `load_weights`.
     """
     return _load(model, path, use_ema, source_grid, fresh_classifiers=True)
 
@@ -310,7 +312,7 @@ def _load(
 
 
 def _saved_grid(found: Weights) -> tuple[int, int] | None:
-    """The grid of the position table as far as the metadata tell it."""
+    """Return the grid of the position embedding, or None if the metadata do not determine it."""
     table, patch = found.arrays.get("pos_embed"), found.arrays.get("patch_embed.proj.kernel")
     if table is None or table.ndim != 3 or "img_size" not in found.metadata:
         return None
@@ -319,20 +321,20 @@ def _saved_grid(found: Weights) -> tuple[int, int] | None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or the latest step of a run's folder.
+    """Return the checkpoint folder for `path`: `path` itself, or the latest checkpoint of a run's folder.
 
-    The best of a run is named by its link: `WORKDIR/checkpoints/best`.
+    The link `WORKDIR/checkpoints/best` selects the best checkpoint of a run.
 
     Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: no checkpoint there.
+        FileNotFoundError: `path` does not exist.
+        ValueError: `path` holds no checkpoint.
     """
     path = Path(path).absolute()
     if path.is_symlink():
-        # All that is read from now on is of one checkpoint, wherever a run points the link next.
+        # Resolve the link once, so that all reads use the same checkpoint even if a run updates the link meanwhile.
         path = Path(os.path.realpath(path))
     if not path.exists() and _is_checkpoint(set_aside(path)):
-        return set_aside(path)  # its successor is just taking its place, or died when it was
+        return set_aside(path)  # its replacement is in progress, or was interrupted
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path")
     for folder in (path / CHECKPOINTS, path):
@@ -344,10 +346,10 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps whose checkpoints are in `folder`, in order."""
+    """Return the steps of the checkpoints in `folder`, in ascending order."""
     return sorted(int(p.name) for p in folder.iterdir() if is_step(p.name) and _is_checkpoint(p))
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    # Orbax's own test takes any folder for a checkpoint of its earlier format, an empty one too.
+    # Orbax's own check accepts any folder, even an empty one, as a checkpoint of its earlier format.
     return (folder / "_CHECKPOINT_METADATA").is_file() and (folder / "model").is_dir()

@@ -1,9 +1,9 @@
 """python -m t2t_jax.compile --model NAME --topology v5e:4x4 [--mesh data=4,fsdp=4] [--batch N]
 
-Compiles the training step of `t2t_jax.train` for TPUs that are not there, and says whether it fits into their memory,
-what it computes and what its devices send each other. Nothing is run: "compiles for and fits" is all it shows.
-Needs libtpu (pip install -e ".[tpu]"); --export-only does without, and only lowers. Exit code 1 if the step does
-not fit, or if a message between devices carries the global batch.
+Compiles the training step of `t2t_jax.train` ahead of time for a TPU topology, without TPU hardware, and reports
+whether it fits into device memory, its FLOPs and its collectives. Nothing is executed: the result shows only that the
+step compiles and fits. Requires libtpu (pip install -e ".[tpu]"), except with --export-only, which only lowers. Exit
+code 1 if the step does not fit, or if a collective communicates the global batch.
 """
 
 from __future__ import annotations
@@ -42,46 +42,46 @@ from t2t_jax.training.from_recipe import build_model, build_step, check_recipe
 from t2t_jax.training.step import init_state
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
-"""Has to be there before JAX is imported: no search for a TPU, and no lock on libtpu."""
+"""Must be set before JAX is imported: disables the search for a TPU and the lock on libtpu."""
 IMAGENET_TRAIN_IMAGES = 1_281_167
 TILES = "T(8,128)"
-"""In a layout, that of a TPU's memory: no other backend writes it."""
+"""Tiled memory layout in the compiled program; only the TPU backend emits it."""
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of the command line."""
+    """Command line options."""
 
     model: str
-    """Name of the model (see list_models); its ImageNet recipe is compiled."""
+    """Model name (see list_models); its ImageNet recipe is compiled."""
     topology: str
-    """TPUs to compile for, such as v5e:4x4, or as they are sold: v5e-16."""
+    """TPU topology to compile for, such as v5e:4x4, or its product name, such as v5e-16."""
     mesh: str | None = None
-    """Devices for parts of the batch and for parts of the weights too; None takes all for data."""
+    """Mesh axis sizes for data and FSDP parallelism; None uses all devices for data parallelism."""
     batch: int = 1024
-    """Images of a step, all devices together."""
+    """Global batch size."""
     img_size: int | None = None
-    """Side of the input, in pixels; None takes the recipe's."""
+    """Input height and width in pixels; None uses the recipe's."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of the computation."""
+    """Computation dtype."""
     grad_accum_steps: int = 1
-    """Parts in which the batch is computed."""
+    """Number of micro-batches per step."""
     remat: bool = False
-    """Whether activations inside blocks are computed again in the backward pass."""
+    """Recompute the activations inside blocks in the backward pass."""
     scan_blocks: bool = False
-    """Whether a scan runs the blocks, their parameters stacked."""
+    """Run the blocks in a scan over stacked parameters."""
     export_only: bool = False
-    """Lower only, without libtpu: proves neither that the step compiles nor that it fits."""
+    """Only lower, without libtpu; does not show that the step compiles or fits."""
     json: Path | None = None
-    """File for the report as JSON."""
+    """Output file for the report as JSON."""
     hlo: Path | None = None
-    """File for the compiled program's text (StableHLO with --export-only)."""
+    """Output file for the text of the compiled program (StableHLO with --export-only)."""
 
 
 @dataclasses.dataclass
 class Report:
-    """What came out. Bytes are those of one device, FLOPs of all together."""
+    """Result of the compilation. Bytes are per device, FLOPs are the total over all devices."""
 
     model: str
     topology: str
@@ -91,39 +91,39 @@ class Report:
     dtype: str
     lowering_only: bool
     products: dict[str, int]
-    """Matrix products by their dtypes -> how many."""
+    """Dtypes of matrix products -> number of products."""
     float32_products: int
-    """Of them, those with a float32 factor, other than the performer's, which asks for the highest precision."""
+    """Number of products with a float32 operand, except the performer's, which request the highest precision."""
     product_flops: int
-    """FLOPs of a step's matrix products, as traced."""
+    """FLOPs of the matrix products of one step, counted in the traced program."""
     analytic_flops: int
-    """FLOPs of a step's matrix products, from the model's sizes."""
+    """FLOPs of the matrix products of one step, computed from the model's dimensions."""
     device_kind: str | None = None
     memory: dict[str, int] | None = None
     """args, out, alias, temp, code and their total: args + out - alias + temp + code."""
     hbm: int | None = None
-    """Bytes that a device has."""
+    """Memory of a device in bytes."""
     refused: str | None = None
-    """What the compiler said if it found no room."""
+    """Error message of the compiler if it ran out of memory."""
     flops: float | None = None
-    """FLOPs of a step as the compiler counts them, whatever runs element by element included; it counts the body of a
-    loop once, so None where a part of the step is a loop (`scan_blocks`, transformer tokens)."""
+    """FLOPs of one step as counted by the compiler, including elementwise operations. The compiler counts the body of a
+    loop once, so this is None if a part of the step is a loop (`scan_blocks`, transformer tokens)."""
     bytes_accessed: float | None = None
-    """Bytes that a device's step reads and writes, as the compiler counts them; None as `flops`."""
+    """Bytes that one device reads and writes per step, as counted by the compiler; None where `flops` is."""
     collectives: dict[str, tuple[int, int]] | None = None
-    """Kind -> how many, and their bytes."""
+    """Kind of collective -> (number, total bytes)."""
     carry_batch: list[str] | None = None
-    """Collectives with an axis of the global batch's size."""
+    """Collectives with an axis of the size of the global batch."""
     compile_seconds: float | None = None
 
     @property
     def fits(self) -> bool:
-        """Whether compiler and sum agree that there is room."""
+        """Whether the compiler succeeded and the total memory is within that of the device."""
         return self.refused is None and self.memory is not None and self.memory["total"] <= (self.hbm or 0)
 
     @property
     def holds(self) -> bool:
-        """Whether all is well, as far as it was looked at."""
+        """Whether all performed checks pass."""
         return self.lowering_only or (self.fits and not self.carry_batch)
 
     def __str__(self) -> str:
@@ -163,7 +163,7 @@ class Report:
 
 
 def recipe_of(options: Options, num_devices: int) -> Recipe:
-    """The ImageNet recipe of the model, with what the options say; partners of mixup within a device's part."""
+    """Return the model's ImageNet recipe with the options applied; mixup groups stay within one device's images."""
     start = recipes.imagenet(options.model)
     group = math.gcd(start.mixup_group or options.batch, options.batch // num_devices)
     return dataclasses.replace(
@@ -179,7 +179,7 @@ def recipe_of(options: Options, num_devices: int) -> Recipe:
 
 
 def abstract_step(recipe: Recipe, mesh: AnyMesh) -> tuple[Any, tuple[Any, Any]]:
-    """The training step of `recipe`, and shapes and shardings of the state and the batch that it takes."""
+    """Return the training step of `recipe` and its abstract arguments: state and batch as shapes with shardings."""
     model = nnx.eval_shape(lambda: build_model(recipe))
     no_decay = model.no_weight_decay()
     model.train()
@@ -203,11 +203,11 @@ def abstract_step(recipe: Recipe, mesh: AnyMesh) -> tuple[Any, tuple[Any, Any]]:
 
 
 def compile_step(options: Options) -> tuple[Report, str]:
-    """Lowers and compiles; what came out, and the program's text.
+    """Lower and compile the step; return the report and the text of the program.
 
     Raises:
-        ValueError: the options do not fit together, libtpu is missing or does not know the topology.
-        RuntimeError: what was compiled is no program for TPUs.
+        ValueError: The options are inconsistent, libtpu is missing, or it does not know the topology.
+        RuntimeError: The compiled program is not a TPU program.
     """
     mesh: AnyMesh
     model_config(options.model)
@@ -273,34 +273,34 @@ def _read_compiled(report: Report, compiled: Any, text: str, products: Products,
     }
     memory["total"] = sum(memory.values()) - 2 * memory["alias"]
     report.memory = memory
-    if len(products.repeats) == 1:  # a loop over all of the step or none; with one over a part, no total can be told
+    if len(products.repeats) == 1:  # no loop, or one around the whole step; otherwise there is no exact total
         cost, loops = compiled.cost_analysis(), max(products.repeats)
         report.flops = cost["flops"] * math.prod(report.mesh.values()) * loops
         report.bytes_accessed = cost["bytes accessed"] * loops
     messages = hlo.collectives(text)
     report.collectives = hlo.bytes_by_kind(messages)
     own = own_shapes(arrays)
-    own += [(report.mesh["fsdp"], *part) for part in own]  # as a TPU's all-gather lays them side by side
+    own += [(report.mesh["fsdp"], *part) for part in own]  # a TPU all-gather stacks the shards along a new axis
     carrying = hlo.carry_batch(messages, report.batch, own)
     report.carry_batch = [f"{message.kind} {message.shapes}" for message in carrying]
 
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """The matrix products of a program, those in a loop as often as it runs."""
+    """Matrix products of a program; those in a loop are counted once per iteration."""
 
     dtypes: dict[str, int]
-    """Their dtypes -> how many."""
+    """Dtypes of the products -> number of products."""
     float32: int
-    """How many have a float32 factor without asking for the highest precision, as only the performer does."""
+    """Number of products with a float32 operand that do not request the highest precision (only the performer does)."""
     flops: int
-    """Two for each multiply-add."""
+    """Total FLOPs, two per multiply-add."""
     repeats: frozenset[int]
-    """How often they run: once, or as often as the loops around them."""
+    """Distinct execution counts: 1, or the number of iterations of the enclosing loops."""
 
 
 def matrix_products(jaxpr: Any) -> Products:
-    """The matrix products that a traced program asks for."""
+    """Count the matrix products of a traced program."""
     counts: Counter[str] = Counter()
     float32 = flops = 0
     repeats = set()
@@ -319,7 +319,7 @@ def matrix_products(jaxpr: Any) -> Products:
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """Every equation of a program, and how often it runs."""
+    """Yield every equation of a program with the number of times it runs."""
     for equation in jaxpr.eqns:
         yield equation, times
         for inner in jaxprs_in_params(equation.params):
@@ -327,7 +327,7 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 
 
 def _repeats(equation: Any) -> int:
-    """How often a program runs what is inside of an equation: a loop, a kernel, a part for each device."""
+    """Return how often the inner program of an equation runs: loop iterations, kernel grid size, number of devices."""
     match equation.primitive.name:
         case "scan":
             return equation.params["length"]
@@ -339,7 +339,7 @@ def _repeats(equation: Any) -> int:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(Options, args, prog="python -m t2t_jax.compile", description=description)
     for target in (options.json, options.hlo):
@@ -357,7 +357,7 @@ def main(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):  # start anew: JAX is imported
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):  # restart: JAX is imported
         os.execve(
             sys.executable, [sys.executable, "-m", "t2t_jax.compile", *sys.argv[1:]], {**os.environ, **ENVIRONMENT}
         )

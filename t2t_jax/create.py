@@ -1,4 +1,4 @@
-"""`create_model`: a model by name, with published weights if asked for. Twin: t2t_torch/create.py."""
+"""`create_model`: create a model by name, optionally with pretrained weights. Twin: t2t_torch/create.py."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ def create_model(
     scan_blocks: bool = False,
     **overrides: Any,
 ) -> nnx.Module:
-    """A freshly initialised model in evaluation mode, (B, H, W, in_chans) -> (B, num_classes).
+    """Create a model in evaluation mode, (B, H, W, in_chans) -> (B, num_classes).
 
-    For training call `model.train()` and pass `rngs=nnx.Rngs(dropout=key)` with every call.
+    For training, call `model.train()` and pass `rngs=nnx.Rngs(dropout=key)` to every call.
 
     Args:
-        name: one of `list_models()`.
-        pretrained: fill it with published weights: True for the model's default, or a tag of
-            `t2t_config.PRETRAINED[name]`. Downloaded once; sizes that differ from the file's are fitted
-            (see `init_weights`), and a UserWarning tells how.
-        img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384), or
-            that of the published weights.
-        in_chans: channels of the images.
-        num_classes: width of the head; 0 for features; None for the model's own (1000; in21k: 21843), or
-            that of the published weights.
-        drop_rate, attn_drop_rate, drop_path_rate: probabilities of dropout, attention dropout, stochastic depth.
-        dtype: of the computation, e.g. `jnp.bfloat16`; None: that of parameters and images together.
-        param_dtype: of the parameters. (float64 needs `jax_enable_x64`.)
-        rngs: source of the initial weights; None for `nnx.Rngs(0)`.
-        scan_blocks: keep the blocks as one stack that a scan runs, which compiles faster (see `models.scan_blocks`):
-            tensors `blocks.*` with a leading axis. Files always hold the blocks one by one.
-        overrides: any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
+        name: Model name, one of `list_models()`.
+        pretrained: Whether to load pretrained weights: True for the model's default, or a tag of
+            `t2t_config.PRETRAINED[name]`. Downloaded once; weights for other sizes are adapted
+            (see `init_weights`) with a UserWarning.
+        img_size: Height and width in pixels, or one number for a square. None: the size of the pretrained weights, or
+            the model's default (224 or 384).
+        in_chans: Number of input channels.
+        num_classes: Number of classes; 0 returns features. None: the number of the pretrained weights, or the model's
+            default (1000; in21k: 21843).
+        drop_rate, attn_drop_rate, drop_path_rate: Rates of dropout, attention dropout and stochastic depth.
+        dtype: Computation dtype, e.g. `jnp.bfloat16`. None promotes the dtypes of parameters and images.
+        param_dtype: Dtype of the parameters. (float64 requires `jax_enable_x64`.)
+        rngs: Random number generators for initialization. Default: `nnx.Rngs(0)`.
+        scan_blocks: Whether to stack the blocks and run them in a scan, which compiles faster (see
+            `models.scan_blocks`); the tensors `blocks.*` get a leading axis. Files always hold unstacked blocks.
+        overrides: Any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
 
     Raises:
-        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together; no
-            such weights, no way to get them, or no classifier in them; `scan_blocks` of blocks that differ
-            (`t2t_vit_dense`).
+        ValueError: Unknown name (similar ones are suggested), unknown override, or inconsistent sizes; there are no
+            such weights, they cannot be downloaded or have no classifier; `scan_blocks` for a model whose blocks
+            differ (`t2t_vit_dense`).
     """
     if pretrained:
         published = find_pretrained(name, pretrained)

@@ -1,7 +1,7 @@
 """python -m t2t_jax.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors, a folder of save_pretrained), counted
-exactly over every image.
+Top-1 and top-5 accuracy of a checkpoint (Orbax folder, .pth, .pth.tar, .safetensors, or a folder written by
+save_pretrained), counted exactly over all images.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ Forward = Callable[[Arrays, Any], "jax.Array | np.ndarray"]
 def accuracy(
     forward: Forward, arrays: Arrays, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
 ) -> Accuracy:
-    """Exact counts over every real image in `batches`, of all processes together; arguments as of
-    `t2t_common.evaluation.accuracy.count`."""
+    """Return exact counts over all real images in `batches`, summed over all processes.
+
+    The arguments are those of `t2t_common.evaluation.accuracy.count`.
+    """
     own = None if confusion is None else np.zeros_like(confusion)
     counts = count(forward, arrays, batches, confusion=own)
     if confusion is not None and own is not None:
@@ -46,11 +48,11 @@ def accuracy(
 
 
 def forward_on(mesh: Mesh, graphdef: nnx.GraphDef) -> Forward:
-    """`make_forward` on the devices of `mesh`: (arrays, this process's images) -> their logits.
+    """Return `make_forward` on the devices of `mesh`: (arrays, this process's images) -> their logits.
 
     Args:
-        mesh: devices; the images have to divide among them.
-        graphdef: of the model in evaluation mode.
+        mesh: Devices; the number of images must be divisible among them.
+        graphdef: Graph definition of the model in evaluation mode.
     """
     if mesh.size == 1:
         return make_forward(graphdef)
@@ -59,10 +61,10 @@ def forward_on(mesh: Mesh, graphdef: nnx.GraphDef) -> Forward:
 
 
 def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[Any, Preprocess, dict[str, Any]]:
-    """The model of `options` with its weights, in evaluation mode; how its images are prepared; the metadata.
+    """Return the model of `options` with its weights, in evaluation mode, its preprocessing, and the metadata.
 
     Raises:
-        FileNotFoundError, ValueError: no such checkpoint or model, or they do not belong together.
+        FileNotFoundError, ValueError: There is no such checkpoint or model, or they do not match.
     """
     path = options.weights
     with status(f"loading {path}"):
@@ -79,10 +81,10 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
 
 
 def evaluate(options: EvaluateOptions) -> Result:
-    """Accuracy of the checkpoint on the validation images.
+    """Evaluate the checkpoint on the validation images.
 
     Raises:
-        FileNotFoundError, ValueError: the checkpoint or the data cannot be used; the message says why.
+        FileNotFoundError, ValueError: The checkpoint or the data cannot be used; the message gives the reason.
     """
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     model, how, saved = load_for_evaluation(options, dtype=dtype)
@@ -98,7 +100,7 @@ def evaluate(options: EvaluateOptions) -> Result:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(EvaluateOptions, args, prog="python -m t2t_jax.evaluate", description=description)
     if options.json is not None:

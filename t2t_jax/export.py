@@ -1,10 +1,10 @@
 """python -m t2t_jax.export OUT --checkpoint PATH [--model NAME]
 
-Writes a model with its weights as one file of StableHLO: any batch size, on CPU, CUDA and TPU. The file is tried before
-it takes its name: exit code 1, and nothing written, if it does not compute what the model computes.
+Exports a model with its weights to one StableHLO file for any batch size, on CPU, CUDA and TPU. The file is verified
+before it is moved to OUT: if its outputs differ from the model's, nothing is written and the exit code is 1.
 
-OUT is a zip of `model.jax_export` (of `jax.export`, with the weights), `metadata.json` (model, sizes,
-preprocessing) and `sha256.json` (digests of both). `load_exported` reads it; without this package that is
+OUT is a zip of `model.jax_export` (written by `jax.export`, includes the weights), `metadata.json` (model, sizes,
+preprocessing) and `sha256.json` (digests of both). Load it with `load_exported`, or without this package with
 `jax.export.deserialize(zipfile.ZipFile(OUT).read("model.jax_export")).call(images)`.
 """
 
@@ -41,13 +41,13 @@ from t2t_jax.evaluate import load_for_evaluation
 PROGRAM, METADATA = "model.jax_export", "metadata.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 MAX_BYTES = 2**31 - 2**20
-"""Of the weights: the file format of `jax.export` ends at 2 GiB."""
+"""Maximum size of the weights: the file format of `jax.export` is limited to 2 GiB."""
 
 
 class ExportedModel:
-    """A model read from a file: call it with images (B, H, W, C) float32 for logits (B, num_classes), any B.
+    """Model loaded from an exported file, callable: images (B, H, W, C) float32 -> logits (B, num_classes), any B.
 
-    `verified` is what the file was compared with: "sha256", or "crc32" or "" where it carries no digests.
+    `verified` is the checksum used to verify the file: "sha256", or "crc32" or "" for a file without digests.
     """
 
     def __init__(self, exported: export.Exported, metadata: dict[str, Any], verified: str = "") -> None:
@@ -59,19 +59,19 @@ class ExportedModel:
 
 
 def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> list[Agreement]:
-    """Writes `model` with its weights to `path`, whole or not at all, and proves what was written.
+    """Export `model` with its weights to `path` atomically, and verify the outputs of the exported file.
 
     Args:
-        model: of `create_model`, in evaluation mode and float32.
-        path: the file.
-        metadata: JSON values that go along; name, sizes and preprocessing are the model's own where they are not here.
+        model: Model created by `create_model`, in evaluation mode and float32.
+        path: File to write.
+        metadata: JSON values to store in the file. Name, sizes and preprocessing default to the model's own.
 
     Returns:
-        The errors of each batch size that was tried.
+        Errors for each tested batch size.
 
     Raises:
-        ExportError: the file does not compute what the model computes.
-        ValueError: the model is too large for one file, or `path` cannot be written.
+        ExportError: The outputs of the exported file differ from the model's.
+        ValueError: The model is too large for one file, or `path` cannot be written.
     """
     facts = describe_model(model, metadata)
     graphdef, state = nnx.split(model)
@@ -103,11 +103,11 @@ def _compare(exported: ExportedModel, forward: Any, state: nnx.State, images: np
 
 
 def load_exported(path: str | Path) -> ExportedModel:
-    """The model in a file that `export_model` wrote.
+    """Load a model from a file written by `export_model`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another file, or one that is not as it was exported.
+        FileNotFoundError: `path` does not exist.
+        ValueError: The file is not an exported model, or was changed since the export.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no exported model at {path}: check the path")
@@ -123,7 +123,7 @@ def load_exported(path: str | Path) -> ExportedModel:
 
 @contextlib.contextmanager
 def _called(path: str | Path) -> Iterator[None]:
-    """Makes what fails inside a ValueError that names `path`."""
+    """Convert any exception into a ValueError that names `path`."""
     try:
         yield
     except Exception as error:  # damaged files raise almost anything
@@ -134,14 +134,14 @@ def _called(path: str | Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(WeightsOptions):
-    """Options of the command line."""
+    """Command line options."""
 
     out: tyro.conf.Positional[Path]
-    """The file to write."""
+    """File to write."""
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(Options, args, prog="python -m t2t_jax.export", description=description)
     check_target(options.out)

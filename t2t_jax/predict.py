@@ -1,8 +1,8 @@
 """python -m t2t_jax.predict IMAGE... --checkpoint PATH [--model NAME]
 
-The best classes of images (files, or folders of them) with their probabilities. Images are prepared exactly as timm
-does for evaluation. The checkpoint is a run's folder, a checkpoint folder, a folder of save_pretrained, or a .pth,
-.pth.tar or .safetensors file.
+Prints the most probable classes of images (files or folders) with their probabilities. Preprocessing is identical to
+timm's for evaluation. The checkpoint is a run's folder, a checkpoint folder, a folder written by save_pretrained, or a
+.pth, .pth.tar or .safetensors file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from t2t_jax.training.step import make_forward
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(PredictOptions, args, prog="python -m t2t_jax.predict", description=description)
     model, how, saved = load_for_evaluation(options)

@@ -1,7 +1,7 @@
-"""A model as flat dictionaries of arrays, by dotted name: `blocks.0.attn.qkv.kernel`.
+"""Conversion between a model and flat dictionaries of arrays by dotted name, such as `blocks.0.attn.qkv.kernel`.
 
-Everything that trains, saves or averages weights works on these plain pytrees; the module itself is rebuilt
-from its graph definition where it is called.
+All code that trains, saves or averages weights works on these plain pytrees; the module is rebuilt from its graph
+definition when it is called.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ Arrays = dict[str, jax.Array]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Arrays, Arrays]:
-    """Graph definition, trained parameters, and everything else (frozen tensors) of `model`."""
+    """Return the graph definition, the trained parameters, and all other arrays (frozen tensors) of `model`."""
     graphdef, *states = nnx.split(model, nnx.Param, ...)
     params, buffers = states
     return graphdef, _flat(params), _flat(buffers)
 
 
 def model_arrays(model: nnx.Module) -> Arrays:
-    """All arrays of `model`, trained and frozen; those of stacked blocks one by one, as in files."""
+    """Return all arrays of `model`, trained and frozen, with stacked blocks unstacked as in files."""
     return unstack_arrays(_flat(nnx.state(model)))
 
 
 def merge_model(graphdef: nnx.GraphDef, arrays: Mapping[str, Any]) -> Any:
-    """The model with this graph definition and these arrays; the inverse of `split_model`."""
+    """Return the model with this graph definition and these arrays; inverse of `split_model`."""
     return nnx.merge(graphdef, _nested(arrays))
 
 
 def load_arrays(model: nnx.Module, arrays: Mapping[str, Any], *, fresh: tuple[str, ...] = ()) -> None:
-    """Writes `arrays` into `model`, in place and in the model's own dtypes; names in `fresh` keep their
-    values. Blocks may be stacked or not, on either side.
+    """Load `arrays` into `model`, in place and in the model's own dtypes; arrays named in `fresh` keep their values.
+
+    Blocks may be stacked or unstacked in both.
 
     Raises:
-        ValueError: a name is missing, unknown, or of another shape; the message names some of each. The model
-            is untouched.
+        ValueError: Arrays are missing, unknown, or of another shape; the message names some of each. The model
+            is unchanged.
     """
     own, arrays = model_arrays(model), unstack_arrays(arrays)
     missing = [name for name in own if name not in arrays and name not in fresh]

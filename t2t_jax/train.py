@@ -1,8 +1,8 @@
 """python -m t2t_jax.train RECIPE [--data DIR] [--init-from CHECKPOINT] [--workdir DIR] [any field]
 
-Trains a model. The run lives in its workdir: checkpoints/, metrics.jsonl, report.html to look at. The same command
-again continues from the last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after
-its current step and ends with exit code 0.
+Trains a model. The workdir holds checkpoints/, metrics.jsonl and report.html. Running the same command again resumes
+from the last checkpoint, bit for bit as if the run had not stopped. On SIGTERM or Ctrl-C, the run saves after the
+current step and exits with code 0.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ def prepare(
     mesh: str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Run:
-    """Open the data, build model and optimiser, and set the state before the first step.
+    """Open the data, build model and optimizer, and initialize the training state.
 
     Args:
-        recipe: what to train.
-        init_from: weights to start from.
-        fresh_head: whether their classifier is left out.
-        mesh: the devices and what they share, such as "data=4,fsdp=2"; None takes all, for data.
-        class_names: in the order of the run that goes on; None takes that of the weights or of the data.
+        recipe: Recipe to train.
+        init_from: Checkpoint with the initial weights.
+        fresh_head: Whether to ignore its classifier.
+        mesh: Mesh axis sizes, such as "data=4,fsdp=2"; None uses all devices for data parallelism.
+        class_names: Class names in the order of a resumed run; None uses the order of the weights or of the data.
 
     Raises:
-        FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
+        FileNotFoundError, ValueError: The data or the initial weights cannot be used; the message gives the reason.
     """
     # --- Devices and data -----------------------------------------------------------------------------------
     devices = make_mesh(mesh)
@@ -83,11 +83,18 @@ def prepare(
     graphdef, params, buffers = split_model(model)
     params, buffers = freeze(params, buffers, recipe.frozen or ())
 
-    # --- Optimiser, state, step -----------------------------------------------------------------------------
+    # --- Optimizer, state, step -----------------------------------------------------------------------------
     reading: dict[str, Any] = {"threads": recipe.data_threads, "timeout": recipe.data_timeout}
-    tx, train_step = build_step(
-        recipe, graphdef, params, model.no_weight_decay(), steps_per_epoch=data.steps_per_epoch, mesh=devices
+    build = functools.partial(
+        build_step,
+        recipe,
+        graphdef,
+        params,
+        model.no_weight_decay(),
+        steps_per_epoch=data.steps_per_epoch,
+        mesh=devices,
     )
+    tx, train_step = build()
     state = init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None)
     return Run(
         recipe=recipe,
@@ -100,6 +107,7 @@ def prepare(
         iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
         state=put_tree(state, devices),
         train_step=train_step,
+        inspected=lambda inspect_gradients: build(inspect_gradients=inspect_gradients)[1],
         sample=build_sample(recipe, mesh=devices),
         evaluate=lambda arrays, confusion=None: accuracy(
             forward,
@@ -121,15 +129,15 @@ def train(
     mesh: str | None = None,
     watch: Watch | None = None,
 ) -> Accuracy:
-    """Train `recipe` in `workdir`, or continue the run that is there; the final accuracy.
+    """Train `recipe` in `workdir`, or resume the run in it, and return the final accuracy.
 
-    Args: as of `prepare`, and what `watch` asks for.
+    Args: See `prepare`; `watch` holds the monitoring options.
 
     Raises:
-        FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
-        TrainingDivergedError: loss or gradient is no longer finite; the message names the first module that was not,
-            and the checkpoints written before are sound.
-        RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
+        FileNotFoundError, ValueError: The data, the initial weights or the workdir cannot be used.
+        TrainingDivergedError: Loss or gradient is no longer finite; the message names the first module that was not.
+            Earlier checkpoints are intact.
+        RunInterruptedError: The run was asked to stop (see `Interruption`) and is saved; the same call resumes it.
     """
     backend = Backend(
         package="t2t_jax",
@@ -147,8 +155,8 @@ def train(
 
 @contextlib.contextmanager
 def explained(begin: Callable[..., Run], checkpoints: TrainingCheckpoints, workdir: Path) -> Iterator[None]:
-    """Add to a `TrainingDivergedError` which module was not finite first, by repeating the run from the last checkpoint
-    (see `t2t_jax.training.divergence`); and say so where another process is gone.
+    """Add the first non-finite module to a `TrainingDivergedError` by rerunning from the last checkpoint (see
+    `t2t_jax.training.divergence`), and report if another process has died.
     """
     try:
         with told_of_loss():
@@ -158,8 +166,8 @@ def explained(begin: Callable[..., Run], checkpoints: TrainingCheckpoints, workd
             checkpoints.wait()
             run = begin(checkpoints.metadata.get("class_names"))
             done = loop.resume(run, checkpoints, workdir)
-            finding = explain(run.train_step, run.state, run.iterator, done=done, broken=error.step)
-        except Exception as failure:  # the error to report is still the divergence
+            finding = explain(run.train_step, run.inspected, run.state, run.iterator, done=done, broken=error.step)
+        except Exception as failure:  # still report the divergence
             finding = f"what went first cannot be told ({failure})"
         raise TrainingDivergedError(f"{error}; {finding}", error.step) from error
 
@@ -169,35 +177,35 @@ def explained(begin: Callable[..., Run], checkpoints: TrainingCheckpoints, workd
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the command line."""
+    """Command line options."""
 
     recipe: tyro.conf.OmitArgPrefixes[Recipe]
     init_from: Path | None = None
-    """Weights to start from: Orbax folder, .pth, .pth.tar, .safetensors, or the folder of a run in either framework; a
-    head for other classes starts anew."""
+    """Initial weights: Orbax folder, .pth, .pth.tar, .safetensors, or the folder of a run in either framework. A head
+    for other classes is reinitialized."""
     fresh_head: bool = False
-    """Train a new classifier, whatever the weights to start from have."""
+    """Train a new classifier, even if the initial weights have one that fits."""
     workdir: Path | None = None
-    """Folder of the run; None takes workdir/RECIPE."""
+    """Folder of the run; None uses workdir/RECIPE."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
     mesh: str | None = None
-    """Devices for parts of the batch and for parts of the weights too, such as data=4,fsdp=2; None takes all for
-    data."""
+    """Mesh axis sizes for data and FSDP parallelism, such as data=4,fsdp=2; None uses all devices for data
+    parallelism."""
     distributed: str | None = None
-    """Processes on several machines: HOST:PORT,COUNT,INDEX, or auto, or off; None joins them where the cluster's
-    environment (TPU pod, Slurm, Open MPI) tells of others."""
+    """Processes on several machines: HOST:PORT,COUNT,INDEX, or auto, or off; None joins them if the cluster's
+    environment (TPU pod, Slurm, Open MPI) lists several."""
 
 
 @contextlib.contextmanager
 def joined(options: Options) -> Iterator[bool]:
-    """This process as one of the run's; all of them print."""
+    """Join the run's processes; yield True in all of them, as all print."""
     join_processes(options.distributed)
     with told_of_loss():
         yield True
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
 
     def run(options: Options, workdir: Path) -> Accuracy:
         return train(

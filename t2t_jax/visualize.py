@@ -1,9 +1,10 @@
 """python -m t2t_jax.visualize [IMAGE...] --checkpoint PATH [--model NAME]
 
-Pictures of what a model sees in images (files, or folders of them): attention rollout, attention of every block and
-head, feature maps after the soft splits, similarity of the positions; PNG files and one page, index.html, in --out.
-The checkpoint is a run's folder, a checkpoint folder, a folder of save_pretrained, or a .pth, .pth.tar or .safetensors
-file; --model alone takes fresh weights, whose attention means nothing. Without IMAGE, a photograph of scikit-learn.
+Visualizes a model on images (files or folders): attention rollout, attention maps of every block and head, feature maps
+after the soft splits, similarity of the position embeddings; writes PNG files and a page, index.html, to --out.
+The checkpoint is a run's folder, a checkpoint folder, a folder written by save_pretrained, or a .pth, .pth.tar or
+.safetensors file; --model alone uses random weights, whose attention is meaningless. Without IMAGE, a sample photograph
+from scikit-learn is used.
 
 Twin: t2t_torch/visualize.py. Shapes: B batch, N M tokens, P prefix tokens, C channels, H heads, D channels per head.
 """
@@ -28,7 +29,7 @@ from t2t_jax.ops.float32_einsum import wide_einsum
 
 
 class Watched(nnx.Module):
-    """`module`, which it calls in evaluation; `note(module, input, output)` is sown as "seen"."""
+    """Wrapper that calls `module` without `rngs` (evaluation) and sows `note(module, input, output)` as "seen"."""
 
     def __init__(self, module: Any, note: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> None:
         self.module, self.note = module, note
@@ -40,7 +41,7 @@ class Watched(nnx.Module):
 
 
 def attention_weights(attn: Any, x: jax.Array) -> jax.Array:
-    """softmax(q k^T * scale) of a backbone's attention layer: its input (B, N, C) -> (B, H, N, M)."""
+    """Return softmax(q k^T * scale) of a backbone's attention layer: input (B, N, C) -> (B, H, N, M)."""
     if isinstance(attn, AttentionGhost):
         q, k = attn.q(x), attn.k(x)
         q, k = attn._heads(q, attn.cheap_operation_q(q)), attn._heads(k, attn.cheap_operation_k(k))
@@ -50,7 +51,8 @@ def attention_weights(attn: Any, x: jax.Array) -> jax.Array:
 
 
 def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
-    """What `model` (in evaluation mode) computes of an image (H, W, C) prepared as for prediction; compiled once."""
+    """Return a function that computes the activations of `model` (in evaluation mode) for a preprocessed image
+    (H, W, C); it is compiled once."""
     stages = stage_grids(model)
     watched = unstack_blocks(nnx.clone(model))
     for name in stages:
@@ -82,7 +84,7 @@ def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").partition("\n\nTwin")[0]
     options = cli.parse(VisualizeOptions, args, prog="python -m t2t_jax.visualize", description=description)
     if options.checkpoint is not None:

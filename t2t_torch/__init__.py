@@ -1,4 +1,4 @@
-"""The canonical PyTorch T2T-ViT. `state_dict` keys are exactly the official checkpoints'."""
+"""Reference PyTorch implementation of T2T-ViT. `state_dict` keys are identical to those of the official checkpoints."""
 
 from t2t_config.extras import explained
 

@@ -1,7 +1,7 @@
-"""Weights into a model: all of them or none, with an account of what was fitted and what was left out.
+"""Load checkpoints into a model, atomically and with a report of adapted and skipped weights.
 
-What a file holds, and how one is written, is in checkpoint_file.py, how weights are fitted to another model in fit.py;
-their public names are here too.
+checkpoint_file.py reads and writes files, weights/adapt.py adapts weights to another model; their public names are
+re-exported here.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def load_checkpoint(
     use_ema: bool = True,
     source_grid: tuple[int, int] | None = None,
 ) -> LoadReport:
-    """Loads a checkpoint into one of this package's models, all of it or nothing.
+    """Load a checkpoint into a model of this package; on an error the model is unchanged.
 
-    A position table for another grid is resized (see `resize_pos_embed`). `source_grid` is the file's grid,
-    needed only where that is not square and the file does not say its img_size; a table with as many tokens as the
-    model's is taken as it is. A first layer for other channels is adapted (see `t2t_common.weights.adapt`).
-    A classifier for another number of classes is left out, and the model's own stays as it was. The report
-    tells all of it; everything else has to fit.
+    A position embedding for another grid is resized (see `resize_pos_embed`). `source_grid` is the grid of the file,
+    needed only if it is not square and the file does not state its img_size; a position embedding with the model's
+    number of tokens is used as it is. A first layer for another number of channels is adapted (see
+    `t2t_common.weights.adapt`). A classifier for another number of classes is skipped, and the model keeps its own.
+    The report lists these changes; all other weights must match.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file cannot be read (see `read_checkpoint`) or does not fit; `model` stays untouched.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file cannot be read (see `read_checkpoint`) or does not match the model.
     """
     checkpoint = read_checkpoint(path, use_ema=use_ema)
     try:
@@ -59,7 +59,7 @@ def load_checkpoint(
         raise ValueError(
             f"{path} does not fit this {type(model).__name__}: {error}; {_looks_like(checkpoint.state_dict)}"
         ) from None
-    model.load_state_dict(fitted.weights, strict=False)  # strict is done: names and shapes were just checked
+    model.load_state_dict(fitted.weights, strict=False)  # `fit` has checked names and shapes
     take_preprocessing(model, from_text(checkpoint.metadata), classes="head.weight" in fitted.weights)
     return LoadReport(
         str(path),
@@ -78,7 +78,7 @@ def load_checkpoint(
 
 
 def check_described(arguments: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError if `create_model(**arguments)` fails, or is a model that the file at `path` cannot hold."""
+    """Raise ValueError if `create_model(**arguments)` fails or its model is too large for the file at `path`."""
     with making(path):
         num_bytes = path.stat().st_size
         check_table(arguments, num_bytes)
@@ -87,7 +87,7 @@ def check_described(arguments: Mapping[str, Any], path: Path) -> None:
 
 
 def _saved_grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """The grid of the position table as far as the file's metadata tell it."""
+    """Return the grid of the position embedding, or None if the file's metadata do not determine it."""
     state_dict = checkpoint.state_dict
     try:
         img_size = from_text(checkpoint.metadata)["img_size"]
@@ -99,7 +99,7 @@ def _saved_grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
 
 
 def _looks_like(state_dict: StateDict) -> str:
-    """The known models of the nearest names and shapes; what classes or image size decide does not count."""
+    """Name the known models with the most similar names and shapes, ignoring tensors that depend on classes or size."""
 
     def signature(weights: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
         fitted = (*CLASSIFIERS, "pre_logits", "pos_embed")
@@ -107,7 +107,7 @@ def _looks_like(state_dict: StateDict) -> str:
 
     found, likeness = signature(state_dict), {}
     for name in MODELS:
-        with torch.device("meta"):  # shapes only: all models together take half a second
+        with torch.device("meta"):  # shapes only: about half a second for all models
             known = signature(make_model(name).state_dict())
         likeness[name] = len(found & known) / len(found | known)
     best = max(likeness.values())

@@ -1,9 +1,9 @@
-"""Checkpoint files, whatever the model: what weights a file holds, and an atomic way to write one.
+"""Read the weights of checkpoint files of any model, and write checkpoint files atomically.
 
-Layouts read: the release files of T2T-ViT (`{'state_dict_ema': ...}`), timm training checkpoints
+Supported layouts: the release files of T2T-ViT (`{'state_dict_ema': ...}`), timm training checkpoints
 (`state_dict`, `state_dict_ema`, `args`, ...), the authors' transfer-learning files (`{'net', 'acc', 'epoch'}`
 with `module.` prefixes), DeiT's (`{'model': ...}`), bare state dicts, `.safetensors` and Paddle's `.pdparams`.
-Other projects' names become the official ones (see `t2t_config.weights.layouts`).
+Parameter names of other projects are converted to the official ones (see `t2t_config.weights.layouts`).
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a file by official name, the entry they came from ('' for a bare state dict), whose names
-    the file carries, its own metadata, and what its bytes were compared with (see `LoadReport.verified`); what wrapped
-    every name, and which names were no weights (see `unwrap`).
+    """Weights of a file by official name, and their origin.
+
+    `entry` is the entry of the file that was read ('' for a bare state dict), `layout` the project whose naming it
+    uses, `metadata` the file's own metadata, and `verified` the checksum used (see `LoadReport.verified`). `prefix` is
+    the prefix removed from every name, and `ignored` are names that are not weights (see `unwrap`).
     """
 
     state_dict: StateDict
@@ -59,22 +61,22 @@ class Checkpoint:
 
 
 def read_state_dict(path: str | os.PathLike[str], *, use_ema: bool = True) -> StateDict:
-    """Name -> tensor (on the CPU) of a checkpoint in any layout of this module; see `read_checkpoint`."""
+    """Return the state dict (on the CPU) of a checkpoint in any supported layout; see `read_checkpoint`."""
     return read_checkpoint(path, use_ema=use_ema).state_dict
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Checkpoint:
-    """The weights of a file, of the latest one of a run's folder, or of a folder that `save_pretrained` wrote; no code
-    of the file is ever run.
+    """Read the weights of a file, of the latest checkpoint of a run's folder, or of a folder written by
+    `save_pretrained`. No code in the file is executed.
 
-    `use_ema` prefers the EMA weights of files that hold both. A file with only one of the two gives that one,
-    and `Checkpoint.entry` says which. What is read is compared with the digests that `save_checkpoint` wrote, or of
-    other zip files with their CRC-32.
+    `use_ema` prefers the EMA weights of files that hold both. If a file has only one of the two, that one is read;
+    `Checkpoint.entry` names it. The content is verified against the digests that `save_checkpoint` wrote, or in other
+    zip files against their CRC-32.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is truncated or corrupt, is not what was saved, would run code or fill the memory, or
-            holds no state dict; or a tensor is no plain one (see `t2t_torch.weights.plain_tensors`).
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is truncated, corrupt or changed since it was saved, would run code or exhaust memory, or
+            holds no state dict; or a tensor is not plain (see `t2t_torch.weights.plain_tensors`).
     """
     named, path = path, find_checkpoint(path)
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, use_ema)
@@ -90,11 +92,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, use_ema: bool = True) -> Ch
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` means: itself, the latest step of a folder of `t2t_torch.train`, or the weights of a folder
-    that `save_pretrained` wrote.
+    """Return the checkpoint file for `path`: `path` itself, the latest checkpoint of a `t2t_torch.train` run's folder,
+    or the weights file of a folder written by `save_pretrained`.
 
     Raises:
-        FileNotFoundError: nothing at `path`, or a folder of another kind.
+        FileNotFoundError: `path` does not exist, or is another kind of folder.
     """
     file = latest_torch_file(Path(path))
     if file.is_file():
@@ -110,7 +112,7 @@ def _read_torch(path: Path, use_ema: bool) -> Checkpoint:
     found = pick_entry(path, content, use_ema)
     _check_plain(path, found.state_dict)
     try:
-        # A bare state dict has no entries: then all of it is compared.
+        # A bare state dict has no entries, so all of it is compared.
         verified = check_content(path, content, {found.entry, "metadata"} if found.entry else None)
     except DamagedError as error:
         raise damaged(path, error) from error
@@ -118,7 +120,7 @@ def _read_torch(path: Path, use_ema: bool) -> Checkpoint:
 
 
 def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Before digests are computed, which are of plain tensors; see `check_plain`."""
+    """Raise a ValueError that names `path` unless all tensors are plain, as digests require; see `check_plain`."""
     try:
         check_plain(tensors)
     except ValueError as error:
@@ -126,7 +128,7 @@ def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def damaged(path: Path, reason: DamagedError) -> ValueError:
-    """The error of a file that is not what was saved."""
+    """Return the error for a file that was changed since it was saved."""
     return ValueError(f"{path} is damaged or was changed ({reason}): get it again, or save its weights anew")
 
 
@@ -146,7 +148,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def pick_entry(path: str | Path, content: Any, use_ema: bool) -> Checkpoint:
-    """The weights in what a file (called `path` in errors) was loaded to, in its own names; see `read_checkpoint`."""
+    """Return the weights in the loaded content of the file `path`, with the file's names; see `read_checkpoint`."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, no state dict: save model.state_dict()")
     notes = content["metadata"] if isinstance(content.get("metadata"), Mapping) else {}
@@ -169,16 +171,16 @@ def save_checkpoint(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes weights to `.safetensors`, or as `{'state_dict': ...}` to `.pth`, `.pth.tar`, `.pt` or `.bin`.
+    """Write weights to `.safetensors`, or as `{'state_dict': ...}` to `.pth`, `.pth.tar`, `.pt` or `.bin`.
 
-    The latter is what timm and the authors' own `load_for_transfer_learning` read. `metadata` (text to text)
-    goes along in both, and so do digests of all tensors. The file is read back before it takes its name: a crash
-    leaves the old file or the new one, never a half.
+    The latter can be read by timm and by the authors' own `load_for_transfer_learning`. Both formats also store
+    `metadata` (text to text) and digests of all tensors. The file is written under a temporary name, read back and
+    renamed: a crash leaves the old file or the new one, never a partial one.
 
     Raises:
-        ValueError: another suffix, a tensor that is no plain one (quantised, sparse, ...; the message names it), or
-            the file cannot be written (a full disk ...) or is not read back as written.
-        FileNotFoundError: the folder does not exist.
+        ValueError: Unknown suffix, a tensor is not plain (quantized, sparse, ...; the message names it), or the file
+            cannot be written (e.g. the disk is full) or differs when read back.
+        FileNotFoundError: The folder does not exist.
     """
     path = Path(path)
     if path.suffix != ".safetensors" and path.suffix not in TORCH_SUFFIXES:
@@ -190,7 +192,7 @@ def save_checkpoint(
         check_plain(tensors)
     except ValueError as error:
         raise ValueError(f"cannot write {path}: {error}") from None
-    # Cloned, so that a view does not drag its whole storage into the file.
+    # Cloned, because torch.save would write the whole storage of a view.
     weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     notes = dict(metadata) if metadata else {}
     with replace_file(path) as temporary:
@@ -202,15 +204,15 @@ def save_checkpoint(
 
 
 def check_written(temporary: Path, path: Path, read: Callable[[], str]) -> None:
-    """Reads a file back, before it goes from `temporary` to `path`.
+    """Read a file back before it is moved from `temporary` to `path`.
 
     Args:
-        temporary: where it was written.
-        path: what it is called in the error.
-        read: reads it and says what it was compared with.
+        temporary: File that was written.
+        path: File name to use in the error message.
+        read: Function that reads the file and returns the checksum used to verify it.
 
     Raises:
-        ValueError: it is not what was written.
+        ValueError: The content differs from what was written.
     """
     try:
         if read() == SHA256:

@@ -1,4 +1,4 @@
-"""`create_model`: a model by name, with published weights if asked for. Twin: t2t_jax/create.py."""
+"""`create_model`: create a model by name, optionally with pretrained weights. Twin: t2t_jax/create.py."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def create_model(
     drop_path_rate: float = 0.0,
     **overrides: Any,
 ) -> nn.Module:
-    """A freshly initialised model in training mode, (B, in_chans, H, W) -> (B, num_classes).
+    """Create a model in training mode, (B, in_chans, H, W) -> (B, num_classes).
 
     Args:
-        name: one of `list_models()`.
-        pretrained: fill it with published weights: True for the model's default, or a tag of
-            `t2t_config.PRETRAINED[name]`. Downloaded once; sizes that differ from the file's are fitted
-            (see `load_checkpoint`), and a UserWarning tells how.
-        img_size: height and width in pixels, or one number for a square; None for the model's own (224, or 384), or
-            that of the published weights.
-        in_chans: channels of the images.
-        num_classes: width of the head; 0 for features; None for the model's own (1000; in21k: 21843), or
-            that of the published weights.
-        drop_rate, attn_drop_rate, drop_path_rate: probabilities of dropout, attention dropout, stochastic depth.
-        overrides: any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
+        name: Model name, one of `list_models()`.
+        pretrained: Whether to load pretrained weights: True for the model's default, or a tag of
+            `t2t_config.PRETRAINED[name]`. Downloaded once; weights for other sizes are adapted
+            (see `load_checkpoint`) with a UserWarning.
+        img_size: Height and width in pixels, or one number for a square. None: the size of the pretrained weights, or
+            the model's default (224 or 384).
+        in_chans: Number of input channels.
+        num_classes: Number of classes; 0 returns features. None: the number of the pretrained weights, or the model's
+            default (1000; in21k: 21843).
+        drop_rate, attn_drop_rate, drop_path_rate: Rates of dropout, attention dropout and stochastic depth.
+        overrides: Any other argument of the model's class, e.g. `qk_scale`, `tokens_type`, `depth`.
 
     Raises:
-        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together; no
-            such weights, no way to get them, or no classifier in them.
+        ValueError: Unknown name (similar ones are suggested), unknown override, or inconsistent sizes; there are no
+            such weights, or they cannot be downloaded or have no classifier.
     """
     if pretrained:
         published = find_pretrained(name, pretrained)

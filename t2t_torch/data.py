@@ -1,4 +1,4 @@
-"""Batches by PyTorch's DataLoader, of the examples that t2t_common/data/examples.py defines. Twin: t2t_jax/data."""
+"""Batches of the examples of t2t_common/data/examples.py, loaded by PyTorch's DataLoader. Twin: t2t_jax/data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from t2t_common.data.workers import end_with_the_run, leave_signals_to_the_run
 from t2t_config import Recipe
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-"""What workers come from: forks of this process, which has threads, may wait for ever."""
+"""Start method of the workers: forking this process directly may deadlock, because it has threads."""
 FORKSERVER.set_forkserver_preload(["t2t_common.data.fork_server", __name__])  # imported once for all workers
 
 
@@ -35,19 +35,21 @@ def train_iterator(
     process_count: int = 1,
     put: Callable[[Batch], Batch] | None = None,
 ) -> BatchIterator:
-    """Training batches of all epochs: {"image": (B, H, W, C) float32, "label": (B,) int32}, B of this process.
+    """Return an iterator over the training batches of all epochs.
 
-    The examples are `TrainExamples`, so neither threads, workers, processes nor a resume change them, and they are
-    those that `t2t_jax` gets. The iterator names images that cannot be read, and fails beyond
-    `recipe.max_corrupt_images`.
+    A batch is {"image": (B, H, W, C) float32, "label": (B,) int32}, where B is this process's share. The examples are
+    `TrainExamples`: they do not depend on the number of threads, workers or processes or on resuming, and are
+    identical to those of `t2t_jax`. The iterator reports unreadable images, and fails after more than
+    `recipe.max_corrupt_images` of them.
 
     Args:
-        source: the training images.
-        recipe: its batch_size is that of all processes together.
-        how: the size and figures of the model's input.
-        process_index: which process this is.
-        process_count: how many there are.
-        put: carries a batch to the device; `recipe.device_prefetch` batches lie there ahead. None leaves them.
+        source: Training images.
+        recipe: Recipe; its batch_size is the global batch size.
+        how: Preprocessing: input size and normalization.
+        process_index: Index of this process.
+        process_count: Number of processes.
+        put: Function that moves a batch to the device; `recipe.device_prefetch` batches are moved ahead of time. None
+            does not move batches.
     """
     examples = TrainExamples(source, recipe, how, process_index=process_index, process_count=process_count)
 
@@ -70,20 +72,21 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every image once, in order, all batches of one size: {"image", "label", "mask"}.
+    """Yield every image once, in order, in batches of equal size: {"image", "label", "mask"}.
 
-    The examples are `EvalExamples`: the last batch is filled up with zero images; `mask` (B,) is True for real ones.
-    `batch_size` is that of all processes together; each gets its rows of every batch, all get as many batches.
+    The examples are `EvalExamples`: the last batch is padded with zero images; `mask` (B,) is True for real ones.
+    `batch_size` is the global batch size; each process gets its rows of every batch, so that all processes get the same
+    number of batches.
 
     Raises:
-        ValueError: an image cannot be read; the message names it. Or no batch came for `timeout` seconds.
+        ValueError: An image cannot be read (the message names it), or no batch arrived for `timeout` seconds.
     """
     examples = EvalExamples(source, how, batch_size, process_index=process_index, process_count=process_count)
     return Patient(lambda: _batches(examples, range(len(examples) // examples.rows), threads, workers), timeout)
 
 
 class _Rows:
-    """The numbers of each batch's examples; a sampler of batches."""
+    """Batch sampler that yields the indices of each batch's examples."""
 
     def __init__(self, rows: int, steps: range) -> None:
         self._rows, self._steps = rows, steps
@@ -96,9 +99,9 @@ class _Rows:
 
 
 class _InThreads(Dataset):
-    """Examples by their numbers, those of a batch in `threads` threads: decoding leaves Python's lock alone.
+    """Dataset that loads the examples of a batch in `threads` threads: image decoding releases the GIL.
 
-    What cannot be read is returned, not raised: DataLoader would wrap a worker's error in its traceback.
+    Read errors are returned, not raised, because DataLoader would wrap a worker's error in its traceback.
     """
 
     def __init__(self, examples: TrainExamples | EvalExamples, threads: int) -> None:
@@ -115,7 +118,7 @@ class _InThreads(Dataset):
 
 
 def _batches(examples: TrainExamples | EvalExamples, steps: range, threads: int, workers: int) -> Iterator[Batch]:
-    """The batches of `steps`, in order, made in `workers` processes, or in this one."""
+    """Yield the batches of `steps` in order, loaded in `workers` processes, or in this one if 0."""
     rows = examples.rows
     if workers:
         leave_signals_to_the_run()
@@ -131,14 +134,14 @@ def _batches(examples: TrainExamples | EvalExamples, steps: range, threads: int,
     others = set(multiprocessing.active_children())
     batches = iter(loader)
     kill = functools.partial(_kill, set(multiprocessing.active_children()) - others)
-    atexit.register(kill)  # the latest runs first: else multiprocessing would wait for what goes by no SIGTERM
+    atexit.register(kill)  # runs before multiprocessing's handler, which would wait for workers that ignore SIGTERM
     try:
         for batch in batches:
             if isinstance(batch, ValueError):
                 raise batch
             yield batch
     finally:
-        del batches  # ends its workers in good order
+        del batches  # shuts its workers down
         kill()
         atexit.unregister(kill)
 

@@ -1,7 +1,7 @@
 """python -m t2t_torch.evaluate --model NAME --checkpoint PATH --data DIR
 
-Top-1 and top-5 of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder, a folder of save_pretrained), counted
-exactly over every image.
+Top-1 and top-5 accuracy of a checkpoint (.pth, .pth.tar, .safetensors, a run's folder, or a folder written by
+save_pretrained), counted exactly over all images.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from t2t_torch.training.step import make_forward
 def accuracy(
     forward: Forward, arrays: Any, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
 ) -> Accuracy:
-    """Exact counts over every real image in `batches`, of all processes together; arguments as of
-    `t2t_common.evaluation.accuracy.count`."""
+    """Return exact counts over all real images in `batches`, summed over all processes.
+
+    The arguments are those of `t2t_common.evaluation.accuracy.count`.
+    """
     own = None if confusion is None else np.zeros_like(confusion)
     counts = count(forward, arrays, batches, confusion=own)
     if confusion is not None and own is not None:
@@ -46,10 +48,10 @@ def accuracy(
 
 
 def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[str, Any]]:
-    """The model of `options` with its weights, in evaluation mode; how its images are prepared; the file's metadata.
+    """Return the model of `options` with its weights, in evaluation mode, its preprocessing, and the metadata.
 
     Raises:
-        FileNotFoundError, ValueError: no such file or model, or they do not belong together.
+        FileNotFoundError, ValueError: There is no such file or model, or they do not match.
     """
     path = options.weights
     with status(f"loading {path}"):
@@ -70,10 +72,10 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
 
 
 def evaluate(options: EvaluateOptions) -> Result:
-    """Accuracy of the checkpoint on the validation images.
+    """Evaluate the checkpoint on the validation images.
 
     Raises:
-        FileNotFoundError, ValueError: the checkpoint or the data cannot be used; the message says why.
+        FileNotFoundError, ValueError: The checkpoint or the data cannot be used; the message gives the reason.
     """
     model, how, saved = load_for_evaluation(options)
     source = open_source(options.data, "val", model.num_classes)
@@ -87,7 +89,7 @@ def evaluate(options: EvaluateOptions) -> Result:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(EvaluateOptions, args, prog="python -m t2t_torch.evaluate", description=description)
     if options.json is not None:

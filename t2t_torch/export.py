@@ -1,8 +1,8 @@
 """python -m t2t_torch.export OUT --checkpoint PATH [--model NAME]
 
-Writes a model with its weights as one file for any batch size: OUT.pt2 (of `torch.export`) or OUT.onnx. The file is
-tried (ONNX in onnxruntime) before it takes its name: exit code 1, and nothing written, if it does not compute what the
-model computes. Model, sizes and preprocessing are in the file, as `metadata.json` (.pt2) or properties (.onnx).
+Exports a model with its weights to one file for any batch size: OUT.pt2 (`torch.export`) or OUT.onnx. The file is
+verified (ONNX in onnxruntime) before it is moved to OUT: if its outputs differ from the model's, nothing is written and
+the exit code is 1. The file includes model, sizes and preprocessing, as `metadata.json` (.pt2) or properties (.onnx).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from t2t_torch.evaluate import load_for_evaluation
 SUFFIXES = (".pt2", ".onnx")
 METADATA = "metadata.json"
 MAX_BYTES = 1536 * 2**20
-"""Of the weights in ONNX: beyond, PyTorch writes them to a file of their own."""
+"""Maximum size of the weights in ONNX: PyTorch writes larger ones to a separate file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportedModel:
-    """A model read from a file: call it with images (B, C, H, W) float32 for logits (B, num_classes), any B.
+    """Model loaded from an exported file, callable: images (B, C, H, W) float32 -> logits (B, num_classes), any B.
 
-    `verified` is what the file was compared with: "sha256", or "crc32" or "" where it carries no digests.
+    `verified` is the checksum used to verify the file: "sha256", or "crc32" or "" for a file without digests.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -56,27 +56,27 @@ class ExportedModel:
 
 
 def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> list[Agreement]:
-    """Writes `model` with its weights, in evaluation mode, to `path`, whole or not at all, and proves what was written.
+    """Export `model` with its weights, in evaluation mode, to `path` atomically, and verify the file's outputs.
 
     Args:
-        model: of `create_model`, on the CPU and in float32; stays as it is.
-        path: the file, .pt2 or .onnx.
-        metadata: JSON values that go along; name, sizes and preprocessing are the model's own where they are not here.
+        model: Model created by `create_model`, on the CPU and in float32; not modified.
+        path: File to write, .pt2 or .onnx.
+        metadata: JSON values to store in the file. Name, sizes and preprocessing default to the model's own.
 
     Returns:
-        The errors of each batch size that was tried.
+        Errors for each tested batch size.
 
     Raises:
-        ExportError: the file does not compute what the model computes.
-        ValueError: another suffix, onnx is not installed, the model is too large, or `path` cannot be written.
+        ExportError: The outputs of the exported file differ from the model's.
+        ValueError: Unknown suffix, onnx is not installed, the model is too large, or `path` cannot be written.
     """
     path = Path(path)
     _check_suffix(path)
     facts = describe_model(model, metadata)
     model = copy.deepcopy(model).eval()
     shape = (model.in_chans, *model.img_size)
-    images = torch.zeros(2, *shape)  # traced with a batch that is not 1, which might be taken for a constant
-    batch = ({0: torch.export.Dim("batch", min=1, max=2**31 - 1)},)  # without a limit PyTorch 2.6 refuses to export
+    images = torch.zeros(2, *shape)  # not 1, which the exporter might treat as a constant
+    batch = ({0: torch.export.Dim("batch", min=1, max=2**31 - 1)},)  # PyTorch 2.6 fails to export without a limit
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes=batch)
     with replace_file(path) as temporary:
@@ -112,7 +112,7 @@ def _save_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what the exporters say about themselves: a deprecation inside of torch, torchvision's absence."""
+    """Silence irrelevant messages of the exporters: a deprecation inside torch, and that torchvision is missing."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -140,11 +140,11 @@ def _compare(exported: ExportedModel, model: nn.Module, images: np.ndarray) -> l
 
 
 def load_exported(path: str | Path) -> ExportedModel:
-    """The model in a file that `export_model` wrote; an ONNX file runs in onnxruntime, on the CPU.
+    """Load a model from a file written by `export_model`; ONNX files run in onnxruntime, on the CPU.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another file, or one that is not as it was exported; or onnxruntime is not installed.
+        FileNotFoundError: `path` does not exist.
+        ValueError: The file is not an exported model, or was changed since the export; or onnxruntime is not installed.
     """
     path = Path(path)
     _check_suffix(path)
@@ -184,14 +184,14 @@ def _load_onnx(path: Path) -> ExportedModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(WeightsOptions):
-    """Options of the command line."""
+    """Command line options."""
 
     out: tyro.conf.Positional[Path]
-    """The file to write, .pt2 or .onnx."""
+    """File to write, .pt2 or .onnx."""
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(Options, args, prog="python -m t2t_torch.export", description=description)
     _check_suffix(options.out)

@@ -1,7 +1,7 @@
-"""Models to and from the Hugging Face hub, or a folder of the same files. Twin: t2t_jax/hub.py.
+"""Save models to and load them from the Hugging Face hub or a local folder. Twin: t2t_jax/hub.py.
 
-What lies in such a folder is t2t_config/weights/hub.py's; what both frameworks share,
-t2t_common/weights/hub_models.py's.
+t2t_config/weights/hub.py defines the contents of the folder, t2t_common/weights/hub_models.py the code shared by both
+frameworks.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from t2t_torch.create import create_model
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes `model` (of `create_model`) as a folder for `from_pretrained` of either framework, for timm and the hub.
+    """Save `model` as a folder that `from_pretrained` of either framework, timm and the hub can read.
 
     Args:
-        model: its weights are kept in their own dtypes.
-        folder: created if need be; a README.md there stays.
-        metadata: JSON values by key for config.json and the card: `recipe`, `metrics`, `parity`, `license`, ...; they
-            win over what the model tells of its preprocessing (`mean`, `std`, `crop_pct`, `interpolation`).
+        model: Model created by `create_model`. Dtypes are preserved.
+        folder: Folder to write, created if needed; an existing README.md is kept.
+        metadata: JSON values for config.json and the model card: `recipe`, `metrics`, `parity`, `license`, ...; they
+            override the model's own preprocessing (`mean`, `std`, `crop_pct`, `interpolation`).
 
     Raises:
-        ValueError: the model is not of `create_model` or was changed since, or the folder cannot be written.
+        ValueError: The model was not created by `create_model` or was changed since, or the folder cannot be written.
     """
     _save(model, folder, metadata, where=str(folder))
 
@@ -65,19 +65,19 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Upload model",
 ) -> str:
-    """Uploads what `save_pretrained` writes; returns the address of the commit.
+    """Upload the files that `save_pretrained` writes, and return the URL of the commit.
 
     Args:
-        model: of `create_model`.
-        repo_id: "user/name", or "name" for the user who is logged in; made if need be.
-        metadata: as of `save_pretrained`.
-        private: of a repository that is made.
-        revision: the branch; None for the main one.
-        token: of the hub; None for the one that is logged in.
-        message: of the commit.
+        model: Model created by `create_model`.
+        repo_id: "user/name", or "name" for the logged-in user; created if needed.
+        metadata: See `save_pretrained`.
+        private: Whether a newly created repository is private.
+        revision: Branch to commit to; None for the main one.
+        token: Hub access token; None for that of the logged-in user.
+        message: Commit message.
 
     Raises:
-        ValueError: as `save_pretrained`, or the hub refuses, or huggingface_hub is not installed.
+        ValueError: See `save_pretrained`; also if the hub rejects the upload or huggingface_hub is not installed.
     """
 
     def write(folder: Path) -> None:
@@ -94,17 +94,17 @@ def from_pretrained(
     token: str | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """The model of a hub id or of a folder, with its weights, in evaluation mode and float32.
+    """Load a model with its weights from the hub or a folder, in evaluation mode and float32.
 
     Args:
-        repo_or_folder: a folder, else the id of a model on the hub.
-        revision, cache_dir, token: as of huggingface_hub; not for folders.
-        arguments: of `create_model`, in place of the saved ones; other sizes are fitted (see `load_checkpoint`), and a
-            UserWarning tells how.
+        repo_or_folder: Local folder, or the id of a model on the hub.
+        revision, cache_dir, token: Passed to huggingface_hub; not used for folders.
+        arguments: Arguments of `create_model` that override the saved ones; weights for other sizes are adapted (see
+            `load_checkpoint`) with a UserWarning.
 
     Raises:
-        FileNotFoundError, ValueError: no such model, damaged files, no classifier in them, or sizes that cannot be
-            fitted.
+        FileNotFoundError, ValueError: There is no such model, its files are damaged or have no classifier, or its
+            weights cannot be adapted to the requested sizes.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
     model = load_model(folder, arguments, check=check_described, create=create_model, load=load_checkpoint)

@@ -1,7 +1,7 @@
 """python -m t2t_torch.predict IMAGE... --checkpoint PATH [--model NAME]
 
-The best classes of images (files, or folders of them) with their probabilities. Images are prepared exactly as timm
-does for evaluation. The checkpoint is a .pth, .pth.tar or .safetensors file, a run's folder, or a folder of
+Prints the most probable classes of images (files or folders) with their probabilities. Preprocessing is identical to
+timm's for evaluation. The checkpoint is a .pth, .pth.tar or .safetensors file, a run's folder, or a folder written by
 save_pretrained.
 """
 
@@ -19,7 +19,7 @@ from t2t_torch.evaluate import load_for_evaluation
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(PredictOptions, args, prog="python -m t2t_torch.predict", description=description)
     model, how, saved = load_for_evaluation(options)

@@ -1,9 +1,9 @@
-"""Our models in timm's registry: `import t2t_torch.timm_models`, then `timm.create_model("t2t_vit_14", ...)`.
+"""Register the T2T-ViT models in timm: `import t2t_torch.timm_models`, then `timm.create_model("t2t_vit_14", ...)`.
 
-Registered are the T2T-ViTs; ViT and DeiT timm has itself. Tags are those of `t2t_config.PRETRAINED`
-("t2t_vit_14.in1k_384"), weights come by timm's own ways (url, file, state dict, hub id, local folder), and a folder
-of `save_pretrained` by `timm.create_model("local-dir:FOLDER", pretrained=True)`. Unlike the authors' registration, the
-attention scale is the same with `pretrained` and without.
+Only T2T-ViT models are registered; timm has its own ViT and DeiT. Tags are those of `t2t_config.PRETRAINED`
+("t2t_vit_14.in1k_384"). timm loads the weights in its own ways (url, file, state dict, hub id, local folder); load a
+folder written by `save_pretrained` with `timm.create_model("local-dir:FOLDER", pretrained=True)`. Unlike in the
+authors' registration, the attention scale does not depend on `pretrained`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ REFUSED = {
     "forward_features all tokens",
     "global_pool": "the head reads the class token",
 }
-"""Arguments that timm's users know, and why they do not work here."""
+"""timm arguments that are not supported -> reason."""
 
 
 def _cfg(config: ModelConfig, published: Pretrained | None) -> dict[str, Any]:
-    """timm's `pretrained_cfg`."""
+    """Return timm's `pretrained_cfg`."""
     found = published or Pretrained(url="")
     size = found.img_size or config.img_size
     return {
@@ -65,10 +65,10 @@ default_cfgs = generate_default_cfgs(
 
 
 def filter_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """The weights in what timm loaded, in official names, fitted to the size, channels and classes of `model`.
+    """Convert a state dict loaded by timm to official names, and adapt it to the sizes and classes of `model`.
 
     Raises:
-        ValueError: no weights, or weights of another model.
+        ValueError: It has no weights, or the weights of another model.
     """
     weights, _ = to_official(pick_entry("the checkpoint", state_dict, use_ema=True).state_dict)
     positions = weights["pos_embed"].shape[1] - 1 if "pos_embed" in weights else 0
@@ -85,7 +85,7 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         name,
         pretrained,
         pretrained_filter_fn=filter_state_dict,
-        pretrained_strict=False,  # `fit` has checked every name; a head for other classes is left as it was
+        pretrained_strict=False,  # `fit` has checked every name; a head for other classes is not loaded
         **kwargs,
     )
 

@@ -1,10 +1,10 @@
 """python -m t2t_torch.train RECIPE [--data DIR] [--init-from CHECKPOINT] [--workdir DIR] [any field]
 torchrun --nproc-per-node N -m t2t_torch.train RECIPE ...
 
-Trains a model in PyTorch by the recipes of t2t_jax.train, on the same images in the same order, augmented by the same
-draws. The run lives in its workdir: checkpoints/, metrics.jsonl, report.html to look at. The same command again
-continues from the last checkpoint, bit for bit as if it had never stopped. SIGTERM or Ctrl-C: the run saves after its
-current step and ends with exit code 0.
+Trains a model in PyTorch with the recipes of t2t_jax.train, on the same images in the same order and with the same
+random augmentation. The workdir holds checkpoints/, metrics.jsonl and report.html. Running the same command again
+resumes from the last checkpoint, bit for bit as if the run had not stopped. On SIGTERM or Ctrl-C, the run saves after
+the current step and exits with code 0.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ def prepare(
     fresh_head: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> Run:
-    """Open the data, build model and optimiser, and set the state before the first step.
+    """Open the data, build model and optimizer, and initialize the training state.
 
     Args:
-        recipe: what to train.
-        init_from: weights to start from.
-        fresh_head: whether their classifier is left out.
-        class_names: in the order of the run that goes on; None takes that of the weights or of the data.
+        recipe: Recipe to train.
+        init_from: Checkpoint with the initial weights.
+        fresh_head: Whether to ignore its classifier.
+        class_names: Class names in the order of a resumed run; None uses the order of the weights or of the data.
 
     Raises:
-        FileNotFoundError, ValueError: the data or the weights to start from cannot be used; the message says why.
+        FileNotFoundError, ValueError: The data or the initial weights cannot be used; the message gives the reason.
     """
     # --- Device and data ------------------------------------------------------------------------------------
     device = own_device()
@@ -90,7 +90,7 @@ def prepare(
     freeze(model, recipe.frozen or ())
     model.to(device)
 
-    # --- Optimiser, state, step -----------------------------------------------------------------------------
+    # --- Optimizer, state, step -----------------------------------------------------------------------------
     state, train_step = build_step(recipe, model, steps_per_epoch=data.steps_per_epoch)
     forward = make_forward(model, dtype=compute_dtype(recipe.dtype))
     reading: dict[str, Any] = {
@@ -129,14 +129,14 @@ def train(
     fresh_head: bool = False,
     watch: Watch | None = None,
 ) -> Accuracy:
-    """Train `recipe` in `workdir`, or continue the run that is there; the final accuracy.
+    """Train `recipe` in `workdir`, or resume the run in it, and return the final accuracy.
 
-    Args: as of `prepare`, and what `watch` asks for.
+    Args: See `prepare`; `watch` holds the monitoring options.
 
     Raises:
-        FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
-        TrainingDivergedError: loss or gradient is no longer finite; the checkpoints written before are sound.
-        RunInterruptedError: asked to stop (see `Interruption`); saved, so that the same call continues.
+        FileNotFoundError, ValueError: The data, the initial weights or the workdir cannot be used.
+        TrainingDivergedError: Loss or gradient is no longer finite; earlier checkpoints are intact.
+        RunInterruptedError: The run was asked to stop (see `Interruption`) and is saved; the same call resumes it.
     """
     watch = watch or Watch()
     backend = Backend(
@@ -159,7 +159,7 @@ def train(
 
 
 def device_kind() -> str:
-    """What this process's device is called."""
+    """Return the name of this process's device."""
     return torch.cuda.get_device_name(own_device()) if own_device().type == "cuda" else "cpu"
 
 
@@ -168,27 +168,27 @@ def device_kind() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the command line."""
+    """Command line options."""
 
     recipe: tyro.conf.OmitArgPrefixes[Recipe]
     init_from: Path | None = None
-    """Weights to start from: .pth, .pth.tar, .safetensors, a run's folder; a head for other classes starts anew."""
+    """Initial weights: .pth, .pth.tar, .safetensors, or a run's folder. A head for other classes is reinitialized."""
     fresh_head: bool = False
-    """Train a new classifier, whatever the weights to start from have."""
+    """Train a new classifier, even if the initial weights have one that fits."""
     workdir: Path | None = None
-    """Folder of the run; None takes workdir/RECIPE_torch."""
+    """Folder of the run; None uses workdir/RECIPE_torch."""
     watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
 
 
 @contextlib.contextmanager
 def joined(options: Options) -> Iterator[bool]:
-    """This process as one of the run's, of which the first one prints."""
+    """Join the run's process group; yield True in the first process, which prints."""
     with joined_processes():
         yield process_index() == 0
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
 
     def run(options: Options, workdir: Path) -> Accuracy:
         return train(

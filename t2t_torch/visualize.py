@@ -1,9 +1,9 @@
 """python -m t2t_torch.visualize [IMAGE...] --checkpoint PATH [--model NAME]
 
-Pictures of what a model sees in images (files, or folders of them): attention rollout, attention of every block and
-head, feature maps after the soft splits, similarity of the positions; PNG files and one page, index.html, in --out.
-The checkpoint is a .pth, .pth.tar or .safetensors file, a run's folder, or a folder of save_pretrained; --model alone
-takes fresh weights, whose attention means nothing. Without IMAGE, a photograph of scikit-learn.
+Visualizes a model on images (files or folders): attention rollout, attention maps of every block and head, feature maps
+after the soft splits, similarity of the position embeddings; writes PNG files and a page, index.html, to --out.
+The checkpoint is a .pth, .pth.tar or .safetensors file, a run's folder, or a folder written by save_pretrained; --model
+alone uses random weights, whose attention is meaningless. Without IMAGE, a sample photograph from scikit-learn is used.
 
 Twin: t2t_jax/visualize.py. Shapes: B batch, N M tokens, C channels, H heads or height, W width.
 """
@@ -27,7 +27,7 @@ from t2t_torch.models.t2t_vit_ghost import AttentionGhost
 
 
 def attention_weights(attn: Any, x: Tensor) -> Tensor:
-    """softmax(q k^T * scale) of a backbone's attention layer: its input (B, N, C) -> (B, H, N, M)."""
+    """Return softmax(q k^T * scale) of a backbone's attention layer: input (B, N, C) -> (B, H, N, M)."""
     if isinstance(attn, AttentionGhost):
         q, k = attn.q(x), attn.k(x)
         q, k = attn._heads(q, attn.cheap_operation_q(q)), attn._heads(k, attn.cheap_operation_k(k))
@@ -40,7 +40,7 @@ def attention_weights(attn: Any, x: Tensor) -> Tensor:
 def watching(
     modules: dict[str, nn.Module], note: Callable[[nn.Module, Tensor, Tensor], Tensor]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """While open, every call of one of `modules` leaves note(module, input, output) of its first image here."""
+    """While open, store note(module, input, output) for the first image of every call of `modules`, by name."""
     found: dict[str, np.ndarray] = {}
     handles = []
 
@@ -59,7 +59,8 @@ def watching(
 
 
 def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
-    """What `model` (in evaluation mode, on the CPU) computes of an image (H, W, C) prepared as for prediction."""
+    """Return a function that computes the activations of `model` (in evaluation mode, on the CPU) for a preprocessed
+    image (H, W, C)."""
     stages = stage_grids(model)
     layers = {name: getattr(model.tokens_to_token, name) for name in stages}
     attns = {f"blocks.{i}": block.attn for i, block in enumerate(model.blocks) if hasattr(block, "attn")}
@@ -85,7 +86,7 @@ def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").partition("\n\nTwin")[0]
     options = cli.parse(VisualizeOptions, args, prog="python -m t2t_torch.visualize", description=description)
     if options.checkpoint is not None:

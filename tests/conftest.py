@@ -36,30 +36,31 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 profiles.register()
 
 HERE = Path(__file__).parent
+SLOW = set((HERE / "slow.txt").read_text().split())
+"""Tests that `make test-fast` leaves out, written by tools/slow_tests.py from the durations of a whole run."""
 WHOLE_RUNS = {
-    "checkpoint",
-    "checkpoints",
-    "compile",
-    "divergence",
-    "evaluate",
-    "init_from",
-    "overhead",
-    "reporter",
-    "scan_blocks",
+    *("test_checkpoint", "test_compile", "test_evaluate", "test_train", "test_train_command"),
+    *("training/test_checkpoints", "training/test_divergence", "training/test_init_from", "training/test_overhead"),
+    *("training/test_reporter", "training/test_scan_blocks"),
 }
-WHOLE_RUNS |= {"train", "train_command"}
 NANS_ARE_ERRORS = {
     *(
         path
         for folder in ("", "models", "ops", "training", "weights")
         for path in (HERE / "jax" / folder).glob("test_*.py")
-        if path.stem.removeprefix("test_") not in WHOLE_RUNS
+        if str(path.relative_to(HERE / "jax").with_suffix("")) not in WHOLE_RUNS
     ),
     HERE / "whole_runs" / "test_token_labeling.py",
 }
 """Where the model and its training step are tested. Whole runs look for NaN themselves, and donate their state as they
 do for users: JAX donates nothing while it looks.
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.partition("[")[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,1 +1,1 @@
-"""Weights and optimiser state carried between PyTorch and Flax NNX: layer rules, the ledger of tensors, conversion."""
+"""Conversion of weights between PyTorch and Flax NNX: layer rules, ledger of tensors, copying."""

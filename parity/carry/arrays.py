@@ -1,4 +1,4 @@
-"""Numbers of either framework as numpy arrays, and their conversion to another dtype without silent damage."""
+"""Conversion of PyTorch and JAX tensors to and from numpy, and lossless conversion between dtypes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A tensor or array of either framework as numpy, bit for bit (bfloat16 and float8 by way of ml_dtypes).
+    """Convert a PyTorch or JAX tensor to numpy, bit for bit (bfloat16 and float8 use the types of ml_dtypes).
 
-    Conjugated and negated views of PyTorch are written out.
+    Lazy conjugation and negation of PyTorch views are resolved.
     """
     if isinstance(value, torch.Tensor):
         extended = _beyond_numpy(dtype_name(value))
@@ -25,7 +25,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """The inverse of `to_numpy`: a tensor with memory of its own.
+    """Convert a numpy array to a PyTorch tensor that owns its memory; the inverse of `to_numpy`.
 
     Raises:
         ValueError: PyTorch has no such dtype.
@@ -41,19 +41,19 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def dtype_name(tensor: Any) -> str:
-    """The name of a tensor's dtype, as numpy has it."""
+    """Return the numpy-style name of a tensor's dtype."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def numpy_dtype(tensor: torch.Tensor) -> np.dtype:
-    """The numpy type of a tensor's numbers.
+    """Return the numpy dtype that corresponds to a tensor's dtype.
 
     Raises:
-        ValueError: numpy has none.
+        ValueError: numpy has no such dtype.
     """
     name = dtype_name(tensor)
     try:
-        if name != "complex32":  # which ml_dtypes has, and neither PyTorch's way to numpy nor JAX
+        if name != "complex32":  # ml_dtypes has it, but neither PyTorch's conversion to numpy nor JAX supports it
             return np.dtype(_beyond_numpy(name) or name)
     except TypeError:
         pass
@@ -61,21 +61,21 @@ def numpy_dtype(tensor: torch.Tensor) -> np.dtype:
 
 
 def _beyond_numpy(name: str) -> Any:
-    """The numpy type of that name that ml_dtypes adds, None for numpy's own."""
+    """Return the ml_dtypes type called `name`, or None if the type is numpy's own."""
     return None if "complex" in name else getattr(ml_dtypes, name, None)
 
 
 def is_integer(dtype: Any) -> bool:
-    """Whether it is a type of whole numbers; bool is none."""
+    """Return whether `dtype` is an integer type; bool does not count as one."""
     return bool(jnp.issubdtype(dtype, jnp.integer))
 
 
 def converted(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """`array` in `dtype`: exactly, but that floating numbers within the range of a floating `dtype` are rounded.
+    """Convert `array` to `dtype` exactly, except that floats within the range of a floating `dtype` are rounded.
 
     Raises:
-        ValueError: a number does not fit: whole numbers that change, finite ones that become infinite, fractions in
-            place of whole numbers, complex in place of real ones. The message names the first.
+        ValueError: A value does not fit: an integer that changes, a finite value that overflows to infinity, a
+            fraction converted to an integer, or a complex value converted to a real one. The message gives the first.
     """
     dtype = np.dtype(dtype)
     if array.dtype == dtype:
@@ -91,11 +91,11 @@ def converted(array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _damaged(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Where a conversion did more than round."""
+    """Return a mask of the elements that the conversion changed by more than rounding."""
     source, target = before.dtype, after.dtype
     if not _is_whole(source) and not _is_whole(target):
         same = np.isnan(before) & np.isnan(after)
-        same |= np.isinf(before) & np.isinf(after)  # the sign is kept by every conversion
+        same |= np.isinf(before) & np.isinf(after)  # every conversion keeps the sign
         return ~(same | (np.isfinite(before) & np.isfinite(after)))
     if _is_whole(source) and _is_whole(target):
         return (after.astype(source) != before) | ((after < 0) != (before < 0))
@@ -103,7 +103,7 @@ def _damaged(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     moving = moving.real.astype(np.float64)
     if whole.dtype == np.bool_:
         return moving != whole
-    # A number beyond the integers wraps or saturates on its way there, and the comparison would not see it.
+    # Floats outside the integer range wrap or saturate in the cast, which the comparison alone would not detect.
     bits = 8 * whole.dtype.itemsize
     low, high = (0.0, 2.0**bits) if jnp.issubdtype(whole.dtype, jnp.unsignedinteger) else (-(2.0 ** (bits - 1)),) * 2
     fits = (moving >= low) & (moving < abs(high))
@@ -120,7 +120,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether both are the same bit for bit; whole numbers may differ in width, as long as all are equal."""
+    """Return whether both arrays are bitwise equal; integers of different widths are compared by value."""
     if a.dtype != b.dtype and a.shape == b.shape and is_integer(a.dtype) and is_integer(b.dtype):
         try:
             return bool(np.array_equal(converted(a, b.dtype), b))
@@ -130,5 +130,5 @@ def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of `error`, or its type where it has no message."""
+    """Return the first line of the error message, or the name of the error's type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

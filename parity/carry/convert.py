@@ -1,4 +1,4 @@
-"""Weights carried between PyTorch and Flax NNX without loss: every tensor once, bit for bit, or not at all."""
+"""Lossless conversion of weights between PyTorch and Flax NNX: every tensor once and bit for bit, or none."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ __all__ = [
 
 
 def jax_arrays(ledger: Ledger, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """PyTorch's arrays by name -> flax's by name, every part and layer in its place.
+    """Convert PyTorch's arrays by name to flax's arrays by name, assembling parts and stacked layers.
 
     Raises:
-        ValueError: layers of one flax array differ in dtype, so that it could not hold the bits of all.
+        ValueError: Layers of one flax array have different dtypes, so the array could not hold all of them bit for bit.
     """
     found: dict[str, np.ndarray] = {}
     for entry in ledger:
@@ -53,10 +53,12 @@ def jax_arrays(ledger: Ledger, tensors: Mapping[str, np.ndarray]) -> dict[str, n
 
 
 def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Flax's arrays by name -> PyTorch's by name; those that have any part in `arrays` need all of theirs there.
+    """Convert flax's arrays by name to PyTorch's arrays by name.
+
+    A PyTorch tensor split into several flax arrays needs all of them in `arrays`, or none.
 
     Raises:
-        ValueError: parts of one PyTorch tensor differ in dtype, so that it could not hold the bits of all.
+        ValueError: Parts of one PyTorch tensor have different dtypes, so it could not hold all of them bit for bit.
     """
     found: dict[str, np.ndarray] = {}
     for entry in ledger:
@@ -74,7 +76,7 @@ def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray]) -> dict[str, 
 
 
 def _whole(found: dict[str, np.ndarray], name: str, shape: tuple[int, ...], part: np.ndarray) -> np.ndarray:
-    """The array `name` of `found` that takes `part` in, made if this is the first."""
+    """Return the array `name` of `found` that contains `part`; it is allocated with the first part."""
     whole = found.setdefault(name, np.empty(shape, part.dtype))
     if whole.dtype != part.dtype:
         raise ValueError(f"the parts of {name} are {whole.dtype} and {part.dtype}: give them one dtype first")
@@ -88,18 +90,19 @@ def torch_to_jax(
     rules: Rules | None = None,
     cast: bool = False,
 ) -> Ledger:
-    """Carries all tensors of a PyTorch model or state dict into `jax_model`, in place.
+    """Copy all tensors of a PyTorch model or state dict into `jax_model`, in place.
 
-    The bits are carried: `jax_model` takes on the source's dtypes. While JAX has 64-bit types switched off, 64-bit
-    integers that fit become 32-bit ones. With `cast`, `jax_model` keeps its own dtypes, and floating numbers are
-    rounded as needed. `jax_model` may be abstract (`nnx.eval_shape`).
+    Values are copied bit for bit: `jax_model` takes the dtypes of the source. While JAX's 64-bit types are disabled,
+    64-bit integers that fit become 32-bit ones. With `cast`, `jax_model` keeps its own dtypes, and floats are rounded
+    as needed. `jax_model` may be abstract (`nnx.eval_shape`).
 
     Returns:
-        The ledger of every tensor.
+        The ledger of all tensors.
 
     Raises:
-        ValueError: see `build_ledger`; a tensor without numbers (meta, lazy, sparse, quantised); numbers that do not
-            fit; or float64 tensors while JAX has 64-bit types switched off. Nothing is changed then.
+        ValueError: See `build_ledger`. Also raised for a tensor without values (meta, lazy, sparse, quantized), for
+            values that do not fit, and for float64 tensors while JAX's 64-bit types are disabled. Nothing is changed
+            then.
     """
     jax_model = jax_subject(jax_model, "jax_model")
     ledger = build_ledger(source, jax_model, rules)
@@ -111,10 +114,10 @@ def torch_to_jax(
 
 
 def _read_torch(state: StateDict, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The numbers of these tensors.
+    """Read the tensors called `names` into numpy arrays.
 
     Raises:
-        ValueError: some cannot be had; all are listed.
+        ValueError: Some tensors cannot be read; all of them are listed.
     """
     found, problems = {}, []
     for name in state:
@@ -132,10 +135,10 @@ def _read_torch(state: StateDict, names: Collection[str]) -> dict[str, np.ndarra
 
 
 def _jax_array(name: str, array: np.ndarray, dtype: Any) -> jax.Array:
-    """`array` in JAX, never in PyTorch's memory, with its own dtype unless `dtype` is given.
+    """Convert `array` to a JAX array that never shares PyTorch's memory, in `dtype` or, by default, its own dtype.
 
     Raises:
-        ValueError: it does not fit there.
+        ValueError: The values do not fit that dtype.
     """
     held = jax.dtypes.canonicalize_dtype(array.dtype)
     try:
@@ -157,10 +160,10 @@ def _jax_array(name: str, array: np.ndarray, dtype: Any) -> jax.Array:
 
 
 def _set_all(variables: Mapping[str, nnx.Variable], arrays: Mapping[str, jax.Array]) -> None:
-    """Gives the variables their new values: all of them or none.
+    """Assign new values to the variables: all of them or none.
 
     Raises:
-        ValueError: one does not take its value, or changes it (a hook).
+        ValueError: A variable rejects its value or changes it (a hook).
     """
     before: dict[str, Any] = {}
     try:
@@ -181,14 +184,14 @@ def _set_all(variables: Mapping[str, nnx.Variable], arrays: Mapping[str, jax.Arr
 def jax_to_torch(
     jax_model: nnx.Module, torch_model: torch.nn.Module, *, rules: Rules | None = None, cast: bool = False
 ) -> Ledger:
-    """Carries all tensors of `jax_model` into `torch_model`, in place, on its devices; see `torch_to_jax`.
+    """Copy all tensors of `jax_model` into `torch_model`, in place, on its devices; see `torch_to_jax`.
 
-    Tensors of PyTorch that share memory (tied, views of each other, expanded) get what JAX has for them as far as it
-    agrees on every shared number. 64-bit integers of PyTorch stay so where JAX's are narrower.
+    PyTorch tensors that share memory (tied, views of each other, expanded) are written if JAX's values agree on every
+    shared element. 64-bit integers of PyTorch keep their dtype where JAX's are narrower.
 
     Raises:
-        ValueError: also where tensors that share memory differ in JAX, and for tensors that cannot be written to (on
-            the device meta, sparse, quantised, made in inference mode). Nothing is changed then.
+        ValueError: See `torch_to_jax`. Also raised if tensors that share memory differ in JAX, and for tensors that
+            cannot be written (meta device, sparse, quantized, inference mode). Nothing is changed then.
     """
     jax_model = jax_subject(jax_model, "jax_model")
     ledger = build_ledger(torch_model, jax_model, rules)
@@ -202,16 +205,16 @@ def jax_to_torch(
 
 
 def _every_tensor(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All that may share memory with a tensor of the state dict: buffers that are not saved too."""
+    """Return all tensors that may share memory with the state dict, including non-persistent buffers."""
     found = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     return found | {k: x for k, x in state_of(model).items() if isinstance(x, torch.Tensor)}
 
 
 def _read_jax(variables: Mapping[str, nnx.Variable], ledger: Ledger) -> dict[str, np.ndarray]:
-    """The numbers of the flax tensors in the ledger.
+    """Read the flax tensors in the ledger into numpy arrays.
 
     Raises:
-        ValueError: some hold none (an abstract model), or cannot be read (donated, traced); all are listed.
+        ValueError: Some tensors have no values (an abstract model) or cannot be read (donated, traced); all are listed.
     """
     found, problems = {}, []
     for name in dict.fromkeys(entry.jax for entry in ledger):
@@ -226,7 +229,7 @@ def _read_jax(variables: Mapping[str, nnx.Variable], ledger: Ledger) -> dict[str
 
 
 def state_equal(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[str]:
-    """Names (PyTorch's) of the tensors that differ between the two models: in a bit, or integers in their value."""
+    """Return the PyTorch names of the tensors that differ between the models, bitwise or (integers) in value."""
     state = state_of(torch_model)
     theirs = torch_arrays(ledger, _read_jax(jax_variables(jax_model), ledger))
     return [name for name, array in theirs.items() if not same_numbers(to_numpy(state[name]), array)]

@@ -1,4 +1,4 @@
-"""Copies of models in another precision."""
+"""Copies of models converted to another precision."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from parity.carry.arrays import converted, is_integer
 
 
 def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
-    """A copy of `jax_model` that stores and computes in `dtype`, whatever its layers were set to.
+    """Return a copy of `jax_model` that stores and computes in `dtype`, whatever the dtypes of its layers.
 
-    Complex numbers stay complex: of the precision that belongs to `dtype`.
+    Complex tensors stay complex, with the precision that corresponds to `dtype`.
     """
     model = nnx.clone(jax_model)
     for _, variable in nnx.iter_graph(model):
@@ -30,11 +30,11 @@ def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
         if (kind := _like(own, dtype)) is not None:
             variable.set_value(jnp.asarray(np.asarray(variable[...]).astype(kind)))
         elif own is not None and is_integer(own) and (held := jax.dtypes.canonicalize_dtype(own)) != own:
-            # 64-bit integers, in a run in which JAX has none: exactly, or not at all.
+            # 64-bit integers while JAX's 64-bit types are disabled: convert exactly or raise.
             variable.set_value(jnp.asarray(converted(np.asarray(variable[...]), held)))
     for _, module in nnx.iter_modules(model):
         for attribute in ("dtype", "param_dtype"):
-            # Looked up as it is written: a property, or what a wrapper makes up, is not for us to set.
+            # A static lookup, so that properties and attributes synthesized by a wrapper are not set.
             if (kind := _like(inspect.getattr_static(module, attribute, None), dtype)) is not None:
                 setattr(module, attribute, kind)
         for name, value in list(vars(module).items()):
@@ -44,7 +44,7 @@ def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
 
 
 def _like(kind: Any, dtype: Any) -> Any:
-    """What takes the place of the dtype `kind` in a run in `dtype`; None for all that has no precision."""
+    """Return the dtype that replaces `kind` in a run in `dtype`; None if `kind` is not a floating or complex type."""
     try:
         if kind is None or not jnp.issubdtype(kind, jnp.inexact):
             return None
@@ -56,7 +56,7 @@ def _like(kind: Any, dtype: Any) -> Any:
 
 
 def _linen_as_dtype(module: linen.Module, dtype: Any) -> linen.Module:
-    """A Linen module, as `nnx.bridge.ToNNX` holds it, that computes in `dtype`, with those that are its fields."""
+    """Return a copy of a Linen module (held by `nnx.bridge.ToNNX`) that computes in `dtype`, as do its submodules."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(module):
         value = getattr(module, field.name, None)
@@ -68,16 +68,16 @@ def _linen_as_dtype(module: linen.Module, dtype: Any) -> linen.Module:
 
 
 def torch_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    """A copy of a PyTorch model, in `dtype` if it is given; complex numbers stay complex, of that precision.
+    """Return a copy of a PyTorch model, in `dtype` if given; complex tensors stay complex in that precision.
 
-    Plain tensors that a module computed and keeps (the weight of the old `weight_norm`) are copied by their value.
+    Plain tensors that a module computed and keeps (the weight of the old `weight_norm`) are copied by value.
 
     Raises:
-        ValueError: part of the model cannot be copied; the message names it.
+        ValueError: Part of the model cannot be copied; the message names it.
     """
     memo: dict[int, Any] = {id(x): x.detach().clone() for module in model.modules() for x in _computed(vars(module))}
     functions = (x for module in model.modules() for x in vars(module).values())
-    memo |= {id(x): x for x in functions if isinstance(x, torch.jit.ScriptFunction)}  # they do not change
+    memo |= {id(x): x for x in functions if isinstance(x, torch.jit.ScriptFunction)}  # they are immutable
     try:
         found = copy.deepcopy(model, memo)
     except Exception as error:
@@ -95,7 +95,7 @@ def torch_copy(model: torch.nn.Module, dtype: torch.dtype | None = None) -> torc
 
 
 def _computed(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
-    """Tensors with a history, in attributes and plain containers: copy.deepcopy refuses them."""
+    """Yield non-leaf tensors in attributes and plain containers: `copy.deepcopy` does not support them."""
     if isinstance(value, torch.Tensor):
         if value.requires_grad and not value.is_leaf:
             yield value
@@ -105,7 +105,7 @@ def _computed(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
 
 
 def _uncopied(model: torch.nn.Module) -> str:
-    """The attribute of the innermost module that cannot be copied."""
+    """Return the attribute of the innermost module that cannot be copied."""
     for path, module in reversed(list(model.named_modules())):
         for name, value in vars(module).items():
             try:

@@ -1,4 +1,4 @@
-"""Precisions, for real and for complex numbers."""
+"""Conversion of real and complex dtypes to a given precision."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 
 
 def in_precision(own: Any, dtype: Any) -> Any:
-    """`dtype`, or where `own` (a dtype of JAX or numpy) is complex, the complex type with parts of that precision.
+    """Return `dtype`, or the complex type with parts of that precision if `own` (a JAX or numpy dtype) is complex.
 
-    There is none shorter than complex64.
+    The smallest complex type is complex64.
     """
     return jnp.promote_types(dtype, jnp.complex64) if jnp.issubdtype(own, jnp.complexfloating) else dtype
 
 
 def torch_in_precision(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A floating or complex tensor in the precision of `dtype`, real or complex as it is; others as they are.
+    """Convert a floating or complex tensor to the precision of `dtype`, keeping it real or complex.
 
-    `Module.to(dtype)` would drop the imaginary part.
+    Other tensors are unchanged. `Module.to(dtype)` would drop the imaginary part.
     """
     if tensor.is_complex():
         return tensor.to(torch.promote_types(dtype, torch.complex64))
@@ -30,9 +30,9 @@ def torch_in_precision(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 @contextlib.contextmanager
 def as_xla_rounds() -> Iterator[None]:
-    """While open, PyTorch on CPU takes subnormal numbers (below 2^-126 in float32) for zero, as XLA on CPU always does.
+    """Make PyTorch on CPU flush subnormal numbers (below 2^-126 in float32) to zero, as XLA on CPU always does.
 
-    So that PyTorch's own float32 error shows what that costs.
+    PyTorch's own float32 error then includes the effect of flushing.
     """
     tiny = torch.tensor([1e-40])
     before = not bool((tiny * 1.0).any())

@@ -1,4 +1,4 @@
-"""Which tensor of PyTorch is which of Flax NNX: every one once, paired by name, layer type and shape."""
+"""Pairing of the tensors of PyTorch and Flax NNX, each exactly once, by name, layer type and shape."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from parity.carry.wrappers import StateDict, hints, prefix_of, state_of, unwrapp
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """The same numbers on both sides: usually a tensor each, else a part of PyTorch's or one layer of a flax stack.
+    """A pair of tensors with the same values; may be a part of PyTorch's tensor or one layer of a stacked flax tensor.
 
-    `layer` is the flax type that owns it, `axes` the permutation PyTorch -> JAX, `part` (i, n) the i-th of n parts of
-    PyTorch's tensor, `index` the position in flax's stacked one, `flip` the axes (flax's) that run backwards.
+    `layer` is the flax layer type that owns the tensor, `axes` the permutation PyTorch -> JAX, `part` (i, n) the i-th
+    of n parts of PyTorch's tensor, `index` the position in flax's stacked tensor, `flip` the (flax) axes to reverse.
     """
 
     torch: str
@@ -42,23 +42,24 @@ class Entry:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is one whole tensor on either side."""
+        """Whether the entry covers a whole tensor on both sides."""
         return self.part[1] == 1 and self.index is None
 
     def to_jax(self, array: np.ndarray) -> np.ndarray:
-        """PyTorch's whole tensor -> these numbers in flax's layout."""
+        """Convert PyTorch's whole tensor to the values of this entry in flax's layout."""
         return self.rule.to_jax(array, self.jax_shape if self.index is None else self.jax_shape[1:])
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """The whole flax tensor -> these numbers in PyTorch's layout."""
+        """Convert the whole flax tensor to the values of this entry in PyTorch's layout."""
         return self.rule.to_torch(array if self.index is None else array[self.index], self.torch_shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """Every tensor of both models, once: `entries` are pairs, the rest has no partner on purpose.
+    """All tensors of both models, each once: `entries` are the pairs, the others deliberately have no partner.
 
-    `tied` are names of PyTorch whose tensor is an entry under another name; `notes` say what was found out, not told.
+    `tied` lists PyTorch names whose tensor is an entry under another name; `notes` lists what was inferred rather than
+    given by rules.
     """
 
     entries: tuple[Entry, ...]
@@ -89,10 +90,10 @@ class Ledger:
 
 
 def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Dotted path -> variable, random-number state left out.
+    """Map dotted paths to variables, excluding random-number state.
 
     Raises:
-        ValueError: two paths are the same once they are dotted (`a.b` of a dict, and `b` in its `a`).
+        ValueError: Two paths have the same dotted name (`a.b` in a dict, and `b` in its `a`).
     """
     found: dict[str, nnx.Variable] = {}
     for path, node in nnx.iter_graph(model):
@@ -105,13 +106,13 @@ def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rules: Rules | None = None) -> Ledger:
-    """Pairs the tensors of both sides by name, layer type and shape; changes nothing.
+    """Pair the tensors of both sides by name, layer type and shape, without changing them.
 
-    A second name of a tensor needs no partner, on either side. What DataParallel, DistributedDataParallel and
-    torch.compile put before every name is left out.
+    Further names of a tensor need no partner, on either side. The name prefixes added by DataParallel,
+    DistributedDataParallel and torch.compile are ignored.
 
     Raises:
-        ValueError: tensors without a partner, two that claim the same partner, or shapes that do not fit; all of them
+        ValueError: Some tensors have no partner, claim the same partner, or have shapes that do not fit; all of them
             are listed at once.
     """
     model = unwrapped(source) if isinstance(source, torch.nn.Module) else None
@@ -119,7 +120,7 @@ def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rul
 
 
 class _Pairer:
-    """One pairing under way: what was found, and what is wrong."""
+    """State of the pairing in progress: the entries and the problems so far."""
 
     def __init__(
         self, state: StateDict, torch_model: torch.nn.Module | None, jax_model: nnx.Module, rules: Rules
@@ -151,12 +152,12 @@ class _Pairer:
         return self.wanted.get(self._place_in_jax(name), [])
 
     def _place_in_jax(self, name: str) -> str:
-        """PyTorch's name in JAX's module path."""
+        """Convert a PyTorch tensor name to JAX's module path."""
         path, _, leaf = name.removeprefix(self.prefix).rpartition(".")
         return _join(self.rules.jax_path(self.rules.stack_index(path)[0]), leaf)
 
     def _matrices(self, model: torch.nn.Module | None) -> Iterator[Matrix]:
-        """The matrices that the built-in rule of `nnx.Linear` speaks of."""
+        """Yield the matrices that the built-in rule of `nnx.Linear` applies to."""
         modules = {} if model is None else dict(model.named_modules(remove_duplicate=False))
         for name, partners in self.partners.items():
             shape = _shape(self.state[name])
@@ -167,7 +168,7 @@ class _Pairer:
                     yield Matrix(name, modules.get(name.rpartition(".")[0]), shape or (), own)
 
     def _is_told(self, jax_name: str) -> bool:
-        """Whether the layer of this tensor has rules of the user's own."""
+        """Whether user-defined rules exist for the layer of this tensor."""
         layer = self.layers.get(jax_name.rpartition(".")[0])
         return any(layer == told.__name__ for told in self.rules.leaves)
 
@@ -207,13 +208,16 @@ class _Pairer:
             self._claim(name, jax_name, rule, index)
 
     def _is_second_name(self, name: str) -> bool:
-        """Whether the tensor is paired under another name, and JAX has none for this or has two as well; noted then."""
+        """Whether the tensor is already paired under another name, and JAX has no such second tensor or ties it too.
+
+        If so, the name is recorded in `tied` and `notes`.
+        """
         first = self.places.get(identity(self.state[name]), name)
         if first == name:
             return False
         if self.partners[name]:
             same = [[jax_name for jax_name, _ in self.partners[x]] for x in (first, name)]
-            # Unequal partners: JAX has two tensors. Equal places: a rule sends both to one.
+            # Different partners: JAX has two tensors. Same place: a rule maps both names to one.
             if same[0] != same[1] or self._place_in_jax(first) == self._place_in_jax(name):
                 return False
         self.tied.append(name)
@@ -221,7 +225,7 @@ class _Pairer:
         return True
 
     def _first_names(self) -> dict[tuple[Any, ...], str]:
-        """The name of every tensor of PyTorch that has a partner; of several the one that JAX counts it under."""
+        """Map each PyTorch tensor with a partner to its name; of several names, to the one that JAX stores it under."""
         found: dict[tuple[Any, ...], str] = {}
         for name, partners in self.partners.items():
             path = self._place_in_jax(name).rpartition(".")[0]
@@ -246,7 +250,7 @@ class _Pairer:
         self.taken.setdefault((jax_name, index), name)
 
     def _rest_of_jax(self) -> list[str]:
-        """Tensors of JAX that nobody claims; those that ought to have a partner are problems."""
+        """Return the JAX tensors without a partner; those that should have one are added to the problems."""
         claimed = {jax_name for jax_name, _ in self.taken}
         jax_only = [name for name in self.variables if name not in claimed]
         self.problems += [
@@ -259,7 +263,7 @@ class _Pairer:
 
 
 def identity(tensor: Any) -> tuple[Any, ...]:
-    """Equal for two tensors of PyTorch that are one: the same numbers in the same memory."""
+    """Return a key that is equal for two PyTorch tensors with the same memory and the same layout."""
     plain = isinstance(tensor, torch.Tensor) and not _is_lazy(tensor) and tensor.layout == torch.strided
     if not plain or not tensor.numel() or tensor.is_quantized:
         return (id(tensor),)
@@ -268,7 +272,7 @@ def identity(tensor: Any) -> tuple[Any, ...]:
         return tensor.untyped_storage()._cdata, tensor.storage_offset(), *layout
     try:
         return str(tensor.device), tensor.data_ptr(), *layout
-    except RuntimeError:  # a subclass without memory of its own
+    except RuntimeError:  # a subclass without storage
         return (id(tensor),)
 
 
@@ -277,7 +281,7 @@ def _is_lazy(tensor: Any) -> bool:
 
 
 def _all_names(model: nnx.Module, variables: Mapping[str, nnx.Variable]) -> dict[str, str]:
-    """Every name of every variable, second ones of shared modules too -> the name that `jax_variables` has."""
+    """Map every name of every variable, including aliases of shared modules, to its name in `jax_variables`."""
     known = {id(variable): name for name, variable in variables.items()}
     found = {name: name for name in variables}
     for path, node in every_path(model):
@@ -287,7 +291,7 @@ def _all_names(model: nnx.Module, variables: Mapping[str, nnx.Variable]) -> dict
 
 
 def every_path(model: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """Modules and variables by dotted path, as often as they have one; none inside of itself."""
+    """Yield all modules and variables with each of their dotted paths; cycles are cut."""
     stack: list[tuple[tuple[str, ...], Any, frozenset[int]]] = [((), model, frozenset())]
     while stack:
         path, node, around = stack.pop()
@@ -301,7 +305,7 @@ def every_path(model: nnx.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _shape(tensor: Any) -> tuple[int, ...] | None:
-    """Shape of a tensor or variable, None of one that holds something else or is not there yet."""
+    """Return the shape of a tensor or variable, or None if it has none or is not initialized."""
     if _is_lazy(tensor):
         return None
     shape = getattr(tensor, "shape", None)
@@ -309,21 +313,21 @@ def _shape(tensor: Any) -> tuple[int, ...] | None:
 
 
 def _fits(rule: LeafRule, shape: tuple[int, ...], jax_shape: tuple[int, ...], index: int | None) -> bool:
-    """Whether a PyTorch tensor is a flax one by `rule`, or its layer `index`."""
+    """Whether a PyTorch tensor converts by `rule` to a flax tensor, or to layer `index` of it."""
     if index is None:
         return rule.fits(shape, jax_shape)
     return bool(jax_shape) and index < jax_shape[0] and rule.fits(shape, jax_shape[1:])
 
 
 def _around(name: str, layers: Mapping[str, str]) -> str:
-    """The type of the innermost module around a tensor, which dicts and lists may separate from it."""
+    """Return the type of the innermost module that contains a tensor, skipping dicts and lists."""
     while name not in layers:
         name = name.rpartition(".")[0]
     return layers[name]
 
 
 def _unlike_parts(name: str, partners: list[tuple[str, LeafRule]]) -> list[str]:
-    """What is wrong if `partners` are not together, and each once, the tensor `name`."""
+    """Return a problem unless `partners` together cover the tensor `name` exactly once."""
     parts = [rule.part for _, rule in partners]
     count = parts[0][1]
     if sorted(parts) == [(i, count) for i in range(count)]:
@@ -332,7 +336,7 @@ def _unlike_parts(name: str, partners: list[tuple[str, LeafRule]]) -> list[str]:
 
 
 def _incomplete(taken: Collection[tuple[str, int | None]], variables: Mapping[str, nnx.Variable]) -> list[str]:
-    """Stacked flax tensors of which PyTorch does not fill every layer."""
+    """Return a problem for each stacked flax tensor that PyTorch fills only partly."""
     filled: dict[tuple[str, int], set[int]] = {}
     for name, index in taken:
         shape = _shape(variables[name])
@@ -354,10 +358,10 @@ def _join(path: str, leaf: str) -> str:
 
 
 def _expected(model: nnx.Module, names: Mapping[str, str], rules: Rules) -> dict[str, list[tuple[str, LeafRule]]]:
-    """PyTorch's name (in JAX's module path) -> the flax tensors that it fills, each with its rule.
+    """Map PyTorch names (in JAX's module paths) to the flax tensors that they fill, each with its rule.
 
-    A rule may stand with the layer that owns the tensor or with one around it (attention, for its projections); the
-    outermost speaks first.
+    A rule may belong to the layer that owns the tensor or to an enclosing one (attention, for its projections); the
+    outermost takes precedence.
     """
     modules = {path: node for path, node in every_path(model) if isinstance(node, nnx.Module)}
     found: dict[str, list[tuple[str, LeafRule]]] = {}

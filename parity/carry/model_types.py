@@ -1,4 +1,4 @@
-"""What may be compared: a `torch.nn.Module` and a `flax.nnx.Module`; for anything else, what to write."""
+"""Type checks of the models to compare (`torch.nn.Module`, `flax.nnx.Module`), with advice for other types."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from parity.carry.wrappers import unwrapped
 
 
 def torch_subject(model: Any) -> torch.nn.Module:
-    """The PyTorch model, out of `torch.compile` and data parallelism.
+    """Return the PyTorch model, unwrapped from `torch.compile` and data parallelism.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `model` is not a PyTorch model, or has uninitialized (lazy) parameters.
     """
     if isinstance(model, nnx.Module):
         raise ValueError("the first model is a flax.nnx.Module, the second has to be: exchange the two arguments")
@@ -31,10 +31,10 @@ SECOND = "the second model"
 
 
 def jax_subject(model: Any, name: str = SECOND) -> nnx.Module:
-    """The flax NNX model, out of `nnx.jit`; `name` is what an error calls it.
+    """Return the flax NNX model, unwrapped from `nnx.jit`; `name` is its name in error messages.
 
     Raises:
-        ValueError: it is none; the text says what to write for the libraries that are known.
+        ValueError: `model` is not a flax NNX model; for known libraries the message explains how to convert it.
     """
     inner = getattr(model, "__wrapped__", None)
     if not isinstance(model, nnx.Module) and isinstance(inner, nnx.Module):
@@ -54,7 +54,7 @@ def _kind(model: Any) -> str:
 
 
 def _library(model: Any) -> str | None:
-    """Which of the known libraries a model is made with, by its classes: these need not be installed."""
+    """Return which known library the model's classes come from, without importing the library."""
     for base in type(model).__mro__:
         for library in ("flax.linen", "equinox", "haiku"):
             if base.__module__ == library or base.__module__.startswith(f"{library}."):
@@ -63,7 +63,7 @@ def _library(model: Any) -> str | None:
 
 
 def _remedy(model: Any) -> str:
-    """How to make it a `flax.nnx.Module`."""
+    """Return advice on how to convert the model to a `flax.nnx.Module`."""
     match _library(model):
         case "flax.linen":
             return ": wrap it, flax.nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)) and nnx.bridge.lazy_init(wrapped, x)"

@@ -1,7 +1,7 @@
-"""Whether a matrix is transposed on its way to `nnx.Linear`: the type of PyTorch's layer decides, not the shape alone.
+"""Decide whether a matrix is transposed for `nnx.Linear`, by the type of PyTorch's layer and not by shape alone.
 
-`torch.nn.Linear` keeps (out, in), flax (in, out). Other layers may keep either: of a matrix that is not square the
-shape tells, and what it tells of one layer goes for all of that type (GPT-2's Conv1D, whose projection is square).
+`torch.nn.Linear` stores (out, in), flax (in, out). Other layers may store either: the shape of a non-square matrix
+decides, and the decision holds for all layers of that type (e.g. GPT-2's Conv1D, whose projection is square).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from parity.carry.rules import LeafRule
 
 IN_OUT = ("Conv1D",)
-"""Types that keep (in, out): that of `transformers`."""
+"""Layer types that store (in, out): the one of `transformers`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """A matrix of PyTorch that a rule transposes, the module that holds it, and the shape of flax's."""
+    """A PyTorch matrix that a rule transposes, the module that holds it, and the shape of flax's matrix."""
 
     name: str
     module: torch.nn.Module | None
@@ -28,24 +28,28 @@ class Matrix:
 
     @property
     def type(self) -> str:
-        """TorchScript's modules remember what they were."""
+        """Type name of the module; for TorchScript modules, the original one."""
         return str(getattr(self.module, "original_name", None) or type(self.module).__name__)
 
     @property
     def is_linear(self) -> bool:
-        """Whether the layer is PyTorch's own, or nothing is known of it."""
+        """Whether the layer is a PyTorch linear layer, or unknown."""
         known = self.module is None or isinstance(self.module, torch.nn.Linear | torch.nn.Bilinear)
         return known or self.type in ("Linear", "NonDynamicallyQuantizableLinear")
 
     @property
     def fits(self) -> set[bool]:
-        """Whether transposed (True), and as it is (False), it has the shape of flax's."""
+        """Orientations in which the shape equals flax's: transposed (True), unchanged (False)."""
         choices = {True: self.shape[::-1], False: self.shape}
         return {transposed for transposed, shape in choices.items() if shape == self.jax_shape}
 
 
 def oriented(matrices: Iterable[Matrix]) -> tuple[dict[str, bool], list[str]]:
-    """Which of the matrices in layers that are no `nn.Linear` are transposed, by name, and what is to be told."""
+    """Decide which matrices of layers other than `nn.Linear` are transposed, by name.
+
+    Returns:
+        Whether each matrix is transposed, and notes on the matrices for which this was assumed.
+    """
     others = [matrix for matrix in matrices if not matrix.is_linear and matrix.fits]
     votes: dict[str, set[bool]] = {}
     for matrix in others:
@@ -69,5 +73,5 @@ def oriented(matrices: Iterable[Matrix]) -> tuple[dict[str, bool], list[str]]:
 
 
 def is_transposing(rule: LeafRule) -> bool:
-    """Whether it is the built-in rule of `nnx.Linear`."""
+    """Return whether `rule` is the built-in rule of `nnx.Linear`."""
     return rule == LeafRule("weight", "kernel", (1, 0))

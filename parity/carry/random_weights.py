@@ -1,4 +1,4 @@
-"""Random weights under which no layer is neutral, so that every mistake shows."""
+"""Random weights for which no layer is the identity or has no effect, so that every porting error is visible."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> None:
-    """Fill every tensor of a PyTorch model with random numbers under which no layer is neutral, in place.
+    """Fill every tensor of a PyTorch model with random numbers, in place, so that no layer is without effect.
 
-    A fresh model has zero biases, unit scales and tiny weights: a swapped norm or a missing bias does not show in it.
-    Here every tensor is drawn by its name: scales and single numbers 1 + 0.1 z, biases 0.1 z, running variances
-    (0.5, 1.5), tokens and position tables 0.02 z, other weights 0.5 z / sqrt(fan in), z standard normal (of complex
-    tensors in both parts). Frozen tensors keep their values.
+    A freshly initialized model has zero biases, unit scales and tiny weights, which hide a swapped norm or a missing
+    bias. Each tensor is drawn with a seed derived from its name: scales and scalars 1 + 0.1 z, biases 0.1 z, running
+    variances in (0.5, 1.5), tokens and position tables 0.02 z, other weights 0.5 z / sqrt(fan in), with z standard
+    normal (both parts for complex tensors). Frozen tensors keep their values.
     """
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -30,7 +30,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def value_of(name: str, z: np.ndarray) -> np.ndarray:
-    """The tensor called `name`, from standard normal numbers `z` of its shape."""
+    """Return the values of the tensor called `name`, given standard normal numbers `z` of its shape."""
     leaf = name.rpartition(".")[2]
     if leaf == "running_var":
         return 0.5 + np.abs(np.sin(z))

@@ -1,8 +1,9 @@
-"""How a PyTorch layer's tensors are laid out in Flax: one table of two-way rules by layer type.
+"""Conversion rules between the tensor layouts of PyTorch and Flax: a table of invertible rules by layer type.
 
-A rule cuts, permutes, flips and reshapes, so it loses nothing and has an inverse by construction.
+A rule splits, permutes, flips and reshapes, so it is lossless and invertible by construction.
 Layouts: O out, I in (per group), K K1 K2 K3 spatial; PyTorch convolutions are O I K.., flax's K.. I O.
-PyTorch's transposed convolutions are I O K..; flax's K.. I O, turned round, or (`transpose_kernel`) K.. O I, as it is.
+PyTorch's transposed convolutions are I O K..; flax's are K.. I O, flipped, or (`transpose_kernel`) K.. O I, not
+flipped.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class LeafRule:
-    """`torch` and `jax` name the same numbers on both sides, relative to the layer.
+    """A conversion rule between the tensors `torch` and `jax` (names relative to the layer).
 
-    jax = reshape(flip(transpose(part i of n of torch, cut along its first axis; axes); flip)); `part` is (i, n), (0, 1)
-    for the whole; `axes` None for as they are; `flip` the axes, in flax's order, that run backwards; the reshape, to
-    the flax tensor's own shape, only if `reshape`.
+    jax = reshape(flip(transpose(part i of n of torch, split along its first axis; axes); flip)); `part` is (i, n),
+    (0, 1) for the whole tensor; `axes` None means no permutation; `flip` lists the axes, in flax's order, to reverse;
+    the reshape to the flax tensor's shape is applied only if `reshape`.
     """
 
     torch: str
@@ -34,7 +35,7 @@ class LeafRule:
     flip: tuple[int, ...] = ()
 
     def to_jax(self, array: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
-        """The flax tensor (of `shape`, where it is reshaped) of PyTorch's."""
+        """Convert PyTorch's tensor to flax's, reshaped to `shape` if the rule reshapes."""
         index, parts = self.part
         if parts > 1:
             array = array.reshape(parts, array.shape[0] // parts, *array.shape[1:])[index]
@@ -44,18 +45,18 @@ class LeafRule:
         return _in_order(array if shape is None or not self.reshape else array.reshape(shape))
 
     def to_torch(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """PyTorch's tensor (of `shape`), or this rule's part of it, of the flax tensor."""
+        """Convert the flax tensor to PyTorch's tensor (of `shape`), or to this rule's part of it."""
         moved = self._moved(shape)
         array = np.flip(array.reshape(moved), self.flip)
         return _in_order(array if self.axes is None else array.transpose(np.argsort(self.axes)))
 
     def _moved(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of this rule's part of a PyTorch tensor of `shape`, with its axes in flax's order."""
+        """Return the shape of this rule's part of a PyTorch tensor of `shape`, with its axes in flax's order."""
         own = (shape[0] // self.part[1], *shape[1:]) if self.part[1] > 1 else tuple(shape)
         return own if self.axes is None else tuple(own[axis] for axis in self.axes)
 
     def fits(self, shape: Sequence[int], jax_shape: Sequence[int]) -> bool:
-        """Whether a PyTorch tensor of `shape` gives a flax tensor of `jax_shape`."""
+        """Return whether a PyTorch tensor of `shape` converts to a flax tensor of `jax_shape`."""
         if self.axes is not None and len(self.axes) != len(shape):
             return False
         if any(axis >= len(shape) for axis in self.flip):
@@ -69,17 +70,20 @@ class LeafRule:
 
 
 def _in_order(array: np.ndarray) -> np.ndarray:
-    """`array` in C order; `np.ascontiguousarray` would make a vector of a scalar."""
+    """Return `array` in C order; `np.ascontiguousarray` would turn a scalar into a vector."""
     return np.asarray(array, order="C")
 
 
 def _conv_axes(kernel_size: Sequence[int]) -> tuple[int, ...]:
-    """Axes of O I K.. -> K.. I O for a convolution of this kernel size."""
+    """Return the permutation O I K.. -> K.. I O for a convolution with this kernel size."""
     return (*range(2, 2 + len(kernel_size)), 1, 0)
 
 
 def _transposed_conv_rule(module: nnx.ConvTranspose) -> LeafRule:
-    """torch.nn.ConvTranspose is the gradient of a convolution: `lax.conv_transpose` of a kernel turned round."""
+    """Return the rule of a transposed convolution.
+
+    `torch.nn.ConvTranspose` is the gradient of a convolution, i.e. `lax.conv_transpose` with a flipped kernel.
+    """
     spatial = tuple(range(len(module.kernel_size)))
     if module.transpose_kernel:
         return LeafRule("weight", "kernel", _conv_axes(module.kernel_size))
@@ -87,7 +91,7 @@ def _transposed_conv_rule(module: nnx.ConvTranspose) -> LeafRule:
 
 
 def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
-    """The rules of a flax layer type (subclasses included); tensors that are the same on both sides need none."""
+    """Return the rules of a flax layer type (including subclasses); tensors equal on both sides need none."""
     match module:
         case nnx.Linear():
             return (LeafRule("weight", "kernel", (1, 0)),)
@@ -110,7 +114,7 @@ def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
 
 
 def _attention_rules() -> tuple[LeafRule, ...]:
-    """torch.nn.MultiheadAttention, whose q, k and v lie fused in one tensor, as flax's three projections."""
+    """Return the rules that split the fused q, k, v of torch.nn.MultiheadAttention into flax's three projections."""
     fused = [
         rule
         for i, name in enumerate(("query", "key", "value"))
@@ -129,17 +133,17 @@ TORCH_ONLY = ("num_batches_tracked", "*.num_batches_tracked")
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a pair of models needs besides the built-in rules. Patterns are shell-style (`*`), names dotted paths.
+    """Options for a pair of models beyond the built-in rules. Patterns are shell-style (`*`), names are dotted paths.
 
     Attributes:
-        stacked: PyTorch path of a list of like layers -> flax path of one layer whose tensors carry a leading axis for
-            the position in the list (as `nnx.scan` takes them). What happens inside is judged as one.
-        rename: regular expression -> replacement, applied in order to PyTorch module paths to get the flax paths.
-        leaves: flax layer type -> its leaf rules, before the built-in table.
-        torch_only, jax_only: tensors that have no partner on purpose; the ledger lists them.
-        layouts: pattern of module names -> axes that turn PyTorch's activation into JAX's; None for as it is. "" is the
-            model itself, "input 1" and "output 0" are one of its inputs or outputs.
-        unpaired: modules that may lack a partner although they hold parameters.
+        stacked: Maps the PyTorch path of a list of identical layers to the flax path of one layer whose tensors have a
+            leading axis for the position in the list (as for `nnx.scan`). The stack is compared as a whole.
+        rename: Maps regular expressions to replacements, applied in order to PyTorch module paths to get flax paths.
+        leaves: Maps flax layer types to their leaf rules, which take precedence over the built-in table.
+        torch_only, jax_only: Tensors that deliberately have no partner; the ledger lists them.
+        layouts: Maps patterns of module names to the axes that permute PyTorch's activation to JAX's; None for no
+            permutation. "" is the model itself, "input 1" and "output 0" are its inputs and outputs.
+        unpaired: Modules that may lack a partner although they have parameters.
     """
 
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -151,13 +155,13 @@ class Rules:
     unpaired: Sequence[str] = ()
 
     def jax_path(self, torch_path: str) -> str:
-        """The flax path of a PyTorch module path."""
+        """Return the flax path of a PyTorch module path."""
         for pattern, replacement in self.rename.items():
             torch_path = re.sub(pattern, replacement, torch_path)
         return torch_path.strip(".")
 
     def stack_index(self, torch_name: str) -> tuple[str, int | None]:
-        """`blocks.3.attn.weight` -> (`blocks.attn.weight`, 3) if `blocks` is stacked; else the name and None."""
+        """Split `blocks.3.attn.weight` into (`blocks.attn.weight`, 3) if `blocks` is stacked; else (name, None)."""
         for torch_path, jax_path in self.stacked.items():
             found = re.fullmatch(rf"{re.escape(torch_path)}\.([0-9]+)(?:\.(.*))?", torch_name, re.DOTALL)
             if found:
@@ -166,7 +170,7 @@ class Rules:
         return torch_name, None
 
     def in_stack(self, path: str, *, torch_side: bool) -> bool:
-        """Whether a module lies inside a stack (on PyTorch's or on flax's side)."""
+        """Return whether a module is inside a stack (on PyTorch's or on flax's side)."""
         roots = self.stacked.keys() if torch_side else self.stacked.values()
         return any(path.startswith(f"{root}.") or (path == root and not torch_side) for root in roots)
 
@@ -178,5 +182,5 @@ class Rules:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether `name` fits one of the shell-style `patterns`."""
+    """Return whether `name` matches one of the shell-style `patterns`."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

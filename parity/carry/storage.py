@@ -1,8 +1,8 @@
-"""Writing into PyTorch's tensors: all of them or none, whatever memory they share.
+"""Atomic writes to PyTorch tensors, including tensors that share memory.
 
-Several tensors may lie in the same memory: tied ones, views at other offsets or strides, buffers that `expand` repeats.
-What each is to hold is laid into a copy of that memory first. Only if every one of them can then be read back from
-there does anything change.
+Several tensors may share memory: tied ones, views with other offsets or strides, buffers repeated by `expand`.
+All new values are first written to a copy of that memory. Only if every tensor can then be read back from the copy
+is anything changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from parity.carry.arrays import converted, dtype_name, first_line, is_integer, n
 
 
 def unreadable(tensor: torch.Tensor) -> str | None:
-    """Why the numbers of a tensor cannot be had, with what to do; None where they can."""
+    """Return why a tensor's values cannot be read, with advice; None if they can."""
     if torch.nn.parameter.is_lazy(tensor):
         return "is not initialised (a lazy module): run the model once on an input first"
     if is_traceable_wrapper_subclass(tensor):
@@ -36,7 +36,7 @@ def unreadable(tensor: torch.Tensor) -> str | None:
 
 
 def unwritable(tensor: torch.Tensor, read_only: Sequence[tuple[int, int]] = ()) -> str | None:
-    """Why a tensor cannot be written to, with what to do; None where it can. `read_only` are ranges of addresses."""
+    """Return why a tensor cannot be written, with advice; None if it can. `read_only` lists ranges of addresses."""
     found = unreadable(tensor)
     if found is None and tensor.is_inference() and not torch.is_inference_mode_enabled():
         return "is an inference tensor: make the model outside of torch.inference_mode()"
@@ -48,7 +48,7 @@ def unwritable(tensor: torch.Tensor, read_only: Sequence[tuple[int, int]] = ()) 
 
 
 def _read_only_memory() -> list[tuple[int, int]]:
-    """Addresses that this process may not write to; PyTorch itself does not know, and the process would die of it."""
+    """Return the address ranges that this process may not write: PyTorch does not check, and writing would crash."""
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
             fields = [line.split(maxsplit=2)[:2] for line in lines]
@@ -59,16 +59,16 @@ def _read_only_memory() -> list[tuple[int, int]]:
 
 
 def write(tensors: Mapping[str, torch.Tensor], arrays: Mapping[str, np.ndarray], *, cast: bool = False) -> None:
-    """Gives tensors new numbers, in place.
+    """Write new values to tensors, in place.
 
     Args:
-        tensors: by name, all that may share memory with those that are written to.
-        arrays: what those of these names are to hold. A tensor takes on the dtype of its array; with `cast`, and of
-            whole numbers that fit, it keeps its own.
+        tensors: All tensors by name that may share memory with those that are written.
+        arrays: New values by name. A tensor takes the dtype of its array; with `cast`, and for integers that fit, it
+            keeps its own.
 
     Raises:
-        ValueError: something cannot be written, or two names of the same memory are to hold different numbers there;
-            all are listed, and nothing is changed.
+        ValueError: Some tensors cannot be written, or two names of the same memory have different values there; all
+            are listed, and nothing is changed.
     """
     read_only = _read_only_memory()
     problems = [f"{name} {text}" for name in arrays if (text := unwritable(tensors[name], read_only))]
@@ -89,7 +89,7 @@ def raise_problems(problems: Sequence[str]) -> None:
 def _values(
     tensors: Mapping[str, torch.Tensor], arrays: Mapping[str, np.ndarray], *, cast: bool
 ) -> dict[str, torch.Tensor]:
-    """What each tensor is to hold, in the dtype that it is to have."""
+    """Return the new value of each tensor, in its new dtype."""
     found, problems = {}, []
     for name, array in arrays.items():
         try:
@@ -106,7 +106,7 @@ def _in_dtype(array: np.ndarray, target: torch.Tensor, *, cast: bool) -> np.ndar
         return converted(array, own)
     if is_integer(own) and is_integer(array.dtype) and own.itemsize > array.itemsize:
         try:
-            return converted(array, own)  # JAX holds 64-bit integers as 32-bit ones, PyTorch's indices are int64
+            return converted(array, own)  # JAX stores 64-bit integers in 32 bits, PyTorch's indices are int64
         except ValueError:
             return array
     return array
@@ -114,7 +114,7 @@ def _in_dtype(array: np.ndarray, target: torch.Tensor, *, cast: bool) -> np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A tensor of some memory, without a conjugation or negation that is yet to be done, and what it is to hold."""
+    """A tensor in some memory, with lazy conjugation and negation removed, and its new value."""
 
     name: str
     tensor: torch.Tensor
@@ -136,7 +136,7 @@ class _Member:
 
     @property
     def span(self) -> int:
-        """How many numbers lie from the first to the last."""
+        """Number of elements from the first to the last, including gaps."""
         steps = zip(self.tensor.shape, self.tensor.stride(), strict=True)
         return 1 + sum((size - 1) * stride for size, stride in steps)
 
@@ -146,12 +146,12 @@ class _Member:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """Tensors that agree in this are one: tied."""
+        """Key of the memory layout; tensors with the same key are tied."""
         return self.start, self.tensor.shape, self.tensor.stride(), self.tensor.dtype
 
     @property
     def repeats(self) -> bool:
-        """Whether two of its numbers may lie in the same place."""
+        """Whether two elements may share the same memory location."""
         reach = 0
         for stride, size in sorted((s, n) for n, s in zip(self.tensor.shape, self.tensor.stride(), strict=True)):
             if size > 1 and stride <= reach:
@@ -164,7 +164,7 @@ class _Member:
         return self.value is not None and self.value.dtype != self.tensor.dtype
 
     def within(self, memory: np.ndarray, start: int) -> np.ndarray:
-        """Its bytes in a copy of the memory from `start` on: one more axis, for the bytes of a number."""
+        """Return its bytes in a copy of the memory from `start` on, with an extra axis for the bytes of an element."""
         size = self.tensor.element_size()
         strides = (*(stride * size for stride in self.tensor.stride()), 1)
         return np.ndarray((*self.tensor.shape, size), np.uint8, memory, self.start - start, strides)
@@ -176,7 +176,7 @@ class _Member:
 
 
 def _sharing(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> Iterator[list[_Member]]:
-    """The tensors in groups that lie in the same stretch of memory; those alone are groups of one."""
+    """Yield groups of tensors whose memory ranges overlap; a tensor that shares none is a group of one."""
     members = []
     for name, tensor in tensors.items():
         if name in values:
@@ -199,7 +199,7 @@ def _sharing(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Ten
 
 
 def _group_writes(members: list[_Member], problems: list[str]) -> list[_Write]:
-    """How the memory of these gets its new content; what forbids it is added to `problems`."""
+    """Return the writes that update the memory of a group; conflicts are added to `problems`."""
     active = [member for member in members if member.value is not None]
     if any(member.changes_dtype for member in active):
         return _new_memory(members, active, problems)
@@ -226,11 +226,11 @@ def _held(member: _Member) -> torch.Tensor:
 
 
 def _once(member: _Member, memory: np.ndarray, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What to write where, so that no number is written to twice."""
+    """Return the target and value of a write that writes each memory location only once."""
     value = _held(member)
     if not member.repeats:
         return member.tensor, value
-    # The numbers between those that it shows keep what they are: they are read from where they lie.
+    # Memory between the tensor's elements keeps its content: it is read and written back.
     flat = member.tensor.as_strided((member.span,), (1,))
     content = np.ascontiguousarray(to_numpy(flat))
     raw = content.view(np.uint8)
@@ -242,7 +242,7 @@ def _once(member: _Member, memory: np.ndarray, start: int) -> tuple[torch.Tensor
 
 
 def _difference(member: _Member, active: Sequence[_Member], start: int, size: int) -> str:
-    """Who cannot have its numbers beside `member`."""
+    """Return a message naming the tensor whose values conflict with those of `member`."""
     for other in active:
         if other is member:
             continue
@@ -264,7 +264,7 @@ def _difference(member: _Member, active: Sequence[_Member], start: int, size: in
 
 
 def _new_memory(members: Sequence[_Member], active: Sequence[_Member], problems: list[str]) -> list[_Write]:
-    """Memory of another dtype, for a tensor alone or under several names."""
+    """Return the writes that replace the memory by one of another dtype, for a tensor with one or several names."""
     first = active[0]
     names = " and ".join(member.name for member in members[:3])
     if len({member.place for member in members}) > 1:
@@ -287,7 +287,7 @@ def _new_memory(members: Sequence[_Member], active: Sequence[_Member], problems:
 
 @dataclasses.dataclass(frozen=True)
 class _Write:
-    """One step: `target` gets the numbers of `value`, or (`replaces`) its memory."""
+    """One write: the values of `value` are copied to `target`, or (`replaces`) its memory becomes the target's."""
 
     name: str
     target: torch.Tensor
@@ -295,7 +295,7 @@ class _Write:
     replaces: bool = False
 
     def saved(self) -> torch.Tensor:
-        """What is there now."""
+        """Return the current content of the target."""
         return self.target.data if self.replaces else self.target.detach().to("cpu", copy=True)
 
     def apply(self, value: torch.Tensor) -> None:
@@ -306,7 +306,7 @@ class _Write:
 
 
 def _commit(writes: Sequence[_Write]) -> None:
-    """Takes all steps; if one fails, those before it are taken back."""
+    """Apply all writes; if one fails, undo the earlier ones."""
     done: list[tuple[_Write, torch.Tensor]] = []
     with torch.no_grad():
         try:

@@ -1,4 +1,4 @@
-"""PyTorch models inside of others (DataParallel, torch.compile), and what to write where names do not meet."""
+"""Unwrapping of PyTorch models (DataParallel, torch.compile), and advice for names that do not match."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 StateDict = Mapping[str, torch.Tensor]
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and DistributedDataParallel, and torch.compile, put before every name."""
+"""Name prefixes added by DataParallel and DistributedDataParallel, and by torch.compile."""
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside of DataParallel, DistributedDataParallel, AveragedModel or torch.compile; else itself."""
+    """Return the model wrapped by DataParallel, DistributedDataParallel, AveragedModel or torch.compile, if any."""
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             model = model.module
@@ -31,12 +31,12 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def state_of(source: torch.nn.Module | StateDict) -> StateDict:
-    """The tensors by name; of a model, its very parameters and buffers."""
+    """Return the tensors by name; for a model, its actual parameters and buffers (not detached)."""
     return unwrapped(source).state_dict(keep_vars=True) if isinstance(source, torch.nn.Module) else source
 
 
 def prefix_of(state: Collection[str], jax_names: Collection[str]) -> str:
-    """What such a wrapper put before every name of a state dict, if JAX has nothing of that name."""
+    """Return the wrapper prefix of all names in a state dict, unless JAX has names with that prefix."""
     prefix = ""
     while True:
         found = [p for p in PREFIXES if state and all(name.startswith(prefix + p) for name in state)]
@@ -46,7 +46,7 @@ def prefix_of(state: Collection[str], jax_names: Collection[str]) -> str:
 
 
 def hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    """What to write, as far as the names without a partner tell."""
+    """Return advice derived from the names without a partner."""
     found = []
     if any(".parametrizations." in f".{name}" for name in ours):
         found.append(
@@ -65,7 +65,7 @@ def hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
 
 
 def _prefix_hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    """The rule that would help if all of one side lies in one more module."""
+    """Return the rule that would help if all names of one side have one extra leading module."""
     paths = {name.rpartition(".")[0] for name in ours}, {name.rpartition(".")[0] for name in theirs}
     if not all(paths):
         return []
@@ -82,7 +82,7 @@ def _prefix_hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
 
 
 def refuse_compiled(model: torch.nn.Module) -> None:
-    """Raises ValueError if parts of the model run as compiled code, so that the calls in them cannot be recorded."""
+    """Raise ValueError if parts of the model run as compiled code, so that calls in them cannot be recorded."""
     for name, module in model.named_modules():
         where = name or "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -94,7 +94,7 @@ def refuse_compiled(model: torch.nn.Module) -> None:
 
 
 def tied_modules(ledger: Ledger, model: torch.nn.Module) -> list[str]:
-    """Patterns of the modules all of whose tensors are carried under another name: they need no partner."""
+    """Return patterns of the modules whose tensors are all paired under another name: they need no partner."""
     own = {name.rpartition(".")[0] for name in (*(entry.torch for entry in ledger), *ledger.torch_only)}
     tied = {name.rpartition(".")[0] for name in ledger.tied}
     return [

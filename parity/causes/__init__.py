@@ -1,4 +1,4 @@
-"""Naming the cause: which single switch turns PyTorch's arithmetic into what JAX computed."""
+"""Find the cause of a mismatch: the single switch that makes PyTorch compute what JAX computed."""
 
 from parity.causes.find_cause import enclosing, find_causes, name_causes
 from parity.causes.precision.float32_only import find_single_causes

@@ -1,4 +1,4 @@
-"""The whole catalogue: importing the modules that register entries."""
+"""The complete catalogue of switches; importing this module registers all entries."""
 
 from parity.causes.registry import ENTRIES, variants
 from parity.causes.switches import values  # noqa: F401

@@ -1,4 +1,4 @@
-"""All single changes of a module's arithmetic that are tried, the most telling first."""
+"""All single changes of a module's arithmetic to try, the most specific first."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from parity.causes.variant import Variant
 from parity.recording.capture import Key
 
 MANY = 6
-"""Up to so many calls at one place are altered one by one too (a function called for q and for k)."""
+"""Maximum number of calls at one place that are also altered one by one (a function called for q and for k)."""
 
 TELLING = ("rotary embedding", "sinusoid")
-"""What says more than the same mistake in one of the steps that it is made of: these come first."""
+"""Switches tried first: more specific than the same mistake reported for one of their constituent steps."""
 
 HEADS = 64
-"""The most heads that a fused projection is taken apart into."""
+"""Maximum number of heads into which a fused projection is split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Something to replay.
+    """A change to replay.
 
     Attributes:
-        switch, text: how it is reported.
-        alterations, inner: the arguments of the replay.
-        rounding: see `Variant`.
-        family: makes the alteration from a number that is to be found, with `start` to begin at.
-        step: the step that is altered, -1 for none; `named`: by its function's own entry.
+        switch, text: Kind of mistake and description, as reported.
+        alterations, inner: Arguments of `Recording.run`.
+        rounding: See `Variant`.
+        family: Function that makes the alteration from an unknown constant, which is fitted from `start`.
+        step: Index of the altered step; -1 if none.
+        named: Whether the change comes from the catalogue entry of the step's function.
     """
 
     switch: str
@@ -50,16 +51,16 @@ class Change:
 
     @property
     def exchanges(self) -> bool:
-        """Whether it exchanges the results of two inner modules.
+        """Whether the change exchanges the results of two inner modules.
 
-        Where that explains one tensor of several, it may be the value of the other module by another way: a norm after
-        the sum in place of before it.
+        If this explains only one of several tensors, the cause may be another that gives the other module's value, such
+        as a norm after the sum in place of before it.
         """
         return self.inner is not None and len(self.inner) == 2
 
 
 def around(recording: Recording, steps: list[Step]) -> Around:
-    """What there is around the steps of a recording; inner modules have names relative to the module."""
+    """Return the context of a recording's steps; names of inner modules are relative to the module."""
     given = [(f"input {i}", x) for i, x in enumerate(tensors_of((recording.args, recording.kwargs)))]
     for (path, _), tree in recording.inner.items():
         given += [(f"the output of {recording.relative(path)}", x) for x in tensors_of(tree)]
@@ -70,7 +71,7 @@ def around(recording: Recording, steps: list[Step]) -> Around:
 
 
 def changes(recording: Recording, here: Around) -> Iterator[Change]:
-    """All single changes; each step stands for all at its place."""
+    """Yield all single changes; each step represents all calls at its place."""
     first = list({(step.place, step.name): step for step in reversed(here.steps)}.values())[::-1]
     own = list(here.own.values())
     yield from _inner(recording, part_orders)
@@ -123,21 +124,21 @@ def _safely(found: Iterator[Variant]) -> list[Variant]:
 
 
 def _inner(recording: Recording, orders: Callable[[Any], Iterator[tuple[str, str, Any]]]) -> Iterator[Change]:
-    """What an inner module returned, its channels read in another order."""
+    """Yield changes that read the channels of an inner module's output in another order."""
     for (path, index), tree in recording.inner.items():
         for switch, text, other in orders(tree):
             yield Change(switch, f"{recording.relative(path)}: {text}", inner={(path, index): other})
 
 
 def _exchanged(recording: Recording) -> Iterator[Change]:
-    """The results of two inner modules, each in the place of the other: gate and up, k and v."""
+    """Yield changes that exchange the outputs of two inner modules (gate and up, k and v)."""
     keys = list(recording.inner)[:16]
     for a, b in itertools.combinations(keys, 2):
         one, two = recording.inner[a], recording.inner[b]
         if a[0] == b[0] or not (isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)):
             continue
         if any(_same(recording.inner[key], x) for key in keys if key not in (a, b) for x in (one, two)):
-            continue  # a dropout in evaluation returns what it is given: which of both is meant, nobody can tell
+            continue  # a dropout in eval mode returns its input: the two modules cannot be distinguished
         if one.shape == two.shape and one.dtype == two.dtype and not torch.equal(one, two):
             names = recording.relative(a[0]), recording.relative(b[0])
             alike = [key for key in keys if getattr(recording.inner[key], "shape", None) == one.shape]
@@ -150,5 +151,5 @@ def _same(tree: Any, x: torch.Tensor) -> bool:
 
 
 def _scored(recording: Recording) -> bool:
-    """Whether the module's own arithmetic is attention, as far as its results tell."""
+    """Return whether the module's own arithmetic contains a softmax, which indicates attention."""
     return recording.scored

@@ -1,4 +1,4 @@
-"""What a module gets wrong, and how far a replay is from it."""
+"""Errors of a module, and their distance to a replay."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from parity.pairing.match_calls import Pair, aligned
 from parity.recording.capture import Key
 
 ORDINARY = 1e3
-"""An element this many times the median is looked at apart from the others: beside it no error of theirs is seen."""
+"""Elements above this multiple of the median are measured apart, as they would hide the errors of all others."""
 
 FEW = 8
-"""So many finite elements there have to be, or all."""
+"""Minimum number of finite elements (all, if a tensor has fewer elements)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrong:
-    """Something that a module gets wrong: what it passes to the inner call `site`, or returns (None)."""
+    """A wrong result of a module: what it passes to the inner call `site`, or returns (`site` is None)."""
 
     site: Key | None
     pair: Pair
     value: list[np.ndarray]
 
     def wanted(self, sites: Sites) -> list[np.ndarray] | None:
-        """What a replay gives here, in JAX's layout; None if it cannot be compared."""
+        """Return the value of a replay at this site, in JAX's layout; None if it cannot be compared."""
         tensors = sites.get(self.site)
         if tensors is None:
             return None
@@ -46,7 +46,7 @@ class Wrong:
         return found if [x.shape for x in found] == [x.shape for x in self.value] else None
 
     def error(self, sites: Sites) -> float:
-        """The largest distance of JAX's tensors to a replay's; inf if they cannot be compared."""
+        """Return the largest distance of JAX's tensors to those of a replay; inf if they cannot be compared."""
         wanted = self.wanted(sites)
         if wanted is None:
             return math.inf
@@ -54,11 +54,11 @@ class Wrong:
 
 
 def distance(value: np.ndarray, reference: np.ndarray) -> float:
-    """relF; of the ordinary elements alone, if there are extraordinary ones, where that is more."""
+    """Return relF, or the relF of all elements up to `ORDINARY` times the median, whichever is larger."""
     if value.size == 0:
         return 0.0
     if np.isfinite(reference).sum() < min(value.size, FEW):
-        return math.inf  # nothing to recognise it by
+        return math.inf  # too few finite elements to compare
     if np.iscomplexobj(value) or np.iscomplexobj(reference):
         value, reference = (np.stack((np.real(x), np.imag(x))) for x in (value, reference))
     error = rel_f(value, reference)

@@ -1,4 +1,4 @@
-"""Names the cause of a wrong module: the single switch under which PyTorch computes what JAX did."""
+"""Find the cause of a wrong module: the single switch under which PyTorch computes what JAX computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from parity.runs.torch_side import TorchSide
 NOT_REPLAYED = "not looked for (the call cannot be replayed by itself)"
 
 WORK = 3e10
-"""So many elements are computed in replays, at most: about a minute on one core."""
+"""Maximum number of elements computed in replays: about a minute on one core."""
 
 
 def find_causes(
@@ -34,15 +34,15 @@ def find_causes(
     rows: Sequence[Row],
     notes: list[str] | None = None,
 ) -> tuple[Cause, ...]:
-    """The causes of the failing modules, as far as they can be told.
+    """Return the causes of the failing modules, where they can be determined.
 
-    Runs PyTorch's model again, and JAX's once, forced, with the failing modules alone recorded.
+    Runs the PyTorch model again, and the JAX model once in forced mode, recording only the failing modules.
 
     Args:
-        ours, theirs: both models in float64.
-        arrays: the inputs, in PyTorch's layout.
-        rows: the measurements; of them the forced float64 ones that failed count.
-        notes: what was not looked into is added to it.
+        ours, theirs: Both models in float64.
+        arrays: Inputs, in PyTorch's layout.
+        rows: Measurements; only failing rows in forced mode and float64 are used.
+        notes: List to which notes on modules that were not searched are appended.
     """
     failed = _failed(rows)
     section = [pair for pair in pairing.pairs if pair.name in {name for name, _ in failed}]
@@ -70,10 +70,11 @@ def name_causes(
     apply: Apply = positional,
     work: float = WORK,
 ) -> tuple[Cause, ...]:
-    """As `find_causes`, from JAX's forced float64 calls (numpy, those of the failing pairs) that are at hand.
+    """As `find_causes`, from existing forced float64 calls of JAX (numpy, those of the failing pairs).
 
-    The largest failure comes first. Modules that fail alike (same class, same places, same shapes) are searched
-    once; in the others only the switch that was found is tried. `work` is how many elements are replayed in all.
+    The largest failure is searched first. Modules that fail in the same way (same class, same places, same shapes) are
+    searched once; in the others the switches found there are tried first. `work` is the total number of elements that
+    may be replayed.
     """
     paired = {pair.torch for pair in pairs}
     found: dict[Key, list[Found]] = {}
@@ -106,7 +107,7 @@ def name_causes(
 
 
 def _right(recording: Recording, wrong: Sequence[Wrong], pairs: Sequence[Pair]) -> set[Key | None]:
-    """What the module gets right: all that is compared of what it passes on and returns, but for what is wrong."""
+    """Return the sites at which the module is right: all that are compared, except those in `wrong`."""
     compared = {pair.torch for pair in pairs if pair.inputs is not None}
     every: set[Key | None] = {site for site in recording.inner if site in compared}
     return (every | {None}) - {item.site for item in wrong}
@@ -115,25 +116,25 @@ def _right(recording: Recording, wrong: Sequence[Wrong], pairs: Sequence[Pair]) 
 def _recorded(
     model: torch.nn.Module, inputs: Sequence[torch.Tensor], key: Key, paired: set[Key], apply: Apply
 ) -> Recording | None:
-    """The recording of a call; None if it cannot be made, or the call cannot be replayed."""
+    """Record a call; return None if it cannot be recorded or replayed."""
     try:
         recording = record(model, inputs, key, paired, apply)
         if recording is not None:
-            recording.run()  # finds out too whether the module works in place
-    except Exception:  # whatever a foreign module raises where it is run otherwise than it expects
+            recording.run()  # also detects whether the module works in place
+    except Exception:  # user modules may raise anything when replayed
         return None
     return recording
 
 
 def _causes(found: Mapping[Key, Sequence[Found]], order: Sequence[Key]) -> tuple[Cause, ...]:
-    """In the order of computation."""
+    """Return the causes in the order of computation."""
     return tuple(
         Cause(key[0] or "the model", x.switch, x.text, x.before, x.after) for key in order for x in found.get(key, ())
     )
 
 
 def _kind(recording: Recording, wrong: Sequence[Wrong]) -> tuple[object, ...]:
-    """What modules have in common that fail alike."""
+    """Return a key that is equal for modules that fail in the same way."""
     sites = [(None if w.site is None else recording.relative(w.site[0])) for w in wrong]
     shapes = [tuple(x.shape for x in w.value) for w in wrong]
     return type(recording.module), tuple(sites), tuple(shapes)
@@ -142,7 +143,7 @@ def _kind(recording: Recording, wrong: Sequence[Wrong]) -> tuple[object, ...]:
 def _ranked(
     wrong: Mapping[Key, list[Wrong]], pairs: Sequence[Pair], rows: Sequence[Row]
 ) -> list[tuple[Key, list[Wrong]]]:
-    """By the size of the failure, the largest first; what is not finite comes last: no switch explains it."""
+    """Sort by error, largest first; non-finite errors come last, as no switch explains them."""
     errors: dict[str, float] = {}
     for row in rows:
         if row.mode == "forced" and row.precision == "float64" and not row.passed:
@@ -151,20 +152,20 @@ def _ranked(
 
 
 def enclosing(pairs: Sequence[Pair], inner: Pair) -> Pair | None:
-    """The pair whose call makes the call of `inner`: the next to return of the modules around it."""
+    """Return the pair whose call makes the call of `inner`: the first of its parents to return after it."""
     later = pairs[[pair.torch for pair in pairs].index(inner.torch) + 1 :]
     path = inner.torch[0]
     return next((pair for pair in later if pair.torch[0] == "" or path.startswith(pair.torch[0] + ".")), None)
 
 
 def _failed(rows: Sequence[Row]) -> set[tuple[str, bool]]:
-    """(name, whether it is about what the module is given) of the failing forced float64 rows."""
+    """Return (name, whether the row measures the module's inputs) for each failing forced float64 row."""
     wanted = [row for row in rows if row.mode == "forced" and row.precision == "float64" and not row.passed]
     return {(row.name, row.kind == "calls") for row in wanted if row.kind in ("layer", "output", "calls")}
 
 
 def _wrong(pairs: Sequence[Pair], calls: Mapping[Key, Call], rows: Sequence[Row]) -> dict[Key, list[Wrong]]:
-    """What each failing module gets wrong, in the order of computation."""
+    """Return the wrong results of each failing module, in the order of computation."""
     found: dict[Key, list[Wrong]] = {}
     failed = _failed(rows)
     for pair in pairs:

@@ -1,6 +1,6 @@
-"""One unknown constant of a step (a scale, an epsilon, a slope), found from JAX's numbers.
+"""Fit one unknown constant of a step (a scale, an epsilon, a slope) to JAX's values.
 
-There is one number to be found and as many equations as elements: if all of them hold to rounding, it is no accident.
+There is one unknown and one equation per element: if all hold to rounding, this is no coincidence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from parity.measure.gates import norm
 
 EQUATIONS = 8
-"""At least so many elements have to change with the number."""
+"""Minimum number of elements that must depend on the constant."""
 
 ROUNDS = 12
 STARTS = (1.0, 4.0, 0.25)
@@ -21,7 +21,7 @@ CLOSE = 1e-12
 
 
 def fitted(values: Callable[[float], np.ndarray | None], wanted: np.ndarray, start: float) -> float | None:
-    """The positive number for which `values` gives `wanted`, by Gauss-Newton in its logarithm; None if none does."""
+    """Return the positive number at which `values` equals `wanted` (Gauss-Newton in its logarithm); None if none."""
     if start <= 0 or wanted.size < EQUATIONS or not np.isfinite(wanted).all():
         return None
     for factor in STARTS:
@@ -45,7 +45,7 @@ def _newton(values: Callable[[float], np.ndarray | None], wanted: np.ndarray, nu
         if error > 2 * last or not size:
             return None
         last = error
-        # Divided twice: the square of a small size is zero.
+        # Divided twice: the square of a small size underflows to zero.
         number *= math.exp(max(-1.5, min(1.5, -float(np.vdot(slope / size, here - wanted)) / size)))
         if error <= CLOSE * scale:
             return number if (np.abs(slope) > 1e-9 * np.abs(slope).max()).sum() >= EQUATIONS else None

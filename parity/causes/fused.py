@@ -1,4 +1,4 @@
-"""Fused functions of PyTorch by their formulas, so that each function inside them is a step of its own."""
+"""Fused functions of PyTorch written out, so that each function inside them is a separate step."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ def multi_head_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`torch.nn.functional.multi_head_attention_forward` without dropout; (length, batch, width) or (length, width).
+    """Compute `torch.nn.functional.multi_head_attention_forward` without dropout.
+
+    Inputs are (length, batch, width) or (length, width).
 
     Raises:
-        NotImplementedError: for what is seldom used (`bias_k`, `add_zero_attn`, `static_k`, dropout).
+        NotImplementedError: If a rarely used option is set (`bias_k`, `add_zero_attn`, `static_k`, dropout).
     """
     if bias_k is not None or add_zero_attn or static_k is not None or (training and dropout_p > 0):
         raise NotImplementedError
@@ -50,7 +52,7 @@ def multi_head_attention(
     if in_proj_weight is not None and not use_separate_proj_weight:
         weights = in_proj_weight.chunk(3)
     biases: Any = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
-    # One line each, so that each is a place of its own.
+    # One line each, so that each has its own place.
     q = F.linear(query, weights[0], biases[0])
     k = F.linear(key, weights[1], biases[1])
     v = F.linear(value, weights[2], biases[2])
@@ -74,7 +76,7 @@ def multi_head_attention(
 def _mask(
     attn_mask: torch.Tensor | None, key_padding_mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor
 ) -> torch.Tensor | None:
-    """Both masks as one that is added to the scores (batch, heads, query, key)."""
+    """Combine both masks into one that is added to the scores (batch, heads, query, key)."""
     found = None
     if attn_mask is not None:
         found = _added(attn_mask, q)

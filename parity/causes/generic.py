@@ -1,4 +1,4 @@
-"""What can go wrong with any step, and with the results of inner modules, whatever they compute."""
+"""Generic mistakes, which apply to any step and to the results of inner modules."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def generic(step: Step, pool: Sequence[Named], own: Sequence[torch.Tensor] = ()) -> Iterator[Variant]:
-    """Left out, applied twice, given another tensor of `pool`, shifted, transposed, rounded to a shorter format.
+    """Yield the step left out, applied twice, applied to another tensor of `pool`, shifted, transposed, or rounded.
 
-    `own` are the module's parameters and buffers: to add one of them is no residual connection.
+    Rounding is to a narrower format. `own` are the module's parameters and buffers: adding one of them is not a
+    residual connection.
     """
     if isinstance(step.output, torch.Tensor):
         yield from _left_out(step, own)
@@ -51,7 +52,7 @@ def _left_out(step: Step, own: Sequence[torch.Tensor]) -> Iterator[Variant]:
 
 
 def _kind_left_out(step: Step) -> str:
-    """What it is that a step without which there is still a result does."""
+    """Return the switch for leaving out this step: renormalisation, bias, or the general "step left out"."""
     if step.name in ("div", "true_divide") and len(step.args) > 1 and isinstance(step.args[1], torch.Tensor):
         x, divisor = step.args
         sums = isinstance(x, torch.Tensor) and divisor.shape == (*x.shape[:-1], 1)
@@ -63,7 +64,7 @@ def _kind_left_out(step: Step) -> str:
 
 
 def _owned(x: Any, own: Sequence[torch.Tensor]) -> bool:
-    """Whether x is one of the module's own tensors, or a part of one."""
+    """Return whether x is one of the module's own tensors, or a part of one."""
     if not isinstance(x, torch.Tensor):
         return False
     return isinstance(x, torch.nn.Parameter) or any(
@@ -94,7 +95,7 @@ def _operands(step: Step, pool: Sequence[Named]) -> Iterator[Variant]:
 
 
 def _rounded(step: Step) -> Iterator[Variant]:
-    """A rounding to a shorter format before or after the step, or the step in it, all else in float64."""
+    """Yield the step with operand or result rounded to a narrower format, or computed in it; all else in float64."""
     if not step.output.is_floating_point():
         return
     for dtype in FORMATS:
@@ -110,7 +111,7 @@ def _rounded(step: Step) -> Iterator[Variant]:
 
 
 WHOLE = ("linear", "layer_norm", "rms_norm", "group_norm", "batch_norm", "matmul", "bmm", "mul", "div", "add", "conv2d")
-"""Functions that are tried in a shorter format with all their tensors."""
+"""Functions also tried with all their tensors in a narrower format."""
 
 
 def rounding(name: str, text: str, alter: Any) -> Variant:
@@ -118,7 +119,7 @@ def rounding(name: str, text: str, alter: Any) -> Variant:
 
 
 def computed_in(dtype: torch.dtype, step: Step) -> Any:
-    """The step with its floating tensors in `dtype`, the result in its own."""
+    """Run the step with its floating-point tensors cast to `dtype`; return the result in float64."""
     args, kwargs = pytree.tree_map(
         lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, (step.args, step.kwargs)
     )
@@ -129,16 +130,17 @@ def computed_in(dtype: torch.dtype, step: Step) -> Any:
 
 
 def rounded_to(dtype: torch.dtype, tree: Any) -> Any:
-    """The tree with its floating tensors rounded to `dtype`, and back in their own."""
+    """Round the floating-point tensors of a tree to `dtype`, keeping their own dtype."""
     return pytree.tree_map(
         lambda x: x.to(dtype).to(x.dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, tree
     )
 
 
 def part_orders(tree: Any) -> Iterator[tuple[str, str, Any]]:
-    """What an inner module returned, its three or two equal parts (a fused q, k, v) read in another order.
+    """Yield an inner module's output with its three or two equal parts (a fused q, k, v) read in another order.
 
-    Gives (switch, description, tree).
+    Yields:
+        (switch, description, tree).
     """
     x = _tokens(tree)
     if x is None:
@@ -151,9 +153,9 @@ def part_orders(tree: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def head_orders(tree: Any, sizes: Sequence[int]) -> Iterator[tuple[str, str, Any]]:
-    """The same with the channels as (parts, heads, width) in another order of memory.
+    """As `part_orders`, with the channels (parts, heads, width) in another memory order.
 
-    `sizes` are the numbers that may be the count of heads.
+    `sizes` are the candidates for the number of heads.
     """
     x = _tokens(tree)
     if x is None:
@@ -169,12 +171,12 @@ def head_orders(tree: Any, sizes: Sequence[int]) -> Iterator[tuple[str, str, Any
 
 
 def _tokens(tree: Any) -> torch.Tensor | None:
-    """The only tensor of a tree, if it has channels."""
+    """Return the only tensor of a tree if it is floating-point and has channels, else None."""
     tensors = tensors_of(tree)
     fits = len(tensors) == 1 and tensors[0].ndim > 1 and tensors[0].is_floating_point()
     return tensors[0] if fits else None
 
 
 def _instead(tree: Any, tensor: torch.Tensor) -> Any:
-    """The tree with `tensor` for its only tensor."""
+    """Return the tree with its only tensor replaced by `tensor`."""
     return pytree.tree_map(lambda leaf: tensor if isinstance(leaf, torch.Tensor) else leaf, tree)

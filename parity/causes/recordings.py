@@ -1,4 +1,4 @@
-"""Records calls of modules, so that they can be replayed."""
+"""Record calls of modules for replay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def record(
     paired: Collection[Key],
     apply: Apply = positional,
 ) -> Recording | None:
-    """As `record_calls`, for one call; None if it never comes."""
+    """As `record_calls`, for one call; None if the call is never made."""
     return record_calls(model, inputs, {key}, paired, apply).get(key)
 
 
@@ -30,12 +30,12 @@ def record_calls(
     paired: Collection[Key],
     apply: Apply = positional,
 ) -> dict[Key, Recording]:
-    """Runs `model` once and records these calls, in the order in which they return.
+    """Run `model` once and record these calls, in the order in which they return.
 
     Args:
-        keys: the calls to record.
-        paired: the calls whose results are held fixed in a replay of the one around them; a module without a partner
-            is part of the arithmetic of the one around it.
+        keys: Calls to record.
+        paired: Calls whose results are held fixed when the enclosing call is replayed; a module without a partner is
+            part of the enclosing module's arithmetic.
     """
     modules, wanted = dict(model.named_modules()), set(keys)
     count: dict[str, int] = {}
@@ -58,7 +58,7 @@ def record_calls(
         key = open_keys.pop()
         if key in wanted:
             found[key] = Recording(module, *given.pop(key), inner[key], modules, path=key[0])
-        # The call around, without those in between that are part of its arithmetic.
+        # The enclosing paired call; unpaired calls in between are part of its arithmetic.
         owners = [k for k in _around(open_keys, paired) if k in wanted] if key in paired else []
         for owner in owners:
             inner[owner][key] = copied(output)

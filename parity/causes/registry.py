@@ -1,6 +1,6 @@
-"""The one place where a cause is added: a function's name, and what is mistaken for it.
+"""Registry of causes: maps the name of a function to the mistakes commonly made with it.
 
-To teach the search a new mistake, write a generator next to its kin (`values.py`, `layouts.py`, `attention.py`,
+To add a new mistake, write a generator next to similar ones (`values.py`, `layouts.py`, `attention.py`,
 `positions.py`, `recurrent.py`, ...) and register it:
 
     @switches("leaky_relu")
@@ -8,9 +8,9 @@ To teach the search a new mistake, write a generator next to its kin (`values.py
         for value in (0.01, 0.2):
             yield given("activation", f"slope -> {value}", (1, "negative_slope"), value)
 
-`step` is one call of that function as PyTorch made it; each `Variant` computes the step as JAX may have done. An entry
-need not ask whether its variants are right: each is replayed, and the one that gives JAX's numbers to the last digits
-is the cause. One that PyTorch cannot run, or that raises, is passed over. The name "*" registers for every function.
+`step` is one call of that function as made by PyTorch; each `Variant` computes the step as JAX may have done. An entry
+need not check whether its variants apply: each is replayed, and the one that reproduces JAX's values up to rounding is
+the cause. A variant that PyTorch cannot run, or that raises, is skipped. The name "*" registers for every function.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from parity.causes.replay import Step, tensors_of
 from parity.causes.variant import Variant
 
 Named = tuple[str, torch.Tensor]
-"""A tensor, and what it is."""
+"""Description of a tensor, and the tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Around:
-    """What there is around a step.
+    """Context of a step.
 
     Attributes:
-        steps: all steps of the module's call, in order.
-        given: the module's inputs and what the modules inside it returned.
-        own: the module's own parameters and buffers.
-        sizes: the lengths of the axes of all these tensors.
+        steps: All steps of the module's call, in order.
+        given: Inputs of the module, and outputs of its inner modules.
+        own: Parameters and buffers of the module itself.
+        sizes: Axis lengths of all these tensors.
+        memory: Cache of `cached`.
     """
 
     steps: Sequence[Step] = ()
@@ -47,13 +48,13 @@ class Around:
     memory: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def cached(self, name: str, function: Callable[[Around], Any]) -> Any:
-        """`function` of all this, computed once."""
+        """Return `function(self)`, computed once per `name`."""
         if name not in self.memory:
             self.memory[name] = function(self)
         return self.memory[name]
 
     def before(self, step: Step) -> list[Named]:
-        """The tensors at hand when the step runs: inputs, inner results, parameters, results of earlier steps."""
+        """Return all tensors available to the step: inputs, inner results, parameters, results of earlier steps."""
         index = self.index(step)
         results = [
             (f"the result of {s.name}{s.where}", x) for s in self.steps[:index] for x in tensors_of(s.output)[:3]
@@ -64,11 +65,11 @@ class Around:
         return next((i for i, other in enumerate(self.steps) if other is step), len(self.steps))
 
     def same(self, step: Step) -> list[Step]:
-        """The calls made at the same place, in order (a loop, a function called for q and for k)."""
+        """Return the calls made at the same place, in order (a loop, a function called for q and for k)."""
         return [other for other in self.steps if (other.place, other.name) == (step.place, step.name)]
 
     def source(self, tensor: torch.Tensor, before: Step) -> Step | None:
-        """The last step before another one that gave this tensor."""
+        """Return the last step before `before` whose output is this tensor."""
         for other in reversed(self.steps[: self.index(before)]):
             found = other.output
             if isinstance(found, torch.Tensor) and found.shape == tensor.shape and torch.equal(found, tensor):
@@ -77,7 +78,7 @@ class Around:
 
     @functools.cached_property
     def scored(self) -> frozenset[int]:
-        """The steps (by index) that make attention scores: from them a softmax is reached by sums, products, masks."""
+        """Indices of the steps that compute attention scores: sums, products and masks lead from them to a softmax."""
         ids = {i for i, step in enumerate(self.steps) if step.name in ("softmax", "scaled_dot_product_attention")}
         found: set[int] = set()
         wanted = [x for i in ids for x in tensors_of(self.steps[i].args)[:2]]
@@ -96,7 +97,7 @@ SCORES = frozenset(
         *("unflatten", "flatten", "contiguous", "float", "double", "to", "type"),
     )
 )
-"""Functions on the way from queries and keys to the softmax."""
+"""Functions that may occur between queries and keys and the softmax."""
 
 
 def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -106,11 +107,11 @@ def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
 Entry = Callable[[Step, Around], Iterator[Variant]]
 
 ENTRIES: dict[str, list[Entry]] = {}
-"""Function name -> what is mistaken for it."""
+"""Function name -> entries that yield its mistakes."""
 
 
 def switches(*names: str) -> Callable[[Entry], Entry]:
-    """Registers an entry of the catalogue for the functions of these names."""
+    """Register a catalogue entry for the functions with these names."""
 
     def register(entry: Entry) -> Entry:
         for name in names:
@@ -124,7 +125,7 @@ UNREADABLE = (TypeError, ValueError, IndexError, AttributeError, RuntimeError, K
 
 
 def variants(step: Step, around: Around) -> list[Variant]:
-    """All variants of a step; none from an entry that does not understand this way of calling the function."""
+    """Return all variants of a step, skipping entries that cannot handle this way of calling the function."""
     found: list[Variant] = []
     for entry in [*ENTRIES.get(step.name, []), *ENTRIES.get("*", [])]:
         try:

@@ -1,6 +1,6 @@
-"""What JAX's wrong tensor is, told from the tensor alone: a relation to the right one and to others at hand.
+"""Relations of JAX's wrong tensor to the right one and to other known tensors.
 
-Tried after the replay: a relation says what happened, seldom where.
+Tried after the replay: a relation says what happened, but rarely where.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tensors = Sequence[tuple[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-    """`predicted` is what JAX's tensor would be if this were the mistake."""
+    """A possible mistake; `predicted` is the tensor that JAX would have if it were the cause."""
 
     switch: str
     description: str
@@ -27,10 +27,10 @@ class Relation:
 
 
 def relations(value: np.ndarray, reference: np.ndarray, others: Tensors = ()) -> Iterator[Relation]:
-    """All relations of JAX's `value` to PyTorch's `reference` and to `others` (same layout), most telling first."""
+    """Yield relations of JAX's `value` to PyTorch's `reference` and `others` (same layout), most specific first."""
     if value.shape != reference.shape or value.size == 0 or not np.isfinite(value).all():
         return
-    if np.iscomplexobj(value) or np.iscomplexobj(reference):  # none of these is known of complex numbers
+    if np.iscomplexobj(value) or np.iscomplexobj(reference):  # not implemented for complex numbers
         return
     y, r = value.astype(np.float64), reference.astype(np.float64)
     yield from _formats(y, r)
@@ -45,11 +45,11 @@ def relations(value: np.ndarray, reference: np.ndarray, others: Tensors = ()) ->
 
 
 FORMATS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
-"""Shortest first: a bfloat16 number is a float32 number too."""
+"""Narrowest first: every bfloat16 number is also a float32 number."""
 
 
 def _formats(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
-    """y holds only numbers of a shorter format, and is about r."""
+    """All elements of y are representable in a narrower format, and y is close to r."""
     for name, dtype in FORMATS.items():
         with np.errstate(over="ignore"):
             rounded = y.astype(dtype).astype(np.float64)
@@ -64,7 +64,7 @@ def _zeros(y: np.ndarray) -> Iterator[Relation]:
 
 
 def _axes(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
-    """r flipped, rolled, transposed, or with the entries of one axis in another order."""
+    """y is r flipped, rolled, transposed, or with the entries of one axis permuted."""
     for order in itertools.permutations(range(r.ndim)) if r.ndim <= 5 else ():
         if order != tuple(range(r.ndim)) and r.transpose(order).shape == y.shape:
             yield Relation("axis order", f"axes in the order {order}", r.transpose(order))
@@ -85,7 +85,7 @@ def _axes(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
 
 
 def _permutation(y: np.ndarray, r: np.ndarray, axis: int) -> np.ndarray | None:
-    """The order of r's entries along `axis` that gives y, if there is one."""
+    """Return the permutation of r along `axis` that gives y, or None."""
     a, b = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1) for x in (y, r))
     draw = np.random.RandomState(0).standard_normal(a.shape[1])
     mine, theirs = a @ draw, b @ draw
@@ -100,7 +100,7 @@ def _short(order: np.ndarray) -> str:
 
 
 def _tensors(y: np.ndarray, r: np.ndarray, others: Tensors) -> Iterator[Relation]:
-    """y is another tensor, or r with another tensor added, taken away, or exchanged for a third."""
+    """y is another tensor, or r with another tensor added, subtracted, or replaced by a third."""
     same = [(name, x.astype(np.float64)) for name, x in others if x.shape == y.shape]
     for name, x in same:
         yield Relation("wrong tensor", f"JAX's tensor is {name}", x)
@@ -112,17 +112,17 @@ def _tensors(y: np.ndarray, r: np.ndarray, others: Tensors) -> Iterator[Relation
 
 
 EQUATIONS = 8
-"""For each number that is fitted there are at least so many different elements: else any tensor fits."""
+"""Minimum number of distinct elements per fitted number; with fewer, any tensor could be fitted."""
 
 
 def _different(x: np.ndarray) -> int:
-    """How many different sizes there are among the elements, up to rounding."""
+    """Return the number of distinct absolute values among the elements, up to rounding."""
     sizes = np.sort(np.abs(x[x != 0]), axis=None)
     return 0 if sizes.size == 0 else 1 + int((np.diff(sizes) > 1e-9 * sizes[1:]).sum())
 
 
 def _multiples(y: np.ndarray, r: np.ndarray, others: Tensors) -> Iterator[Relation]:
-    """y = r + c x, with c by least squares: a branch that is scaled otherwise."""
+    """y = r + c x, with c by least squares: a branch with another scale."""
     for name, x in others:
         if x.shape == y.shape and _different(x) >= EQUATIONS:
             factor = float(np.vdot(x, y - r) / norm(x) ** 2)
@@ -130,7 +130,7 @@ def _multiples(y: np.ndarray, r: np.ndarray, others: Tensors) -> Iterator[Relati
 
 
 def _scaled(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
-    """y = c r, with c by least squares; and y = c r where it is not zero (dropout left on)."""
+    """y = c r, with c by least squares; or y = c r where y is not zero (dropout left on)."""
     if _different(r) < EQUATIONS:
         return
     factor = float(np.vdot(r, y) / norm(r) ** 2)
@@ -138,13 +138,13 @@ def _scaled(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
     kept = (y != 0) & (r != 0)
     if _different(r[kept]) >= EQUATIONS and not kept.all():
         factor = float(np.median(y[kept] / r[kept]))
-        if factor > 1 + 1e-6:  # what is left is scaled up to keep the mean; otherwise it is an activation
+        if factor > 1 + 1e-6:  # dropout scales the rest up to keep the mean; a factor of 1 means an activation
             text = f"dropout left on: {1 - kept.mean():.0%} zeros, the rest multiplied by {factor:.6g}"
             yield Relation("dropout on", text, np.where(kept, factor * r, 0.0))
 
 
 def _temperature(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
-    """Both are probabilities along the last axis, and the logarithms of y are those of r times a constant."""
+    """Both are probabilities along the last axis, and the logits of y are those of r times a constant."""
     if not all((x > 0).all() and np.allclose(x.sum(-1), 1) for x in (y, r)):
         return
     mine, theirs = (np.log(x) - np.log(x).mean(-1, keepdims=True) for x in (y, r))
@@ -181,10 +181,10 @@ def _functions(r: np.ndarray) -> Iterator[Relation]:
 
 
 def _vectors(y: np.ndarray, r: np.ndarray) -> Iterator[Relation]:
-    """y - r, or y / r, is the same all along but one axis: a bias or a scale for each entry of that axis."""
+    """y - r or y / r is constant along all axes but one: a bias or scale for each entry of that axis."""
     for axis in reversed(range(r.ndim)):
         entries = np.moveaxis(r, axis, 0).reshape(r.shape[axis], -1)
-        if min(_different(entry) for entry in entries) < EQUATIONS:  # too few to tell
+        if min(_different(entry) for entry in entries) < EQUATIONS:  # too few to decide
             continue
         rest = tuple(i for i in range(r.ndim) if i != axis)
         yield Relation("bias", f"a constant added along axis {axis}", r + (y - r).mean(rest, keepdims=True))

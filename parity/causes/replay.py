@@ -1,9 +1,9 @@
-"""One call of one PyTorch module, run again with a single function call changed.
+"""Replay one call of one PyTorch module with a single function call altered.
 
-The call is recorded once, inside the whole model: its arguments, and what the modules inside it returned. Replayed,
-those inner modules return the same tensors whatever they are given, so only the module's own arithmetic is left, and
-each tensor function of that arithmetic (`softmax`, `cat`, `x + y`, ...) is a step that can be altered. This needs no
-change of the model: `torch.overrides.TorchFunctionMode` sees every function that PyTorch code calls on tensors.
+The call is recorded once, inside the whole model: its arguments, and the outputs of its inner modules. In a replay the
+inner modules return the recorded tensors for any input, so that only the module's own arithmetic is left, and each
+tensor function of that arithmetic (`softmax`, `cat`, `x + y`, ...) is a step that can be altered. The model needs no
+change: `torch.overrides.TorchFunctionMode` intercepts every function that PyTorch code calls on tensors.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from parity.causes.fused import multi_head_attention
 from parity.recording.capture import Key
 
 Place = tuple[str, int, int]
-"""File, line and instruction of the model's code: the same each time around a loop, or in a method called twice."""
+"""File, line and instruction in the model's code; the same in every loop iteration and every call of a method."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One call of a tensor function: from where, with what, and what came out."""
+    """One call of a tensor function: its place, arguments and output."""
 
     place: Place
     function: Callable[..., Any]
@@ -36,25 +36,25 @@ class Step:
     kwargs: Mapping[str, Any]
     output: Any = None
     occurrence: int = 0
-    """How many calls of this function were made at this place before."""
+    """Number of earlier calls of this function at this place."""
 
     @property
     def where(self) -> str:
-        """File and line, for people; nothing if the module is PyTorch's own."""
+        """File and line, for messages; empty if the module is PyTorch's own."""
         file, line, _ = self.place
         return f" ({Path(file).name}:{line})" if line else ""
 
     @property
     def name(self) -> str:
-        """The function's name without decoration: `add` for `x + y`, `torch.add` and `x += y`."""
+        """Name of the function without outer underscores: `add` for `x + y`, `torch.add` and `x.add_(y)`."""
         return getattr(self.function, "__name__", "").strip("_")
 
     def get(self, position: int, keyword: str, default: Any = None) -> Any:
-        """An argument, however it was passed."""
+        """Return an argument, passed by position or by keyword."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(keyword, default)
 
     def run(self, changes: Mapping[tuple[int, str], Any] | None = None) -> Any:
-        """Calls the function, with other arguments at the given (position, keyword)."""
+        """Call the function, with the arguments at the given (position, keyword) replaced."""
         args, kwargs = list(self.args), dict(self.kwargs)
         for (position, keyword), value in (changes or {}).items():
             if len(args) > position:
@@ -65,21 +65,21 @@ class Step:
 
 
 Alter = Callable[..., Any]
-"""Computes what takes the place of a step's output, from the step as it comes in the replay."""
+"""Function that computes the replacement of a step's output from the step as it occurs in the replay."""
 
 Target = tuple[Place, str, "int | None"]
-"""Place, function's name, and which of its calls there (None: all)."""
+"""Place, function name, and index of the call there (None: all calls)."""
 
 Alterations = Sequence[tuple["Target | None", Alter]]
-"""What is altered where; None: every step."""
+"""Pairs of target and alteration; target None: every step."""
 
 Sites = dict["Key | None", list[torch.Tensor]]
-"""What the module hands to each call of an inner module, and, under None, what it returns."""
+"""Inputs that the module passes to each call of an inner module; under None, the module's outputs."""
 
 
 @dataclasses.dataclass
 class Recording:
-    """One call of a module: `inner` holds, for each call of an inner module, what it returned."""
+    """Recording of one call of a module; `inner` maps each call of an inner module to its output."""
 
     module: torch.nn.Module
     args: tuple[Any, ...]
@@ -87,19 +87,19 @@ class Recording:
     inner: dict[Key, Any]
     modules: Mapping[str, torch.nn.Module]
     in_place: bool = True
-    """Whether the module changes tensors in place, so that each replay needs copies; the first one finds out."""
+    """Whether the module changes tensors in place, so that replays need copies; determined by the first run."""
     whole: set[str] = dataclasses.field(default_factory=set)
-    """Fused functions that cannot be written out here."""
+    """Fused functions that cannot be written out in this call."""
     path: str = ""
     scored: bool = False
-    """Whether a softmax is among its steps."""
+    """Whether the call computes a softmax."""
 
     def relative(self, path: str) -> str:
-        """The name of an inner module as seen from this one."""
+        """Return the path of an inner module relative to this one."""
         return path.removeprefix(f"{self.path}.") if self.path else path
 
     def own(self) -> dict[str, torch.Tensor]:
-        """The parameters and buffers that its own arithmetic may use: not those of the recorded inner modules."""
+        """Return the module's parameters and buffers, without those of the recorded inner modules."""
         inner = {self.relative(path) for path, _ in self.inner}
         every = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         return {name: x for name, x in every.items() if not any(name.startswith(f"{path}.") for path in inner)}
@@ -107,12 +107,12 @@ class Recording:
     def run(
         self, alterations: Alterations = (), inner: Mapping[Key, Any] | None = None, *, gradients: bool = False
     ) -> tuple[Sites, list[Step]]:
-        """Replays the call, altered at some steps, or with other inner results.
+        """Replay the call, with some steps altered or other results of inner modules.
 
-        With `gradients` it can be differentiated.
+        With `gradients` the result can be differentiated.
 
         Returns:
-            What the module passes on and returns; and, unless altered, the steps that gave tensors.
+            The inputs of inner modules and the outputs; and, if no step is altered, the steps that returned tensors.
         """
         sites: Sites = {}
         tape = _Tape(alterations, self.whole, copies=self.in_place)
@@ -127,7 +127,7 @@ class Recording:
         return sites, tape.steps
 
     def _handed(self, tree: Any, handed: list[tuple[torch.Tensor, int]]) -> Any:
-        """The tree, copied if it has to be, and noted together with how often its tensors were changed."""
+        """Return the tree (copied if the module works in place); append its tensors and versions to `handed`."""
         tree = copied(tree) if self.in_place else tree
         handed += [(tensor, tensor._version) for tensor in tensors_of(tree)]
         return tree
@@ -136,7 +136,7 @@ class Recording:
     def _stubs(
         self, results: Mapping[Key, Any], sites: Sites, tape: _Tape, handed: list[tuple[torch.Tensor, int]]
     ) -> Iterator[None]:
-        """While open, the recorded inner modules return `results` and note in `sites` what they were given."""
+        """Within the context, recorded inner modules return `results` and store their inputs in `sites`."""
         first: dict[str, int] = {}
         for path, count in self.inner:
             first[path] = min(count, first.get(path, count))
@@ -167,7 +167,7 @@ class Recording:
 
 
 class _Tape(TorchFunctionMode):
-    """Keeps the steps that give tensors, and alters those that are to be altered."""
+    """Record the steps that return tensors, or alter the targeted steps."""
 
     def __init__(self, alterations: Alterations, whole: set[str], *, copies: bool) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class _Tape(TorchFunctionMode):
             output = self._written_out(step)
             if output is not None:
                 return output
-        # Counted before it runs: what follows may differ, the order does not.
+        # Counted before it runs: an alteration may change what follows, but not this order.
         occurrence = self.count.get((step.place, step.name), 0)
         self.count[step.place, step.name] = occurrence + 1
         step = dataclasses.replace(step, occurrence=occurrence)
@@ -216,7 +216,7 @@ class _Tape(TorchFunctionMode):
         return None
 
     def _written_out(self, step: Step) -> Any:
-        """A fused function by its formula, each function in it a step; None if the formula gives something else."""
+        """Run a fused function written out, each function in it a step; None if the result differs."""
         try:
             with self:
                 output = WRITTEN_OUT[step.name](*step.args, **step.kwargs)
@@ -232,7 +232,7 @@ class _Tape(TorchFunctionMode):
 
 
 def _kept(step: Step) -> Step:
-    """The step with its arguments as they were, in case that something is changed in place later."""
+    """Return the step with copied arguments, in case one is changed in place later."""
     return dataclasses.replace(step, args=copied(step.args), kwargs=copied(dict(step.kwargs)))
 
 
@@ -245,13 +245,13 @@ def _alike(output: Any, wanted: Any) -> bool:
 
 
 WRITTEN_OUT: dict[str, Callable[..., Any]] = {"multi_head_attention_forward": multi_head_attention}
-"""Fused functions of several steps, and their formulas."""
+"""Names of fused functions, and their written-out implementations."""
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 
 
 def _place() -> Place:
-    """Where the model's own code is; line 0 if all of it is PyTorch's."""
+    """Return the innermost place outside PyTorch; line 0 if it is in this package (PyTorch's own module)."""
     frame = sys._getframe(2)
     while frame.f_code.co_filename.startswith(_TORCH) and frame.f_back is not None:
         frame = frame.f_back
@@ -260,10 +260,10 @@ def _place() -> Place:
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:
-    """The tensors in a tree, in order."""
+    """Return the tensors in a tree, in order."""
     return [leaf for leaf in pytree.tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def copied(tree: Any) -> Any:
-    """The tree with its tensors copied, so that nothing done in place can change what was recorded."""
+    """Copy the tensors of a tree, so that in-place operations cannot change the recording."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)

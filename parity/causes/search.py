@@ -1,4 +1,4 @@
-"""Finds the change under which a module computes what JAX did; by work, not by the clock."""
+"""Search for the change under which a module computes what JAX computed; limited by work, not by time."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from parity.causes.replay import Recording, Sites, Step, tensors_of
 from parity.recording.capture import Key
 
 GATE = 1e-13
-"""An error that counts as none, as everywhere in float64."""
+"""Error that counts as zero, as everywhere in float64."""
 
 NOISE = 4.0
-"""So many times the module's own rounding noise counts as none too, where it is above the gate."""
+"""Multiple of the module's own rounding noise that also counts as zero, where it is above the gate."""
 
 STEP = 20_000
-"""What running one function costs besides its elements, in elements."""
+"""Fixed cost of running one function, in elements."""
 
 TIE = 1.25
-"""Two roundings whose unexplained shares are within this factor explain equally well."""
+"""Roundings whose unexplained shares are within this factor count as equally good explanations."""
 
 
 @dataclasses.dataclass
 class Budget:
-    """How many elements may still be computed in replays."""
+    """Number of elements that may still be computed in replays."""
 
     left: float
 
     def take(self, cost: float) -> bool:
-        """Whether there is enough left; takes it if so."""
+        """Subtract `cost` if that much is left; return whether it was."""
         if self.left < cost:
             return False
         self.left -= cost
@@ -49,7 +49,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """One switch that explains, and the errors without and with it."""
+    """A switch that explains an error, and the errors without and with it."""
 
     switch: str
     text: str
@@ -57,16 +57,16 @@ class Found:
     after: float
     change: Change | None = None
     error: int = 0
-    """Which error it explains, of a switch that explains one alone."""
+    """Index of the error that it explains, if it explains only one."""
 
 
 class Search:
-    """The search for one module's mistake."""
+    """Search for the mistake of one module."""
 
     def __init__(
         self, recording: Recording, wrong: Sequence[Wrong], budget: Budget, right: Collection[Key | None] = ()
     ) -> None:
-        """`right`: the sites where JAX agrees with PyTorch; a switch has to leave them as they are."""
+        """`right` are the sites where JAX agrees with PyTorch; a switch must leave them unchanged."""
         self.recording, self.wrong, self.budget, self.right = recording, wrong, budget, right
         self.base: list[Change] = []
         self.sites, self.steps = recording.run()
@@ -78,7 +78,7 @@ class Search:
         self.spent = False
 
     def _gate(self, item: Wrong, error: float) -> float:
-        """The gate, or the noise that rounding every step otherwise makes, if that is far below the error."""
+        """Return the gate, or the noise of rounding every step differently, if that is far below the error."""
         shaken = self._replay(Change("", "", ((None, _shaken),)))
         noise = math.inf if shaken is None else item.error(shaken)
         other = item.wanted(self.sites)
@@ -89,22 +89,22 @@ class Search:
         return max(GATE, min(NOISE * noise, 1e-4 * error)) if math.isfinite(noise) else GATE
 
     def _replay(self, change: Change) -> Sites | None:
-        """What the module then computes; None if PyTorch cannot run it so."""
+        """Return the tensors of a replay with this change; None if PyTorch cannot run it."""
         alterations = [*change.alterations, *(a for base in self.base for a in base.alterations)]
         inner: dict[Key, Any] = {}
         for one in (*self.base, change):
             inner |= dict(one.inner or {})
         try:
             sites, _ = self.recording.run(alterations or (), inner or None)
-        except Exception:  # whatever a foreign module raises on tensors that it never expected
+        except Exception:  # user modules may raise anything on unexpected tensors
             return None
         return sites
 
     def find(self, known: Collection[tuple[str, str]] | None = None) -> list[Found]:
-        """What explains all that is wrong: one switch, or two of which each explains a part; else what explains most.
+        """Return the switch that explains all errors, or two that each explain a part, or else the best explanation.
 
         Args:
-            known: only these (switch, text) are tried: what was found in a module like this one.
+            known: Try only these (switch, text), found in a similar module.
         """
         if any(item.wanted(self.sites) is None for item in self.wrong):
             return []
@@ -141,7 +141,7 @@ class Search:
                 yield change, sites
 
     def _exact(self, known: Collection[tuple[str, str]] | None) -> tuple[list[Found], Found | None]:
-        """The first switch that explains everything, with others that do at the same step; the first of a part."""
+        """Return the first switch that explains all errors (its text names equivalents), and the first partial one."""
         partial: Found | None = None
         full: Found | None = None
         others: list[str] = []
@@ -165,7 +165,7 @@ class Search:
         return ([] if full is None else [full]), partial
 
     def _keeps(self, sites: Sites) -> bool:
-        """Whether what is right stays so."""
+        """Return whether the sites in `right` are unchanged."""
         for site in self.right:
             mine, theirs = self.sites.get(site, []), sites.get(site, [])
             if len(mine) != len(theirs):
@@ -178,10 +178,10 @@ class Search:
         return True
 
     def _second(self, first: Found) -> list[Found]:
-        """A switch that, on top of the first, explains the rest.
+        """Return the first switch and one that, applied in addition, explains the remaining errors.
 
-        Without one, the first is named alone, unless it may agree by chance: a later error that is nothing but another
-        tensor at hand is what many switches make.
+        If there is none, only the first is returned, unless it may match by chance: a later error that merely equals
+        another known tensor can be produced by many switches.
         """
         assert first.change is not None
         self.base = [first.change]
@@ -195,12 +195,12 @@ class Search:
         return [dataclasses.replace(first, text=text)]
 
     def _at_hand(self, item: Wrong) -> bool:
-        """Whether JAX's tensors are, one and all, inputs of the module or results of those inside it."""
+        """Return whether each of JAX's tensors equals an input of the module or a result of an inner module."""
         known = [x.detach().numpy() for _, x in self.here.given]
         return all(any(x.shape == y.shape and distance(x, y) <= GATE for y in known) for x in item.value)
 
     def _fit(self, change: Change) -> Change | None:
-        """The member of a family that explains the first error, if one does."""
+        """Return the member of a family that explains the first error; None if none does."""
         item = self.wrong[0]
         if any(np.iscomplexobj(x) for x in item.value):
             return None
@@ -226,7 +226,7 @@ class Search:
         return dataclasses.replace(change, text=text, alterations=((target, change.family(number)),), family=None)
 
     def _rounded(self) -> Found | None:
-        """The rounding that leaves least of the error; all of those that explain as much are said."""
+        """Return the rounding that leaves the least of the error; the text also names an equally good one."""
         scores: list[tuple[float, Change, float]] = []
         for change in self.roundings:
             if not self.budget.take(self.cost):
@@ -245,7 +245,7 @@ class Search:
         return Found(change.switch, text, max(self.before), after, change)
 
     def _left(self, sites: Sites, how: str) -> float | None:
-        """The largest share of an error that a rounding leaves; None if it does not explain them all."""
+        """Return the largest share of an error that a rounding leaves; None if it does not explain all errors."""
         found = []
         for item in self.wrong:
             reference, replayed = item.wanted(self.sites), item.wanted(sites)
@@ -256,7 +256,7 @@ class Search:
         return max(shares) if len(shares) == len(found) else None
 
     def _related(self) -> Found | None:
-        """The first relation between what JAX has and what is at hand."""
+        """Return the first relation between JAX's tensor and the known tensors."""
         wrong = self.wrong[0]
         wanted = wrong.wanted(self.sites)
         if wanted is None:
@@ -275,7 +275,7 @@ class Search:
         return None
 
     def _float32_sized(self) -> Found | None:
-        """An error without order, in most elements, of the size that float32 makes here."""
+        """Return a float32 leak if the error is unordered, in most elements, and of the size of float32 rounding."""
         wrong = self.wrong[0]
         wanted = wrong.wanted(self.sites)
         rounded = self._replay(Change("", "", ((None, lambda step: rounded_to(torch.float32, step.run())),)))
@@ -293,12 +293,12 @@ class Search:
 
 
 def _compared(found: Change | None, change: Change) -> bool:
-    """Whether another change is tried although one was found: of the same step, by an entry for its function."""
+    """Return whether to try a change after one was found: both are of the same step and its function's own entry."""
     return found is not None and found.named and change.named and change.step == found.step
 
 
 def _shaken(step: Step) -> Any:
-    """The step with every number of its result moved by half a unit of its last place, up or down."""
+    """Run the step, and move every element of its result by half an eps, randomly up or down."""
     draw = torch.Generator().manual_seed(step.occurrence)
 
     def shake(x: Any) -> Any:
@@ -311,7 +311,7 @@ def _shaken(step: Step) -> Any:
 
 
 def _layouts(tensor: torch.Tensor, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """A tensor in the layouts that fit `shape`: as it is, with the channels last."""
+    """Return a tensor in the layouts that fit `shape`: unchanged, or channels last."""
     x = tensor.detach().cpu().numpy()
     last = [np.moveaxis(x, 1, -1)] if x.ndim > 2 else []
     return [a for a in (x, *last) if a.shape == shape and np.issubdtype(a.dtype, np.floating)]

@@ -1,4 +1,4 @@
-"""A switch at one step of a replay, and the two usual ways to make one."""
+"""A switch at one step of a replay, and helpers to create one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any, Literal
 from parity.causes.replay import Alter
 
 Argument = tuple[int, str]
-"""Where a function takes an argument: its position and its keyword."""
+"""Position and keyword of an argument."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What JAX may compute in place of one step.
+    """A computation that JAX may perform in place of one step.
 
     Attributes:
-        switch: the kind of mistake, from a fixed vocabulary.
-        description: what PyTorch does -> what JAX would be doing.
-        alter: computes the step as JAX would.
-        rounding: "": it computes another value, which has to be JAX's to the last digits. Else the same value with
-            other roundings, recognised by "elements" (they err alike, one by one) or by "rows" (the error of each row
-            has the same direction): see `parity.causes.precision.rounding`.
-        family: makes `alter` from a positive number, which is looked for from `start`; the description's "{value}".
+        switch: Kind of mistake, from a fixed vocabulary.
+        description: What PyTorch does -> what JAX would do.
+        alter: Function that computes the step as JAX would.
+        rounding: "" if another value is computed, which must equal JAX's up to rounding. Otherwise the same value is
+            computed with other roundings, recognized by "elements" (errors agree element by element) or by "rows" (the
+            errors of each row have the same direction): see `parity.causes.precision.rounding`.
+        family: Function that makes `alter` from a positive number, fitted from `start`; "{value}" in the description.
+        start: Initial value of the fit.
     """
 
     switch: str
@@ -36,32 +37,32 @@ class Variant:
 
 
 def given(switch: str, text: str, argument: Argument, value: Any) -> Variant:
-    """The step with another value for one argument."""
+    """Return a variant with another value for one argument."""
     return Variant(switch, text, lambda step: step.run({argument: value}))
 
 
 def changed(switch: str, text: str, argument: Argument, change: Callable[..., Any]) -> Variant:
-    """The step with one argument changed."""
+    """Return a variant with `change` applied to one argument."""
     return Variant(switch, text, lambda step: step.run({argument: change(step.get(*argument))}))
 
 
 def result(switch: str, text: str, change: Callable[..., Any]) -> Variant:
-    """The step with its result changed."""
+    """Return a variant with `change` applied to the result."""
     return Variant(switch, text, lambda step: change(step.run()))
 
 
 def replaced(switch: str, text: str, function: Callable[..., Any]) -> Variant:
-    """Another function of the step's first argument."""
+    """Return a variant that computes another function of the step's first argument."""
     return Variant(switch, text, lambda step: function(step.get(0, "input")))
 
 
 def orders(count: int) -> list[tuple[int, ...]]:
-    """All orders of up to three things but the first; of more, the reversed one."""
+    """Return all orders of `count` items except the identity; for more than three, only the reversed one."""
     return list(itertools.permutations(range(count)))[1:] if count <= 3 else [tuple(reversed(range(count)))]
 
 
 def choices(count: int) -> list[tuple[int, ...]]:
-    """The same, and of two or three things those where one is taken twice."""
+    """As `orders`; for two or three items also those in which one item is taken twice."""
     every = list(itertools.product(range(count), repeat=count))[1:] if count <= 3 else []
     twice = [c for c in every if len(set(c)) == count - 1]
     return [*orders(count), *twice]
@@ -72,6 +73,6 @@ def picked(parts: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
 
 
 def family(switch: str, text: str, start: float, function: Callable[..., Any]) -> Variant:
-    """The step with a constant that is not known: `function` of the step and the constant."""
+    """Return a variant with an unknown constant: `function` of the step and the constant."""
     make = lambda number: lambda step: function(step, number)  # noqa: E731
     return Variant(switch, text, make(start), family=make, start=start)

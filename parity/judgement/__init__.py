@@ -1,0 +1,1 @@
+"""From measured errors to verdicts: rows with their gates, input noise, what was not verified."""

@@ -1,4 +1,4 @@
-"""What a change of the size of one rounding of float32 makes of a model: how noisy its numbers are by nature."""
+"""Sensitivity of a model to perturbations of the size of one float32 rounding: the noise floor of its values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parity.runs.torch_side import Gradients, TorchSide
 
 
 def shake(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]:
-    """The arrays with every number changed by half a unit of float32's last place, up or down."""
+    """Return the arrays with every value multiplied by 1 + 2^-24 or 1 - 2^-24 at random (half a float32 ulp)."""
     draw = np.random.RandomState(seed)
     return tuple(
         x * (1 + 2.0**-24 * draw.choice((-1.0, 1.0), x.shape)) if np.issubdtype(x.dtype, np.inexact) else x
@@ -28,7 +28,7 @@ def shake(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]
 def shaken_gradients(
     side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss, draws: Handed | None = None
 ) -> Gradients:
-    """Loss and gradients after the inputs and all parameters are shaken; those of `side` stay so."""
+    """Compute loss and gradients after perturbing the inputs and all parameters; `side.model` is modified in place."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for param in side.model.parameters():
@@ -45,9 +45,9 @@ def shifted_gradients(
     errors: Sequence[np.ndarray],
     draws: Handed | None = None,
 ) -> Gradients:
-    """Loss and gradients where the loss sees the model's outputs with `errors` added to them.
+    """Compute loss and gradients with `errors` added to the model's outputs before the loss.
 
-    So much of a gradient's error is handed on by the errors of the outputs, by way of the loss' curvature.
+    The change is the part of a gradient's error that the output errors cause through the curvature of the loss.
     """
 
     def shifted(output: Any) -> torch.Tensor:
@@ -59,7 +59,10 @@ def shifted_gradients(
 
 
 def output_errors(wanted: Call, given: Call, axes: Sequence[Axes]) -> list[np.ndarray]:
-    """JAX's float32 outputs less PyTorch's float64 ones, in PyTorch's layout; `axes` turn PyTorch's into JAX's."""
+    """Return JAX's float32 outputs minus PyTorch's float64 outputs, in PyTorch's layout.
+
+    `axes` are the permutations from PyTorch's layout to JAX's.
+    """
     back = [None if own is None else np.argsort(own) for own in axes]
     found = [a if own is None else a.transpose(own) for a, own in zip(given.outputs, back, strict=True)]
     with np.errstate(invalid="ignore"):  # infinities on both sides

@@ -1,4 +1,4 @@
-"""How far two losses may lie apart: by the size of their terms, and by what the outputs' own errors make of them."""
+"""Gate for the difference of two losses, from the size of their terms and the propagated errors of the outputs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from parity.runs.torch_side import Gradients
 def loss_rows(
     oracle: Gradients, ours: Gradients, theirs: Gradients, gates: Gates, mode: str, shaken: Gradients | None = None
 ) -> list[Row]:
-    """float32: the loss of both frameworks against the oracle's and against each other.
+    """Compare the float32 losses of both frameworks with the float64 oracle's and with each other.
 
-    The loss' error is what the outputs' errors d_i make of it, sum_i g_i d_i with g = dL/dy. Outputs may err by
-    `f32_logits`, as numbers of one size r = rms(y), which as independent errors come to f32_logits * ||g|| r. And
-    PyTorch's own outputs err by d: then sqrt(sum (g_i d_i)^2) is what is to be expected of the loss, where its own
-    error is a single number, small by chance now and then.
+    The error of the loss is the propagated error of the outputs, sum_i g_i d_i, with output errors d_i and g = dL/dy.
+    Outputs may have a relative error of `f32_logits` at scale r = rms(y); independent errors of that size sum to
+    f32_logits * ||g|| r. With the errors d of PyTorch's own outputs, the expected error of the loss is
+    sqrt(sum (g_i d_i)^2); the measured error of the loss is a single number that may be small by chance.
     """
     size = loss_scale(oracle)
     torch_loss, jax_loss, between = (
@@ -35,17 +35,17 @@ def loss_rows(
 
 
 def loss_scale(run: Gradients) -> float:
-    """max(|L|, sum_i |y_i dL/dy_i|): what a relative error of the loss is relative to.
+    """Return max(|L|, sum_i |y_i dL/dy_i|), the scale for relative errors of the loss.
 
-    If every output y_i is off by a relative d_i, then to first order L is off by sum_i y_i dL/dy_i d_i, at most
-    max |d| times that sum, however small the terms of L leave L itself by cancelling.
+    If every output y_i has a relative error d_i, then to first order L has the error sum_i y_i dL/dy_i d_i, which is
+    at most max |d| times that sum, however small L itself is because its terms cancel.
     """
     terms = sum(float(np.abs(y * g).sum()) for y, g in _reals(run))
     return max(abs(run.loss), terms) if math.isfinite(terms) else abs(run.loss)
 
 
 def _reals(run: Gradients) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The outputs and the loss' gradients by them, as real numbers, where both are finite."""
+    """Return the outputs and the gradients of the loss with respect to them, as real numbers, where both are finite."""
     found = []
     for y, g in run.outputs:
         y, g = real_numbers(y, g)
@@ -55,7 +55,7 @@ def _reals(run: Gradients) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _spread(run: Gradients, oracle: Gradients) -> float:
-    """sqrt(sum (g_i d_i)^2), d the errors of this run's outputs."""
+    """Return sqrt(sum (g_i d_i)^2), where d are the errors of this run's outputs."""
     total = 0.0
     for (y, _), (wanted, g) in zip(run.outputs, oracle.outputs, strict=False):
         y, wanted, g = real_numbers(y, wanted, g)
@@ -66,7 +66,7 @@ def _spread(run: Gradients, oracle: Gradients) -> float:
 
 
 def _reach(oracle: Gradients) -> float:
-    """The sum over the outputs of ||g|| rms(y)."""
+    """Return the sum of ||g|| rms(y) over the outputs."""
     return sum(norm(g) * norm(y) / math.sqrt(y.size) for y, g in _reals(oracle) if y.size)
 
 

@@ -1,4 +1,4 @@
-"""Measurements turned into rows: each with its error, its gate, and what it is measured against."""
+"""Turn measurements into rows, each with its error, its gate and its reference."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ REARRANGEMENTS = (
     torch.nn.PixelShuffle,
     torch.nn.PixelUnshuffle,
 )
-"""Modules that compute nothing (in evaluation mode): equal means bit for bit."""
+"""Modules without arithmetic (in evaluation mode), which must agree bit for bit."""
 
 ZERO_BY_STRUCTURE = 1e-10
-"""A gradient this much smaller than the global norm is rounding noise around zero (float64 noise is about 1e-16)."""
+"""Ratio to the global norm below which a gradient is rounding noise around zero (float64 noise is about 1e-16)."""
 
 FLUSHED = 2.0**-124
-"""Four times the smallest normal float32, 2^-126: what is lost where a number below that becomes zero."""
+"""Four times the smallest normal float32, 2^-126: allowed error per element where subnormal numbers flush to zero."""
 
 FLOAT64_NOISE = 2.0**-29
-"""Rounding of float64 over rounding of float32: noise scales with it."""
+"""Ratio of float64 rounding to float32 rounding; noise scales with it."""
 
 
 def weight_rows(
     ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module, *, same_trainable: bool = True
 ) -> list[Row]:
-    """One row for all tensors that are equal bit for bit, one for each other.
+    """Return one row for all tensors that are equal bit for bit, and one row for each different tensor.
 
-    With `same_trainable`, a tensor that is trained on one side and frozen on the other is one of the others.
+    With `same_trainable`, a tensor that is trained on one side and frozen on the other counts as different.
     """
     state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
     different = set(state_equal(ledger, torch_model, jax_model))
@@ -72,7 +72,7 @@ def weight_rows(
 
 
 def pairing_rows(pairing: Pairing) -> list[Row]:
-    """What fails before any number is compared: structures, dtypes, modules that never ran."""
+    """Return rows for failures that precede any numerical comparison: structures, dtypes, modules that never ran."""
     rows = [Row(name, "structure", "-", "-", math.inf, 0.0, note=why) for name, why in pairing.different]
     for path in pairing.idle:
         why = (
@@ -89,7 +89,7 @@ def pairing_rows(pairing: Pairing) -> list[Row]:
 
 
 def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[str]:
-    """What is to be told of tensors that are no failure: frozen on one side, widths of integers, empty, tied ones."""
+    """Return notes on tensors that are not failures: frozen on one side, integer widths, empty or tied tensors."""
     state, variables = torch_model.state_dict(keep_vars=True), jax_variables(jax_model)
     notes, first = [], dict[Any, str]()
     frozen: dict[str, list[str]] = {}
@@ -113,7 +113,7 @@ def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mo
 
 
 def distance(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> tuple[float, str]:
-    """The largest relF over the tensors of a call, and what is wrong if they cannot be compared."""
+    """Return the largest relF over the tensors of a call, and the reason if they cannot be compared."""
     worst, note = 0.0, ""
     for a, b in zip(value, reference, strict=True):
         if a.shape != b.shape:
@@ -145,12 +145,12 @@ def layer_rows(
     noise: Mapping[Key, float] | None = None,
     small: SmallOnes | None = None,
 ) -> list[Row]:
-    """float64: JAX's calls against PyTorch's; in forced mode also what each module was given by the one around it.
+    """Compare JAX's calls with PyTorch's in float64; in forced mode also the inputs each module receives.
 
-    "train" is forced mode in training.
+    Mode "train" is forced mode in training.
 
-    `noise` is the float32 noise floor per JAX call (see `noise_floor`); `small` are the elements that relF does not
-    resolve (see `parity.judgement.small_elements`): where relF holds and they do not, the row is theirs.
+    `noise` is the float32 noise floor per JAX call (see `noise_floor`). `small` are the elements that relF does not
+    resolve (see `parity.judgement.small_elements`); if relF passes and they fail, the row reports their error.
     """
     rows = []
     for pair in pairs:
@@ -167,7 +167,7 @@ def layer_rows(
 
 
 def _with_small(row: Row, small: Sequence[Small | None], value: Sequence[np.ndarray]) -> Row:
-    """The row, or where it passes and the elements that it does not resolve fail, one of these."""
+    """Return the row, or if it passes and the elements that it does not resolve fail, a row with their error."""
     found = [own.error(x) for own, x in zip(small, value, strict=False) if own is not None] if row.passed else []
     return with_error(row, *max(found, default=(0.0, "")))
 
@@ -192,7 +192,7 @@ def _row(
 
 
 def noise_floor(pairs: Sequence[Pair], oracle: Arrays, shaken: Arrays) -> dict[Key, float]:
-    """relF per JAX call between the oracle and a run whose inputs were shaken by one float32 rounding."""
+    """Return relF per JAX call between the oracle and a run on inputs perturbed by one float32 rounding."""
     return {pair.jax: distance(shaken[pair.torch].outputs, oracle[pair.torch].outputs)[0] for pair in pairs}
 
 
@@ -205,7 +205,7 @@ def float32_rows(
     gates: Gates,
     noise: Mapping[Key, float] | None = None,
 ) -> list[Row]:
-    """float32: both frameworks against the float64 oracle, and, running free, against each other."""
+    """Compare both frameworks in float32 with the float64 oracle and, in free mode, with each other."""
     rows = []
     terms = last = 0
     narrowest = sys.maxsize
@@ -214,7 +214,7 @@ def float32_rows(
         own = _own_terms(pair, wanted)
         if mode == "forced":
             terms = own
-        elif own:  # running free, a layer still shows the roundings of the sum before its own
+        elif own:  # in free mode, a layer also carries the rounding of the preceding sum
             terms, last = max(own, last), own
         torch_error, _ = distance(ours.outputs, wanted.outputs)
         error, note = distance(theirs.outputs, wanted.outputs)
@@ -224,7 +224,7 @@ def float32_rows(
             limit, BY_CHANCE * max(x for x in (0.0, floor, torch_error) if x is not None and math.isfinite(x))
         )
         size = min(_independent(wanted, mode), equally_large(ours.outputs, wanted.outputs))
-        if mode == "free":  # what a few numbers (the gates of squeeze and excitation) hand on to many is theirs
+        if mode == "free":  # an error of few numbers (squeeze-and-excitation gates) spreads to many
             size = narrowest = min(size, narrowest)
         gate = gates.float32(torch_error, size, allowed, terms=terms)
         gate = max(gate, flushed(wanted.outputs))
@@ -235,7 +235,7 @@ def float32_rows(
         rows.append(Row(pair.name, _kind(pair), mode, "float32", error, gate, torch_error, note, floor, growth))
         if mode == "free":
             between, note = distance(theirs.outputs, ours.outputs)
-            limit = limit if gate <= limit else gate + torch_error  # two that both stray are no closer to each other
+            limit = limit if gate <= limit else gate + torch_error  # errors of both frameworks add up
             rows.append(Row(pair.name, _kind(pair), "between", "float32", between, limit, note=note))
     return rows
 
@@ -245,14 +245,14 @@ def _by_chance(*noise: float | None) -> float:
 
 
 def flushed(outputs: Sequence[np.ndarray]) -> float:
-    """relF of a tensor whose every number is off by FLUSHED: XLA on CPU takes subnormal numbers for zero."""
+    """Return relF of a tensor with the error FLUSHED in every element: XLA on CPU flushes subnormal numbers to zero."""
     sizes = [(norm(x), x.size) for x in outputs if x.size]
     lost = max((relative(FLUSHED * math.sqrt(n), size) for size, n in sizes if 0 < size < HUGE), default=0.0)
     return lost if lost > 2.0**-24 else 0.0
 
 
 def _own_terms(pair: Pair, call: Call) -> int:
-    """See `own_terms`; the call is in JAX's layout, in which its first output is as large."""
+    """Call `own_terms` with the input in PyTorch's layout (`call` is in JAX's; the output's size is the same)."""
     if not call.inputs or not call.outputs:
         return summed(pair.module)
     axes = pair.input_axes[0] if pair.input_axes else None
@@ -261,15 +261,17 @@ def _own_terms(pair: Pair, call: Call) -> int:
 
 
 def _independent(call: Call, mode: str) -> int:
-    """How many rounding errors make up a call's error: one per number, or, handed on by its input, per number there."""
+    """Return the number of independent rounding errors of a call: one per output element, or in free mode at most one
+    per input element, since the input's errors propagate."""
     size = sum(x.size for x in call.outputs)
     return min(size, sum(x.size for x in call.inputs or ()) or size) if mode == "free" else size
 
 
 def equally_large(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> int:
-    """How many equally large errors would make up this one: 3 (sum e^2)^2 / sum e^4, which is n for n normal ones.
+    """Return the effective number of equally large errors, 3 (sum e^2)^2 / sum e^4, which is n for n normal errors.
 
-    Of many numbers, a few may carry nearly all of the error, and are small by chance as few numbers are.
+    A few of many elements may carry nearly all of the error; such an error is small by chance as often as that of a
+    tensor with only few elements.
     """
     with np.errstate(invalid="ignore"):  # infinities on both sides
         errors = [np.subtract(*real_numbers(a, b)).ravel() for a, b in zip(value, reference, strict=True)]
@@ -284,9 +286,9 @@ def equally_large(value: Sequence[np.ndarray], reference: Sequence[np.ndarray]) 
 def gradient_rows(
     wanted: Gradients, given: Gradients, gates: Gates, *, names: Mapping[Key, str] | None = None, mode: str = "free"
 ) -> list[Row]:
-    """float64: loss, every parameter's gradient, every input's, those of the activations in `names` (JAX's calls).
+    """Compare loss and gradients in float64: parameters, inputs, and the activations in `names` (keys: JAX's calls).
 
-    A loss none of whose parameters has a gradient fails: nothing was compared.
+    The loss fails if every parameter's gradient is zero, since nothing was compared.
     """
     zero = wanted.params and not any(g.any() for side in (wanted, given) for g in side.params.values())
     note = "every gradient is zero: nothing was compared" if zero else ""
@@ -306,11 +308,11 @@ def float32_gradient_rows(
     shaken: Gradients | None = None,
     shifted: Gradients | None = None,
 ) -> list[Row]:
-    """float32: the same figures of both frameworks against the float64 oracle.
+    """Compare loss and gradients of both frameworks in float32 with the float64 oracle.
 
-    `shaken` is a float64 run of PyTorch whose inputs and parameters were changed by one rounding of float32 each:
-    where a few numbers are the small rest of large terms, it tells. `shifted` is one whose loss sees JAX's float32
-    outputs: what they, which have gates of their own, make of a gradient is added to its gate.
+    `shaken` is a float64 run of PyTorch with inputs and parameters perturbed by one float32 rounding each; it shows
+    where large terms cancel. `shifted` is a run whose loss receives JAX's float32 outputs: since outputs have gates
+    of their own, the gradient error that they cause is added to the gradient's gate.
     """
     rows = loss_rows(oracle, ours, theirs, gates, mode, shaken)
     torch_errors, jax_errors = _gradient_errors(ours, oracle, names), _gradient_errors(theirs, oracle, names)
@@ -330,7 +332,7 @@ def float32_gradient_rows(
 def _gradient_errors(
     value: Gradients, reference: Gradients, names: Mapping[Key, str] | None
 ) -> dict[tuple[str, str], float]:
-    """relF of every gradient; one that is zero by structure is measured against the global gradient norm."""
+    """Return relF of every gradient; gradients that are structurally zero are relative to the global gradient norm."""
     global_norm = math.sqrt(sum(norm(g) ** 2 for g in reference.params.values()))
     errors = {
         (name, "gradient"): _gradient_error(value.params[name], g, global_norm)
@@ -349,7 +351,7 @@ def _gradient_errors(
 def _gradient_sizes(
     reference: Gradients, ours: Gradients, names: Mapping[Key, str] | None
 ) -> dict[tuple[str, str], int]:
-    """How many equally large errors make up PyTorch's: see `equally_large`."""
+    """Return the effective number of errors in each of PyTorch's gradients: see `equally_large`."""
     sizes = {(name, "gradient"): equally_large([ours.params[name]], [g]) for name, g in reference.params.items()}
     pairs = enumerate(zip(ours.inputs, reference.inputs, strict=True))
     sizes |= {(f"input {i}", "gradient"): equally_large([a], [b]) for i, (a, b) in pairs}

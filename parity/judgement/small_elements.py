@@ -1,14 +1,15 @@
-"""Small elements beside huge ones, which relF of the whole tensor cannot see.
+"""Errors in small elements of a tensor with huge ones, which relF of the whole tensor does not resolve.
 
-Masked logits of -1e9 or finfo.min, or one exploding channel, are nearly all of ||b||; what goes wrong in the ordinary
-elements beside them vanishes in relF. So the elements that relF does not resolve are measured once more, against their
-own size: grouped into bands of the scale
+Masked logits of -1e9 or finfo.min, or one exploding channel, dominate ||b||, so an error in the ordinary elements is
+invisible in relF. The elements that relF does not resolve are therefore also measured relative to their own size,
+grouped into bands of the scale
 
     S_i = max(|b_i|, kappa_i, floor),    error of a band = sqrt(sum e_i^2 / sum S_i^2)    (gate: 1e-10, `LOOSER`)
 
-kappa_i is the measured noise of the element in units of 2^-24: how far PyTorch's float32 run, and a float64 run on
-inputs shaken by one rounding of float32, stray from the float64 oracle there. It tells what large terms an element
-is the small rest of, so cancellation is no error. Why these numbers: docs, How equality is judged.
+kappa_i is the measured noise of the element in units of 2^-24: the deviation from the float64 oracle of PyTorch's
+float32 run, and of a float64 run on inputs perturbed by one float32 rounding. It reflects the size of the terms that
+cancel in the element, so cancellation does not count as an error. For the choice of the constants see the docs, "How
+equality is judged".
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from parity.recording.capture import Call, Key
 from parity.runs.torch_side import Gradients
 
 LOOSER = 1e3
-"""The gate of a band over relF's own: 1e-10 where that is 1e-13. Rounding is 1e-16 of S, a wrong element 1e-5 of it."""
+"""Ratio of a band's gate to relF's: 1e-10 for 1e-13. Rounding is about 1e-16 of S, a wrong element 1e-5 of it."""
 
 RESOLVED = 1e8
-"""Where relF's gate is g, elements of at least g * RESOLVED * ||b|| are left to it: it sees 1e-8 of one of them."""
+"""With a relF gate g, elements of at least g * RESOLVED * ||b|| are left to relF: it detects a relative error of 1e-8
+in one of them."""
 
 FLOOR = 1e-3
-"""In units of what is ordinary (1 in activations): so a band allows 1e-13 at least, as relF does in a tensor of size 1.
+"""Lower bound of S in units of the ordinary element size (1 for activations), so that a band allows an error of at
+least 1e-13, as relF does for a tensor of size 1.
 
-Functions bring terms of size 1 with them (1 + exp(x), 1 - cos(x)), whose rounding no smaller element can be above.
+Functions such as 1 + exp(x) and 1 - cos(x) introduce terms of size 1, whose rounding limits smaller elements.
 """
 
 DECADES = 3
-"""Width of a band."""
+"""Width of a band in powers of ten."""
 
 ROUNDING = 2.0**-24
 
@@ -45,14 +48,14 @@ UNSEEN = "which relF does not see"
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """The elements of one tensor that relF does not resolve.
+    """Elements of one tensor that relF does not resolve.
 
     Attributes:
-        places: where they are among the tensor's real numbers, flat.
-        wanted: the reference there.
-        scale: S there.
-        limit: elements from this size on are left to relF.
-        beside: the largest finite element of the tensor.
+        places: flat indices of the elements among the tensor's real numbers.
+        wanted: reference values at these indices.
+        scale: scale S at these indices.
+        limit: size from which elements are left to relF.
+        beside: largest finite element of the tensor.
     """
 
     places: np.ndarray
@@ -62,11 +65,11 @@ class Small:
     beside: float
 
     def known(self, draws: Sequence[np.ndarray]) -> Small:
-        """With what these runs of PyTorch (of the whole tensor) say of the noise of each element."""
+        """Return a copy with the scale raised to the noise measured by `draws`, runs of PyTorch (whole tensors)."""
         return self.noisy([_at(draw, self.places) for draw in draws])
 
     def noisy(self, draws: Sequence[np.ndarray]) -> Small:
-        """The same, from draws of these elements alone; those whose noise relF resolves are dropped."""
+        """As `known`, with draws of these elements only; drop elements whose noise is large enough for relF."""
         scale = self.scale
         with np.errstate(over="ignore", invalid="ignore"):
             for draw in draws:
@@ -76,7 +79,7 @@ class Small:
         return Small(self.places[keep], self.wanted[keep], scale[keep], self.limit, self.beside)
 
     def _usual(self, kappa: np.ndarray) -> np.ndarray:
-        """The noise that a tenth of the elements of the same size exceed: one draw is small by chance now and then."""
+        """Return the 0.9 quantile of the noise in each element's band, since a single draw may be small by chance."""
         usual = np.zeros_like(kappa)
         bands = _bands(self.scale)
         for band in np.unique(bands):
@@ -85,11 +88,11 @@ class Small:
         return usual
 
     def error(self, value: np.ndarray) -> tuple[float, str]:
-        """The largest error of a band of `value` (the whole tensor), and where it is, in words."""
+        """Return the largest error of any band of `value` (the whole tensor), and a description of the band."""
         return self.worst(_at(value, self.places) - self.wanted)
 
     def worst(self, difference: np.ndarray) -> tuple[float, str]:
-        """The same, given the differences of these elements alone."""
+        """As `error`, given the differences of these elements only."""
         bands = _bands(self.scale)
         found = [(_band_error(difference, self.scale, bands == band), band) for band in np.unique(bands)]
         error, band = max(found, default=(0.0, 0))
@@ -102,7 +105,7 @@ class Small:
 
 
 def small(reference: np.ndarray, gate: float, unit: float = 1.0) -> Small | None:
-    """The elements of `reference` that relF does not resolve at this gate; None if it resolves all that counts.
+    """Return the elements of `reference` that relF does not resolve at this gate; None if it resolves all that matter.
 
     `unit` is the size of ordinary elements.
     """
@@ -125,11 +128,11 @@ def small(reference: np.ndarray, gate: float, unit: float = 1.0) -> Small | None
 
 
 SmallOnes = Mapping[Key, Call]
-"""By JAX's names, the unresolved elements of the tensors of each call: `Small` or None in place of tensors."""
+"""Unresolved elements of each call's tensors, by JAX's call keys: `Small` or None in place of each tensor."""
 
 
 def small_ones(references: Mapping[Key, Call], draws: Sequence[Mapping[Key, Call]], gate: float) -> SmallOnes:
-    """Those of all calls; `draws` are noisy runs of PyTorch (see above), in the same names and layout."""
+    """Return the unresolved elements of all calls; `draws` are noisy runs of PyTorch with the same keys and layout."""
 
     def of(wanted: Sequence[np.ndarray], runs: Sequence[Sequence[np.ndarray]]) -> list[Small | None]:
         found = [small(x, gate) for x in wanted]
@@ -145,7 +148,7 @@ def small_ones(references: Mapping[Key, Call], draws: Sequence[Mapping[Key, Call
 
 
 def flat(array: np.ndarray) -> np.ndarray:
-    """All real numbers of the array: real and imaginary parts, if it is complex, one beside the other."""
+    """Return the array flattened to real numbers; a complex array yields its real and imaginary parts."""
     return real_numbers(array)[0].reshape(-1)
 
 
@@ -169,21 +172,21 @@ def _band_error(difference: np.ndarray, scale: np.ndarray, own: np.ndarray) -> f
 
 @dataclasses.dataclass(frozen=True)
 class SmallGradient:
-    """The unresolved elements of a gradient, and JAX's differences there; the gradient itself can be let go."""
+    """Unresolved elements of a gradient and JAX's differences there, so that the gradient itself can be freed."""
 
     small: Small
     difference: np.ndarray
 
     def error(self, draws: Sequence[np.ndarray]) -> tuple[float, str]:
-        """As `Small.error`; `draws` are this gradient in noisy runs of PyTorch."""
+        """Return the same as `Small.error`; `draws` are this gradient in noisy runs of PyTorch."""
         known = self.small.known(draws)
         return known.worst(self.difference[np.isin(self.small.places, known.places)])
 
 
 def small_gradients(wanted: Gradients, given: Gradients, gates: Gates) -> dict[str, SmallGradient]:
-    """By the rows' names, what relF does not resolve in the gradients of parameters and inputs.
+    """Return, by row name, what relF does not resolve in the gradients of parameters and inputs.
 
-    The unit is the size of an ordinary gradient: the median of the root mean squares of those that are not zero.
+    The unit is the ordinary gradient size: the median of the root mean squares of all nonzero gradients.
     """
     sizes = [norm(g) / math.sqrt(g.size) for g in wanted.params.values() if g.any()]
     unit = float(np.quantile(sizes, 0.5, method="lower")) if sizes else 1.0
@@ -204,7 +207,7 @@ def _named(*runs: Gradients) -> dict[str, tuple[np.ndarray, ...]]:
 def with_small_gradients(
     rows: Sequence[Row], suspects: Mapping[str, SmallGradient], draws: Sequence[Gradients]
 ) -> list[Row]:
-    """The float64 rows; where one passes and the elements that it does not resolve fail, it is theirs."""
+    """Return the float64 rows; a passing row whose unresolved elements fail is replaced by a row with their error."""
     noisy = _named(*draws)
     found = []
     for row in rows:
@@ -215,11 +218,11 @@ def with_small_gradients(
 
 
 def is_small(row: Row) -> bool:
-    """Whether a failing row is that of elements which relF does not resolve."""
+    """Return whether a failing row reports elements that relF does not resolve."""
     return UNSEEN in row.note
 
 
 def with_error(row: Row, error: float, note: str) -> Row:
-    """The row, or where this error of its small elements is beyond their gate, theirs."""
+    """Return the row, or if `error` of its small elements exceeds their gate, a row with that error."""
     limit = LOOSER * row.gate
     return row if error <= limit else dataclasses.replace(row, error=error, gate=limit, note=note)

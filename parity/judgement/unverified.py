@@ -1,4 +1,4 @@
-"""What passed and yet was not verified: zeros or NaN on both sides, gradients that are zero, modules never called."""
+"""Notes on what passed without being verified: zeros or NaN on both sides, and gradients that are zero."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from parity.pairing.match_calls import Pair
 from parity.runs.torch_side import Arrays, Gradients
 
 NAMED = 5
-"""How many names a note lists."""
+"""Maximum number of names that a note lists."""
 
 
 def unverified_layers(pairs: Sequence[Pair], references: Arrays) -> list[str]:
-    """Notes on PyTorch's calls (by JAX's names): modules whose output is zero everywhere, or holds NaN.
+    """Return notes on modules whose output in PyTorch is zero everywhere or contains NaN.
 
-    Where JAX's differ, their rows fail by themselves.
+    `references` are PyTorch's calls by JAX's keys. Where JAX's output differs, the row of the module fails anyway.
     """
     moving = {
         pair.name or "the output": [x for x in references[pair.jax].outputs if np.issubdtype(x.dtype, np.inexact)]
@@ -41,7 +41,7 @@ def unverified_layers(pairs: Sequence[Pair], references: Arrays) -> list[str]:
 
 
 def unverified_gradients(wanted: Gradients, given: Gradients) -> list[str]:
-    """Notes on parameters and inputs whose gradient is exactly zero on both sides."""
+    """Return notes on parameters and inputs whose gradient is exactly zero on both sides."""
     zero = [name for name, g in wanted.params.items() if not g.any() and not given.params[name].any()]
     pairs = enumerate(zip(wanted.inputs, given.inputs, strict=True))
     zero += [f"input {i}" for i, (a, b) in pairs if not a.any() and not b.any()]
@@ -49,12 +49,12 @@ def unverified_gradients(wanted: Gradients, given: Gradients) -> list[str]:
 
 
 def unverified_zeros(names: Sequence[str]) -> list[str]:
-    """A note on tensors that are zero but for rounding on both sides (`parity.measure.cancellation`)."""
+    """Return a note on tensors that are zero up to rounding on both sides (`parity.measure.cancellation`)."""
     return _note("not verified, since zero but for rounding on both sides", dict.fromkeys(names))
 
 
 def cancelled(names: Sequence[str]) -> list[str]:
-    """A note on tensors that are what is left when large terms cancel (`parity.measure.cancellation`)."""
+    """Return a note on tensors in which large terms cancel (`parity.measure.cancellation`)."""
     found = dict.fromkeys(name or "the model" for name in names)
     return _note("large terms cancel, so held to 2^-23 of PyTorch's float32 error", found)
 

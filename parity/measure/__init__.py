@@ -1,1 +1,1 @@
-"""The measure (relF), the gates, and the rows of a report: each error with what it may be."""
+"""The error measure (relF) and the gates."""

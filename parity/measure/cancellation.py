@@ -1,25 +1,25 @@
-"""Tensors of which little or nothing is left when large terms cancel: relF compares rounding with rounding there.
+"""Gates for tensors that result from cancellation of large terms, where relF compares rounding errors only.
 
-The derivative of LayerNorm over two numbers is what is left of terms 10^5 times as large; GroupNorm over a single
+The derivative of LayerNorm over two numbers is the remainder of terms 10^5 times as large; GroupNorm over a single
 number returns its bias, and where that is 0 one framework returns exact zeros, the other x * s - x * s, computed with
-different roundings: 1e-14 where x * s is 100. The float32 run shows how large the terms are: they leave 2^29 times as
-much of rounding there. So a float64 row that misses its gate passes if
+different roundings: 1e-14 where x * s is 100. The float32 run shows how large the terms are: there they leave a
+rounding error 2^29 times as large. So a float64 row that misses its gate passes if
 
     error <= LIMIT * err32,    LIMIT = 64 * 2^-53 / 2^-24 = 2^-23
 
-where err32 is the relF of PyTorch's float32 run to its float64 run, and 64 leaves room for chance: the error of a
-single number is small now and then. An ordinary err32, 1e-7, leaves the gate of 1e-13 as it is; a mistake that changes
-more than 64 roundings of the terms fails. With LIMIT * err32 >= 1 the tensor itself is no larger than that rounding: it
-is zero. That such numbers happen to fit into float32 is then no leak.
+where err32 is the relF between PyTorch's float32 and float64 runs, and 64 is a margin for chance: the error of a
+single number is sometimes small. An ordinary err32 of 1e-7 leaves the gate of 1e-13 unchanged; an error that exceeds
+64 roundings of the terms fails. With LIMIT * err32 >= 1 the tensor itself is no larger than that rounding error and
+counts as zero. If its values happen to be exact in float32, this is not a leak.
 
-The other way round, a gradient of float32 that misses its gate passes if its float64 row passed and
+Conversely, a float32 gradient that misses its gate passes if its float64 row passed and
 
     error <= 64 * 2^29 * err64    and    error <= 64 * err32
 
-The first says that it is the rounding of the same program; the second that PyTorch's own run is not much better. JAX
-derives what PyTorch has written by hand (softmax, normalisation), and a gradient that passed through a handful of
-numbers errs as the unluckiest of them does. Algorithms that lose digits, such as the variance by E[x^2] - E[x]^2, show
-in the rows of the layers, which keep their gates.
+The first condition means that it is the rounding error of the same program; the second that PyTorch's own run is not
+much better. JAX differentiates automatically what PyTorch implements by hand (softmax, normalization), and the error
+of a gradient that passes through a few numbers is that of the worst of them. Algorithms that lose digits, such as the
+variance by E[x^2] - E[x]^2, show in the rows of the layers, whose gates are unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GRADIENTS = ("gradient", "activation gradient")
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Rows with the gate above where it counts, and the names of these tensors: zero, or the small rest of terms."""
+    """Rows with the gate above where it applies, and the names of these tensors: zero, or a small remainder."""
 
     rows: list[Row]
     zero: list[str]
@@ -45,7 +45,7 @@ class Judged:
 
 
 def judged(rows: Sequence[Row]) -> Judged:
-    """The rows, those of tensors that are mostly rounding with the gate above."""
+    """Apply the gate above to the rows of tensors that are mostly rounding errors."""
     errors = {_place(row): row.torch_error for row in rows if row.precision == "float32" and row.torch_error}
     found = Judged([], [], [])
     for row in rows:
@@ -60,7 +60,7 @@ def judged(rows: Sequence[Row]) -> Judged:
 
 
 def with_noise(row: Row, error32: float) -> Row:
-    """A row of float64 that misses its gate and passes the one above, with that; any other as it is."""
+    """Replace the gate of a float64 row that misses its gate and passes the one above; return other rows unchanged."""
     gate = LIMIT * error32
     if row.precision == "float64" and not row.passed and not row.note and row.error <= gate < math.inf:
         return dataclasses.replace(row, gate=gate)
@@ -68,7 +68,7 @@ def with_noise(row: Row, error32: float) -> Row:
 
 
 def _same_rounding(row: Row, error64: float) -> Row:
-    """A gradient of float32 that misses its gate and passes by its float64 row, with that gate."""
+    """Replace the gate of a float32 gradient that misses its gate and passes by its float64 row."""
     if row.precision != "float32" or row.passed or row.note or row.kind not in GRADIENTS:
         return row
     gate = CHANCE * min(DIGITS * error64, row.torch_error or 0.0)

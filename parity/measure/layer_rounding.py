@@ -1,13 +1,13 @@
-"""How many float32 roundings a layer's own arithmetic may cost, where PyTorch's own error does not show it.
+"""Number of float32 roundings that a layer's own arithmetic may cost, where PyTorch's own error does not show it.
 
-The unit is a sum of products from left to right: k of them cost 0.3 sqrt(k) roundings (docs, How equality is judged).
+The unit is a left-to-right sum of products: k of them cost 0.3 sqrt(k) roundings (docs, How equality is judged).
 
 - Layers with weights sum as many products as their fan-in.
-- Normalisation subtracts a mean of k numbers. Its rounding is as large beside what is left as the numbers are beside
-  their deviations, sqrt(E x^2 / var): so much as k E x^2 / var products. FEW roundings of what is done to each number
-  come on top.
-- GELU is x (1 + f(x)) / 2, and XLA's tanh and erf err by up to 5 roundings of 1 (PyTorch's by 1), which is much beside
-  1 + f where x is negative: relative to the output, 5 |x / 2| / |gelu(x)|.
+- Normalization subtracts a mean of k numbers. Its rounding error, relative to the result, is larger by the ratio of
+  the numbers to their deviations, sqrt(E x^2 / var), and so counts as k E x^2 / var products. FEW roundings are added
+  for the elementwise operations.
+- GELU is x (1 + f(x)) / 2, and the error of XLA's tanh and erf is up to 5 roundings of 1 (PyTorch's: 1), which is large
+  relative to 1 + f where x is negative: relative to the output, 5 |x / 2| / |gelu(x)|.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import torch
 from parity.measure.gates import OF_SUMS, norm, relative
 
 OF_XLA = 5.0
-"""Roundings of 1 by which XLA's tanh and erf err on a CPU at most; measured in this module's tests."""
+"""Maximum error of XLA's tanh and erf on CPU, in roundings of 1; measured in this module's tests."""
 
 FEW = 4
-"""Roundings: `Gates.f32_floor`."""
+"""Number of roundings of elementwise operations, as in `Gates.f32_floor`."""
 
 LARGEST = 2**40
 
 
 def own_terms(module: torch.nn.Module, x: np.ndarray | None, y: np.ndarray) -> int:
-    """So many products, summed from left to right, cost as much as the module's own arithmetic.
+    """Return the number of products whose left-to-right sum costs as much as the module's own arithmetic.
 
     Args:
-        x, y: the first tensor that it takes, if any, and the first that it returns, in PyTorch's layout.
+        x, y: First input (if any) and first output tensor of the module, in PyTorch's layout.
     """
     found = float(summed(module))
     if x is not None and np.issubdtype(x.dtype, np.floating):
@@ -41,7 +41,7 @@ def own_terms(module: torch.nn.Module, x: np.ndarray | None, y: np.ndarray) -> i
 
 
 def summed(module: torch.nn.Module) -> int:
-    """How many products the module's own weights sum to one number: the largest fan-in; 0 without such weights."""
+    """Return the number of products summed per output by the module's own weights: the largest fan-in, or 0."""
     if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
         return 0
     own = module.named_parameters(recurse=False)
@@ -49,7 +49,7 @@ def summed(module: torch.nn.Module) -> int:
 
 
 def _of_mean(module: torch.nn.Module, x: np.ndarray) -> float:
-    """k E x^2 / (var + eps), on average over the means that a normalisation takes of `x` (PyTorch's layout)."""
+    """Return k E x^2 / (var + eps), averaged over the means that a normalization takes of `x` (PyTorch's layout)."""
     if isinstance(module, torch.nn.LayerNorm):
         means, left = divmod(x.size, math.prod(module.normalized_shape))
         means = 0 if left else means
@@ -59,7 +59,7 @@ def _of_mean(module: torch.nn.Module, x: np.ndarray) -> float:
         means = len(x) * x.shape[1]
     else:
         return 0.0
-    if not means or x.size % means:  # it does something else with this tensor
+    if not means or x.size % means:  # the layer does something else with this tensor
         return 0.0
     groups = x.reshape(means, -1)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -1,0 +1,1 @@
+"""Optimizer state converted between `torch.optim` and optax."""

@@ -1,23 +1,23 @@
-"""Optimiser state carried between `torch.optim` and optax, so that a training run can change frameworks at any step.
+"""Conversion of optimizer state between `torch.optim` and optax, to change frameworks at any training step.
 
 | `torch.optim`           | optax                                                       |
 |-------------------------|-------------------------------------------------------------|
 | exp_avg, exp_avg_sq     | `ScaleByAdamState`: mu, nu                                  |
 | step                    | every `count`: Adam's own and the positions of schedules    |
 | momentum_buffer         | `TraceState`: trace                                         |
-| lr, betas, eps ...      | hyperparameters that `optax.inject_hyperparams` holds       |
+| lr, betas, eps ...      | hyperparameters held by `optax.inject_hyperparams`          |
 
-Moments are carried bit for bit, in the layouts of the weights' ledger. The optax states may stand anywhere in a chain,
+Moments are copied bit for bit, in the layouts of the weights' ledger. The optax states may be anywhere in a chain,
 masked or partitioned; parameters may be any tree (an `nnx.State`, nested or flat dictionaries): key paths are joined
 to dotted names.
 
-What neither state holds cannot be carried, and is for the caller to set alike: Nesterov or not, Adam or Adamax (they
-keep the same buffers), and the rates, betas and decays that optax keeps in closures. With `tx`, the transformation
-itself, both rules are compared by what they do (see `parity.optimizer_state.same_rule`), and a state is refused where
-they differ; without it a warning says that nobody looked.
+What neither state contains cannot be converted, and the caller has to set it equally on both sides: Nesterov or not,
+Adam or Adamax (they have the same buffers), and the rates, betas and decays that optax keeps in closures. With `tx`,
+the transformation itself, both rules are compared by their updates (see `parity.optimizer_state.same_rule`), and the
+conversion fails if they differ; without it a warning says that they were not compared.
 
 A parameter without state in PyTorch has zero moments: AdamW starts there, and SGD's first buffer is the gradient
-itself, which is what a buffer of zeros gives as long as dampening is 0. optax knows no dampening: refused.
+itself, which is what a buffer of zeros gives as long as dampening is 0. optax does not support dampening, so it raises.
 """
 
 from __future__ import annotations
@@ -58,17 +58,18 @@ def optimizer_to_jax(
     steps: int | None = None,
     tx: optax.GradientTransformation | nnx.Optimizer | None = None,
 ) -> optax.OptState:
-    """`opt_state` (fresh from the transformation's `init`, for example) with the memory of `torch_optimizer`.
+    """Return `opt_state` with the state of `torch_optimizer` filled in.
 
     Args:
-        torch_model: tells the parameters' names.
-        ledger: of the weights (see `parity.torch_to_jax`).
-        steps: how many were taken, where PyTorch does not count them (SGD) and optax does (a schedule).
-        tx: the transformation whose state it is: compared with PyTorch's optimiser.
+        torch_model: Model that provides the parameter names.
+        opt_state: State to fill, e.g. from the transformation's `init`.
+        ledger: Ledger of the weights (see `parity.torch_to_jax`).
+        steps: Number of steps taken, if optax counts them (a schedule) and PyTorch does not (SGD).
+        tx: Transformation that `opt_state` belongs to; compared with PyTorch's optimizer.
 
     Raises:
-        ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
-            rule than PyTorch's optimiser.
+        ValueError: Parts of either state have no partner or do not fit (all are listed), or `tx` follows another rule
+            than PyTorch's optimizer.
     """
     torch_model = unwrapped(torch_model)
     names = parameter_names(torch_model, {entry.torch for entry in ledger})
@@ -108,7 +109,7 @@ def _compare(
     ledger: Ledger,
     steps: int,
 ) -> None:
-    """Raises ValueError if the rules differ; warns of what was not compared, and of other learning rates."""
+    """Raise ValueError if the rules differ; warn if they were not compared or the learning rates differ."""
     if tx is None:
         told = [
             "optax's state does not tell its rule (Adam, Adamax and nadam keep the same, AdamW's decay none): pass "
@@ -130,14 +131,14 @@ def optimizer_to_torch(
     *,
     tx: optax.GradientTransformation | nnx.Optimizer | None = None,
 ) -> int | None:
-    """Gives `torch_optimizer` the memory of `opt_state`, in place; `tx` is as in `optimizer_to_jax`.
+    """Copy `opt_state` into `torch_optimizer`, in place; for `tx` see `optimizer_to_jax`.
 
     Returns:
-        How many steps were taken; None if optax does not count them. A scheduler does not belong to PyTorch's
-        optimiser: put it there by its `last_epoch`.
+        Number of steps taken; None if optax does not count them. A learning rate scheduler is not part of PyTorch's
+        optimizer: resume it with its `last_epoch`.
 
     Raises:
-        ValueError: something in either state has no partner or does not fit, everything is listed; or `tx` is another
+        ValueError: Parts of either state have no partner or do not fit (all are listed), or `tx` follows another
             rule. Nothing is changed then.
     """
     torch_model = unwrapped(torch_model)
@@ -152,7 +153,7 @@ def optimizer_to_torch(
         f"optax's state holds {name} twice" for name, v in theirs.hyperparams if float(v) != float(values[name])
     ]
     present, conflicts = torch_hyperparams(torch_optimizer, values)
-    # PyTorch has no eps_root, and groups that do not decay keep to it.
+    # PyTorch has no eps_root, and groups without weight decay stay without it.
     unset = [name for name in ("eps_root", "weight_decay") if present.get(name) == 0 and float(values[name]) != 0]
     problems += [f"the injected hyperparameter {name} has no place in PyTorch's groups" for name in unset]
     _raise([*problems, *conflicts])
@@ -176,10 +177,12 @@ def optimizer_to_torch(
 
 
 def ema_to_jax(ema: StateDict, like: Any, ledger: Ledger) -> Any:
-    """A moving average of PyTorch's `state_dict` as a tree of the structure of `like`, bit for bit.
+    """Convert a moving average of PyTorch's `state_dict` to a tree with the structure of `like`, bit for bit.
+
+    Names in the ledger's `torch_only` are left out.
 
     Raises:
-        ValueError: names without a partner, all listed. The ledger's `torch_only` ones are left out.
+        ValueError: Some names have no partner; all of them are listed.
     """
     moments = {name: to_numpy(value) for name, value in ema.items() if name not in ledger.torch_only}
     leaves: dict[str, Any] = {}
@@ -191,10 +194,10 @@ def ema_to_jax(ema: StateDict, like: Any, ledger: Ledger) -> Any:
 
 
 def ema_to_torch(ema: Any, ledger: Ledger) -> dict[str, torch.Tensor]:
-    """A moving average in JAX, any tree, as a `state_dict` of PyTorch, bit for bit and without `torch_only` names.
+    """Convert a moving average in JAX (any tree) to a `state_dict` of PyTorch, bit for bit, without `torch_only` names.
 
     Raises:
-        ValueError: names that are missing or unknown, all listed.
+        ValueError: Some names are missing or unknown; all of them are listed.
     """
     leaves: dict[str, np.ndarray] = {}
     named(ema, lambda name, leaf: leaves.setdefault(name, np.asarray(leaf)))
@@ -208,7 +211,7 @@ def ema_to_torch(ema: Any, ledger: Ledger) -> dict[str, torch.Tensor]:
 def _unpaired(
     ours: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, Mapping[str, Any]], ledger: Ledger
 ) -> list[str]:
-    """All that keeps the moments of both sides from being the same set of tensors."""
+    """Return every difference between the sets of moments of both sides."""
     problems = []
     for slot in dict.fromkeys((*ours, *theirs)):
         a, b = ours.get(slot, {}), theirs.get(slot, {})
@@ -236,12 +239,12 @@ def _kind(array: Any) -> tuple[tuple[int, ...], str]:
 
 
 def _within(ledger: Ledger, names: Mapping[str, Any]) -> Ledger:
-    """The entries of these PyTorch tensors alone."""
+    """Return the ledger's entries for these PyTorch tensors only."""
     return Ledger(tuple(entry for entry in ledger if entry.torch in names))
 
 
 def _like(leaf: Any, array: np.ndarray) -> jax.Array:
-    """`array` where and of the type that `leaf` is."""
+    """Return `array` with the dtype and sharding of `leaf`."""
     value = jnp.asarray(array.astype(leaf.dtype))
     if value.dtype != leaf.dtype:
         raise ValueError(f"a moment is {leaf.dtype}, which JAX holds only with jax_enable_x64: switch it on")

@@ -1,12 +1,12 @@
-"""Whether an optimiser of PyTorch and a transformation of optax follow the same rule: both take the same steps.
+"""Check whether a PyTorch optimizer and an optax transformation follow the same rule, i.e. take the same steps.
 
-optax's state does not tell it: Adam, Adamax and Nesterov's Adam keep the same two moments, and what decays, and how,
-stands in no state at all. So both are given the same gradients, from the state in question, and what they do is
-compared, in float64.
+optax's state does not determine it: Adam, Adamax and Nesterov's Adam have the same two moments, and weight decay is
+in no state at all. So both get the same gradients, starting from the given state, and their updates are compared in
+float64.
 
-The gradients are drawn, and small enough that a clipping (which in PyTorch stands outside of the optimiser) does not
-bind. The parameters stay where they are, so that a learning rate is one factor of every step: it is set apart from
-the rule, told if it differs, and never a reason to refuse (PyTorch's is often set by a scheduler right before a step).
+The gradients are random, and small enough that gradient clipping (which in PyTorch is separate from the optimizer) is
+not active. The parameters are held fixed, so that the learning rate is a factor of every step: it is separated from
+the rule, reported if it differs, and never an error (PyTorch's is often set by a scheduler right before a step).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from parity.optimizer_state.state import SLOTS, dotted_name, parameters
 STEPS = 4
 
 GATE = 1e-9
-"""relF of the steps of two equal rules: rounding of float64, 2e-16, and what is lost where a step is subtracted."""
+"""Maximum relF between the steps of equal rules: float64 rounding, 2e-16, amplified by subtracting parameters."""
 
 GATE_INJECTED = 1e-4
-"""The same where optax holds betas and decays in float32: 1 - 0.999 is off by 1.3e-5 then."""
+"""The same if optax stores betas and decays in float32: 1 - 0.999 then has a relative error of 1.3e-5."""
 
 Options = Mapping[str, Any]
 Units = dict[tuple[str, int | None], np.ndarray]
-"""Arrays by flax's name and the layer in a stack, in flax's layout."""
+"""Arrays in flax's layout, by flax's name and the layer in a stack."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How far the steps of both are apart, and optax's learning rate at the next step by PyTorch's group."""
+    """The difference between the steps of both, and optax's learning rate at the next step per PyTorch group."""
 
     error: float
     rates: Mapping[int, float]
@@ -60,13 +60,13 @@ def compare_rules(
     ledger: Ledger,
     steps: int,
 ) -> tuple[list[str], list[str]]:
-    """(why both are not the same rule, what is to be told): both from `opt_state`, PyTorch's with `groups`."""
+    """Return (errors, warnings) of comparing both rules from `opt_state`, PyTorch's with the options in `groups`."""
     trial = _Trial.of(optimizer, groups, torch_model, opt_state, ledger, steps)
     if trial is None:
         return [], ["optax keeps no moments: its rule was not compared with PyTorch's"]
     try:
         found = trial.compare(tx)
-    except (ValueError, TypeError) as error:  # a transformation that wants more than gradients and parameters
+    except (ValueError, TypeError) as error:  # a transformation that needs more than gradients and parameters
         text = first_line(error)[:150]
         return [], [f"optax's transformation did not run by itself ({text}): its rule was not compared with PyTorch's"]
     if found.error > trial.gate:
@@ -92,7 +92,7 @@ def _settings(group: Options) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """One state that both sides start from."""
+    """The common starting state of both sides."""
 
     kind: type[torch.optim.Optimizer]
     groups: Sequence[Options]
@@ -141,7 +141,7 @@ class _Trial:
         return self._apart(self._torch_steps(gradients), self._optax_steps(tx, gradients))
 
     def _gradients(self, step: int) -> Units:
-        """Small beside the moments, so that no clipping binds, and of another size at every step."""
+        """Return gradients that are small relative to the moments, to avoid clipping, and vary in size per step."""
         total = sum(math.prod(entry.jax_shape) for entry in self.entries) or 1
         first = self.moments.get("mu") or self.moments.get("trace") or {}
         found = {}
@@ -149,7 +149,7 @@ class _Trial:
             moment, square = (self._unit(x.get(entry.jax), entry) for x in (first, self.moments.get("nu", {})))
             found_sizes = [0.0] if moment is None or not moment.size else [norm(moment) / math.sqrt(moment.size)]
             found_sizes += [math.sqrt(abs(square.mean()))] if square is not None and square.size else []
-            # What was clipped has second moments below the limit, and a buffer up to 1 / (1 - momentum) times as large.
+            # Clipped gradients have second moments below the limit, and a buffer up to 1 / (1 - momentum) as large.
             size = (0.03 if "mu" in self.moments else 0.003) * max(found_sizes)
             draw = np.random.RandomState(zlib.crc32(repr((entry.jax, entry.index, step)).encode()))
             shape = entry.jax_shape if entry.index is None else entry.jax_shape[1:]
@@ -162,14 +162,14 @@ class _Trial:
         return array if array is None or entry.index is None else array[entry.index]
 
     def _torch_steps(self, gradients: Sequence[Units]) -> list[Units]:
-        """What PyTorch would subtract at a learning rate of 1, in float64, from where the parameters are."""
+        """Return PyTorch's updates at a learning rate of 1, in float64, with fixed parameters."""
         start = {name: np.asarray(x) for name, x in _leaves(self.params)}
         tensors = {
             (entry.jax, entry.index): torch.nn.Parameter(torch.tensor(self._unit(start[entry.jax], entry)))
             for entry in self.entries
             if self.group_of[entry.jax, entry.index] >= 0
         }
-        # A step of the size of the parameters, whatever the optimiser: less is lost where both are subtracted.
+        # Scale steps to the size of the parameters, for any optimizer: subtracting them then loses fewer digits.
         size = max((norm(g) / math.sqrt(g.size) for g in gradients[0].values() if g.size), default=1.0)
         rate = 1.0 / size if self.kind is torch.optim.SGD else 1.0
         optimizer = self._optimizer(tensors, rate)
@@ -218,7 +218,7 @@ class _Trial:
         return found
 
     def _whole(self, name: str, like: Any, given: Units) -> jax.Array:
-        """The gradient of a flax tensor, its layers in their places."""
+        """Return the gradient of a flax tensor, assembled from its layers."""
         layers = {index: x for (other, index), x in given.items() if other == name}
         if None in layers:
             return jnp.asarray(layers[None])
@@ -228,13 +228,13 @@ class _Trial:
         return jnp.asarray(found)
 
     def _apart(self, ours: Sequence[Units], theirs: Sequence[Units]) -> Comparison:
-        """Per group and step, up to one positive factor: the learning rate."""
+        """Compare the steps per group, up to one positive factor: the learning rate."""
         worst, rates = 0.0, dict[int, float]()
         for a, b in zip(ours, theirs, strict=True):
             for i in sorted(set(self.group_of.values())):
                 keys = [key for key in b if self.group_of[key] == i and b[key].size]
                 given = _flat([b[key] for key in keys])
-                if i < 0:  # what PyTorch does not train
+                if i < 0:  # parameters that PyTorch does not train
                     worst = math.inf if given.any() else worst
                     continue
                 wanted = _flat([a[key] for key in keys])
@@ -247,7 +247,7 @@ class _Trial:
         return Comparison(worst, rates)
 
     def known(self, tx: optax.GradientTransformation) -> str | None:
-        """The name of the rule that optax's transformation follows, if it is one that is often taken for another."""
+        """Return the name of the rule that optax's transformation follows, if it is a commonly confused one."""
         gradients = [self._gradients(step) for step in range(STEPS)]
         theirs = self._optax_steps(tx, gradients)
         for name, candidate in self._candidates():
@@ -264,7 +264,7 @@ class _Trial:
         return None
 
     def _filled(self, state: Any) -> Any:
-        """A fresh state with these moments and this count."""
+        """Return a fresh state with these moments and this step count."""
 
         def node(x: Any) -> Any:
             count = jnp.asarray(self.steps, jnp.int32)
@@ -315,7 +315,7 @@ class _Trial:
                     yield f"{said} in the gradient (L2)", optax.chain(added, rule, down)
 
     def _mask(self) -> Any:
-        """Which of flax's tensors PyTorch decays."""
+        """Return a mask of the flax tensors that PyTorch decays."""
         decaying = [i for i, group in enumerate(self.groups) if group.get("weight_decay")] or range(len(self.groups))
         decays = {name for (name, _), i in self.group_of.items() if i in decaying}
         return _named(self.params, lambda name, x: name in decays)
@@ -330,7 +330,7 @@ def _is_variable(x: Any) -> bool:
 
 
 def _double(x: Any) -> Any:
-    """A leaf of a state as a plain array, floating ones in float64."""
+    """Convert a leaf of a state to a plain array; floating ones to float64."""
     array = np.asarray(x.get_value() if _is_variable(x) else x)
     return jnp.asarray(array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array)
 
@@ -344,7 +344,7 @@ def _is_known(x: Any) -> bool:
 
 
 def _nodes(state: Any) -> Iterator[Any]:
-    """The states of which something is known, also inside of injected hyperparameters."""
+    """Yield the states of known types, including those inside injected hyperparameters."""
     for x in jax.tree.leaves(state, is_leaf=_is_known):
         if _is_known(x):
             yield x
@@ -370,7 +370,7 @@ def _named(tree: Any, change: Any) -> Any:
 
 
 def _parameters(trees: Sequence[tuple[str, Any]], shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    """Parameters, drawn, of the structure of the moments: of several masked ones what all have together."""
+    """Draw parameters with the structure of the moments; several masked trees are merged."""
 
     whole = _merged([tree for _, tree in trees])
 
@@ -384,7 +384,7 @@ def _parameters(trees: Sequence[tuple[str, Any]], shapes: Mapping[str, tuple[int
 
 
 def _merged(trees: Sequence[Any]) -> Any:
-    """One tree of several that have the same structure, but where one of them has a mask for a leaf or a branch."""
+    """Merge trees with the same structure, each of which may have masks in place of leaves or branches."""
     solid = [tree for tree in trees if not _is_masked(tree)]
     if not solid:
         return trees[0]
@@ -396,5 +396,5 @@ def _merged(trees: Sequence[Any]) -> Any:
 
 
 def _children(tree: Any) -> tuple[list[Any], Any]:
-    """What is right inside of a tree, and how to put it back; a leaf holds itself."""
+    """Return the direct children of a tree, and the structure to rebuild it; a leaf is its own child."""
     return jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)

@@ -1,4 +1,4 @@
-"""What the optimisers of both frameworks remember: `torch.optim` by parameter, optax anywhere in its tree of states."""
+"""Read and write optimizer state: `torch.optim` by parameter, optax anywhere in its tree of states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOTS: Mapping[type[torch.optim.Optimizer], Mapping[str, str]] = {
     torch.optim.AdamW: {"exp_avg": "mu", "exp_avg_sq": "nu"},
     torch.optim.SGD: {"momentum_buffer": "trace"},
 }
-"""What each optimiser remembers of a parameter -> optax's name for it."""
+"""Per optimizer, maps PyTorch's keys of a parameter's state to optax's names."""
 
 _KNOWN = (
     optax.ScaleByAdamState,
@@ -29,15 +29,15 @@ _KNOWN = (
 )
 
 Visit = Callable[[str, str, Any], Any]
-"""(slot, name, leaf) -> what takes the leaf's place."""
+"""Function of (slot, name, leaf) that returns the leaf's replacement."""
 
 Moments = dict[str, dict[str, np.ndarray]]
-"""optax's slot -> dotted name (PyTorch's or JAX's) -> moment, in that framework's layout."""
+"""Maps optax's slot and the dotted name (PyTorch's or JAX's) to the moment, in that framework's layout."""
 
 
 @dataclasses.dataclass
 class TorchMemory:
-    """All that a PyTorch optimiser remembers; `steps` by parameter, if it counts them."""
+    """The state of a PyTorch optimizer; `steps` per parameter, if it counts them."""
 
     moments: Moments
     steps: dict[str, int]
@@ -46,7 +46,7 @@ class TorchMemory:
 
 @dataclasses.dataclass
 class OptaxMemory:
-    """The leaves of an optax state by what they are; hyperparameters without those that a schedule sets anew."""
+    """The leaves of an optax state by kind; hyperparameters that follow a schedule are excluded."""
 
     moments: dict[str, dict[str, Any]]
     counts: list[Any]
@@ -55,7 +55,7 @@ class OptaxMemory:
 
 
 def parameter_names(model: torch.nn.Module, known: Collection[str]) -> dict[int, str]:
-    """id of every parameter -> its name; of several (tied) the one that is `known`, a ledger's."""
+    """Map the id of every parameter to its name; for tied parameters to the one in `known` (a ledger's names)."""
     found: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         first = found.setdefault(id(parameter), name)
@@ -65,10 +65,12 @@ def parameter_names(model: torch.nn.Module, known: Collection[str]) -> dict[int,
 
 
 def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> TorchMemory:
-    """The memory of `optimizer`: zeros for parameters that have none yet, frozen ones left out; see `parameter_names`.
+    """Read the state of `optimizer`: zeros for parameters without state; frozen parameters are skipped.
+
+    `names` are those of `parameter_names`.
 
     Raises:
-        ValueError: the optimiser's type is not one of `SLOTS`.
+        ValueError: The type of the optimizer is not in `SLOTS`.
     """
     if type(optimizer) not in SLOTS:
         known = ", ".join(kind.__name__ for kind in SLOTS)
@@ -98,7 +100,7 @@ def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> To
 
 
 def read_optax(opt_state: optax.OptState) -> OptaxMemory:
-    """The leaves of `opt_state` by what they are; those that PyTorch cannot hold are problems."""
+    """Read the leaves of `opt_state` by kind; those that PyTorch cannot represent are added to the problems."""
     memory = OptaxMemory({}, [], [], [])
 
     def read(slot: str, name: str, leaf: Any) -> Any:
@@ -119,7 +121,7 @@ def read_optax(opt_state: optax.OptState) -> OptaxMemory:
 
 
 def walk(state: Any, visit: Visit) -> Any:
-    """`state` with every leaf replaced by what `visit` says; "unknown" ones are named by their place."""
+    """Replace every leaf of `state` by the result of `visit`; "unknown" leaves are named by their key path."""
 
     def node(path: tuple[Any, ...], x: Any) -> Any:
         def moments(slot: str, tree: Any) -> Any:
@@ -137,7 +139,7 @@ def walk(state: Any, visit: Visit) -> Any:
                 def position(name: str, leaf: Any) -> Any:
                     return visit("count" if name.endswith(".count") else "unknown", name, leaf)
 
-                # Those with a schedule are computed at every step from its count.
+                # Hyperparameters with a schedule are recomputed from its count at every step.
                 fixed = {key: value for key, value in x.hyperparams.items() if key not in x.hyperparams_states}
                 return x._replace(
                     count=moments("count", x.count),
@@ -151,37 +153,37 @@ def walk(state: Any, visit: Visit) -> Any:
 
 
 def named(tree: Any, change: Callable[[str, Any], Any]) -> Any:
-    """`tree` with every leaf changed, by its dotted name: flax's variables are leaves, flat and nested names alike."""
+    """Apply `change(dotted name, leaf)` to every leaf; flax variables count as leaves, in flat and nested trees."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: change(dotted_name(path), leaf), tree)
 
 
 def dotted_name(path: tuple[Any, ...]) -> str:
-    """The dotted name of a leaf."""
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # what a flax variable holds
+    """Return the dotted name of a leaf."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # the value inside a flax variable
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-    """Every parameter with its group."""
+    """Yield every parameter with its group."""
     return ((group, parameter) for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _foreign(group: Mapping[str, Any]) -> list[str]:
-    """Options of a parameter group that optax's states cannot follow."""
+    """Return the options of a parameter group that optax's states do not support."""
     options = [option for option in ("amsgrad", "maximize") if group.get(option)]
     return options + (["dampening"] if group.get("momentum") and group["dampening"] != 0 else [])
 
 
 def _group_values(group: Mapping[str, Any]) -> dict[str, float]:
-    """optax's names of the hyperparameters of a group."""
+    """Return the hyperparameters of a group by optax's names."""
     betas = dict(zip(("b1", "b2"), group.get("betas", ()), strict=False))
     same = {name: group[name] for name in ("eps", "weight_decay", "momentum") if name in group}
     return {"learning_rate": float(group["lr"]), "eps_root": 0.0, **betas, **same}
 
 
 def torch_hyperparams(optimizer: torch.optim.Optimizer, wanted: Any) -> tuple[dict[str, float], list[str]]:
-    """The values of the hyperparameters `wanted`, and why some have none; groups without decay may stand aside."""
+    """Return the values of the hyperparameters `wanted`, and the problems; groups may have no weight decay."""
     values, problems = {}, []
     for name in sorted(wanted):
         found = {_group_values(group).get(name) for group in optimizer.param_groups}
@@ -197,7 +199,7 @@ def torch_hyperparams(optimizer: torch.optim.Optimizer, wanted: Any) -> tuple[di
 
 
 def set_hyperparams(groups: Iterable[dict[str, Any]], values: Mapping[str, float]) -> None:
-    """Writes optax's values into every group of a PyTorch optimiser; those without decay keep to it."""
+    """Set optax's values in every group of a PyTorch optimizer; groups without weight decay stay without it."""
     for group in groups:
         for name, key in (("learning_rate", "lr"), ("eps", "eps"), ("momentum", "momentum")):
             if name in values:
@@ -210,7 +212,7 @@ def set_hyperparams(groups: Iterable[dict[str, Any]], values: Mapping[str, float
 
 
 def load_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: Mapping[str, dict[str, Any]]) -> None:
-    """Replaces the state of `optimizer`; PyTorch itself puts every tensor where it belongs."""
+    """Replace the state of `optimizer`; PyTorch moves every tensor to the right device and dtype."""
     found = {i: state.get(names[id(p)]) for i, (_, p) in enumerate(parameters(optimizer)) if id(p) in names}
     kept = {i: value for i, value in found.items() if value is not None}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": kept})

@@ -1,1 +1,1 @@
-"""What knows our own models: pairs by name, weight files, and the commands for them."""
+"""Support for this project's own models: pairs by name, weight files, and commands."""

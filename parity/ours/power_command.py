@@ -1,4 +1,4 @@
-"""`python -m parity power NAME`: what a proof of one of our models would have caught, and what it is blind to."""
+"""`python -m parity power NAME`: mistakes that a check of one of this project's models would detect or miss."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from t2t_common.io.terminal import plain
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """Show which mistakes `check` would have caught with such inputs and weights, and to which it is blind."""
+    """Show which mistakes `check` would detect with these inputs and weights, and which it would miss."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """A model of t2t_torch.list_models()."""
+    """Name of the model, as listed by t2t_torch.list_models()."""
     checkpoint: Path | None = None
-    """Weights of the proof; powered random ones by default."""
+    """Checkpoint with the weights. Default: random weights that leave no layer neutral."""
     fresh: bool = False
-    """The weights that a new model has, in place of powered ones."""
+    """Use the initial weights of a new model instead."""
     level: Literal["forward", "gradients", "train"] = "gradients"
-    """That of the check."""
+    """Level of the check."""
     img_size: int | None = None
-    """Pixels of the square images; the model's own by default."""
+    """Side of the square images in pixels. Default: that of the model."""
     num_classes: int | None = None
-    """Width of the head."""
+    """Number of classes of the head."""
     batch: int = 2
-    """Images of the proof."""
+    """Number of images in the batch."""
     seed: int = 0
-    """Of the random weights and images."""
+    """Seed for the random weights and images."""
     budget: float = 1000.0
-    """What the search may cost, in forward passes of the model."""
+    """Budget of the search in forward passes of the model."""
     json: Path | None = None
-    """Write all of it there."""
+    """File for the complete result as JSON."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "budget", "img_size", "num_classes"):

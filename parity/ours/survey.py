@@ -1,4 +1,4 @@
-"""`python -m parity survey`: every model of ours, checked; the figures of docs/parity.md."""
+"""`python -m parity survey`: check every model of this project and write the results to docs/parity.md."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from t2t_config.text import readable
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     name: {"depth": 2} for name in MODELS if name.startswith(("vit_base", "vit_large", "vit_huge", "vit_deit_base"))
 }
-"""Models checked with fewer blocks, all alike, so that they fit a small machine; every other size is their own."""
+"""Models checked with fewer blocks, which are identical, to fit a small machine; all other sizes are unchanged."""
 
 
 class Figure(NamedTuple):
-    """The worst relF of one model, over all layers or gradients."""
+    """Largest relF of one model over all layers or gradients."""
 
     name: str
     passed: bool
@@ -43,7 +43,7 @@ class Figure(NamedTuple):
 def survey(
     names: Sequence[str], *, batch: int = 2, memory: float = MEMORY, progress: Callable[[str], None] | None = None
 ) -> Iterator[Figure]:
-    """Checks each of the models with powered weights at its own image size, gradients included."""
+    """Check each model with weights drawn by `randomize` at its own image size, including gradients."""
     for name in (ALIASES.get(name, name) for name in names):
         if progress:
             progress(name)
@@ -92,7 +92,7 @@ COLUMNS = (
 
 
 def as_markdown(figures: Sequence[Figure], environment: Mapping[str, Any]) -> str:
-    """The page: how it was made, what on, and the table."""
+    """Return the page: how and in which environment the results were measured, and the table."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     lines = [
         "# Figures of every model",
@@ -118,9 +118,9 @@ def as_json(figures: Sequence[Figure], environment: Mapping[str, Any]) -> str:
 
 
 def write(figures: Sequence[Figure], environment: Mapping[str, Any], path: Path) -> None:
-    """The page, and the same figures as JSON beside it.
+    """Write the page, and the same results as JSON next to it.
 
-    Figures of other models that are there already stay, unless they were made with other versions.
+    Existing results of other models are kept unless they were measured with other package versions.
     """
     data = path.with_suffix(".json")
     known = {figure.name: figure for figure in (*_read(data, environment), *figures)}

@@ -1,4 +1,4 @@
-"""`python -m parity train NAME`: one of our models trained side by side, as `t2t_jax.train` and its twin train it."""
+"""`python -m parity train NAME`: train a model side by side, as `t2t_jax.train` and its PyTorch twin do."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Prove that training is the same in PyTorch and in JAX: optimiser, schedule, decay, average, every step."""
+    """Check that training is the same in PyTorch and in JAX: optimizer, schedule, decay, average, every step."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """A model of t2t_torch.list_models()."""
+    """Name of the model, as listed by t2t_torch.list_models()."""
     recipe: str | None = None
-    """A recipe of t2t_config.RECIPES, such as cifar10_t2t_vit_14; the model's ImageNet one by default."""
+    """Recipe in t2t_config.RECIPES, for example cifar10_t2t_vit_14. Default: the model's ImageNet recipe."""
     steps: int = 20
-    """Optimiser steps; the schedule of the recipe is drawn together to that many."""
+    """Number of optimizer steps; the recipe's schedule is rescaled to this length."""
     lr: float | None = None
-    """Peak learning rate; the model's own by default."""
+    """Peak learning rate. Default: that of the recipe."""
     weight_decay: float | None = None
-    """Weight decay; the model's own by default."""
+    """Weight decay. Default: that of the recipe."""
     img_size: int | None = None
-    """Pixels of the square images; the model's own by default."""
+    """Side of the square images in pixels. Default: that of the model."""
     num_classes: int = 10
-    """Width of the head."""
+    """Number of classes of the head."""
     batch: int = 2
-    """Images per step."""
+    """Batch size."""
     seed: int = 0
-    """Of the random weights and images."""
+    """Seed for the random weights and images."""
     json: Path | None = None
-    """Write every figure there."""
+    """File for all measurements as JSON."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "num_classes", "lr", "img_size"):
@@ -56,7 +56,7 @@ class Train:
 
 
 def recipe(options: Train) -> Recipe:
-    """The recipe in `steps` epochs of one step: a quarter warm-up from lr / 10, if it has one, then the cosine."""
+    """Return the recipe for `steps` epochs of one step: warm-up from lr / 10 for a quarter, if any, then cosine."""
     from t2t_config import recipe as named_recipe
     from t2t_config.recipes import imagenet
 
@@ -66,7 +66,7 @@ def recipe(options: Train) -> Recipe:
         own,
         model=options.name,
         lr=lr,
-        # float32 cannot resolve steps of the recipe's own 1e-6: they are of the size of the weights' rounding.
+        # float32 cannot resolve steps at the recipe's own 1e-6, which are as small as the rounding of the weights.
         warmup_lr=lr / 10,
         min_lr=min(own.min_lr, lr),
         weight_decay=own.weight_decay if options.weight_decay is None else options.weight_decay,
@@ -77,7 +77,7 @@ def recipe(options: Train) -> Recipe:
 
 
 def training(recipe: Recipe, jax_model: nnx.Module) -> Training:
-    """What `t2t_jax.train` does with `recipe` at one step per epoch, and its twin in PyTorch."""
+    """Return the training of `t2t_jax.train` and its PyTorch twin for `recipe` at one step per epoch."""
     from parity.side_by_side.optimizers import Training, classification
     from t2t_jax.training import optim
     from t2t_torch.training import optim as torch_optim
@@ -103,7 +103,7 @@ def training(recipe: Recipe, jax_model: nnx.Module) -> Training:
 
 
 def images(options: Train, shape: tuple[int, ...], step: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Random images and labels, the same for the same seed and step."""
+    """Return random images and labels that depend only on the seed and the step."""
     import numpy as np
 
     draws = np.random.RandomState([options.seed, step])
@@ -111,7 +111,7 @@ def images(options: Train, shape: tuple[int, ...], step: int) -> tuple[list[np.n
 
 
 def run_train(options: Train, console: Console) -> int:
-    """Trains, shows every step as it is done, then the verdict; the exit code."""
+    """Train, print every step and the verdict, and return the exit code."""
     from parity.ours.pair import make_pair
     from parity.side_by_side.trajectory import train_side_by_side
 
@@ -148,13 +148,13 @@ HEADER = f"{'step':>5}{'loss PyTorch':>15}{'loss JAX':>15}{'float64':>11}{'f32 J
 
 
 def line(number: int, step: Step) -> str:
-    """One step as a row under `HEADER`."""
+    """Format one step as a row under `HEADER`."""
     losses = f"{number:>5}{step.loss_torch:>15.9f}{step.loss_jax:>15.9f}"
     return losses + f"{step.distance64:>11.1e}{step.distance32_jax:>11.1e}{step.distance32_torch:>13.1e}"
 
 
 def summary(proof: TrainingProof) -> list[str]:
-    """What was compared besides the trajectory, all failures, their causes, and the verdict."""
+    """Return one line per kind of row, the trajectory, the causes, and the verdict."""
     from parity.report import view
     from parity.report.terminal import cause_lines
 

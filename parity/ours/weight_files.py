@@ -1,4 +1,4 @@
-"""Weights of our models in any format: PyTorch files, safetensors, Orbax folders."""
+"""Weights of this project's models in any format: PyTorch files, safetensors, Orbax folders."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ TORCH_SUFFIXES = (".pth", ".tar", ".pt", ".bin", ".safetensors")
 def load_into(
     torch_model: torch.nn.Module, path: str | Path, name: str, *, use_ema: bool = True, **sizes: Any
 ) -> LoadReport:
-    """Fills our PyTorch model `name` from a file, an Orbax folder or the folder of a run in either framework,
-    all of it or nothing, each tensor in the dtype that it has there.
+    """Load a file, an Orbax folder or the folder of a run in either framework into our PyTorch model `name`.
+
+    Every tensor of the model must be present; each takes the dtype of the source.
 
     Raises:
-        ValueError, FileNotFoundError: nothing there, unreadable, or weights of another model.
+        ValueError, FileNotFoundError: The source does not exist, is unreadable, or has weights of another model.
     """
     from t2t_common.workdir.folder import latest_torch_file
 
@@ -44,14 +45,14 @@ def load_into(
         if key in state and state[key].is_floating_point():
             tensor.data = tensor.data.to(state[key].dtype)
     report = load_checkpoint(torch_model, path, use_ema=use_ema)
-    if report.missing:  # a fresh head is for training, not for weights that go on as they are
+    if report.missing:  # a new head is only useful for training, not for converted weights
         raise ValueError(
             f"{path} has nothing for {', '.join(report.missing)} of this {name}: give the num_classes of its own "
             "classifier, or 0 for features"
         )
     for key in report.left_out:
         shape = tuple(state[key].shape)
-        if key.endswith(".weight") and (len(shape) != 2 or 0 in shape):  # not one of other classes
+        if key.endswith(".weight") and (len(shape) != 2 or 0 in shape):  # not a head for other classes
             raise ValueError(f"{path} has {key} {shape}, which is no classifier: get it again, or save it without")
     kept = {key: tensor for key, tensor in state.items() if key not in (*report.resized, *report.left_out)}
     _check_bits(path, torch_model, kept)
@@ -90,7 +91,7 @@ def _load_folder(torch_model: torch.nn.Module, path: Path, name: str, use_ema: b
 
 
 def _check_bits(path: Path, model: torch.nn.Module, state: Mapping[str, Any]) -> None:
-    """Raises ValueError if the model does not hold exactly these tensors, bit for bit."""
+    """Raise `ValueError` unless the model contains all of these tensors bit for bit."""
     own = model.state_dict()
     different = [key for key, x in state.items() if key not in own or not same_bits(to_numpy(own[key]), to_numpy(x))]
     if different:
@@ -101,9 +102,9 @@ SIZES = ("img_size", "in_chans", "num_classes", "aux_head")
 
 
 def saved_metadata(path: str | Path) -> dict[str, Any]:
-    """What the weights at `path` say of themselves: metadata written with them, and sizes that their shapes tell.
+    """Return the metadata saved with the weights at `path`, and the sizes inferred from their shapes.
 
-    Of a PyTorch file without metadata the shapes tell `img_size` (a square assumed), `in_chans` and `num_classes`.
+    For a PyTorch file without metadata, `img_size` (assumed square), `in_chans` and `num_classes` are inferred.
     """
     from t2t_jax.checkpoint import load_metadata
 
@@ -114,7 +115,7 @@ def saved_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def saved_arguments(path: str | Path) -> dict[str, Any]:
-    """Arguments of `create_model` for the weights at `path`, as far as they tell: `SIZES`, and what else was chosen."""
+    """Return the known `create_model` arguments for the weights at `path`: `SIZES` and the saved overrides."""
     known = saved_metadata(path)
     try:
         check_metadata(known)
@@ -125,13 +126,13 @@ def saved_arguments(path: str | Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
-        model: official name.
-        ledger: every tensor.
-        changes: what is not bit for bit as in the source, because other sizes were asked for.
-        notes: what was found, left aside or decided, a sentence each.
+        model: Official name of the model.
+        ledger: Ledger of all tensors.
+        changes: Tensors that are not bit for bit those of the source, because other sizes were requested.
+        notes: Notes on what was detected, ignored or decided, one sentence each.
     """
 
     model: str
@@ -149,7 +150,7 @@ def convert(
     check: bool = False,
     **sizes: Any,
 ) -> Ledger:
-    """The ledger of `carry_over`, whose arguments it takes."""
+    """Call `carry_over` with the same arguments and return its ledger."""
     return carry_over(source, target, name, use_ema=use_ema, check=check, **sizes).ledger
 
 
@@ -162,21 +163,22 @@ def carry_over(
     check: bool = False,
     **sizes: Any,
 ) -> Conversion:
-    """Rewrites the weights of one of our models from one format into another, atomically.
+    """Convert the weights of one of this project's models from one format to another, atomically.
 
-    Bit for bit, but for what other `sizes` than the source's ask for: that is in `Conversion.changes`. The target's
-    format follows from its name (see `check_format`). The metadata go along (see `t2t_config.weights.metadata`).
+    The weights are preserved bit for bit, except for changes due to `sizes` that differ from the source's; these are
+    listed in `Conversion.changes`. The target's format follows from its name (see `check_format`). The metadata are
+    copied (see `t2t_config.weights.metadata`).
 
     Args:
-        source, target: file or folder.
-        name: of the model; None for what the source says.
-        use_ema: prefer the moving average where there is one.
-        check: prove that both frameworks compute the same with these weights, and note the figures as `parity`.
-        sizes: arguments of `create_model`, which win over what the source tells.
+        source, target: File or folder to read, and to write.
+        name: Name of the model; None for the name recorded in the source.
+        use_ema: Prefer the moving average if there is one.
+        check: Check that both frameworks compute the same with these weights, and store the result as `parity`.
+        sizes: Arguments of `create_model`, which override those recorded in the source.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_into`; or the source has a classifier that no size was given to leave
-            out; or the check fails; or the target cannot be written. Nothing is written then.
+        ValueError, FileNotFoundError: See `load_into`; or the source has a classifier that does not fit and no
+            `num_classes` was given; or the check fails; or the target cannot be written. Nothing is written then.
     """
     import t2t_jax
     import t2t_torch
@@ -222,7 +224,7 @@ def carry_over(
 
 
 def _notes(source: str | Path, report: LoadReport, said: str | None, name: str) -> Iterator[str]:
-    """What was decided of the source, for who reads."""
+    """Yield notes for the user on decisions about the source."""
     if said is not None and ALIASES.get(said, said) != name:
         yield f"{source} says that it is {said}; it is taken as {name}, as asked"
     if report.is_ema:
@@ -236,10 +238,10 @@ def _notes(source: str | Path, report: LoadReport, said: str | None, name: str) 
 
 
 def check_format(target: str | Path) -> None:
-    """Raises ValueError if the name of `target` ends as that of no format that is written.
+    """Raise `ValueError` if the suffix of `target` does not belong to a supported output format.
 
-    `TORCH_SUFFIXES` are files. A name without a suffix, one with a number (`v1.5`), and `.orbax` are Orbax folders, and
-    so is any name of a folder that is there: what is no checkpoint is not replaced.
+    `TORCH_SUFFIXES` are files. A name without a suffix, with a numeric one (`v1.5`) or with `.orbax` is an Orbax
+    folder, and so is any existing folder (it is not replaced unless it is a checkpoint).
     """
     suffix = Path(target).suffix
     if suffix in (*TORCH_SUFFIXES, ".orbax") or not re.match(r"\.[^\W\d]", suffix) or Path(target).is_dir():
@@ -251,10 +253,10 @@ def check_format(target: str | Path) -> None:
 
 
 def parity_figures(torch_model: Any, jax_model: nnx.Module) -> dict[str, Any]:
-    """What a forward check of one random image finds: the worst relative Frobenius errors, and under which versions.
+    """Return the worst relative Frobenius errors of a forward check on one random image, and the package versions.
 
     Raises:
-        ValueError: the two differ.
+        ValueError: The two models differ.
     """
     from parity.environment import fingerprint
     from parity.proof.check import check

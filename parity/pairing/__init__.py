@@ -1,1 +1,1 @@
-"""Which input, call and output of one model answers to which of the other, and in what layout."""
+"""Pairing of the inputs, calls and outputs of both models, and of their layouts."""

@@ -1,4 +1,4 @@
-"""In which layout JAX's model takes its inputs: tried out, since an array of rank 4 need not be an image."""
+"""Find the layout of the JAX model's inputs by trial, since an array of rank 4 need not be an image."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 
 TRIED = 64
-"""The most combinations of layouts that are tried."""
+"""Maximum number of layout combinations to try."""
 
 CLOSE = 1e-2
-"""relF within which an output says that a layout is meant: far above rounding, far below what another layout makes."""
+"""relF below which an output confirms a layout: far above rounding errors, far below the error of a wrong layout."""
 
 
 def fitting_inputs(
     torch_side: TorchSide, jax_side: JaxSide, arrays: Sequence[np.ndarray], rules: Rules
 ) -> tuple[JaxSide, str | None]:
-    """JAX's side with the layouts of its inputs, and with paths in its modules if it needs them; and a note.
+    """Return JAX's side with the layouts of its inputs (and with module paths, if needed), and a note.
 
-    The usual layout is taken if JAX's model runs on it and no other. Where it runs on several, the one under which its
-    output is PyTorch's is taken; if none is, the usual one. An input of rank 3 is then transposed only if PyTorch's
-    model hands it to a layer that has its channels second: or a port that exchanges both axes, or sums over the other
-    one, would be right.
+    The default layout is used if JAX's model runs on it only. If it runs on several layouts, the one whose output
+    equals PyTorch's is used; if there is none, the default one. An input of rank 3 is then transposed only if PyTorch's
+    model passes it to a layer with channels second: otherwise a port that swaps both axes, or sums over the wrong one,
+    would pass.
 
     Raises:
-        ValueError: JAX's model runs on none of them.
+        ValueError: JAX's model runs on none of the layouts.
     """
     layouts = list(itertools.islice(input_layouts(arrays, rules), TRIED))
     found: list[JaxSide] = []
@@ -46,7 +46,7 @@ def fitting_inputs(
         side = dataclasses.replace(jax_side, input_axes=axes)
         try:
             found.append(_runnable(side, arrays))
-        except Exception as error:  # whatever a foreign model raises on inputs that it does not expect
+        except Exception as error:  # any exception of third-party code on unexpected inputs
             errors.append(error)
         if found:
             jax_side = dataclasses.replace(jax_side, model=found[0].model)
@@ -64,13 +64,13 @@ def fitting_inputs(
 
 
 def _transposed(axes: Sequence[Axes], usual: Sequence[Axes]) -> list[int]:
-    """Which inputs of rank 3 are transposed, unlike in the usual layout."""
+    """Return the indices of the inputs of rank 3 that are transposed, unlike in the default layout."""
     pairs = enumerate(zip(axes, usual, strict=True))
     return [i for i, (own, first) in pairs if own != first and own is not None and len(own) == 3]
 
 
 def _enters_channels(side: TorchSide, arrays: Sequence[np.ndarray], index: int) -> bool:
-    """Whether PyTorch's model hands this input to a convolution or another layer with the channels second."""
+    """Return whether PyTorch's model passes this input to a layer with channels second, such as a convolution."""
     inputs = side.inputs(arrays)
     mark(inputs[index], channels_second(inputs[index].ndim))
     with torch.no_grad(), EntersChannels() as seen:
@@ -79,7 +79,7 @@ def _enters_channels(side: TorchSide, arrays: Sequence[np.ndarray], index: int) 
 
 
 def _runnable(side: JaxSide, arrays: Sequence[np.ndarray]) -> JaxSide:
-    """The side, after its model was traced once."""
+    """Trace the model once and return the side, with module paths if the model needs them."""
     try:
         side.shapes(arrays)
     except NestedCallError:
@@ -102,7 +102,7 @@ def _error(value: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _note(axes: Sequence[Axes], usual: Sequence[Axes]) -> str | None:
-    """What to say where a layout is not the usual one."""
+    """Return a note on the inputs whose layout is not the default one."""
     other = [
         f"input {i} {'as it is' if own is None else f'transposed {own}'}"
         for i, (own, first) in enumerate(zip(axes, usual, strict=True))

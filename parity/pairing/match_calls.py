@@ -1,4 +1,4 @@
-"""Which call of a JAX module answers to which call of a PyTorch module, and in what layout."""
+"""Pair the calls of JAX modules with those of PyTorch modules, and find their layouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from parity.runs.torch_side import TorchSide
 class Pair:
     """One call on both sides, with the layouts of its tensors.
 
-    `inputs` says which of PyTorch's tensors answer to JAX's, one by one; None: they cannot be matched.
+    `inputs` are the indices of PyTorch's tensors that correspond to JAX's, in order; None: they cannot be matched.
     """
 
     torch: Key
@@ -39,12 +39,12 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """The module's path, and which of its calls it is if there are several."""
+        """The module's path, with the number of the call if it is not the first."""
         path, index = self.torch
         return path if index == 0 else f"{path}#{index + 1}"
 
     def reference(self, call: Call) -> Call:
-        """PyTorch's call in JAX's layout."""
+        """Convert PyTorch's call to JAX's layout."""
         given = call.inputs or []
         inputs = None if self.inputs is None else aligned([given[i] for i in self.inputs], self.input_axes)
         return Call(inputs, aligned(call.outputs, self.output_axes))
@@ -52,13 +52,13 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """All pairs of calls, what has no partner and needs none, and the shapes of PyTorch's calls.
+    """All pairs of calls, the calls that neither have nor need a partner, and the shapes of PyTorch's calls.
 
     Attributes:
-        different: (module, why) of calls on both sides whose outputs cannot be compared.
-        configured: (module, how) of calls whose results are of another dtype, as the models are configured.
-        idle: modules whose own weights PyTorch's model never uses on these inputs.
-        design: which narrow formats are by design.
+        different: (module, reason) of calls on both sides whose outputs cannot be compared.
+        configured: (module, description) of calls whose results differ in dtype, as the models are configured.
+        idle: Modules whose own weights PyTorch's model does not use on these inputs.
+        design: Narrow formats that are used by design.
     """
 
     pairs: tuple[Pair, ...]
@@ -76,15 +76,15 @@ class Pairing:
 
     @property
     def root(self) -> Pair:
-        """The model's own call.
+        """The pair of the model's own call.
 
         Raises:
-            ValueError: the model itself was not called on both sides.
+            StopIteration: The model itself was not called on both sides.
         """
         return next(pair for pair in self.pairs if pair.torch == ROOT)
 
     def sections(self, limit: float) -> Iterator[list[Pair]]:
-        """The pairs in order, in runs whose tensors take at most `limit` bytes in float64 (or of one pair)."""
+        """Split the pairs, in order, into sections of at most `limit` bytes of float64 tensors (or one pair)."""
         section: list[Pair] = []
         size = 0
         for pair in self.pairs:
@@ -98,14 +98,14 @@ class Pairing:
         yield section
 
     def with_children(self, section: Sequence[Pair]) -> list[Pair]:
-        """`section` and the calls right inside its modules: what a forced run needs to judge the section."""
+        """Return `section` and the calls of direct children, which a forced run needs to judge the section."""
         paths = {pair.torch[0] for pair in self.pairs}
         inside = {pair.torch[0] for pair in section}
         return [pair for pair in self.pairs if pair in section or _parent(pair.torch[0], paths) in inside]
 
 
 def _parent(path: str, paths: Collection[str]) -> str | None:
-    """The nearest module around `path` that is called itself."""
+    """Return the nearest enclosing module of `path` that is called itself."""
     while path:
         path = path.rpartition(".")[0]
         if path in paths:
@@ -114,7 +114,7 @@ def _parent(path: str, paths: Collection[str]) -> str | None:
 
 
 def aligned(arrays: Sequence[np.ndarray], axes: Sequence[Axes]) -> list[np.ndarray]:
-    """PyTorch's arrays in JAX's layout."""
+    """Convert PyTorch's arrays to JAX's layout."""
     return [x if a is None else x.transpose(a) for x, a in zip(arrays, axes, strict=True)]
 
 
@@ -125,20 +125,19 @@ def pair_calls(
     rules: Rules,
     owner: torch.nn.Module | None = None,
 ) -> Pairing:
-    """Pairs every call of both models, in the order in which PyTorch's calls return.
+    """Pair all calls of both models, in the order in which PyTorch's calls return.
 
-    The pairs refer to the modules of `owner` (the side's own by default), so that the side can be let go.
-
-    Only modules that hold no tensors at all (an activation, a dropout, a reshape) may lack a partner: their work is
-    judged with that of the module around them.
+    The pairs refer to the modules of `owner` (by default the side's own), so that the side can be freed. Only modules
+    without any tensors (an activation, a dropout, a reshape) may lack a partner: they are judged as part of the
+    enclosing module.
 
     Raises:
-        ValueError: modules without a partner; all are listed.
+        ValueError: Some modules have no partner; all of them are listed.
     """
     ours, theirs = torch_shapes(torch_side, arrays, jax_side.input_axes), jax_shapes(jax_side, arrays)
     modules = dict((owner or torch_side.model).named_modules())
     problems, unpaired, different, drafts = [], [], [], []
-    # A module that is there on both sides, and called by another method on one, is judged with the one around it.
+    # A module that exists on both sides, but is called by another method on one, is judged with the enclosing one.
     names = partner_paths(torch_side.model, jax_side.model, rules)
     here = set(names.values())
     there = {".".join(map(str, path)) for path, _ in nnx.iter_modules(jax_side.model)}
@@ -184,7 +183,7 @@ def pair_calls(
 
 
 def _configured(pair: Pair, ours: Shapes, theirs: Shapes) -> str | None:
-    """How the dtypes of a call's results differ: the floating ones; of the model itself every one, in order."""
+    """Describe how the floating dtypes of a call's results differ; for the model itself all dtypes, in order."""
     if theirs.dtypes != ours.dtypes:
         return f"{theirs.dtypes or 'no floating numbers'} in JAX, {ours.dtypes or 'no floating numbers'} in PyTorch"
     if pair.torch == ROOT and theirs.kinds != ours.kinds:
@@ -199,7 +198,7 @@ def with_design(
     arrays: Sequence[np.ndarray],
     owner: torch.nn.Module,
 ) -> Pairing:
-    """`pairing` with what both models compute in formats below the sides' precision, float64, and what is by design."""
+    """Add to `pairing` the formats below float64 in which both models compute, and which of them are by design."""
     with wide(torch_side.precision, torch_side.model) as asked, torch.no_grad():
         torch_side.apply(torch_side.model, torch_side.inputs(arrays))
     partners = {pair.jax[0]: pair.torch[0] for pair in pairing.pairs}
@@ -208,10 +207,10 @@ def with_design(
 
 
 def partner_paths(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> dict[str, str]:
-    """PyTorch's path of every module -> the path under which JAX counts its partner, whether there is one or not.
+    """Map PyTorch's path of every module to JAX's path of its partner, whether or not the partner exists.
 
-    A module may have several names on either side. The models themselves are each other's, also where JAX's holds all
-    of it one level deeper.
+    A module may have several names on either side. The root models are partners, even if JAX's model is nested one
+    level deeper.
     """
     counted = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(jax_model)}
     jax_names = {path: counted[id(node)] for path, node in every_path(jax_model) if id(node) in counted}
@@ -227,7 +226,7 @@ def partner_paths(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Ru
 
 
 def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Rules) -> bool:
-    """Whether a module of JAX is one more level around modules that have partners: judged with the one around it."""
+    """Whether a JAX module only wraps modules that have partners: it is judged with the enclosing one."""
     if path == rules.jax_path("") and path:
         return True
     module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
@@ -238,7 +237,7 @@ def _only_holds(model: nnx.Module, path: str, paired: Collection[str], rules: Ru
 
 
 def _inside_fused(model: nnx.Module, path: str, rules: Rules) -> bool:
-    """Whether a module around this one speaks for its tensors (attention, for its projections): it is judged there."""
+    """Whether an enclosing module has the rules for this one's tensors (attention and its projections)."""
     around = (m for p, m in nnx.iter_modules(model) if path.startswith(".".join(map(str, p)) + "."))
     return any("." in rule.jax for module in around for rule in rules.leaf_rules(module))
 
@@ -248,7 +247,7 @@ def _holds_own(module: torch.nn.Module) -> bool:
 
 
 def _holds_tensors(model: nnx.Module, path: str) -> bool:
-    """Whether a module holds more than the state of a generator: what a dropout draws is compared in training mode."""
+    """Whether a module has variables other than generator state: dropout's draws are compared in training mode."""
     module = next(m for p, m in nnx.iter_modules(model) if ".".join(map(str, p)) == path)
     nodes = (node for _, node in nnx.iter_graph(module))
     return any(isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState) for node in nodes)
@@ -265,12 +264,12 @@ def _name(key: Key) -> str:
 
 
 class _SideResultError(ValueError):
-    """PyTorch's layer returns more than its twin in flax does; the rest is judged with the module around it."""
+    """PyTorch's layer returns more than its flax counterpart; the rest is judged with the enclosing module."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draft:
-    """A pair whose layouts are not decided yet."""
+    """A pair whose layouts are not determined yet."""
 
     pair: Pair
     input_choices: list[list[Axes]]
@@ -284,8 +283,8 @@ class _Draft:
     def of(cls, key: Key, partner: Key, module: torch.nn.Module, ours: Shapes, theirs: Shapes, rules: Rules) -> _Draft:
         """
         Raises:
-            ValueError: the outputs are of another structure or shape.
-            _SideResultError: see there.
+            ValueError: The outputs differ in structure or shape.
+            _SideResultError: PyTorch's layer returns additional results.
         """
         _check_structure(module, ours, theirs)
         rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
@@ -306,7 +305,7 @@ class _Draft:
         return cls(Pair(key, partner, module, inputs, (), ()), choices, outputs)
 
     def decided(self, values: tuple[Call, Call] | None) -> Pair:
-        """With the layouts under which the tensors of both calls are closest, where several fit."""
+        """Return the pair with the layouts under which the tensors are closest, where several fit."""
         inputs, outputs = self.input_choices, self.output_choices
         if values is not None:
             given = [(values[0].inputs or [])[i] for i in self.pair.inputs or ()]
@@ -328,7 +327,7 @@ def _check_structure(module: torch.nn.Module, ours: Shapes, theirs: Shapes) -> N
 
 
 def _own_rule(name: str, rules: Rules, otherwise: Axes | str) -> Axes | str:
-    """The layout rule for one output of the model."""
+    """Return the layout rule for one output of the model."""
     named = (axes for key, axes in rules.layouts.items() if key.startswith("output ") and matches(name, [key]))
     return next(named, otherwise)
 
@@ -348,9 +347,9 @@ def _candidates(
 
 
 def _matching_inputs(ours: Shapes, count: int) -> tuple[int, ...] | None:
-    """Which of our inputs answer to the other side's `count`, in order; None if it cannot be told.
+    """Return the indices of PyTorch's inputs that correspond to JAX's `count` inputs; None if unknown.
 
-    The same tensor given several times (q, k and v of self-attention) may be given once on the other side.
+    A tensor passed several times (q, k and v of self-attention) may be passed once on the other side.
     """
     if len(ours.inputs) == count:
         return tuple(range(count))
@@ -361,7 +360,7 @@ def _matching_inputs(ours: Shapes, count: int) -> tuple[int, ...] | None:
 def _decided(
     drafts: Sequence[_Draft], torch_side: TorchSide, jax_side: JaxSide, arrays: Sequence[np.ndarray]
 ) -> list[Pair]:
-    """The pairs; where several layouts fit, one run of both models decides."""
+    """Determine the layouts of the pairs; where several fit, by one run of both models."""
     unsure = [draft for draft in drafts if draft.open]
     if not unsure:
         return [draft.decided(None) for draft in drafts]

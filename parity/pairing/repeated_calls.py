@@ -1,4 +1,4 @@
-"""Modules that are called several times: which call of JAX's answers to which of PyTorch's, by value."""
+"""Pair the calls of modules that are called several times, by value."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 
 EQUAL = 1e-6
-"""relF of the results of two calls that are the same one: far below what other inputs make."""
+"""relF below which two results count as the same call: far below the difference caused by other inputs."""
 
 
 def paired_by_value(
     pairing: Pairing, torch_side: TorchSide, jax_side: JaxSide, arrays: Sequence[np.ndarray]
 ) -> Pairing:
-    """`pairing`, with each of PyTorch's repeated calls paired with the call of JAX's that gives the same result.
+    """Pair each of PyTorch's repeated calls with the JAX call that returns the same result.
 
-    Calls without such a partner keep their place. Both models run free once, unless no module is called twice.
+    Calls without such a partner keep their pairing. Both models run free once, if any module is called twice.
     """
     groups = _repeated(pairing)
     if not groups:
@@ -39,19 +39,19 @@ def paired_by_value(
 
 
 def _repeated(pairing: Pairing) -> list[list[Pair]]:
-    """The pairs of every module that is called more than once."""
+    """Return the pairs of each module that is called more than once."""
     by_path = itertools.groupby(sorted(pairing.pairs, key=lambda pair: pair.torch), key=lambda pair: pair.torch[0])
     return [group for group in (list(pairs) for _, pairs in by_path) if len(group) > 1]
 
 
 def _assigned(group: Sequence[Pair], ours: Mapping[Key, Call], theirs: Mapping[Key, Call]) -> dict[Key, Key]:
-    """PyTorch's call -> JAX's; the first that gives the same, each once."""
+    """Map each PyTorch call to the first unused JAX call with the same result."""
     free = [pair.jax for pair in group]
     found: dict[Key, Key] = {}
     for pair in group:
         wanted = pair.reference(ours[pair.torch]).outputs
         same = (key for key in free if _same(theirs[key].outputs, wanted))
-        # Its own partner if that fits: calls with equal results stay as they are.
+        # Prefer the call's current partner: calls with equal results keep their order.
         key = pair.jax if pair.jax in free and _same(theirs[pair.jax].outputs, wanted) else next(same, None)
         if key is not None:
             found[pair.torch] = key

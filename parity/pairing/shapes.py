@@ -1,4 +1,4 @@
-"""The calls of both models with shapes for tensors: what pairing needs to know of them."""
+"""Shapes and other properties of the calls of both models, as needed for pairing."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from parity.runs.torch_side import TorchSide
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """One call, shapes in place of tensors.
+    """One call, with shapes in place of tensors.
 
     Attributes:
-        repeats: of each input whether it is the very tensor before it.
-        floating: whether all outputs are numbers that have a gradient.
-        complex: of each output whether it is complex.
-        form: the structure of what is returned.
-        dtypes: of the floating outputs, "float32" for example.
-        kinds: of each output its dtype; of whole numbers "integer", since JAX holds 64-bit ones as 32-bit ones.
-        input_labels, output_labels: what is known of the axes of PyTorch's tensors, see `parity.recording.channels`.
+        repeats: Whether each input is the same tensor object as the previous one.
+        floating: Whether all outputs are floating or complex.
+        complex: Whether each output is complex.
+        form: Structure of the return value.
+        dtypes: Dtypes of the floating outputs, e.g. "float32".
+        kinds: Dtype of each output; "integer" for all integers, since JAX stores 64-bit ones in 32 bits.
+        input_labels, output_labels: Known axis labels of PyTorch's tensors, see `parity.recording.channels`.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -54,10 +54,10 @@ class TorchShapes:
 
 
 def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[Axes] = ()) -> TorchShapes:
-    """One forward pass of the PyTorch model; only shapes are kept. `axes` are the layouts of JAX's inputs.
+    """Run the PyTorch model once and return the shapes of its calls. `axes` are the layouts of JAX's inputs.
 
     Raises:
-        ValueError: the model does not run on these inputs.
+        ValueError: The model does not run on these inputs.
     """
     found: dict[Key, Shapes] = {}
     given: dict[Key, tuple[Any, ...]] = {}
@@ -92,19 +92,19 @@ def torch_shapes(side: TorchSide, arrays: Sequence[np.ndarray], axes: Sequence[A
     with hooks, torch.no_grad(), ChannelAxes(), used:
         try:
             side.apply(side.model, inputs)
-        except Exception as error:  # whatever a foreign model raises
+        except Exception as error:  # any exception of third-party code
             raise ValueError(f"PyTorch's model cannot be run on these inputs: {first_line(error)}") from error
     return TorchShapes(found, used.idle_modules(side.model))
 
 
 def _labels(axes: Sequence[int]) -> Labels | None:
-    """The labels of an input that JAX takes in the layout `axes`: its last axis is the channels."""
+    """Return the labels of an input that JAX takes in the layout `axes`: its last axis is the channels."""
     labels = "".join("B" if axis == axes[0] else "C" if axis == axes[-1] else "S" for axis in range(len(axes)))
     return labels if channels_last_axes(labels) == tuple(axes) else channels_second(len(axes))
 
 
 class UsedParameters(TorchFunctionMode):
-    """While open, notes which tensors are given to any function."""
+    """Mode that records which tensors are passed to any function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class UsedParameters(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def idle_modules(self, model: torch.nn.Module) -> tuple[str, ...]:
-        """Modules with parameters of their own of which none was used. What a script does cannot be seen."""
+        """Return the modules whose own parameters were not used at all. Parameters in TorchScript are not tracked."""
         found = []
         for path, module in model.named_modules():
             own = [p for p in module.parameters(recurse=False) if p.numel()]
@@ -130,7 +130,7 @@ class UsedParameters(TorchFunctionMode):
 
 
 def jax_shapes(side: JaxSide, arrays: Sequence[np.ndarray]) -> dict[Key, Shapes]:
-    """The calls of the flax model; nothing is computed."""
+    """Return the shapes of the flax model's calls; nothing is computed."""
     calls, forms = side.shapes(arrays)
     return {
         key: Shapes(
@@ -153,6 +153,6 @@ def _kind(dtype: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The type of an error and the first line of its text."""
+    """Return the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

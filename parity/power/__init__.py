@@ -1,4 +1,4 @@
-"""The power of a proof: which mistakes these inputs and weights would have shown, and to which they are blind."""
+"""Power of a proof: which mistakes a check with these inputs and weights would detect, and which it would miss."""
 
 from parity.power.during_check import power_of
 from parity.power.measure import BUDGET, power

@@ -1,7 +1,7 @@
-"""The derivative of one call's own arithmetic, with a mistake and without, as in `parity.proof.module_derivatives`.
+"""Derivative of one call's own arithmetic, with and without a mistake, as in `parity.proof.module_derivatives`.
 
-Where a mistake leaves every value of the forward pass as it is, the same gradients arrive at the call from behind, so
-its own derivative tells whether any gradient of the model may change: a few products instead of the whole model.
+If a mistake changes no value of the forward pass, the gradients with respect to the call's results are unchanged, so
+the call's own derivative shows whether any gradient of the model may change, without running the whole model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ZERO_BY_STRUCTURE = 1e-10
 
 
 def same_derivative(recording: Recording, mutation: Mutation) -> bool:
-    """Whether the mistake leaves the derivative of the call's arithmetic as it is, in one random direction."""
+    """Return whether the mistake leaves the derivative of the call's arithmetic unchanged, in one random direction."""
     args, kwargs = _variables((recording.args, recording.kwargs))
     inner = {key: _variables(tree) for key, tree in recording.inner.items()}
     call = Recording(recording.module, args, kwargs, inner, recording.modules, path=recording.path)
@@ -45,7 +45,7 @@ def _close(a: torch.Tensor, b: torch.Tensor, largest: float) -> bool:
 
 
 def _derivative(sites: Mapping[Any, list[torch.Tensor]], by: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Of what is passed on and returned, projected on fixed random directions."""
+    """Differentiate the inputs of inner modules and the outputs, projected on fixed random directions."""
     terms = [_projected(x, repr((key, i))) for key, found in sites.items() for i, x in enumerate(found)]
     terms = [term for term in terms if term.requires_grad]
     if not terms or not by:

@@ -1,4 +1,4 @@
-"""The power of a check that is under way."""
+"""Power of a check that is in progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def power_of(
     proof: Proof, level: str, loss: Loss | None, budget: bool | float, tell: Callable[[str], None]
 ) -> PowerReport:
-    """`power` with the model, inputs, pairs, gates and loss of a check; `budget` True is the default one."""
+    """Run `power` with the model, inputs, pairs, gates and loss of a check; `budget` True means the default."""
     return power(
         proof.torch_model,
         Arguments(proof.arrays, proof.apply),

@@ -1,4 +1,4 @@
-"""At which sizes a mistake makes a difference, for those that make none at the sizes at hand."""
+"""Sizes at which a mistake has an effect, for mistakes without effect at the given sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HINTS = {
 
 
 def hint(switch: str, module: torch.nn.Module) -> str:
-    """One line: what to make larger; or that the step is the same whatever the sizes."""
+    """Return a one-line hint on the sizes to use, or that the step is the same function at any size."""
     sizes = HINTS.get(switch)
     if isinstance(module, torch.nn.modules.conv._ConvNd) and switch.startswith("kernel"):
         return f"equal at these sizes (kernel {list(module.kernel_size)}): use {sizes}"

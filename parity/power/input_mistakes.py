@@ -1,7 +1,7 @@
-"""Mistakes that need inputs of a certain kind to show: masks, token ids, positions.
+"""Mistakes that only certain inputs reveal: masks, token ids, positions.
 
-They stand beside the catalogue of `parity.causes`, which names what JAX computed and so tries what is common; here is
-also what is seldom computed but often not exercised: a mask without padding, a padding id that no row holds.
+They complement the catalogue of `parity.causes`, which tries common mistakes to identify what JAX computed. These are
+rarer, but often not exercised by the inputs: a mask without padding, a padding id that occurs in no row.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from parity.causes.replay import Step
 from parity.causes.variant import Argument, Variant, changed, given, replaced
 
 MASKED = (-1e4, -1e9)
-"""What masked logits are commonly set to, besides -inf."""
+"""Common values of masked logits, besides -inf."""
 
 
 def extra(step: Step) -> Iterator[Variant]:
-    """The mistakes of one step, by the name of its function."""
+    """Yield the mistakes of one step, selected by the name of its function."""
     for names, entry in EXTRAS.items():
         if step.name in names:
             yield from entry(step)
@@ -57,7 +57,7 @@ def _added(step: Step) -> torch.Tensor:
 
 
 def _masks(step: Step, argument: Argument) -> Iterator[Variant]:
-    """Inverted, transposed, one further along an axis."""
+    """Yield mask inverted, transposed, or shifted by one along the last axis."""
     mask = step.get(*argument)
     if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or mask.dtype != torch.bool:
         return
@@ -80,7 +80,7 @@ def _where(step: Step) -> Iterator[Variant]:
 
 
 def _fused(step: Step) -> Iterator[Variant]:
-    """torch's fused attention with a mask: the mask itself."""
+    """Yield mistakes in the mask of PyTorch's fused attention."""
     mask = step.get(3, "attn_mask")
     if mask is None:
         return
@@ -109,7 +109,7 @@ def _range(step: Step) -> Iterator[Variant]:
 
 
 def _slice(step: Step) -> Iterator[Variant]:
-    """x[:, :n] of a longer table: one further."""
+    """Yield x[:, :n] of a longer table shifted by one."""
     index, x = step.get(1, ""), step.args[0]
     index = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(i, slice) for i in index):
@@ -131,4 +131,4 @@ EXTRAS: dict[tuple[str, ...], Callable[[Step], Iterator[Variant]]] = {
     ("arange",): _range,
     ("getitem",): _slice,
 }
-"""Function names -> what is mistaken for them."""
+"""Function names -> generator of their mistakes."""

@@ -1,4 +1,4 @@
-"""How far a mistake is from the right model, in units of the gates of `check`: above 1 it is seen."""
+"""Margin of a mistake: its error in units of the gates of `check`; above 1 the mistake is detected."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from parity.runs.torch_side import Arrays, Gradients, TorchSide
 
 
 def changes_shapes(right: Sites, wrong: Sites) -> bool:
-    """Whether a mistake gives tensors of other shapes, or other calls: no port with it could be paired at all."""
+    """Return whether a mistake changes shapes or calls; a port with it could not be paired at all."""
     return {key: [x.shape for x in tensors] for key, tensors in right.items()} != {
         key: [x.shape for x in tensors] for key, tensors in wrong.items()
     }
 
 
 def forced(right: Sites, wrong: Sites, module: torch.nn.Module, gates: Gates) -> tuple[float, float]:
-    """The margin of the forced float64 rows of one call, and its largest error.
+    """Return the margin of the forced float64 rows of one call, and its largest error.
 
-    The rows are the module's own output and what it hands to the calls inside it.
+    The rows are the module's outputs and the inputs of the calls inside it.
     """
     margin = error = 0.0
     for key, wanted in right.items():
@@ -61,7 +61,7 @@ def _over(error: float, gate: float) -> float:
 
 
 def forced32(recording: Recording, mutation: Mutation, key: Key, gates: Gates) -> float:
-    """The margin of the forced float32 row of a call's output, both sides measured against float64."""
+    """Return the margin of the forced float32 row of a call's output, both sides measured against float64."""
     oracle, _ = recording.run()
     short = as_float32(recording)
     own, steps = short.run()
@@ -80,7 +80,7 @@ def forced32(recording: Recording, mutation: Mutation, key: Key, gates: Gates) -
 
 
 def as_float32(recording: Recording) -> Recording:
-    """The same call with every floating tensor, and the module, in float32."""
+    """Return the same call with the module and all floating-point tensors in float32."""
     module = copy.deepcopy(recording.module).float()
     names = {id(old): new for (_, old), (_, new) in _twins(recording.module, module)}
     modules = {path: names.get(id(old), old) for path, old in recording.modules.items()}
@@ -100,7 +100,7 @@ def _short(tree: Any) -> Any:
 
 @dataclasses.dataclass
 class Whole:
-    """What `check` sees of the whole model: every layer running free, the loss, every gradient, training mode."""
+    """Measurements of `check` on the whole model: every layer in free mode, loss, gradients, training mode."""
 
     model: torch.nn.Module
     arrays: tuple[np.ndarray, ...]
@@ -113,19 +113,19 @@ class Whole:
 
     @property
     def work(self) -> float:
-        """Forward passes of one measurement, a backward pass for two."""
+        """Cost of one measurement in forward passes; a backward pass counts as two."""
         return {"forward": 1.0, "gradients": 4.0, "train": 8.0}[self.level]
 
     def margin(self, mutation: Mutation) -> float:
-        """The largest error over its gate of the whole model with this mistake; inf if it cannot run."""
+        """Return the largest ratio of error to gate of the whole model with this mistake; inf if it cannot run."""
         wrong = mutated(self.model, mutation, self.paired)
         try:
             return self.of(wrong)
-        except (RuntimeError, ValueError, TypeError, IndexError):  # what it gives does not fit what comes after
+        except (RuntimeError, ValueError, TypeError, IndexError):  # its result does not fit later modules
             return math.inf
 
     def of(self, wrong: torch.nn.Module) -> float:
-        """The same of any model in place of the right one."""
+        """As `margin`, for any model in place of the right one."""
         rows = self._free(wrong)
         if self.level != "forward":
             rows += self._gradients(wrong, training=False)
@@ -135,7 +135,7 @@ class Whole:
 
     @property
     def _loss(self) -> Loss:
-        """The given one, or the default for what the model returns."""
+        """The given loss, or the default for the model's outputs."""
         return self.loss or self._known("loss", self._default_loss)
 
     def _default_loss(self) -> Loss:
@@ -168,7 +168,7 @@ class Whole:
         ]
 
     def _run(self, model: torch.nn.Module, training: bool) -> tuple[Gradients, dict[str, np.ndarray]]:
-        """Loss and gradients, and in training mode the buffers after; dropout draws the same on both sides."""
+        """Return loss, gradients and (in training mode) updated buffers; the fixed seed gives equal dropout masks."""
         side = TorchSide.of(model, "float64", training=training, apply=self.apply)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -1,6 +1,6 @@
-"""Makes every mistake of the catalogue in a PyTorch model, one at a time, and asks whether `check` would have seen it.
+"""Make every mistake of the catalogue in a PyTorch model, one at a time, and test whether `check` would detect it.
 
-A port with a mistake computes what the PyTorch model with that mistake computes, so PyTorch alone is enough.
+A port with a mistake computes the same as the PyTorch model with that mistake, so PyTorch alone is enough.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from parity.runs.torch_side import TorchSide
 LEVELS = ("forward", "gradients", "train")
 
 BUDGET = 1000.0
-"""Forward passes of the model that the search may cost."""
+"""Default maximum cost of the search, in forward passes of the model."""
 
 Progress = Callable[[str, float], None]
 
@@ -39,26 +39,26 @@ def power(
     paired: Collection[Key] | None = None,
     progress: Progress | None = None,
 ) -> PowerReport:
-    """What a `check` with these inputs and weights would have caught, and what it is blind to.
+    """Return which mistakes a `check` with these inputs and weights would detect, and which it would miss.
 
     Every mistake of the catalogue (`parity.causes`, and those of masks, ids, positions and training mode) is made in
-    one module of a float64 copy of the model, in evaluation mode. It is seen if a gate of `check` fails: of the
-    module's own arithmetic on correct inputs; else of the whole model, its loss and its gradients. For what is not
-    seen, other inputs and weights are tried, and the first that would show it is named.
+    one module of a float64 copy of the model, in evaluation mode. It is detected if a gate of `check` fails: for the
+    module's own arithmetic on correct inputs, or else for the whole model, its loss and its gradients. For undetected
+    mistakes, other inputs and weights are tried, and the first that would reveal the mistake is named.
 
     Args:
-        torch_model: the right model, with the weights of the proof; it stays as it is.
-        inputs: as `check` takes them.
-        level: that of the `check`: "forward", "gradients" or "train".
-        gates, loss: those of the `check`.
-        budget: what the search may cost, in forward passes of the model; what does not fit is counted in `untried`.
-            The result depends on it and on nothing else: never on how fast the machine is.
-        paired: the calls of modules that have a partner in JAX; by default all. The others' arithmetic is judged with
-            that of the module around them.
-        progress: called with what is being done and with the share of the budget that is spent.
+        torch_model: Correct model, with the weights of the proof; it is not modified.
+        inputs: Inputs, as for `check`.
+        level: Level of the `check`: "forward", "gradients" or "train".
+        gates, loss: Gates and loss of the `check`.
+        budget: Maximum cost of the search, in forward passes of the model; mistakes beyond it are counted in
+            `untried`. The result does not depend on the speed of the machine.
+        paired: Calls of modules that have a partner in JAX; all by default. Other modules are part of the arithmetic
+            of the enclosing module.
+        progress: Callback that receives a description of the current work and the spent share of the budget.
 
     Raises:
-        ValueError: an unknown level, a budget that is not positive, or inputs that are empty or not finite.
+        ValueError: If the level is unknown, the budget is not positive, or inputs are empty or not finite.
     """
     return search_of(
         torch_model, inputs, level=level, gates=gates, loss=loss, budget=budget, paired=paired, progress=progress
@@ -76,7 +76,7 @@ def search_of(
     paired: Collection[Key] | None = None,
     progress: Progress | None = None,
 ) -> Search:
-    """The search that `power` runs: its findings hold the mistakes themselves, to be made (see `mutated`)."""
+    """Return the search that `power` runs; its findings contain the mutations themselves, for use with `mutated`."""
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is not one of {', '.join(LEVELS)}")
     if not budget > 0:

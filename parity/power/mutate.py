@@ -1,6 +1,6 @@
-"""A copy of a model that makes one mistake, and is a model like any other: it runs, trains, and can be copied.
+"""Copy of a model with one mistake, which is an ordinary module: it can be run, trained and copied.
 
-A port with that mistake computes what this model computes, up to rounding.
+A port with that mistake computes the same as this model, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from parity.power.mutations import Mutation, found
 from parity.recording.capture import Key
 
 Around = Callable[[torch.nn.Module, Callable[..., Any], Any, Any], Any]
-"""Takes the place of a module's forward: given the module, its class's forward, and the arguments."""
+"""Replacement of a module's forward; receives the module, the forward of its class, and the arguments."""
 
 
 def mutated(model: torch.nn.Module, mutation: Mutation, paired: Collection[str]) -> torch.nn.Module:
-    """A copy of `model` in which every call of the mutation's module makes the mistake.
+    """Return a copy of `model` in which every call of the mutation's module makes the mistake.
 
     Args:
-        paired: paths of the modules that are not part of the arithmetic of the one around them.
+        paired: Paths of the modules that are not part of the arithmetic of the enclosing module.
     """
     changed = copy.deepcopy(model)
     modules = dict(changed.named_modules())
@@ -43,7 +43,7 @@ def _is_in(name: str, outer: str) -> bool:
 
 
 def wrap(module: torch.nn.Module, around: Around) -> None:
-    """Makes `module` one of a class whose forward is `around`; a copy of it is too."""
+    """Change the class of `module` to a subclass whose forward is `around`; copies of the module keep it."""
     cls = type(module)
 
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -53,12 +53,12 @@ def wrap(module: torch.nn.Module, around: Around) -> None:
 
 
 class NotMadeError(LookupError):
-    """The mistake cannot be made in a call: other tensors, other steps."""
+    """Raised if the mistake cannot be made in a call, as its tensors or steps differ."""
 
 
 @dataclasses.dataclass
 class _Running:
-    """A call of the altered module that is under way: what its inner modules returned, and are to return instead."""
+    """State of a running call of the altered module: results of its inner modules, and their replacements."""
 
     tape: Any
     instead: Mapping[Key, Any]
@@ -71,7 +71,7 @@ _ACTIVE: list[_Running] = []
 
 @dataclasses.dataclass
 class _Live(Recording):
-    """A call as it is made: its inner modules run."""
+    """A live call: its inner modules are run instead of replayed."""
 
     outputs: dict[Key, Any] = dataclasses.field(default_factory=dict)
 
@@ -87,7 +87,7 @@ class _Live(Recording):
 
 
 class _Own:
-    """A module whose forward is its class's, and keeps what it returned."""
+    """Proxy of a module that runs the forward of its class and keeps the output."""
 
     def __init__(self, module: torch.nn.Module, forward: Callable[..., Any]) -> None:
         self._module, self._forward, self.output = module, forward, None
@@ -124,7 +124,7 @@ def _live(module: torch.nn.Module, forward: Callable[..., Any], args: Any, kwarg
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy with the same parameters, its own buffers, and no hooks: what runs in it is noted nowhere."""
+    """Return a copy with shared parameters, own buffers and no hooks, so that running it has no side effects."""
     memo: dict[int, Any] = {id(x): x for x in module.parameters()}
     memo |= {id(x): x.detach().clone() for x in module.buffers()}
     twin = copy.deepcopy(module, memo)
@@ -135,7 +135,7 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _inner(name: str) -> Around:
-    """An inner module's steps are its own; what it returns is at hand in the module around, or read otherwise there."""
+    """Run an inner module without recording its steps, keep its output, and return the replacement if there is one."""
 
     def around(module: torch.nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not _ACTIVE:

@@ -1,7 +1,7 @@
-"""The mistakes that can be made in one call of a module: the changes of `parity.causes`, one at a time.
+"""Mistakes that can be made in one call of a module: the changes of `parity.causes`, one at a time.
 
-A mistake is told by its words, so that the same one can be made on other inputs, in another precision, or in the
-running model with its gradients: there the catalogue is asked anew, and the tensors that it takes are those at hand.
+A mistake is identified by its description, so that the same one can be made on other inputs, in another precision, or
+in the running model with gradients: the catalogue is queried again there, for the tensors of that call.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from parity.power.input_mistakes import extra
 
 SPECIFIC, GENERIC = "specific", "generic"
 PHASES = (SPECIFIC, GENERIC)
-"""What is mistaken for this very function, or for the results of inner modules; what can go wrong with any step."""
+"""Mistakes specific to a function or to the results of inner modules; generic mistakes of any step."""
 
 IN_TRAINING = ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d")
-"""Functions that do nothing in evaluation mode: see `parity.power.training`."""
+"""Functions without effect in evaluation mode: see `parity.power.training`."""
 
 RUNNING = re.compile(r" \(mutate\.py:\d+\)")
-"""Where PyTorch's own modules are called from in a model that makes a mistake: no place of the model's."""
+"""Place reported for PyTorch's own modules in a model with a mistake; removed, as it is not in the model's code."""
 
 NOWHERE: Place = ("", 0, 0)
 
@@ -34,11 +34,13 @@ class Mutation:
     """One mistake in one module.
 
     Attributes:
-        module: dotted path.
-        switch, text: what is mistaken, as in `Cause`; `number`: which of those of the same words.
-        phase: one of PHASES.
-        place, name, order: the altered step, and which of the mistakes of this switch there it is.
-        rounding: the same function with other roundings.
+        module: Dotted path of the module.
+        switch, text: Kind and description, as in `Cause`.
+        number: Index among the mistakes with equal switch and text.
+        phase: One of PHASES.
+        place, name: Place and function of the altered step.
+        order: Index among the mistakes of this switch at that step.
+        rounding: Whether it is the same function with other roundings.
     """
 
     module: str
@@ -57,7 +59,7 @@ class Mutation:
 
     @property
     def spot(self) -> tuple[object, ...]:
-        """The same on inputs of other sizes, where the words may differ."""
+        """Key that is equal for inputs of other sizes, where the text may differ."""
         return self.module, self.switch, self.place, self.name, self.phase, self.order
 
     @property
@@ -69,7 +71,7 @@ class Mutation:
         return "gradient" in self.switch
 
     def among(self, offered: Iterable[tuple[Mutation, Change]]) -> Change | None:
-        """The change that makes this mistake: of the same words, else of the same spot."""
+        """Return the change that makes this mistake: the one with the same words, else with the same spot."""
         spot: Change | None = None
         for other, change in offered:
             if other.words == self.words:
@@ -80,7 +82,7 @@ class Mutation:
 
 
 def found(recording: Recording, steps: Sequence[Step]) -> Iterator[tuple[Mutation, Change]]:
-    """Every mistake in a call whose replay gave `steps`."""
+    """Yield all mistakes that are possible in a call whose replay gave `steps`."""
     recording.scored = any("softmax" in s.name or s.name == "scaled_dot_product_attention" for s in steps)
     here = around(recording, list(steps))
     count: dict[object, int] = collections.Counter()
@@ -101,7 +103,7 @@ def found(recording: Recording, steps: Sequence[Step]) -> Iterator[tuple[Mutatio
 
 
 def _offered(recording: Recording, here: Around) -> Iterator[tuple[Change, bool]]:
-    """All changes, and whether they belong to this very function."""
+    """Yield all changes, and whether each is specific to the step's function."""
     for change in changes(recording, here):
         yield change, change.named or (bool(change.rounding) and change.switch == "fast variance")
     for step in {(step.place, step.name): step for step in reversed(here.steps)}.values():
@@ -112,10 +114,11 @@ def _offered(recording: Recording, here: Around) -> Iterator[tuple[Change, bool]
 
 
 def _left_out(change: Change) -> bool:
-    """What adds nothing to the others: who sees the one sees the other.
+    """Return whether a change is redundant, as a check that detects another change would also detect it.
 
-    Rounding a step's result to float32 shows least of all roundings; a shift by one shows less than one by two; one
-    call of several at a place stands for all; and of the results before a step, any may be taken for its operands.
+    Rounding a step's result to float32 is the hardest rounding to detect; a shift by one is harder to detect than a
+    shift by two; a change of all calls at a place represents that of a single one; and operands are not replaced by
+    results of earlier steps, as any of these could be taken.
     """
     if "leak" in change.switch:
         return not (change.switch == "float32 leak" and "result of" in change.text)
@@ -126,7 +129,7 @@ def _left_out(change: Change) -> bool:
 
 
 def replay(recording: Recording, change: Change, *, gradients: bool = False) -> Sites:
-    """What the call passes on and returns with this change."""
+    """Return the inputs of inner modules and the outputs of the call with this change."""
     sites, _ = recording.run(change.alterations, _given(change.inner), gradients=gradients)
     return sites
 

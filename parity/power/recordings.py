@@ -1,4 +1,4 @@
-"""Calls of a model recorded many at a time, and the work that they are."""
+"""Calls of a model, in groups for recording, and their cost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from parity.recording.capture import Key, torch_hooks
 from parity.recording.inputs import Apply, positional
 
 ELEMENTS = 32 * 2**20
-"""Numbers in the recordings that are held at once, about; each part costs one more forward pass."""
+"""Approximate number of elements in recordings held at once; each group costs one more forward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Called:
-    """One call of a module: its class, and the shapes that it took and gave."""
+    """One call of a module: its class, and the shapes of inputs and outputs."""
 
     key: Key
     type: str
@@ -29,7 +29,7 @@ class Called:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Equal for the calls of equal blocks."""
+        """Key that is equal for calls of equal blocks."""
         return self.type, self.inputs, self.outputs
 
     @property
@@ -38,7 +38,7 @@ class Called:
 
 
 def calls_of(model: torch.nn.Module, inputs: Sequence[torch.Tensor], apply: Apply = positional) -> list[Called]:
-    """Every call of every module, in the order of return."""
+    """Return every call of every module, in the order in which they return."""
     modules, given, found = dict(model.named_modules()), {}, []
 
     def before(key: Key, tensors: list[torch.Tensor]) -> None:
@@ -57,7 +57,7 @@ def _shapes(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
 
 
 def parts(calls: Sequence[Called], limit: int = ELEMENTS) -> Iterator[list[Called]]:
-    """The calls in runs whose tensors hold at most `limit` numbers (or of one call)."""
+    """Yield consecutive groups of calls whose tensors have at most `limit` elements (or a single larger call)."""
     part: list[Called] = []
     size = 0
     for call in calls:
@@ -71,12 +71,12 @@ def parts(calls: Sequence[Called], limit: int = ELEMENTS) -> Iterator[list[Calle
 
 
 def work_of(steps: Sequence[Step]) -> int:
-    """Products of two numbers, and numbers that other functions write."""
+    """Return the cost of steps: multiplications of products, and elements written by other functions."""
     return sum(_work(step.name, step.args, step.kwargs, step.output) for step in steps)
 
 
 def forward_work(model: torch.nn.Module, inputs: Sequence[torch.Tensor], apply: Apply = positional) -> int:
-    """The same of a whole forward pass; at least 1."""
+    """Return the cost of a whole forward pass, as in `work_of`; at least 1."""
     counter = _Counter()
     with torch.no_grad(), counter:
         apply(model, inputs)

@@ -1,6 +1,6 @@
-"""Other inputs and weights under which a mistake may show, in the order in which they are tried.
+"""Other inputs and weights that may reveal a mistake, in the order in which they are tried.
 
-Each keeps the model as it is but for its weights, and is only a witness: it says what the user's proof lacks.
+Each changes at most the inputs and the weights of the model, and only serves to name what the user's proof lacks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WEIGHTS = "random weights, none of them 0 or 1 (parity.randomize)"
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """A model and inputs, and how to say it."""
+    """A model and inputs, and their description."""
 
     text: str
     model: torch.nn.Module
@@ -35,9 +35,11 @@ class Remedy:
 
 @dataclasses.dataclass(frozen=True)
 class Remedies:
-    """Attributes:
-    everything: random weights and random inputs, in several forms: what none of them shows is the same function.
-    single: one change each, inputs first, which are easier to change than weights.
+    """Remedies for one model and its inputs.
+
+    Attributes:
+        everything: Random weights and random inputs combined; a mistake that none of them reveals is the same function.
+        single: One change each; inputs first, as they are easier to change than weights.
     """
 
     everything: tuple[Remedy, ...]
@@ -45,7 +47,7 @@ class Remedies:
 
 
 def remedies(model: torch.nn.Module, arrays: Arrays, apply: Apply = positional) -> Remedies:
-    """What to try for this model and these inputs."""
+    """Return the remedies to try for this model and these inputs."""
     kinds = [kind_of(x) for x in arrays]
     words = [vocabulary(model, arrays, i, apply) if kind == IDS else 0 for i, kind in enumerate(kinds)]
     changes: list[tuple[str, bool, Callable[[Arrays], Arrays]]] = [
@@ -68,7 +70,7 @@ def remedies(model: torch.nn.Module, arrays: Arrays, apply: Apply = positional) 
 
 
 def _everything(arrays: Arrays, kinds: Sequence[str], words: Sequence[int], least: int) -> Arrays:
-    """All inputs drawn anew, masks with padding, and every second row of ids with padding (0) at its end."""
+    """Draw all inputs again, with padding in masks, and padding (0) at the end of every second row of ids."""
     found = list(_each(_larger(arrays, kinds, words, least), kinds, MASK, padded))
     for x, kind in zip(found, kinds, strict=True):
         if kind == IDS and x.ndim > 1:
@@ -77,7 +79,7 @@ def _everything(arrays: Arrays, kinds: Sequence[str], words: Sequence[int], leas
 
 
 def kind_of(array: np.ndarray) -> str:
-    """Token ids, a mask, or numbers."""
+    """Return whether an input holds token ids, a mask, or numbers."""
     values = np.unique(array) if array.size else array
     flags = array.dtype == np.bool_ or (array.ndim > 1 and bool(np.isin(values, (0, 1)).all()) and _flat(array))
     if flags:
@@ -86,12 +88,12 @@ def kind_of(array: np.ndarray) -> str:
 
 
 def _flat(array: np.ndarray) -> bool:
-    """Ids of two words are no mask, and neither is an image of zeros."""
+    """Return whether an array of zeros and ones may be a mask: integers, or not all zero (an image of zeros)."""
     return np.issubdtype(array.dtype, np.integer) or bool(array.any())
 
 
 def vocabulary(model: torch.nn.Module, arrays: Arrays, index: int, apply: Apply = positional) -> int:
-    """How many ids the embedding that reads this input has; by default the largest id in it and one."""
+    """Return the size of the embedding that reads this input, or by default its largest id plus one."""
     sizes: list[int] = []
     modules = dict(model.named_modules())
 
@@ -106,7 +108,7 @@ def vocabulary(model: torch.nn.Module, arrays: Arrays, index: int, apply: Apply 
 
 
 def strengthened(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy with every parameter, frozen ones too, and all running statistics drawn as by `parity.randomize`."""
+    """Return a copy with all parameters (also frozen) and running statistics drawn as by `parity.randomize`."""
     strong = copy.deepcopy(model)
     with torch.no_grad():
         for name, x in [*strong.named_parameters(), *strong.named_buffers()]:
@@ -118,7 +120,7 @@ def strengthened(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def neutral(module: torch.nn.Module) -> list[str]:
-    """The module's own parameters that are constant: their values do not tell one from another."""
+    """Describe the module's own parameters that are constant, whose elements cannot be distinguished."""
     own = [(name, x.detach()) for name, x in module.named_parameters(recurse=False) if x.numel()]
     return [f"{name} all {x.flatten()[0].item():g}" for name, x in own if bool((x == x.flatten()[0]).all())]
 
@@ -132,7 +134,7 @@ def _each(arrays: Arrays, kinds: Sequence[str], kind: str, change: Callable[[np.
 
 
 def padded(mask: np.ndarray) -> np.ndarray:
-    """The mask with the other value at the end of its last axis, further from row to row."""
+    """Return the mask with padding at the end of its last axis, of increasing length from row to row."""
     new, length = np.array(mask), mask.shape[-1]
     usual = mask.flat[0]
     other = np.array(not usual).astype(mask.dtype)
@@ -168,7 +170,7 @@ def _padded_ids(arrays: Arrays, words: Sequence[int]) -> Arrays:
 
 
 def _larger(arrays: Arrays, kinds: Sequence[str], words: Sequence[int], least: int = 4) -> Arrays:
-    """Every input with the same first axis drawn anew, with at least so many entries there."""
+    """Draw every input with the common batch size again, with at least `least` examples."""
     first = next((len(x) for x in arrays if x.ndim), 0)
     count = max(first, least)
     return tuple(
@@ -178,7 +180,7 @@ def _larger(arrays: Arrays, kinds: Sequence[str], words: Sequence[int], least: i
 
 
 def _longer(arrays: Arrays, kinds: Sequence[str], words: Sequence[int]) -> Arrays:
-    """Token ids, and what has their length in the second axis, twice as long."""
+    """Draw token ids, and inputs with the same length in the second axis, with twice that length."""
     length = next(x.shape[1] for x, kind in zip(arrays, kinds, strict=True) if kind == IDS and x.ndim > 1)
     return tuple(
         _again(x, (len(x), 2 * length, *x.shape[2:]), kind, n) if x.ndim > 1 and x.shape[1] == length else x

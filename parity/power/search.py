@@ -1,4 +1,4 @@
-"""The search for what a proof does not see: mistakes tried, then remedies, then gradients; within a budget."""
+"""Search for mistakes that a proof misses: mistakes are tried, then remedies, then gradients, within a budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from parity.report.power_report import BLIND, NOT_FOUND, SAME, SEEN, PowerReport
 from parity.runs.torch_side import TorchSide
 
 FIRST_SHARE = 0.6
-"""Of the budget, for trying mistakes; the rest is for what they do to gradients, and for remedies."""
+"""Share of the budget for trying mistakes; the rest is for remedies and gradients."""
 
 MORE = "a larger budget (not all could be tried)"
 TRAIN = 'level="train"'
@@ -34,7 +34,7 @@ TRAIN = 'level="train"'
 
 @dataclasses.dataclass
 class Finding:
-    """One mistake in one module, and what is known of it so far: the largest over the module's calls."""
+    """One mistake in one module, and its largest margin and error over the module's calls so far."""
 
     mutation: Mutation
     type: str
@@ -43,7 +43,7 @@ class Finding:
     remedy: str = ""
     work: float = 0.0
     incomplete: bool = False
-    """Whether the budget ended before everything was tried."""
+    """Whether the budget was spent before everything was tried."""
 
     @property
     def seen(self) -> bool:
@@ -63,7 +63,7 @@ class Finding:
 
     @property
     def _differs(self) -> bool:
-        """Whether it is known to be, or may be, another function."""
+        """Whether the mistake changes the function, or may change it."""
         return bool(self.remedy) or self.incomplete or (self.mutation.rounding and self.error > 0)
 
     @property
@@ -74,13 +74,13 @@ class Finding:
 
     @property
     def is_a_mistake(self) -> bool:
-        """A step that is left out, or takes another tensor, and is the same whatever the numbers, is none."""
+        """Whether it counts as a mistake: a generic change that gives the same function for any values does not."""
         return self.seen or self._differs or self.mutation.phase == SPECIFIC
 
 
 @dataclasses.dataclass
 class Search:
-    """`power`, step by step. `unit` is the work of one forward pass."""
+    """Implementation of `power`; `unit` is the cost of one forward pass."""
 
     whole: Whole
     calls: Sequence[Called]
@@ -108,7 +108,7 @@ class Search:
     # Trying mistakes
 
     def _try_all(self) -> None:
-        """Modules that are unlike each other first, and what is mistaken for this very function before the rest."""
+        """Try all mistakes: modules of different kinds first, and specific mistakes before generic ones."""
         first, again = _ranked(self.calls)
         for calls, phase in ((first, SPECIFIC), (first, GENERIC), (again, SPECIFIC), (again, GENERIC)):
             for part in parts(calls):
@@ -123,7 +123,7 @@ class Search:
         self.spent += 1
         side = TorchSide(model, "float64")
         recordings = record_calls(model, side.inputs(arrays), keys, paired, self.whole.apply)
-        while recordings:  # let go one by one
+        while recordings:  # freed one by one
             key = next(iter(recordings))
             yield keys[key], recordings.pop(key)
 
@@ -150,7 +150,7 @@ class Search:
     def _replayed(self, call: Called, recording: Recording) -> tuple[Sites, list[Step], float] | None:
         try:
             sites, steps = recording.run()
-        except Exception as error:  # whatever a foreign module raises when it is called by itself
+        except Exception as error:  # user modules may raise anything when replayed
             self.notes.append(f"{call.key[0] or 'the model'}: not looked into, {type(error).__name__} in a replay")
             return None
         cost = work_of(steps) / self.unit
@@ -160,7 +160,7 @@ class Search:
     def _measured(
         self, call: Called, recording: Recording, sites: Sites, mutation: Mutation, change: Change
     ) -> tuple[float, float] | None:
-        """Margin and error of a mistake in one call; None if it cannot be made there."""
+        """Return margin and error of a mistake in one call; None if it cannot be made there."""
         try:
             wrong = replay(recording, change)
             if changes_shapes(sites, wrong):
@@ -168,7 +168,7 @@ class Search:
             margin, error = forced(sites, wrong, recording.module, self.whole.gates)
             if 0 < margin <= 1:
                 margin = max(margin, forced32(recording, mutation, call.key, self.whole.gates))
-        except Exception:  # PyTorch cannot run it so
+        except Exception:  # PyTorch cannot run this mistake
             return None
         return margin, error
 
@@ -177,7 +177,7 @@ class Search:
             self.findings[mutation.words] = Finding(mutation, type_)
         return self.findings[mutation.words]
 
-    # What would show the rest
+    # Remedies for undetected mistakes
 
     def _remedies(self) -> None:
         waiting = [f for f in self.findings.values() if not f.seen and not f.mutation.only_in_gradients]
@@ -190,7 +190,7 @@ class Search:
             return
         for remedy in known.everything:
             self._try_remedy(remedy, [f for f in waiting if not f.remedy])
-        # Where everything at once shows nothing, one change alone does not either, but for roundings.
+        # If all changes combined reveal nothing, a single one does not either, except for roundings.
         waiting = [f for f in waiting if f.remedy or f.error > 0]
         last = {id(finding): finding.remedy for finding in waiting}
         for finding in waiting:
@@ -212,7 +212,7 @@ class Search:
             try:
                 for call, recording in self._recorded(part, remedy.model, remedy.arrays):
                     self._show(call, recording, remedy, by_module[call.key[0]])
-            except Exception:  # the model does not take such inputs
+            except Exception:  # the model does not accept these inputs
                 return
 
     def _show(self, call: Called, recording: Recording, remedy: Remedy, waiting: Sequence[Finding]) -> None:
@@ -223,7 +223,7 @@ class Search:
         offered = list(found(recording, steps))
         by_words = {f.mutation.words: f for f in waiting if not f.remedy}
         words = {mutation.words for mutation, _ in offered}
-        # Sizes in the words change with the inputs: then it is the one of the same spot.
+        # Sizes in the text change with the inputs: such mistakes are matched by spot.
         by_spot = {f.mutation.spot: f for f in by_words.values() if f.mutation.name and f.mutation.words not in words}
         for mutation, change in offered:
             finding = by_words.get(mutation.words) or by_spot.get(mutation.spot)
@@ -238,7 +238,7 @@ class Search:
                 finding.remedy = self._said(remedy, finding)
 
     def _said(self, remedy: Remedy, finding: Finding) -> str:
-        """The remedy in words, with what is neutral about the module's own weights."""
+        """Return the text of the remedy, with the constant parameters of the module if it changes weights."""
         module = self.whole.model.get_submodule(finding.mutation.module)
         found = neutral(module) if remedy.text == WEIGHTS else []
         return f"{remedy.text}; now {', '.join(found)}" if found else remedy.text
@@ -246,7 +246,7 @@ class Search:
     # Gradients
 
     def _gradients(self) -> None:
-        """Of what the forward pass does not show, and might be seen in the whole model or by its gradients."""
+        """Measure undetected mistakes on the whole model where its layers or gradients may reveal them."""
         waiting = [f for f in self.findings.values() if self._is_due(f)]
         changed = waiting if self.whole.level == "forward" else self._with_other_derivatives(waiting)
         for finding in changed:
@@ -262,7 +262,7 @@ class Search:
         return other and not finding.seen
 
     def _with_other_derivatives(self, waiting: Sequence[Finding]) -> list[Finding]:
-        """Those that change a number in the forward pass, or the derivative of one of the module's calls."""
+        """Return the findings that change a value of the forward pass, or the derivative of a call of the module."""
         changed = {id(f): f for f in waiting if f.error > 0 or f.mutation.only_in_gradients}
         names = {f.mutation.module for f in waiting if id(f) not in changed}
         for part in parts([call for call in self.calls if call.key[0] in names]):
@@ -278,7 +278,7 @@ class Search:
         return list(changed.values())
 
     def _ask(self, finding: Finding, whole: Whole) -> float:
-        """Makes the mistake in the whole model, if the budget allows."""
+        """Make the mistake in the whole model if the budget allows, and return the margin."""
         mutation = finding.mutation
         if self.spent + whole.work > self.budget:
             finding.incomplete = True
@@ -295,7 +295,7 @@ class Search:
         return margin
 
     def _only_in_gradients(self, finding: Finding) -> None:
-        """Nothing in the forward pass shows it, whatever the inputs: gradients here, then with other inputs."""
+        """Measure a mistake that no forward pass reveals: by gradients on the given inputs, then on other inputs."""
         if self.whole.level != "forward" and self._ask(finding, self.whole) > 1:
             return
         known = remedies(self.whole.model, self.whole.arrays, self.whole.apply)
@@ -330,12 +330,12 @@ class Search:
 def _safe_same(recording: Recording, mutation: Mutation) -> bool:
     try:
         return same_derivative(recording, mutation)
-    except Exception:  # it cannot be differentiated by itself: the whole model is asked
+    except Exception:  # the call cannot be differentiated by itself: measured on the whole model
         return False
 
 
 def _ranked(calls: Sequence[Called]) -> tuple[list[Called], list[Called]]:
-    """The first call of each kind, and the others."""
+    """Return the first call of each kind, and the others."""
     known: set[Any] = set()
     first: list[Called] = []
     again: list[Called] = []

@@ -1,4 +1,4 @@
-"""Mistakes that only training mode shows: dropout, and the statistics that BatchNorm keeps."""
+"""Mistakes that only training mode reveals: dropout, and the running statistics of BatchNorm."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 import torch
 
 RATES = ("p", "drop_prob", "rate")
-"""What PyTorch modules call their dropout rate: torch's, timm's, ours."""
+"""Attribute names of the dropout rate in PyTorch, timm and this repository."""
 
 Change = Callable[[torch.nn.Module], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMistake:
-    """A mistake in one module that nothing shows in evaluation mode.
+    """A mistake in one module that has no effect in evaluation mode.
 
-    `change` makes it in a copy of the module; None: `check` compares the law of the draws, exactly, at `level="train"`.
+    `change` makes it in a copy of the module. If None, `check` compares the distribution of the random draws exactly at
+    `level="train"`.
     """
 
     module: str
@@ -29,7 +30,7 @@ class TrainingMistake:
 
 
 def training_mistakes(model: torch.nn.Module) -> Iterator[TrainingMistake]:
-    """Those of every module of `model`."""
+    """Yield the mistakes of every module of `model`."""
     for path, module in model.named_modules():
         kind = type(module).__name__
         rate = rate_of(module)
@@ -41,7 +42,7 @@ def training_mistakes(model: torch.nn.Module) -> Iterator[TrainingMistake]:
 
 
 def rate_of(module: torch.nn.Module) -> float:
-    """The dropout rate of a module that draws; 0 for any other."""
+    """Return the dropout rate of a dropout module; 0 for any other module."""
     named = "drop" in type(module).__name__.lower() or isinstance(module, torch.nn.modules.dropout._DropoutNd)
     rates = [getattr(module, name, None) for name in RATES] if named else []
     return next((float(rate) for rate in rates if isinstance(rate, int | float)), 0.0)
@@ -65,7 +66,7 @@ def _statistics(module: Any) -> Iterator[tuple[str, Change]]:
 
 
 def _biased(module: Any) -> None:
-    """From now on the running variance takes in the batch's biased variance."""
+    """Make a BatchNorm update its running variance with the biased variance of the batch."""
     from parity.power.mutate import wrap
 
     def around(self: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Number formats: what is float32 by design, what leaks into a float64 run, and reduced formats."""
+"""Number formats: float32 by design, float32 that leaks into a float64 run, and reduced-precision formats."""

@@ -1,11 +1,11 @@
-"""Which narrow formats are by design in a pair of models, and what is judged otherwise because of them.
+"""Decide which narrow formats are by design in a pair of models, and which gates change because of them.
 
-A layer may ask for float32 whatever it is given: RMSNorm's `x.to(torch.float32)`, a softmax in float32, the tables of
-rotary embeddings. Where the reference does so the port may too, and the float64 run of both leaves these casts out
-(`wide_torch`, `wide_jax`). Where the port alone does so it is a leak, unless a library does it unasked.
+A layer may use float32 whatever its input dtype: RMSNorm's `x.to(torch.float32)`, a softmax in float32, the tables of
+rotary embeddings. If the reference does so, the port may too, and the float64 runs of both remove these casts
+(`wide_torch`, `wide_jax`). If only the port does so, it is a leak, unless a library casts on its own.
 
-Numbers made before the run, a table of float32 sines, cannot be made whole again. If both sides hold the same ones,
-nothing is lost; else the module that uses them is held to the gate of two float32 runs against each other.
+Values computed before the run, such as a table of float32 sines, cannot be restored to float64. If both sides have the
+same values, nothing is lost; else the module that uses them is judged by the gate between two float32 runs.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from parity.precision.jax_casts import casts, tables_of
 from parity.precision.wide_torch import Wide
 
 Table = tuple[str, np.ndarray]
-"""Module and numbers of an array that was made in a narrow format before the run."""
+"""Module and values of an array that was computed in a narrow format before the run."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Design:
-    """What both models ask for, and which of it is by design.
+    """The narrow formats that both models request, and which of them are by design.
 
     Attributes:
-        ours, theirs: narrow formats that PyTorch's and JAX's model ask for, each under its own paths.
-        our_tables, their_tables: narrow arrays that they hold, apart from their weights.
-        partners: JAX's path -> PyTorch's, of the modules that are compared.
+        ours, theirs: Casts to narrow formats in PyTorch's and JAX's model, each with its own paths.
+        our_tables, their_tables: Narrow arrays of the models other than their weights.
+        partners: Maps JAX's paths to PyTorch's, for the modules that are compared.
         scalars: Python numbers that the models use.
-        granted: modules (PyTorch's paths) in which every cast of JAX's counts as by design.
+        granted: Modules (PyTorch's paths) in which every cast of JAX's is considered by design.
     """
 
     ours: tuple[Cast, ...] = ()
@@ -54,7 +54,7 @@ class Design:
         program: tuple[ClosedJaxpr, Sequence[Any], Iterable[float]],
         partners: Mapping[str, str],
     ) -> Design:
-        """From a run of PyTorch's model, its unsaved buffers, and JAX's program (see `JaxSide.program`)."""
+        """Create from a run of PyTorch's model, its non-persistent buffers, and JAX's program (`JaxSide.program`)."""
         closed, args, numbers = program
         held = [(path, array) for (path, _), array in asked.tables.items()]
         ours, theirs = tuple(asked.casts), tuple(casts(closed, asked.precision))
@@ -62,7 +62,7 @@ class Design:
         return cls(ours, theirs, (*buffers, *held), tables, partners, frozenset({*asked.scalars, *numbers}))
 
     def allows(self, cast: Cast) -> bool:
-        """Whether a cast of JAX's is by design: a library's own, or the reference has one as narrow there too."""
+        """Return whether a cast of JAX's is by design: a library's own, or as narrow as one of the reference there."""
         if cast.library and cast.format == "float32":
             return True
         module = self._partner(cast.module)
@@ -94,21 +94,22 @@ class Design:
         return set(self.partners.values())
 
     def _nearest(self, path: str) -> str:
-        """The innermost compared module at or around a path of PyTorch's."""
+        """Return the innermost compared module at or around one of PyTorch's paths."""
         while path and path not in self._paths:
             path = path.rpartition(".")[0]
         return path
 
     def _partner(self, path: str) -> str:
-        """The same for a path of JAX's."""
+        """Return the same for one of JAX's paths."""
         while path and path not in self.partners:
             path = path.rpartition(".")[0]
         return self.partners.get(path, "")
 
     def _near(self, module: str) -> set[str]:
-        """The module, the one around it and those right inside it: where a cast may stand instead.
+        """Return the module, its parent and its children: the places where the corresponding cast may be.
 
-        The model itself is near only to modules without parts: else one cast of its output would excuse every block.
+        The root model is near only to modules without children: otherwise one cast of its output would allow casts in
+        every block.
         """
         around = None if not module else self._nearest(module.rpartition(".")[0])
         near = {module, *(path for path in self._paths if path and self._nearest(path.rpartition(".")[0]) == module)}
@@ -123,7 +124,7 @@ class Design:
         return any(wider(cast.format, precision) for cast in self.ours)
 
     def theirs_widen(self, precision: str) -> bool:
-        """Whether JAX's run in this precision has casts to leave out."""
+        """Return whether JAX's run in this precision has casts to remove."""
         if any(wider(cast.format, precision) and self.allows(cast) for cast in self.theirs):
             return True
         formats = [Cast(path, "float32", made=True) for path, numbers in self.their_tables if inexact(numbers)]
@@ -131,7 +132,7 @@ class Design:
 
     @functools.cached_property
     def tabled(self) -> set[str]:
-        """Modules (PyTorch's paths) that work with float32 tables which may differ in their last digit."""
+        """Modules (PyTorch's paths) that use float32 tables, which may differ in their last digit."""
         found = set(self._our_tables)
         theirs = [path for path, numbers in self.their_tables if inexact(numbers)]
         theirs += [cast.module for cast in self.theirs if cast.made and self._our_tables]
@@ -139,7 +140,7 @@ class Design:
         return found | {self._partner(cast.module) for cast in made if self.allows(cast)}
 
     def leaks(self) -> dict[str, str]:
-        """Module (PyTorch's path) -> the port's own casts there that the reference does not have."""
+        """Map modules (PyTorch's paths) to the port's own casts that the reference does not have."""
         found: dict[str, list[str]] = {}
         for cast in self.theirs:
             if not cast.made and not self.allows(cast):
@@ -148,7 +149,7 @@ class Design:
         return {path: ", ".join(dict.fromkeys(texts)) for path, texts in found.items()}
 
     def narrows(self, module: str) -> bool:
-        """Whether JAX's run still narrows anything in a module (PyTorch's path), around it or right inside it."""
+        """Return whether JAX's run still narrows values in a module (PyTorch's path), its parent or its children."""
         near = self._near(module) | {""}
         return any(self._partner(cast.module) in near for cast in self.theirs if not self.allows(cast))
 
@@ -157,7 +158,7 @@ class Design:
         return (*self.our_tables, *self.their_tables)
 
     def notes(self) -> tuple[str, ...]:
-        """What is by design, a sentence per format."""
+        """Return a sentence per format that is used by design."""
         entries = [(cast.format, self._nearest(cast.module), cast.where) for cast in self.ours if not cast.made]
         taken = {(format_, path) for format_, path, _ in entries}
         for cast in self.theirs:
@@ -176,11 +177,11 @@ class Design:
 
 
 SHOWN = 3
-"""So many modules of one line of source are named."""
+"""Maximum number of modules listed per source line."""
 
 
 def _listed(entries: Iterable[tuple[str, str]]) -> str:
-    """Modules grouped by the line that casts: `blocks.0.norm1, blocks.0.norm2 and 22 more (norm.py:12)`."""
+    """Group modules by the line that casts: `blocks.0.norm1, blocks.0.norm2 and 22 more (norm.py:12)`."""
     by_line: dict[str, list[str]] = {}
     for path, where in dict.fromkeys(entries):
         by_line.setdefault(where, []).append(path or "the model")
@@ -196,7 +197,7 @@ def _inside(path: str, module: str) -> bool:
 
 
 def inexact(numbers: np.ndarray) -> bool:
-    """Whether an array holds numbers of more than 11 binary digits: masks, counts and powers of two do not."""
+    """Return whether any value has more than 11 significant bits, unlike masks, counts and powers of two."""
     finite = numbers[np.isfinite(numbers) & (np.abs(numbers) < np.finfo(np.float32).max)]
     digits = np.frexp(finite)[0] * 2.0**11
     return bool((digits != np.rint(digits)).any())

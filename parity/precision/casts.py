@@ -1,4 +1,4 @@
-"""Casts to a format narrower than a run's precision: `x.float()` in a float64 run, say."""
+"""Casts to a format narrower than a run's precision, such as `x.float()` in a float64 run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 FRACTION = {"float8_e4m3fn": 3, "float8_e5m2": 2, "bfloat16": 7, "float16": 10, "float32": 23, "complex64": 23}
-"""Bits of the fraction of the formats below float64."""
+"""Number of fraction bits of the formats below float64."""
 
 WHOLE = {"float64": 52, "complex128": 52, **FRACTION}
 
@@ -17,7 +17,7 @@ COMPLEX = {"float64": "complex128", "float32": "complex64"}
 
 
 def wider(format_: str, precision: str) -> str | None:
-    """What takes the place of `format_` in a run in `precision`; None if it is no narrower."""
+    """Return the format that replaces `format_` in a run in `precision`; None if it is not narrower."""
     if format_ not in FRACTION or FRACTION[format_] >= WHOLE[precision]:
         return None
     return COMPLEX[precision] if format_.startswith("complex") else precision
@@ -25,14 +25,14 @@ def wider(format_: str, precision: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """One place in a model that asks for a narrow format.
+    """A place in a model that requests a narrow format.
 
     Attributes:
-        module: path of the innermost module that was being called.
-        format: "float32", "bfloat16" ...
-        where: file and line of the model's code, "norm.py:12"; "" where there is none (a layer of the framework).
-        made: numbers made in this format (`arange`, `zeros`, a table), not wider ones rounded to it.
-        library: a function of JAX's or flax's asks for it, not the model that calls the function.
+        module: Path of the innermost module being called.
+        format: Name of the format, e.g. "float32" or "bfloat16".
+        where: File and line of the model's code, e.g. "norm.py:12"; "" if there is none (a framework layer).
+        made: Whether values are created in this format (`arange`, `zeros`, a table), not rounded to it.
+        library: Whether a function of JAX or flax casts on its own, not the model that calls the function.
     """
 
     module: str
@@ -44,9 +44,9 @@ class Cast:
 
 @functools.cache
 def is_library(file: str) -> bool:
-    """Whether a source file belongs to a framework, to Python or to `parity`, not to somebody's model."""
+    """Return whether a source file belongs to a framework, the standard library or `parity`, not to a model."""
     if file.startswith(("<", _OWN)):
-        return not file.startswith(_OWN + "selftest")  # the mutations there stand for a port's code
+        return not file.startswith(_OWN + "selftest")  # mutations there stand in for a port's code
     if file.startswith(_STANDARD) and "site-packages" not in file:
         return True
     return any(file.startswith(root) for root in map(_root, LIBRARIES) if root)

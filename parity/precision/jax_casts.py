@@ -1,4 +1,4 @@
-"""Where a traced JAX program narrows its numbers: the module, the line, and whether a library does it unasked."""
+"""Find where a traced JAX program narrows values: the module, the line, and whether a library casts on its own."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from parity.precision.casts import FRACTION, Cast, is_library, place, wider
 
 SCOPE = "parity="
-"""Marks the names that `module_scope` gives to the stretches of a program."""
+"""Prefix of the name scopes made by `module_scope`."""
 
 DECIDING = ("/jax/_src/nn/", "/flax/", "/optax/", "/equinox/", "/haiku/")
-"""Libraries whose functions cast of their own accord; `jax.numpy` and `jax.lax` cast because they are told to."""
+"""Libraries whose functions cast on their own; `jax.numpy` and `jax.lax` cast only on request."""
 
 TOLD = frozenset({"promote_dtype", "canonicalize_dtype"})
-"""Functions of flax that cast to the type a layer was given."""
+"""Functions of flax that cast to the dtype configured for a layer."""
 
 WITH_REDUCER = ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add", "reduce")
-"""First-order operations that carry a small program of their own."""
+"""First-order operations that contain a small reducer program."""
 
 
 def module_scope(path: str) -> Any:
-    """While open, the operations of a traced program are known as those of the module `path`."""
+    """Name scope that assigns the operations of a traced program to the module `path`."""
     return jax.named_scope(f"{SCOPE}{path}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """Where an equation stands: its module and its source."""
+    """Location of an equation: its module and its source."""
 
     eqn: Any = None
     outer: Scope | None = None
@@ -54,7 +54,7 @@ class Scope:
 
     @functools.cached_property
     def _own(self) -> int | None:
-        """Which frame is the model's own; None: the program was traced before, for another caller."""
+        """Index of the model's own stack frame; None if the program was traced earlier, for another caller."""
         found = next((i for i, frame in enumerate(self._frames) if not is_library(frame.file_name)), None)
         if self.outer is None or self.outer.source is None or found is None:
             return found
@@ -72,7 +72,7 @@ class Scope:
 
     @functools.cached_property
     def library(self) -> bool:
-        """Whether a library's function made this operation of its own accord."""
+        """Whether a library function added this operation on its own."""
         frames = self._frames[: self._own] if self._own is not None else self._until_jit()
         told = any(frame.function_name in TOLD for frame in frames)
         own = any(part in frame.file_name for frame in frames for part in DECIDING)
@@ -92,7 +92,7 @@ class Scope:
 
 
 def narrowing(eqn: Any, scope: Scope, precision: str) -> Cast | None:
-    """What an equation (not one that holds programs) narrows: wider numbers, or what was no floating number."""
+    """Return the cast of an equation (without subprograms) that rounds wider values or creates narrow ones."""
     if eqn.primitive.name == "reduce_precision":
         bits = eqn.params["mantissa_bits"]
         reduced = next((name for name, own in FRACTION.items() if own == bits), "float16")
@@ -108,7 +108,7 @@ def narrowing(eqn: Any, scope: Scope, precision: str) -> Cast | None:
 
 
 def casts(closed: ClosedJaxpr, precision: str) -> list[Cast]:
-    """All narrowing casts of a traced program."""
+    """Return all narrowing casts of a traced program."""
     return list(dict.fromkeys(all_casts(closed.jaxpr, Scope(), precision)))
 
 
@@ -129,7 +129,7 @@ def _constant(eqn: Any) -> bool:
 
 
 def tables_of(closed: ClosedJaxpr, args: Sequence[Any], precision: str) -> list[tuple[str, np.ndarray]]:
-    """(module, numbers) of the narrow arrays that a traced program holds or is given, where they are first used."""
+    """Return (module, values) of the narrow constants and inputs of a traced program; the module is the first user."""
     found = []
     held = [*zip(closed.jaxpr.constvars, closed.consts, strict=True), *zip(closed.jaxpr.invars, args, strict=True)]
     for var, value in held:

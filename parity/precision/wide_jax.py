@@ -1,10 +1,10 @@
-"""JAX's side of a wide run: a function is traced, and its program evaluated with narrow numbers kept whole.
+"""Run a JAX function in higher precision: it is traced, and its program is evaluated without narrowing casts.
 
-In a float64 run `x.astype(jnp.float32)` rounds, and all that follows is float32 until something makes it float64
-again. Here the traced program (a jaxpr) is evaluated equation by equation: a cast that is by design gives the float64
-number itself, and what is computed from it stays float64, through `jit`, `scan`, `while`, `cond`, `remat` and custom
-derivatives. A cast that is not by design rounds as written. Gradients need nothing of their own: what is evaluated is
-the program that computes them.
+In a float64 run `x.astype(jnp.float32)` rounds, and later results are float32 until something casts to float64
+again. Here the traced program (a jaxpr) is evaluated equation by equation: a cast that is by design returns the
+float64 value itself, and results computed from it stay float64, through `jit`, `scan`, `while`, `cond`, `remat` and
+custom derivatives. A cast that is not by design rounds as written. Gradients need no special treatment: the evaluated
+program is the one that computes them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from parity.precision.casts import Cast, wider
 from parity.precision.jax_casts import Scope, all_casts, format_of, narrowing, programs
 
 INLINED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
-"""Calls whose program is evaluated in place; derivatives are taken before."""
+"""Calls whose program is evaluated in place; derivatives have been taken before."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Either:
-    """A number that the program knows beforehand, as written and whole: it suits narrow and wide operands."""
+    """A constant of the program, in its narrow format and in full precision, for narrow and wide operands."""
 
     narrow: Any
     whole: Any
@@ -37,7 +37,7 @@ class Either:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A narrow array that was made before the run: whole if the module that uses it may have it so."""
+    """A narrow array made before the run; widened if this is allowed for the module that uses it."""
 
     value: Any
 
@@ -45,17 +45,17 @@ class Table:
 def widened(
     function: Callable[..., Any], precision: str, allows: Callable[[Cast], bool], scalars: Collection[float] = ()
 ) -> Callable[..., Any]:
-    """`function`, with the casts that are allowed left out.
+    """Return `function` with the allowed casts removed.
 
     Args:
-        precision: of the run; formats below it are narrow.
-        allows: which casts are by design.
-        scalars: Python numbers that the models use: a program holds them rounded, and gets them back whole.
+        precision: Precision of the run; lower formats are narrow.
+        allows: Function that returns whether a cast is by design.
+        scalars: Python numbers that the models use: a program stores them rounded, and they are restored.
     """
 
     def run(*args: Any) -> Any:
         numbers: set[float] = set(scalars)
-        with noting(numbers):  # a function of its own each time: JAX would take a program it has traced before
+        with noting(numbers):  # a new function each time: JAX would reuse a cached trace
             closed, shape = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
         found = Evaluator(precision, allows, numbers).closed(closed, jax.tree.leaves(args), Scope())
         return jax.tree.unflatten(jax.tree.structure(shape), found)
@@ -64,7 +64,7 @@ def widened(
 
 
 class Evaluator:
-    """Evaluates programs; a value is wide if it is of a higher precision than its variable."""
+    """Evaluate programs; a value is wide if its precision is higher than that of its variable."""
 
     def __init__(self, precision: str, allows: Callable[[Cast], bool], scalars: Collection[float] = ()) -> None:
         self.precision, self.allows = precision, allows
@@ -72,7 +72,7 @@ class Evaluator:
         self._known: dict[str, dict[float, float]] = {}
 
     def closed(self, closed: ClosedJaxpr, args: Sequence[Any], scope: Scope) -> list[Any]:
-        """The results of a whole program."""
+        """Return the results of a whole program."""
         given = [self._held(var, x) for var, x in zip(closed.jaxpr.invars, args, strict=True)]
         found = zip(self.run(closed.jaxpr, closed.consts, given, scope), closed.jaxpr.outvars, strict=True)
         return [self._settled(x, var, wide=isinstance(x, Table) or self._is_wide(x, var)) for x, var in found]
@@ -104,7 +104,7 @@ class Evaluator:
         return Either(value, self._recovered(value) if narrow else value)
 
     def _recovered(self, value: Any) -> np.ndarray:
-        """A narrow scalar as the source code has it: 0.1 is held as 0.100000001."""
+        """Restore a narrow scalar to its value in the source code: 0.1 is stored as 0.100000001."""
         format_ = str(value.dtype)
         if format_ not in self._known:
             with np.errstate(over="ignore"):
@@ -134,7 +134,7 @@ class Evaluator:
         return self._bind(eqn, self._chosen(values, wide, scope), wide=wide)
 
     def _looked_up(self, value: Any, scope: Scope) -> Any:
-        """A table as the module that uses it may have it."""
+        """Return a table in the precision allowed for the module that uses it."""
         if not isinstance(value, Table):
             return value
         format_ = str(value.value.dtype)
@@ -143,7 +143,7 @@ class Evaluator:
         return jax.lax.convert_element_type(value.value, wider(format_, self.precision) or format_)
 
     def _chosen(self, values: list[Any], wide: bool, scope: Scope) -> list[Any]:
-        """Numbers known beforehand, in an operation that shows no width: whole where float32 is by design."""
+        """Select the format of constants in an operation without wide operands: wide if float32 is by design."""
         if wide or all(x.narrow is x.whole for x in values if isinstance(x, Either)):
             return values
         allowed = self.allows(scope.cast("float32", made=True))
@@ -157,7 +157,7 @@ class Evaluator:
         )
 
     def _settled(self, value: Any, var: Any, *, wide: bool) -> Any:
-        """A value as an operand: whole, or as its variable says."""
+        """Return a value as an operand: wide, or in the dtype of its variable."""
         if isinstance(value, Table):
             value = value.value
         if isinstance(value, Either):
@@ -183,7 +183,7 @@ class Evaluator:
         return list(found) if eqn.primitive.multiple_results else [found]
 
     def _param(self, value: Any) -> Any:
-        """A parameter of an operation, widened: a type, or the little program of a reduction."""
+        """Widen a parameter of an operation: a dtype, or the program of a reduction."""
         if isinstance(value, np.dtype):
             return np.dtype(wider(str(value), self.precision) or value)
         if isinstance(value, ClosedJaxpr | Jaxpr):
@@ -209,7 +209,7 @@ class Evaluator:
         return [self._settled(x, var, wide=True) for x, var in zip(found, jaxpr.outvars, strict=True)]
 
     def _control(self, eqn: Any, values: list[Any], scope: Scope) -> list[Any]:
-        """A loop or a branch: wide throughout if anything that enters it is, or anything in it may be."""
+        """Evaluate a loop or branch: entirely wide if any input is wide or any cast in it is allowed."""
         wide = any(self._is_wide(x, var) for x, var in zip(values, eqn.invars, strict=True)) or any(
             self.allows(cast) for program in programs(eqn) for cast in all_casts(program, scope, self.precision)
         )
@@ -262,9 +262,9 @@ def _traced(value: Any) -> bool:
 
 
 def whole_scalar(value: Any, known: dict[float, float]) -> float:
-    """The number that source code means by a narrow scalar: one that it is known to use, else a short one.
+    """Return the number that the source code meant by a narrow scalar: a known one, else a short one.
 
-    Candidates are the Python numbers that were met, the shortest decimal of at most six digits, and roots, halves and
+    Candidates are the recorded Python numbers, the shortest decimal of at most six digits, and roots, halves and
     multiples of pi; all of them round to `value`, so the choice changes it by less than one rounding.
     """
     own = float(value)
@@ -280,7 +280,7 @@ def whole_scalar(value: Any, known: dict[float, float]) -> float:
 
 
 def _constants(own: float) -> Iterator[float]:
-    """Numbers near `own` of the kinds that models use: +-sqrt(m / n), m / n, and multiples of pi and its roots."""
+    """Yield common constants near `own`: +-sqrt(m / n), m / n, and multiples of pi and its roots."""
     sign, size = math.copysign(1.0, own), abs(own)
     for unit in (1.0, math.pi, 1 / math.pi, math.e, math.log(2), 1 / math.log(2), math.log(10)):
         for divisor in range(1, 65):
@@ -295,9 +295,9 @@ def _constants(own: float) -> Iterator[float]:
 
 @contextlib.contextmanager
 def noting(numbers: set[float]) -> Iterator[None]:
-    """Notes the Python numbers that a traced function hands to JAX, whose programs hold them rounded.
+    """Record the Python numbers that a traced function passes to JAX, whose programs store them rounded.
 
-    They are rounded in two places, both of them JAX's own affair; in a JAX without these, `whole_scalar` has to guess.
+    They are rounded in two internal functions of JAX; in versions without these, `whole_scalar` has to guess.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, AttributeError, KeyError):

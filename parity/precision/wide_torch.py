@@ -1,8 +1,8 @@
-"""PyTorch's side of a wide run: what asks for a format narrower than the run's precision gets the precision itself.
+"""Run a PyTorch model in higher precision: requests for a narrower format get the run's precision instead.
 
 A `TorchFunctionMode` sees every function that a model's Python code calls on tensors. In a float64 run it turns
-`x.float()`, `x.to(torch.float32)`, `softmax(x, dim=-1, dtype=torch.float32)`, `torch.arange(n)` and their like into
-float64, and notes where that was. Autocast needs no switch: it leaves float64 tensors alone.
+`x.float()`, `x.to(torch.float32)`, `softmax(x, dim=-1, dtype=torch.float32)`, `torch.arange(n)` and the like into
+float64, and records where. Autocast needs no handling: it does not change float64 tensors.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch.utils import _pytree as pytree
 from parity.precision.casts import Cast, is_library, place, wider
 
 SHORTHANDS = {"float": "float32", "half": "float16", "bfloat16": "bfloat16", "cfloat": "complex64"}
-"""Methods of a tensor that are casts."""
+"""Tensor methods that cast."""
 
 TYPES = {"FloatTensor": "float32", "HalfTensor": "float16", "BFloat16Tensor": "bfloat16"}
-"""What `x.type(...)` may be given besides a dtype."""
+"""Arguments that `x.type(...)` accepts besides a dtype."""
 
 AS_THEY_ARE = frozenset({"__get__", "__set__", "view", "__setitem__", "set_", "numpy", "data_ptr", "is_floating_point"})
-"""Functions whose narrow arguments mean something else: attributes, a look at the bits, a write into a table."""
+"""Functions that must not be widened: attribute access, bit reinterpretation, writes into a table."""
 
 
 class Wide(TorchFunctionMode):
-    """While active, narrow formats are widened to `precision` and noted in `casts` and `tables`."""
+    """Mode that widens narrow formats to `precision` and records them in `casts` and `tables`."""
 
     def __init__(self, precision: str) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Wide(TorchFunctionMode):
         if name in AS_THEY_ARE or _in_search(sys._getframe(1)):
             return func(*args, **kwargs)
         if name == "hardsigmoid" and not (kwargs.get("inplace") or any(args[1:])):
-            # Its formula: PyTorch's derivative holds 1 / 6 in float32, whatever the input's dtype.
+            # By its formula: PyTorch's derivative has 1 / 6 in float32, whatever the input's dtype.
             return torch.nn.functional.relu6(args[0] + 3) / 6
         self.scalars.update(x for x in (*args, *kwargs.values()) if type(x) is float)
         if name in SHORTHANDS and args and isinstance(args[0], torch.Tensor):
@@ -64,7 +64,7 @@ class Wide(TorchFunctionMode):
         return func(*self._whole(name, args), **{key: self._widened(self._whole(name, x)) for key, x in kwargs.items()})
 
     def _asked(self, value: Any) -> str | None:
-        """The narrow format that an argument asks for."""
+        """Return the narrow format that an argument requests."""
         if isinstance(value, torch.dtype):
             format_ = str(value).removeprefix("torch.")
         else:
@@ -77,9 +77,9 @@ class Wide(TorchFunctionMode):
         return value if format_ is None else getattr(torch, wider(format_, self.precision) or "")
 
     def _whole(self, name: str, tree: Any) -> Any:
-        """Arguments with narrow tensors widened: what was made in a narrow format before the run."""
+        """Widen the narrow tensors among the arguments, which were made before the run."""
         if name.endswith("_") and not name.endswith("__"):
-            return tree  # works in place: a copy would take the result away
+            return tree  # in place: a copy would discard the result
         leaves, spec = pytree.tree_flatten(tree)
         if not any(isinstance(x, torch.Tensor) and self._format(x) for x in leaves):
             return tree
@@ -97,7 +97,7 @@ class Wide(TorchFunctionMode):
         return whole
 
     def _made(self, name: str, output: Any, args: Any, kwargs: Any) -> Any:
-        """Notes numbers made in the default type of no floating ones: in a float32 run they would be float32."""
+        """Record floats created in the default dtype from non-floating inputs: float32 in a float32 run."""
         if isinstance(output, torch.Tensor) and _floating(output) and self.precision == "float64":
             tensors = [x for x in pytree.tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor | torch.dtype)]
             if not any(isinstance(x, torch.dtype) or _floating(x) for x in tensors):
@@ -118,14 +118,14 @@ def _floating(tensor: torch.Tensor) -> bool:
 
 
 def _in_search(frame: FrameType | None) -> bool:
-    """Whether a function is called by the search for causes, which rounds on purpose, and not by the model."""
+    """Return whether the caller is the search for causes, which rounds deliberately, and not the model."""
     while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_CAUSES) and frame.f_code.co_filename != _REPLAY
 
 
 def _where() -> str:
-    """The model's own line that is being run; "" if all of it is PyTorch's."""
+    """Return the running line of the model's own code; "" if all frames are PyTorch's."""
     frame = sys._getframe(2)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
@@ -140,12 +140,12 @@ _PARITY = str(Path(__file__).parents[1]) + "/"
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _CAUSES = _PARITY + "causes/"
 _REPLAY = _CAUSES + "replay.py"
-"""Runs the model's own functions again."""
+"""Module that runs the model's own functions again."""
 
 
 @contextlib.contextmanager
 def wide(precision: str, model: torch.nn.Module | None = None) -> Iterator[Wide]:
-    """Runs PyTorch wide; with `model` it also notes in which module each narrow format was asked for."""
+    """Context manager that runs PyTorch wide; with `model`, also records the module of each narrow format."""
     mode, default, handles = Wide(precision), torch.get_default_dtype(), []
     for path, module in model.named_modules() if model is not None else ():
         handles.append(module.register_forward_pre_hook(lambda *_, path=path: mode.open.append(path)))
@@ -161,7 +161,7 @@ def wide(precision: str, model: torch.nn.Module | None = None) -> Iterator[Wide]
 
 
 def own_tables(model: torch.nn.Module, precision: str) -> list[tuple[str, np.ndarray]]:
-    """Floating buffers of a model that are narrower than `precision` and in no checkpoint: (module, numbers)."""
+    """Return (module, values) of non-persistent floating buffers that are narrower than `precision`."""
     found, saved = [], model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name not in saved and buffer.is_floating_point() and wider(str(buffer.dtype)[6:], precision):

@@ -1,1 +1,1 @@
-"""The check: its stages, and the function that users call."""
+"""The check: the public function and its stages."""

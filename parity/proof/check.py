@@ -1,4 +1,4 @@
-"""The proof: two models, every layer, float64 first; then float32 judged by float64; gradients; training mode."""
+"""Check two models: every layer in float64, then float32 against float64, then gradients and training mode."""
 
 from __future__ import annotations
 
@@ -43,35 +43,35 @@ def check(
     same_trainable: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Proves, or refutes, that both models are the same: weights, every layer, output, loss, every gradient.
+    """Check whether both models are equivalent: weights, every layer, output, loss, every gradient.
 
-    Copies of the models run in evaluation mode; the models themselves stay as they are.
+    Copies of the models run in evaluation mode; the models themselves are not modified.
 
     Args:
-        torch_model, jax_model: the pair, with the same weights (see `torch_to_jax`).
-        inputs: one array, a tuple of arguments, a mapping of arguments by name, or `Inputs`, as PyTorch's model takes
-            them. Images are N C H W there and N H W C in JAX; an array of rank 3 to 5 that is no image is handed over
-            as it is if JAX's model takes it so.
-        rules: what the pair needs besides the built-in rules.
-        level: "forward"; "gradients" for the loss and all gradients too; "train" for training mode on top, with the
-            same random draws in both.
-        gates: the largest errors that pass; the defaults are derived in the docs.
-        loss: what is differentiated; by default one that has a gradient and a curvature in every direction of every
+        torch_model, jax_model: Pair of models with the same weights (see `torch_to_jax`).
+        inputs: One array, a tuple of arguments, a mapping of arguments by name, or `Inputs`, in the PyTorch model's
+            layout. Images are N C H W in PyTorch and N H W C in JAX; an array of rank 3 to 5 that is not an image is
+            passed unchanged if the JAX model accepts it.
+        rules: Rules of this pair in addition to the built-in rules.
+        level: "forward"; "gradients" to add the loss and all gradients; "train" to add training mode with shared
+            random draws.
+        gates: Largest errors that pass; the defaults are derived in the docs.
+        loss: Function to differentiate. Default: a loss with a gradient and a curvature in every direction of every
             output (`parity.runs.losses.default_loss`).
-        formats: report bfloat16 and the device's default matrix products too.
-        memory: GiB that models and activations may take. Where they do not fit, the forward pass runs again for each
-            part of the layers: more memory makes the check of a large model quicker.
-        power: measure too what these inputs and weights would have shown (see `parity.power`): True, or what it may
-            cost in forward passes of the model.
-        same_trainable: also require that the same tensors are trained on both sides. By default a part that is frozen
-            on one side alone is said, since flax models are usually frozen in the optimiser.
-        progress: called with a line before each stage.
+        formats: Also report bfloat16 and the device's default matrix products.
+        memory: Memory limit in GiB for models and activations. If they do not fit, the forward pass is repeated for
+            each part of the layers, so more memory speeds up the check of a large model.
+        power: Also measure which mistakes these inputs and weights would reveal (see `parity.power`): True, or a
+            budget in forward passes of the model.
+        same_trainable: Also require that the same tensors are trained on both sides. By default, a part that is
+            frozen on one side only is a note, since flax models are usually frozen in the optimizer.
+        progress: Function called with a line of text before each stage.
 
     Returns:
-        A report; `report.passed` says whether every gate holds.
+        The report; `report.passed` is true if every gate holds.
 
     Raises:
-        ValueError: the models cannot be compared: tensors or modules without a partner (all are listed).
+        ValueError: The models cannot be compared: tensors or modules have no partner (all are listed).
     """
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is not one of {', '.join(LEVELS)}")
@@ -93,7 +93,7 @@ def check(
     causes: tuple[Cause, ...] = ()
     if fails(rows, mode="forced"):
         tell("causes")
-        causes = proof.causes([row for row in rows if not is_small(row)])  # by relF, which sees nothing there
+        causes = proof.causes([row for row in rows if not is_small(row)])  # relF does not resolve small elements
     if not proof.pairing.comparable and level != "forward":
         proof.notes.append("gradients and training mode were not compared, since the outputs cannot be")
         level, formats = "forward", False
@@ -102,7 +102,7 @@ def check(
         tell("gradients")
         gradients = proof.gradients(evaluation_loss)
         rows += gradients
-        # A wrong gradient does not say where it comes from; where the forward pass is right, this does.
+        # A wrong gradient does not locate its cause. If the forward pass is right, the module derivatives do.
         unsure = fails(gradients, precision="float64") or bool(proof.tables.apart)
         if unsure and not fails(rows, mode="forced"):
             tell("derivative of every module")
@@ -139,7 +139,7 @@ def check(
 
 
 def assert_parity(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, **options: Any) -> Report:
-    """`check`, for tests: raises AssertionError with the report unless every gate holds; returns the report."""
+    """Run `check` and return its report; raise `AssertionError` with the report unless every gate holds."""
     report = check(torch_model, jax_model, inputs, **options)
     if not report.passed:
         raise AssertionError(f"the models differ\n{report}")

@@ -1,9 +1,9 @@
 """float32 leaks: results of a float64 run that are float32 numbers.
 
-A layer that casts to float32 in between is right to seven digits and wrong to sixteen; in float32 nothing shows. In a
-float64 run its output betrays it: 29 of 53 binary digits are zero in every element, which never happens by chance.
-What happens legitimately is that numbers are only passed on (images, tables, rearrangements, one-hot, zeros); so a
-short number counts only if its digits are not those of an input or a parameter.
+A layer with an internal cast to float32 is right to seven digits but not to sixteen, and a float32 run does not show
+it. In a float64 run, 29 of the 53 mantissa bits are zero in every element of its output, which does not happen by
+chance. Values that are only passed through (images, tables, rearrangements, one-hot, zeros) are legitimate, so a short
+number counts only if its mantissa is not that of an input or a parameter.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from parity.pairing.match_calls import Pair
 from parity.recording.capture import Call, Key
 
 FORMATS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
-"""Shortest first: every bfloat16 number is a float32 number."""
+"""Formats in order of length: every bfloat16 number is also a float32 number."""
 
 DISTINCT = 8
-"""A tensor with fewer different values than this says nothing: masks, one-hot, counts."""
+"""Minimum number of distinct values for a leak; tensors with fewer (masks, one-hot, counts) are ignored."""
 
 
 def leaks(
@@ -33,14 +33,14 @@ def leaks(
     calls: Mapping[Key, Call],
     tables: Sequence[np.ndarray] = (),
 ) -> dict[str, str]:
-    """Module -> what leaks there, for both frameworks, from the calls of a float64 run.
+    """Return a description of the leak of each module that leaks in a float64 run of either framework.
 
     Args:
         references: PyTorch's calls in JAX's layout, by JAX's names.
         calls: JAX's own calls, free or forced.
-        pairs: those whose calls are at hand; a module is judged with the results of the modules inside it, so these
-            have to be at hand too.
-        tables: short numbers that the models hold apart from their weights: like these, they may be passed on.
+        pairs: Pairs whose calls were recorded. They must include the modules inside each module, whose outputs are
+            among its sources.
+        tables: Short numbers that the models hold besides their weights; like weights, they may be passed through.
     """
     found: dict[str, str] = {}
     for framework, side in (("PyTorch", references), ("JAX", calls)):
@@ -65,10 +65,10 @@ def _inside(inner: Pair, outer: Pair) -> bool:
 def gradient_leaks(
     ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], inputs: Sequence[np.ndarray] = ()
 ) -> dict[str, str]:
-    """Parameter -> what leaks there, in PyTorch or in JAX: a float64 gradient that holds only shorter numbers.
+    """Return a description for each parameter whose float64 gradient, in PyTorch or JAX, holds only shorter numbers.
 
-    Those of `inputs` do not count: the gradient of a first layer may be the input itself. Nor does the rounding that is
-    left of a gradient which is zero by structure (a key's bias): a few roundings of terms of one size are short.
+    Numbers of `inputs` do not count: the gradient of a first layer may be the input itself. The rounding error of a
+    structurally zero gradient (a key's bias) does not count either: a few roundings of terms of equal size are short.
     """
     found: dict[str, str] = {}
     for framework, gradients in (("PyTorch", ours), ("JAX", theirs)):
@@ -83,7 +83,7 @@ def gradient_leaks(
 
 
 def leaked_format(outputs: Sequence[np.ndarray], sources: Sequence[np.ndarray]) -> str | None:
-    """The short format that holds all of some output although its digits come from none of the `sources`."""
+    """Return the short format that holds all of an output whose mantissas are not those of `sources`, if any."""
     for output in outputs:
         format_ = short_format(output)
         if format_ is None:
@@ -98,9 +98,9 @@ def leaked_format(outputs: Sequence[np.ndarray], sources: Sequence[np.ndarray]) 
 
 
 def short_format(array: np.ndarray) -> str | None:
-    """The shortest format that holds every element of a float64 array exactly; None if float64 alone does.
+    """Return the shortest format that represents every element of a float64 array exactly; None if only float64 does.
 
-    Of a complex128 array, real and imaginary parts.
+    For a complex128 array, the real and imaginary parts are tested.
     """
     if array.dtype == np.complex128:
         array = real_numbers(array)[0]
@@ -117,6 +117,6 @@ def short_format(array: np.ndarray) -> str | None:
 
 
 def _digits(array: np.ndarray) -> np.ndarray:
-    """The different mantissas: |x| with its power of two removed, so that x / 2 is as well known as x."""
+    """Return the distinct mantissas of |x|, without the power of two, so that x / 2 matches x."""
     mantissas = np.unique(np.abs(np.frexp(real_numbers(array)[0].ravel())[0]))
     return mantissas[~np.isin(mantissas, (0.0, 0.5))]

@@ -1,14 +1,14 @@
-"""Every module's own derivative, on correct values: the forced run's idea, backwards.
+"""Derivative of every module's own arithmetic at the reference's values: the forced run, applied to the backward pass.
 
-A wrong derivative spoils all gradients before it, so a wrong gradient does not say where the mistake is. Here every
-call is cut off from the others: its inputs are the reference's plus a variable z, what it gets back from the modules
-inside it is the reference's plus a variable u, and all that it computes (its outputs o, and what it passes to inner
-modules, g) is projected on fixed random directions a and b. One backward pass through
+A wrong derivative affects the gradients of all earlier layers, so a wrong gradient does not locate the mistake. Here
+every call is decoupled from the others: its inputs are the reference's plus a variable z, the outputs of the modules
+inside it are the reference's plus a variable u, and everything it computes (its outputs o, and the inputs g that it
+passes to inner modules) is projected on fixed random directions a and b. One backward pass through
 
     S = sum over calls of <o, a> + <g, b>
 
-then gives, for every call, the derivative of its own arithmetic and of nothing else: dS/dz by its inputs, dS/du (of
-the inner calls) by what it got back, dS/dp by its parameters.
+then gives, for every call, the derivative of its own arithmetic only: dS/dz with respect to its inputs, dS/du (of the
+inner calls) with respect to the outputs of inner modules, dS/dp with respect to its parameters.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from parity.runs.torch_side import TorchSide
 
 @dataclasses.dataclass(frozen=True)
 class Derivatives:
-    """Derivatives of S by the inputs (z) and outputs handed back (u) of every call, and by every parameter."""
+    """Derivatives of S with respect to the inputs (z) and returned outputs (u) of every call, and every parameter."""
 
     inputs: dict[Key, list[np.ndarray]]
     outputs: dict[Key, list[np.ndarray]]
@@ -59,17 +59,17 @@ class Derivatives:
 def backward_rows(
     ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray], pairing: Pairing, ledger: Ledger, gates: Gates
 ) -> tuple[list[Row], tuple[Cause, ...]]:
-    """One row per module, forced, float64: the derivative of its own arithmetic in JAX against PyTorch's; and causes.
+    """Compare the derivative of each module's own arithmetic in both frameworks: forced, float64, one row per module.
 
-    Only calls whose inputs are all paired take part. Integers and truth values are given as they are: only what is
-    floating is differentiated.
+    Only calls whose inputs are all paired take part. Integers and booleans are passed unchanged; only floating-point
+    and complex tensors are differentiated. The causes of failures are returned as well.
     """
     pairs = [pair for pair in pairing.pairs if pair.inputs is not None and _whole(pair, pairing)]
     calls = ours.forward(arrays, only={pair.torch for pair in pairs})
     wanted = _torch_derivatives(ours, arrays, pairs, calls)
     if wanted is None:
         return [], ()
-    known = {entry.torch for entry in ledger}  # a tied tensor may be JAX's under one of its names alone
+    known = {entry.torch for entry in ledger}  # JAX may hold a tied tensor under only one of its names
     wanted = dataclasses.replace(wanted, params={name: g for name, g in wanted.params.items() if name in known})
     tied = {name: first for name, first in _tied(ours.model).items() if name in known}
     given = _jax_derivatives(theirs, arrays, pairs, calls, ledger, tied.keys() | wanted.params.keys())
@@ -100,7 +100,7 @@ def _float32_errors(
     calls: Mapping[Key, Call],
     wanted: Derivatives,
 ) -> dict[str, float]:
-    """Module -> the largest error of its derivatives in PyTorch's float32: measured only where one fails."""
+    """Return each module's largest derivative error in PyTorch's float32; only computed if a module fails."""
     single = TorchSide.of(side.model, "float32", apply=side.apply, design=side.design)
     found = _torch_derivatives(single, arrays, pairs, calls)
     if found is None:
@@ -116,7 +116,7 @@ def _as_is(axes: Sequence[Axes]) -> tuple[Axes, ...]:
 
 
 def _tied(model: torch.nn.Module) -> dict[str, str]:
-    """Further names of parameters that have several -> the first name."""
+    """Map the additional names of tied parameters to their first name."""
     first: dict[int, str] = {}
     found: dict[str, str] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
@@ -136,7 +136,8 @@ def _cause(
     tied: Mapping[str, Mapping[str, np.ndarray]],
     row: Row,
 ) -> list[Cause]:
-    """The most telling cause of a module's wrong derivatives: of one parameter, of a step, of all alike."""
+    """Return the most specific cause of a module's wrong derivatives: a single parameter, a relation that all share,
+    or a step of the computation."""
     if len(wrong) == 1 and wrong[0].by[0] == "parameter":
         name = wrong[0].by[1]
         holder = dict(side.model.named_modules()).get(name.rpartition(".")[0])
@@ -159,20 +160,20 @@ def _whole(pair: Pair, pairing: Pairing) -> bool:
 
 
 def _moves(array: np.ndarray) -> bool:
-    """Whether there are derivatives by it."""
+    """Return whether the array has a differentiable dtype."""
     return bool(np.issubdtype(array.dtype, np.inexact))
 
 
 def _direction(key: Key, what: str, index: int, shape: tuple[int, ...], part: str = "") -> np.ndarray:
-    """A fixed random direction of norm about 1, PyTorch's layout; another for the imaginary part."""
+    """Return a fixed random direction of norm about 1 in PyTorch's layout; `part` selects a different one."""
     draw = np.random.RandomState(zlib.crc32(repr((key, what + part, index)).encode()))
-    return np.asarray(draw.standard_normal(shape) / math.sqrt(math.prod(shape)))  # numpy makes a number of ()
+    return np.asarray(draw.standard_normal(shape) / math.sqrt(math.prod(shape)))  # NumPy returns a scalar for shape ()
 
 
 def _torch_derivatives(
     side: TorchSide, arrays: Sequence[np.ndarray], pairs: Sequence[Pair], calls: Mapping[Key, Call]
 ) -> Derivatives | None:
-    """None if nothing has a derivative."""
+    """Compute the derivatives in PyTorch; None if nothing is differentiable."""
     chosen = {pair.torch for pair in pairs}
     z: dict[Key, list[torch.Tensor]] = {}
     u: dict[Key, list[torch.Tensor]] = {}
@@ -190,7 +191,7 @@ def _torch_derivatives(
             return None
         project(key, "given", tensors)
         z[key] = _moving(side.inputs(calls[key].inputs or []))
-        # Not the leaf itself: a module may work in place.
+        # A clone rather than the leaf itself, since a module may modify its input in place.
         return [x.clone() for x in z[key]]
 
     def after(key: Key, tensors: list[torch.Tensor]) -> list[torch.Tensor] | None:
@@ -236,7 +237,7 @@ def _jax_derivatives(
     ledger: Ledger,
     trained: Collection[str],
 ) -> Derivatives:
-    """The same in JAX; the result is under PyTorch's keys, in JAX's layout."""
+    """Compute the derivatives in JAX; the result has PyTorch's keys and JAX's layout."""
     by_jax = {pair.jax: pair for pair in pairs}
     entries = {entry.jax for entry in ledger if entry.torch in trained}
     references = {pair.jax: pair.reference(calls[pair.torch]) for pair in pairs}
@@ -272,13 +273,13 @@ def _jax_derivatives(
                 project(key, "returned", found, by_jax[key].output_axes)
                 return _filled(references[key].outputs, u[key])
 
-            # Variables made anew at this level of tracing: counters of random draws may be written.
+            # New variables at this trace level, because counters of random draws may be written.
             model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
             side.apply(watched(model, before, after), inputs)
             return jnp.stack(terms).sum()
 
         params, dz, du = side.run(jax.grad(total, argnums=(0, 1, 2)), state, z, u, rest)
-    # By complex numbers, JAX's gradients are the conjugates of PyTorch's.
+    # JAX's gradients with respect to complex numbers are the conjugates of PyTorch's.
     named = {".".join(map(str, path)): np.asarray(grad[...]).conj() for path, grad in nnx.to_flat_state(params)}
     return Derivatives(
         {by_jax[key].torch: [np.asarray(x).conj() for x in found] for key, found in dz.items()},
@@ -288,7 +289,7 @@ def _jax_derivatives(
 
 
 def _filled(reference: Sequence[np.ndarray], moving: Sequence[jax.Array]) -> list[jax.Array]:
-    """The reference, with `moving` in place of what is floating."""
+    """Return the reference with its differentiable arrays replaced by `moving`."""
     supply = iter(moving)
     return [next(supply) if _moves(x) else jnp.asarray(x) for x in reference]
 
@@ -300,7 +301,7 @@ def _among(names: Collection[str]) -> Callable[[Any, Any], bool]:
 def _terms(
     pairs: Sequence[Pair], pairing: Pairing, calls: Mapping[Key, Call], wanted: Derivatives, given: Derivatives
 ) -> dict[str, list[Term]]:
-    """Module -> the derivatives of its own arithmetic, in the order of the calls."""
+    """Return the derivatives of each module's own arithmetic, in the order of the calls."""
     found: dict[str, list[Term]] = {pair.name: [] for pair in pairs}
     for pair in pairs:
         call = calls[pair.torch]
@@ -321,17 +322,17 @@ def _terms(
 
 
 def _places(tensors: Sequence[np.ndarray], axes: Sequence[Axes]) -> list[tuple[int, Axes]]:
-    """Index and layout of what is floating."""
+    """Return the index and layout of each differentiable tensor."""
     return [(i, a) for i, (x, a) in enumerate(zip(tensors, axes, strict=True)) if _moves(x)]
 
 
 def _restored(array: np.ndarray, axes: Axes) -> np.ndarray:
-    """An array of JAX's in PyTorch's layout."""
+    """Permute an array from JAX's layout to PyTorch's."""
     return array if axes is None else array.transpose(np.argsort(axes))
 
 
 def _owner(parameter: str, modules: Collection[str]) -> str:
-    """The innermost module among `modules` that holds the parameter."""
+    """Return the innermost module among `modules` that contains the parameter."""
     path = parameter
     while path:
         path = path.rpartition(".")[0]

@@ -1,9 +1,9 @@
-"""Reduced formats, apart from the proof: how far bfloat16 and the device's default matrix products stray.
+"""Errors of reduced formats, reported separately from the check: bfloat16 and the device's default matrix products.
 
-Measured on the model's output against the float32 run with whole products. The caps are derived, not tuned: a product
-in a format with p fraction bits rounds each factor by at most 2^-(p+1), so n dependent roundings stray about
-sqrt(n) 2^-(p+1); PyTorch's own run in the same format measures that factor for this very model, and JAX may take three
-times as much, plus one rounding of the output itself.
+Measured on the model's output against the float32 run at highest precision. The caps are derived, not tuned: a product
+in a format with p fraction bits rounds each factor by at most 2^-(p+1), so n dependent roundings add up to about
+sqrt(n) 2^-(p+1). PyTorch's own run in the same format measures that factor for the given model; JAX's error may be
+three times as large, plus one rounding of the output itself.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ RATIO = 3.0
 def format_rows(
     torch_model: torch.nn.Module, jax_side: JaxSide, arrays: Sequence[np.ndarray], root: Pair
 ) -> list[FormatRow]:
-    """One row per reduced format: relF of JAX and of PyTorch to the float32 run at highest precision.
+    """Return one row per reduced format: relF of JAX and of PyTorch to the float32 run at highest precision.
 
-    `jax_side` is the float32 side; `root` tells the layout of the output.
+    `jax_side` is the float32 side; `root` gives the layout of the output.
     """
     tensors = [*torch_model.parameters(), *torch_model.buffers()]
     if any(x.is_complex() for x in tensors) or any(np.iscomplexobj(x) for x in arrays):
@@ -51,14 +51,14 @@ def format_rows(
     rows = [FormatRow("output", "bfloat16", error, cap, torch_error)]
 
     error = rel_f(_jax_output(jax_side.model, inputs, "default"), _jax_output(jax_side.model, inputs, "highest"))
-    # A TF32-like device rounds factors to 10 bits: bfloat16's own error, scaled by the ratio of the roundings.
+    # A TF32-like device rounds factors to 10 bits: the bfloat16 error is scaled by the ratio of the roundings.
     cap = RATIO * torch_error * TF32_ROUNDING / BFLOAT16_ROUNDING + TF32_ROUNDING
     device = jax.devices()[0].device_kind
     return [*rows, FormatRow("output", f"default products on {device}", error, cap)]
 
 
 def _computing_in(model: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
-    """A copy that computes in `dtype` and keeps its parameters: every module's `dtype` attribute is set."""
+    """Return a copy that computes in `dtype` and keeps its parameters, by setting every module's `dtype` attribute."""
     changed = nnx.clone(model)
     for _, module in nnx.iter_modules(changed):
         if hasattr(module, "dtype"):

@@ -53,26 +53,26 @@ from parity.training_mode.train_mode import training_rows
 PRECISIONS = ("float64", "float32")
 
 MEMORY = 2.5
-"""GiB that models and activations may take together, besides the two frameworks themselves."""
+"""Default memory limit in GiB for models and activations together, excluding the two frameworks themselves."""
 
 SECTION_BYTES = 256 * 2**20
-"""The least of the activations (in float64, of one framework) that is held at once, however large the models are.
+"""Minimum size of the activations (float64, one framework) held at once, however large the models are.
 
-Where the activations do not fit, both models run again for each part of the layers.
+If the activations do not fit, both models run again for each part of the layers.
 """
 
 ACTIVATION_GRADIENT_BYTES = 64 * 2**20
-"""How much of the activations, the outer modules first, has its gradients compared too."""
+"""Maximum total size of the activations, outer modules first, whose gradients are also compared."""
 
 
 def fails(rows: Sequence[Row], **of: str) -> bool:
-    """Whether one of these rows fails, among those whose fields are as given."""
+    """Return whether any row whose fields have the given values fails."""
     return any(not row.passed for row in rows if all(getattr(row, key) == value for key, value in of.items()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """The stages of one check. Copies of the models live only as long as a stage needs them."""
+    """The stages of one check. Copies of the models are kept only as long as a stage needs them."""
 
     torch_model: torch.nn.Module
     jax_model: nnx.Module
@@ -85,7 +85,7 @@ class Proof:
     memory: float = MEMORY
     apply: Apply = positional
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What the stages so far did not verify."""
+    """Notes on what the stages so far did not verify."""
 
     @classmethod
     def of(
@@ -97,10 +97,10 @@ class Proof:
         gates: Gates,
         memory: float = MEMORY,
     ) -> Proof:
-        """Pairs tensors and calls.
+        """Pair the tensors and calls of both models.
 
         Raises:
-            ValueError: some have no partner; or the inputs are empty or not finite.
+            ValueError: Some have no partner, or the inputs are empty or not finite.
         """
         arguments = Arguments.of(inputs)
         refuse_compiled(torch_model)
@@ -119,7 +119,7 @@ class Proof:
             jax_model = with_paths(jax_model)
         pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
         notes += [note, _output_note(pairing)]
-        # In float64: so it shows what casts to less.
+        # In float64, so that casts to a lower precision show.
         ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
         theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)
         pairing = with_design(pairing, ours, theirs, arguments.arrays, torch_model)
@@ -138,9 +138,9 @@ class Proof:
         )
 
     def in_other_order(self) -> Proof | None:
-        """With the calls of modules that are called several times paired by their values; None if that changes nothing.
+        """Return a proof that pairs repeated calls of a module by their values; None if the pairing does not change.
 
-        Both models may call a shared module in another order.
+        The two models may call a shared module in a different order.
         """
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         pairing = paired_by_value(self.pairing, ours, theirs, self.arrays)
@@ -152,7 +152,7 @@ class Proof:
 
     @property
     def default_loss(self) -> Loss | None:
-        """What is differentiated unless the user says otherwise; None where the outputs cannot be compared."""
+        """Default function to differentiate; None if the outputs cannot be compared."""
         if not self.pairing.comparable:
             return None
         root = self.pairing.root
@@ -165,7 +165,7 @@ class Proof:
         return JaxSide.of(self.jax_model, precision, self.axes, apply=self.apply, design=self.pairing.design)
 
     def _references(self, section: Sequence[Pair], oracle: Arrays) -> Arrays:
-        """PyTorch's calls in JAX's layout: all of `section`, and the outputs alone of what is right inside it."""
+        """Return PyTorch's calls of `section` in JAX's layout, and the outputs of their direct children."""
         own = {pair.torch for pair in section}
         found = {pair.jax: pair.reference(oracle[pair.torch]) for pair in self.pairing.with_children(section)}
         return {
@@ -174,8 +174,8 @@ class Proof:
         }
 
     def forward(self, precisions: Sequence[str] = PRECISIONS, tell: Callable[[str], None] | None = None) -> list[Row]:
-        """Every layer, free and forced: float64 against PyTorch, float32 of both against float64; noise floors."""
-        # Made when they are needed: the first program compiles while the others' sides are made.
+        """Compare every layer, free and forced: JAX with PyTorch in float64, both in float32 with float64."""
+        # Created on demand: the first program compiles while the sides of the others are created.
         torch_side, jax_side = functools.cache(self.torch_side), functools.cache(self.jax_side)
         double = torch_side("float64")
         sections = list(self.pairing.sections(self.section_bytes))
@@ -205,7 +205,7 @@ class Proof:
         return rows + own_casts(rows, self.pairing)
 
     def _judged(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, with the gates of float32 tables and of tensors that are mostly rounding."""
+        """Apply the gates for float32 tables and for tensors that are mostly rounding error to the rows."""
         found = cancellation.judged(self.tables.judged(rows))
         self.notes.extend([*unverified_zeros(found.zero), *cancelled(found.small)])
         return found.rows
@@ -216,7 +216,7 @@ class Proof:
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """What passed with a condition or was not verified, a sentence each."""
+        """Notes on what passed conditionally or was not verified, one sentence each."""
         return tuple(dict.fromkeys((*self.pairing.design.notes(), *self.tables.notes(), *self.notes)))
 
     def forward64(self) -> list[Row]:
@@ -227,12 +227,12 @@ class Proof:
 
     @property
     def section_bytes(self) -> float:
-        """How much of the activations to hold at once: what both models, in both precisions, leave of the budget."""
+        """Size of the activations to hold at once: the budget minus both models in both precisions."""
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
         return max((self.memory * 2**30 - 5.5 * weights) / 1.6, SECTION_BYTES)
 
     def _small(self, section: list[Pair], references: Arrays, shaken: Arrays, ours: TorchSide) -> SmallOnes:
-        """The elements that relF does not resolve, and how noisy each of them is."""
+        """Return the elements that relF does not resolve, with the measured noise of each."""
         own = ours.forward(self.arrays, only={pair.torch for pair in section})
         draws = [_in_jax(section, calls) for calls in (own, shaken)]
         return small_ones({pair.jax: references[pair.jax] for pair in section}, draws, self.gates.f64)
@@ -271,7 +271,7 @@ class Proof:
         return rows + float32_rows(section, references, own, theirs(True), "forced", self.gates)
 
     def gradients(self, loss: Loss) -> list[Row]:
-        """Loss and gradients of every parameter, the inputs, and the outputs of the outer modules; both precisions."""
+        """Compare the loss and the gradients of parameters, inputs and outer modules' outputs in both precisions."""
         release()
         chosen = self._activations()
         names = {pair.jax: pair.name for pair in chosen}
@@ -287,10 +287,10 @@ class Proof:
         found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
         if not fails(found):
             return self._judged(found)
-        # Measured only where it may matter: what a rounding of the inputs and parameters changes.
+        # Measured only if it can change the verdict: the effect of rounding the inputs and parameters.
         shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
         shifted = None
-        if not fails(rows, precision="float64"):  # a wrong model's outputs say nothing of rounding
+        if not fails(rows, precision="float64"):  # the outputs of a wrong model do not measure rounding
             shifted = shifted_gradients(self.torch_side("float64"), self.arrays, loss, self._output_errors())
         rows = with_small_gradients(rows, suspects, [ours, shaken])
         rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken, shifted=shifted)
@@ -303,17 +303,17 @@ class Proof:
         return output_errors(wanted, given, root.output_axes)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
-        """Why modules fail, as far as it can be told: see `parity.causes`."""
+        """Return the causes of failing modules as far as they can be determined: see `parity.causes`."""
         shared = self.torch_side("float64"), self.jax_side("float64"), self.arrays, self.pairing, rows
         proven = leak_causes(*shared, self.gates)
         with shared[0].wide():
             found = believable(find_causes(*shared, self.notes), self.pairing, rows)
             found += find_single_causes(shared[0], self.jax_side("float32"), *shared[2:], self.notes)
-        # A cast that is proven says more than any other cause of its module.
+        # A proven cast replaces all other causes of its module.
         return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
     def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Every module's own derivative, and what is wrong with it: see `parity.proof.module_derivatives`."""
+        """Compare every module's own derivative and find the causes: see `parity.proof.module_derivatives`."""
         release()
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         with ours.wide():
@@ -322,16 +322,16 @@ class Proof:
         return self.tables.judged(rows), causes
 
     def training(self, loss: Loss | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Training mode with the same random draws on both sides, and its causes (`parity.training_mode`)."""
+        """Compare training mode with shared random draws and find the causes (`parity.training_mode`)."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)
         return self._judged(rows), causes
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:
-        """PyTorch's (activations under JAX's names, in JAX's layout) and JAX's.
+        """Return the gradients of PyTorch (activations with JAX's keys and layout) and of JAX.
 
-        JAX first: its backward pass needs the most memory, and PyTorch's gradients are not there yet.
+        JAX runs first: its backward pass needs the most memory, and PyTorch's gradients are not allocated yet.
         """
         named = self.torch_model.named_parameters(remove_duplicate=False)
         trained = [name for name, param in named if param.requires_grad]
@@ -344,7 +344,7 @@ class Proof:
         return dataclasses.replace(ours, activations=activations), theirs
 
     def _activations(self) -> list[Pair]:
-        """The calls whose outputs have their gradients compared: the outer ones first, as many as fit."""
+        """Return the calls whose output gradients are compared: outer ones first, as many as fit."""
         chosen, size = [], 0
         moving = [pair for pair in self.pairing.pairs if self.pairing.shapes[pair.torch].floating]
         for pair in sorted(moving, key=lambda pair: pair.torch[0].count(".")):
@@ -356,7 +356,7 @@ class Proof:
 
 
 def _output_note(pairing: Pairing) -> str | None:
-    """What to say of the layout of the model's own outputs, where it is not PyTorch's."""
+    """Return a note on the layout of the model's outputs if it differs from PyTorch's."""
     axes = pairing.root.output_axes if pairing.comparable else ()
     moved = [f"output {i} with its channels last, {own}" for i, own in enumerate(axes) if own is not None]
     return f"JAX's model returns {', '.join(moved)}" if moved else None
@@ -367,7 +367,7 @@ def _leak_rows(found: Mapping[str, str]) -> list[Row]:
 
 
 def _output_shapes(pair: Pair, shapes: Shapes) -> list[tuple[int, ...] | jax.ShapeDtypeStruct]:
-    """The shapes of a call's outputs in JAX's layout; with the type, of those that are complex."""
+    """Return the shapes of a call's outputs in JAX's layout; for complex outputs, a shape with a dtype."""
     found = [
         shape if axes is None else tuple(shape[axis] for axis in axes)
         for shape, axes in zip(shapes.outputs, pair.output_axes, strict=True)
@@ -376,5 +376,5 @@ def _output_shapes(pair: Pair, shapes: Shapes) -> list[tuple[int, ...] | jax.Sha
 
 
 def _in_jax(section: Sequence[Pair], calls: Arrays) -> Arrays:
-    """PyTorch's calls under JAX's names and in JAX's layout."""
+    """Return PyTorch's calls with JAX's keys and layout."""
     return {pair.jax: pair.reference(calls[pair.torch]) for pair in section}

@@ -1,10 +1,10 @@
-"""The gates of what works with float32 tables, and the lines of code of a port's own casts.
+"""Gates for modules that use float32 tables, and the source lines of casts that only the port has.
 
-A table that both models made in float32 before the run stays as it is in the float64 run. Two right tables may differ
-in their last digits (`pow` and `exp` are not the same in both frameworks), and by what the angles behind a sine were
-rounded to. So a module that works with such a table, if it misses the gate of float64, is held to what such roundings
-make; and what runs free behind it, to the gate of two float32 runs against each other. Every other module's own
-arithmetic keeps its gate.
+A table that both models computed in float32 before the run is unchanged in the float64 run. Two correct tables may
+differ in their last digits (`pow` and `exp` are not the same in both frameworks) and by the rounding of the angles of
+a sine. A module that uses such a table and misses the float64 gate is therefore held to the error of such roundings;
+everything after it in free mode is held to the gate between two float32 runs. Every other module's own arithmetic
+keeps its gate.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FREE = ("layer", "output", "loss", "gradient", "activation gradient", "buffer")
 
 @dataclasses.dataclass
 class TableGates:
-    """Judges rows anew; `apart` are the modules whose tables differ, found by the forced rows of the forward pass."""
+    """Adjust the gates of rows; `apart` are the modules whose tables differ, from the forced forward rows."""
 
     pairing: Pairing
     gates: Gates
     apart: set[str] = dataclasses.field(default_factory=set)
 
     def judged(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, with float32's gate where a table is why the own one is missed."""
+        """Return the rows, with the float32 gate where a table explains why a row misses its own gate."""
         if not self.pairing.design.tabled:
             return list(rows)
         self.apart |= {self._owner(row) for row in rows if self._missed(row) and self._own(row)}
@@ -43,12 +43,12 @@ class TableGates:
         return (f"float32 tables that are not the same to the last digit in: {names}; {gate}",)
 
     def _own(self, row: Row) -> bool:
-        """Whether a row is about a module's own float64 arithmetic, and that module works with tables."""
+        """Return whether a row measures a module's own float64 arithmetic and that module uses tables."""
         own = row.mode == "forced" and row.precision == "float64" and row.kind in ("layer", "output", "calls")
         return own and self._owner(row) in self.pairing.design.tabled
 
     def _owner(self, row: Row) -> str:
-        """The module whose arithmetic a row is about: what a module is given is the work of the one around it."""
+        """Return the module whose arithmetic a row measures; a module's inputs belong to the enclosing module."""
         pair = self._pairs.get(row.name)
         if row.kind != "calls" or pair is None:
             return row.name.partition("#")[0]
@@ -67,9 +67,9 @@ class TableGates:
         return max(row.gate, min(own, self._of_tables(row)) if row.mode == "forced" else own)
 
     def _of_tables(self, row: Row) -> float:
-        """(N + 4) roundings of float32: an angle at the last of N positions errs by N of them, a product by few.
+        """Return (N + 4) float32 roundings: the angle at the last of N positions has an error of N, a product of few.
 
-        N is the longest axis of what the module is given or returns.
+        N is the longest axis of the module's inputs and outputs.
         """
         shapes = self.pairing.shapes.get((self._owner(row), 0))
         longest = max((n for shape in (*shapes.inputs, *shapes.outputs) for n in shape), default=1) if shapes else None
@@ -83,7 +83,7 @@ class TableGates:
         return row.mode in ("free", "train") and row.kind in FREE and self._behind(row)
 
     def _behind(self, row: Row) -> bool:
-        """Whether a free row may depend on a module of `apart`: it returned later, or is inside of it."""
+        """Return whether a free row may depend on a module in `apart`: it returned later or is inside that module."""
         order = [pair.torch[0] for pair in self.pairing.pairs]
         names = [pair.name for pair in self.pairing.pairs]
         if row.kind not in ("layer", "output") or row.name not in names:
@@ -97,7 +97,7 @@ def _around(path: str, module: str) -> bool:
 
 
 def own_casts(rows: Sequence[Row], pairing: Pairing) -> list[Row]:
-    """A row for each failing module in which the port casts and the reference does not, with the lines that cast."""
+    """Return a row with the source lines for each failing module in which only the port casts."""
     owners = TableGates(pairing, Gates())
     wanted = [row for row in rows if row.mode == "forced" and row.precision == "float64" and not row.passed]
     failed = {owners._owner(row) for row in wanted if row.kind in ("layer", "output", "calls")}

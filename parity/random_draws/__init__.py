@@ -1,0 +1,1 @@
+"""Random draws of PyTorch and Flax models: recorded, paired, and replaced by the same numbers."""

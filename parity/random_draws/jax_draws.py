@@ -1,7 +1,7 @@
-"""The random draws of a flax model, recorded or handed out; may be traced.
+"""Record or replace the random draws of a flax model; may be traced.
 
-A model may hold the functions of `jax.random` under any name (`from jax.random import bernoulli`, a method of flax's
-`Rngs`), so it is not a name that is replaced while draws are intercepted but the code of these functions.
+A model may refer to the functions of `jax.random` by any name (`from jax.random import bernoulli`, a method of flax's
+`Rngs`), so interception replaces the code objects of these functions, not a name.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from parity.recording.capture import Key
 from parity.recording.transformations import call_hooks
 
 INSIDE = "jax._src.random"
-"""Functions of `jax.random` that call each other are one draw, not two."""
+"""Calls between functions of `jax.random` in this module count as one draw, not two."""
 
 for _mark in (Marked, Table):
     jax.tree_util.register_static(_mark)
 
 _context = jax.make_user_context(None)
 _contexts = itertools.count(1)
-"""Functions that a model has compiled are traced anew in each context."""
+"""Context ids: functions jitted by a model are retraced in each context."""
 
 
 class Source(Protocol):
-    """Where numbers come from.
+    """Source of the values of random draws.
 
-    `numbers` gives those of one draw, None for one that the model makes itself, or SILENT where `silent` says that the
-    draw can be left out.
+    `numbers` returns the values of one draw, None if the model draws them itself, or SILENT if `silent` allows the draw
+    to be skipped.
     """
 
     def numbers(self, law: Law, keep: Any, key: Callable[[], Any], shape: tuple[int, ...], *, silent: bool) -> Any: ...
 
 
 class Given:
-    """Hands numbers out, call by call; what there are none for drops nothing."""
+    """Source of given values, per call; draws without given values are replaced by neutral ones that drop nothing."""
 
     def __init__(self, handed: Handed) -> None:
         self._handed, self._around = handed, [("", 0)]
@@ -73,7 +73,7 @@ class Given:
 
 
 def _looked_up(table: Table, law: Law, key: Any, shape: tuple[int, ...]) -> Any:
-    """Inside `vmap` or `scan` the key tells, as the program runs, which of the draws it is."""
+    """Look up the values of a draw inside `vmap` or `scan` by its key, at run time."""
     dtype = jax.dtypes.canonicalize_dtype(float)
     otherwise = 0.0 if law.kind == "normal" else 0.5 if law.keep is None else law.keep / 2
 
@@ -83,24 +83,24 @@ def _looked_up(table: Table, law: Law, key: Any, shape: tuple[int, ...]) -> Any:
         found = table.lookup(np.asarray(keys), shape, otherwise).astype(dtype)
         return np.ascontiguousarray(found[..., None]).view(np.uint32)
 
-    # As words: the callback runs in a thread that may have 64-bit types switched off.
+    # Passed as 32-bit words: the callback runs in a thread that may have 64-bit types disabled.
     result = jax.ShapeDtypeStruct((*shape, count), np.uint32)
     words = jax.pure_callback(lookup, result, jax.random.key_data(key), vmap_method="broadcast_all")
     return jax.lax.bitcast_convert_type(words if count > 1 else words[..., 0], dtype)
 
 
 def nothing(law: Law, keep: Any, shape: tuple[int, ...]) -> Any:
-    """Numbers that keep everything."""
+    """Return values with which a draw keeps everything."""
     value = 0.0 if law.kind == "normal" else 0.5 if keep is None else keep / 2
     return jnp.broadcast_to(jnp.asarray(value, float), shape)
 
 
-# ---- what draws ----
+# ---- drawing functions ----
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """One function that draws: its law, a mask's probability of a 1, the shape of its numbers, what becomes of them."""
+    """One drawing function: its distribution, shape, conversion to the result, and a mask's probability of a 1."""
 
     law: Law
     shape: tuple[int, ...]
@@ -126,7 +126,7 @@ def _bernoulli(p: Any, shape: tuple[int, ...]) -> _Draw:
 
 
 def _parse(name: str, given: Any) -> _Draw | None:
-    """What a function of `jax.random` draws, of its arguments by name; None where its numbers cannot be handed out."""
+    """Return the draw of a `jax.random` function, given its arguments by name; None if it cannot be replaced."""
     match name:
         case "bernoulli":
             p = given["p"]
@@ -172,7 +172,7 @@ NAMES = (
 
 
 def _called(name: str, args: Any, kwargs: Any) -> Any:
-    """What takes the place of a function of `jax.random`."""
+    """Replacement of a function of `jax.random`."""
     original = _originals[name]
     sources = getattr(_local, "sources", None)
     if not sources or str(sys._getframe(2).f_globals.get("__name__", "")).startswith(INSIDE):
@@ -187,7 +187,7 @@ def _called(name: str, args: Any, kwargs: Any) -> Any:
 
 
 def _dropout(args: Any, kwargs: Any) -> Any:
-    """What takes the place of `nnx.Dropout.__call__`: with numbers handed out it needs no generator."""
+    """Replacement of `nnx.Dropout.__call__`: with given values it needs no generator."""
     original = _originals["dropout"]
     sources = getattr(_local, "sources", None)
     bound = inspect.signature(original).bind(*args, **kwargs)
@@ -208,14 +208,14 @@ def _dropout(args: Any, kwargs: Any) -> Any:
 
 
 def _key(module: nnx.Dropout, rngs: Any) -> Any:
-    """The key that a dropout would draw with; None if it has to be told one."""
+    """Return the key that a dropout would draw with; None if it has to be passed as an argument."""
     rngs = module.rngs if rngs is None else rngs
     if isinstance(rngs, nnx.Rngs):
         return rngs[module.rng_collection]()
     return rngs() if isinstance(rngs, nnx.RngStream) else rngs
 
 
-# ---- the functions' code, exchanged while draws are intercepted ----
+# ---- replacement of the functions' code while draws are intercepted ----
 
 
 def _template(*args: Any, **kwargs: Any) -> Any:
@@ -238,7 +238,7 @@ _functions["dropout"] = vars(nnx.Dropout)["__call__"]
 
 
 def _copy(function: types.FunctionType) -> types.FunctionType:
-    """A function that stays what it is when the code of `function` is exchanged."""
+    """Return a copy of `function` that is unaffected when the code of the original is replaced."""
     copy = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
@@ -264,7 +264,7 @@ def _exchange(there: bool) -> None:
 
 @contextlib.contextmanager
 def intercepted(source: Source) -> Iterator[None]:
-    """While open, the draws of this thread get their numbers from `source`."""
+    """Context manager in which the draws of this thread take their values from `source`."""
     global _open
     sources = _local.__dict__.setdefault("sources", [])
     with _lock:
@@ -285,7 +285,7 @@ def intercepted(source: Source) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handed_out(model: nnx.Module, handed: Handed | None) -> Iterator[None]:
-    """While open, the draws of `model` get these numbers; None: it draws by itself."""
+    """Context manager in which the draws of `model` get these values; None: the model draws them itself."""
     if handed is None:
         yield
         return
@@ -295,12 +295,12 @@ def handed_out(model: nnx.Module, handed: Handed | None) -> Iterator[None]:
 
 
 def quiet() -> contextlib.AbstractContextManager[None]:
-    """While open, no dropout does anything."""
+    """Context manager that disables all dropout."""
     return intercepted(Given({}))
 
 
 def in_precision(handed: Handed, dtype: str) -> dict[Key, list[Any]]:
-    """As arguments of a program."""
+    """Convert the values of draws to arguments of a program, in `dtype`."""
 
     def array(numbers: Numbers) -> Any:
         return numbers if isinstance(numbers, Marked | Table) else jnp.asarray(numbers.astype(dtype))

@@ -1,12 +1,12 @@
-"""Random draws of a model in training mode: what is drawn, which draws of both models belong together, what they get.
+"""Match the random draws of both models in training mode, and choose the values that they get.
 
-The random numbers of two frameworks never agree, and dropout has many spellings (a module, a function, attention with a
-rate, a mask drawn by hand). All of them come down to a draw of random numbers, and there both models are intercepted
-(`parity.random_draws.torch_draws`, `parity.random_draws.jax_draws`). Draws with one law and one size are paired and
-are handed the same numbers.
+The random numbers of the two frameworks never agree, and dropout can be written in many ways (a module, a function,
+attention with a rate, a mask drawn by hand). All of them reduce to a draw of random numbers, where both models are
+intercepted (`parity.random_draws.torch_draws`, `parity.random_draws.jax_draws`). Draws with the same distribution and
+size are paired and get the same values.
 
-A draw that follows a law can be computed from numbers of one of two kinds, whatever its parameters are: "unit", uniform
-between 0 and 1 (1 where u < p is a Bernoulli draw, -log u an exponential one), and "normal".
+Every supported draw is computed from values of one of two kinds, whatever its parameters: "unit", uniform between 0
+and 1 (u < p is a Bernoulli draw, -log u an exponential one), and "normal".
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ KINDS = {
     "permutation": "unit",
     "normal": "normal",
 }
-"""Law -> the numbers that it is computed from. Other laws are recorded, but nothing can be handed out."""
+"""Kind of the values that each distribution is computed from. Others are recorded, but cannot be replaced."""
 
 SAME_PROBABILITY = 2.0**-22
-"""Probabilities nearer to each other than this are the same, rounded to float32."""
+"""Probabilities that differ by less than this are equal, up to float32 rounding."""
 
 GRID = 2**20
-"""Handed out uniform numbers are odd multiples of 1 / GRID: u, 1 - u and u < p are the same in float32 and float64."""
+"""Given uniform values are odd multiples of 1 / GRID: u, 1 - u and u < p are equal in float32 and float64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """What is drawn; `keep` is a Bernoulli draw's probability of a 1, None where it is a tensor's or another law."""
+    """A distribution; `keep` is a Bernoulli draw's probability of a 1, None for a tensor or another distribution."""
 
     family: str
     keep: float | None = None
@@ -62,15 +62,15 @@ class Site:
     """One draw of one forward pass.
 
     Attributes:
-        key, index: the innermost module call around it, and which of that call's draws it is.
-        owner: path of the innermost module around it that computes more than the draw.
-        after: path of the call with parameters that returned last before it.
-        shape: of the numbers.
-        line: where in the source it is, for people.
-        state: what identifies the state of the generator; None if unknown.
-        constant: every forward pass draws the same numbers here.
-        keys: where one line draws several times, inside `vmap` or `scan`, the key of each time, in order.
-        silent: whether it can be left out (see `SILENT`).
+        key, index: Innermost module call that contains the draw, and the index of the draw in it.
+        owner: Path of the innermost enclosing module that computes more than the draw.
+        after: Path of the last call with parameters that returned before the draw.
+        shape: Shape of the values.
+        line: Source line, for messages.
+        state: Digest of the generator state; None if unknown.
+        constant: Whether every forward pass draws the same values here.
+        keys: Keys of a line that draws several times, inside `vmap` or `scan`, in order.
+        silent: Whether the draw can be skipped (see `SILENT`).
     """
 
     key: Key
@@ -101,23 +101,23 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """In place of numbers for a draw: a mark."""
+    """A marker used in place of the values of a draw."""
 
     text: str
 
 
 SILENT, OWN = Marked("silent"), Marked("own")
-"""Nothing is dropped or scaled; the model draws by itself."""
+"""SILENT: nothing is dropped or scaled. OWN: the model draws the values itself."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """In place of numbers for a line that draws several times: those for each key."""
+    """The values by key, for a line that draws several times."""
 
     rows: Mapping[str, np.ndarray]
 
     def lookup(self, keys: np.ndarray, shape: tuple[int, ...], otherwise: float) -> np.ndarray:
-        """Numbers of `shape` for each of the keys (..., words); `otherwise` for one that has none."""
+        """Return values of `shape` for each of the keys (..., words); `otherwise` for unknown keys."""
         flat = keys.reshape(-1, keys.shape[-1])
         missing = np.full(shape, otherwise)
         found = [self.rows.get(key.tobytes().hex(), missing).reshape(shape) for key in flat]
@@ -126,12 +126,12 @@ class Table:
 
 Numbers = np.ndarray | Marked | Table
 Handed = Mapping[Key, Sequence[Numbers]]
-"""The numbers for the draws of each call, in order."""
+"""The values for the draws of each call, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """How numbers of PyTorch's draw become those of JAX's: axes moved, then reshaped; mirrored: 1 - u, or -z."""
+    """Conversion from PyTorch's values to JAX's: transposed, then reshaped; if mirrored, 1 - u or -z."""
 
     axes: tuple[int, ...]
     shape: tuple[int, ...]
@@ -146,7 +146,7 @@ class Move:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Two draws that belong together; `moves`: how the numbers may have to be moved, the likeliest first."""
+    """Two matching draws; `moves`: possible conversions of the values, the likeliest first."""
 
     torch: Site
     jax: Site
@@ -157,7 +157,7 @@ class Match:
 
     @property
     def error(self) -> float:
-        """How far the probabilities are apart, mirrored or not as the first move says; 0 where one is unknown."""
+        """Difference of the probabilities, mirrored if the first move is; 0 if one is unknown."""
         ours, theirs = self.torch.law.keep, self.jax.law.keep
         if ours is None or theirs is None:
             return 0.0
@@ -166,9 +166,9 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """`matches` agree in law and size, `rates` differ in the probability, `sizes` in size; the others stand alone.
+    """`matches` agree in distribution and size, `rates` differ in probability, `sizes` in size; others have no match.
 
-    What is constant is computed, not drawn: it stays as it is.
+    Constant draws are computed, not drawn, and stay unchanged.
     """
 
     matches: tuple[Match, ...] = ()
@@ -184,11 +184,11 @@ class Matching:
         return not (self.rates or self.sizes or self.torch_only or self.jax_only)
 
 
-# ---- which draws belong together ----
+# ---- matching ----
 
 
 def moves(ours: Site, theirs: Site) -> tuple[Move, ...]:
-    """All ways in which numbers of the one draw may be those of the other; none if size or law differ."""
+    """Return all conversions between the values of two draws; none if size or distribution differ."""
     if ours.law.kind is None or ours.law.kind != theirs.law.kind or ours.size != theirs.size:
         return ()
     mirrors = _mirrors(ours.law, theirs.law)
@@ -196,7 +196,7 @@ def moves(ours: Site, theirs: Site) -> tuple[Move, ...]:
 
 
 def _mirrors(ours: Law, theirs: Law) -> list[bool]:
-    """Whether a small number here is a small one there: a mask may say what is kept or what is dropped."""
+    """Return whether values may have to be mirrored: a mask may select what is kept or what is dropped."""
     if ours.family == theirs.family == "bernoulli" and ours.keep is not None and theirs.keep is not None:
         straight, mirrored = (abs(ours.keep - p) <= SAME_PROBABILITY for p in (theirs.keep, 1 - theirs.keep))
         return [m for m, fits in ((False, straight), (True, mirrored)) if fits]
@@ -204,7 +204,7 @@ def _mirrors(ours: Law, theirs: Law) -> list[bool]:
 
 
 def _axes(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Orders of our axes that give their shape, or one that can be reshaped to it; different in effect."""
+    """Return the distinct permutations of PyTorch's axes that give JAX's shape, or one to be reshaped to it."""
     rank = len(ours)
     plain, last = tuple(range(rank)), (0, *range(2, rank), 1)
     orders = list(itertools.permutations(plain)) if rank <= 5 else [plain, last]
@@ -223,9 +223,9 @@ def _axes(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[tuple[int, ...
 
 
 def match(ours: Sequence[Site], theirs: Sequence[Site], partner: Callable[[str], str] = str) -> Matching:
-    """Pairs the draws: same law and size first, at the same place before elsewhere, each in program order.
+    """Match the draws in program order: by distribution and size, preferably in the same module.
 
-    `partner` gives the JAX path of a PyTorch path. What is left is paired by place alone, to say what differs.
+    `partner` maps PyTorch paths to JAX paths. Other draws are paired by place alone, to report how they differ.
     """
     left = [site for site in ours if not site.constant]
     right = spread([site for site in theirs if not site.constant], left)
@@ -265,12 +265,12 @@ def match(ours: Sequence[Site], theirs: Sequence[Site], partner: Callable[[str],
 
 
 def spread(theirs: Sequence[Site], ours: Sequence[Site]) -> list[Site]:
-    """JAX's draws, those of one line in `vmap` or `scan` as PyTorch makes them: all at once, or one by one."""
+    """Split JAX's draws of one line in `vmap` or `scan` as in PyTorch: one draw for all keys, or several."""
     found: list[tuple[tuple[int, int], Site]] = []
     for place, site in enumerate(theirs):
         n = len(site.keys)
         alike = [a for a in ours if a.law.kind == site.law.kind and _mirrors(a.law, site.law)]
-        # Into how many draws: as few as there are in PyTorch of the size that this gives.
+        # Number of draws: the smallest for which PyTorch has enough draws of the resulting size.
         parts = next(
             (k for k in range(1, n + 1) if n % k == 0 and sum(a.size == site.size * n // k for a in alike) >= k), n
         )
@@ -279,7 +279,7 @@ def spread(theirs: Sequence[Site], ours: Sequence[Site]) -> list[Site]:
             continue
         each = n // parts
         shape = (each, *site.shape) if each > 1 else site.shape
-        # What is drawn in one round of a loop comes together: the lines of a loop have one number of keys.
+        # Draws of one loop iteration stay together: the lines of a loop have the same number of keys.
         start = next(i for i, other in enumerate(theirs) if (other.key, len(other.keys)) == (site.key, n))
         for turn in range(parts):
             keys = site.keys[turn * each : (turn + 1) * each]
@@ -297,21 +297,21 @@ def _other_size(a: Site, b: Site) -> bool:
     return a.law.kind is not None and bool(_mirrors(a.law, b.law)) and a.law.kind == b.law.kind
 
 
-# ---- what they get ----
+# ---- values ----
 
 
 def numbers(site: Site, keep: float | None = None, seed: int = 0) -> np.ndarray:
-    """Numbers for a draw of this site. Of a mask with `keep`, some are kept and some dropped wherever there are two."""
+    """Return values for the draw of a site; with `keep`, a mask of two or more elements keeps and drops some."""
     draw = np.random.RandomState((zlib.crc32(repr((site.key, site.index)).encode()) + seed) % 2**32)
     n = site.size
     if site.law.kind == "normal":
         return draw.standard_normal(site.shape).astype(np.float32).astype(np.float64)
     if keep is None or not 0 < keep < 1:
-        # From 1/64 to 63/64 however few they are, so that a rate that is not known drops some and keeps some.
+        # From 1/64 to 63/64 for any size, so that an unknown rate drops some elements and keeps some.
         u = np.linspace(1 / 64, 63 / 64, n) if n > 1 else np.full(n, 0.5)
     else:
         kept = min(max(round(n * keep), 1), max(n - 1, 1))
-        # The first of each lie close to the threshold: another one shows.
+        # The first value on each side is close to the threshold, so that a different threshold is detected.
         below, above = np.linspace(0.999, 0.05, kept) * keep, keep + np.linspace(0.001, 0.95, n - kept) * (1 - keep)
         u = np.concatenate((below, above))
     return on_grid(draw.permutation(u)).reshape(site.shape)
@@ -322,7 +322,7 @@ def on_grid(u: np.ndarray) -> np.ndarray:
 
 
 def neutral(site: Site) -> np.ndarray:
-    """Numbers by which a mask keeps everything, and noise is as if it were not there."""
+    """Return values with which a mask keeps everything and noise has no effect."""
     if site.law.kind == "normal":
         return np.zeros(site.shape)
     return on_grid(np.full(site.shape, 0.5 if site.law.keep is None else site.law.keep / 2))
@@ -332,7 +332,7 @@ Choose = Callable[[Match], np.ndarray]
 
 
 def drawn(match: Match, seed: int = 0) -> np.ndarray:
-    """Numbers for a pair of draws, in PyTorch's layout."""
+    """Return values for a pair of draws, in PyTorch's layout."""
     ours, theirs = match.torch.law.keep, match.jax.law.keep
     mirrored = match.moves[0].mirrored
     keep = ours if ours is not None else theirs if theirs is None or not mirrored else 1 - theirs
@@ -340,7 +340,7 @@ def drawn(match: Match, seed: int = 0) -> np.ndarray:
 
 
 def hand_out(matching: Matching, choose: Choose = drawn) -> tuple[Handed, Handed]:
-    """For PyTorch and for JAX: the same numbers for each pair; what has no partner does nothing where that can be."""
+    """Return the values for PyTorch and JAX: equal for each pair; draws without a match are skipped if possible."""
     chosen = [(pair, choose(pair)) for pair in matching.matches]
     wrong = (*matching.rates, *matching.sizes)
     ours: list[tuple[Site, Numbers]] = [(pair.torch, given) for pair, given in chosen]
@@ -351,7 +351,7 @@ def hand_out(matching: Matching, choose: Choose = drawn) -> tuple[Handed, Handed
 
 
 def to_jax(matching: Matching, given: Sequence[tuple[Site, np.ndarray]]) -> Handed:
-    """For JAX: these numbers; what has no partner does nothing where that can be."""
+    """Return these values for JAX; draws without a match are skipped if possible."""
     found: list[tuple[Site, Numbers]] = [*given, *((site, OWN) for site in matching.jax_constant)]
     wrong = (pair.jax for pair in (*matching.rates, *matching.sizes))
     return by_call([*found, *((site, SILENT) for site in (*wrong, *matching.jax_only))])
@@ -375,7 +375,7 @@ def by_call(found: Sequence[tuple[Site, Numbers]]) -> dict[Key, list[Numbers]]:
 
 
 def shared_states(sites: Sequence[Site]) -> Iterator[tuple[Site, Site]]:
-    """Draws from the same state of the generator as an earlier one: they hang together, whatever their shapes are."""
+    """Yield pairs of draws from the same generator state: they are correlated, whatever their shapes."""
     seen: dict[str, Site] = {}
     for site in sites:
         if site.state is not None and not site.constant and not site.keys:
@@ -389,7 +389,7 @@ _MODELS = _OWN + "selftest" + os.sep
 
 
 def source_line(libraries: Sequence[str]) -> str:
-    """The innermost line being run that is in no library (prefixes of paths) and not in `parity` itself."""
+    """Return the innermost running source line outside the libraries (path prefixes) and `parity` itself."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename

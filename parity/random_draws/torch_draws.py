@@ -1,7 +1,7 @@
-"""The random draws of a PyTorch model, recorded or handed out.
+"""Record or replace the random draws of a PyTorch model.
 
-Every spelling of dropout (modules, `functional`, attention's `dropout_p`, LSTM's between its layers, masks drawn by
-hand) reaches the dispatcher as one of a few operations that draw: `TorchDispatchMode` sees them all.
+Every form of dropout (modules, `functional`, attention's `dropout_p`, LSTM's between its layers, masks drawn by hand)
+reaches the dispatcher as one of a few random operations, which a `TorchDispatchMode` can intercept.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from parity.recording.capture import Key, torch_hooks
 aten = torch.ops.aten
 
 Fill = Callable[[np.ndarray], torch.Tensor]
-"""The numbers of a draw -> what the operation gives."""
+"""Function from the values of a draw to the result of the operation."""
 
 LIBRARIES = (f"{os.path.dirname(torch.__file__)}{os.sep}", contextlib.__file__)
-"""Where source files lie that no model is in, besides this package's own folder."""
+"""Path prefixes of source files that contain no model, besides this package's own folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """One operation that draws: its law, the shape of its numbers, and what becomes of them."""
+    """One random operation: its distribution, the shape of its values, and the conversion to its result."""
 
     law: Law
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ def _as(like: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
 
 
 def _probability(p: Any) -> float | None:
-    """The one probability of a draw; None if they differ."""
+    """Return the probability of a draw; None if its elements differ."""
     if not isinstance(p, torch.Tensor):
         return float(p)
     return float(p.reshape(-1)[0]) if p.numel() and bool((p == p.reshape(-1)[0]).all()) else None
@@ -59,9 +59,9 @@ def _bernoulli(p: Any, like: torch.Tensor) -> _Draw:
 
 
 def _parse(func: Any, args: Any, kwargs: Any, plain: Callable[[], Any]) -> _Draw | None:
-    """What `func` draws; None if it draws nothing. `plain` runs it."""
+    """Return the draw of `func`; None if it draws nothing. `plain` runs the function."""
     name = func.overloadpacket.__name__.rstrip("_")
-    # Every argument by name, defaults too.
+    # All arguments by name, including defaults.
     given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
     given |= dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     mine: Any = given.get("self")
@@ -105,12 +105,12 @@ def _double(value: Any) -> Any:
 
 
 def _sampled(probabilities: torch.Tensor, u: np.ndarray) -> torch.Tensor:
-    """One sample of each row, by the largest of log p + Gumbel noise."""
+    """Draw one sample per row, as the argmax of log p + Gumbel noise."""
     return (probabilities.double().log() - _as(probabilities, -np.log(u)).log()).argmax(-1, keepdim=True)
 
 
 def _native_dropout(given: Any) -> _Draw:
-    """Input and mask of the fused operation, which gives (output, mask)."""
+    """Return the draw of the fused operation, which returns (output, mask)."""
     x, keep = given["input"], 1.0 - given["p"]
 
     def fill(u: np.ndarray) -> Any:
@@ -131,14 +131,14 @@ def _rrelu(given: Any) -> _Draw:
 
 
 class TorchDraws(TorchDispatchMode):
-    """While open, the draws of `model` are recorded in `sites`, and get what is handed out for them.
+    """Mode that records the draws of `model` in `sites`, and replaces their values by the given ones.
 
-    A draw in the same state of the generator as an earlier one (a checkpointed part that runs again in the backward
-    pass) is that one.
+    A draw with the same generator state as an earlier one (a checkpointed part recomputed in the backward pass) counts
+    as the same draw.
     """
 
     def __init__(self, model: torch.nn.Module, handed: Handed | None = None, *, quiet: bool = False) -> None:
-        """`quiet`: what nothing is handed out for keeps everything; else it is left as it is drawn."""
+        """`quiet`: whether draws without given values keep everything; otherwise they are not changed."""
         super().__init__()
         self.sites: list[Site] = []
         self._handed, self._rest = handed or {}, SILENT if quiet else OWN
@@ -154,7 +154,7 @@ class TorchDraws(TorchDispatchMode):
         devices = sorted({p.device.index or 0 for p in self._model.parameters() if p.device.type == "cuda"})
         self._stack.enter_context(torch.random.fork_rng(devices))
         self._stack.enter_context(torch_hooks(self._model, self._entered, self._left))
-        # Attention written out: a fused kernel would draw inside.
+        # Use the math implementation of attention: a fused kernel would draw internally.
         self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         return super().__enter__()
 
@@ -183,7 +183,7 @@ class TorchDraws(TorchDispatchMode):
             return outcome[0]
 
         draw = _parse(func, args, kwargs, plain)
-        result = plain()  # in any case: the generator moves on
+        result = plain()  # always run, to advance the generator
         if draw is None or 0 in draw.shape:
             return result
         key, index = self._known.get(state) or self._new(state, draw)
@@ -207,27 +207,27 @@ class TorchDraws(TorchDispatchMode):
         return key, index
 
     def _owner(self, path: str) -> str:
-        """The module around a draw that holds parameters: dropouts and lists have other names elsewhere."""
+        """Return the enclosing module with parameters: names of dropouts and lists may differ in JAX."""
         while path and not any(True for _ in self._modules[path].parameters()):
             path = path.rpartition(".")[0]
         return path
 
 
 def _value(draw: _Draw, numbers: Numbers, result: Any) -> Any:
-    """What takes the place of the result; silent masks hold what they are divided by."""
+    """Return the replacement of the result; a silent mask has the value by which it is divided."""
     assert draw.fill is not None
     if isinstance(numbers, np.ndarray):
         return draw.fill(numbers)
     if draw.law.family != "bernoulli" or draw.law.keep is None:
         return result
-    if isinstance(result, tuple):  # the fused operation divides by itself
+    if isinstance(result, tuple):  # the fused operation includes the division
         mask = torch.ones_like(result[1])
         return draw.fill(np.zeros(draw.shape))[0] * draw.law.keep, mask
     return torch.full(draw.shape, draw.law.keep, dtype=torch.float64, device=result.device)
 
 
 def _put(func: Any, args: Any, result: Any, value: Any) -> Any:
-    """`value` as the operation would give it: in place, into `out`, or new."""
+    """Return `value` as the operation would: in place, into `out`, or as a new tensor."""
     if isinstance(result, tuple):
         return tuple(v.to(r.dtype) for v, r in zip(value, result, strict=True))
     in_place = any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
@@ -235,7 +235,7 @@ def _put(func: Any, args: Any, result: Any, value: Any) -> Any:
 
 
 def _state(generator: torch.Generator | None, args: Any) -> str:
-    """A digest of the state of the generator that an operation draws from."""
+    """Return a digest of the state of the generator that an operation draws from."""
     if generator is not None:
         state = generator.get_state()
     else:
@@ -245,12 +245,12 @@ def _state(generator: torch.Generator | None, args: Any) -> str:
 
 
 def _line() -> str:
-    """The innermost line of the model's own source."""
+    """Return the innermost line of the model's own source."""
     return source_line(LIBRARIES)
 
 
 def torch_sites(model: torch.nn.Module, run: Callable[[], Any]) -> list[Site]:
-    """The draws of one forward pass of `model`; `run` makes it. It runs twice, to see what is drawn anew each time."""
+    """Return the draws of one forward pass, made by `run`. It runs twice, to detect constant draws."""
     found: list[list[Site]] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -258,13 +258,13 @@ def torch_sites(model: torch.nn.Module, run: Callable[[], Any]) -> list[Site]:
             with TorchDraws(model) as draws, torch.no_grad():
                 run()
             found.append(draws.sites)
-            torch.manual_seed(1)  # the next pass begins in another state
+            torch.manual_seed(1)  # start the next pass from another state
     again = {site.state for site in found[1]}
     return [dataclasses.replace(site, constant=site.state in again) for site in found[0]]
 
 
 @contextlib.contextmanager
 def quiet(model: torch.nn.Module) -> Iterator[None]:
-    """While open, no dropout of `model` does anything."""
+    """Context manager that disables all dropout of `model`."""
     with TorchDraws(model, quiet=True):
         yield

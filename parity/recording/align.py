@@ -1,7 +1,7 @@
-"""Activations brought to one layout: PyTorch puts channels second (N C H W), JAX last (N H W C).
+"""Alignment of activation layouts: PyTorch has channels second (N C H W), JAX last (N H W C).
 
-A transposition is accepted only where it is known that PyTorch's tensor has its channels second
-(`parity.recording.channels`), for layers that have them there by definition, or by a rule of the user's.
+A transposition is accepted only if PyTorch's tensor is known to have its channels second
+(`parity.recording.channels`), for layers that have them there by definition, or by a user-defined rule.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ CHANNELS_FIRST = (
     torch.nn.Upsample,
     torch.nn.PixelShuffle,
 )
-"""Modules whose tensors have the channels second (a plain dropout's may); their twins in flax have them last."""
+"""Modules whose tensors have channels second (for plain dropout, possibly); their flax counterparts have them last."""
 
 SEQUENCE_FIRST = (torch.nn.MultiheadAttention, torch.nn.RNNBase)
-"""Modules that take (L, N, C) unless `batch_first` is set; their twins in flax take (N, L, C)."""
+"""Modules that take (L, N, C) unless `batch_first` is set; their flax counterparts take (N, L, C)."""
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
-    """Axes that move the second axis to the end."""
+    """Return the permutation that moves the second axis to the end."""
     return (0, *range(2, rank), 1)
 
 
 def input_axes(rank: int) -> Axes:
-    """Layout of a model's own inputs: images (rank 4) and volumes (rank 5) are N C .. in PyTorch, N .. C in JAX."""
+    """Return the default layout of model inputs.
+
+    Images (rank 4) and volumes (rank 5) are N C .. in PyTorch and N .. C in JAX.
+    """
     return channels_last(rank) if rank in (4, 5) else None
 
 
 def possible_input_axes(rank: int) -> list[Axes]:
-    """Layouts in which JAX may take a model's input, the usual one first.
+    """Return the layouts in which JAX may take a model's input, the default one first.
 
-    A mask or a score matrix of rank 4 is no image; a video is N T C H W in PyTorch, N T H W C in JAX; a signal
-    N C L, N L C.
+    A mask or score matrix of rank 4 is not an image; a video is N T C H W in PyTorch and N T H W C in JAX; a signal is
+    N C L and N L C.
     """
     others: dict[int, list[Axes]] = {3: [(0, 2, 1)], 4: [None], 5: [None, (0, 1, 3, 4, 2)]}
     return [input_axes(rank), *others.get(rank, [])]
@@ -58,14 +61,16 @@ def fitting_axes(
     module: torch.nn.Module | None = None,
     labels: Labels | None = None,
 ) -> list[Axes]:
-    """The axes that may turn PyTorch's activation into JAX's (None: as it is): usually one, two if all sides are equal.
+    """Return the permutations that may convert PyTorch's activation to JAX's (None: identity).
+
+    Usually there is one; there are two if all axes have the same size.
 
     Args:
-        module: the layer that takes or gives the tensor; some have their channels second by definition.
-        labels: what is known of the axes.
+        module: Layer that takes or returns the tensor; some layers have channels second by definition.
+        labels: Known labels of the axes.
 
     Raises:
-        ValueError: no layout fits.
+        ValueError: No layout fits.
     """
     torch_shape, jax_shape = tuple(torch_shape), tuple(jax_shape)
     known: list[Axes] = [channels_last_axes(labels)] if labels and len(labels) == len(torch_shape) else []
@@ -87,7 +92,7 @@ def _moved(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 
 
 def _layout_hint(torch_shape: tuple[int, ...], jax_shape: tuple[int, ...]) -> str:
-    """What to write where only the layout may differ."""
+    """Return advice on the rule to add if only the layout may differ."""
     if len(torch_shape) < 3 or sorted(torch_shape) != sorted(jax_shape):
         return ""
     usual = channels_last(len(torch_shape))
@@ -96,9 +101,9 @@ def _layout_hint(torch_shape: tuple[int, ...], jax_shape: tuple[int, ...]) -> st
 
 
 def closest_axes(candidates: Sequence[Axes], torch_array: np.ndarray, jax_array: np.ndarray) -> Axes:
-    """The candidate under which the two arrays are closest.
+    """Return the candidate permutation under which the two arrays are closest.
 
-    A wrong layout cannot come within the gates by chance, so this cannot make unequal tensors pass.
+    A wrong layout cannot pass the gates by chance, so this cannot make different tensors pass.
     """
 
     def distance(axes: Axes) -> float:

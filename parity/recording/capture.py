@@ -1,14 +1,15 @@
-"""What every module takes and gives, in both frameworks, in one forward pass.
+"""Record the inputs and outputs of every module in one forward pass, in both frameworks.
 
 Two modes share one mechanism:
 
-- free: the model runs as it is, and each call of a module is recorded (tensors in, tensors out).
+- free: the model runs unmodified, and each module call is recorded (input and output tensors).
 - forced: each call is computed from the *reference's* inputs and, after its result is recorded, returns the
-  *reference's* outputs to its caller. So every module is judged on its own arithmetic alone: an inner module gets
-  correct inputs, an outer one gets correct results from its children, and a wrong one spoils nothing behind it.
-  What a caller passes to its children is recorded before it is replaced; that is the caller's own arithmetic too.
+  *reference's* outputs to its caller. Each module is thus judged by its own arithmetic alone: an inner module gets
+  correct inputs, an outer one gets correct results from its children, and an incorrect module does not affect later
+  ones. What a caller passes to its children is part of the caller's arithmetic, so it is recorded before it is
+  replaced.
 
-A call is named (module path, how many times that module was called before in this pass).
+A call is identified by (module path, number of earlier calls of that module in this pass).
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ Key = tuple[str, int]
 
 @dataclasses.dataclass
 class Call:
-    """One call of one module: its tensors in and out, flattened, in the framework's own type and layout.
+    """One module call: its flattened input and output tensors, in the framework's own type and layout.
 
-    As a reference, `inputs` may be None: the caller's own are used then.
+    In a reference, `inputs` may be None: the call then keeps its own inputs.
     """
 
     inputs: list[Any] | None
@@ -44,26 +45,26 @@ class Call:
 jax.tree_util.register_dataclass(Call, data_fields=["inputs", "outputs"], meta_fields=[])
 
 Calls = dict[Key, Call]
-"""Calls in the order in which they returned: an inner module comes before the one around it."""
+"""Calls in the order in which they returned: an inner module comes before its parent."""
 
 ROOT: Key = ("", 0)
-"""The model's own call."""
+"""Key of the call of the model itself."""
 
 Where = Literal["inputs", "outputs"]
 
 Replace = Callable[[Key, list[Any]], "list[Any] | None"]
-"""Given a call and its tensors, those to take their place; None leaves them as they are."""
+"""Function of a call and its tensors that returns their replacements, or None to keep them."""
 
 Returned = Callable[[Key, Any], None]
-"""Given a call and all that it returns."""
+"""Function of a call and its whole return value."""
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Passed(Leaf):
-    """In place of a tensor that was an earlier call's: a program need not return it again. See `resolved`.
+    """Placeholder for a tensor already recorded in an earlier call, so that a program need not return it twice.
 
-    `replaced`: in a forced run it is the reference's.
+    `replaced`: whether the tensor is the reference's (in a forced run). See `resolved`.
     """
 
     key: Key
@@ -73,7 +74,7 @@ class Passed(Leaf):
 
 
 def resolved(calls: Calls, reference: Mapping[Key, Call] | None) -> Calls:
-    """`calls` with the tensors that `Passed` stands for; `reference` is what forced them (None: they ran free)."""
+    """Replace every `Passed` in `calls` by its tensor; `reference` is the one of a forced run (None: a free run)."""
 
     def tensor(found: Any) -> Any:
         while isinstance(found, Passed):
@@ -88,15 +89,15 @@ def resolved(calls: Calls, reference: Mapping[Key, Call] | None) -> Calls:
 
 
 class InPlaceError(Exception):
-    """A model changes its activations in place, so they have to be copied as they are recorded."""
+    """A model modifies activations in place, so they have to be copied when recorded."""
 
 
 class NestedCallError(Exception):
-    """A module is called inside `jax.jit`, a remat or the like: see `parity.recording.transformations`."""
+    """A module is called inside `jax.jit`, remat or the like: see `parity.recording.transformations`."""
 
 
 class OtherTypeError(Exception):
-    """A tensor is of another type than the reference's: one program cannot pass on the one or the other."""
+    """A tensor has another type than the reference's, so one program cannot select between them."""
 
 
 # PyTorch
@@ -106,9 +107,9 @@ class OtherTypeError(Exception):
 def torch_hooks(
     model: torch.nn.Module, replace_inputs: Replace, replace_outputs: Replace, returned: Returned | None = None
 ) -> Iterator[None]:
-    """While open, every call of every module of `model` shows its tensors to the two functions, before and after.
+    """Context manager that passes the tensors of every module call to the two functions, before and after the call.
 
-    `returned` is shown all that the call returns, before anything is replaced.
+    `returned` receives the whole return value of the call, before anything is replaced.
     """
     count: dict[str, int] = {}
     open_calls: list[Key] = []
@@ -150,13 +151,13 @@ def torch_calls(
     only: Collection[Key] | None = None,
     apply: Callable[[Any, Sequence[Any]], Any] = lambda model, tensors: model(*tensors),
 ) -> Calls:
-    """Runs `model` once without gradients and records the calls of its modules; forced if `reference` is given.
+    """Run `model` once without gradients and record its module calls; the run is forced if `reference` is given.
 
-    With `copies`, what is recorded and what is handed out are copies, so that nothing done in place can change them.
-    `only` limits what is recorded.
+    With `copies`, recorded and replaced tensors are copies, so in-place operations cannot modify them. `only` limits
+    what is recorded.
 
     Raises:
-        InPlaceError: without `copies`, a recorded tensor was changed in place.
+        InPlaceError: A recorded tensor was modified in place, without `copies`.
     """
     keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone if copies else torch.Tensor.detach
     calls: Calls = {}
@@ -194,7 +195,7 @@ def opaque(leaf: Any) -> bool:
 
 
 class Inside(Protocol):
-    """What computes the calls of some modules in its own way, those of the modules inside them too."""
+    """Interface for computing the calls of some modules, including their submodules, in a custom way."""
 
     def takes(self, key: Key) -> bool: ...
 
@@ -202,12 +203,12 @@ class Inside(Protocol):
 
 
 def module_types(model: nnx.Module) -> set[type]:
-    """The types of the modules of `model`."""
+    """Return the types of the modules of `model`."""
     return {type(module) for _, module in nnx.iter_modules(model)}
 
 
 def callable_classes(types: Collection[type]) -> set[type]:
-    """The classes that define how modules of these types are called."""
+    """Return the classes that define `__call__` for modules of these types."""
     return {base for cls in types for base in cls.__mro__ if "__call__" in vars(base) and issubclass(base, nnx.Pytree)}
 
 
@@ -215,7 +216,7 @@ def callable_classes(types: Collection[type]) -> set[type]:
 def replaced_calls(
     classes: Collection[type], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """While open, instances of `classes` are called through `wrap` of what they define."""
+    """Context manager that replaces `__call__` of `classes` by `wrap(__call__)`."""
     originals = {cls: vars(cls)["__call__"] for cls in classes}
     try:
         for cls, original in originals.items():
@@ -236,12 +237,12 @@ def jax_hooks(
     *,
     skip_nested: bool = False,
 ) -> Iterator[None]:
-    """The same for the modules of a flax model; may be traced.
+    """Context manager like `torch_hooks`, for the modules of a flax model; may be traced.
 
-    With `skip_nested`, calls inside another trace (of `jax.jit` for example) are left alone.
+    With `skip_nested`, calls inside another trace (e.g. `jax.jit`) are ignored.
 
     Raises:
-        NestedCallError: a module is called inside another trace than the one in which this was opened.
+        NestedCallError: A module is called inside another trace than the one in which the context was entered.
     """
     modules = list(nnx.iter_modules(model))
     names = {id(module): ".".join(map(str, path)) for path, module in modules}
@@ -253,11 +254,11 @@ def jax_hooks(
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
             if get_opaque_trace_state(convention="nnx") != trace:
-                # Hooks that were opened within that trace look after what is inside.
+                # Hooks opened within the inner trace handle the calls in it.
                 if not skip_nested and _innermost.get() is me and (id(self) in names or type(self) in types):
                     raise NestedCallError
                 return original(self, *args, **kwargs)
-            # A subclass that calls super().__call__ is one call, not two.
+            # A subclass that calls super().__call__ counts as one call, not two.
             if id(self) not in names or id(self) in active:
                 return original(self, *args, **kwargs)
             name = names[id(self)]
@@ -291,7 +292,7 @@ _innermost: contextvars.ContextVar[object] = contextvars.ContextVar("innermost h
 
 @contextlib.contextmanager
 def innermost(hooks: object) -> Iterator[None]:
-    """While open, these are the hooks that answer for calls inside another trace."""
+    """Context manager that makes `hooks` responsible for calls inside another trace."""
     token = _innermost.set(hooks)
     try:
         yield
@@ -300,13 +301,13 @@ def innermost(hooks: object) -> Iterator[None]:
 
 
 class Recorder:
-    """Records and replaces the tensors of calls: see `jax_calls`."""
+    """Record and replace the tensors of calls: see `jax_calls`."""
 
     def __init__(self, known: Mapping[Key, Call], only: Collection[Key] | None, forced: jax.Array | None) -> None:
         self.calls: Calls = {}
         self._known, self._only, self._forced = known, only, forced
         self._given: dict[Key, list[Any]] = {}
-        self._passed: dict[int, tuple[jax.Array, Passed]] = {}  # by identity, of arrays that are kept alive
+        self._passed: dict[int, tuple[jax.Array, Passed]] = {}  # by identity of the arrays, which are kept alive
 
     def replace_inputs(self, key: Key, arrays: list[jax.Array]) -> list[jax.Array] | None:
         if self._only is None or key in self._only:
@@ -319,11 +320,11 @@ class Recorder:
         return self._chosen(key, "outputs", self._known[key].outputs, arrays) if key in self._known else None
 
     def passed(self, array: jax.Array) -> Any:
-        """`array`, or what stands for it where it was recorded before."""
+        """Return `array`, or its placeholder if it was already recorded."""
         return self._passed[id(array)][1] if id(array) in self._passed else array
 
     def meet(self, key: Key, where: Where, arrays: Sequence[jax.Array]) -> None:
-        """From now on these arrays have been recorded."""
+        """Mark these arrays as recorded."""
         for i, x in enumerate(arrays):
             self._passed.setdefault(id(x), (x, Passed(key, where, i, replaced=False)))
 
@@ -346,7 +347,7 @@ class Recorder:
 
 
 def _either(forced: jax.Array, wanted: list[jax.Array], arrays: list[jax.Array]) -> list[jax.Array]:
-    """`wanted` if forced, else `arrays`, bit for bit."""
+    """Return `wanted` if forced, else `arrays`, bit for bit."""
     if [_type(x) for x in wanted] != [_type(x) for x in arrays]:
         raise OtherTypeError
     return [jax.lax.select(forced, a, b) for a, b in zip(wanted, arrays, strict=True)]

@@ -1,8 +1,8 @@
-"""Which axes of PyTorch's activations are channels: followed through a forward pass from the layers that know.
+"""Track which axes of PyTorch's activations are channels through a forward pass.
 
-A convolution gives (N, C, ..) in PyTorch and (N, .., C) in flax. That a tensor has this layout is known where it comes
-out of such a layer, and stays known through whatever keeps the axes: an activation, a sum, a concatenation, a reshape
-that splits the channels. Nothing is concluded from shapes alone, which fit by chance.
+A convolution returns (N, C, ..) in PyTorch and (N, .., C) in flax. A tensor is known to have this layout if it is
+returned by such a layer, and stays known through operations that keep the axes: an activation, a sum, a
+concatenation, a reshape that splits the channels. Nothing is inferred from shapes alone, which may match by chance.
 
 Every axis has a label: B batch, C channels, S space.
 """
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from parity.recording.structure import flatten
 
 Labels = str
-"""One letter for each axis, "BCSS" for an image batch of PyTorch."""
+"""One letter per axis, e.g. "BCSS" for a PyTorch batch of images."""
 
 Axes = tuple[int, ...] | None
 
@@ -58,25 +58,25 @@ _CHANNELS_SECOND = frozenset(
         "grid_sample",
     ]
 )
-"""Functions whose results have the channels second."""
+"""Functions that return channels second."""
 
 _PERMUTATIONS = frozenset(["permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint"])
 _RESHAPES = frozenset(["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"])
 _PRODUCTS = frozenset(
     ["matmul", "bmm", "baddbmm", "einsum", "tensordot", "outer", "scaled_dot_product_attention", "cdist"]
 )
-"""Functions whose axes come from several tensors: what they give is not followed."""
+"""Functions that combine axes of several tensors: their results are not tracked."""
 
 _PROPERTIES = {getattr(torch.Tensor, name).__get__: name for name in ("T", "mT", "H", "mH")}
 
 
 def labels_of(tensor: torch.Tensor) -> Labels | None:
-    """What is known of a tensor's axes."""
+    """Return the known labels of a tensor's axes."""
     return getattr(tensor, "_parity_labels", None)
 
 
 def mark(tensor: torch.Tensor, labels: Labels | None) -> None:
-    """Notes what is known of a tensor's axes (`labels` of another length: nothing)."""
+    """Set the labels of a tensor's axes; labels of another length are dropped."""
     tensor._parity_labels = labels if labels and len(labels) == tensor.ndim else None  # type: ignore[attr-defined]
 
 
@@ -85,13 +85,13 @@ def channels_second(rank: int) -> Labels:
 
 
 def channels_last_axes(labels: Labels) -> Axes:
-    """The axes that bring the batch to the front and the channels to the end; None if they are there."""
+    """Return the permutation that moves the batch first and the channels last; None if they already are."""
     axes = tuple(i for letter in "BSC" for i, own in enumerate(labels) if own == letter)
     return None if axes == tuple(range(len(labels))) else axes
 
 
 class ChannelAxes(TorchFunctionMode):
-    """While open, results of tensor functions are marked with what is known of their axes."""
+    """Mode that labels the axes of the results of tensor functions."""
 
     def __torch_function__(
         self,
@@ -118,7 +118,7 @@ class ChannelAxes(TorchFunctionMode):
 
 
 class EntersChannels(TorchFunctionMode):
-    """While open, notes (`found`) whether a marked tensor reaches a layer with its channels second."""
+    """Mode that sets `found` if a labeled tensor reaches a layer with its channels second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class EntersChannels(TorchFunctionMode):
 
 
 def _has_channels_second(function: Callable[..., Any]) -> bool:
-    # torch.nn.functional.unfold, and not Tensor.unfold, which adds an axis.
+    # torch.nn.functional.unfold only: Tensor.unfold adds an axis.
     return getattr(function, "__name__", "") in _CHANNELS_SECOND or function is torch.nn.functional.unfold
 
 
@@ -156,7 +156,7 @@ def _followed(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Labels | None:
-    """What is known of `result` from the tensors that it was computed from."""
+    """Return the labels of `result`, derived from the tensors that it was computed from."""
     source = sources[0]
     labels = labels_of(source) or ""
     if name in _PERMUTATIONS or function in _PROPERTIES:
@@ -172,16 +172,16 @@ def _followed(
 def _permuted(
     function: Callable[..., Any], labels: Labels, source: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Labels | None:
-    """The labels in the order that the function makes of axes of lengths 2, 3, 4 ..."""
+    """Return the permuted labels, by applying the function to a meta tensor with axes of lengths 2, 3, 4 ..."""
     probe = torch.empty(tuple(range(2, 2 + len(labels))), device="meta")
     order = function(*(probe if x is source else x for x in args), **kwargs).shape
     return "".join(labels[n - 2] for n in order)
 
 
 def reshaped(labels: Labels, before: Sequence[int], after: Sequence[int]) -> Labels | None:
-    """The labels after a reshape; None where it merges axes of different kinds.
+    """Return the labels after a reshape; None if it merges axes with different labels.
 
-    Axes are grouped so that each group of the old ones holds as many elements as one of the new ones.
+    Old and new axes are grouped such that corresponding groups have the same number of elements.
     """
     if math.prod(before) != math.prod(after) or math.prod(before) == 0:
         return None

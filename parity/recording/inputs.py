@@ -1,4 +1,4 @@
-"""What a pair of models is called with, and in what layout JAX takes it."""
+"""Inputs of a pair of models, and the layouts in which JAX may take them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from parity.recording.structure import Rebuild, flatten
 
 
 class Inputs:
-    """Arguments of both models, as PyTorch's takes them: `Inputs(x, mask=mask)` calls `model(x, mask=mask)`.
+    """Arguments of both models, in PyTorch's layout: `Inputs(x, mask=mask)` calls `model(x, mask=mask)`.
 
-    Arrays may be numpy's, PyTorch's or JAX's, in tuples and dicts too; numbers, text and None are passed as they are.
+    Arrays may be numpy, PyTorch or JAX arrays, also nested in tuples and dicts; numbers, strings and None are passed
+    unchanged.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -29,7 +30,7 @@ class Inputs:
 
     @classmethod
     def of(cls, inputs: Any) -> Inputs:
-        """One array, a tuple or list of arguments, a mapping of arguments by name, or `Inputs`."""
+        """Make `Inputs` from one array, a tuple or list of arguments, a mapping of keyword arguments, or `Inputs`."""
         if isinstance(inputs, Inputs):
             return inputs
         if isinstance(inputs, Mapping):
@@ -38,27 +39,27 @@ class Inputs:
 
 
 Apply = Callable[[Any, Sequence[Any]], Any]
-"""Calls a model with tensors in place of the arrays."""
+"""Function that calls a model with tensors in place of the arrays."""
 
 
 def positional(model: Any, tensors: Sequence[Any]) -> Any:
-    """The model of its tensors, one argument each."""
+    """Call the model with each tensor as a positional argument."""
     return model(*tensors)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """The arrays of `Inputs`, and how to call a model with tensors in their place."""
+    """The arrays of `Inputs`, and a function that calls a model with tensors in their place."""
 
     arrays: tuple[np.ndarray, ...]
     apply: Apply
 
     @classmethod
     def of(cls, inputs: Any) -> Arguments:
-        """Floating arrays in float64, rounded to float32 once, so that both precisions see the same numbers.
+        """Extract the arrays; floating ones are rounded to float32 and stored in float64, so both precisions agree.
 
         Raises:
-            ValueError: no array, an empty one, or one that is not finite.
+            ValueError: There is no array, or one is empty or not finite.
         """
         given = Inputs.of(inputs)
         leaves, rebuild = flatten((given.args, given.kwargs))
@@ -100,9 +101,9 @@ def _rounded(array: np.ndarray) -> np.ndarray:
 
 
 def input_layouts(arrays: Sequence[np.ndarray], rules: Rules) -> Iterator[tuple[Axes, ...]]:
-    """Every combination of layouts in which JAX may take the inputs, the usual one first.
+    """Yield every combination of layouts in which JAX may take the inputs, the default one first.
 
-    A rule for "input i" decides for its input; one for the model itself ("") is tried first.
+    A rule for "input i" determines the layout of that input; one for the model itself ("") is only tried first.
     """
     yield from itertools.product(*(_layouts(f"input {i}", x.ndim, rules) for i, x in enumerate(arrays)))
 
@@ -111,6 +112,6 @@ def _layouts(name: str, rank: int, rules: Rules) -> list[Axes]:
     for pattern, axes in rules.layouts.items():
         if pattern.startswith("input ") and matches(name, [pattern]) and (axes is None or len(axes) == rank):
             return [axes]
-    # A rule for the model itself is about its outputs too, so it need not be meant for this input.
+    # A rule for the model itself also covers its outputs, so it may not be meant for this input.
     own = [axes for pattern, axes in rules.layouts.items() if pattern == "" and (axes is None or len(axes) == rank)]
     return list(dict.fromkeys([*own, *possible_input_axes(rank)]))

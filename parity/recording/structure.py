@@ -1,7 +1,7 @@
-"""Trees of tensors, in one order for both frameworks: arguments and outputs of modules.
+"""Trees of tensors (arguments and outputs of modules), flattened in the same order for both frameworks.
 
-Mappings are taken by key and records (dataclasses, NamedTuples) by field, both in the order of their names; sequences
-by position. `jax.tree` and `torch.utils._pytree` order dicts differently, and neither looks into a plain dataclass.
+Mappings are ordered by key and records (dataclasses, NamedTuples) by field name; sequences by position. `jax.tree`
+and `torch.utils._pytree` order dicts differently, and neither flattens a plain dataclass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rebuild = Callable[[Sequence[Any]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One container: the names of what it holds (sorted, but for a sequence), the values, and how to make it anew."""
+    """A container: names of its items (sorted, except in a sequence), their values, and a function to rebuild it."""
 
     kind: Kind
     names: tuple[Any, ...]
@@ -34,16 +34,16 @@ class Node:
 
 
 class Leaf:
-    """Base of classes whose instances are not looked into."""
+    """Base class of objects that are treated as leaves."""
 
 
 def is_tensor(leaf: Any) -> bool:
-    """Whether a leaf is an array of either framework."""
+    """Return whether a leaf is a PyTorch or JAX array."""
     return isinstance(leaf, torch.Tensor | jax.Array)
 
 
 def _node(tree: Any) -> Node | None:
-    """`tree` as a container; None for a leaf."""
+    """Return `tree` as a container; None for a leaf."""
     if (
         tree is None
         or isinstance(tree, Leaf | torch.Size | str | bytes | nnx.Pytree | nnx.Variable | type)
@@ -85,7 +85,7 @@ def _record(tree: Any, fields: Sequence[str], make: Callable[[dict[str, Any]], A
 
 
 def _with_fields(tree: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of a dataclass with other values; frozen ones too."""
+    """Return a copy of a dataclass, frozen or not, with other values."""
     whole = copy.copy(tree)
     for name, value in values.items():
         object.__setattr__(whole, name, value)
@@ -95,11 +95,11 @@ def _with_fields(tree: Any, values: Mapping[str, Any]) -> Any:
 def _sequence(tree: Any, values: Sequence[Any]) -> Any:
     if type(tree) in (list, tuple):
         return type(tree)(values)
-    return list(values) if isinstance(tree, list) else tuple(values)  # torch.return_types and the like
+    return list(values) if isinstance(tree, list) else tuple(values)  # torch.return_types and similar
 
 
 def _registered(tree: Any) -> Node | None:
-    """A container that is registered with jax.tree or torch's pytree; by position."""
+    """Return a container registered with jax.tree or torch's pytree, by position."""
     values, spec = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
     if len(values) != 1 or values[0] is not tree:
         return Node("sequence", tuple(range(len(values))), tuple(values), lambda new: jax.tree.unflatten(spec, new))
@@ -114,7 +114,7 @@ def _registered(tree: Any) -> Node | None:
 
 
 def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
-    """All leaves in order, and what makes the tree of as many others."""
+    """Return all leaves in order, and a function that rebuilds the tree from other leaves."""
     node = _node(tree)
     if node is None:
         return [tree], lambda leaves: leaves[0]
@@ -132,23 +132,23 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
 
 
 def tensors(tree: Any) -> list[Any]:
-    """The arrays among the leaves, in order."""
+    """Return the arrays among the leaves, in order."""
     return [leaf for leaf in flatten(tree)[0] if is_tensor(leaf)]
 
 
 def with_tensors(tree: Any, new: Sequence[Any]) -> Any:
-    """`tree` with its arrays replaced, in order."""
+    """Return `tree` with its arrays replaced, in order."""
     leaves, rebuild = flatten(tree)
     supply = iter(new)
     return rebuild([next(supply) if is_tensor(leaf) else leaf for leaf in leaves])
 
 
-# What a tree looks like, without its tensors
+# Structure of a tree, without its tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """The form of a tree: "tensor", "None", "value" (a number or text, in `value`), "object", or a container."""
+    """The structure of a tree: "tensor", "None", "value" (a number or string, in `value`), "object", or a container."""
 
     kind: str
     parts: tuple[tuple[Any, Form], ...] = ()
@@ -166,7 +166,7 @@ class Form:
 
 
 def form(tree: Any) -> Form:
-    """The form of a module's output."""
+    """Return the structure of a module's output."""
     node = _node(tree)
     if node is not None:
         parts = tuple((name, form(value)) for name, value in zip(node.names, node.values, strict=True))
@@ -181,10 +181,10 @@ def form(tree: Any) -> Form:
 
 
 def difference(ours: Form, theirs: Form, where: str = "the output") -> str | None:
-    """In what PyTorch's form and JAX's differ, in words; None if they agree.
+    """Describe how PyTorch's and JAX's structures differ; None if they agree.
 
-    Mappings and records agree by name, sequences by position, and a record with a sequence if its fields are in the
-    order of their names.
+    Mappings and records are compared by name, sequences by position; a record also agrees with a sequence if its fields
+    are declared in alphabetical order.
     """
     named = ("mapping", "record")
     if ours.kind in named and theirs.kind in named:

@@ -1,12 +1,13 @@
-"""Calls of modules inside JAX's transformations: `jax.jit`, `nnx.jit`, remat, `vmap` and `scan` within a model.
+"""Recording of module calls inside JAX transformations: `jax.jit`, `nnx.jit`, remat, `vmap` and `scan` in a model.
 
-A hook that keeps an array of such a call would keep a tracer beyond its trace. So the model is traced to a jaxpr in
-which every call marks its arrays (an identity, `mark_p`), and that jaxpr is evaluated with the transformations opened:
-there the marks show real arrays, and may be handed others in their place. A mark inside `vmap` shows the whole batch;
-a `scan` that holds marks is unrolled. Calls inside `while`, `cond` and functions with a derivative of their own
-(`custom_jvp`, `custom_vjp`) are not seen.
+A hook that stores an array of such a call would leak a tracer. So the model is traced to a jaxpr in which every call
+marks its arrays (with an identity primitive, `mark_p`), and that jaxpr is evaluated with the transformations inlined:
+there the marks see concrete arrays and may replace them. A mark inside `vmap` sees the whole batch; a `scan` with
+marks is unrolled. Calls inside `while`, `cond` and functions with custom derivatives (`custom_jvp`, `custom_vjp`) are
+not recorded.
 
-Inside `nnx.jit` and the like a module is another object, so modules carry their path as an attribute.
+Inside `nnx.jit` and similar transformations a module is a different object, so modules store their path as an
+attribute.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from parity.recording.inputs import Apply, positional
 from parity.recording.structure import flatten, is_tensor, tensors, with_tensors
 
 PATH = "_parity_path"
-"""Attribute in which a module carries its path."""
+"""Name of the attribute that stores a module's path."""
 
 mark_p = core.Primitive("parity_mark")
 mark_p.multiple_results = True
@@ -53,7 +54,7 @@ def _mark_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) ->
 
 
 def _mark_batch(arrays: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[list[Any], list[Any]]:
-    """The batch goes first, where PyTorch has it."""
+    """Move the batch axis first, as in PyTorch."""
     moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arrays, axes, strict=True)]
     return mark_p.bind(*moved, **params), [None if axis is None else 0 for axis in axes]
 
@@ -66,7 +67,7 @@ _OPENED = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2
 
 
 def with_paths(model: nnx.Module) -> nnx.Module:
-    """A copy of which every module carries its path."""
+    """Return a copy of the model in which every module stores its path."""
     copy: nnx.Module = nnx.clone(model)
     for path, module in nnx.iter_modules(copy):
         setattr(module, PATH, ".".join(map(str, path)))
@@ -80,10 +81,10 @@ def has_paths(model: nnx.Module) -> bool:
 def watched(
     model: nnx.Module, before: Replace, after: Replace, returned: Returned | None = None, inside: Any = None
 ) -> Callable[..., Any]:
-    """Calls `model` while every call of its modules shows its arrays to `before` and `after`; see `jax_hooks`.
+    """Return a function that calls `model` and passes all calls' arrays to `before` and `after`; see `jax_hooks`.
 
     Raises:
-        NestedCallError: a module is called inside a transformation, and the modules do not carry their paths.
+        NestedCallError: A module is called inside a transformation, and the modules do not store their paths.
     """
 
     def direct(*args: Any, **kwargs: Any) -> Any:
@@ -98,9 +99,9 @@ def watched(
 
 @contextlib.contextmanager
 def call_hooks(model: nnx.Module, entered: Replace, left: Replace) -> Iterator[None]:
-    """While open, tells of every call of a module, inside transformations too if the modules carry their paths.
+    """Context manager that reports every module call, also inside transformations if the modules store their paths.
 
-    What `entered` and `left` give back, and the arrays that they are shown, play no part.
+    The return values of `entered` and `left`, and the arrays passed to them, are not used.
     """
     if not has_paths(model):
         with jax_hooks(model, entered, left, skip_nested=True):
@@ -162,7 +163,7 @@ def _evaluated(
 
 @contextlib.contextmanager
 def _marking(model: nnx.Module, returned: Returned | None) -> Iterator[None]:
-    """While open, every call of a module marks its arrays."""
+    """Context manager in which every module call marks its arrays."""
     active: set[str] = set()
     count: dict[str, int] = {}
 
@@ -195,7 +196,7 @@ def _marked(tree: Any, path: str, where: str) -> Any:
 
 
 class _Evaluation:
-    """Evaluates a jaxpr; marks show their arrays to `before` and `after`."""
+    """Evaluate a jaxpr; marks pass their arrays to `before` and `after`."""
 
     def __init__(self, before: Replace, after: Replace) -> None:
         self._before, self._after = before, after
@@ -238,7 +239,7 @@ class _Evaluation:
             self._open.setdefault(path, []).append(index)
             return self._before((path, index), arrays) or arrays
         waiting = self._open.get(path)
-        if not waiting:  # a call without arrays among its arguments
+        if not waiting:  # a call without array arguments
             waiting = [self._count.get(path, 0)]
             self._count[path] = waiting[0] + 1
             self._before((path, waiting[0]), [])
@@ -246,7 +247,7 @@ class _Evaluation:
         return self._after(key, arrays) or arrays
 
     def _scan(self, given: Sequence[Any], params: Any) -> list[Any]:
-        """Unrolled."""
+        """Evaluate a scan, unrolled."""
         consts, carry = params["num_consts"], params["num_carry"]
         fixed, state, rows = given[:consts], list(given[consts : consts + carry]), given[consts + carry :]
         steps = range(params["length"])
@@ -261,7 +262,7 @@ class _Evaluation:
 
 
 def _alone(jaxpr: core.Jaxpr, equation: core.JaxprEqn, given: Sequence[Any]) -> Sequence[Any]:
-    """One equation of `jaxpr` evaluated."""
+    """Evaluate one equation of `jaxpr`."""
     pairs = [(x, value) for x, value in zip(equation.invars, given, strict=True) if not isinstance(x, core.Literal)]
     values = dict(pairs)
     single = jaxpr.replace(constvars=[], invars=list(values), outvars=list(equation.outvars), eqns=[equation])
@@ -286,13 +287,13 @@ def jax_calls(
     apply: Apply = positional,
     returned: Returned | None = None,
 ) -> Calls:
-    """Runs `model` once and records the calls of its modules; forced if `reference` is given. May be traced.
+    """Run `model` once and record its module calls; the run is forced if `reference` is given. May be traced.
 
-    `forced`, a boolean of the program, decides as it runs: so one program makes both the free and the forced run.
-    What one call hands to another is then recorded once (see `Passed`).
+    `forced` is a boolean array evaluated at run time, so one program can do both the free and the forced run. Tensors
+    passed from one call to another are then recorded once (see `Passed`).
 
     Raises:
-        OtherTypeError: with `forced`, where a tensor differs from the reference's in shape or dtype.
+        OtherTypeError: With `forced`, a tensor differs from the reference's in shape or dtype.
     """
     recorder = Recorder(reference or {}, only, forced)
     apply(watched(model, recorder.replace_inputs, recorder.replace_outputs, returned), inputs)

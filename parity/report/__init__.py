@@ -1,1 +1,1 @@
-"""A report, and how it is written: text, HTML, JUnit XML, JSON."""
+"""Reports and their formats: text, HTML, JUnit XML, JSON."""

@@ -1,4 +1,4 @@
-"""Which figures of a report are drawn: error against depth, gradients, training."""
+"""Charts of a report: error against depth, gradients, training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ZERO = "Zero is drawn at the bottom edge, infinity at the top; failed figures ar
 
 
 def depth_chart(report: Findings) -> Markup | None:
-    """Error of every layer in the order of computation; None without layers."""
+    """Plot the error of every layer in order of computation; None without layers."""
     names = [name for name, _ in report.layers]
     rows = [row for row in report.rows if row.kind in ("layer", "output")]
     double, forced = _by_name(rows, "float64", "free"), _by_name(rows, "float64", "forced")
@@ -38,7 +38,7 @@ def depth_chart(report: Findings) -> Markup | None:
 
 
 def gradient_charts(report: Findings) -> Iterator[Markup]:
-    """For parameters and inputs, for activations, and for training mode, as far as they were measured."""
+    """Plot the measured gradient errors of parameters and inputs, of activations, and in training mode."""
     for kind, mode, what in (
         ("gradient", "free", "parameter and input"),
         ("activation gradient", "free", "activation"),
@@ -61,7 +61,7 @@ def gradient_charts(report: Findings) -> Iterator[Markup]:
 
 
 def trajectory_charts(report: Findings) -> Iterator[Markup]:
-    """Distance between the runs, and the loss, step by step."""
+    """Plot the distance between the runs and the loss at each step."""
     trajectory = report.trajectory
     if trajectory is None:
         return
@@ -103,7 +103,7 @@ def _figure(
     highlight: int | None = None,
     axis: type[LogAxis] | type[LinearAxis] = LogAxis,
 ) -> Markup | None:
-    """The plot with its caption; None where nothing was measured."""
+    """Return the plot with its caption, or None if nothing was measured."""
     drawn = [s for s in series if any(value is not None for value in s.values)]
     if not drawn:
         return None
@@ -112,7 +112,7 @@ def _figure(
 
 
 def _stem(name: str) -> str:
-    """What a layer or tensor belongs to: the outermost module, or the block of a numbered list."""
+    """Return the group of a layer or tensor: the outermost module, or the block in a numbered list."""
     first, _, rest = name.partition(".")
     number = rest.partition(".")[0]
     return f"{first}.{number}" if number.isdigit() else first

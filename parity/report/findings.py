@@ -1,4 +1,4 @@
-"""What a check found: measurements, causes, and the verdict that follows from them."""
+"""Results of a check: measurements, causes, and the verdict derived from them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from parity.report.power_report import PowerReport
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """The one switch that, set on a failing module, restores equality.
+    """The single switch that, applied to a failing module, restores equality.
 
     Attributes:
-        module: dotted path of the module.
-        switch: short name of the switch, "gelu" for example.
-        description: what is different, in words.
+        module: Dotted path of the module.
+        switch: Short name of the switch, for example "gelu".
+        description: Description of the difference.
         error_before, error_after: relF of the module on correct inputs in float64, without and with the switch.
     """
 
@@ -34,12 +34,12 @@ class Cause:
 
 @dataclasses.dataclass(frozen=True)
 class FormatRow:
-    """A figure in a reduced format: relF of JAX (`error`) and of PyTorch to the float32 run at highest precision.
+    """Error in a reduced format: relF of JAX (`error`) and of PyTorch to the float32 run at highest precision.
 
     Attributes:
-        name: what was measured, "logits" for example.
-        format: "bfloat16", "tf32" ...
-        cap: the largest error that passes.
+        name: Measured quantity, for example "logits".
+        format: Name of the format: "bfloat16", "tf32", ...
+        cap: Largest error that passes.
     """
 
     name: str
@@ -58,11 +58,11 @@ class Trajectory:
     """Training side by side; element i of each series belongs to step i + 1.
 
     Attributes:
-        loss_torch, loss_jax: the loss, in float64.
-        distance64: distance between both frameworks' weights over the distance travelled, in float64.
-        distance32_jax, distance32_torch: the same between a framework's float32 run and PyTorch's float64 one.
-        gate64, gate32: the largest distances that pass.
-        ratio32, floor32: JAX's float32 may stray ratio32 times as far as PyTorch's, plus floor32.
+        loss_torch, loss_jax: Loss in float64.
+        distance64: Distance between both frameworks' weights relative to the distance travelled, in float64.
+        distance32_jax, distance32_torch: The same between a framework's float32 run and PyTorch's float64 run.
+        gate64, gate32: Largest distances that pass.
+        ratio32, floor32: JAX's float32 distance may be up to ratio32 times PyTorch's, plus floor32.
     """
 
     loss_torch: tuple[float, ...]
@@ -82,12 +82,12 @@ class Trajectory:
 
     @property
     def limits32(self) -> tuple[float, ...]:
-        """The largest distance32_jax that passes, step by step."""
+        """Largest distance32_jax that passes at each step."""
         return tuple(min(self.gate32, self.ratio32 * d + self.floor32) for d in self.distance32_torch)
 
     @property
     def passed(self) -> bool:
-        """Whether every step holds; a trajectory without steps does not pass."""
+        """Whether every step passes; a trajectory without steps does not pass."""
         double = all(distance <= self.gate64 for distance in self.distance64)
         single = all(distance <= limit for distance, limit in zip(self.distance32_jax, self.limits32, strict=True))
         return bool(self.distance64) and double and single
@@ -95,12 +95,12 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Every measurement of one check. `parity.Report` adds how it is written.
+    """All measurements of one check. `parity.Report` adds the output formats.
 
     Attributes:
         layers: (name, PyTorch type) of the layer calls, in the order in which they return.
-        power: what these inputs and weights would have shown, if it was asked for.
-        notes: what passed with a condition or was not verified, a sentence each.
+        power: Mistakes that these inputs and weights would reveal, if requested.
+        notes: Notes on what passed conditionally or was not verified, one sentence each.
     """
 
     rows: tuple[Row, ...]
@@ -126,7 +126,7 @@ class Findings:
 
     @property
     def count(self) -> int:
-        """How many measurements there are; a trajectory is one."""
+        """Number of measurements; a trajectory counts as one."""
         return len(self.rows) + len(self.formats) + (self.trajectory is not None)
 
     @property
@@ -136,11 +136,11 @@ class Findings:
 
     @property
     def first_divergence(self) -> str | None:
-        """The first module, in the order of computation, that errs on correct inputs; None if there is none.
+        """First module, in order of computation, with an error on correct inputs; None if there is none.
 
-        Among forced rows alone: there every module got the reference's inputs, and its children's correct outputs.
-        What a module passes on to its children is its own work, so a wrong "calls" row names the module around.
-        Where all of these hold, it is the first module that draws or updates something else in training mode.
+        Only forced rows count, in which every module receives the reference's inputs and the correct outputs of its
+        children. A module computes the inputs of its children, so a failing "calls" row points to the enclosing module.
+        If all forced rows pass, it is the first module that fails in training mode.
         """
         structure = next((row for row in self.rows if row.kind == "structure"), None)
         if structure is not None:
@@ -149,13 +149,13 @@ class Findings:
         failed = [row for row in self.rows if row.mode == "forced" and not row.passed and row.name in order]
         if not failed:
             return self._first_in_training
-        # float32 rows only speak where float64 is silent.
+        # float32 rows count only if no float64 row fails.
         precision = "float64" if any(row.precision == "float64" for row in failed) else "float32"
         first = min((row for row in failed if row.precision == precision), key=lambda row: order[row.name])
         owner = first.name
         if first.kind == "calls":
             owner = around(owner)
-            while owner and owner not in order:  # a list of modules is not called
+            while owner and owner not in order:  # a ModuleList is not called
                 owner = around(owner)
         return owner or "the model"
 
@@ -168,12 +168,12 @@ class Findings:
 
     @property
     def title(self) -> str:
-        """The model's name, as far as the settings tell it."""
+        """Name of the model from the settings, or "model"."""
         return str(shallow(self.settings.get("name") or self.settings.get("torch_model") or "model"))
 
     @property
     def tally(self) -> str:
-        """How many measurements there are, and how many of them fail."""
+        """One line with the numbers of measurements and failures."""
         if not self.rows or not self.layers:
             return "nothing was compared"
         if self.passed:
@@ -182,25 +182,25 @@ class Findings:
 
     @property
     def verdict(self) -> str:
-        """One line: equal or different, how many measurements, where it starts."""
+        """One line: equal or different, the number of measurements, the first divergence."""
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
         if self.failures and all(row.kind == "configuration" for row in self.failures):
             return f"DIFFERENT: the algorithm is equal, the configuration is not: {self.failures[0].note}"
         return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
-        """The row closest to its gate, or furthest beyond."""
+        """Return the row with the largest ratio of error to gate."""
         rows = [r for r in self.rows if (r.kind, r.precision) == (kind, precision) and mode in (None, r.mode)]
         return max(rows, key=tightness, default=None)
 
 
 def around(name: str) -> str:
-    """The module around `name`: its path without the call number and the last part."""
+    """Return the module that encloses `name`: its path without the call number and the last part."""
     return name.split("#")[0].rpartition(".")[0]
 
 
 def tightness(row: Row) -> float:
-    """How much of its gate a row uses up; a failed row more than any that passed."""
+    """Return the ratio of a row's error to its gate; infinite for a gate of 0, a NaN error or a note."""
     if row.error == 0 and not row.note:
         return 0.0
     return math.inf if row.gate == 0 or row.note or math.isnan(row.error) else row.error / row.gate

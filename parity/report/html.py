@@ -1,4 +1,4 @@
-"""A report as one self-contained page: no script, nothing fetched, readable on a phone and in the dark."""
+"""Render a report as a self-contained HTML page: no scripts, no external resources, mobile layout and dark mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from parity.report.view import FAILED, INHERITED, INSIDE, OK, Node, figure_text,
 
 STYLE = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""Content-Security-Policy: the browser itself refuses scripts and anything from elsewhere."""
+"""Content-Security-Policy, by which the browser blocks scripts and external resources."""
 MOST_FAILURES = 100
 LEGEND = (
     f"{FAILED}: errs on correct inputs. {INSIDE}: such a module is inside. {INHERITED}: fails by the fault of others."
@@ -26,7 +26,7 @@ LEGEND = (
 
 
 def page(report: Findings) -> str:
-    """The whole document."""
+    """Return the whole document."""
     word = "EQUAL" if report.passed else "DIFFERENT"
     head = tag(
         "head",
@@ -55,7 +55,7 @@ def page(report: Findings) -> str:
 
 
 def _section(title: str, content: Markup | None) -> Markup | None:
-    """A titled part of the page; None where there is nothing to show."""
+    """Return a titled section of the page, or None if it is empty."""
     return tag("section", tag("h2", title), content) if content else None
 
 
@@ -82,11 +82,11 @@ def _cause(cause: Cause) -> Markup:
 
 
 Cell = str | float | None
-"""Text, a count, an error, or nothing."""
+"""Text, a count (int), an error (float), or an empty cell."""
 
 
 def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], failed: Sequence[bool] = ()) -> Markup:
-    """A table in a box that scrolls by itself; `failed` says which rows to mark."""
+    """Return a table in a scrollable box; `failed` selects the rows to mark."""
     numeric = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
     styles = ["number" if number else None for number in numeric]
     head = tag("tr", *(tag("th", name, scope="col", class_=style) for name, style in zip(columns, styles, strict=True)))
@@ -126,7 +126,7 @@ def _summary(report: Findings) -> Markup | None:
 
 
 def _failures(report: Findings) -> Markup | None:
-    """The culprits in sight, what follows from them folded."""
+    """Return the root failures, and all other failures in a collapsed section."""
     if not report.failures:
         return None
     guilty = view.culprits(report)
@@ -171,7 +171,7 @@ def _formats(report: Findings) -> Markup | None:
 
 
 def _power(report: Findings) -> Markup | None:
-    """What this proof is blind to; what it would have caught is a number."""
+    """Return the mistakes that this check misses, and the number of those that it detects."""
     if report.power is None:
         return None
     rows = [
@@ -262,7 +262,7 @@ def _modules(report: Findings) -> Markup | None:
 
 
 def _module(node: Node, figures: Sequence[view.Figure], depth: int) -> Markup:
-    """A module with all that is inside it, open where the terminal's tree is."""
+    """Return a module and its children, expanded where the tree on the terminal is."""
     line = _line(node, figures)
     if not node.children:
         return tag("div", *line, class_="row leaf")
@@ -276,7 +276,7 @@ def _line(node: Node, figures: Sequence[view.Figure]) -> Iterator[Markup]:
     yield tag("span", tag("code", node.label), f" {node.type}", tag("small", count), class_="name", title=node.name)
     for figure in figures:
         text = node.text(figure)
-        # A screen reader always reads the label; on a narrow page it is seen too.
+        # The label is for screen readers; on a narrow page it is also visible.
         label = [tag("span", f"{figure.title} ", class_="label")] if text else []
         yield tag("span", *label, text, class_=f"figure {figure.attribute}{'' if text else ' none'}")
     kind = {OK: "good", FAILED: "bad", INSIDE: "bad"}.get(node.status, "warn")

@@ -1,4 +1,4 @@
-"""Values between Python and JSON: no infinities, nothing nested too deep, and dataclasses from what was written."""
+"""Convert values between Python and JSON: non-finite numbers, deep nesting, and dataclasses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 MOST_NESTED = 50
-"""Levels of dictionaries and lists in settings: Python's own writers end at some hundreds."""
+"""Maximum nesting depth of dictionaries and lists in settings; Python's own writers fail at some hundreds."""
 
 
 def shallow(value: Any, most: int = MOST_NESTED) -> Any:
-    """`value` with a note in place of dictionaries and lists that lie deeper than `most` levels."""
+    """Return `value` with dictionaries and lists nested deeper than `most` levels replaced by a note."""
     if isinstance(value, Mapping | list | tuple) and most == 0:
         return f"(nested more than {MOST_NESTED} deep: left out)"
     if isinstance(value, Mapping):
@@ -24,7 +24,7 @@ def shallow(value: Any, most: int = MOST_NESTED) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: those become strings."""
+    """Return `value` with infinities and NaN, which JSON cannot represent, replaced by strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -35,21 +35,27 @@ def finite(value: Any) -> Any:
 
 
 def restored(cls: type[Any], fields: Mapping[str, Any]) -> Any:
-    """An instance of the dataclass `cls` from its JSON: strings back to numbers, lists to tuples; "passed" is computed.
+    """Create an instance of the dataclass `cls` from its JSON fields.
+
+    Strings for non-finite numbers become floats, lists become tuples; "passed" is ignored since it is computed.
 
     Raises:
-        ValueError, LookupError, TypeError: the fields are not those of `cls`, or of another type.
+        ValueError, LookupError, TypeError: The fields or their types are not those of `cls`.
     """
     types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
     return cls(**{name: typed(value, types[name]) for name, value in fields.items() if name != "passed"})
 
 
 MOST_DOTS = 100
-"""In the path of a module: deeper than any model, and not as deep as Python can go."""
+"""Maximum number of dots in a string such as a module path: above any model's depth, below Python's recursion limit."""
 
 
 def typed(value: Any, kind: str) -> Any:
-    """`value`, of JSON, as a field of `kind`, which is its annotation: "str", "float | None", "tuple[int, ...]" ..."""
+    """Convert a JSON `value` to a field with the annotation `kind`: "str", "float | None", "tuple[int, ...]", ...
+
+    Raises:
+        ValueError: The value does not have that type.
+    """
     if value is None and kind.endswith("| None"):
         return None
     if kind.startswith("tuple[") and isinstance(value, list):

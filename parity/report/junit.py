@@ -1,4 +1,4 @@
-"""A report as JUnit XML, the form that continuous integration systems read."""
+"""Render a report as JUnit XML for continuous integration systems."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from parity.report.json_values import shallow
 from parity.report.view import describe, figure_text
 
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, not even escaped."""
+"""Characters that XML 1.0 does not allow, even escaped."""
 
 
 def junit(report: Findings) -> str:
-    """One testcase per module or tensor and kind, with all its figures; one per format; one for the trajectory.
+    """Return one testcase per module or tensor and kind, one per format, and one for the trajectory.
 
-    A report without measurements is one testcase in error, so that no reader takes it for a pass.
+    A report without measurements yields one testcase with an error, so that it is not mistaken for a pass.
     """
     cases = [_case(report, kind, name or report.title, rows) for (kind, name), rows in _by_kind(report).items()]
     for row in report.formats:
@@ -49,7 +49,7 @@ def _case(report: Findings, kind: str, name: str, rows: Sequence[Row]) -> ET.Ele
 
 
 def _testcase(report: Findings, kind: str, name: str, figures: str, passed: bool, message: str = "") -> ET.Element:
-    # Dots in a classname make folders in most viewers: model, then kind.
+    # Most viewers show dots in a classname as a hierarchy: model, then kind.
     case = ET.Element("testcase", classname=_printable(f"{report.title}.{kind}"), name=_printable(name))
     if passed:
         ET.SubElement(case, "system-out").text = _printable(figures)

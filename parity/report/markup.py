@@ -1,4 +1,4 @@
-"""HTML and SVG by function calls: text is escaped where it enters, so no name can break a page."""
+"""Build HTML and SVG by function calls. All text is escaped, so no name can break a page."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ VOID = ("br", "meta")
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """A string that is already HTML and is not escaped again."""
 
     __slots__ = ()
 
 
 def tag(element: str, *children: str, **attributes: str | float | bool | None) -> Markup:
-    """One element. Attributes: `class_` for class, `_` for `-`; None and False leave one out, True is a bare one."""
+    """Return one element.
+
+    In attribute names `class_` stands for class and `_` for `-`. None and False omit an attribute, True writes it
+    without a value.
+    """
     written = []
     for name, value in attributes.items():
         if value is None or value is False:
@@ -28,12 +32,12 @@ def tag(element: str, *children: str, **attributes: str | float | bool | None) -
 
 
 def join(children: Iterable[str]) -> Markup:
-    """Children in a row; those that are plain text are escaped."""
+    """Concatenate children; plain text is escaped."""
     return Markup(
         "".join(child if isinstance(child, Markup) else html.escape(child, quote=False) for child in children)
     )
 
 
 def _text(value: str | float) -> str:
-    """Coordinates need no more than two decimals, and no minus before a zero."""
+    """Format an attribute value; floats (coordinates) are rounded to two decimals, without a negative zero."""
     return f"{round(value, 2) + 0.0:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What `power` found, as text and as JSON."""
+"""Results of `power` as text and as JSON."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from parity.report.json_values import finite, restored, typed
 
 SEEN, BLIND, SAME = "seen", "blind", "same function"
 NOT_FOUND = "not found"
-"""In place of a remedy."""
+"""Value of `PowerRow.remedy` if no remedy was found."""
 STATUSES = (SEEN, BLIND, SAME)
 
 
 @dataclasses.dataclass(frozen=True)
 class PowerRow:
-    """One mistake, made in one module after the other of the same type, where the outcome is the same.
+    """One mistake, inserted into each of several modules of the same type, one at a time, with the same outcome.
 
     Attributes:
-        modules: dotted paths of the modules, PyTorch's; "" is the model itself.
-        type: PyTorch's class of these modules.
-        switch: the kind of mistake, as in `Report.causes`.
-        text: what PyTorch does -> what the port would do.
+        modules: Dotted paths of the modules in PyTorch; "" is the model itself.
+        type: PyTorch class of these modules.
+        switch: Kind of mistake, as in `Report.causes`.
+        text: PyTorch's behaviour -> the mistaken behaviour of the port.
         status: "seen" (a gate of `check` fails), "blind" (every gate holds), or "same function" (neither random weights
-            nor random inputs of these sizes tell it from the right one).
-        margin: the largest error over its gate, of all gates that `check` has at this level; of several modules the
-            least. Above 1 is seen; infinite where the gate is 0.
-        remedy: what would show it ("not found" if nothing that was tried does); empty for what is seen.
-        work: forward passes of the model that this took.
+            nor random inputs of these sizes distinguish it from the correct function).
+        margin: Largest ratio of error to gate over all gates of `check` at this level; for several modules the
+            smallest. Values above 1 are seen; infinite where the gate is 0.
+        remedy: Change that would reveal the mistake ("not found" if nothing tried does); empty if the mistake is seen.
+        work: Cost in forward passes of the model.
     """
 
     modules: tuple[str, ...]
@@ -56,20 +56,20 @@ class PowerRow:
 
     @property
     def where(self) -> str:
-        """The first module, and how many more."""
+        """The first module, and the number of further modules."""
         first = self.modules[0] or "the model"
         return first if self.count == 1 else f"{first} and {self.count - 1} more"
 
 
 @dataclasses.dataclass(frozen=True)
 class PowerReport:
-    """Every mistake that was tried.
+    """Results for all mistakes tried.
 
     Attributes:
-        level: of the `check` whose gates were asked.
-        untried: how many mistakes the budget left no room for.
-        work, budget: forward passes of the model: spent, and allowed.
-        notes: what could not be done, one line each.
+        level: Level of the `check` whose gates were used.
+        untried: Number of mistakes not tried for lack of budget.
+        work, budget: Forward passes of the model: used, and allowed.
+        notes: Notes on what could not be done, one line each.
     """
 
     rows: tuple[PowerRow, ...]
@@ -80,7 +80,7 @@ class PowerReport:
     notes: tuple[str, ...] = ()
 
     def count(self, status: str) -> int:
-        """How many mistakes came out so."""
+        """Return the number of mistakes with this status."""
         return sum(row.count for row in self.rows if row.status == status)
 
     @property
@@ -97,7 +97,7 @@ class PowerReport:
 
     @property
     def summary(self) -> str:
-        """One line: how many of how many would have been caught."""
+        """One line with the number of mistakes that would be detected, out of those tried."""
         seen, blind = self.count(SEEN), self.count(BLIND)
         if seen + blind == 0:
             return "no mistake could be tried"
@@ -108,7 +108,7 @@ class PowerReport:
         return "; ".join(parts)
 
     def remedies(self) -> dict[str, tuple[PowerRow, ...]]:
-        """What the proof is blind to, by what would show it, the most helpful first."""
+        """Return the blind rows grouped by remedy, the remedy that reveals most mistakes first."""
         found: dict[str, list[PowerRow]] = {}
         for row in self.blind:
             found.setdefault(row.remedy, []).append(row)
@@ -116,7 +116,7 @@ class PowerReport:
         return {remedy: tuple(found[remedy]) for remedy in order}
 
     def lines(self, most: int = 8) -> Iterator[str]:
-        """The summary, then what it is blind to; `most` rows of each remedy."""
+        """Yield the summary, then the blind rows, at most `most` for each remedy."""
         yield f"POWER {self.summary}"
         for remedy, rows in self.remedies().items():
             count = sum(row.count for row in rows)
@@ -132,14 +132,14 @@ class PowerReport:
 
     @property
     def weakest(self) -> PowerRow | None:
-        """Of what is seen, the row closest to its gate."""
+        """The seen row closest to its gate."""
         return min(self.seen, key=lambda row: row.margin, default=None)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
     def payload(self) -> dict[str, Any]:
-        """What goes into JSON."""
+        """Return a dictionary for JSON."""
         return {
             "summary": self.summary,
             "level": self.level,
@@ -151,15 +151,15 @@ class PowerReport:
         }
 
     def to_json(self) -> str:
-        """All of it; "inf" is a margin at a gate of 0."""
+        """Return the complete report as JSON; the margin at a gate of 0 is "inf"."""
         return json.dumps(finite(self.payload()), indent=1, allow_nan=False)
 
 
 def power_from(payload: Mapping[str, Any]) -> PowerReport:
-    """The report that `payload` describes.
+    """Create the report described by `payload`, the inverse of `PowerReport.payload`.
 
     Raises:
-        ValueError, LookupError, TypeError: it describes none.
+        ValueError, LookupError, TypeError: `payload` is not a valid report.
     """
     return PowerReport(
         rows=tuple(restored(PowerRow, _without(row, "seen")) for row in payload["rows"]),
@@ -176,7 +176,7 @@ def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def grouped(rows: Sequence[PowerRow]) -> tuple[PowerRow, ...]:
-    """Rows of one module each put together where type, switch, text, status and remedy are the same."""
+    """Merge rows of one module each that have the same type, switch, text, status and remedy."""
     found: dict[tuple[str, ...], list[PowerRow]] = {}
     for row in rows:
         found.setdefault((row.type, row.switch, row.text, row.status, row.remedy), []).append(row)

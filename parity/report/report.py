@@ -1,4 +1,4 @@
-"""A report that people read, on the terminal or as a page, and machines as JUnit XML or JSON."""
+"""The report of a check: text for the terminal, an HTML page, JUnit XML or JSON."""
 
 from __future__ import annotations
 
@@ -21,51 +21,52 @@ SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 @dataclasses.dataclass(frozen=True)
 class Report(Findings):
-    """What `parity.check` returns: every measurement, its gates and the verdict.
+    """Result of `parity.check`: all measurements, their gates and the verdict.
 
     Attributes:
-        passed: whether every gate holds.
-        first_divergence: the first module, in the order of computation, that errs on correct inputs; None if none does.
-        causes: for each failing module the one change under which PyTorch computes what JAX did, where one was found.
-        rows, failures: the measurements, and those that fail.
-        notes: what passed with a condition or was not verified, a sentence each.
+        passed: Whether every gate holds.
+        first_divergence: First module, in order of computation, with an error on correct inputs; None if there is none.
+        causes: For each failing module, the single change under which PyTorch computes what JAX did, if one was found.
+        rows, failures: All measurements, and the failing ones.
+        notes: Notes on what passed conditionally or was not verified, one sentence each.
     """
 
     def __str__(self) -> str:
         return self.render(width=120)
 
     def render(self, width: int | None = None, color: bool = False) -> str:
-        """Module tree, summary and failures as text."""
+        """Return the module tree, the summary and the failures as text."""
         return terminal.render(self, width, color)
 
     def brief(self) -> str:
-        """Verdict, causes and the first failures as text: what an assertion message needs."""
+        """Return the verdict, the causes and the first failures as text, for assertion messages."""
         return terminal.brief(self)
 
-    # A file is written whole or not at all, in place of what is there: where that is a link, not through it.
+    # Files are written atomically and replace an existing file; a symbolic link is replaced, not followed.
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """One self-contained page; also written to `path` if given.
+        """Return the report as a self-contained HTML page, and write it to `path` if given.
 
         Raises:
-            FileNotFoundError, ValueError: `path` cannot be written; the message says why.
+            FileNotFoundError, ValueError: `path` cannot be written; the message gives the reason.
         """
         return saved(html.page(self), path)
 
     def to_junit(self, path: str | Path | None = None) -> str:
-        """JUnit XML, one testcase per layer or tensor and kind; also written to `path` if given.
+        """Return the report as JUnit XML, one testcase per layer or tensor and kind, and write it to `path` if given.
 
         Raises:
-            FileNotFoundError, ValueError: `path` cannot be written; the message says why.
+            FileNotFoundError, ValueError: `path` cannot be written; the message gives the reason.
         """
         return saved(junit.junit(self), path)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The whole report (SCHEMA_FILE says how); a figure that is not finite is "inf", "-inf" or "nan". Also written
-        to `path` if given.
+        """Return the complete report as JSON (see SCHEMA_FILE), and write it to `path` if given.
+
+        Non-finite numbers are written as "inf", "-inf" or "nan".
 
         Raises:
-            FileNotFoundError, ValueError: `path` cannot be written; the message says why.
+            FileNotFoundError, ValueError: `path` cannot be written; the message gives the reason.
         """
         trajectory = self.trajectory
         payload = {
@@ -90,10 +91,10 @@ class Report(Findings):
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The report that `to_json` wrote.
+        """Parse a report written by `to_json`.
 
         Raises:
-            ValueError: the text is not such a report.
+            ValueError: The text is not a valid report.
         """
         try:
             payload = json.loads(text)
@@ -124,11 +125,11 @@ class Report(Findings):
 
 
 def read_report(path: Path) -> Report:
-    """The report in a file that holds what `Report.to_json` wrote.
+    """Read a report from a file written by `Report.to_json`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it holds something else; the message names it.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a valid report; the message names it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no report at {path}: write one with python -m parity check NAME --json FILE")

@@ -1,7 +1,7 @@
-"""Plots as inline SVG, without a library.
+"""Plots as inline SVG, without a plotting library.
 
-Horizontal positions are percentages and vertical ones pixels, so that a plot fills any width and its text and marks
-keep their size. Everything left of 0 % (the axis' figures) stands in the margin that the style sheet leaves.
+Horizontal positions are percentages and vertical ones pixels, so that a plot fills any width while its text and marks
+keep their size. Everything left of 0 % (the axis labels) is in the margin reserved by the style sheet.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Collection, Iterator, Sequence
 from parity.report.markup import Markup, join, tag
 
 HEIGHT = 320.0
-"""Pixels from the top to the bottom edge of a plot."""
+"""Height of a plot in pixels."""
 LABELS_BELOW = 24.0
-"""Pixels below it, for the labels of the horizontal axis."""
+"""Space below a plot in pixels, for the labels of the horizontal axis."""
 INSET = 2.0
-"""Per cent of the width that stay free on either side of the outermost points."""
+"""Free space on either side of the outermost points, in percent of the width."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One value per position, None for none.
+    """A series with one value per position, or None where there is no value.
 
     Attributes:
-        style: its class in the style sheet.
-        mark: a key of MARKS.
-        failed: positions whose marks get a ring.
+        style: CSS class in the style sheet.
+        mark: Key of MARKS.
+        failed: Positions to mark with a ring.
     """
 
     label: str
@@ -49,19 +49,19 @@ MARKS = {
 
 
 class LogAxis:
-    """Powers of ten. Zero is drawn at the bottom edge, infinity and NaN at the top edge; both are labelled there. Below
-    zero, which only a damaged report has, is drawn as zero."""
+    """Logarithmic axis. Zero is drawn and labelled at the bottom edge, infinity and NaN at the top edge. Negative
+    values, which only a damaged report contains, are drawn as zero."""
 
     def __init__(self, values: Sequence[float]) -> None:
         drawn = [value for value in values if value > 0 and math.isfinite(value)]
         self.zero = any(value == 0 for value in values)
         self.infinite = any(not math.isfinite(value) for value in values)
-        # A decade of air at either end keeps finite points off the edges, where zero and infinity are.
+        # A free decade at either end keeps finite points off the edges, where zero and infinity are drawn.
         self.low = math.floor(math.log10(min(drawn, default=1e-16))) - 1
         self.high = math.ceil(math.log10(max(drawn, default=1.0))) + 1
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Return the vertical position in pixels from the top."""
         if value <= 0:
             return HEIGHT
         if not math.isfinite(value):
@@ -72,7 +72,7 @@ class LogAxis:
         return HEIGHT * (self.high - exponent) / (self.high - self.low)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
-        """Height and label of each grid line."""
+        """Yield the vertical position and the label of each grid line."""
         step = math.ceil((self.high - self.low) / 10)
         for exponent in range(self.low + 1, self.high, step):
             yield self._y(exponent), f"1e{exponent}"
@@ -83,25 +83,25 @@ class LogAxis:
 
 
 class LinearAxis:
-    """From the smallest value to the largest; what is not finite is drawn at the top edge."""
+    """Linear axis from the smallest to the largest value; non-finite values are drawn at the top edge."""
 
     def __init__(self, values: Sequence[float]) -> None:
         drawn = [value for value in values if math.isfinite(value)]
         low, high = min(drawn, default=0.0), max(drawn, default=1.0)
-        # Smaller units for the largest numbers, or their distances would be infinite.
+        # Scale down very large values, whose differences would overflow to infinity.
         self.unit = 16.0 if max(abs(low), abs(high)) > 1e300 else 1.0
         low, high = low / self.unit, high / self.unit
         air = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
         self.low, self.high = low - air, high + air
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Return the vertical position in pixels from the top."""
         if not math.isfinite(value):
             return 0.0
         return HEIGHT * ((self.high - value / self.unit) / (self.high - self.low))
 
     def ticks(self) -> Iterator[tuple[float, str]]:
-        """Height and label of each grid line."""
+        """Yield the vertical position and the label of each grid line."""
         rough = (self.high - self.low) / 6
         decade = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * decade for factor in (1, 2, 5, 10) if factor * decade >= rough)
@@ -123,13 +123,13 @@ def plot(
     groups: Sequence[str],
     highlight: int | None = None,
 ) -> Markup:
-    """A legend and the plot of `series` over `names`.
+    """Return a legend and the plot of `series` over `names`.
 
     Args:
-        names: what stands at each position; shown with all figures where the pointer is.
-        description: what the plot shows, for who cannot see it.
-        groups: a label per position; each is written where it first appears, as far as there is room.
-        highlight: position to mark from top to bottom.
+        names: Name of each position, shown in a tooltip with all values.
+        description: Text alternative for screen readers.
+        groups: Label of each position; a label is drawn where it first appears if there is room.
+        highlight: Position to mark with a vertical line.
     """
     scale = axis([value for s in series for value in s.values if value is not None])
     parts = [*_grid(scale), *_group_lines(groups)]
@@ -157,9 +157,9 @@ def _grid(scale: Axis) -> Iterator[Markup]:
 
 
 def _group_lines(groups: Sequence[str]) -> Iterator[Markup]:
-    """A line where each group starts, and its label below.
+    """Yield a line where each group starts, and its label below.
 
-    The page has one of two widths to the style sheet, "wide" and "narrow", each with its own choice of labels.
+    The style sheet distinguishes two page widths, "wide" and "narrow", each with its own selection of labels.
     """
     starts = [i for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
     for i in starts[1:]:
@@ -172,19 +172,19 @@ def _group_lines(groups: Sequence[str]) -> Iterator[Markup]:
 
 
 def _with_room(groups: Sequence[str], starts: Sequence[int], pixels: float) -> list[int]:
-    """The group starts whose labels fit side by side into a plot of this width; large groups go first."""
+    """Return the group starts whose labels fit side by side in a plot of this width; large groups take precedence."""
     sizes = {a: b - a for a, b in itertools.pairwise([*starts, len(groups)])}
     taken: dict[int, tuple[float, float]] = {}
     for i in sorted(starts, key=lambda start: -sizes[start]):
         left = _x(i, len(groups)) * pixels / 100
-        right = left + 7 * len(groups[i]) + 8  # 11 px type is about 6 wide
+        right = left + 7 * len(groups[i]) + 8  # a character of 11 px type is about 6 px wide
         if right <= pixels + 16 and all(right <= a or left >= b for a, b in taken.values()):
             taken[i] = (left, right)
     return sorted(taken)
 
 
 def _drawn(series: Series, scale: Axis) -> Iterator[Markup]:
-    """Lines between neighbours, then marks, ringed where they failed."""
+    """Yield lines between neighbours, then marks, with rings at failed positions."""
     count = len(series.values)
     points = [None if v is None else (_percent(_x(i, count)), scale.y(v)) for i, v in enumerate(series.values)]
     if series.line:
@@ -200,12 +200,12 @@ def _drawn(series: Series, scale: Axis) -> Iterator[Markup]:
 
 
 def _mark(mark: str, style: str, x: str, y: float) -> Markup:
-    """A mark of constant size around a point given in per cent: only a nested svg can be placed so."""
+    """Return a mark of constant size at a point given in percent, which requires a nested svg element."""
     return tag("svg", tag("path", d=MARKS[mark], class_=f"mark {mark} {style}"), x=x, y=y, overflow="visible")
 
 
 def _hover(series: Sequence[Series], index: int, name: str, count: int) -> Markup:
-    """An invisible column that shows name and figures where the pointer is."""
+    """Return an invisible column whose tooltip shows the name and all values."""
     width = 100 / max(count, 1)
     figures = [f"{s.label}: {value:.2e}" for s in series if (value := s.values[index]) is not None]
     title = tag("title", "\n".join([name, *figures]))

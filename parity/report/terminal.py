@@ -1,4 +1,4 @@
-"""A report as text: the module tree, opened where something fails, then summary, failures, causes, verdict."""
+"""Render a report as text: the module tree, expanded at failures, then summary, failures, causes and verdict."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from parity.report.view import FAILED, INHERITED, INSIDE, OK, Node, describe, fi
 
 STYLES = {OK: "green", INHERITED: "yellow", INSIDE: "red", FAILED: "bold red"}
 WIDE = 100
-"""Columns from which there is room for the modules' types and for error growth."""
+"""Minimum width in columns to show the modules' types and the error growth."""
 
 
 def render(report: Findings, width: int | None = None, color: bool = False) -> str:
-    """The whole report, at most `width` columns wide (the terminal's by default)."""
+    """Render the whole report, at most `width` columns wide (default: the width of the terminal)."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=color, no_color=not color, highlight=False)
     tables = [_tree(report, wide=console.width >= WIDE), _summary(report)]
@@ -29,7 +29,7 @@ def render(report: Findings, width: int | None = None, color: bool = False) -> s
     if report.trajectory is not None:
         console.print(Text(view.training(report.trajectory)))
     for line in (*_failures(report, 20), *cause_lines(report.causes)):
-        console.print(Text(line), soft_wrap=True)  # a broken line cannot be searched
+        console.print(Text(line), soft_wrap=True)  # wrapped lines cannot be searched
     if report.unpaired:
         console.print(f"{len(report.unpaired)} calls without a partner, judged with the module around them")
     for line in report.power.lines() if report.power is not None else ():
@@ -41,13 +41,13 @@ def render(report: Findings, width: int | None = None, color: bool = False) -> s
 
 
 def brief(report: Findings) -> str:
-    """Verdict, causes, the first failures and the notes."""
+    """Return the verdict, the causes, the first failures and the notes as text."""
     notes = [f"NOTE {note}" for note in report.notes]
     return "\n".join([report.verdict, *cause_lines(report.causes), *_failures(report, 8), *notes])
 
 
 def _table(title: str, *columns: str) -> Table:
-    # No padding: the box's own divider is one blank, which is enough.
+    # No padding, since the box already separates columns by one blank.
     return Table(
         *columns,
         title=title,
@@ -78,7 +78,7 @@ def _tree(report: Findings, wide: bool) -> Table:
 
 
 def _lines(node: Node, depth: int = 0, before: str = "", here: str = "") -> Iterator[tuple[str, Node, bool]]:
-    """The guides before each visible module, the module, and whether modules inside it are left out."""
+    """Yield, for each visible module, the tree guides, the module, and whether its children are hidden."""
     opened = node.is_open(depth)
     yield before + here, node, bool(node.children) and not opened
     below = before + {"├ ": "│ ", "└ ": "  "}.get(here, "")
@@ -109,14 +109,14 @@ def _formats(report: Findings) -> Table:
 
 
 def _failures(report: Findings, most: int) -> list[str]:
-    """The culprits, and how many failures there are besides."""
+    """Return a line for each root failure (at most `most`), and the number of further failures."""
     shown = view.culprits(report)[:most]
     rest = len(report.failures) - len(shown)
     return [f"FAILED {describe(row)}" for row in shown] + ([f"... and {rest} more"] if rest else [])
 
 
 def cause_lines(causes: Sequence[Cause]) -> list[str]:
-    """Each cause as a sentence."""
+    """Return one line per cause."""
     return [
         f"CAUSE {place(cause.module)}: {cause.description} ({cause.switch}: relF {figure_text(cause.error_before)} "
         f"becomes {figure_text(cause.error_after)})"

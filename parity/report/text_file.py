@@ -1,6 +1,7 @@
-"""A text written to a file: whole or not at all.
+"""Write text to a file atomically.
 
-`t2t_common.io.files` does this for the models; the proof is used without them, and imports none of their packages.
+`t2t_common.io.files` does the same for the models; the check does not import their packages, so that it can be used
+without them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 
 
 def saved(text: str, path: str | Path | None) -> str:
-    """`text`, also written to `path` as UTF-8 if that is given, in place of what is there: a link is not followed.
+    """Return `text`, and write it to `path` as UTF-8 if given.
+
+    An existing file is replaced; a symbolic link is replaced rather than followed.
 
     Raises:
-        FileNotFoundError: the folder of `path` is not there.
-        ValueError: a folder, a device or a pipe is there, or it cannot be written; what was there stays.
+        FileNotFoundError: The folder of `path` does not exist.
+        ValueError: `path` is a folder, a device or a pipe, or cannot be written; an existing file is unchanged.
     """
     if path is None:
         return text
@@ -32,7 +35,7 @@ def saved(text: str, path: str | Path | None) -> str:
             temporary = Path(scratch, path.name)
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # or a power cut could leave the new name without the content
+                os.fsync(file.fileno())  # or a power failure could leave an empty file under the new name
             temporary.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or choose another") from error

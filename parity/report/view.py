@@ -1,4 +1,4 @@
-"""A report arranged for reading: the tree of modules, groups of measurements, whose fault a failure is."""
+"""Views of a report: the module tree, groups of measurements, and the root failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from parity.measure.gates import Row
 from parity.report.findings import Findings, Trajectory, around, tightness
 
 OK, INHERITED, INSIDE, FAILED = "ok", "inherits", "inside", "FAILED"
-"""A module's status: all gates hold; fails, by the fault of others; has a module at fault inside; is at fault."""
+"""Status of a module: all gates hold; fails because of other modules; contains a faulty module; is faulty itself."""
 
 KINDS = (
     "weights",
@@ -25,15 +25,15 @@ KINDS = (
     "derivative",
 )
 BEFORE_NUMBERS = ("weights", "structure", "not run", "configuration")
-"""Kinds of failures that have their own cause, whatever the layers do."""
+"""Kinds of failures that are independent of the layers' results."""
 PRECISIONS = ("as stored", "float64", "float32")
 MODES = ("-", "forced", "free", "train", "between")
-"""The orders in which a model is proven; what is not listed comes last."""
+"""Display order of kinds, precisions and modes; anything not listed comes last."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A column of the module tree: `attribute` of the layer's row of this precision and mode."""
+    """A column of the module tree: `attribute` of the layer's row with this precision and mode."""
 
     precision: str
     label: str
@@ -42,7 +42,7 @@ class Figure:
 
     @property
     def title(self) -> str:
-        """Heading of its column, "f64 forced" for example."""
+        """Heading of the column, for example "f64 forced"."""
         return f"{self.precision.replace('float', 'f')} {self.label}"
 
 
@@ -59,7 +59,7 @@ FIGURES = (
 
 @dataclasses.dataclass
 class Node:
-    """A module and the measurements that speak of it; `faults` are those that it alone is to blame for."""
+    """A module and its measurements; `faults` are the failures that originate in the module itself."""
 
     name: str
     type: str = ""
@@ -69,7 +69,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """The last part of the path."""
+        """Last part of the path."""
         return self.name.rpartition(".")[2] or "the model"
 
     @property
@@ -83,20 +83,20 @@ class Node:
 
     @property
     def size(self) -> int:
-        """How many modules are inside, at any depth."""
+        """Number of modules inside, at any depth."""
         return sum(1 + child.size for child in self.children)
 
     def is_open(self, depth: int) -> bool:
-        """Whether its children are worth showing: in the outer two levels, and on the way to a fault."""
+        """Return whether to show the children: in the outer two levels, and on the path to a fault."""
         return bool(self.children) and (depth < 2 or any(c.status in (FAILED, INSIDE) for c in self.children))
 
     def text(self, figure: Figure) -> str:
-        """The module's own figure; empty where it was not measured."""
+        """Return the module's value for a column as text; empty if it was not measured."""
         value = self.figure(figure)
         return f"{value:.2g}" if value is not None and figure.attribute == "growth" else figure_text(value)
 
     def figure(self, figure: Figure) -> float | None:
-        """The module's own figure; None where it was not measured."""
+        """Return the module's value for a column, or None if it was not measured."""
         for row in self.rows:
             if row.kind in ("layer", "output") and (row.precision, row.mode) == (figure.precision, figure.mode):
                 return getattr(row, figure.attribute)
@@ -104,7 +104,7 @@ class Node:
 
 
 def tree(report: Findings) -> Node:
-    """The modules as a tree, in the order of computation; its root is the model."""
+    """Return the modules as a tree, in order of computation; its root is the model."""
     nodes = {"": Node("")}
 
     def node(name: str) -> Node:
@@ -127,10 +127,10 @@ def tree(report: Findings) -> Node:
 
 
 def culprits(report: Findings) -> tuple[Row, ...]:
-    """The failures that are not the consequence of another one.
+    """Return the root failures, which are not consequences of other failures.
 
-    Weights and layers on correct inputs in float64; where those hold, layers on correct inputs in float32; where those
-    hold too, everything that fails.
+    These are the kinds in BEFORE_NUMBERS and float64 failures on correct inputs; if there are none, float32 failures on
+    correct inputs; if there are none either, all failures.
     """
     forced = [row for row in report.failures if row.mode == "forced"]
     double = [row for row in forced if row.precision == "float64"]
@@ -139,7 +139,7 @@ def culprits(report: Findings) -> tuple[Row, ...]:
 
 
 def visible_figures(report: Findings) -> tuple[Figure, ...]:
-    """The columns that hold anything."""
+    """Return the columns that are not empty."""
     rows = [row for row in report.rows if row.kind in ("layer", "output")]
     return tuple(
         f
@@ -163,7 +163,7 @@ class Group:
 
     @property
     def worst(self) -> Row:
-        """The row closest to its gate, or furthest beyond."""
+        """The row with the largest ratio of error to gate."""
         return max(self.rows, key=tightness)
 
     @property
@@ -172,7 +172,7 @@ class Group:
 
 
 def groups(report: Findings) -> Iterator[Group]:
-    """All rows, grouped, in the order in which a model is proven."""
+    """Yield all rows grouped by kind, precision and mode, in display order."""
     members: dict[tuple[str, str, str], list[Row]] = {}
     for row in report.rows:
         members.setdefault((row.kind, row.precision, row.mode), []).append(row)
@@ -186,19 +186,19 @@ def _order(key: tuple[str, str, str]) -> list[int]:
 
 
 def place(name: str) -> str:
-    """How a module or tensor is called in a sentence."""
+    """Return the display name of a module or tensor."""
     return name or "the model"
 
 
 def figure_text(value: float | None) -> str:
-    """Two digits: "1.2e-16", "0", "inf"; empty for none."""
+    """Format a number with two digits: "1.2e-16", "0", "inf"; empty for None."""
     if value is None:
         return ""
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def describe(row: Row) -> str:
-    """One measurement as a sentence: what, where, error against gate, and what else is known."""
+    """Return one measurement as a line: place, kind, error against gate, PyTorch's error, noise and note."""
     relation = "<=" if row.error <= row.gate else ">"
     parts = [f"{place(row.name)} [{row.kind}, {row.mode}, {row.precision}]: {row.error:.2e} {relation} {row.gate:.1e}"]
     if row.torch_error is not None:
@@ -209,7 +209,7 @@ def describe(row: Row) -> str:
 
 
 def training(trajectory: Trajectory) -> str:
-    """What a trajectory shows, as a sentence."""
+    """Summarize a trajectory in one line."""
     if not trajectory.distance64:
         return "training: FAILED, no step was compared"
     status = OK if trajectory.passed else FAILED

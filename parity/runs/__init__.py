@@ -1,1 +1,1 @@
-"""Both models run in one precision: every module's inputs and outputs, free or forced, and the gradients of a loss."""
+"""Runs of both models in one precision: inputs and outputs of every module, free or forced, and gradients of a loss."""

@@ -1,11 +1,11 @@
-"""A flax model run in compiled pieces, of which those that are alike share one program.
+"""Run a flax model in separately compiled pieces, where identical pieces share one program.
 
-A list of equal blocks is most of a deep model, and of the time to compile it whole. So the modules around such a list
-run operation by operation, and the blocks and their neighbours are the pieces. A model without equal blocks is one
-piece, as is one that does what pieces cannot (`UnfitError`).
+Most of a deep model, and of its compile time, is a list of identical blocks. The modules that contain such a list
+run operation by operation, and the blocks and their siblings are the pieces. A model without identical blocks is a
+single piece, as is one that does something pieces do not support (`UnfitError`).
 
-On CPU the last stage of compiling, LLVM's optimiser, is left out: it may not change a rounding, and takes longer than
-it saves. Only a convolution is worth it: left as plain loops, that of ViT's patches takes minutes.
+On CPU the LLVM optimization passes are disabled: they are not allowed to change any rounding, and take longer than
+they save. They only pay off for convolutions: as plain loops, the one of ViT's patch embedding takes minutes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from parity.recording.structure import Rebuild, flatten, tensors, with_tensors
 from parity.recording.transformations import has_paths, watched
 
 Work = Callable[[nnx.Module, Any, Any, Any], Any]
-"""What is done in a piece, of its module, its arguments, its keyword arguments and further arrays. It is hashable, and
-two that are equal do the same.
+"""Function computed in a piece, of its module, arguments, keyword arguments and further arrays. It is hashable, and
+equal functions compute the same.
 """
 
 
 class UnfitError(Exception):
-    """A piece is called twice, has a part that is called from outside, changes its variables, is handed a module, or
-    has attributes by which alike ones cannot be told (a dict, a set).
+    """A piece is called twice, has a submodule that is called from outside, changes its variables, takes a module as
+    argument, or has unhashable attributes (a dict, a set), so that identical pieces cannot be recognized.
     """
 
 
 def piece_names(model: nnx.Module) -> frozenset[str]:
-    """Paths of the modules that are pieces; {""} for the whole model, as where modules carry their paths."""
+    """Return the paths of the modules that are pieces; {""} for the whole model, e.g. if modules store their paths."""
     if has_paths(model):
         return frozenset({""})
     modules = dict(nnx.iter_modules(model))
@@ -49,14 +49,14 @@ def piece_names(model: nnx.Module) -> frozenset[str]:
     members = [path for path in modules if path in filled and path and isinstance(path[-1], int)]
     try:
         alike = collections.Counter((path[:-1], nnx.graphdef(modules[path])) for path in members)
-    except TypeError:  # attributes without a hash
+    except TypeError:  # unhashable attributes
         return frozenset({""})
     around = {path[:end] for (path, _), count in alike.items() if count > 1 for end in range(len(path) + 1)}
     return frozenset(dotted(path) for path in modules if path not in around and _inside(path, modules) <= around)
 
 
 def _inside(path: tuple[Any, ...], modules: Collection[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    """The modules around `path`."""
+    """Return the modules that contain `path`."""
     return {path[:end] for end in range(len(path)) if path[:end] in modules}
 
 
@@ -65,13 +65,13 @@ def dotted(path: Sequence[Any]) -> str:
 
 
 def convolves(model: nnx.Module) -> bool:
-    """Whether there is a convolution over more than one pixel."""
+    """Return whether the model has a convolution with a kernel of more than one pixel."""
     convolutions = (module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Conv))
     return any(math.prod(module.kernel_size) > 1 for module in convolutions)
 
 
 def compiler_options(model: nnx.Module) -> dict[str, Any]:
-    """For `model` on this backend."""
+    """Return the compiler options for `model` on this backend."""
     if jax.default_backend() != "cpu" or convolves(model):
         return {}
     return {"xla_backend_optimization_level": 0}
@@ -80,16 +80,16 @@ def compiler_options(model: nnx.Module) -> dict[str, Any]:
 class Pieces:
     """The pieces of one model, in one precision.
 
-    First the model is traced, inside `jax.eval_shape`, and each different piece begins to compile; then it runs.
+    The model is first traced inside `jax.eval_shape`, which starts compiling each distinct piece; then it runs.
     """
 
     def __init__(self, names: Collection[str], pool: Executor, *, gradients: bool = False) -> None:
         """
         Args:
-            names: see `piece_names`.
-            pool: threads to compile in.
-            gradients: whether the model runs inside `jax.grad`. The backward pass of a piece computes its forward pass
-                again, so that what is inside needs no memory until then.
+            names: Paths of the pieces, see `piece_names`.
+            pool: Threads used for compiling.
+            gradients: Whether the model runs inside `jax.grad`. The backward pass of a piece recomputes its forward
+                pass, so that its intermediate values need no memory before.
         """
         self.names = frozenset(names)
         self.tracing = True
@@ -97,16 +97,16 @@ class Pieces:
         self._programs: dict[Any, _Program] = {}
 
     def ready(self) -> None:
-        """Waits until all is compiled; from now on calls are computed."""
+        """Wait until everything is compiled; later calls are computed."""
         for program in self._programs.values():
             program.wait()
         self.tracing = False
 
     def __call__(self, work: Work, module: nnx.Module, args: Any, kwargs: Any, given: Any) -> Any:
-        """`work(module, args, kwargs, given)`, compiled.
+        """Compute `work(module, args, kwargs, given)`, compiled.
 
         Raises:
-            UnfitError: while tracing, if that would not be the same.
+            UnfitError: Compiling the piece would change the result; raised while tracing.
         """
         if any(opaque(x) for x in jax.tree.leaves((args, kwargs), is_leaf=opaque)):
             raise UnfitError
@@ -123,9 +123,9 @@ class Pieces:
         return program.result(program.differentiable(arrays) if self._gradients else program.compute(arrays))
 
     def _key(self, *parts: Any) -> tuple[Any, ...]:
-        """Of calls that share a program."""
+        """Return the key of the program of a call; calls with the same key share it."""
         if self.names == {""}:
-            return ()  # there is but one
+            return ()  # there is only one program
         try:
             hash(parts)
         except TypeError:
@@ -134,11 +134,11 @@ class Pieces:
 
 
 _ARRAY = object()
-"""Stands for an array among the leaves of a result."""
+"""Placeholder for an array among the leaves of a result."""
 
 
 class _Program:
-    """One piece, for all calls that are alike; made from the first of them."""
+    """The program of one piece, built from its first call and shared by all identical calls."""
 
     def __init__(self, work: Work, graphdef: Any, tree: Any, fixed: Mapping[int, Any], *, may_change: bool) -> None:
         self._work, self._graphdef, self._tree, self._fixed = work, graphdef, tree, fixed
@@ -149,7 +149,7 @@ class _Program:
         self._form: tuple[Rebuild, list[Any]] | None = None
 
     def _arrays(self, *arrays: jax.Array) -> list[jax.Array]:
-        """The arrays of what the work gives, in order."""
+        """Return the arrays of the result of `work`, in order."""
         supply = iter(arrays)
         leaves = [self._fixed[i] if i in self._fixed else next(supply) for i in range(self._tree.num_leaves)]
         state, args, kwargs, given = jax.tree.unflatten(self._tree, leaves)
@@ -168,14 +168,14 @@ class _Program:
                 compiling.result()
 
     def result(self, arrays: Sequence[Any]) -> Any:
-        """What the work gives, with these arrays."""
+        """Return the result of `work`, rebuilt from these arrays."""
         assert self._form is not None
         rebuild, others = self._form
         supply = iter(arrays)
         return rebuild([next(supply) if x is _ARRAY else x for x in others])
 
     def trace(self, arrays: Sequence[Any], module: nnx.Module, pool: Executor, *, gradients: bool) -> list[jax.Array]:
-        """The arrays as shapes; the first time compiling begins."""
+        """Return the traced arrays of the result; the first call starts compiling."""
         found = self._traced(*arrays)
         if self.forward is None:
             options = compiler_options(module)
@@ -187,7 +187,7 @@ class _Program:
         return found
 
     def _pullback(self, arrays: Sequence[Any], cotangents: Sequence[jax.Array]) -> list[jax.Array]:
-        """Gradients of the floating arrays, from those of what is floating of the result."""
+        """Return the gradients of the floating inputs, given those of the floating outputs."""
 
         def function(moving: Sequence[jax.Array]) -> list[jax.Array]:
             supply = iter(moving)
@@ -202,7 +202,7 @@ class _Program:
         return self.forward.result()(*arrays)
 
     def differentiable(self, arrays: Sequence[Any]) -> list[jax.Array]:
-        """The arrays of the result, for `jax.grad`."""
+        """Return the arrays of the result, differentiable by `jax.grad`."""
         moves = [_moves(x) for x in arrays]
         others = [None if moving else x for x, moving in zip(arrays, moves, strict=True)]
 
@@ -225,10 +225,10 @@ class _Program:
 def begin(
     names: Collection[str], pool: Executor, run: Callable[..., Any], *args: Any, gradients: bool = False
 ) -> Pieces:
-    """Pieces that have begun to compile, for `run(pieces, *args)`.
+    """Start compiling the pieces of `run(pieces, *args)`, and return them.
 
     Raises:
-        UnfitError: they cannot be pieces.
+        UnfitError: The model cannot be split into these pieces.
     """
     pieces = Pieces(names, pool, gradients=gradients)
     jax.eval_shape(functools.partial(run, pieces), *args)
@@ -236,16 +236,16 @@ def begin(
 
 
 class InPieces:
-    """Hands the calls of pieces to `compute`, which gives their outputs: see `jax_hooks`."""
+    """Dispatch the calls of pieces to `compute`, which returns their outputs: see `jax_hooks`."""
 
     def __init__(self, pieces: Pieces, compute: Callable[[Key, nnx.Module, Any, Any], Any]) -> None:
         self._names, self._compute = pieces.names, compute
 
     def takes(self, key: Key) -> bool:
-        """Whether the call is a piece's.
+        """Return whether the call is one of a piece.
 
         Raises:
-            UnfitError: it is a second one, or of a module inside a piece.
+            UnfitError: The piece was called before, or the call is one of a module inside a piece.
         """
         name, index = key
         if (name in self._names and index) or any(name.startswith(f"{piece}.") for piece in self._names if piece):
@@ -260,13 +260,13 @@ V = TypeVar("V")
 
 
 def within(name: str, values: Mapping[Key, V]) -> dict[Key, V]:
-    """Those of the calls inside the module `name`, named from it."""
+    """Return the entries for calls inside the module `name`, with keys relative to it."""
     start = f"{name}." if name else ""
     return {(path[len(start) :], i): value for (path, i), value in values.items() if path and path.startswith(start)}
 
 
 def around(name: str, key: Key) -> Key:
-    """The call `key`, named from the module `name`, as the whole model names it."""
+    """Convert a key relative to the module `name` to a key of the whole model."""
     return (f"{name}.{key[0]}" if name else key[0]), key[1]
 
 
@@ -280,13 +280,15 @@ def jax_calls_in_pieces(
     forced: bool | None,
     apply: Apply = positional,
 ) -> Calls:
-    """As `jax_calls`, compiled in pieces. Those for a `forced` that is False or True are the same; None: always.
+    """Record calls as `jax_calls` does, compiled in pieces.
+
+    The pieces are the same whether `forced` is False or True; with None, every run is forced.
 
     Raises:
-        OtherTypeError, UnfitError: while `pieces` is tracing.
+        OtherTypeError, UnfitError: See there; raised while `pieces` is tracing.
     """
     told: Any = None if forced is None else np.bool_(forced)
-    if pieces.tracing:  # a run of either kind
+    if pieces.tracing:  # traced for both kinds of run
         recorder = Recorder(reference, only, told)
     else:
         recorder = Recorder({} if forced is False else reference, only, None)
@@ -307,7 +309,7 @@ def jax_calls_in_pieces(
 
 @dataclasses.dataclass(frozen=True)
 class _Recording:
-    """What a piece does to record the calls in `only`, named from it, without its own; its output and those calls."""
+    """Work of a piece that returns its output and the calls in `only` (keys relative to the piece, without its own)."""
 
     only: frozenset[Key]
 

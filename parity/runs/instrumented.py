@@ -1,4 +1,4 @@
-"""A flax model run with its random draws handed out, and with zeros added to outputs of calls, for their gradients."""
+"""Run a flax model with given random draws, and with zeros added to call outputs to obtain their gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parity.recording.transformations import watched
 from parity.runs.compiled_blocks import InPieces, Pieces, within
 
 Altered = tuple[Handed | None, Mapping[Key, Sequence[Any]]]
-"""The numbers of random draws (None: as they are drawn), and what is added to outputs of calls."""
+"""The values of random draws (None: the model draws them), and the arrays to add to call outputs."""
 
 
 def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
@@ -29,13 +29,13 @@ def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
 def altered_in_pieces(
     pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered, apply: Apply = positional
 ) -> Any:
-    """What the model returns; compiled in `pieces` if there are any."""
+    """Return the output of the model, compiled in `pieces` if given."""
     if pieces is None:
         return apply(lambda *args, **kwargs: _altered(model, args, kwargs, by), inputs)
     draws, zeros = by
 
     def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
-        # To its own output the hook that surrounds this adds; its own draws are made inside.
+        # The outer hook adds to the piece's own output; the piece's own draws happen inside.
         own = {ROOT: draws[key]} if draws and key in draws else {}
         inner = None if draws is None else {**own, **within(key[0], draws)}
         return pieces(_altered, module, args, kwargs, (inner, within(key[0], zeros)))

@@ -1,6 +1,6 @@
-"""Runs of a flax model in one precision: forward with every module's calls, and gradients.
+"""Runs of a flax model in one precision: forward with the calls of every module, and gradients.
 
-JAX runs compiled, as it is used; see pieces.py.
+JAX runs compiled, as in normal use; see `parity.runs.compiled_blocks`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from parity.runs.memory import release, trim
 from parity.runs.torch_side import Arrays, Gradients, to_arrays
 
 Run = Callable[[bool], Arrays]
-"""A forward pass: free, or (True) forced."""
+"""A forward pass: free (False) or forced (True)."""
 
 
 @dataclasses.dataclass
 class JaxSide:
-    """A copy of the flax model in one precision. `input_axes` turn PyTorch's inputs into its own."""
+    """A copy of the flax model in one precision. `input_axes` permute PyTorch's inputs to JAX's."""
 
     model: nnx.Module
     precision: str
@@ -80,14 +80,14 @@ class JaxSide:
 
     @property
     def widens(self) -> bool:
-        """Whether casts are left out: then the model runs as one program."""
+        """Whether casts are removed; the model then runs as one program."""
         return self.design is not None and self.design.theirs_widen(self.precision)
 
     @classmethod
     def as_configured(
         cls, model: nnx.Module, precision: str, axes: Sequence[Axes], apply: Apply = positional
     ) -> JaxSide:
-        """In the dtypes that the model computes in; inputs in `precision`."""
+        """Use the dtypes that the model computes in; inputs are in `precision`."""
         jax_copy = nnx.clone(model)
         jax_copy.eval()
         return cls(jax_copy, precision, axes, apply)
@@ -100,7 +100,7 @@ class JaxSide:
         return jnp.asarray(array.astype(self._dtype(array), copy=False))
 
     def _dtype(self, array: np.ndarray | jax.ShapeDtypeStruct) -> np.dtype:
-        """This run's precision for floating and complex arrays; integers as they are."""
+        """Return this run's dtype for an array: its precision if floating or complex; integers keep theirs."""
         moving = np.issubdtype(array.dtype, np.inexact)
         return jax.dtypes.canonicalize_dtype(in_precision(array.dtype, self.precision) if moving else array.dtype)
 
@@ -112,7 +112,7 @@ class JaxSide:
         only: Collection[Key] | None = None,
         draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (JAX's layout) is given. `draws`: the numbers of random draws."""
+        """Return the calls; forced if `reference` (JAX's layout) is given. `draws`: values of the random draws."""
         with self.switches():
             graphdef, state = nnx.split(self.model)
 
@@ -130,10 +130,10 @@ class JaxSide:
     def both(
         self, pool: Executor, arrays: Sequence[np.ndarray], reference: Arrays, *, only: Collection[Key] | None = None
     ) -> Run:
-        """The free and the forced run of the same calls, compiled in the background.
+        """Return the free and the forced run of the same calls, compiled in the background.
 
-        Programs that pass on their own tensors or the reference's, as they are told, take half the time of two. Where
-        a tensor is of another type than the reference's, passing on either would change the free run: then it is two.
+        One program that selects at run time between its own tensors and the reference's takes half the time of two.
+        If a tensor has another type than the reference's, the selection would change the free run; then there are two.
         """
         if self.widens or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return lambda forced: self.forward(arrays, reference if forced else None, only=only)
@@ -163,7 +163,7 @@ class JaxSide:
         def finish(forced: bool) -> Arrays:
             pieces, reference, told = programs[forced]
             pieces.ready()
-            trim()  # what compiling took
+            trim()  # the memory used for compiling
             with self.switches():
                 return to_arrays(run(pieces, state, inputs, self._calls(reference), told))
 
@@ -176,9 +176,9 @@ class JaxSide:
         return Call(None if call.inputs is None else shapes(call.inputs), shapes(call.outputs))
 
     def updated(self, arrays: Sequence[np.ndarray], draws: Handed | None = None) -> dict[str, np.ndarray]:
-        """Every variable after one run, by dotted name, but the state of generators.
+        """Return all variables after one run, by dotted name, except generator state.
 
-        Running statistics change in training mode. `draws`: the numbers of random draws.
+        In training mode the running statistics change. `draws`: values of the random draws.
         """
         with self.switches():
             graphdef, state = nnx.split(self.model)
@@ -193,9 +193,9 @@ class JaxSide:
         return {dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
 
     def written(self, arrays: Sequence[np.ndarray], draws: Handed | None = None) -> set[str]:
-        """Names of the variables that one run writes to, but the state of generators; nothing is computed.
+        """Return the names of the variables that one run writes, except generator state; nothing is computed.
 
-        A transformation like `nnx.remat` writes back all that it was given, changed or not.
+        A transformation such as `nnx.remat` writes back all of its inputs, changed or not.
         """
         found = set[str]()
         with self.switches(), jax.disable_jit(False):
@@ -217,7 +217,7 @@ class JaxSide:
         return found
 
     def shapes(self, arrays: Sequence[np.ndarray]) -> tuple[Calls, dict[Key, Form]]:
-        """The calls with shapes for arrays, and the form of what each returns; nothing is computed."""
+        """Return the calls with shapes in place of arrays, and the structure of each output; nothing is computed."""
         forms: dict[Key, Form] = {}
         with self.switches(), jax.disable_jit(False):
             graphdef, state = nnx.split(self.model)
@@ -229,7 +229,7 @@ class JaxSide:
             return jax.eval_shape(run, state, self.inputs(arrays)), forms
 
     def program(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[jax.Array], set[float]]:
-        """The model as JAX traces it, what it was traced with, and the Python numbers in it."""
+        """Return the traced jaxpr of the model, the arrays it was traced with, and the Python numbers in it."""
         with self.switches(), jax.disable_jit(False):
             graphdef, state = nnx.split(self.model)
 
@@ -242,9 +242,9 @@ class JaxSide:
             return program, jax.tree.leaves(arguments), numbers
 
     def _calls(self, reference: Arrays) -> Calls:
-        """In this run's precision, all brought over at once: one by one they take several times as long.
+        """Convert the reference to this run's precision and transfer it at once, several times as fast as one by one.
 
-        What one call hands to another is the same memory twice: it is brought over once.
+        Tensors passed from one call to another share memory and are transferred once.
         """
         leaves, tree = jax.tree.flatten(reference)
         places = [(x.__array_interface__["data"], x.shape, x.strides, x.dtype.str) for x in leaves]
@@ -263,11 +263,11 @@ class JaxSide:
         draws: Handed | None = None,
         activations: Mapping[Key, Sequence[tuple[int, ...] | jax.ShapeDtypeStruct]] | None = None,
     ) -> Gradients:
-        """As `TorchSide.gradients`, for the parameters in `trained` (PyTorch's names).
+        """Compute gradients as `TorchSide.gradients` does, for the parameters in `trained` (PyTorch's names).
 
-        `activations` gives the shapes of the outputs in question (with the type, where they are complex): to each of
-        them a zero is added, and the gradient of that zero is the output's. The model's own arrays are used up to save
-        memory: it runs once.
+        `activations` gives the shapes of the outputs to differentiate by (with the dtype, if complex): a zero is added
+        to each of them, and the gradient of that zero is that of the output. The model's arrays are donated to save
+        memory, so it runs once.
         """
         entries = {entry.jax for entry in ledger if entry.torch in trained}
         with self.switches():
@@ -290,10 +290,10 @@ class JaxSide:
                 moved = list(inputs)
                 for i, x in zip(floating, moving, strict=True):
                     moved[i] = x
-                # Variables made anew at this level of tracing: running statistics are written in training mode.
+                # New variables at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
                 output = altered_in_pieces(pieces, model, moved, (drawn, zeros), self.apply)
-                # By its tensors: an output may hold what jit does not take.
+                # Pass the tensors only: an output may contain types that jit does not accept.
                 return jax.jit(lambda new: loss.jax(with_tensors(output, new)))(tensors(output))
 
             arguments = state, [inputs[i] for i in floating], zeros, rest
@@ -307,7 +307,7 @@ class JaxSide:
         )
 
     def _value_and_grad(self, scalar: Callable[..., jax.Array], arguments: tuple[Any, ...]) -> Any:
-        """Of `scalar(pieces, *arguments)`, by the arguments but the last; in pieces where there are any."""
+        """Return value and gradients of `scalar(pieces, *arguments)` by all but the last argument; in pieces if any."""
 
         def gradient(pieces: Pieces | None) -> Callable[..., Any]:
             return jax.value_and_grad(functools.partial(scalar, pieces), argnums=(0, 1, 2))
@@ -322,14 +322,14 @@ class JaxSide:
         return self.run(gradient(None), *arguments, donate_argnums=0)
 
     def switches(self) -> Any:
-        """64-bit types only for float64, so that a float32 run cannot lean on them; matrix products left whole."""
+        """Enable 64-bit types only for float64, so that a float32 run cannot use them; matmuls in full precision."""
         stack = contextlib.ExitStack()
         stack.enter_context(jax.enable_x64(self.precision == "float64"))
         stack.enter_context(jax.default_matmul_precision("highest"))
         return stack
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """`function` compiled and run once; what compiling took is given back before. As it is under `disable_jit`."""
+        """Compile `function`, release the compiler's memory and run it once; not compiled under `disable_jit`."""
         if self.widens and self.design is not None:
             function = widened(function, self.precision, self.design.allows, self.design.scalars)
         elif jax.config.jax_disable_jit:  # type: ignore[attr-defined]

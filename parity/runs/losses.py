@@ -1,4 +1,4 @@
-"""Scalars to differentiate: the same loss, written in both frameworks.
+"""Scalar losses to differentiate, implemented identically in both frameworks.
 
 Shapes: B batch, K classes.
 """
@@ -21,7 +21,7 @@ from parity.recording.structure import tensors
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A scalar of a model's output, once per framework; both see the output in their own layout."""
+    """A scalar loss of a model's output, one function per framework; each takes the output in its own layout."""
 
     name: str
     torch: Callable[[Any], torch.Tensor]
@@ -31,7 +31,7 @@ class Loss:
 def cross_entropy(labels: np.ndarray, smoothing: float = 0.1) -> Loss:
     """Mean cross entropy of logits (B, K) with `labels` (B,), smoothed as in PyTorch: (1 - s) one-hot + s / K.
 
-    Labels (B, K) are soft targets; smoothing mixes them with 1 / K in the same way.
+    Labels of shape (B, K) are soft targets; smoothing mixes them with 1 / K in the same way.
     """
     labels = np.asarray(labels)
 
@@ -52,14 +52,14 @@ def cross_entropy(labels: np.ndarray, smoothing: float = 0.1) -> Loss:
 
 
 def projection(axes: Sequence[int] | None = None, seed: int = 1) -> Loss:
-    """<output, c> with one fixed random direction c of norm about 1: sees every output element.
+    """<output, c> with a fixed random direction c of norm about 1: depends on every output element.
 
-    `axes` turn PyTorch's output into JAX's, so that both sides meet the same direction.
+    `axes` permute PyTorch's output to JAX's, so that both sides use the same direction.
     """
 
     def direction(shape: tuple[int, ...]) -> np.ndarray:
         draw = np.random.RandomState((zlib.crc32(repr(shape).encode()) + seed) % 2**32)
-        return np.asarray(draw.standard_normal(shape) / np.sqrt(np.prod(shape)))  # numpy makes a number of ()
+        return np.asarray(draw.standard_normal(shape) / np.sqrt(np.prod(shape)))  # numpy returns a scalar for shape ()
 
     def in_torch(output: torch.Tensor) -> torch.Tensor:
         return (output * torch.from_numpy(direction(tuple(output.shape))).to(output)).sum()
@@ -74,22 +74,22 @@ def projection(axes: Sequence[int] | None = None, seed: int = 1) -> Loss:
 
 
 LINEAR = 1024.0
-"""Outputs beyond this enter the default loss by their logarithm, so that finfo.min does not overflow float32."""
+"""Larger outputs enter the default loss by their logarithm, so that finfo.min does not overflow float32."""
 
 
 def default_loss(shapes: Sequence[Sequence[int]], axes: Sequence[Sequence[int] | None]) -> Loss:
-    """A loss with a gradient and a curvature in every direction of every output:
+    """Return a loss with a gradient and a curvature in every direction of every output.
 
         L = sum over outputs of 1 / sqrt(n) sum_i a_i y_i + b_i (sqrt(1 + y_i^2) - 1)
 
-    a_i ~ N(0, 1), b_i ~ U(1/2, 3/2), drawn by the output's place and shape; n is the size of the output. Real and
-    imaginary part of a complex output are two numbers. Of |y_i| > 1024, y_i stands for 1024 (1 + log(|y_i| / 1024))
-    with its sign. Infinities, NaN and outputs that are no floating numbers contribute nothing. Why nothing escapes it:
-    docs, How equality is judged.
+    a_i ~ N(0, 1), b_i ~ U(1/2, 3/2), seeded by the output's index and shape; n is the size of the output. Real and
+    imaginary part of a complex output are two numbers. For |y_i| > 1024, y_i is replaced by
+    sign(y_i) 1024 (1 + log(|y_i| / 1024)). Infinities, NaN and non-floating outputs contribute nothing. Why the loss
+    detects every difference: docs, How equality is judged.
 
     Args:
-        shapes: of the outputs, PyTorch's layout, in the order of `parity.recording.structure`.
-        axes: those that turn PyTorch's layout into JAX's, per output.
+        shapes: Shapes of the outputs in PyTorch's layout, in the order of `parity.recording.structure`.
+        axes: Permutation from PyTorch's layout to JAX's, per output.
     """
     layouts = [layout for _, layout in zip(shapes, axes, strict=True)]
 
@@ -115,7 +115,7 @@ def _some(terms: list[Any]) -> list[Any]:
 
 
 def _drawn(index: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """a and b of an output, PyTorch's layout."""
+    """Return a and b of an output, in PyTorch's layout."""
     draw = np.random.RandomState(zlib.crc32(repr((index, shape)).encode()))
     scale = 1 / math.sqrt(max(math.prod(shape), 1))
     return draw.standard_normal(shape) * scale, draw.uniform(0.5, 1.5, shape) * scale

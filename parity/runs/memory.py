@@ -1,4 +1,4 @@
-"""Memory given back to the system between stages, so that the peak is that of the largest stage, not of their sum."""
+"""Release memory to the system between stages, so that the peak is that of the largest stage, not of their sum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 WORTH_BYTES = 128 * 2**20
-"""Growth of the process from which on collecting pays: it takes half a second once PyTorch and JAX are imported."""
+"""Minimum growth of the process to collect garbage: it takes half a second once PyTorch and JAX are imported."""
 
 
 class _Kept:
@@ -20,9 +20,9 @@ class _Kept:
 
 
 def release() -> None:
-    """Collects garbage and returns freed heap pages to the system, if the process has grown since it last did so.
+    """Collect garbage and return freed heap pages to the system, if the process has grown since the last collection.
 
-    Where the system does not say how much memory a process holds, it always does.
+    Always collects on systems that do not report a process's memory.
     """
     if (held := resident_bytes()) is None or held - _Kept.bytes >= WORTH_BYTES:
         gc.collect()
@@ -31,7 +31,7 @@ def release() -> None:
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process holds; None where the system does not say so (not Linux)."""
+    """Return the resident memory of this process in bytes; None if the system does not report it (not Linux)."""
     try:
         pages = Path("/proc/self/statm").read_text().split()[1]
     except OSError:
@@ -40,9 +40,9 @@ def resident_bytes() -> int | None:
 
 
 def trim() -> None:
-    """Returns freed heap pages to the system.
+    """Return freed heap pages to the system.
 
-    glibc keeps freed blocks below 32 MiB in its arenas; the activations of a deep model are thousands of such.
+    glibc keeps freed blocks below 32 MiB in its arenas; a deep model has thousands of activations below that size.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another libc

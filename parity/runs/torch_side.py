@@ -1,4 +1,4 @@
-"""Runs of a PyTorch model in one precision: forward with every module's calls, and gradients."""
+"""Runs of a PyTorch model in one precision: forward with the calls of every module, and gradients."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ from parity.recording.structure import tensors
 from parity.runs.losses import Loss
 
 Arrays = dict[Key, Call]
-"""Calls with numpy arrays for tensors."""
+"""Calls with numpy arrays in place of tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """A loss and its gradients; parameters and inputs in PyTorch's names and layouts, outputs of calls in each own.
+    """A loss and its gradients: parameters and inputs in PyTorch's names and layouts, call outputs in each side's own.
 
-    By complex numbers: dL/dRe + i dL/dIm, as in PyTorch (JAX's are the conjugates of these).
-
-    `outputs` are the model's own and the loss' gradients by them, PyTorch's alone.
+    Gradients of complex numbers are dL/dRe + i dL/dIm, as in PyTorch (JAX's are their conjugates).
+    `outputs` are the model's outputs and the gradients of the loss by them, for PyTorch only.
     """
 
     loss: float
@@ -49,7 +48,7 @@ class Gradients:
     outputs: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
     def within(self, ledger: Ledger) -> Gradients:
-        """Without the parameters that have no partner, or are one with another that has."""
+        """Exclude the parameters without a partner and the aliases of tied parameters."""
         names = {entry.torch for entry in ledger}
         return dataclasses.replace(self, params={name: g for name, g in self.params.items() if name in names})
 
@@ -62,7 +61,7 @@ class TorchSide:
     precision: str
     apply: Apply = positional
     in_place: bool = False
-    """Whether the model changes activations in place; found out by the first free run."""
+    """Whether the model modifies activations in place; set by the first free run."""
     design: Design | None = None
 
     @classmethod
@@ -78,19 +77,19 @@ class TorchSide:
         return cls(torch_copy(model, getattr(torch, precision)).train(training), precision, apply, design=design)
 
     def wide(self) -> contextlib.AbstractContextManager[Any]:
-        """While open, the model's casts to formats below this run's precision are left out."""
+        """Context manager that removes the model's casts to formats below this run's precision."""
         if self.precision != "float64" and not (self.design and self.design.ours_widen(self.precision)):
             return contextlib.nullcontext()
         return wide(self.precision)
 
     @classmethod
     def as_configured(cls, model: torch.nn.Module, apply: Apply = positional) -> TorchSide:
-        """In the dtypes that the model has; inputs in that of its first floating parameter."""
+        """Use the model's dtypes; inputs have the dtype of its first floating parameter."""
         moving = (p.dtype for p in model.parameters() if p.is_floating_point())
         return cls(torch_copy(model).eval(), str(next(moving, torch.float32)).removeprefix("torch."), apply)
 
     def runs(self, arrays: Sequence[np.ndarray]) -> bool:
-        """Whether the model runs in its own dtype: not every operation exists in half precision on every device."""
+        """Return whether the model runs in its dtype: some operations do not support half precision on some devices."""
         if self.precision in ("float32", "float64"):
             return True
         try:
@@ -113,7 +112,7 @@ class TorchSide:
         only: Collection[Key] | None = None,
         draws: Handed | None = None,
     ) -> Arrays:
-        """The calls; forced if `reference` (PyTorch's layout) is given. `draws`: the numbers of random draws."""
+        """Return the calls; forced if `reference` (PyTorch's layout) is given. `draws`: values of the random draws."""
         inputs = self.inputs(arrays)
         if reference is None and not self.in_place:
             try:
@@ -127,7 +126,7 @@ class TorchSide:
 
     @contextlib.contextmanager
     def _running(self, draws: Handed | None) -> Iterator[None]:
-        """While open, the model runs with the numbers that it is handed, its casts left out, and rounds as XLA does."""
+        """Context manager for a run with the given draws, without casts, and with subnormals flushed as in XLA."""
         with contextlib.ExitStack() as stack:
             if draws is not None:
                 stack.enter_context(TorchDraws(self.model, draws, quiet=True))
@@ -148,28 +147,28 @@ class TorchSide:
         draws: Handed | None = None,
         activations: Collection[Key] = (),
     ) -> Gradients:
-        """Loss and gradients of parameters, inputs, and the (floating) outputs of the calls in `activations`.
+        """Return the loss and the gradients of parameters, inputs and (floating) outputs of the calls in `activations`.
 
-        `draws`: the numbers of random draws; None: the model draws by itself.
+        `draws`: values of the random draws; None: the model draws them.
 
         Raises:
-            ValueError: the loss depends on nothing that has a gradient.
+            ValueError: The loss depends on nothing that has a gradient.
         """
         given = tuple(x.requires_grad_(x.is_floating_point() or x.is_complex()) for x in self.inputs(arrays))
         grads: dict[Key, list[torch.Tensor]] = {}
 
         def after(key: Key, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
             if key in activations:
-                # A copy: a module that hands its input through would share its tensor's other uses, and one that
-                # works in place would take the tensor's history over.
+                # A copy: a module that returns its input would otherwise share the gradient of the tensor's other uses,
+                # and an in-place module would replace the tensor's history.
                 outputs = [x.clone().requires_grad_() for x in outputs]
-                grads[key] = [x.detach().new_zeros(()).expand(x.shape) for x in outputs]  # of what is not used
+                grads[key] = [x.detach().new_zeros(()).expand(x.shape) for x in outputs]  # for unused outputs
                 for i, x in enumerate(outputs):
                     x.register_hook(lambda g, key=key, i=i: grads[key].__setitem__(i, g.detach()))
             return outputs
 
         self.model.zero_grad()
-        # In the backward pass too: what is checkpointed runs again there.
+        # Also during the backward pass: checkpointed modules are recomputed there.
         with self._running(draws):
             with torch_hooks(self.model, lambda key, tensors: None, after):
                 output = self.apply(self.model, given)

@@ -1,4 +1,4 @@
-"""The proof that the proof can fail: every known mistake, put into a correct pair, has to be caught and named."""
+"""Self-test of the checks: every known mistake, inserted into a correct pair, must be detected and named."""
 
 from parity.selftest.run import MUTATIONS, Outcome, Selftest, run
 from parity.selftest.table import table, verdict

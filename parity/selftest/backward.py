@@ -1,4 +1,4 @@
-"""Mistakes that the forward pass does not show: it stays exact, the derivative does not."""
+"""Mistakes in derivatives that leave the forward pass exact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _gradient(name: str, pair: str, module: str, cause: str | None, apply: Apply
 
 
 def _value_of(value: jax.Array, slope: jax.Array) -> jax.Array:
-    """`value`, differentiated as `slope`."""
+    """Return `value`, with the derivative of `slope`."""
     return slope + stop(value - slope)
 
 

@@ -23,7 +23,7 @@ def _forward(name: str, pair: str, module: str, cause: str | None, apply: Apply)
 
 
 def _order(*order: int) -> Apply:
-    """q, k, v handed to the attention in another order."""
+    """Pass q, k, v to the attention in another order."""
 
     def swapped(original: Any, q: Any, k: Any, v: Any, *rest: Any) -> Any:
         parts = (q, k, v)

@@ -1,4 +1,4 @@
-"""A check, quickly: mostly float64, and JAX uncompiled: compiling takes longer than many short runs."""
+"""Fast check: mostly float64, with JAX uncompiled, as compilation takes longer than many short runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ def judge(
     float32: bool = False,
     gates: Gates | None = None,
 ) -> Report:
-    """Weights and every layer in float64, free and forced, with causes.
+    """Check weights and every layer in float64, in free and forced mode, and find causes.
 
-    With `backward` the gradients of the default loss and every module's own derivative too; with `training` training
-    mode with shared masks; with `float32` the forward pass in float32 too.
+    Args:
+        backward: Also check the gradients of the default loss and every module's own derivative.
+        training: Also check training mode, with shared dropout masks.
+        float32: Also check the forward pass in float32.
 
     Raises:
-        ValueError: see `parity.check`.
+        ValueError: See `parity.check`.
     """
     start = time.perf_counter()
     with jax.disable_jit():
@@ -48,7 +50,7 @@ def judge(
             rows, causes = rows + found, causes + named
         if float32:
             rows += proof.forward32()
-    if training and loss is not None:  # compiled: flax lets a gradient change running statistics only there
+    if training and loss is not None:  # compiled: only then does flax allow a gradient to update running statistics
         found, named = proof.training()
         rows, causes = rows + found, causes + named
     return Report(

@@ -1,4 +1,4 @@
-"""Mistakes that only training mode shows: what dropout draws, what a batch leaves behind."""
+"""Mistakes that only training mode reveals: in dropout masks and in running statistics."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _counts(self: Any) -> list[Any]:
 
 
 def _one_key(self: Any, original: Any, x: jax.Array, rate: float, *shared: int) -> jax.Array:
-    """A new key for the last draw alone."""
+    """Advance the random key only after the last draw."""
     before = [count[...] for count in _counts(self)]
     y = original(x, rate, *shared)
     if rate != self.depth:

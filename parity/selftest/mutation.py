@@ -1,4 +1,4 @@
-"""A mutation: one mistake that porters make, put into a correct pair on purpose."""
+"""Mutation: one common mistake in ports, deliberately inserted into a correct pair."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from flax import nnx
 GROUPS = ("forward", "gradient", "optimiser", "schedule", "conversion", "data", "train")
 
 Apply = Callable[[nnx.Module], "AbstractContextManager[Any] | None"]
-"""Puts the mistake into a JAX model in place; or returns a context in which the mistake is in force."""
+"""Function that inserts the mistake into a JAX model in place, or returns a context in which it is active."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """One mistake in the JAX half of a pair.
+    """One mistake in the JAX model of a pair.
 
     Attributes:
-        name: what is wrong, in a few words; unique.
-        group: one of GROUPS; it decides what is run.
-        pair: which pair of `pairs` it is put into.
-        module: the module that has to be named ("the model" for the outermost); None where none is to blame.
-        cause: the switch that has to be named; None where the catalogue has none.
-        apply: puts it in.
-        also: other switches that say the same of this mistake, so that they are no false causes.
+        name: Unique short description.
+        group: One of GROUPS; determines which checks are run.
+        pair: Name of the pair (see `pairs`) that is mutated.
+        module: Module that must be named ("the model" for the outermost); None if no module is at fault.
+        cause: Switch that must be named; None if the catalogue has none.
+        apply: Function that inserts the mistake.
+        also: Other switches that describe the same mistake, and so do not count as false causes.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Mutation:
 
     @property
     def true_causes(self) -> tuple[str, ...]:
-        """What may be named without being false."""
+        """Switches that may be named for this mistake."""
         return self.also if self.cause is None else (self.cause, *self.also)
 
 
 def mistakes_in(pair: str) -> Callable[..., Mutation]:
-    """A maker of mistakes in one pair: their names begin with it, and they are of the group "forward" unless said."""
+    """Return a factory of mutations of one pair, whose names start with it and whose default group is "forward"."""
 
     def mistake(
         name: str,
@@ -64,19 +64,19 @@ def mistakes_in(pair: str) -> Callable[..., Mutation]:
 
 
 def at(model: Any, path: str) -> Any:
-    """The submodule at a dotted path."""
+    """Return the submodule at a dotted path."""
     for part in path.split("."):
         model = model[int(part)] if part.isdigit() else getattr(model, part)
     return model
 
 
 def along_channels(values: jax.Array, x: jax.Array) -> jax.Array:
-    """(C,) -> (1, ..., 1, C), of the rank of `x`."""
+    """Reshape (C,) to (1, ..., 1, C), with the rank of `x`."""
     return jnp.expand_dims(values, range(x.ndim - 1))
 
 
 def setting(path: str, /, **attributes: Any) -> Apply:
-    """Sets attributes of a submodule."""
+    """Set attributes of a submodule."""
 
     def apply(model: nnx.Module) -> None:
         for name, value in attributes.items():
@@ -86,7 +86,7 @@ def setting(path: str, /, **attributes: Any) -> Apply:
 
 
 def changing(path: str, change: Callable[[jax.Array], jax.Array]) -> Apply:
-    """Changes one tensor of the JAX model."""
+    """Change one tensor of the JAX model."""
 
     def apply(model: nnx.Module) -> None:
         variable = at(model, path)
@@ -96,7 +96,7 @@ def changing(path: str, change: Callable[[jax.Array], jax.Array]) -> Apply:
 
 
 def exchanged(first: str, second: str) -> Apply:
-    """Exchanges two tensors of the JAX model."""
+    """Exchange two tensors of the JAX model."""
 
     def apply(model: nnx.Module) -> None:
         a, b = at(model, first), at(model, second)
@@ -108,7 +108,7 @@ def exchanged(first: str, second: str) -> Apply:
 
 
 def calling(path: str, call: Callable[..., Any], method: str = "__call__") -> Apply:
-    """Another method for one submodule: call(self, original, *args), with original(*args) for what it replaces."""
+    """Replace a method of one submodule by call(self, original, *args), where original(*args) is the old method."""
 
     def apply(model: nnx.Module) -> None:
         module = at(model, path) if path else model
@@ -124,7 +124,7 @@ def calling(path: str, call: Callable[..., Any], method: str = "__call__") -> Ap
 
 
 def patching(owner: Any, **replacements: Callable[..., Any]) -> Apply:
-    """Other functions in a namespace while the mistake is in force: replacement(original, *args)."""
+    """Replace functions of a namespace by replacement(original, *args) while the mistake is active."""
     return lambda model: _patched(owner, replacements)
 
 
@@ -145,7 +145,7 @@ def _patched(owner: Any, replacements: dict[str, Callable[..., Any]]) -> Iterato
 
 
 def within(module: types.ModuleType, alias: str, **replacements: Callable[..., Any]) -> Apply:
-    """As `patching`, for functions that a source file calls as `alias.name`, and only for that file."""
+    """As `patching`, for functions that `module` calls as `alias.name`; other modules are not affected."""
 
     def apply(model: nnx.Module) -> AbstractContextManager[None]:
         return _aliased(module, alias, replacements)

@@ -1,4 +1,4 @@
-"""Mistakes in optimisers and learning rates: PyTorch's own against optax set up wrongly."""
+"""Mistakes in optimizers and learning rates: those of PyTorch compared with a wrongly configured optax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = AdamW(lr=1e-2, weight_decay=1e-2, decayed=MATRICES, clip=1.0, ema=0.9
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A mistake outside of any model, and how it is judged: run() gives (error, gate, cause)."""
+    """A mistake without a model; `run` measures it and returns (error, gate, cause)."""
 
     name: str
     group: str
@@ -31,7 +31,7 @@ class Trial:
 
 
 def _draws() -> tuple[State, list[State]]:
-    """Parameters, and gradients for every step: of very different sizes, so that clipping binds in some only."""
+    """Draw parameters, and gradients of very different sizes for all steps, so that clipping is active in some only."""
     draw = np.random.RandomState(0)
     start = {name: draw.standard_normal(shape) for name, shape in SHAPES.items()}
     return start, [
@@ -41,7 +41,7 @@ def _draws() -> tuple[State, list[State]]:
 
 
 def torch_state(settings: AdamW, start: State, gradients: Sequence[State]) -> dict[str, np.ndarray]:
-    """`torch.optim.AdamW` with `clip_grad_norm_` and a moving average, after all steps."""
+    """Run all steps of `torch.optim.AdamW` with `clip_grad_norm_`, and return the moving average."""
     params = {name: torch.nn.Parameter(torch.tensor(x, dtype=torch.float64)) for name, x in start.items()}
     average = {name: p.detach().clone() for name, p in params.items()}
     decayed = settings.decayed or frozenset()
@@ -64,7 +64,7 @@ def torch_state(settings: AdamW, start: State, gradients: Sequence[State]) -> di
 
 
 def clip(limit: float, eps: float) -> optax.GradientTransformation:
-    """PyTorch's clipping for eps = 1e-6, optax's for 0."""
+    """Clip by global norm: as PyTorch for eps = 1e-6, as optax for 0."""
 
     def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None):
         scale = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + eps))
@@ -74,7 +74,7 @@ def clip(limit: float, eps: float) -> optax.GradientTransformation:
 
 
 def uncorrected() -> optax.GradientTransformation:
-    """Adam whose moments are not divided by 1 - beta^t."""
+    """Adam without bias correction: moments are not divided by 1 - beta^t."""
 
     def init(params: optax.Params) -> tuple[optax.Params, optax.Params]:
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -100,7 +100,7 @@ def jax_state(
     clipping: optax.GradientTransformation | None = None,
     ema: float = 0.9,
 ) -> dict[str, np.ndarray]:
-    """The same with optax; the defaults are right."""
+    """As `torch_state`, with optax; the defaults are correct."""
     optimizer = optax.chain(clip(1.0, 1e-6) if clipping is None else clipping, optimizer)
     with jax.enable_x64(True):
         params = {name: jnp.asarray(x) for name, x in start.items()}
@@ -113,7 +113,7 @@ def jax_state(
 
 
 def _optimizer(name: str, cause: str | None, make: Callable[[], dict]) -> Trial:
-    """`make` gives the arguments of `jax_state` that are wrong."""
+    """Create a trial in which `make` returns the wrong arguments of `jax_state`."""
 
     def run() -> tuple[float, float, TrainingCause | None]:
         start, gradients = _draws()
@@ -167,7 +167,7 @@ EPOCHS, PEAK, LAST = 30, 5e-4, 1e-5
 
 
 def torch_rates() -> list[float]:
-    """torch's cosine, epoch by epoch."""
+    """Return the cosine schedule of PyTorch, one rate per epoch."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS, eta_min=LAST)
     rates = []
@@ -179,7 +179,7 @@ def torch_rates() -> list[float]:
 
 
 def cosine(epoch: float, epochs: int = EPOCHS, last: float = LAST) -> float:
-    """The same from optax."""
+    """Return the rate of optax's cosine schedule at an epoch."""
     with jax.enable_x64(True):
         return float(optax.cosine_decay_schedule(PEAK, epochs, alpha=last / PEAK)(jnp.asarray(epoch, jnp.float64)))
 
@@ -205,4 +205,4 @@ CORRECT = (
     _optimizer("optimiser", None, dict),
     _schedule("schedule", None, cosine),
 )
-"""Nothing wrong: must not raise an alarm."""
+"""Correct trials, which must not fail."""

@@ -1,4 +1,4 @@
-"""Correct pairs, small enough to be judged in a second: one of each model family, and generic ones."""
+"""Correct pairs, small enough to be checked in a second: one per model family, and generic ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from parity.selftest.foreign import FOREIGN
 from parity.selftest.foreign.architecture import Inputs
 
 Pair = tuple[torch.nn.Module, nnx.Module, Inputs]
-"""Both models with the same weights, and what PyTorch's takes."""
+"""Both models with the same weights, and inputs of the PyTorch model."""
 
 _SMALL: dict[str, Any] = {"img_size": 32, "num_classes": 5, "embed_dim": 32, "num_heads": 2}
 _T2T: dict[str, Any] = {**_SMALL, "depth": 1, "mlp_ratio": 2.0, "token_dim": 8}
@@ -38,11 +38,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_base_patch16_224", _VIT),
     "distilled": ("vit_deit_tiny_distilled_patch16_224", _VIT),
 }
-"""Our own models by family: the name, and the sizes that make it small."""
+"""Models of this repository by family: name, and small sizes."""
 
 
 class TorchConvNet(torch.nn.Module):
-    """Convolutions, both batch and group normalisation, a residual, average pooling; (B, 3, H, W) -> (B, 5)."""
+    """Convolutions, batch and group normalization, a residual, average pooling; (B, 3, H, W) -> (B, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class TorchConvNet(torch.nn.Module):
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation with PyTorch's running variance, which is unbiased (flax's is biased)."""
+    """Batch normalization with an unbiased running variance, as in PyTorch (that of flax is biased)."""
 
     def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
         old = self.var[...]
@@ -103,7 +103,7 @@ class ConvNet(nnx.Module):
 
 
 class TorchOffset(torch.nn.Module):
-    """A LayerNorm whose input has the mean 1000, where a variance as E[x^2] - E[x]^2 loses six digits."""
+    """LayerNorm of an input with mean 1000, where the variance as E[x^2] - E[x]^2 loses six digits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Offset(nnx.Module):
 
 
 class TorchResize(torch.nn.Module):
-    """Torch's bicubic resize, 8 x 8 -> 12 x 12, then a projection of the channels."""
+    """Bicubic resize of PyTorch, 8 x 8 -> 12 x 12, followed by a projection of the channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class TorchResize(torch.nn.Module):
 
 
 class Resize(nnx.Module):
-    """Twin of `TorchResize`; torch's coefficient a is -0.75."""
+    """Twin of `TorchResize`; the coefficient a of PyTorch is -0.75."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.proj = nnx.Conv(3, 4, (1, 1), rngs=rngs)
@@ -147,7 +147,7 @@ class Resize(nnx.Module):
 
 
 class TorchDropout(torch.nn.Module):
-    """A residual branch with dropout and stochastic depth; (B, N, 8) -> (B, N, 8)."""
+    """Residual branch with dropout and stochastic depth; (B, N, 8) -> (B, N, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Dropout(nnx.Module):
 
 
 class TorchRandomBlock(torch.nn.Module):
-    """Attention with dropout, a functional dropout, stochastic depth by hand; (B, N, 8) -> (B, N, 8)."""
+    """Attention with dropout, functional dropout, manual stochastic depth; (B, N, 8) -> (B, N, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class TorchRandomBlock(torch.nn.Module):
 
 
 class RandomBlock(nnx.Module):
-    """Twin of `TorchRandomBlock`; its attributes are what may be got wrong."""
+    """Twin of `TorchRandomBlock`; its attributes are varied by the mutations."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.qkv, self.proj, self.rngs = nnx.Linear(8, 24, rngs=rngs), nnx.Linear(8, 8, rngs=rngs), rngs.fork()
@@ -244,31 +244,31 @@ _TRAINED = {"convnet", "dropout", "random"}
 
 
 def rules_of(name: str) -> Rules:
-    """What the pair needs besides the built-in rules."""
+    """Return the rules that the pair needs in addition to the built-in ones."""
     return FOREIGN[name].rules if name in FOREIGN else Rules()
 
 
 def trains(name: str) -> bool:
-    """Whether the pair has something that only training mode shows, and that can be compared there."""
+    """Return whether the pair differs in training mode and can be compared there."""
     return FOREIGN[name].trains if name in FOREIGN else name in _TRAINED
 
 
 def make(name: str, seed: int = 0) -> Pair:
-    """The pair `name` with weights and input drawn from `seed`."""
+    """Create the pair `name` with weights and inputs drawn from `seed`."""
     if name in FOREIGN:
         return FOREIGN[name].make(seed)
     draw = np.random.RandomState(seed)
     if name in FAMILIES:
         model, sizes = FAMILIES[name]
         with torch.random.fork_rng():
-            torch.manual_seed(seed)  # frozen tensors keep what the model drew
+            torch.manual_seed(seed)  # frozen tensors keep their initial values
             torch_model, jax_model = make_pair(model, seed=seed, **sizes)
         return torch_model, jax_model, draw.standard_normal((2, 3, sizes["img_size"], sizes["img_size"]))
     torch_class, make_jax, shape = _GENERIC[name]
     torch_model, jax_model = torch_class(), make_jax(rngs=nnx.Rngs(0))
     randomize(torch_model, seed)
     torch_to_jax(torch_model, jax_model)
-    # 20 binary digits: sums of the offset pair's inputs are then exact, only its squares are not.
+    # With 20 binary digits, sums of the offset pair's inputs are exact, and only their squares are not.
     return torch_model, jax_model, np.round(draw.standard_normal(shape) * 2**20) / 2**20
 
 
@@ -276,6 +276,6 @@ _cached = functools.cache(make)
 
 
 def fresh(name: str) -> Pair:
-    """The pair with seed 0; the JAX model is a copy that may be spoiled."""
+    """Return the pair with seed 0; the JAX model is a copy that may be mutated."""
     torch_model, jax_model, inputs = _cached(name)
     return torch_model, nnx.clone(jax_model), inputs

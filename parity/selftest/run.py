@@ -1,4 +1,4 @@
-"""Runs the mutations and the unmutated pairs, and judges the judge."""
+"""Run the mutations and the unmutated pairs, and evaluate the results of the checks."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ MUTATIONS: tuple[Mutation | Trial, ...] = (
 )
 
 MARGIN = 100.0
-"""A mistake has to stand this far above its gate: otherwise luck decides whether it is seen."""
+"""Minimum ratio of the error of a mistake to its gate; below, detection would depend on chance."""
 
 MODULES_NAMED = 0.97
-"""The share of mistakes in one module whose module has to be named."""
+"""Minimum share of mistakes with a known module whose module is named."""
 
 CAUSES_NAMED = 0.9
-"""The share of mistakes with a cause in the catalogue whose cause has to be named; none may be named falsely."""
+"""Minimum share of mistakes with a cause in the catalogue whose cause is named; no false cause is allowed."""
 
 SEEDS = 40
-"""So many draws of weights and inputs per pair must raise no alarm in float64."""
+"""Number of draws of weights and inputs per pair that must pass in float64."""
 
 FULL_SEEDS = 4
-"""So many of them are judged by their gradients and in float32 too."""
+"""Number of these draws for which gradients and float32 are also checked."""
 
 TRAINED_SEEDS = 1
-"""So many of them are judged in training mode too, where that shows anything: it has to be compiled."""
+"""Number of these draws also checked in training mode if it differs; few, as it must be compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one mutation.
+    """Result of one mutation.
 
     Attributes:
-        margin: the largest failing float64 error over its gate; inf where the failure is not a matter of size.
-        module, cause: what was named; None for nothing.
-        module_right, cause_right: whether that is what should be; None where there is nothing to name.
-        false_causes: causes that were named, of whatever module, and are not the mistake.
-        raised: what was raised in place of a report: a ValueError refuses the pair, anything else is a crash.
+        margin: Largest ratio of a failing float64 error to its gate; inf if the failure has no size.
+        module, cause: Reported module and cause; None if none was reported.
+        module_right, cause_right: Whether the report is correct; None if there is nothing to report.
+        false_causes: Causes reported for any module that are not the mistake.
+        raised: Exception raised in place of a report: a ValueError rejects the pair, any other is a crash.
     """
 
     mutation: str
@@ -84,13 +84,13 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Caught by a margin, without a false cause; which modules and causes were named is judged all together."""
+        """Whether it was detected by `MARGIN` without a false cause; named modules and causes are judged in total."""
         return self.caught and self.margin >= MARGIN and not self.false_causes
 
 
 @dataclasses.dataclass(frozen=True)
 class Selftest:
-    """All outcomes, and the unmutated runs that failed nevertheless."""
+    """All outcomes, and the unmutated runs that failed."""
 
     outcomes: tuple[Outcome, ...]
     false_alarms: tuple[str, ...]
@@ -99,28 +99,28 @@ class Selftest:
 
     @property
     def passed(self) -> bool:
-        """Everything caught, nothing reported that is right, and both were tried."""
+        """Whether all mistakes were detected and named well enough, no correct run failed, and both kinds were run."""
         tried = bool(self.outcomes) and self.correct_runs > 0
         named = self.modules_named >= MODULES_NAMED and self.causes_named >= CAUSES_NAMED
         return tried and named and not self.false_alarms and all(outcome.passed for outcome in self.outcomes)
 
     @property
     def modules_named(self) -> float:
-        """The share of modules that were named rightly, of those that are to blame; 1 if there are none."""
+        """Share of mistakes with a known module whose module was named correctly; 1 if there are none."""
         return _share([outcome.module_right for outcome in self.outcomes])
 
     @property
     def causes_named(self) -> float:
-        """The share of causes that were named rightly, of those that there are; 1 if there are none."""
+        """Share of mistakes with a known cause whose cause was named correctly; 1 if there are none."""
         return _share([outcome.cause_right for outcome in self.outcomes])
 
     @property
     def false_causes(self) -> int:
-        """How many mistakes were given a cause that is not theirs."""
+        """Number of mistakes for which a false cause was reported."""
         return sum(bool(outcome.false_causes) for outcome in self.outcomes)
 
     def to_json(self) -> str:
-        """Everything; an infinite margin is the string "inf"."""
+        """Return all results as JSON; an infinite margin is the string "inf"."""
         shares = {"modules_named": self.modules_named, "causes_named": self.causes_named}
         payload = {"passed": self.passed, **shares, "false_causes": self.false_causes, **dataclasses.asdict(self)}
         payload["outcomes"] = [
@@ -144,12 +144,12 @@ def run(
     workers: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Selftest:
-    """Judges every mutation, then `seeds` unmutated draws of every one of the pairs named in `families`.
+    """Check every mutation, and `seeds` unmutated draws of each pair in `families`.
 
-    With several `workers`, processes that share the work: then `mutations` have to be of MUTATIONS.
+    `workers` is the number of processes; with more than one, `mutations` must be a subset of MUTATIONS.
     """
     start, tell = time.perf_counter(), progress or (lambda line: None)
-    # What shares a pair shares compiled operations, so it stays together.
+    # Mutations of one pair share compiled operations, so they stay in one task.
     together: dict[str, list[str]] = {}
     for mutation in mutations:
         together.setdefault(getattr(mutation, "pair", ""), []).append(mutation.name)
@@ -172,7 +172,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Some mutations of one pair by name, and so many unmutated draws of it."""
+    """Names of mutations of one pair, and the number of unmutated draws of it."""
 
     pair: str
     mutations: tuple[str, ...]
@@ -181,7 +181,7 @@ class Task:
 
 
 Result = tuple[list[Outcome], list[tuple[str, str | None]]]
-"""Outcomes, and (what was run unmutated, what was wrongly reported)."""
+"""Outcomes, and (name, false alarm or None) of each unmutated run."""
 
 
 def _results(tasks: Sequence[Task], known: Mapping[str, Mutation | Trial], workers: int) -> Iterator[Result]:
@@ -198,7 +198,7 @@ def _results(tasks: Sequence[Task], known: Mapping[str, Mutation | Trial], worke
 
 
 def _start_worker(programs: str) -> None:
-    """One thread, and a folder of its own for compiled programs, most of which the mutations of a pair share."""
+    """Set one thread, and a separate cache for compiled programs, most of which a pair's mutations share."""
     torch.set_num_threads(1)
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(dir=programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -212,11 +212,11 @@ def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) ->
 
 
 def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
-    """Puts the mistake into a fresh copy of its pair and judges it."""
+    """Insert the mistake into a new copy of its pair and check it."""
     start = time.perf_counter()
     try:
         report = _judged(mutation, gates)
-    except Exception as error:  # one that crashes is one not caught; a ValueError tells that the pair is refused
+    except Exception as error:  # a crash is not a detection; a ValueError rejects the pair
         return _raised(mutation, error, time.perf_counter() - start)
     module = report.first_divergence
     cause = next((cause.switch for cause in report.causes if cause.module == module), None)
@@ -250,7 +250,7 @@ def _judged(mutation: Mutation, gates: Gates | None) -> Report:
 
 
 def _raised(mutation: Mutation, error: Exception, seconds: float) -> Outcome:
-    """A pair that cannot be compared does not pass, but nothing is named either; a crash proves nothing."""
+    """Return the outcome of an exception: a rejected pair counts as detected, a crash does not; nothing is named."""
     refused = isinstance(error, ValueError)
     return Outcome(
         mutation.name,
@@ -267,7 +267,7 @@ def _raised(mutation: Mutation, error: Exception, seconds: float) -> Outcome:
 
 
 def try_trial(trial: Trial) -> Outcome:
-    """Runs an optimiser or a schedule that is set up wrongly."""
+    """Run a wrongly configured optimizer or schedule."""
     start = time.perf_counter()
     error, gate, cause = trial.run()
     switch = None if cause is None else cause.switch
@@ -286,9 +286,9 @@ def try_trial(trial: Trial) -> Outcome:
 
 
 def _margin(report: Report) -> float:
-    """The largest failing error over its gate; where equality has to be exact, over the gate of float64.
+    """Return the largest ratio of a failing error to its gate (the float64 gate where equality must be exact).
 
-    Rows of derivatives do not count: a check has them only where a gradient of the loss is wrong.
+    Rows of derivatives are ignored: a check has them only where a gradient of the loss is wrong.
     """
     exact = Gates().f64
     failed = [row for row in report.failures if row.precision != "float32" or row.kind == "weights"]
@@ -299,18 +299,18 @@ def _margin(report: Report) -> float:
 
 
 def try_unmutated(family: str, seed: int, gates: Gates | None = None) -> tuple[str, str | None]:
-    """(what was run, what was wrongly reported): a correct pair with weights and inputs drawn from `seed`."""
+    """Check a correct pair with weights and inputs drawn from `seed`; return (name, false alarm or None)."""
     name, every, training = f"{family}, seed {seed}", seed < FULL_SEEDS, seed < TRAINED_SEEDS and trains(family)
     options: dict[str, Any] = {"rules": rules_of(family), "backward": every, "float32": every, "training": training}
     try:
         report = judge(*make(family, seed), gates=gates, **options)
-    except Exception as error:  # a right pair that is refused, or crashes, is a false alarm like any other
+    except Exception as error:  # a correct pair that is rejected or crashes is also a false alarm
         return name, f"{name}: {type(error).__name__}: {error}"
     worst: Any = max(report.failures, key=lambda row: row.error, default=None)
     return name, None if report.passed else f"{name}: {worst.name} [{worst.kind}, {worst.mode}] {worst.error:.1e}"
 
 
 def try_correct(trial: Trial) -> tuple[str, str | None]:
-    """The same for an optimiser or a schedule that is set up rightly."""
+    """As `try_unmutated`, for a correctly configured optimizer or schedule."""
     error, gate, _ = trial.run()
     return trial.name, f"{trial.name}: {error:.1e}" if error > gate else None

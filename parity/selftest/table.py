@@ -1,4 +1,4 @@
-"""The self-test as tables."""
+"""Self-test results as tables."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from parity.selftest.run import MARGIN, Selftest
 
 
 def table(selftest: Selftest) -> Group:
-    """One line per mutation, one per group and per false alarm."""
+    """Return tables with one line per mutation, per group and per false alarm."""
     return Group(_mutations(selftest), _groups(selftest))
 
 
 def verdict(selftest: Selftest) -> str:
-    """One line."""
+    """Return the verdict as one line."""
     outcomes = selftest.outcomes
     caught = sum(outcome.caught for outcome in outcomes)
     text = (

@@ -1,4 +1,4 @@
-"""Mistakes in carrying weights over, and in the layout of the data."""
+"""Mistakes in the conversion of weights, and in the layout of the data."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training in both frameworks at once: the same batches, draws, optimiser and schedule, step by step."""
+"""Training in both frameworks in parallel: the same batches, draws, optimizer and schedule, step by step."""

@@ -1,4 +1,4 @@
-"""How a pair is trained: optimiser, schedule, loss and moving average, each written in both frameworks."""
+"""Training configuration of a pair of models: optimizer, schedule, loss and moving average in both frameworks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import optax
 import torch
 
 Flat = dict[str, jax.Array]
-"""Flax's arrays by dotted name."""
+"""Flax arrays by dotted name."""
 
 TorchOptimizer = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]
 
@@ -27,7 +27,7 @@ class Average(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingLoss:
-    """A scalar of a model's output and the batch's targets, once per framework."""
+    """A scalar loss of the model's output and the batch's targets, as one function per framework."""
 
     torch: Callable[[Any, torch.Tensor], torch.Tensor]
     jax: Callable[[Any, jax.Array], jax.Array]
@@ -35,14 +35,16 @@ class TrainingLoss:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The same training in both frameworks.
+    """A training configuration in both frameworks.
 
     Attributes:
-        torch: model -> its optimiser and, if the rate changes, its scheduler, which steps after the optimiser.
-        jax: trained parameters -> the optax transformation.
-        jax_rate: the rate that this transformation uses, for the comparison with PyTorch's scheduler.
-        loss: what is minimised.
-        torch_ema, jax_ema: the average of a model's start, and (average, values) -> new average.
+        torch: Function that maps a model to its optimizer and, if the learning rate changes, its scheduler, which
+            steps after the optimizer.
+        jax: Function that maps the trained parameters to an optax transformation.
+        jax_rate: Learning rate of that transformation, for the comparison with PyTorch's scheduler.
+        loss: Loss to minimize.
+        torch_ema: Function that creates the moving average of a model's initial weights.
+        jax_ema: Function that maps (average, values) to the new average.
     """
 
     torch: Callable[[torch.nn.Module], TorchOptimizer]
@@ -54,7 +56,7 @@ class Training:
 
 
 def classification(smoothing: float = 0.1) -> TrainingLoss:
-    """Mean cross entropy of logits (B, K) with labels (B,), smoothed; of several outputs the mean of their losses."""
+    """Mean cross entropy of logits (B, K) with smoothed labels (B,); for several outputs, the mean of their losses."""
 
     def in_torch(output: Any, labels: torch.Tensor) -> torch.Tensor:
         heads = output if isinstance(output, tuple) else (output,)
@@ -81,15 +83,15 @@ def adamw(
     ema_decay: float | None = None,
     loss: TrainingLoss | None = None,
 ) -> Training:
-    """`torch.optim.AdamW` and `optax.adamw`, for any pair.
+    """Return a training with `torch.optim.AdamW` and `optax.adamw`, for any pair of models.
 
     Args:
-        decays: whether a tensor of this shape decays.
-        factor, schedule: both or neither: what PyTorch's `LambdaLR` multiplies `lr` with at a step, and optax's rate.
-        ema_decay: average by `torch.optim.swa_utils` and `optax.incremental_update`.
+        decays: Function that returns whether weight decay applies to a tensor of the given shape.
+        factor, schedule: Factor of `lr` at a step for PyTorch's `LambdaLR`, and the optax schedule; both or neither.
+        ema_decay: Decay of the moving average by `torch.optim.swa_utils` and `optax.incremental_update`.
 
     Raises:
-        ValueError: only one of `factor` and `schedule` is given.
+        ValueError: Only one of `factor` and `schedule` is given.
     """
     if (factor is None) != (schedule is None):
         raise ValueError("a schedule needs both of factor (PyTorch's) and schedule (optax's)")
@@ -121,14 +123,14 @@ def adamw(
 
 
 class SwaAverage:
-    """The moving average of `torch.optim.swa_utils` over a `state_dict`, from its start; integers are just kept."""
+    """Moving average of a `state_dict` by `torch.optim.swa_utils`, from its initial values; integers are unchanged."""
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         self._merge = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
 
     def update(self, model: torch.nn.Module) -> None:
-        """Takes the model's present values into the average."""
+        """Update the average with the model's current values."""
         values = model.state_dict()
         names = [name for name, value in self.state.items() if value.is_floating_point()]
         self._merge([self.state[name] for name in names], [values[name] for name in names], 1)

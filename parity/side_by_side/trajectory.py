@@ -1,22 +1,22 @@
-"""Training side by side: the same optimiser on the same batches in both frameworks, step by step.
+"""Training side by side: the same optimizer on the same batches in both frameworks, step by step.
 
-The measure is the distance between the two sets of weights over the distance travelled, norms over all trained
-parameters at once:
+The metric is the distance between the two sets of weights relative to the distance travelled, with norms over all
+trained parameters together:
 
     ||w_jax - w_torch|| / ||w_torch - w_start||
 
-- Over the distance travelled, because in a few steps weights move by a per mille of their length: a wrong optimiser
-  hides in ||w_jax - w_torch|| / ||w_torch||, and here it shows as about 1.
-- Over all parameters, because Adam divides by the size of the gradient. Where a gradient is zero by structure (the
-  bias of keys under a softmax), it is rounding alone, and Adam turns it into a step of any direction: the figure of
-  that tensor says nothing, while in the whole norm such elements weigh what they weigh in training.
-- In float64 rounding starts near 1e-16 and grows by Adam's division and by the curvature of the loss, some orders
-  of magnitude below the gate of 1e-10; a mistake in the algorithm starts above 1e-6.
-- In float32 no figure can be derived, so PyTorch itself is the yardstick: its own float32 run strays from its float64
-  run by some distance; JAX's may stray three times as far, and never more than 1e-3. One thing is known and derived:
+- Relative to the distance travelled, because weights change by about 0.1 % in a few steps: a wrong optimizer is hardly
+  visible in ||w_jax - w_torch|| / ||w_torch||, but gives about 1 here.
+- Over all parameters, because Adam divides by the size of the gradient. A structurally zero gradient (the bias of keys
+  under a softmax) is pure rounding error, and Adam turns it into a step of arbitrary direction. The ratio of that
+  tensor alone is meaningless, while in the norm over all parameters its elements have their actual weight.
+- In float64 rounding starts near 1e-16 and grows through Adam's division and the curvature of the loss, but stays some
+  orders of magnitude below the gate of 1e-10; a mistake in the algorithm starts above 1e-6.
+- In float32 no gate can be derived, so PyTorch is the reference: JAX's float32 run may be three times as far from
+  PyTorch's float64 run as PyTorch's own float32 run, and never more than 1e-3. One systematic term is derived:
   optax computes Adam's bias correction 1 - b2^t in the parameters' precision, PyTorch in double. float32 rounds b2 by
-  at most 2^-25 and the power once more, which moves 1 - b2^t by 2^-24 / (1 - b2) of itself, and the step by half of
-  that: 3e-5 of the way with b2 = 0.999, in one direction, whatever the model. That much is added.
+  at most 2^-25 and the power once more, which changes 1 - b2^t by a relative 2^-24 / (1 - b2), and the step by half of
+  that: 3e-5 of the distance with b2 = 0.999, in one direction, whatever the model. This amount is added to the gate.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ from parity.training_mode.train_mode import silenced
 Arrays = dict[str, np.ndarray]
 
 Batch = tuple[Sequence[np.ndarray], np.ndarray]
-"""Inputs as PyTorch's model takes them, and targets."""
+"""Inputs in the PyTorch model's layout, and targets."""
 
 
 class Step(NamedTuple):
-    """The figures of one step; see `parity.report.findings.Trajectory`."""
+    """Measurements of one step; see `parity.report.findings.Trajectory`."""
 
     loss_torch: float
     loss_jax: float
@@ -67,8 +67,8 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingGates:
-    """The largest distances that pass (see Trajectory for the first four; `floor32` is derived above), and `exact` for
-    the schedule and the moving average, which have no room for more than a few roundings.
+    """Largest distances that pass (see `Trajectory` for the first four; `floor32` is derived above), and `exact`, the
+    gate of the schedule and the moving average, which allows only a few roundings.
     """
 
     distance64: float = 1e-10
@@ -80,11 +80,11 @@ class TrainingGates:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingProof:
-    """What training side by side showed.
+    """Result of training side by side.
 
-    `rows` are of kind "decay mask" (how many names differ), "schedule", "average", and "step": after the first step,
-    each parameter's share of the distance between the frameworks over the whole distance travelled. `causes` tell what
-    is wrong with the schedule or the optimiser, where one switch of AdamW explains it.
+    `rows` have the kinds "decay mask" (number of names that differ), "schedule", "average", and "step": after the first
+    step, the distance between the frameworks in each parameter, relative to the total distance travelled. `causes`
+    name the mistake in the schedule or the optimizer if a single switch of AdamW explains it.
     """
 
     rows: tuple[Row, ...]
@@ -97,7 +97,7 @@ class TrainingProof:
         return bool(self.rows) and all(row.passed for row in self.rows) and self.trajectory.passed
 
     def to_json(self, settings: Mapping[str, Any] | None = None) -> str:
-        """Every figure, the settings and the environment; figures that are not finite are strings."""
+        """Return all measurements, the settings and the environment as JSON; non-finite numbers become strings."""
         payload = {
             "schema": 1,
             "passed": self.passed,
@@ -121,18 +121,18 @@ def train_side_by_side(
     gates: TrainingGates | None = None,
     progress: Callable[[int, Step], None] | None = None,
 ) -> TrainingProof:
-    """Trains copies of both models in float64 and in float32 on the same batches, dropout off, and compares.
+    """Train copies of both models in float64 and in float32 on the same batches, without dropout, and compare them.
 
     Args:
-        torch_model, jax_model: the pair, with the same weights (see `parity.torch_to_jax`).
-        make_batch: the batch of step 0, 1 ...
-        steps: how many.
-        training: optimiser, schedule, loss and average in both frameworks (see `parity.side_by_side.optimizers`).
-        rules: what the pair needs besides the built-in rules.
-        progress: called after each step with its number (from 1) and figures.
+        torch_model, jax_model: Pair of models with the same weights (see `parity.torch_to_jax`).
+        make_batch: Function that returns the batch of a step (0, 1, ...).
+        steps: Number of optimizer steps.
+        training: Optimizer, schedule, loss and average in both frameworks (see `parity.side_by_side.optimizers`).
+        rules: Rules of this pair in addition to the built-in rules.
+        progress: Function called after each step with its number (from 1) and measurements.
 
     Raises:
-        ValueError: the models cannot be compared, or nothing was: no step, or weights that never moved.
+        ValueError: The models cannot be compared, `steps` is less than 1, or the weights never moved.
     """
     if steps < 1:
         raise ValueError(f"training takes at least one step, got {steps}")
@@ -179,7 +179,7 @@ def train_side_by_side(
 
 
 class TorchTrainer:
-    """A copy of the PyTorch model in training, in one precision."""
+    """A copy of the PyTorch model that is trained in one precision."""
 
     def __init__(self, model: torch.nn.Module, precision: str, training: Training) -> None:
         self.side = TorchSide.of(model, precision, training=True)
@@ -190,11 +190,11 @@ class TorchTrainer:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step, of the first parameter group."""
+        """Learning rate of the first parameter group for the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch) -> float:
-        """One step; the loss before it."""
+        """Run one step and return the loss before it."""
         inputs, target = self.side.inputs(batch[0]), self.side.inputs([batch[1]])[0]
         self.optimizer.zero_grad()
         loss = self.loss.torch(self.model(*inputs), target)
@@ -203,18 +203,18 @@ class TorchTrainer:
         return loss.item()
 
     def advance(self) -> None:
-        """The optimiser's step on the gradients that there are, and the scheduler's."""
+        """Step the optimizer with the current gradients, then the scheduler."""
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
 
     def weights(self) -> Arrays:
-        """The trained parameters at this moment."""
+        """Return a copy of the trained parameters."""
         return {name: to_numpy(p).copy() for name, p in self.trained.items()}
 
 
 class JaxTrainer:
-    """A copy of the flax model in training, in one precision; `trained` are PyTorch's names."""
+    """A copy of the flax model that is trained in one precision; `trained` are PyTorch's parameter names."""
 
     def __init__(
         self, model: nnx.Module, precision: str, training: Training, ledger: Ledger, trained: Collection[str]
@@ -235,7 +235,7 @@ class JaxTrainer:
             self.opt_state = self.tx.init(self.params)
 
         def loss(params: dict, rest: nnx.State, inputs: Sequence[jax.Array], target: jax.Array) -> Any:
-            own = jax.tree.map(lambda x: x, rest)  # variables of this trace, so that running statistics can change
+            own = jax.tree.map(lambda x: x, rest)  # variables of this trace, so that running statistics can be updated
             module: Any = nnx.merge(graphdef, named(template, lambda name, _: params[name]), own)
             value = training.loss.jax(module(*inputs), target)
             parts: Any = nnx.split(module, is_trained, ...)
@@ -248,18 +248,18 @@ class JaxTrainer:
 
         template = params
         quick = precision == "float64" and jax.default_backend() == "cpu"
-        # As in parity.runs.jax_side: without XLA's optimiser no digit changes that the gate sees, and compiling is
-        # quick.
+        # As in parity.runs.jax_side: without XLA's optimizations compilation is faster, and no digit that the gate
+        # resolves changes.
         self._compiled = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0} if quick else None)
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step`, from 0."""
+        """Return the learning rate of step `step`, counted from 0."""
         with self.side.switches():
             rate = self.training.jax_rate
             return float(rate(jnp.asarray(step, jnp.int32)) if callable(rate) else rate)
 
     def step(self, batch: Batch) -> float:
-        """One step; the loss before it."""
+        """Run one step and return the loss before it."""
         self.side.input_axes = [input_axes(x.ndim) for x in batch[0]]
         with self.side.switches():
             inputs, target = self.side.inputs(batch[0]), self.side._array(batch[1])
@@ -268,13 +268,13 @@ class JaxTrainer:
         return float(loss)
 
     def weights(self) -> Arrays:
-        """The trained parameters at this moment, by PyTorch's names and in its layouts."""
+        """Return the trained parameters with PyTorch's names and layouts."""
         return torch_arrays(self.ledger, {name: np.asarray(array) for name, array in self.params.items()})
 
 
 @dataclasses.dataclass
 class Averages:
-    """The moving averages of both frameworks, fed with the same weights: PyTorch's."""
+    """The moving averages of both frameworks, updated with the same weights: PyTorch's."""
 
     training: Training
     ledger: Ledger
@@ -291,7 +291,7 @@ class Averages:
         return found
 
     def update(self, model: torch.nn.Module) -> None:
-        """Takes the model's present weights into both, and compares."""
+        """Update both averages with the model's current weights, and compare them."""
         if self.torch is None or self.training.jax_ema is None:
             return
         self.torch.update(model)
@@ -315,10 +315,10 @@ class Averages:
 
 
 def distance(a: Arrays, b: Arrays) -> float:
-    """||a - b|| over all tensors, in float64.
+    """Return ||a - b|| over all tensors, in float64.
 
     Raises:
-        ValueError: the names differ.
+        ValueError: The names differ.
     """
     if a.keys() != b.keys():
         raise ValueError(f"these tensors are on one side only: {', '.join(sorted(a.keys() ^ b.keys()))}")
@@ -326,7 +326,7 @@ def distance(a: Arrays, b: Arrays) -> float:
 
 
 def _step_rows(theirs: Arrays, ours: Arrays, travelled: float, gates: TrainingGates) -> list[Row]:
-    """Each parameter's share of the distance after the first step."""
+    """Return one row per parameter: its part of the distance after the first step."""
     shares = {name: relative(norm(theirs[name] - ours[name]), travelled) for name in ours}
     return [Row(name, "step", "train", "float64", share, gates.distance64) for name, share in shares.items()]
 
@@ -337,20 +337,20 @@ def _schedule_row(rates: Sequence[tuple[float, float]], gates: TrainingGates) ->
 
 
 def _mask_row(ours: set[str], theirs: set[str]) -> Row:
-    """How many parameters decay in one framework only."""
+    """Return a row with the number of parameters that decay in only one framework."""
     only = [f"{name} decays only in PyTorch" for name in sorted(ours - theirs)]
     only += [f"{name} decays only in JAX" for name in sorted(theirs - ours)]
     return Row("", "decay mask", "train", "float64", float(len(only)), 0.0, note="; ".join(only))
 
 
 def _decayed_torch(trainer: TorchTrainer, training: Training, steps: int) -> set[str]:
-    """What decays, by what the optimiser does: ones with zero gradients move in no other way."""
+    """Return the names of decayed parameters: with zero gradients, parameters set to one change only by decay."""
     probe = TorchTrainer(copy.deepcopy(trainer.model), "float64", training)
     with torch.no_grad():
         for p in probe.trained.values():
             p.fill_(1.0)
             p.grad = torch.zeros_like(p)
-    for _ in range(steps):  # a warm-up from zero decays nothing at first
+    for _ in range(steps):  # with a warm-up from a rate of zero, the first steps do not decay
         probe.advance()
         moved = {name for name, p in probe.trained.items() if bool((p != 1.0).any())}
         if moved:
@@ -359,7 +359,7 @@ def _decayed_torch(trainer: TorchTrainer, training: Training, steps: int) -> set
 
 
 def _decayed_jax(trainer: JaxTrainer, ledger: Ledger, steps: int) -> set[str]:
-    """As `_decayed_torch`, by PyTorch's names."""
+    """Return the same as `_decayed_torch` for JAX, with PyTorch's names."""
     with trainer.side.switches():
         params = {name: jnp.ones_like(p) for name, p in trainer.params.items()}
         grads, state = jax.tree.map(jnp.zeros_like, params), trainer.opt_state

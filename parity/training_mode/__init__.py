@@ -1,0 +1,1 @@
+"""Training mode with the same random draws on both sides."""

@@ -1,4 +1,4 @@
-"""What the random draws of both models show, as rows and causes."""
+"""Rows and causes for the comparison of both models' random draws."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from parity.random_draws.matching import SAME_PROBABILITY, Match, Matching, Site
 from parity.report.findings import Cause
 
 LAWS = ("dropout rate", "dropout draws", "random draw")
-"""Kinds of these rows."""
+"""Kinds of rows on random draws."""
 
 
 def draw_rows(matching: Matching, theirs: Sequence[Site], unknown: Sequence[str]) -> list[Row]:
-    """One or two rows for each pair of draws, one for each that stands alone.
+    """Return one or two rows for each pair of draws, and one for each draw without a partner.
 
     Args:
-        matching: the draws in pairs.
-        theirs: all draws of JAX.
-        unknown: lines of JAX's source that draw what cannot be handed out.
+        matching: Pairs of draws.
+        theirs: All draws of JAX.
+        unknown: Lines of JAX's source with draws whose values cannot be replaced.
     """
     rows = [row for pair in (*matching.matches, *matching.rates, *matching.sizes) for row in _pair_rows(pair)]
     rows += [_alone(site, "PyTorch", "JAX", matching.jax_constant) for site in matching.torch_only]
@@ -42,7 +42,7 @@ def _masks(pair: Match) -> bool:
 
 
 def _pair_rows(pair: Match) -> list[Row]:
-    """The probability (of masks), then how many numbers are drawn."""
+    """Return rows that compare the probability (for masks) and the number of values drawn."""
     ours, theirs = pair.torch, pair.jax
     rows = []
     if _masks(pair):
@@ -67,7 +67,7 @@ def _alone(site: Site, here: str, there: str, constant: Sequence[Site]) -> Row:
 
 
 def threshold_rows(found: Sequence[tuple[Match, int, int]]) -> list[Row]:
-    """Of what `parity.training_mode.effects.other_thresholds` finds."""
+    """Return rows for the result of `parity.training_mode.effects.other_thresholds`."""
     text = "the same uniform numbers have another effect in {} of {} trials: another rate, or another use of them"
     return [
         _row(pair.torch.name, "dropout rate", wrong / trials, text.format(wrong, trials))
@@ -76,6 +76,6 @@ def threshold_rows(found: Sequence[tuple[Match, int, int]]) -> list[Row]:
 
 
 def draw_causes(rows: Sequence[Row]) -> tuple[Cause, ...]:
-    """A difference of the laws is its own cause."""
+    """Return a cause for each failing row: a difference between distributions is its own cause."""
     failed = [row for row in rows if row.kind in LAWS and not row.passed]
     return tuple(Cause(row.name, row.kind, row.note, row.error, 0.0) for row in failed)

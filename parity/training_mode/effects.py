@@ -1,7 +1,8 @@
-"""What draws do to the outputs: which belong together where program order does not tell, and where masks begin.
+"""Effects of random draws on the outputs, used to pair draws that program order leaves ambiguous and to compare the
+thresholds of masks.
 
-All masks keep everything but one, on both sides: the outputs then tell which draw of the one model is which of the
-other, and how its numbers have to be laid out, whatever the modules around are called.
+All draws on both sides are neutral except one. The outputs then identify the corresponding draw of the other model and
+the layout of its values, independent of module names.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 
 SAME = 1e-10
-"""Relative distance of outputs (float64) that one draw moved alike."""
+"""Maximum relative distance of outputs (float64) on which two draws have the same effect."""
 
 LIMIT = 64
-"""The most draws that are told apart so: each costs a forward pass of both models."""
+"""Maximum number of draws to pair by effect: each costs a forward pass of both models."""
 
 Outputs = Callable[[Handed], list[np.ndarray]]
 
 
 def paired_by_effect(matching: Matching, ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray]) -> Matching:
-    """The matching with partners exchanged, and numbers laid out, as their effects tell; itself where they do not."""
+    """Return the matching with ambiguous partners and layouts resolved by their effects, or unchanged if impossible."""
     groups = _ambiguous(matching.matches)
     if not groups or sum(map(len, groups)) > LIMIT:
         return matching
@@ -60,15 +61,16 @@ def paired_by_effect(matching: Matching, ours: TorchSide, theirs: JaxSide, array
 
 
 TRIALS, FINE = 64, 256
-"""The most trials for one draw, and how many numbers between 0 and 1 are tried altogether."""
+"""Maximum number of trials for one draw, and total number of values between 0 and 1 to try."""
 
 
 def other_thresholds(
     matching: Matching, ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray]
 ) -> list[tuple[Match, int, int]]:
-    """Pairs of draws that do not do the same for all numbers: (pair, in how many trials, of how many).
+    """Return pairs of draws that have different effects for some values: (pair, differing trials, trials).
 
-    Where a mask is made of uniform numbers nothing says at which of them, and few numbers hit few of the differences.
+    The threshold of a mask computed from uniform numbers is unknown, and a small draw samples few values, so several
+    trials are needed to reveal a difference.
     """
     pairs = [pair for pair in matching.matches if _threshold_unknown(pair)]
     if not pairs:
@@ -93,7 +95,7 @@ def _threshold_unknown(pair: Match) -> bool:
 
 
 def _spread(match: Match, site: Site, trial: int, trials: int) -> np.ndarray:
-    """Numbers at `site` that fill the gaps between those of the other trials."""
+    """Return numbers at `site` that lie between those of the other trials."""
     if match.torch is not site:
         return drawn(match)
     n = site.size
@@ -102,7 +104,7 @@ def _spread(match: Match, site: Site, trial: int, trials: int) -> np.ndarray:
 
 
 def _ambiguous(matches: Sequence[Match]) -> list[list[Match]]:
-    """Pairs that could have been made otherwise."""
+    """Return groups of pairs whose partners or layouts are ambiguous."""
     groups: list[list[Match]] = []
     for pair in matches:
         group = next((g for g in groups if moves(g[0].torch, pair.jax) and moves(pair.torch, g[0].jax)), None)
@@ -114,7 +116,7 @@ def _ambiguous(matches: Sequence[Match]) -> list[list[Match]]:
 
 
 def _told_apart(matching: Matching, group: list[Match], ours: Outputs, theirs: Outputs) -> list[Match]:
-    """The group's draws of PyTorch, each with the draw of JAX that does the same."""
+    """Pair each of the group's PyTorch draws with the JAX draw that has the same effect; else return `group`."""
     left = [pair.jax for pair in group]
     found = []
     for pair in group:
@@ -136,12 +138,12 @@ def _told_apart(matching: Matching, group: list[Match], ours: Outputs, theirs: O
 
 
 def _one(match: Match, site: Site) -> np.ndarray:
-    """Numbers that drop something at `site` alone."""
+    """Return numbers that drop elements at `site` only."""
     return numbers(site, site.law.keep) if match.torch is site else neutral(match.torch)
 
 
 def _moved(matching: Matching, source: Site, target: Site, move: Move) -> Handed:
-    """JAX's numbers: those of PyTorch's draw `source` at `target`, nothing dropped elsewhere."""
+    """Return JAX's numbers: those of PyTorch's draw `source` at `target`, neutral ones elsewhere."""
     given = [(m.jax, m.moves[0](neutral(m.torch), m.torch.law.kind)) for m in matching.matches if m.jax is not target]
     return to_jax(matching, [*given, (target, move(numbers(source, source.law.keep), source.law.kind))])
 
@@ -149,7 +151,7 @@ def _moved(matching: Matching, source: Site, target: Site, move: Move) -> Handed
 def _apart(given: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
     if len(given) != len(wanted):
         return np.inf
-    # Layouts may differ; sorted numbers do not depend on them.
+    # Layouts may differ, so compare sorted values.
     pairs = [(np.sort(a, axis=None), np.sort(b, axis=None)) for a, b in zip(given, wanted, strict=True)]
     if any(a.size != b.size for a, b in pairs):
         return np.inf

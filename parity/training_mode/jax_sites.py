@@ -1,4 +1,4 @@
-"""The random draws of a flax model, recorded: which there are, with which keys, and what is not known here."""
+"""Record the random draws of a flax model: call sites, keys, and unsupported random operations."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LIBRARIES = (
     *(f"{os.path.dirname(module.__file__ or '')}{os.sep}" for module in (jax, flax)),
     contextlib.__file__,
 )
-"""Where source files lie that no model is in, besides this package's own folder."""
+"""Paths of library sources, which contain no model, in addition to this package's own folder."""
 
 UNKNOWN = ("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "threefry2x32")
-"""Operations of a program that draw."""
+"""JAX primitives that draw random numbers in a way that is not intercepted."""
 
 
 class Recorder:
-    """Records draws; `seen` gets, as the program runs, the key and the probability of each."""
+    """Records draws; when the program runs, `seen` receives the key and the probability of each draw."""
 
     def __init__(self, model: nnx.Module) -> None:
         self.sites: list[Site] = []
@@ -76,9 +76,9 @@ class Recorder:
 
 
 def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], list[str]]:
-    """The draws of one forward pass, and lines of source that draw what is not known here.
+    """Return the draws of one forward pass, and source lines with unsupported random operations.
 
-    It runs twice, to see what is drawn anew each time. Only what draws depend on is computed.
+    The pass runs twice to detect keys that do not change. Only the dependencies of the draws are computed.
     """
     with side.switches(), jax.disable_jit(False):
         graphdef, state = nnx.split(side.model)
@@ -106,7 +106,7 @@ def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], 
 
 
 def _completed(site: Site, place: int, first: Any, second: Any) -> Site:
-    """With what running it twice shows."""
+    """Return the site with the keys and the probability observed in the two runs."""
     times, again = (seen.get(place, [(None, None)]) for seen in (first, second))
     key, p = times[0]
     keys = tuple(key.hex() for key, _ in times if key is not None)
@@ -116,13 +116,13 @@ def _completed(site: Site, place: int, first: Any, second: Any) -> Site:
         law=dataclasses.replace(site.law, keep=p if known else None) if site.law.keep is None else site.law,
         state=None if key is None else key.hex(),
         constant=key is not None and key == again[0][0],
-        # One key for all times is one draw: the same numbers.
+        # A key that is the same at every call yields the same numbers: one draw.
         keys=keys if len(set(keys)) > 1 else (),
     )
 
 
 def _unknown(jaxpr: Any) -> Iterator[str]:
-    """Lines of source of a program that draw in other ways."""
+    """Yield the source lines of a program that draw random numbers by an unsupported primitive."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name in UNKNOWN:
             frames = equation.source_info.traceback.frames if equation.source_info.traceback else ()

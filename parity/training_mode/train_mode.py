@@ -1,8 +1,9 @@
-"""Training mode, proven with the same draws on both sides.
+"""Compare training mode with the same random draws on both sides.
 
-Random numbers of two frameworks never agree, so whatever a model draws in training (dropout in any spelling, stochastic
-depth, noise) is handed out instead, the same numbers to both. What they would draw is compared by its law: the
-probability, and how many numbers one draw has, which says what shares one. See `parity.random_draws.matching`.
+The random numbers of two frameworks never agree, so every random draw in training (any form of dropout, stochastic
+depth, noise) is replaced by numbers shared between both models. The draws themselves are compared by distribution: the
+probability, and the number of values per draw, which shows which elements share a value. See
+`parity.random_draws.matching`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from parity.training_mode.effects import other_thresholds, paired_by_effect
 from parity.training_mode.jax_sites import jax_sites
 
 RATES = ("p", "drop_prob", "rate")
-"""What PyTorch modules call their dropout rate: torch's, timm's, ours."""
+"""Attribute names of the dropout rate in PyTorch modules: torch's, timm's, this project's."""
 
 
 def training_rows(
@@ -58,15 +59,16 @@ def training_rows(
     apply: Apply = positional,
     design: Design | None = None,
 ) -> tuple[list[Row], tuple[Cause, ...]]:
-    """Laws of the random draws; then, with shared numbers, loss, gradients and updated buffers in training mode.
+    """Compare the distributions of random draws, and with shared draws loss, gradients and updated buffers.
 
-    With the causes of what is wrong there, as far as it can be told.
+    Returns:
+        The rows, and the causes of failures as far as they can be determined.
     """
     run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply, design)
     try:
         pairing = run.paired(rules)
         matching, rows = run.draws(rules)
-    except Exception as error:  # in evaluation mode both models ran, and could be paired
+    except Exception as error:  # a failure, since in evaluation mode both models ran and were paired
         return [_structure_row("", str(error) if isinstance(error, ValueError) else first_line(error))], ()
     rows += [_structure_row(name, why) for name, why in pairing.different]
     if not pairing.comparable:
@@ -116,17 +118,17 @@ class _Training:
         return JaxSide.of(self.jax_model, precision, self.axes, training=True, apply=self.apply, design=self.design)
 
     def paired(self, rules: Rules) -> Pairing:
-        """The calls of both models in training mode, while nothing is dropped.
+        """Pair the calls of both models in training mode, with random draws disabled.
 
         Raises:
-            ValueError: they do not answer to each other.
+            ValueError: The calls do not correspond.
         """
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         with quiet_torch(ours.model), quiet_jax():
             return pair_calls(ours, theirs, self.arrays, rules, self.torch_model)
 
     def draws(self, rules: Rules) -> tuple[Matching, list[Row]]:
-        """Which draws belong together, and how their laws differ."""
+        """Pair the random draws of both models and compare their distributions."""
         side = self.torch_side("float64")
         ours = torch_sites(side.model, lambda: side.apply(side.model, side.inputs(self.arrays)))
         theirs, unknown = jax_sites(self.jax_side("float64"), self.arrays)
@@ -144,19 +146,19 @@ class _Training:
         return wanted, given
 
     def double(self, loss: Loss, ours: Handed, theirs: Handed) -> tuple[list[Row], Gradients]:
-        """Loss and gradients in float64; with PyTorch's."""
+        """Compare loss and gradients in float64; also return PyTorch's gradients."""
         wanted, given = self._gradients("float64", loss, ours, theirs)
         return gradient_rows(wanted, given, self.gates, mode="train"), wanted
 
     def single(
         self, pairing: Pairing, loss: Loss, oracle: Gradients, ours: Handed, theirs: Handed, *, holds: bool
     ) -> list[Row]:
-        """Loss and gradients in float32, against float64's. `holds`: whether they are equal in float64."""
+        """Compare loss and gradients in float32 with float64. `holds`: whether the float64 comparison passed."""
         found = self._gradients("float32", loss, ours, theirs)
         rows = float32_gradient_rows(oracle, *found, self.gates, mode="train")
         if all(row.passed for row in rows):
             return rows
-        # Measured only where it may matter, as in evaluation mode.
+        # Measured only if it can change the verdict, as in evaluation mode.
         side, shifted = functools.partial(self.torch_side, "float64"), None
         shaken = shaken_gradients(side(), self.arrays, loss, ours)
         if holds:
@@ -167,7 +169,7 @@ class _Training:
         return float32_gradient_rows(oracle, *found, self.gates, mode="train", shaken=shaken, shifted=shifted)
 
     def layers(self, pairing: Pairing, ours: Handed, theirs: Handed) -> list[Row]:
-        """What every module computes from the reference's inputs, in float64: those that are wrong."""
+        """Compare every module's output for the reference's inputs in float64; return the failing rows."""
         oracle = self.torch_side("float64").forward(self.arrays, draws=ours)
         references = {pair.jax: pair.reference(oracle[pair.torch]) for pair in pairing.pairs}
         calls = self.jax_side("float64").forward(self.arrays, references, draws=theirs)
@@ -175,7 +177,7 @@ class _Training:
         return [row for row in rows if not row.passed]
 
     def buffers(self, pairing: Pairing, ours: Handed, theirs: Handed) -> tuple[list[Row], list[Cause]]:
-        """What a forward pass changes, running statistics above all, and why it differs."""
+        """Compare the buffers that a forward pass changes, mainly running statistics, and find the causes."""
         after, side = self.torch_side("float64"), self.jax_side("float64")
         after.forward(self.arrays, draws=ours, only=())
         moved = _moved(self.ledger, self.torch_model, after.model, side)
@@ -194,7 +196,7 @@ def _statistics_causes(
     wrong: Sequence[Entry],
     shapes: Any,
 ) -> list[Cause]:
-    """By which rule running statistics move in JAX, from one step of both."""
+    """Determine from one step the update rule of JAX's running statistics."""
     modules, old, new = dict(after.named_modules()), before.state_dict(), after.state_dict()
     causes = []
     for entry in wrong:
@@ -211,14 +213,14 @@ def _statistics_causes(
 
 
 def _momentum(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: str) -> float | None:
-    """The weight of the new value: with momentum None, PyTorch's mean over all batches gives it 1 / their number."""
+    """Return the weight of the new value; with momentum None, PyTorch averages all batches: 1 / number of batches."""
     counted = state.get(f"{path}.num_batches_tracked")
     momentum = getattr(module, "momentum", None)
     return 1.0 / (int(counted) + 1) if momentum is None and counted is not None else momentum
 
 
 def _says_more(other: Cause, cause: Cause) -> bool:
-    """Whether another cause of the same module names this one's switch and another one."""
+    """Return whether another cause of the same module includes this cause's switch and a further one."""
     return other.module == cause.module and cause.switch in other.switch and cause.switch != other.switch
 
 
@@ -227,7 +229,7 @@ def _rate_name(module: torch.nn.Module) -> str | None:
 
 
 def silenced(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) -> tuple[torch.nn.Module, nnx.Module]:
-    """Copies of both models whose dropouts do nothing."""
+    """Return copies of both models with all dropout rates set to 0."""
     torch_copy, jax_copy = copied(torch_model), nnx.clone(jax_model)
     dropouts = {
         ".".join(map(str, path)): module
@@ -244,7 +246,7 @@ def silenced(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) 
 
 
 def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, theirs: JaxSide) -> list[Entry]:
-    """Tensors that PyTorch's forward pass changes in training (running statistics), and JAX's running statistics."""
+    """Return tensors that PyTorch's forward pass changes in training, and JAX's running statistics."""
     old, new = before.state_dict(), after.state_dict()
     statistics = {name for name, v in jax_variables(theirs.model).items() if isinstance(v, nnx.BatchStat)}
 
@@ -257,7 +259,7 @@ def _moved(ledger: Ledger, before: torch.nn.Module, after: torch.nn.Module, thei
 
 
 def _changes(entry: Entry, theirs: JaxSide, updated: Mapping[str, np.ndarray]) -> bool:
-    """Whether JAX's forward pass changes the numbers of a tensor."""
+    """Return whether JAX's forward pass changes the values of a tensor."""
     before = np.asarray(jax_variables(theirs.model)[entry.jax][...])
     return before.size > 0 and not np.array_equal(before, updated[entry.jax], equal_nan=before.dtype.kind in "fc")
 

@@ -1,6 +1,7 @@
-"""Images in, prepared examples out: digits, ImageFolder trees, tar and ArrayRecord shards, IDX and CIFAR files.
+"""Data pipeline: readers of digits, ImageFolder trees, tar and ArrayRecord shards, IDX and CIFAR files; augmentation.
 
-All of it that does not depend on who makes batches of the examples: Grain in `t2t_jax`, a DataLoader in `t2t_torch`.
+Contains everything that is independent of how examples are batched: by Grain in `t2t_jax`, by a DataLoader in
+`t2t_torch`.
 """
 
 from t2t_common.data.augment.transforms import training_image

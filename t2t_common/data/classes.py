@@ -1,4 +1,4 @@
-"""Classes of the data and outputs of a model: brought together by name, never by chance."""
+"""Mapping of the data's classes to the model's outputs, by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BY_NUMBER = "label N of the data is taken for output N of the model"
 
 
 class MappedSource:
-    """The images of another source with other labels: `places[label]` in place of `label`."""
+    """Source that relabels the images of another source: label `n` becomes `places[n]`."""
 
     def __init__(self, source: Source, places: Sequence[int], class_names: Sequence[str]) -> None:
         self.source, self.places = source, list(places)
@@ -36,21 +36,21 @@ class MappedSource:
 def for_head(
     source: Source, num_classes: int, saved: Any = None, named: Sequence[str] | None = None
 ) -> tuple[Source, list[str]]:
-    """`source` with the labels of a head's outputs, and what its user should know of that.
+    """Return `source` with labels that match the head's outputs, and notes for the user.
 
-    Its classes are found by name among those of the weights, else among those that the user names, else among
-    ImageNet-1k's where nothing is named and there are 1000 outputs. Labels are taken as they are only where names are
-    missing on one side, or where the data numbers ImageNet's classes.
+    Classes are looked up by name among those of the weights, else among those given by the user, else among those of
+    ImageNet-1k if no names are known and there are 1000 outputs. Labels are kept as they are only if one side has no
+    names or if the data numbers ImageNet's classes.
 
     Args:
-        source: the images.
-        num_classes: outputs of the head.
-        saved: `class_names` in the metadata of the weights, if there are any.
-        named: names of the outputs that the user gave.
+        source: Images.
+        num_classes: Number of outputs of the head.
+        saved: `class_names` in the metadata of the weights, if any.
+        named: Names of the outputs given by the user.
 
     Raises:
-        ValueError: both sides name their classes, and some of the data's are none of the model's; or the data has
-            more classes than the head.
+        ValueError: If both sides name their classes and some of the data's are not among the model's, or if the data
+            has more classes than the head.
     """
     data = source.class_names
     given = [names for names in (saved, named) if names and isinstance(names, list | tuple)]
@@ -76,15 +76,16 @@ def for_head(
 def in_order(
     source: Source, class_names: Sequence[str], places: Sequence[int] | None = None
 ) -> tuple[Source, list[str]]:
-    """`source` with its classes numbered as in `class_names`, and what its user should know of that.
+    """Return `source` with its classes numbered as in `class_names`, and notes for the user.
 
     Args:
-        source: the images, whose classes have names.
-        class_names: all of its classes, and maybe others.
-        places: of `match_classes`, where that is known.
+        source: Images with named classes.
+        class_names: Names that include all classes of `source`.
+        places: Result of `match_classes`, if already computed.
 
     Raises:
-        ValueError: not all of its classes are there; or label maps that name classes by other numbers.
+        ValueError: If a class of `source` is missing, or if `source` has label maps that would need other class
+            numbers.
     """
     data = source.class_names or []
     names = [escaped(name) for name in class_names]
@@ -105,17 +106,18 @@ def in_order(
 def for_run(
     train: Source, val: Source, num_classes: int, *, begun: Sequence[str] | None, head: Sequence[str] | None
 ) -> tuple[Source, Source, list[str]]:
-    """Both sources with their classes numbered as the run needs them, and what its user should know of that.
+    """Return both sources with their classes numbered as the run needs them, and notes for the user.
 
     Args:
-        train: the training images.
-        val: the validation images.
-        num_classes: outputs of the model.
-        begun: names of the classes of the run that goes on; they decide.
-        head: those of the classifier that the run starts from, empty where it does not name them; None for a new one.
+        train: Training images.
+        val: Validation images.
+        num_classes: Number of outputs of the model.
+        begun: Class names of the resumed run; they take precedence.
+        head: Class names of the classifier that the run starts from, empty if it does not name them; None for a new
+            classifier.
 
     Raises:
-        ValueError: the data has other classes.
+        ValueError: If the data has other classes.
     """
     sources, notes = [], notes_of(train, val)
     for source in (train, val):
@@ -137,7 +139,7 @@ def for_run(
 
 
 def other_order(stored: Any, here: Sequence[str] | None) -> list[str] | None:
-    """The class names of a run's checkpoint where the data have other ones, or another order; else None."""
+    """Return the class names stored in a run's checkpoint if they or their order differ from the data's, else None."""
     if not stored or here is None or not isinstance(stored, list):
         return None
     names = [escaped(str(name)) for name in stored]
@@ -145,7 +147,7 @@ def other_order(stored: Any, here: Sequence[str] | None) -> list[str] | None:
 
 
 def unmatched(known: Sequence[str], data: Sequence[str]) -> str:
-    """That classes of the data are none of the model's, with both lists, and what to do."""
+    """Return the error message for data classes that the model does not have: both lists and what to do."""
     return (
         f"the classes of the data are not those of the weights ({_lists(known, data)}): rename the class folders, or "
         "give the data a classes.txt"

@@ -1,4 +1,4 @@
-"""Account of training images that cannot be read: counted, named once, fatal beyond a limit."""
+"""Record of unreadable training images: each is counted and reported once; too many raise an error."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from t2t_common.data.images import UnreadableImageError
 from t2t_common.data.readers.sources import Source
 
 NAMED = 20
-"""Names in an error message at most; all of them have been said before."""
+"""Maximum number of names in an error message; all of them have been reported before."""
 
 
 class Unreadable:
-    """The images of a run that could not be read, since this process began.
+    """Unreadable images of a run since this process started.
 
     Attributes:
-        say: gets a line for each of them, once.
+        say: Function called once with a line of text for each unreadable image.
     """
 
     def __init__(self, source: Source, limit: int) -> None:
         """
         Args:
-            source: of the images; names those that cannot be read.
-            limit: how many may be replaced by others.
+            source: Source of the images, used to name unreadable ones.
+            limit: Maximum number of images that may be replaced by others.
         """
         self._source, self._limit = source, limit
         self._found: dict[int, str] = {}
@@ -33,14 +33,14 @@ class Unreadable:
 
     @property
     def names(self) -> list[str]:
-        """In the order of their finding."""
+        """Descriptions of the unreadable images, in the order of discovery."""
         return list(self._found.values())
 
     def account(self, indices: np.ndarray) -> None:
-        """Takes note of what the examples of a batch told; -1 stands for nothing.
+        """Record the unreadable images reported by the examples of a batch; -1 stands for none.
 
         Raises:
-            ValueError: these are more than allowed; the message names them.
+            ValueError: If there are more than allowed; the message names them.
         """
         for index in indices[indices >= 0].tolist():
             if index not in self._found:
@@ -55,7 +55,7 @@ class Unreadable:
             )
 
     def _describe(self, index: int) -> str:
-        try:  # once more, here, as what a worker process learned of it stays there
+        try:  # read again here, as the error message stays in the worker process
             self._source[index]
         except UnreadableImageError as error:
             return str(error)

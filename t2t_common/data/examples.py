@@ -1,8 +1,8 @@
-"""Every example of a run by its number: which image, augmented how; decided by one seed, shuffled anew each epoch.
+"""Examples of a run by their number, with image and augmentation determined by one seed; reshuffled every epoch.
 
-Nothing here depends on who asks, in which order, or how often: threads, workers, a resume and the framework change
-no example. Several processes share the work by rows: of every batch of B images, process p of P prepares rows p B/P to
-(p + 1) B/P, so that all of them together make the batch that one process would.
+Examples do not depend on the caller, the order or the number of accesses: threads, workers, resuming and the framework
+do not change them. Several processes share the work by rows: of every batch of B images, process p of P prepares rows p
+B/P to (p + 1) B/P, so together they make the same batch as a single process.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from t2t_config import Recipe
 Example = dict[str, np.ndarray]
 
 UNREADABLE = "unreadable"
-"""Entry of a training example: indices of images that could not be read, (TRIES,) int64, filled up with -1."""
+"""Key of the indices of unreadable images in a training example, (TRIES,) int64, padded with -1."""
 
 TRIES = 8
-"""Images tried in place of one that cannot be read, itself included; beyond that, the data are broken."""
+"""Maximum number of images tried for one example, including the first; if all fail, the data is considered broken."""
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Whole batches in an epoch; the images left over are others in every epoch.
+    """Return the number of full batches in an epoch; the images left over differ from epoch to epoch.
 
     Raises:
-        ValueError: not even one batch.
+        ValueError: If there are fewer images than `batch_size`.
     """
     if len(source) < batch_size:
         raise ValueError(f"batch_size {batch_size} exceeds the {len(source)} training images: lower it")
@@ -41,10 +41,10 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
-    """Rows of a batch of all processes that one of them prepares.
+    """Return the rows of the global batch that one process prepares.
 
     Raises:
-        ValueError: the batch cannot be shared evenly, or there is no such process.
+        ValueError: If the batch cannot be divided evenly, or `process_index` is out of range.
     """
     if batch_size % process_count or not 0 <= process_index < process_count:
         raise ValueError(
@@ -57,27 +57,27 @@ def rows_of_process(batch_size: int, process_index: int, process_count: int) -> 
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
-    """The indices 0 ... images - 1 in the order of `epoch`."""
-    # Images draw their augmentation by (seed, epoch, index): none of them has the index `images`.
+    """Return the indices 0 ... images - 1 in the order of `epoch`."""
+    # Augmentation is seeded with (seed, epoch, index); no image has the index `images`, so the streams differ.
     return np.random.default_rng((seed, epoch, images)).permutation(images)
 
 
 class TrainExamples:
     """Training examples of all epochs: {"image": (H, W, C) float32, "label": () int32, "unreadable": (TRIES,)}.
 
-    Numbered in the order in which this process needs them: `rows` to a step. From a `TokenLabelSource` come the entries
-    of `labelled_example` too.
+    They are numbered in the order in which this process needs them, `rows` per step. With a `TokenLabelSource`, they
+    also have the entries of `labelled_example`.
 
-    Random draws of an image are keyed by (seed, epoch, its index). An image that cannot be read is replaced by another
-    one, drawn by the same key, and told of in "unreadable".
+    The randomness of an image is seeded with (seed, epoch, index). An unreadable image is replaced by another one,
+    chosen with the same key, and reported in "unreadable".
 
-    With `recipe.repeated_aug` = n each image comes n times in a row, and the key tells its copies apart: repeated
-    augmentation (arXiv 1902.05509) as DeiT's `RASampler` has it, whose epoch is as long as any other and sees one
-    n-th of the images.
+    With `recipe.repeated_aug` = n each image occurs n times in a row, and the key distinguishes the copies: repeated
+    augmentation (arXiv 1902.05509) as in DeiT's `RASampler`, where an epoch has the usual length and covers 1/n of the
+    images.
 
     Attributes:
-        rows: examples of this process in a batch.
-        steps: batches in all epochs.
+        rows: Number of examples of this process in a batch.
+        steps: Number of batches in all epochs.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class TrainExamples:
     ) -> None:
         """
         Args:
-            source: the training images.
-            recipe: its batch_size is that of all processes together.
-            how: the size and figures of the model's input.
-            process_index: which process this is.
-            process_count: how many there are.
+            source: Training images.
+            recipe: Recipe; its batch_size is the global batch size of all processes.
+            how: Preprocessing of the model.
+            process_index: Index of this process.
+            process_count: Number of processes.
 
         Raises:
-            ValueError: not even one batch, or the processes cannot share it evenly.
+            ValueError: If there is less than one batch, or the processes cannot share it evenly.
         """
         self._source, self._recipe, self._how = source, recipe, how
         self._mine = rows_of_process(recipe.batch_size, process_index, process_count)
@@ -103,7 +103,12 @@ class TrainExamples:
         return self.steps * self.rows
 
     def __getitem__(self, number: SupportsIndex) -> Example:
-        """Raises UnreadableImageError if TRIES images in a row cannot be read, ValueError as the source does."""
+        """Return an example.
+
+        Raises:
+            UnreadableImageError: If TRIES images in a row cannot be read.
+            ValueError: As raised by the source.
+        """
         recipe = self._recipe
         step, row = divmod(int(number), self.rows)
         epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
@@ -116,14 +121,14 @@ class TrainExamples:
 
 
 def read_labelled(source: Source, index: int) -> tuple[Image.Image, int, LabelMap | None]:
-    """Image, label, and the label map of a `TokenLabelSource`; raises as the source does."""
+    """Return image, label and label map (None unless `source` is a `TokenLabelSource`); raises as the source does."""
     return source.labelled(index) if isinstance(source, TokenLabelSource) else (*source[index], None)
 
 
 def augmented_example(
     image: Image.Image, label_map: LabelMap | None, how: Preprocess, recipe: Recipe, rng: np.random.Generator
 ) -> Example:
-    """{"image": (H, W, C)}, and with a label map the entries of `labelled_example`."""
+    """Return {"image": (H, W, C)}, and with a label map the entries of `labelled_example`."""
     if label_map is None:
         return {"image": training_image(image, how, recipe, rng)}
     return labelled_example(image, label_map, how, recipe, rng)
@@ -132,10 +137,10 @@ def augmented_example(
 def _first_readable(
     source: Source, index: int, key: tuple[int, ...]
 ) -> tuple[tuple[Image.Image, int, LabelMap | None], np.ndarray]:
-    """`index`, or the first of others drawn by `key` that can be read; and which cannot."""
+    """Read `index`, or else the first readable image of those chosen with `key`; also return the unreadable indices."""
     unreadable = np.full(TRIES, -1, np.int64)
     for attempt in range(TRIES):
-        # The key's own stream is the augmentation's; numpy takes a final 0 for no figure at all.
+        # The stream of the key itself is used by the augmentation; NumPy ignores a trailing 0 in a seed.
         chosen = int(np.random.default_rng((*key, attempt)).integers(len(source))) if attempt else index
         try:
             return read_labelled(source, chosen), unreadable
@@ -149,17 +154,17 @@ def _first_readable(
 class EvalExamples:
     """Every image once, in order: {"image": (H, W, C) float32, "label": () int32, "mask": () bool}.
 
-    All batches are of one size, and all processes have as many: the last ones are filled up with zero images, for
-    which "mask" is False. `batch_size` is that of all processes together.
+    All batches have the same size and all processes have the same number of batches: the last ones are padded with zero
+    images, for which "mask" is False. `batch_size` is the global batch size of all processes.
 
     Attributes:
-        rows: examples of this process in a batch.
+        rows: Number of examples of this process in a batch.
     """
 
     def __init__(
         self, source: Source, how: Preprocess, batch_size: int, *, process_index: int = 0, process_count: int = 1
     ) -> None:
-        """Raises ValueError if the processes cannot share a batch evenly."""
+        """Initialise; raises ValueError if the processes cannot share a batch evenly."""
         self._source, self._how, self._batch_size = source, how, batch_size
         self._mine = rows_of_process(batch_size, process_index, process_count)
         self.rows = len(self._mine)
@@ -168,8 +173,10 @@ class EvalExamples:
         return -(-len(self._source) // self._batch_size) * self.rows
 
     def __getitem__(self, number: SupportsIndex) -> Example:
-        """Raises ValueError if the image cannot be read; the message names it. None is ever left out, as counts would
-        tell of other images than were asked for."""
+        """Return an example; raises ValueError naming the image if it cannot be read.
+
+        No image is skipped, as the metrics would then be for a different set of images.
+        """
         step, row = divmod(int(number), self.rows)
         index = step * self._batch_size + self._mine[row]
         if index >= len(self._source):

@@ -1,15 +1,16 @@
-"""Which data a run is trained on, in numbers and digests: whether a run that goes on still has the data it began with.
+"""Identity of a run's data as counts and digests, to check that a resumed run has the same data.
 
-An identity is a dictionary of JSON values, kept in the metadata of every checkpoint (see saving.py):
+An identity is a dictionary of JSON values, stored in the metadata of every checkpoint (see
+t2t_common/run/save_policy.py):
 
     {"train": PART, "val": PART, "token_labels": PART or absent}
     PART: {"kind": "an ImageFolder tree", "images": 120, "num_classes": 3, "compared": "contents",
            "parts": {"cat": [40, "9f86d081884c7d65"], ...}}
 
 `parts` are the class folders of a tree, the shards, or all arrays together, each with its number of images and a
-digest. Where the files hold at most `MOST_BYTES`, the digest is of their contents; where they hold more, it is of what
-`compared` says, as reading a large data set at every start would take too long. Times of files never count: copied
-data are the same data.
+digest. The digest is of the file contents if the files hold at most `MOST_BYTES`, else of the properties named by
+`compared`, as reading a large data set at every start would take too long. File times are ignored, so that a copy
+counts as the same data.
 """
 
 from __future__ import annotations
@@ -35,34 +36,34 @@ from t2t_config.text import few, readable
 Identity = dict[str, Any]
 
 MOST_BYTES = 1 << 30
-"""Of all files of a split together, up to which their contents are read."""
+"""Maximum total size of a split's files, in bytes, for which their contents are read."""
 MOST_PARTS = 2000
-"""Parts that are told apart; more are put together, as an identity is written with every checkpoint."""
+"""Maximum number of separate parts; more are combined into one, as the identity is stored with every checkpoint."""
 END = 2048
-"""Last bytes of a label map that are read where all of them are too much: the directory of the zip file that it is,
-which holds a CRC-32 of every tensor."""
+"""Number of bytes read from the end of a label map if the maps are too large to read in full: they hold the directory
+of the zip file, which has a CRC-32 of every tensor."""
 END_OF_RECORDS = 1 << 16
-"""Last bytes of an ArrayRecord shard: its index."""
+"""Number of bytes read from the end of an ArrayRecord shard, which hold its index."""
 DIGITS = 16
 THREADS = 16
 
 CONTENTS = "contents"
 ALL = "all"
-"""Name of a part that holds everything."""
+"""Name of a part that contains all images."""
 
 Files = Mapping[str, Sequence[tuple[str, Path]]]
-"""Part -> (name that counts, file) of each of its files, in the order of the images."""
+"""Part -> (name included in the digest, file) of each of its files, in the order of the images."""
 
 
 def data_identity(train: Source, val: Source) -> Identity:
-    """The identity of a run's data.
+    """Return the identity of a run's data.
 
     Args:
-        train: the training images, with their label maps where the run learns from such.
-        val: the validation images.
+        train: Training images, with their label maps if the run uses them.
+        val: Validation images.
 
     Raises:
-        ValueError: a file cannot be read; the message names it.
+        ValueError: If a file cannot be read; the message names it.
     """
     if isinstance(train, TokenLabelSource):
         return {
@@ -74,7 +75,7 @@ def data_identity(train: Source, val: Source) -> Identity:
 
 
 def classes_with_images(*sources: Source) -> set[int]:
-    """Classes that have an image in one of `sources`; all of one whose labels lie in its records."""
+    """Return the classes with an image in `sources`; for a source that stores labels in its records, all classes."""
     return set().union(*map(_classes_with_images, sources))
 
 
@@ -93,7 +94,7 @@ def _classes_with_images(source: Source) -> set[int]:
 
 
 def identify(source: Source) -> Identity:
-    """One split; raises as `data_identity`."""
+    """Return the identity of one split; raises as `data_identity`."""
     if isinstance(source, ArraySource):
         return _of_arrays(source)
     if isinstance(source, FolderSource):
@@ -101,7 +102,7 @@ def identify(source: Source) -> Identity:
         return _of_files("an ImageFolder tree", source, files, {part: len(found) for part, found in files.items()})
     if isinstance(source, TarSource):
         return _of_tars(source)
-    if isinstance(source, EncodedSource) and hasattr(source, "shards"):  # ArrayRecord, which needs a package to import
+    if isinstance(source, EncodedSource) and hasattr(source, "shards"):  # ArrayRecord, imported only on demand
         files = {path.name: [(path.name, path)] for path, _ in source.shards}
         counts = {path.name: count for path, count in source.shards}
         return _of_files("ArrayRecord shards", source, files, counts, end=END_OF_RECORDS)
@@ -112,7 +113,7 @@ def identify(source: Source) -> Identity:
 
 
 def _entry(kind: str, source: Source, compared: str, parts: Mapping[str, list[Any]]) -> Identity:
-    """What is stored of a split; too many parts become one."""
+    """Return the stored entry of a split; too many parts are combined into one."""
     if len(parts) > MOST_PARTS:
         together = hashlib.sha256(
             "".join(f"{name} {count} {digest}\n" for name, (count, digest) in parts.items()).encode()
@@ -144,7 +145,7 @@ def _by_class(source: FolderSource, path_of: Callable[[int], Path]) -> dict[str,
 
 
 def _of_tars(source: TarSource) -> Identity:
-    """The index, read from the headers, tells every image's place, size and label."""
+    """Return the identity of tar shards; their index has the offset, size and label of every image."""
     shard, *columns = source.index
     numbers = range(len(source.shards))
     of_shard = [np.flatnonzero(shard == number) for number in numbers]
@@ -164,7 +165,7 @@ def _of_label_maps(source: TokenLabelSource) -> Identity:
 
 
 def _text(name: str) -> str:
-    """`name` as JSON and UTF-8 can hold it."""
+    """Return `name` in a form that JSON and UTF-8 can represent."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -182,17 +183,17 @@ def _of_files(
     compared: str = "names and sizes",
     remedy: str = "check the disk",
 ) -> Identity:
-    """The identity of a source in files.
+    """Return the identity of a source stored in files.
 
     Args:
-        kind: what they are, in words.
-        source: whose they are.
-        files: by part.
-        counts: images by part.
-        more: by part, what counts besides names and sizes.
-        end: last bytes of each file that count where not all can be read.
-        compared: what counts where not all can be read, in words; `end` is added.
-        remedy: for a file that cannot be read.
+        kind: Description of the data, in words.
+        source: Source that the files belong to.
+        files: Files by part.
+        counts: Number of images by part.
+        more: By part, data to include in the digest besides names and sizes.
+        end: Number of bytes at the end of each file to include if not all can be read.
+        compared: Description of what is compared if not all can be read; the ends are added if `end` is set.
+        remedy: Advice in the error message for a file that cannot be read.
     """
 
     def sizes_of(found: Sequence[tuple[str, Path]]) -> list[int]:
@@ -217,7 +218,7 @@ def _of_files(
 
 
 def _digest_end(path: Path, count: int) -> bytes:
-    """The digest of the last `count` bytes of a file; nothing of none."""
+    """Return the digest of the last `count` bytes of a file; b"" for 0 bytes."""
     if not count:
         return b""
     with path.open("rb") as file:
@@ -237,12 +238,12 @@ def _reading(remedy: str) -> Iterator[None]:
 
 
 def digest_of(identity: Identity) -> bytes:
-    """32 bytes, the same for the same identity."""
+    """Return 32 bytes that are equal for equal identities."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
 
 def check_alike(digests: Sequence[bytes]) -> None:
-    """Raises ValueError if the processes of a run, whose digests these are, do not all have the same data."""
+    """Raise ValueError if the processes of a run, given one digest each, do not all have the same data."""
     others = [str(index) for index, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise ValueError(f"the data of process {few(others)} are not those of process 0: give all the same --data")
@@ -252,11 +253,11 @@ NAMES = {"train": "training images", "val": "validation images", "token_labels":
 
 
 def data_changes(there: Any, here: Identity) -> str:
-    """In what the data of a checkpoint and those of the run that takes it up differ, as text; '' in nothing.
+    """Describe the differences between the data of a checkpoint and of the run that resumes it; '' if there are none.
 
     Args:
-        there: the identity in the checkpoint's metadata.
-        here: that of the data as they are.
+        there: Identity in the checkpoint's metadata.
+        here: Identity of the current data.
     """
     found = [
         f"{name}: {changes}"
@@ -267,7 +268,7 @@ def data_changes(there: Any, here: Identity) -> str:
 
 
 def _sound(identity: Any, split: str) -> Identity | None:
-    """The entry of `split` in what a file holds; None where there is none that makes sense."""
+    """Return the entry of `split` in an identity read from a file; None if it is missing or malformed."""
     entry = identity.get(split) if isinstance(identity, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("parts"), dict):
         return None

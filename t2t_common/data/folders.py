@@ -1,4 +1,4 @@
-"""Trees of class folders, as torchvision and timm users keep them: where they are, and which class is which number."""
+"""Trees of class folders, as used with torchvision and timm: locating them and numbering their classes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from t2t_config.class_names import both_lists
 from t2t_config.text import escaped, few
 
 SHOWN = 10
-"""Class folders that are told by name."""
+"""Maximum number of class folders listed in a message."""
 
 
 def natural_key(name: str) -> tuple[list[int | str], str]:
-    """Key that sorts numbers in names by value, and without regard to case, as timm does: "2" before "10"."""
+    """Return a sort key that compares numbers in names by value and ignores case, as in timm: "2" before "10"."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def split_folder(root: Path, split: Split) -> Path | None:
-    """The folder of `split` in `root`, by the first of its words that there is, whatever its case; None without.
+    """Return the folder of `split` in `root`, by the first of its names that exists, in any case, or None.
 
-    A folder of images called so is a class (a train, for instance), and no split.
+    A folder with this name that contains images is a class (of trains, for instance), not a split.
     """
     names = sorted(folders_in(root))
     for word in SPLIT_WORDS[split]:
@@ -36,13 +36,13 @@ def split_folder(root: Path, split: Split) -> Path | None:
 
 
 def open_image_folder(root: Path, split: Split) -> FolderSource:
-    """The images of `split` in `root`: a tree of split folders, or for "val" class folders alone.
+    """Open the images of `split` in `root`: a tree of split folders, or for "val" class folders alone.
 
-    Classes are numbered in the order of `classes.txt` where there is one, else in natural order. Those of training
-    count for validation too.
+    Classes are numbered in the order of `classes.txt` if it exists, else in natural order. Validation uses the class
+    numbers of training.
 
     Raises:
-        ValueError: no such folders, classes in validation that training lacks, or names that do not fit.
+        ValueError: If the folders do not exist, validation has classes that training lacks, or names do not match.
     """
     train, folder = split_folder(root, "train"), split_folder(root, split)
     notes = []
@@ -52,7 +52,7 @@ def open_image_folder(root: Path, split: Split) -> FolderSource:
         folder = root
         inner = folders_in(root)
         if len(inner) == 1 and not has_images(root / inner[0]) and folders_in(root / inner[0]):
-            folder = root / inner[0]  # one class of folders is no class
+            folder = root / inner[0]  # a single folder of folders is not a class
             notes.append(f"taking {folder} for the data: it is the only folder in {root}")
     elif folder.name.lower() != split:
         notes.append(f"taking {folder} for the {'training' if split == 'train' else 'validation'} images")
@@ -68,11 +68,12 @@ def open_image_folder(root: Path, split: Split) -> FolderSource:
 
 
 def ordered_classes(root: Path, folder: Path) -> tuple[list[str], list[str] | None, str]:
-    """The class folders in `folder` in the order of their numbers, names of the classes where they are others, and
-    the order in words.
+    """Return the class folders in `folder` in the order of their numbers, the class names if they differ from the
+    folder names, and a description of the order.
 
     Raises:
-        ValueError: `classes.txt` (see `CLASS_FILES`), in `root` or `folder`, does not name all of them, or one twice.
+        ValueError: If `classes.txt` (see `CLASS_FILES`), in `root` or `folder`, does not name all of them, or names one
+            twice.
     """
     there = sorted(folders_in(folder), key=natural_key)
     for place in dict.fromkeys((root, folder)):
@@ -93,14 +94,14 @@ def ordered_classes(root: Path, folder: Path) -> tuple[list[str], list[str] | No
 
 
 def _folders_of(names: Sequence[str], there: Sequence[str]) -> list[str] | None:
-    """The folders that the lines of a file of classes name, in its order; None if they do not name all.
+    """Return the folders that the lines of a class file name, in its order; None if they do not name all folders.
 
-    A line is a folder's name, alone or before its meaning ("n01440764 tench"), or by their order the meaning of
-    folders called 0, 1, 2 ...
+    A line is a folder's name, alone or followed by its meaning ("n01440764 tench"), or, for folders called 0, 1, 2 ...,
+    the meaning of the folder with the line's index.
     """
     if list(there) == [str(number) for number in range(len(names))]:
         return list(there)
-    shown = {escaped(name): name for name in there}  # a line of text cannot hold every name
+    shown = {escaped(name): name for name in there}  # a line of text cannot represent every name
     for lines in (names, [(name.split() or [name])[0] for name in names]):
         if set(shown) <= set(lines) and len(set(lines)) == len(lines):
             return [shown.get(line, line) for line in lines]
@@ -108,7 +109,7 @@ def _folders_of(names: Sequence[str], there: Sequence[str]) -> list[str] | None:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether images lie in `folder` itself."""
+    """Return whether `folder` directly contains images."""
     return any(
         path.suffix.lower() in IMAGE_SUFFIXES and not is_system_file(path.name) and path.is_file()
         for path in folder.iterdir()
@@ -116,7 +117,7 @@ def has_images(folder: Path) -> bool:
 
 
 def _passed_over(source: FolderSource, folder: Path) -> list[str]:
-    """What is in `folder` and not in `source`, in words."""
+    """Describe the files and folders in `folder` that are not in `source`."""
     notes = []
     if source.empty:
         notes.append(f"no images in {len(source.empty)} class folders of {folder}: {few(source.empty, SHOWN)}")

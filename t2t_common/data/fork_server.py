@@ -1,4 +1,4 @@
-"""For the process that `multiprocessing` forks workers from: importing this there (`set_forkserver_preload`) is all."""
+"""Module preloaded by the `multiprocessing` fork server (`set_forkserver_preload`); importing it has the effect."""
 
 from t2t_common.data.workers import wake_with_parent
 

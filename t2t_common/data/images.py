@@ -1,4 +1,4 @@
-"""Image files: finding and opening them."""
+"""Finding and opening image files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from t2t_config.text import first_line
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths`, whatever their names, and the images of the folders; what else is there, in one line on
-    stderr for each folder.
+    """Return the files among `paths`, whatever their names, and the images in the folders.
+
+    Other files in a folder are listed in one line on stderr per folder.
 
     Raises:
-        FileNotFoundError: nothing at a path.
-        ValueError: a folder without images.
+        FileNotFoundError: If a path does not exist.
+        ValueError: If a folder contains no images.
     """
     found: list[Path] = []
     for path in paths:
@@ -40,30 +41,32 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Of Pillow's: what photographs come in. Others are out, as EPS, for which it would start Ghostscript."""
+"""Supported Pillow formats, those of photographs. EPS, for example, is excluded: Pillow would start Ghostscript for
+it."""
 
 MOST_PIXELS = 89_478_485
-"""From which on Pillow warns of an image that was made to fill the memory."""
+"""Maximum number of pixels; above it Pillow warns of a decompression bomb."""
 
 LONGEST_SIDE = 256
-"""Times the shorter one: an image that is narrower becomes enormous when its short side is fitted to a model's."""
+"""Maximum ratio of the longer to the shorter side: narrower images become enormous when the short side is resized to
+the model's input size."""
 
 
 class UnreadableImageError(ValueError):
-    """Bytes that are no image, or a damaged one."""
+    """Data that is not an image, or a damaged one."""
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image, decoded; as stored, whatever an EXIF orientation says (as timm), but with 8 bits (see grays.py).
+    """Return the decoded image, converted to 8 bits (see gray16.py); as in timm, the EXIF orientation is ignored.
 
     Raises:
-        UnreadableImageError: no image, or a damaged one.
+        UnreadableImageError: If the file is not an image, or is damaged.
     """
     return decode_image(path, lambda: str(path))
 
 
 def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image:
-    """As `open_image`, of a path or of bytes; `name` is asked for only if it cannot be read."""
+    """Same as `open_image`, for a path or binary file; `name` is called only if it cannot be read."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             _check_size(*image.size)
@@ -73,7 +76,7 @@ def decode_image(file: Path | IO[bytes], name: Callable[[], str]) -> Image.Image
         raise UnreadableImageError(
             f"unreadable image {name()} (no image format known): replace or delete it"
         ) from error
-    except Exception as error:  # damaged files raise almost anything: OSError, SyntaxError, ValueError ...
+    except Exception as error:  # damaged files raise almost any error: OSError, SyntaxError, ValueError ...
         reason = first_line(error)
         raise UnreadableImageError(f"unreadable image {name()} ({reason}): replace or delete it") from error
 

@@ -1,4 +1,4 @@
-"""Training batches as the loop takes them: ahead on the device, unreadable images counted, position exact."""
+"""Iterator over training batches: prefetches to the device, counts unreadable images and tracks the exact position."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Batch = dict[str, Any]
 
 
 class BatchIterator:
-    """Batches from any position on.
+    """Iterator over batches, starting at any position.
 
-    The state counts batches that were handed out, whatever lies ready on the device or in the threads, so a run that
-    goes on from it sees the very next batch; and it says nothing of threads, workers or prefetch, which may change.
+    The state counts the batches that were returned, not those prefetched on the device or in threads, so a run resumed
+    from it gets exactly the next batch. It is independent of threads, workers and prefetching, which may change.
 
     Attributes:
-        unreadable: account of the images that could not be read since this process began.
+        unreadable: Record of the images that could not be read since this process started.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class BatchIterator:
     ) -> None:
         """
         Args:
-            batches_from: the batches from a position on, of `TrainExamples`.
-            unreadable: gets the account of images that could not be read.
-            put: carries a batch to the device without waiting for it.
-            ahead: batches that `put` is called for before they are asked for.
+            batches_from: Function that returns the batches of `TrainExamples` from a position on.
+            unreadable: Record of the images that could not be read.
+            put: Function that transfers a batch to the device without waiting for it.
+            ahead: Number of batches to prefetch with `put`.
         """
         super().__init__()
         self._batches_from, self.unreadable = batches_from, unreadable
@@ -53,10 +53,10 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch, of what the examples hold besides `UNREADABLE`.
+        """Return the next batch, with all entries of the examples except `UNREADABLE`.
 
         Raises:
-            ValueError: more images than allowed cannot be read, or a file of the data; the message names them.
+            ValueError: If more images than allowed, or a file of the data, cannot be read; the message names them.
         """
         if self._host is None:
             self._host = self._batches_from(self._position)
@@ -74,16 +74,16 @@ class BatchIterator:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position: what `set_state` takes, of any iterator over the same examples."""
+        """Return the position, in the form that `set_state` of any iterator over the same examples accepts."""
         return {"next_index": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position; what was prepared is dropped."""
+        """Move to a position and discard prefetched batches."""
         self.close_workers()
         self._start(int(state["next_index"]))
 
     def close_workers(self) -> None:
-        """Ends threads and worker processes; the next batch starts them anew."""
+        """Stop threads and worker processes; the next batch starts them again."""
         close = getattr(self._host, "close", None)
         if close is not None:
             close()

@@ -1,7 +1,7 @@
-"""What happens to one image before a model sees it: PIL in, normalised float32 array (H, W, C) out.
+"""Evaluation transform of one image: PIL image in, normalised float32 array (H, W, C) out.
 
 timm's evaluation transform on PIL images, pixel for pixel (`timm.data.create_transform`, crop_mode "center"), that is
-torchvision's `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. Training's augmentation is
+torchvision's `Resize`, `CenterCrop`, `ToTensor`, `Normalize`. The training augmentation is in
 t2t_common/data/augment/transforms.py.
 """
 
@@ -19,19 +19,19 @@ from t2t_config import ModelConfig, Recipe, model_config
 from t2t_config.shapes import to_pair
 
 LEAST_STD = 1e-6
-"""A smaller one would make numbers of the pixels that no model can compute with."""
+"""Minimum standard deviation; a smaller one would scale pixels to values that no model can handle."""
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How images become the model's input: what evaluation has to know about training.
+    """Preprocessing of images into the model's input: the settings that evaluation shares with training.
 
     `img_size` is the side of a square, or (height, width).
 
     Raises:
-        ValueError: figures that make no sense.
+        ValueError: If a value is invalid.
     """
 
     img_size: int | tuple[int, int]
@@ -63,7 +63,7 @@ class Preprocess:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Preprocess:
-        """The recipe's own figures, and the model's where it has none."""
+        """Return the preprocessing of a recipe, with the model's values where the recipe has none."""
         return cls.of_model(
             model_config(recipe.model),
             {field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)},
@@ -71,7 +71,10 @@ class Preprocess:
 
     @classmethod
     def of_model(cls, config: ModelConfig, known: Mapping[str, Any]) -> Preprocess:
-        """`known` wins where it has a value; one channel takes the averages of the model's mean and std."""
+        """Return the preprocessing of a model; values in `known` take precedence.
+
+        For one channel, the mean and std of the model are averaged.
+        """
         in_chans = known.get("in_chans") or 3
         own: dict[str, Any] = {
             "img_size": config.img_size,
@@ -88,7 +91,7 @@ class Preprocess:
 
 
 def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
-    """Resize to cover floor(img_size / crop_pct) in the image's own ratio, centre crop, normalise; (H, W, C)."""
+    """Resize to cover floor(img_size / crop_pct) with the aspect ratio kept, centre crop, normalise; (H, W, C)."""
     image = convert(image, how)
     size = covering_size(image.size, how)
     if size != image.size:
@@ -99,9 +102,9 @@ def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
 
 
 def covering_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
-    """(width, height) that an image of `size` (width, height) is resized to before the crop.
+    """Return the (width, height) to which an image of `size` (width, height) is resized before the crop.
 
-    timm rounds in two ways: as torchvision's `Resize` where the target is a square, else as its own `ResizeKeepRatio`.
+    timm rounds in two ways: as torchvision's `Resize` for a square target, else as its own `ResizeKeepRatio`.
     """
     width, height = size
     tall, wide = (math.floor(side / how.crop_pct) for side in how.size)
@@ -112,11 +115,11 @@ def covering_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
 
 
 def convert(image: Image.Image, how: Preprocess) -> Image.Image:
-    """`image` as RGB, or gray for one channel."""
+    """Convert `image` to RGB, or to gray for one channel."""
     return image.convert("L" if how.in_chans == 1 else "RGB")
 
 
 def normalise(image: Image.Image, how: Preprocess) -> np.ndarray:
-    """(pixels / 255 - mean) / std in float32; (H, W, C)."""
+    """Return (pixels / 255 - mean) / std in float32; (H, W, C)."""
     pixels_HxWxC = np.asarray(image, np.float32).reshape(*how.size, how.in_chans) / np.float32(255)
     return (pixels_HxWxC - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)

@@ -1,4 +1,4 @@
-"""Batches that are waited for, but not for ever: input that hangs or breaks off ends the run, and a line says so."""
+"""Timeout for batches: stalled or failing input ends the run with a message."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ _END = object()
 
 
 class Patient(Iterator[T], Generic[T]):
-    """The items of an iterator, each waited for no longer than `seconds`.
+    """Iterator that waits at most `seconds` for each item of another one.
 
-    The iterator is made and asked in a thread of its own, for one item at a time, and only while one is waited for. One
-    that hangs goes on hanging there, and may keep Python from ending: commands end by `cli.run_and_end`.
+    The inner iterator is created and advanced in a separate thread, one item at a time and only on request. If it
+    hangs, the thread hangs too and may keep Python from exiting: commands exit through `cli.run_and_end`.
     """
 
     def __init__(self, make: Callable[[], Iterator[T]], seconds: float) -> None:
         """
         Args:
-            make: the iterator; called with the first item.
-            seconds: to wait for one item.
+            make: Function that creates the iterator; called when the first item is requested.
+            seconds: Maximum time to wait for one item.
         """
         self._seconds = seconds
         self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        arguments = (make, self._orders, self._answers)  # not self: who forgets an iterator ends its thread
+        arguments = (make, self._orders, self._answers)  # not self, so that its `__del__` can end the thread
         self._thread = threading.Thread(target=_serve, args=arguments, name="input", daemon=True)
         self._strangers = set(multiprocessing.active_children())
 
     def __next__(self) -> T:
-        """Raises ValueError where no item comes in time or a worker process is gone; else what the iterator raises."""
+        """Return the next item.
+
+        Raises:
+            ValueError: If no item arrives in time or a worker process has died.
+            Exception: Any other exception of the iterator.
+        """
         if self._thread.ident is None:
             self._thread.start()
         self._orders.put(True)
@@ -48,7 +53,7 @@ class Patient(Iterator[T], Generic[T]):
                 f"no batch of images came for {self._seconds:g} s: check the disk that they are on, then give the same "
                 "command again"
             ) from None
-        if isinstance(error, RuntimeError | EOFError | OSError):  # as Grain, PyTorch and pipes tell of a dead worker
+        if isinstance(error, RuntimeError | EOFError | OSError):  # from Grain, PyTorch or a pipe if a worker has died
             reason = first_line(error)
             raise ValueError(
                 f"reading the images broke off ({reason}): give the same command again; if memory is short, lower "
@@ -61,7 +66,7 @@ class Patient(Iterator[T], Generic[T]):
         return item
 
     def close(self) -> None:
-        """Ends the iterator, its threads and worker processes too."""
+        """Stop the iterator, its threads and its worker processes."""
         self._orders.put(False)
         if self._thread.ident is not None:
             self._thread.join()
@@ -73,7 +78,7 @@ class Patient(Iterator[T], Generic[T]):
         self._orders.put(False)
         for worker in multiprocessing.active_children():
             if worker not in self._strangers:
-                worker.kill()  # one that is stopped would never hear that it should end
+                worker.kill()  # a suspended process would not react to a request to exit
 
 
 def _serve(

@@ -1,6 +1,6 @@
-"""Label maps of token labeling: read beside their images, and cropped, flipped and moved together with them.
+"""Label maps for token labeling: read together with their images, and cropped, flipped and transformed in the same way.
 
-Source: zihangJiang/TokenLabeling, tlt/data (arXiv 2104.10858). What becomes of map and crop on the device is
+Source: zihangJiang/TokenLabeling, tlt/data (arXiv 2104.10858). The processing of map and crop on the device is in
 token_labeling.py of the two packages.
 """
 
@@ -25,31 +25,31 @@ from t2t_config.randaugment import LEVELS
 
 
 class LabelMap(NamedTuple):
-    """The K best classes of each cell of a grid over the whole image."""
+    """Top K classes of each cell of a grid over the whole image."""
 
     scores: np.ndarray
-    """(K, H, W) float32, before any softmax."""
+    """Scores, (K, H, W) float32, before any softmax."""
     classes: np.ndarray
-    """(K, H, W) int32."""
+    """Class indices, (K, H, W) int32."""
 
 
 class TokenLabelSource:
     """Images of a folder, each with its label map: `CLASS/NAME.pt` in `folder` for the image `CLASS/NAME.jpg`.
 
-    The maps are those of the authors' generate_label.py, or their download: one tensor (2, K, H, W) of torch.save,
-    scores and then classes. All have one shape.
+    The maps are those of the authors' generate_label.py, or their download: one tensor (2, K, H, W) saved with
+    torch.save, scores first, then classes. All have the same shape.
     """
 
     def __init__(self, images: Source, folder: str | Path, num_classes: int) -> None:
         """
         Args:
-            images: whose tree the maps mirror.
-            folder: of the maps.
-            num_classes: of the head; no map may name others.
+            images: Source whose folder tree the maps mirror.
+            folder: Folder with the maps.
+            num_classes: Number of classes of the head; larger class indices in a map are an error.
 
         Raises:
-            FileNotFoundError: no such folder.
-            ValueError: the images lie in no tree, or the first one has no map.
+            FileNotFoundError: If the folder does not exist.
+            ValueError: If the images are not a folder tree, or the first one has no map.
         """
         if not isinstance(images, FolderSource):
             raise ValueError("token_labels are maps beside image files: they need --data with train/CLASS/*.jpg")
@@ -63,11 +63,11 @@ class TokenLabelSource:
 
     @property
     def images(self) -> FolderSource:
-        """The images without their maps."""
+        """Images without their maps."""
         return self._images
 
     def map_path(self, index: int) -> Path:
-        """The file of a label map."""
+        """Return the path of a label map."""
         return self._folder / self._images.relative_path(index).with_suffix(".pt")
 
     def __len__(self) -> int:
@@ -77,11 +77,11 @@ class TokenLabelSource:
         return self.labelled(index)[:2]
 
     def labelled(self, index: int) -> tuple[Image.Image, int, LabelMap]:
-        """Image, label and label map.
+        """Return image, label and label map.
 
         Raises:
-            UnreadableImageError: image or map is damaged.
-            ValueError: there is no map, or one of another shape or for other classes.
+            UnreadableImageError: If the image or the map is damaged.
+            ValueError: If there is no map, or it has another shape or classes out of range.
         """
         image, label = self._images[index]
         found, path = self._read(index)
@@ -109,10 +109,11 @@ class TokenLabelSource:
 
 
 def with_token_labels(images: Source, recipe: Recipe) -> Source:
-    """The images with the label maps that `recipe`, whose num_classes is set, learns from; without, as they are.
+    """Return the images with the label maps that `recipe` (with num_classes set) trains on, or unchanged without maps.
 
     Raises:
-        FileNotFoundError, ValueError: as `TokenLabelSource`, or the recipe needs maps and names none.
+        FileNotFoundError, ValueError: As raised by `TokenLabelSource`; ValueError also if the recipe needs maps and
+            names none.
     """
     if not recipe.aux_head or recipe.num_classes is None:
         return images
@@ -124,10 +125,10 @@ def with_token_labels(images: Source, recipe: Recipe) -> Source:
 def labelled_example(
     image: Image.Image, label_map: LabelMap, how: Preprocess, recipe: Recipe, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """A training image and its map, augmented alike: image (H, W, C), label_scores, label_classes (K, h, w), crop (4,).
+    """Augment a training image and its map together: image (H, W, C), label_scores, label_classes (K, h, w), crop (4,).
 
-    As upstream, RandAugment comes before the crop: the map lies over the whole image, so what moves the image moves
-    it. The draws are those that an image without a map gets.
+    As upstream, RandAugment comes before the crop: the map covers the whole image, so both undergo the same geometric
+    operations. The random parameters are the same as for an image without a map.
     """
     image = convert(image, how)
     draws = draw_crop(image.size, recipe, rng)
@@ -144,7 +145,7 @@ def labelled_example(
 
 
 def augmented_map(label_map: LabelMap, recipe: Recipe, draws: CropDraws) -> LabelMap:
-    """What `augmented` does to an image, done to its map."""
+    """Apply the operations of `augmented` to the label map of an image."""
     if draws.flip:
         label_map = LabelMap(label_map.scores[..., ::-1], label_map.classes[..., ::-1])
     config = randaugment(recipe.auto_augment)
@@ -154,10 +155,11 @@ def augmented_map(label_map: LabelMap, recipe: Recipe, draws: CropDraws) -> Labe
 
 
 def moved(label_map: LabelMap, layer: Layer, limit: float = LEVELS) -> LabelMap:
-    """The map after one operation of RandAugment; those that move no pixels leave it alone.
+    """Return the map after one RandAugment operation; only geometric operations change it.
 
-    As upstream by the nearest cell (`scipy.ndimage.affine_transform` of order 0), with a score of 0 beyond the map,
-    and in cells: an image that is no square turns differently, and the middle of a turn lies half a cell off.
+    As upstream, nearest cells are used (`scipy.ndimage.affine_transform` of order 0), with a score of 0 outside the
+    map, and units are cells: the rotation angle of a non-square image differs, and the centre of rotation is half a
+    cell off.
     """
     if layer.name not in _MOVES:
         return label_map
@@ -175,7 +177,7 @@ def moved(label_map: LabelMap, layer: Layer, limit: float = LEVELS) -> LabelMap:
 
 
 Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Row and column that a cell comes from, each as factors of its own row and column, and a distance."""
+"""Source row and column of a cell, each as factors of its own row and column, and an offset."""
 
 
 def _turn(strength: float, height: int, width: int) -> Affine:
@@ -192,4 +194,4 @@ _MOVES: Mapping[str, Callable[[float, int, int], Affine]] = {
     "TranslateXRel": lambda strength, height, width: ((1, 0, 0), (0, 1, 0.45 * strength * width)),
     "TranslateYRel": lambda strength, height, width: ((1, 0, 0.45 * strength * height), (0, 1, 0)),
 }
-"""(signed strength in -1..1, rows, columns) -> where cells come from."""
+"""(signed strength in -1..1, rows, columns) -> map from output to input cells."""

@@ -1,4 +1,4 @@
-"""Processes that prepare batches: what stops the run does not stop them before it, and none of them outlives it."""
+"""Signals and lifetime of worker processes: they ignore the signals that stop the run, and never outlive it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def leave_signals_to_the_run() -> None:
-    """To be called by the thread that is about to start workers: SIGTERM and SIGINT, which schedulers and terminals
-    send to all processes of a run, go by the thread and all threads and processes that it starts.
+    """Block SIGTERM and SIGINT in the calling thread and in all threads and processes that it starts.
 
-    The run ends itself, after a step that may still need a batch. Workers end by `end_with_the_run`, or by SIGKILL.
+    To be called by the thread that is about to start workers, as schedulers and terminals send these signals to all
+    processes of a run. The run itself stops after a step that may still need a batch. Workers end by
+    `end_with_the_run`, or by SIGKILL.
     """
     if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # starting it would undo what follows
+        resource_tracker.ensure_running()  # starting it later would undo the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
 
 def end_with_the_run() -> None:
-    """To be called in a worker: as soon as the process that asked for it is gone, however it ended, the worker ends."""
+    """End this worker as soon as its parent process has exited for any reason; to be called in the worker."""
     wake_with_parent()
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -35,10 +36,11 @@ def end_with_the_run() -> None:
 
 
 def wake_with_parent() -> None:
-    """Has Linux continue this process, should it be stopped, when its parent ends: or it could not end in its turn."""
+    """Let Linux continue this process, if suspended, when its parent exits; otherwise it could not exit itself."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            # Not SIGKILL: to Linux, the parent is the thread that started this process, and that one may end earlier.
+            # Not SIGKILL: for Linux, the parent is the thread that started this process, and that thread may exit
+            # earlier.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
 
 

@@ -1,1 +1,1 @@
-"""Evaluation and prediction, whatever computes the logits."""
+"""Framework-independent evaluation and prediction."""

@@ -1,4 +1,4 @@
-"""Exact counts over every image, from logits in numpy, whatever computed them."""
+"""Exact top-1 and top-5 accuracy from numpy logits, independent of the framework."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Forward = Callable[[Any, Any], Any]
-"""(arrays of the model, images of a batch) -> logits (B, num_classes), anything that numpy takes."""
+"""(arrays of the model, images of a batch) -> logits (B, num_classes), as a numpy array or convertible to one."""
 
 
 class Accuracy(NamedTuple):
-    """Counts over all images, and the shares they make."""
+    """Counts over all images, and the accuracies computed from them."""
 
     images: int
     top1_correct: int
@@ -20,17 +20,17 @@ class Accuracy(NamedTuple):
 
     @property
     def top1(self) -> float:
-        """Share of right first guesses, in per cent."""
+        """Top-1 accuracy in percent."""
         return 100 * self.top1_correct / self.images
 
     @property
     def top5(self) -> float:
-        """Share of labels among the five best guesses, in per cent."""
+        """Top-5 accuracy in percent."""
         return 100 * self.top5_correct / self.images
 
     @property
     def figures(self) -> dict[str, float]:
-        """Everything by name."""
+        """All counts and accuracies by name."""
         return {**self._asdict(), "top1": self.top1, "top5": self.top5}
 
     def __str__(self) -> str:
@@ -41,19 +41,19 @@ class Accuracy(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Logits (N, num_classes) and labels (N,) of all images, in the data's order."""
+    """Logits (N, num_classes) and labels (N,) of all images, in the order of the data."""
 
     logits: np.ndarray
     labels: np.ndarray
 
 
 def predict(forward: Forward, arrays: Any, batches: Iterable[Mapping[str, Any]]) -> Predictions:
-    """Logits of every real image in `batches`.
+    """Return the logits and labels of all images in `batches`, without padding.
 
     Args:
-        forward: the model in evaluation mode.
-        arrays: of the model, trained and frozen.
-        batches: all of one size, with `mask` (see `EvalExamples`).
+        forward: Forward function of the model in evaluation mode.
+        arrays: All arrays of the model, trainable and frozen.
+        batches: Batches of equal size, with `mask` (see `EvalExamples`).
     """
     logits, labels = [], []
     for batch in batches:
@@ -66,9 +66,9 @@ def predict(forward: Forward, arrays: Any, batches: Iterable[Mapping[str, Any]])
 def count(
     forward: Forward, arrays: Any, batches: Iterable[Mapping[str, Any]], *, confusion: np.ndarray | None = None
 ) -> np.ndarray:
-    """The counts of `Accuracy` over every real image in `batches`, (3,) int64; arguments as of `predict`.
+    """Return the counts of `Accuracy`, (3,) int64, over all images in `batches`; see `predict` for the arguments.
 
-    Every image is also added to `confusion` (num_classes, num_classes): row its class, column the first guess.
+    Each image is also added to `confusion` (num_classes, num_classes); row: true class, column: predicted class.
     """
     total = np.zeros(3, np.int64)
     for batch in batches:
@@ -82,18 +82,18 @@ def count(
 
 
 def best_guesses(logits_BxN: np.ndarray, k: int) -> np.ndarray:
-    """The classes (B, k) of the `k` largest logits, the largest first; of equal logits the lower class counts as more.
+    """Return the classes (B, k) of the `k` largest logits in descending order; ties are ordered by class index.
 
-    With fewer than `k` classes, all of them.
+    If there are fewer than `k` classes, all of them are returned.
     """
     return np.argsort(-logits_BxN, axis=-1, kind="stable")[:, :k]
 
 
 def count_top_k(logits_BxN: np.ndarray, labels_B: np.ndarray, k: int) -> int:
-    """How many labels are among the `k` best guesses."""
+    """Return the number of labels among the top `k` predictions."""
     return int(np.sum(best_guesses(logits_BxN, k) == labels_B[:, None]))
 
 
 def first_guess(logits_BxN: np.ndarray) -> np.ndarray:
-    """The class (B,) with the largest logit."""
+    """Return the class (B,) with the largest logit."""
     return best_guesses(logits_BxN, 1)[:, 0]

@@ -1,4 +1,4 @@
-"""How many images go through a model at once on a CPU."""
+"""Number of images to process at a time on a CPU."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 import os
 
 PIXELS_A_CORE = 2 * 224 * 224
-"""Of the images that are computed at once: what lies between a model's layers then stays in the caches, and there are
-still tokens enough for the products to run at full speed. Of 2, 4, 8 and 16 images 4 were the fastest on 2 cores in
-t2t_jax; in PyTorch it shows with large batches."""
+"""Maximum input pixels per core to process at a time: activations then fit in the caches, and there are still enough
+tokens for matrix products to run at full speed. Of 2, 4, 8 and 16 images, 4 were the fastest on 2 cores in t2t_jax; in
+PyTorch the effect shows with large batches."""
 
 
 def cached_parts(batch: int, height: int, width: int, *, cores: int) -> int:
-    """The number of equal parts in which a CPU should compute `batch` images of height x width pixels.
+    """Return the number of equal parts into which a CPU should split `batch` images of height x width pixels.
 
-    Each part has at most two images of 224 x 224 for each core, and more than half of that: smaller products would lose
-    what the caches gain. Where no such part divides the batch, as of 17 images, it stays together.
+    Each part has at most the pixels of two 224 x 224 images per core, and more than half of that, since smaller matrix
+    products would lose what the caches gain. If no such part divides the batch, e.g. 17 images, it is not split.
     """
     most = math.ceil(PIXELS_A_CORE * cores / max(height * width, 1))
     if batch <= most:
@@ -25,5 +25,5 @@ def cached_parts(batch: int, height: int, width: int, *, cores: int) -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

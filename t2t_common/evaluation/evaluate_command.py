@@ -1,4 +1,4 @@
-"""The command line of both `evaluate` modules."""
+"""Command line shared by both `evaluate` modules."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from t2t_config.class_names import class_names, read_names
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(WeightsOptions):
-    """Options of the command line."""
+    """Command-line options."""
 
     checkpoint: Path = dataclasses.field()  # required here
-    """A run's folder, a folder of save_pretrained, or a .pth, .pth.tar or .safetensors file; in JAX also a checkpoint
-    folder."""
+    """Weights to load: a .pth, .pth.tar or .safetensors file, a folder of save_pretrained, or a run's folder; in JAX
+    also a checkpoint folder."""
     data: str
-    """"digits" or a folder (see open_source); its val or test images are used."""
+    """Data set: "digits" or a folder (see open_source); its val or test images are used."""
     batch_size: int = 64
-    """Images per step."""
+    """Batch size."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the computation."""
+    """Dtype of the computation."""
     per_class: bool = False
-    """Also show the accuracy of every class, worst first, and what it is taken for."""
+    """Also show the accuracy of every class, worst first, and its most frequent confusions."""
     classes: Path | None = None
-    """Names of the model's outputs, one per line or JSON, by which those of the data are found too; None takes the
-    checkpoint's or the data's, or ImageNet's for 1000 classes."""
+    """File with the class names of the model's outputs, one per line or JSON, also used to match the classes of the
+    data; None uses the names of the checkpoint or the data, or ImageNet's for 1000 classes."""
     json: Path | None = None
-    """Also write the result to this file, with the accuracy of every class."""
+    """Also write the results, including the accuracy of every class, to this file."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -47,7 +47,7 @@ class EvaluateOptions(WeightsOptions):
 
 
 class Result(NamedTuple):
-    """Accuracy over all images, and of every class, worst first."""
+    """Accuracy over all images, and per class, worst first."""
 
     accuracy: Accuracy
     classes: list[ClassAccuracy]
@@ -56,18 +56,21 @@ class Result(NamedTuple):
 def labelled_for(
     num_classes: int, source: Source, options: EvaluateOptions, saved: Mapping[str, Any]
 ) -> tuple[Source, list[str]]:
-    """`source` with the labels of the model's outputs, found by name (see classes.py), and names of the outputs.
+    """Map the labels of `source` to the model's outputs by class name (see t2t_common/data/classes.py).
 
-    What the user should know of data and labels goes to stderr.
+    Notes on the data and labels are printed to stderr.
 
     Args:
-        num_classes: outputs of the model.
-        source: the images.
-        options: of the command line; may name the classes.
-        saved: metadata of the weights.
+        num_classes: Number of outputs of the model.
+        source: Labelled images.
+        options: Command-line options, which may include class names.
+        saved: Metadata of the weights.
+
+    Returns:
+        The source with mapped labels, and the class names of the outputs.
 
     Raises:
-        FileNotFoundError, ValueError: as `for_head` and `class_names`.
+        FileNotFoundError, ValueError: See `for_head` and `class_names`.
     """
     named = class_names(num_classes, file=options.classes) if options.classes is not None else None
     lines = read_names(options.classes) if options.classes is not None else None
@@ -75,20 +78,20 @@ def labelled_for(
     labelled, notes = for_head(source, num_classes, known, lines)
     for note in (*notes_of(source), *notes):
         print(note, file=sys.stderr)
-    # Names of the data are those of the outputs only where labels are taken as they are.
+    # The class names of the data apply to the outputs only if the labels are unchanged.
     own = source.class_names if labelled is source else None
     return labelled, named or class_names(num_classes, saved=known or own)
 
 
 def new_confusion(num_classes: int) -> np.ndarray:
-    """Images by class (row) and first guess (column), none yet.
+    """Return an empty confusion matrix (row: true class, column: predicted class).
 
     Raises:
-        ValueError: there are too many classes for the memory.
+        ValueError: The matrix for this number of classes does not fit in memory.
     """
     try:
         return np.zeros((num_classes, num_classes), np.int64)
-    except (MemoryError, ValueError) as error:  # the latter beyond what can be addressed
+    except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
         raise ValueError(
             f"num_classes {num_classes:,} is too large: counting what each class is taken for needs "
             f"{8 * num_classes**2 / 2**30:,.0f} GiB"
@@ -96,10 +99,10 @@ def new_confusion(num_classes: int) -> np.ndarray:
 
 
 def show_result(options: EvaluateOptions, result: Result) -> None:
-    """Prints `result`, and writes the JSON file where one is asked for.
+    """Print `result`, and write it to the JSON file, if requested.
 
     Raises:
-        ValueError: that cannot be written.
+        ValueError: The file cannot be written.
     """
     if options.per_class:
         print(as_text(result.classes))

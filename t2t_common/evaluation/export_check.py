@@ -1,4 +1,4 @@
-"""Whether an exported model still computes what the model computes."""
+"""Check that an exported model is numerically equivalent to the original model."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import dataclasses
 import numpy as np
 
 BATCHES = (1, 3)
-"""Batch sizes with which an export is tried; it is traced with another one."""
+"""Batch sizes for checking an export; it is traced with a different one."""
 
 
 class ExportError(Exception):
-    """The exported model does not compute what the model computes; nothing was written."""
+    """Raised when the exported model does not match the original model; nothing was written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Relative Frobenius errors of one batch's logits, all in float32.
+    """Relative Frobenius errors of the float32 logits of one batch.
 
     Attributes:
-        images: size of the batch.
-        error: of the exported model to the model in float64.
-        own: of the model in float32 to itself in float64.
-        difference: of the exported model to the model in float32.
+        images: Batch size.
+        error: Error of the exported model relative to the model in float64.
+        own: Error of the model in float32 relative to the model in float64.
+        difference: Error of the exported model relative to the model in float32.
     """
 
     images: int
@@ -32,14 +32,14 @@ class Agreement:
 
     @classmethod
     def of(cls, exported: np.ndarray, model: np.ndarray, oracle: np.ndarray) -> Agreement:
-        """From the logits of the exported model, of the model in float32 and in float64; all of one shape."""
+        """Compare the logits of the exported model, the model in float32 and the model in float64, all of one shape."""
         if not exported.shape == model.shape == oracle.shape:
             raise ExportError(f"the exported model gives {exported.shape} in place of {model.shape}")
         return cls(len(oracle), _distance(exported, oracle), _distance(model, oracle), _distance(exported, model))
 
     @property
     def limit(self) -> float:
-        """What `error` may be: three times the model's own, and 2^-22."""
+        """Maximum `error`: three times the model's own float32 error, plus 2^-22."""
         return 3 * self.own + 2**-22
 
     @property
@@ -59,10 +59,10 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def demand(found: list[Agreement]) -> list[Agreement]:
-    """`found`, if every one holds.
+    """Return `found` if all agreements hold.
 
     Raises:
-        ExportError: one does not; the message has the figures.
+        ExportError: Some agreement does not hold; the message contains the errors.
     """
     if not all(one.holds for one in found):
         raise ExportError("the exported model differs from the model: " + "; ".join(map(str, found)))
@@ -70,5 +70,5 @@ def demand(found: list[Agreement]) -> list[Agreement]:
 
 
 def sample_images(shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal images in float32, as many as the largest of BATCHES."""
+    """Return standard normal float32 images, as many as the largest size in BATCHES."""
     return np.random.RandomState(0).standard_normal((max(BATCHES), *shape)).astype(np.float32)

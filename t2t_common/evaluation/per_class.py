@@ -1,4 +1,4 @@
-"""How well each class is recognised, and what it is taken for."""
+"""Accuracy and most frequent confusions per class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t2t_config.text import escaped
 
 @dataclasses.dataclass(frozen=True)
 class Mistaken:
-    """How many images of one class were taken for another."""
+    """Number of images that were misclassified as this class."""
 
     index: int
     name: str
@@ -22,7 +22,7 @@ class Mistaken:
 
 @dataclasses.dataclass(frozen=True)
 class ClassAccuracy:
-    """One class: its images, those whose first guess was right, and the other classes, most frequent first."""
+    """Results of one class: its images, correct top-1 predictions, and confusions, most frequent first."""
 
     index: int
     name: str
@@ -32,7 +32,7 @@ class ClassAccuracy:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right first guesses, in per cent; None without images."""
+        """Top-1 accuracy in percent; None without images."""
         return 100 * self.correct / self.images if self.images else None
 
     def to_json(self) -> dict[str, Any]:
@@ -40,11 +40,13 @@ class ClassAccuracy:
 
 
 def class_report(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[ClassAccuracy]:
-    """Every class, worst first; of equals those with more images, then by index; without images last.
+    """Return the results of all classes, worst first; ties by number of images (descending), then index.
+
+    Classes without images come last.
 
     Args:
-        confusion_NxN: images of the row's class whose first guess was the column's class.
-        names: of the N classes.
+        confusion_NxN: Confusion matrix; row: true class, column: predicted class.
+        names: Names of the N classes.
     """
     found = []
     for index, row in enumerate(confusion_NxN):
@@ -56,7 +58,7 @@ def class_report(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[ClassA
 
 
 def as_text(report: Sequence[ClassAccuracy]) -> str:
-    """A table: accuracy, images, class, and what it is most often taken for."""
+    """Format a table of accuracy, images, class, and most frequent confusions."""
     width = max([len("class"), *(len(_short(one.name)) for one in report)])
     lines = [f"{'top-1':>8}  {'images':>6}  {'class':<{width}}  most often taken for"]
     for one in report:
@@ -67,5 +69,5 @@ def as_text(report: Sequence[ClassAccuracy]) -> str:
 
 
 def _short(name: str) -> str:
-    """ImageNet's names go on with synonyms."""
+    """Return the name without the synonyms that ImageNet names include."""
     return escaped(name.split(",")[0])

@@ -1,4 +1,4 @@
-"""Images to the best classes, whatever computes the logits; the command line of both `predict` modules."""
+"""Classify images; framework-independent part and command line of both `predict` modules."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictOptions(WeightsOptions):
-    """Options of the command line."""
+    """Command-line options."""
 
     images: Positional[tuple[Path, ...]]
-    """Images, and folders whose images are taken."""
+    """Image files, or folders of images."""
     top: int = 5
-    """How many classes to show."""
+    """Number of classes to show per image."""
     classes: Path | None = None
-    """Names of the classes, one per line or JSON; None takes the checkpoint's, or ImageNet's for 1000 classes."""
+    """File with class names, one per line or JSON; None uses the checkpoint's, or ImageNet's for 1000 classes."""
     batch_size: int = 16
-    """Images per step."""
+    """Batch size."""
     json: Path | None = None
-    """Also write the result to this file."""
+    """Also write the results to this file."""
 
     def __post_init__(self) -> None:
         for name in ("top", "batch_size"):
@@ -48,7 +48,7 @@ class PredictOptions(WeightsOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """One of an image's best classes."""
+    """A predicted class of an image."""
 
     index: int
     name: str
@@ -56,7 +56,7 @@ class Guess:
 
 
 class Prediction(NamedTuple):
-    """An image and its best classes, best first."""
+    """An image and its predicted classes, most probable first."""
 
     image: Path
     guesses: list[Guess]
@@ -65,10 +65,10 @@ class Prediction(NamedTuple):
 def predict(
     paths: Sequence[Path], how: Preprocess, forward: Forward, names: Sequence[str], *, top: int, batch_size: int
 ) -> Iterator[Prediction]:
-    """The `top` classes of every image, in the order of `paths`; all batches have the same size.
+    """Yield the `top` classes of each image, in the order of `paths`; all batches have the same size.
 
     Raises:
-        ValueError: a file is no image.
+        ValueError: A file is not an image.
     """
     for start in range(0, len(paths), batch_size):
         chosen = paths[start : start + batch_size]
@@ -82,7 +82,7 @@ def predict(
 
 
 def best_classes(logits: np.ndarray, names: Sequence[str], top: int) -> list[Guess]:
-    """The `top` classes by the logits (num_classes,) of one image, best first."""
+    """Return the `top` classes for the logits (num_classes,) of one image, most probable first."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max())
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:top]
@@ -92,18 +92,18 @@ def best_classes(logits: np.ndarray, names: Sequence[str], top: int) -> list[Gue
 def show_predictions(
     options: PredictOptions, how: Preprocess, forward: Forward, num_classes: int, saved: Mapping[str, Any]
 ) -> None:
-    """Predicts the images of `options`, prints what is found, and writes the JSON file where one is asked for.
+    """Classify the images in `options`, print the predictions, and write them to the JSON file, if requested.
 
     Args:
-        options: of the command line.
-        how: the preprocessing.
-        forward: the model.
-        num_classes: width of its logits.
-        saved: the checkpoint's metadata, for the names of the classes.
+        options: Command-line options.
+        how: Preprocessing of the images.
+        forward: Forward function of the model.
+        num_classes: Number of outputs of the model.
+        saved: Metadata of the checkpoint, for the class names.
 
     Raises:
-        FileNotFoundError, ValueError: no such image or file of names, no image, a model without classes, or a file
-            that cannot be written.
+        FileNotFoundError, ValueError: An image or the file of class names does not exist, there are no images, the
+            model has no classifier, or the output file cannot be written.
     """
     if num_classes == 0:
         raise ValueError("this model has no classifier: give weights that have one")

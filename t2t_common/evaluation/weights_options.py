@@ -1,4 +1,4 @@
-"""Options of the command lines that use trained weights: which, of what model, and how its images are prepared."""
+"""Options shared by commands that use trained weights: checkpoint, model and preprocessing."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ from t2t_config.weights.untrusted import check_metadata
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
-    """Weights and what they belong to."""
+    """Options for the checkpoint, the model and its preprocessing."""
 
     checkpoint: Path | None = None
-    """The weights: .pth, .pth.tar, .safetensors, a folder of save_pretrained, a run's folder; in JAX also a checkpoint
-    folder."""
+    """Weights to load: a .pth, .pth.tar or .safetensors file, a folder of save_pretrained, or a run's folder; in JAX
+    also a checkpoint folder."""
     model: str | None = None
-    """Name of the model. This and what follows: None takes what the checkpoint says, else the model's own."""
+    """Model name. For this and the following options, None uses the checkpoint's value, else the model's default."""
     img_size: int | tuple[int, int] | None = None
-    """Side of the square input, or height and width."""
+    """Input size: side of a square, or height and width."""
     in_chans: Literal[1, 3] | None = None
-    """Channels of the input."""
+    """Number of input channels."""
     num_classes: int | None = None
-    """Classes of the head."""
+    """Number of classes of the head."""
     mean: tuple[float, ...] | None = None
-    """Mean of the pixels in 0..1, one figure per channel."""
+    """Mean of the pixels in 0..1, one value per channel."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of the pixels in 0..1, one figure per channel."""
+    """Standard deviation of the pixels in 0..1, one value per channel."""
     crop_pct: float | None = None
-    """The images are resized to img_size / crop_pct, then cropped to the centre."""
+    """Crop fraction: images are resized to img_size / crop_pct, then center-cropped."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Of the resize."""
+    """Interpolation used when resizing."""
     ema: bool = True
-    """Use the moving average where the checkpoint has one."""
+    """Use the moving average (EMA) of the weights if the checkpoint has one."""
 
     @property
     def weights(self) -> Path:
-        """The checkpoint.
+        """Path of the checkpoint.
 
         Raises:
-            ValueError: none is named.
+            ValueError: No checkpoint was given.
         """
         if self.checkpoint is None:
             raise ValueError("weights are needed, random ones predict nothing: add --checkpoint PATH")
         return self.checkpoint
 
     def choose(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocess]:
-        """Arguments of `create_model`, and the preprocessing: by option, else as saved, else the model's own.
+        """Return the arguments of `create_model` and the preprocessing.
+
+        Options take precedence over the saved values, and these over the model's defaults.
 
         Raises:
-            ValueError: no name of a model anywhere, or figures that make no sense.
+            ValueError: The model name is unknown, or saved values are invalid.
         """
         try:
             check_metadata(saved)

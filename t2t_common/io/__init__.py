@@ -1,1 +1,1 @@
-"""Command lines, the terminal, and files that are written whole or not at all."""
+"""Command lines, terminal output and atomic file writes."""

@@ -1,6 +1,4 @@
-"""Command lines: options from dataclasses (tyro), every mistake of the user one line on stderr and exit code
-2.
-"""
+"""Command lines: options are parsed from dataclasses (tyro); user errors become one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -32,17 +30,17 @@ _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|RES
 
 OK, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED, CUT_OFF = 130, 141
-"""As a shell has them: 128 and the number of the signal, SIGINT and SIGPIPE."""
+"""Exit codes as in a shell: 128 plus the number of the signal, SIGINT and SIGPIPE."""
 
 WIDE = 10_000
-"""Columns in which tyro breaks no line of what it says."""
+"""Terminal width at which tyro does not wrap any line of its output."""
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
-    """Options of the dataclass `kind` from `args`; `--help` prints and exits.
+    """Parse the options of the dataclass `kind` from `args`; `--help` prints and exits.
 
     Raises:
-        ValueError: what tyro says about the options, in one line.
+        ValueError: If tyro rejects the options; its message in one line.
     """
     tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
     options: dict[str, Any] = {} if default is None else {"default": default}
@@ -50,9 +48,9 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     options |= {"args": list(args), "prog": prog, "description": description}
     with registry():
         try:
-            with unescaped_streams(), contextlib.redirect_stderr(io.StringIO()):  # --help has colours
+            with unescaped_streams(), contextlib.redirect_stderr(io.StringIO()):  # --help is coloured
                 return tyro.cli(kind, **options)
-        except ValueError as error:  # of the options themselves, which tyro 1.0.0 lets pass
+        except ValueError as error:  # raised by the options' own checks, not caught by tyro 1.0.0
             raise ValueError(f"{error} (see {prog} --help)") from None
         except SystemExit as end:
             if end.code in (0, None):
@@ -61,7 +59,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
 
 
 def _refusal(kind: Any, options: dict[str, Any]) -> str:
-    """What tyro prints about options that it refuses, in lines that are not broken."""
+    """Return what tyro prints about invalid options, with unwrapped lines."""
     complaint = io.StringIO()
     with unescaped_streams(), contextlib.redirect_stderr(complaint), _columns(WIDE), contextlib.suppress(SystemExit):
         tyro.cli(kind, **options)
@@ -70,7 +68,7 @@ def _refusal(kind: Any, options: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _columns(width: int) -> Iterator[None]:
-    """The width of the terminal, as those see it who ask for it."""
+    """Set the terminal width seen by programs that query it."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(width)
     try:
@@ -87,14 +85,14 @@ def run(
     *,
     interrupted: Callable[[], object] = lambda: None,
 ) -> int:
-    """Exit code of `main`; ValueError, OSError and a lack of memory become one line on stderr and code 2.
+    """Run `main` and return its exit code; ValueError, OSError and lack of memory become one line on stderr and code 2.
 
-    Answers `--version`. Whatever is printed meanwhile, no name of a file or class gives orders to the terminal.
+    Also answers `--version`. Control characters in names of files or classes are escaped in all output to the terminal.
 
     Args:
-        main: the command.
-        args: of the command line; None takes those of the process.
-        interrupted: called after Ctrl-C was said, before anything that was under way is freed.
+        main: Command to run.
+        args: Command-line arguments; None uses those of the process.
+        interrupted: Called after Ctrl-C was reported, before any unfinished work is freed.
     """
     args = sys.argv[1:] if args is None else args
     if "--version" in args:
@@ -110,8 +108,8 @@ def _run(main: Callable[[Sequence[str]], int], args: Sequence[str], interrupted:
             code = main(args)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever reads has enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains in the end
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports an error at exit
         return CUT_OFF
     except OSError as error:
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -130,8 +128,10 @@ def _run(main: Callable[[Sequence[str]], int], args: Sequence[str], interrupted:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, and once more where that was lost: an error in what Python calls while it frees
-    objects, as JAX lets it, is printed and forgotten."""
+    """Make Ctrl-C raise KeyboardInterrupt, and raise it again if it was lost.
+
+    Python prints and discards exceptions raised in code that it calls while freeing objects, for example in JAX.
+    """
     before = sys.unraisablehook
 
     def again(lost: sys.UnraisableHookArgs) -> None:
@@ -156,34 +156,34 @@ def _interrupt_main() -> None:
     if main is None or not hasattr(signal, "pthread_kill"):  # Windows
         _thread.interrupt_main()
     else:
-        signal.pthread_kill(main, signal.SIGINT)  # ends a sleep, too
+        signal.pthread_kill(main, signal.SIGINT)  # also interrupts a sleep
 
 
 def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Ends the process by the exit code of `main`, as `run` has it; at once, where it failed.
+    """Run `main` as `run` does and exit the process with its exit code; exit at once if it failed.
 
-    In good order Python and JAX would wait for threads that write, for worker processes, for other machines: where
-    something failed, that may be for ever.
+    A regular exit of Python and JAX would wait for writer threads, worker processes and other machines, which may never
+    finish after a failure.
     """
     try:
-        # At once after Ctrl-C: what was being built half would complain while it is freed.
+        # Exit at once after Ctrl-C: freeing half-built objects would print errors.
         code = run(main, interrupted=lambda: _end(INTERRUPTED))
     except SystemExit:
         raise
     except BaseException:
-        with escaped_streams():  # names of files are in tracebacks too
+        with escaped_streams():  # tracebacks contain file names too
             traceback.print_exc()
         code = FAILED
     if code != OK:
         _end(code)
     if threading.current_thread() is threading.main_thread():
         end_at_ctrl_c()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that was asked to stop twice has ended well all the same
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that is asked to stop twice still ends successfully
     sys.exit(code)
 
 
 def _tells_of_memory(error: BaseException) -> bool:
-    """PyTorch on the CPU and XLA have no type of their own for it."""
+    """Return whether `error` reports a lack of memory; PyTorch on the CPU and XLA have no exception type for it."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
@@ -193,7 +193,7 @@ def _complain(text: str) -> int:
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process and its workers without waiting for anything."""
+    """End the process and its workers without waiting for anything."""
     for worker in multiprocessing.active_children():
         worker.kill()
     for stream in (sys.stdout, sys.stderr):

@@ -1,6 +1,6 @@
-"""The commands of all packages: as `python -m PACKAGE.COMMAND`, as scripts (`t2t-train`), and as lists of them.
+"""Commands of all packages: as `python -m PACKAGE.COMMAND`, as scripts (`t2t-train`), and listings of them.
 
-Imports nothing but the standard library, so that a command whose extra is missing can say so.
+Imports nothing but the standard library, so that a missing extra can be reported.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ COMMANDS = {
     },
     "t2t_torch": {**BOTH, "export": "weights as ONNX or .pt2"},
 }
-"""Package: its commands, and what each is for."""
+"""Package -> its commands and their descriptions."""
 
 SCRIPTS = {
     **{f"t2t-{name}": f"t2t_jax.{name}" for name in COMMANDS["t2t_jax"]},
     **{f"t2t-torch-{name}": f"t2t_torch.{name}" for name in COMMANDS["t2t_torch"]},
     "t2t-parity": "parity",
 }
-"""Script that pip installs: the module that it runs."""
+"""Script installed by pip -> module that it runs."""
 
 _called: dict[str, str] = {}
 
 
 def main() -> NoReturn:
-    """What every script runs: its module, as `python -m` does; the name of the script says which."""
+    """Entry point of every script: run the module that belongs to the script's name, as `python -m` does."""
     script = Path(sys.argv[0]).stem
     module = SCRIPTS[script]
     _called[f"python -m {module}"] = script
@@ -49,14 +49,14 @@ def main() -> NoReturn:
 
 
 def run(module: str) -> NoReturn:
-    """Runs a module of commands as `python -m` does, and ends the process."""
+    """Run a module of commands as `python -m` does, and end the process."""
     prepare_command(module.partition(".")[0])
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit()
 
 
 def called(prog: str) -> str:
-    """The program as the user called it: `python -m t2t_jax.train digits`, or `t2t-train digits`."""
+    """Return the program name as called by the user: `python -m t2t_jax.train digits`, or `t2t-train digits`."""
     for module, script in _called.items():
         if prog == module or prog.startswith(f"{module} "):
             return script + prog.removeprefix(module)
@@ -64,7 +64,7 @@ def called(prog: str) -> str:
 
 
 def listing(package: str) -> str:
-    """The commands of a package, one a line."""
+    """Return the listing of a package's commands, one per line."""
     width = max(map(len, COMMANDS[package]))
     rows = [f"  {name:<{width}}  {text}" for name, text in COMMANDS[package].items()]
     call = f"python -m {package}.COMMAND --help shows the options of one"
@@ -72,10 +72,10 @@ def listing(package: str) -> str:
 
 
 def choose(package: str, args: Sequence[str]) -> int:
-    """`python -m PACKAGE`: lists its commands, or runs the one that is named.
+    """Run `python -m PACKAGE`: list the commands, or run the given one.
 
     Raises:
-        ValueError: there is no such command.
+        ValueError: If the command does not exist.
     """
     if not args or args[0] in ("-h", "--help"):
         print(listing(package))

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 def check_target(path: Path) -> None:
-    """Raises before the work is done if no file can be written at `path`.
+    """Raise an error, before any work is done, if no file can be written at `path`.
 
     Raises:
-        ValueError: a folder, a device or a pipe is there.
-        FileNotFoundError: its folder is not there.
+        ValueError: If `path` is a folder, a device or a pipe.
+        FileNotFoundError: If its parent folder does not exist.
     """
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
@@ -26,10 +26,10 @@ def check_target(path: Path) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A name in a scratch folder beside `path`; the file written there takes its place, unless the body raises.
+    """Context manager that yields a temporary path; the file written there replaces `path` unless the body raises.
 
     Raises:
-        ValueError: it cannot be written; an older file at `path` stays.
+        ValueError: If the file cannot be written; an existing file at `path` is kept.
     """
     check_target(path)
     try:
@@ -37,23 +37,23 @@ def replace_file(path: Path) -> Iterator[Path]:
             temporary = Path(scratch, path.name)
             yield temporary
             with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # or a power cut could leave the new name without the content
+                os.fsync(file.fileno())  # otherwise a power failure could leave the new name without the content
             temporary.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or choose another") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` as UTF-8, whole or not at all; lone surrogates are escaped. Raises as `replace_file`."""
+    """Write `path` atomically as UTF-8, with lone surrogates escaped; raises as `replace_file`."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def ensure_writable(folder: str | Path) -> Path:
-    """Creates `folder` if need be and proves that files can be written there.
+    """Create `folder` if it does not exist and check that files can be written there.
 
     Raises:
-        ValueError: they cannot; the message says why.
+        ValueError: If they cannot; the message gives the reason.
     """
     folder = Path(folder).absolute()
     try:

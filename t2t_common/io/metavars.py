@@ -1,4 +1,4 @@
-"""What a help text calls the values of options: FILE, DIR, NAME, in place of the types of their fields."""
+"""Placeholders for option values in help texts: FILE, DIR, NAME instead of the types of the fields."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ NAMES = {
     "img_size": "PIXELS",
     "mesh": "AXIS=N,...",
 }
-"""Field: what stands for its value, in every command."""
+"""Field name -> placeholder of its value, in all commands."""
 
 
 def registry() -> ConstructorRegistry:
-    """The rules of tyro, under which the fields of dataclasses have readable names for their values."""
+    """Return tyro's registry with rules that give the fields of dataclasses readable placeholders."""
     rules = ConstructorRegistry()
     asked: list[Any] = []
 
@@ -41,7 +41,7 @@ def registry() -> ConstructorRegistry:
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not dataclasses.is_dataclass(info.type) or info.type in asked:
             return None
-        asked.append(info.type)  # tyro's own rule is asked, not this one again
+        asked.append(info.type)  # calls tyro's own rule below, not this one again
         try:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:
@@ -64,7 +64,7 @@ def _named(field: StructFieldSpec) -> StructFieldSpec:
 
 
 def readable(metavar: str) -> str:
-    """`{None}|{[FLOAT [FLOAT ...]]}` as FLOAT ...; None, which needs no words, is left out."""
+    """Simplify a metavar: `{None}|{[FLOAT [FLOAT ...]]}` becomes FLOAT ...; None is left out."""
     text = metavar.replace("{None}|", "").replace("{None,", "{")
     text = re.sub(r"\{?\[(\{[^}]*\}|\w+) \[\1 \.\.\.\]\]\}?", r"\1 ...", text)
     return text.replace("PATH", "FILE|DIR").replace("STR", "TEXT")

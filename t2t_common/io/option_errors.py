@@ -1,6 +1,6 @@
-"""What is wrong with the options of a command, in one line: the option, its value, what would be right.
+"""Rephrasing of tyro's option errors as one line: the option, its value and the expected value.
 
-tyro says so in boxes of several lines, with titles, types of Python and the help texts of options in between.
+tyro prints boxes of several lines with titles, Python types and the help texts of options.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ OPTION = re.compile(r"--[a-zA-Z][\w-]*")
 
 
 def rephrase(said: str, prog: str) -> str:
-    """tyro's words about options of `prog` as one line.
+    """Rephrase tyro's error message about options of `prog` as one line.
 
     Args:
-        said: what it printed, boxes and colours included, no line broken.
-        prog: the command, for the hint at its help.
+        said: Output of tyro, with boxes and colours, without wrapped lines.
+        prog: Command to name in the hint at its help.
     """
     lines = [BOX.sub("", STYLE.sub("", line)) for line in said.splitlines()]
     lines, hint = _without_hint([line for line in lines if line.strip(" -")])
@@ -30,7 +30,7 @@ def rephrase(said: str, prog: str) -> str:
 
 
 def _without_hint(lines: Sequence[str]) -> tuple[list[str], str]:
-    """The lines before that about the full help, and the command that it names."""
+    """Return the lines before the hint at the full help, and the command that the hint names."""
     for i, line in enumerate(lines):
         found = re.match(r"\s*For full helptext, (?:run|see):?(.*)", line)
         if found is not None:
@@ -40,7 +40,7 @@ def _without_hint(lines: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _missing(lines: Sequence[str]) -> str | None:
-    """Options that are required; of those that are unknown instead, the first."""
+    """Describe missing required options, or the first unknown option given in their place."""
     start = next((i for i, line in enumerate(lines) if "Missing from" in line), None)
     if start is None:
         return None
@@ -85,7 +85,7 @@ def _no_such(wrong: str, known: Sequence[str], *, certain: bool = False) -> str:
 
 
 def _first(tokens: Sequence[str]) -> str | None:
-    """The token that is wrong: an option before the values that stand behind it."""
+    """Return the invalid token: an option rather than the values that follow it."""
     tokens = [token for token in tokens if token]
     return next((token for token in tokens if token.startswith("-")), tokens[0] if tokens else None)
 
@@ -103,7 +103,7 @@ def _choice(told: str) -> str | None:
 
 
 def _name(text: str) -> str:
-    """`--lr` of ('--lr',); a positional argument as the usage has it."""
+    """Return `--lr` for ('--lr',), or a positional argument in upper case, as in the usage line."""
     found = OPTION.search(text)
     return text.strip("'(),").upper() if found is None else found[0]
 
@@ -113,7 +113,7 @@ def _value(told: str, lines: Sequence[str]) -> str | None:
     if found is None:
         return None
     name, reason, described = found.groups()
-    if described is None:  # an object that its options do not make; its message names them
+    if described is None:  # a dataclass that rejects its options; its message names them
         return reason
     value = re.search(r"string to float: (.*)$", reason)
     if value is not None:

@@ -1,4 +1,4 @@
-"""Pickles whose content is far larger or deeper than it looks, or that change classes: seen before anything is made."""
+"""Detection, before unpickling, of pickles that expand far beyond their size, nest too deeply or modify classes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 MAX_DEPTH = 100
-"""Objects within objects; checkpoints have about ten. Python's own hash of nested tuples ends the process at 10^5."""
+"""Maximum nesting depth; checkpoints have about ten levels. Python's own hash of nested tuples crashes at 10^5."""
 
 _MARK = pickletools.markobject
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _FILLS = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
-"""They put objects into the lowest of those that they take."""
+"""Opcodes that insert objects into the lowest object that they take from the stack."""
 _NAMES = frozenset({"GLOBAL", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
-"""They fetch a class or a function."""
+"""Opcodes that push a class or a function."""
 _EMPTY = frozenset({"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
 
 
 class _Object:
-    """What is known of an object: how deep others lie in it, whether it lies in another, and its name if it is code."""
+    """Known properties of an object: nesting depth, whether it is inside another one, and its name if it is code."""
 
     __slots__ = ("code", "depth", "inside")
 
@@ -29,36 +29,37 @@ class _Object:
         self.depth, self.code, self.inside = depth, code, False
 
     def holds(self, deepest: int) -> None:
-        """Notes that an object of this depth lies in it."""
+        """Record that an object of this depth is inside this one."""
         if self.depth > deepest:
             return
-        if self.inside:  # how deep the other is would have to be found out again
+        if self.inside:  # the depth of the containing object would have to be recomputed
             raise pickle.UnpicklingError("an object that grows inside another")
         self.depth = deepest + 1
 
 
 _Entry = tuple[int, _Object]
 _LEAF: _Entry = (1, _Object())
-"""Numbers, texts: as many as there are bytes, so all of them are one."""
+"""Shared entry for numbers and strings: their total size is bounded by the number of bytes."""
 
 
 def operations(pickled: IO[bytes], budget: int) -> Iterator[tuple[str, Any]]:
-    """Name and argument of every operation of the pickle at the position of `pickled`, and of no other after it.
+    """Yield name and argument of every operation of the pickle that starts at the position of `pickled`.
 
-    A pickle may use an object again: a tuple of two times a tuple of two times ... has 2^40 places in 100 bytes, and
-    who makes it the key of a dictionary waits for all of them. A tuple in a tuple in a tuple ... takes one byte each,
-    and its hash one frame of C each. And a pickle may set attributes (BUILD), those of a class or function too, which
-    everybody would see who uses it afterwards.
+    A pickle may use an object repeatedly: a tuple of two times a tuple of two times ... has 2^40 elements in 100 bytes,
+    and using it as a dictionary key visits all of them. Each level of nested tuples takes one byte, and hashing it
+    takes one C stack frame. A pickle may also set attributes (BUILD), including those of a class or function, which
+    would affect all later users.
 
     Args:
-        pickled: the file.
-        budget: how many places an object may have, written out.
+        pickled: Binary file.
+        budget: Maximum number of elements of an object, counted once per use.
 
     Raises:
-        pickle.UnpicklingError: an object has more, or is deeper than `MAX_DEPTH`; or a class or function is changed.
-        ValueError: cut off, or no pickle.
+        pickle.UnpicklingError: If an object has more elements or is deeper than `MAX_DEPTH`, or a class or function is
+            modified.
+        ValueError: If the pickle is truncated or invalid.
     """
-    stack: list[_Entry | None] = []  # places of each object, and the object; None is a mark
+    stack: list[_Entry | None] = []  # number of elements of each object, and the object; None is a mark
     memory: dict[int, _Entry] = {}
     for op, arg, _position in pickletools.genops(pickled):
         yield op.name, arg
@@ -80,7 +81,7 @@ def operations(pickled: IO[bytes], budget: int) -> Iterator[tuple[str, Any]]:
 
 
 def _taken(stack: list[_Entry | None], before: list[Any]) -> list[_Entry]:
-    """What an operation takes from the stack, the lowest first."""
+    """Return the objects that an operation takes from the stack, the lowest first."""
     count, taken = len(before), []
     if _MARK in before:
         while stack and (top := stack.pop()) is not None:
@@ -92,7 +93,7 @@ def _taken(stack: list[_Entry | None], before: list[Any]) -> list[_Entry]:
 
 
 def _made(name: str, arg: Any, taken: list[_Entry], budget: int) -> _Entry:
-    """What an operation puts onto the stack for what it took."""
+    """Return the object that an operation pushes for the objects it took."""
     if name in _NAMES:
         return 1, _Object(code=".".join(str(arg).split(" ")) if name == "GLOBAL" else "something")
     if not taken:

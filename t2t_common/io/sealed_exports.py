@@ -1,7 +1,7 @@
-"""Exported models with digests: of the members of a zip (.pt2, of jax.export), or of all that goes before (.onnx).
+"""Digests in exported models: of the members of a zip (.pt2, of jax.export), or of all preceding bytes (.onnx).
 
-An ONNX file is a message of protobuf, to which another field may be appended: the last of them is a property called
-`sha256`, as `model.metadata_props` would have it, with the digest of the bytes before it.
+An ONNX file is a protobuf message, to which another field may be appended: the last of them is a property called
+`sha256`, in the form of `model.metadata_props`, with the digest of the bytes before it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from t2t_config.weights.digests import KEY, SHA256, DamagedError
 
 _KEY = b"\x0a" + bytes([len(KEY)]) + KEY.encode() + b"\x12\x40"  # field 1: the key; field 2: a value of 64 bytes
 _START = b"\x72" + bytes([len(_KEY) + 64]) + _KEY
-"""Of the last property: field 14 of `ModelProto`, its length, its key, the length of its value."""
+"""Start of the last property: field 14 of `ModelProto`, its length, its key, the length of its value."""
 
 
 def seal(path: Path) -> None:
-    """Adds digests to an exported model that has none."""
+    """Add digests to an exported model that has none."""
     if _starts_as_zip(path):
         zips.add_digests(path)
     else:
@@ -28,10 +28,13 @@ def seal(path: Path) -> None:
 
 
 def check_sealed(path: Path) -> str:
-    """Compares an exported model with its digests; what it was compared with: "sha256", "crc32", "" for nothing.
+    """Compare an exported model with its digests.
+
+    Returns:
+        The kind of check: "sha256", "crc32", or "" if the file has neither.
 
     Raises:
-        ValueError: it is not what was written; the message names it, and in a zip the member.
+        ValueError: If the file has changed since it was written; the message names it, and in a zip the member.
     """
     try:
         if _starts_as_zip(path):

@@ -1,7 +1,7 @@
-"""What goes to a terminal: colours (none where NO_COLOR is set), and signs of life while something takes long.
+"""Terminal output: colours (none if NO_COLOR is set) and progress displays.
 
-Nothing of either goes into pipes and files. What waits is shown on stderr: print no result inside it. Names of files,
-folders and classes are shown as they are: never as rich's markup, and never as orders to the terminal (see `plain`).
+Neither is written to pipes and files. Progress is shown on stderr: do not print results meanwhile. Names of files,
+folders and classes are shown literally: not interpreted as rich's markup or as control sequences (see `plain`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from t2t_config.text import escaped
 T = TypeVar("T")
 
 KEPT = "\n\t"
-"""Control characters that may go to a terminal; a carriage return only where a line begins anew with it."""
+"""Control characters that may go to a terminal; a carriage return is allowed only at the start of the text."""
 
 
 class LastingConsole(Console):
-    """A console of what goes on although nobody reads it any more, as when SIGTERM also ends the `tee` behind a run:
-    from then on it prints nothing."""
+    """Console that becomes silent once its output pipe is closed, as when SIGTERM also ends the `tee` behind a run."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -36,13 +35,13 @@ class LastingConsole(Console):
 
 
 def ignore_broken_stdout() -> None:
-    """Has stdout lead to nowhere: whoever read it is gone, and the interpreter would complain in the end."""
+    """Redirect stdout to the null device, as the interpreter would otherwise report the broken pipe at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
-    """Prints a line, unless whoever read the output is gone: that is no failure of what is told of."""
+    """Print a line; a closed output pipe is ignored."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -50,10 +49,10 @@ def say(text: str) -> None:
 
 
 def make_console(kind: type[Console] = Console, **options: Any) -> Console:
-    """rich's console with `options` of its own; without any colour or style where NO_COLOR (no-color.org) is set.
+    """Create a rich console with `options`; without colours and styles if NO_COLOR (no-color.org) is set.
 
-    A notebook gets the lines as a pipe does: rich's widgets need more than a kernel has, and kernels set FORCE_COLOR,
-    which rich takes for a terminal.
+    In a notebook the output is plain lines, as in a pipe: rich's widgets need more than a kernel provides, and kernels
+    set FORCE_COLOR, which rich interprets as a terminal.
     """
     if Console().is_jupyter:
         options = {"force_jupyter": False, "force_terminal": False, **options}
@@ -61,36 +60,36 @@ def make_console(kind: type[Console] = Console, **options: Any) -> Console:
 
 
 def plain(text: str) -> Text:
-    """`text` for rich as it is: brackets and colons are no markup, characters that cannot be printed are escaped."""
+    """Return `text` as a literal for rich: brackets and colons are not markup, unprintable characters are escaped."""
     return Text(escaped(text, keep=KEPT))
 
 
 def status(text: str) -> Status:
-    """A context manager: `text` and a spinner on stderr, gone at its end; `.update(text)` changes it."""
+    """Return a context manager that shows `text` and a spinner on stderr; `.update(text)` changes the text."""
     return make_console(stderr=True).status(plain(text))
 
 
 def bar(items: Iterable[T], text: str, total: int) -> Iterable[T]:
-    """`items`, and on stderr how many of `total` are done and when they all will be."""
+    """Iterate over `items` with a progress bar on stderr: how many of `total` are done, and the remaining time."""
     console = make_console(stderr=True)
-    if not console.is_terminal:  # rich 13 writes an empty line even for a bar that is disabled
+    if not console.is_terminal:  # rich 13 writes an empty line even for a disabled bar
         return items
     return track(items, escape(escaped(text)), total, console=console, transient=True)
 
 
 class EscapingStream:
-    """A stream on which what cannot be printed arrives escaped; in all else it is the stream below.
+    """Stream that escapes unprintable characters; otherwise it behaves as the wrapped stream.
 
     Attributes:
-        unescaped: the stream below, for what writes escape sequences of its own.
-        rich_proxied_file: the same, by the name under which rich looks for it.
+        unescaped: Wrapped stream, for code that writes its own escape sequences.
+        rich_proxied_file: The same stream, under the name that rich uses.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.unescaped = self.rich_proxied_file = stream
 
     def write(self, text: str) -> int:
-        """Writes all of `text`; its length."""
+        """Write all of `text`; return its length."""
         back = "\r" if text.startswith("\r") else ""
         self.unescaped.write(back + _encodable(escaped(text.removeprefix(back), keep=KEPT), self.unescaped.encoding))
         return len(text)
@@ -104,14 +103,15 @@ class EscapingStream:
 
 
 def _encodable(text: str, encoding: str | None) -> str:
-    """`text`, with what `encoding` (that of a plain C locale, say) does not have escaped."""
+    """Return `text` with characters escaped that `encoding` (that of a plain C locale, for example) cannot
+    represent."""
     encoding = encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextlib.contextmanager
 def escaped_streams() -> Iterator[None]:
-    """Around a command: stdout and stderr are `EscapingStream`s, whoever prints."""
+    """Context manager that replaces stdout and stderr with `EscapingStream`s while a command runs."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
         stream if isinstance(stream, EscapingStream) else EscapingStream(stream)  # type: ignore[assignment]
@@ -125,7 +125,7 @@ def escaped_streams() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unescaped_streams() -> Iterator[None]:
-    """Around a library that writes escape sequences of its own, and no text of strangers."""
+    """Context manager for a library that writes its own escape sequences and no untrusted text."""
     with (
         contextlib.redirect_stdout(getattr(sys.stdout, "unescaped", sys.stdout)),
         contextlib.redirect_stderr(getattr(sys.stderr, "unescaped", sys.stderr)),

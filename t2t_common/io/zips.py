@@ -1,10 +1,10 @@
-"""Zip archives that read the same to everybody: what is checked with Python's reader, another one unpacks.
+"""Zip archives that all readers interpret in the same way: Python's reader checks them, another one may unpack them.
 
-Readers differ where a file says a thing twice: in which central directory they take, in what they do with bytes before
-the archive, with names in upper case, with a name that is there twice. So a file may say it only once.
+Readers differ if a file contains redundant information: in which central directory they use, in how they treat bytes
+before the archive, upper-case names and duplicate names. Such files are therefore rejected.
 
-And their contents: the CRC-32 of the members, which PyTorch's reader does not look at, and digests (see
-t2t_config/weights/digests.py), which are one more member, `sha256.json`, beside the others.
+The contents are checked too: with the CRC-32 of the members, which PyTorch's reader ignores, and with digests (see
+t2t_config/weights/digests.py), which are in an additional member, `sha256.json`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ DIGESTS = "sha256.json"
 _END = struct.Struct("<4s4H2LH")
 """End of central directory: signature, disk, its first disk, entries here, entries, size, offset, length of comment."""
 _LOCATOR = struct.Struct("<4sLQL")
-"""Before it, in zip64: signature, disk, offset of the record, disks."""
+"""Before it, in zip64, the locator: signature, disk, offset of the record, disks."""
 _END64 = struct.Struct("<4sQ2H2L4Q")
-"""And before that: signature, size, versions, disk, its first disk, entries here, entries, size, offset."""
+"""Before the locator: signature, size, versions, disk, its first disk, entries here, entries, size, offset."""
 _LOCAL = struct.Struct("<4s5H3L2H")
 """Before each member: signature, version, flags, method, time, date, CRC, sizes, lengths of name and extra field."""
 _ENCRYPTED = 1
@@ -40,11 +40,11 @@ _ENCRYPTED = 1
 
 @contextlib.contextmanager
 def open_zip(source: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
-    """The archive, which starts where the file starts and ends where it ends.
+    """Open an archive that spans the whole file.
 
     Raises:
-        FileNotFoundError: no such file.
-        zipfile.BadZipFile: no zip file, a damaged one, or one that another reader could read as another; the message
+        FileNotFoundError: If the file does not exist.
+        zipfile.BadZipFile: If the file is not a zip file, is damaged, or is ambiguous to other readers; the message
             does not name the file.
     """
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ def open_zip(source: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
 
 
 def _directory(file: IO[bytes]) -> tuple[int, int]:
-    """Where the only central directory starts, and how many members it announces."""
+    """Return the offset of the only central directory, and the number of members that it declares."""
     end = file.seek(0, os.SEEK_END) - _END.size
     signature, disk, first, here, count, size, start, comment = _read(file, _END, end)
     if signature != b"PK\x05\x06" or comment:
@@ -96,7 +96,7 @@ def _check_names(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_places(file: IO[bytes], members: list[zipfile.ZipInfo], end: int) -> None:
-    """Each member has its own bytes, before `end`, and its own name before them."""
+    """Check that each member has its own bytes, before `end`, preceded by its own name."""
     at = 0
     for info in sorted(members, key=lambda info: info.header_offset):
         if info.header_offset < at or (at == 0 and info.header_offset != 0):
@@ -125,14 +125,14 @@ def _read(file: IO[bytes], kind: struct.Struct, place: int) -> tuple[Any, ...]:
 
 
 def check_members(file: IO[bytes] | Path, suffix: str = "") -> str:
-    """Reads all members whose names end with `suffix` and compares their CRC-32.
+    """Read all members whose names end with `suffix` and check their CRC-32.
 
     Returns:
-        "crc32"; "" for a file without any, as `torch.serialization.set_crc32_options(False)` writes it.
+        "crc32"; "" for a file without any, as written after `torch.serialization.set_crc32_options(False)`.
 
     Raises:
-        DamagedError: a member has another CRC-32; the message names it, but no file.
-        zipfile.BadZipFile, OSError, ...: the zip itself is damaged, or reads as two (see `open_zip`).
+        DamagedError: If the CRC-32 of a member differs; the message names the member, but not the file.
+        zipfile.BadZipFile, OSError, ...: If the zip itself is damaged or ambiguous (see `open_zip`).
     """
     with open_zip(file) as archive:
         members = archive.infolist()
@@ -154,17 +154,17 @@ def _check(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
 
 
 def add_digests(file: IO[bytes] | Path, digests: Mapping[str, str] | None = None) -> None:
-    """Adds `digests` to a zip file; None for those of the bytes of its members."""
+    """Add `digests` to a zip file; None adds those of the bytes of its members."""
     with zipfile.ZipFile(file, "a") as archive:
         found = member_digests(archive) if digests is None else digests
         archive.writestr(_root(archive) + DIGESTS, json.dumps(found))
 
 
 def read_digests(file: IO[bytes] | Path) -> dict[str, Any] | None:
-    """What `add_digests` added to a zip file; None where there are none, or no zip.
+    """Return the digests that `add_digests` added to a zip file; None if there are none, or it is not a zip file.
 
     Raises:
-        DamagedError: they are no digests.
+        DamagedError: If they are malformed.
     """
     if not _starts_as_zip(file):
         return None
@@ -176,7 +176,7 @@ def read_digests(file: IO[bytes] | Path) -> dict[str, Any] | None:
             if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
                 raise DamagedError(f"{DIGESTS} is compressed")
             found = parse(archive.read(name))
-    except Exception as error:  # damaged bytes raise nearly anything
+    except Exception as error:  # damaged bytes raise nearly any error
         raise DamagedError(f"{DIGESTS} is not as saved") from error
     if not isinstance(found, dict):
         raise DamagedError(f"{DIGESTS} holds no digests")
@@ -184,15 +184,15 @@ def read_digests(file: IO[bytes] | Path) -> dict[str, Any] | None:
 
 
 def check_digests(file: Path) -> str:
-    """Compares the members of a zip file with the digests in it, and with their CRC-32.
+    """Compare the members of a zip file with its digests and with their CRC-32.
 
     Returns:
-        What they were compared with: "sha256", "crc32" or "".
+        The kind of check: "sha256", "crc32" or "".
 
     Raises:
-        DamagedError: a member is not what was saved, the message names it, but no file; or all of them are far more
-            than the file has bytes.
-        zipfile.BadZipFile, OSError, ...: the zip itself is damaged, or reads as two (see `open_zip`).
+        DamagedError: If a member has changed since it was saved (the message names the member, but not the file), or
+            the members are far larger than the file.
+        zipfile.BadZipFile, OSError, ...: If the zip itself is damaged or ambiguous (see `open_zip`).
     """
     with open_zip(file) as archive:
         if sum(info.file_size for info in archive.infolist()) > MAX_EXPANSION * file.stat().st_size:
@@ -207,7 +207,7 @@ def check_digests(file: Path) -> str:
 
 
 def member_digests(archive: zipfile.ZipFile) -> dict[str, str]:
-    """SHA-256 of each member but the digests themselves."""
+    """Return the SHA-256 of each member except the digests themselves."""
     found = {}
     for info in archive.infolist():
         if info.filename != _root(archive) + DIGESTS:
@@ -217,7 +217,7 @@ def member_digests(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def _starts_as_zip(file: IO[bytes] | Path) -> bool:
-    """Whether it is the beginning that is a zip's: a pickle that ends like one is none."""
+    """Return whether the file starts as a zip file; a pickle that ends like one does not count."""
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
         opened.seek(0)
@@ -225,6 +225,6 @@ def _starts_as_zip(file: IO[bytes] | Path) -> bool:
 
 
 def _root(archive: zipfile.ZipFile) -> str:
-    """The folder that all members are in, with a "/", which PyTorch demands; "" where there is none."""
+    """Return the folder that contains all members, with a "/", as PyTorch requires; "" if there is none."""
     roots = {name.partition("/")[0] if "/" in name else "" for name in archive.namelist()}
     return f"{roots.pop()}/" if len(roots) == 1 and roots != {""} else ""

@@ -1,1 +1,1 @@
-"""What a training run does whatever computes it: log, speed, saving, what it checks before it goes on."""
+"""Framework-independent parts of a training run: loop, logging, throughput, checkpoint schedule, resume checks."""

@@ -1,4 +1,4 @@
-"""What a run is, in a few lines: the first that a log of a cluster, a pipe or a notebook shows of it."""
+"""Summary of a run, printed at the top of its log if the output is not a terminal (cluster, pipe, notebook)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def start_block(
     devices: str,
     workdir: Path,
 ) -> list[str]:
-    """Lines about a run that starts, or goes on after `first_step`.
+    """Return the summary lines of a run that starts, or resumes after `first_step`.
 
     Args:
-        recipe: what is run, with its data and number of classes.
-        how: the model's input.
-        weights: the model's arrays by name.
-        steps_per_epoch: whole batches in an epoch.
-        first_step: steps done before.
-        devices: that it runs on, in words.
-        workdir: the run's folder.
+        recipe: Recipe of the run, with its data and number of classes set.
+        how: Preprocessing, which defines the model's input.
+        weights: Arrays of the model by name.
+        steps_per_epoch: Full batches per epoch.
+        first_step: Steps already completed.
+        devices: Description of the devices.
+        workdir: Folder of the run.
     """
     numbers = sum(math.prod(array.shape) for array in weights.values())
     height, width = how.size

@@ -1,6 +1,6 @@
-"""The training loop, the same for both frameworks: epochs, evaluation, checkpoints, log.
+"""Training loop for both frameworks: epochs, evaluation, checkpoints, logging.
 
-What differs between them is the step and how a checkpoint is read: `Backend`.
+The framework-specific parts, such as the training step and checkpoint reading, are provided by a `Backend`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ from t2t_config.weights.load_report import LoadReport
 
 @dataclasses.dataclass
 class Run:
-    """A run that is ready to start: the parts that the loop puts together.
+    """Components of a run that is ready to start.
 
     Attributes:
-        how: how images become inputs of the model.
-        classes: those of which the data have images.
-        data: identity of the data, see t2t_common/data/fingerprint.py.
-        ran_on: number of processes and devices, and their kind.
-        iterator: endless batches for training, on the device.
-        state: weights, optimiser and step.
+        how: Preprocessing of the images.
+        classes: Classes that have images in the data.
+        data: Identity of the data, see t2t_common/data/fingerprint.py.
+        ran_on: Number of processes and devices, and kind of device.
+        iterator: Infinite iterator over training batches, on the device.
+        state: Weights, optimizer state and step.
         train_step: (state, batch) -> (state, metrics).
-        sample: (state, batch) -> a few images as the model gets them in training.
+        sample: (state, batch) -> a few images as the model sees them in training.
         evaluate: (weights, confusion matrix to add to, or None) -> accuracy on the validation images.
-        started_from: what was loaded before the first step, if anything was.
-        notes: what the user should know before the first step: the order of the classes, files left out, the head.
+        inspected: Makes a training step that can be inspected (see `t2t_jax.training.divergence`); None if it cannot.
+        started_from: Report on the weights loaded before the first step, if any.
+        notes: Notes for the user before the first step: order of the classes, ignored files, size of the head.
     """
 
     recipe: Recipe
@@ -61,29 +62,30 @@ class Run:
     train_step: Callable[[Any, Any], tuple[Any, Any]]
     sample: Callable[[Any, Any], Any]
     evaluate: Callable[..., Accuracy]
+    inspected: Any = None
     started_from: LoadReport | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: enough to rebuild the model and its input; recipe, data, devices."""
+        """Checkpoint metadata: how to rebuild the model and its input; recipe, data and devices."""
         return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What the loop needs of a framework.
+    """Framework-specific functions used by the training loop.
 
     Attributes:
-        package: whose checkpoints the workdir holds.
-        leads: whether this process holds the lock of the workdir.
+        package: Package that reads and writes the checkpoints of the workdir.
+        leads: Whether this process holds the lock of the workdir.
         prepare: (recipe, class_names=...) -> the run before its first step.
-        begun_classes: class names of the run in a workdir, None where nothing was saved.
-        interruption: a context in which SIGTERM and Ctrl-C are noted.
+        begun_classes: workdir -> class names of the run saved there; None if nothing was saved.
+        interruption: Context manager that records SIGTERM and Ctrl-C.
         open_checkpoints: `TrainingCheckpoints` of the framework.
-        checkpoint_names: of a folder, the names of the checkpoints in it.
-        make_reporter: `Reporter` with what the framework knows about its devices.
-        around: (prepare, checkpoints, workdir) -> a context for the steps, which may explain what they raise.
+        checkpoint_names: folder -> names of the checkpoints in it.
+        make_reporter: Constructor of `Reporter`, with the device information of the framework filled in.
+        around: (prepare, checkpoints, workdir) -> context manager around training, which may explain its exceptions.
     """
 
     package: Literal["t2t_jax", "t2t_torch"]
@@ -100,15 +102,15 @@ class Backend:
 
 
 def train(recipe: Recipe, workdir: str | Path, backend: Backend) -> Accuracy:
-    """Train `recipe` in `workdir`, or continue the run that is there.
+    """Train `recipe` in `workdir`, or resume the run in it.
 
     Returns:
         The accuracy after the last step.
 
     Raises:
-        FileNotFoundError, ValueError: the data, the weights to start from or the workdir cannot be used.
-        TrainingDivergedError: loss or gradient is no longer finite; the checkpoints written before are sound.
-        RunInterruptedError: asked to stop; saved, so that the same call continues.
+        FileNotFoundError, ValueError: The data, the initial weights or the workdir cannot be used.
+        TrainingDivergedError: The loss or gradient is no longer finite; earlier checkpoints are valid.
+        RunInterruptedError: The run was asked to stop; it has been saved, and the same call resumes it.
     """
     recipe = with_saved_head(recipe, Path(workdir))
 
@@ -142,15 +144,15 @@ def train(recipe: Recipe, workdir: str | Path, backend: Backend) -> Accuracy:
             result = evaluate_and_report(run, epoch, reporter) if is_due else None
             saving.after_epoch(epoch, result)
         report_corrupt(run, last_step, reporter)
-        checkpoints.wait()  # before the run's page says that it is finished
+        checkpoints.wait()  # before the report page shows the run as finished
     return run.evaluate(run.state.best) if result is None else result
 
 
 def resume(run: Run, checkpoints: Any, workdir: Path) -> int:
-    """Set `run` to the latest checkpoint that is sound; the number of steps done, 0 without a checkpoint.
+    """Restore `run` from the latest valid checkpoint and return the number of completed steps, 0 without a checkpoint.
 
     Raises:
-        ValueError: as `t2t_common.run.resume_check.resume`.
+        ValueError: See `t2t_common.run.resume_check.resume`.
     """
 
     def restore() -> int:
@@ -161,7 +163,7 @@ def resume(run: Run, checkpoints: Any, workdir: Path) -> int:
 
 
 def make_reporter(run: Run, backend: Backend, workdir: Path, first_step: int, last_step: int) -> Reporter:
-    """The log of the run."""
+    """Create the reporter of the run."""
     recipe = run.recipe
     return backend.make_reporter(
         workdir,
@@ -183,7 +185,7 @@ def make_reporter(run: Run, backend: Backend, workdir: Path, first_step: int, la
 def say_what_starts(
     run: Run, backend: Backend, reporter: Reporter, workdir: Path, first_step: int, last_step: int
 ) -> None:
-    """The first lines of the log: the run in short, where it continues or what it starts from, notes and warnings."""
+    """Print the start of the log: a summary of the run, its first step or initial weights, notes and warnings."""
     if first_step < last_step:
         begun = {"first_step": first_step, "steps_per_epoch": run.steps_per_epoch}
         lines = start_block(run.recipe, run.how, run.state.raw, workdir=workdir, devices=reporter.devices, **begun)
@@ -203,7 +205,7 @@ def say_what_starts(
 
 
 def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_done: int) -> None:
-    """One epoch, or what `steps_done` leave of it; every loss of it has been read, and was finite, at the end."""
+    """Train one epoch, or its part after `steps_done`. On return, all its losses have been checked to be finite."""
     lr = epoch_lr(run.recipe, epoch)
     start = time.perf_counter()
     last = (epoch + 1) * run.steps_per_epoch
@@ -228,7 +230,7 @@ def train_epoch(run: Run, epoch: int, reporter: Reporter, saving: Saving, steps_
 
 
 def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
-    """Accuracy on the validation images after `epoch`: a line of the log, and a confusion matrix on the run's page."""
+    """Evaluate after `epoch`, log the accuracy and show the confusion matrix on the report page."""
     assert run.recipe.num_classes is not None  # `open_data` set it
     confusion, step = new_confusion(run.recipe.num_classes), (epoch + 1) * run.steps_per_epoch
     result = run.evaluate(run.state.best, confusion)
@@ -243,7 +245,7 @@ def evaluate_and_report(run: Run, epoch: int, reporter: Reporter) -> Accuracy:
 
 
 def report_corrupt(run: Run, step: int, reporter: Reporter) -> None:
-    """One line about the images that could not be read, if there were any."""
+    """Log the images that could not be read, if any, in one line."""
     if names := run.iterator.unreadable.names:
         text = f"corrupt images skipped: {len(names)}: {'; '.join(names)}"
         reporter.line(text, {"step": step, "corrupt_images": names})

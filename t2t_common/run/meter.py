@@ -1,4 +1,4 @@
-"""How fast a run is, and what it waits for."""
+"""Throughput, data wait and MFU of a training run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 
 class Meter:
-    """Rates since the last reading. The clock stands still while the run does other things than train.
+    """Measure training rates since the last `read`. The clock is paused while the run is not training.
 
-    The first step compiles: the clock starts anew after it.
+    The first step includes compilation, so the clock is restarted after it.
     """
 
     def __init__(
@@ -21,7 +21,7 @@ class Meter:
         peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`peak` is that of all devices together, in FLOP/s; without it there is no MFU."""
+        """`peak` is the total peak of all devices in FLOP/s; without it, MFU is not reported."""
         self._images_per_step = images_per_step
         self._mfu_per_rate = None if peak is None else flops_per_image / peak
         self._clock = clock
@@ -36,7 +36,7 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what fetches the next batch; also starts the clock after a pause."""
+        """Context manager around fetching the next batch; it also restarts the clock after a pause."""
         start = self._clock()
         if self._running_since is None:
             self._running_since = start
@@ -44,22 +44,22 @@ class Meter:
         self._waited += self._clock() - start
 
     def step(self) -> None:
-        """A step is done."""
+        """Count a finished step."""
         self._steps += 1
         if not self._compiled:
             self._compiled = True
             self._reset()
 
     def pause(self) -> None:
-        """Stops the clock until the next `waiting`."""
+        """Stop the clock until the next `waiting`."""
         if self._running_since is not None:
             self._seconds += self._clock() - self._running_since
             self._running_since = None
 
     def rates(self) -> dict[str, float]:
-        """Images per second, share of the time spent waiting for data, and MFU where the peak is known.
+        """Return images per second, the fraction of time spent waiting for data, and MFU if the peak is known.
 
-        Empty before a first step was measured.
+        Empty until a step has been measured.
         """
         running = 0.0 if self._running_since is None else self._clock() - self._running_since
         seconds = self._seconds + running
@@ -72,7 +72,7 @@ class Meter:
         return rates
 
     def read(self) -> dict[str, float]:
-        """`rates`, and begins a new measurement."""
+        """Return `rates` and start a new measurement."""
         rates = self.rates()
         self._reset()
         return rates

@@ -1,4 +1,4 @@
-"""The data of a run, opened and checked against its recipe before a model is built."""
+"""Open the data of a run and check it against the recipe before the model is built."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from t2t_config import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Training and validation images.
+    """Training and validation data of a run.
 
     Attributes:
-        recipe: with the number of classes that the head gets.
-        how: how images become inputs of the model.
-        note: what to say about the head, if its classes are not those that the recipe names.
+        recipe: Recipe with the number of classes of the head filled in.
+        how: Preprocessing of the images.
+        note: Note for the user if the head has another number of classes than the recipe; else None.
     """
 
     recipe: Recipe
@@ -31,7 +31,7 @@ class Data:
 
     @property
     def num_classes(self) -> int:
-        """Of the model's head."""
+        """Number of classes of the model's head."""
         assert self.recipe.num_classes is not None
         return self.recipe.num_classes
 
@@ -41,10 +41,10 @@ class Data:
 
 
 def open_data(recipe: Recipe) -> Data:
-    """The data that `recipe` names.
+    """Open the training and validation data of `recipe`.
 
     Raises:
-        FileNotFoundError, ValueError: there are none, or they do not fit the recipe; the message says why.
+        FileNotFoundError, ValueError: There are no data or they do not match the recipe; the message says why.
     """
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
@@ -54,7 +54,7 @@ def open_data(recipe: Recipe) -> Data:
     check_classes(train, num_classes)
     check_classes(val, num_classes)
     note = head_note(recipe.num_classes, num_classes, max(train.num_classes, val.num_classes))
-    new_confusion(num_classes)  # which the first evaluation needs: fail now rather than after an epoch
+    new_confusion(num_classes)  # needed by the first evaluation: fail now rather than after an epoch
     recipe = dataclasses.replace(recipe, num_classes=num_classes)
     train = with_token_labels(train, recipe)
     steps = steps_per_epoch(train, recipe.batch_size)

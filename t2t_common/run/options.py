@@ -1,4 +1,4 @@
-"""How a run is watched. Nothing here changes what it computes."""
+"""Logging options of a training run. None of them changes the results."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from t2t_common.workdir.writers import Service, require
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Options of the command line."""
+    """Command-line options for logging."""
 
     log: tuple[Service, ...] = ()
-    """Write to TensorBoard (into the workdir) or Weights & Biases too; metrics.jsonl is always written."""
+    """Also log to TensorBoard (in the workdir) or Weights & Biases; metrics.jsonl is always written."""
     peak_tflops: float | None = None
-    """Peak TFLOP/s of one device, for MFU; None knows TPUs and common NVIDIA GPUs."""
+    """Peak TFLOP/s of one device, for MFU; None uses built-in values for TPUs and common NVIDIA GPUs."""
 
     def __post_init__(self) -> None:
         if self.peak_tflops is not None and not 0 < self.peak_tflops < math.inf:

@@ -1,13 +1,13 @@
-"""What a device can do at best, for MFU: peak TFLOP/s of matrix products with bfloat16 factors, dense.
+"""Peak TFLOP/s of devices for dense bfloat16 matrix multiplication, used to compute MFU.
 
-Sources: cloud.google.com/tpu/docs (system architecture, "peak compute per chip") and NVIDIA's data sheets of each
-GPU, without sparsity. MFU refers to bfloat16 whatever the run computes in, as in the literature.
+Sources: cloud.google.com/tpu/docs (system architecture, "peak compute per chip") and NVIDIA's data sheet for each GPU,
+without sparsity. As in the literature, MFU is relative to the bfloat16 peak whatever the dtype of the run.
 """
 
 from __future__ import annotations
 
 PEAK_TFLOPS = {
-    # TPUs; JAX shows each of the two cores of a v2 or v3 chip (46 and 123 TFLOP/s) as a device.
+    # TPUs; on v2 and v3, JAX exposes each of the two cores of a chip (46 and 123 TFLOP/s) as a device.
     "TPU v2": 23.0,
     "TPU v3": 61.5,
     "TPU v4": 275.0,
@@ -17,7 +17,7 @@ PEAK_TFLOPS = {
     "TPU v5p": 459.0,
     "TPU v6 lite": 918.0,
     "TPU v6e": 918.0,
-    # GPUs; the names go on with form and memory ("NVIDIA A100-SXM4-80GB").
+    # GPUs; actual names may end in form factor and memory size ("NVIDIA A100-SXM4-80GB").
     "Tesla T4": 65.0,  # float16
     "Tesla V100": 125.0,  # float16, SXM2
     "NVIDIA A10": 125.0,
@@ -31,13 +31,13 @@ PEAK_TFLOPS = {
     "NVIDIA GeForce RTX 3090": 71.0,
     "NVIDIA GeForce RTX 4090": 165.2,
 }
-"""Device kind, as JAX and PyTorch name it, or its beginning -> TFLOP/s of one device."""
+"""Device kind as reported by JAX or PyTorch, or a prefix of it -> TFLOP/s of one device."""
 
 
 def peak_tflops(device_kind: str) -> float | None:
-    """Peak of one device of this kind, by the longest name in PEAK_TFLOPS that it begins with; None if unknown.
+    """Return the peak of one device, from the longest matching prefix in PEAK_TFLOPS; None if unknown.
 
-    TPUs have to match in full: another generation's name begins alike.
+    TPU names must match exactly, since the name of one generation can be a prefix of another's.
     """
     if device_kind.startswith("TPU"):
         return PEAK_TFLOPS.get(device_kind)
@@ -50,6 +50,6 @@ def peak_tflops(device_kind: str) -> float | None:
 
 
 def run_peak(device_kind: str, devices: int, given: float | None = None) -> float | None:
-    """Peak of all `devices` of a run together, in FLOP/s; `given` replaces the table's TFLOP/s of one."""
+    """Return the total peak of a run's `devices` in FLOP/s; `given` (TFLOP/s of one device) overrides the table."""
     each = peak_tflops(device_kind) if given is None else given
     return None if each is None else each * 1e12 * devices

@@ -1,14 +1,14 @@
-"""What a run says about itself: progress bar, lines in the terminal, figures for the writers; the guard against NaN.
+"""Logging of a training run: progress bar, terminal output and metrics for the writers; raises on NaN or infinity.
 
-Where the output is no terminal, there is a line every `log_every` steps in the bar's place.
+If the output is not a terminal, a line is printed every `log_every` steps instead of the progress bar.
 
-Lines of `metrics.jsonl`; each has `step`, the steps done, and `epoch`, from 0:
+Each line of `metrics.jsonl` has `step`, the number of completed steps, and `epoch`, from 0:
 
-- every `log_every` steps: `loss` and `grad_norm` (global, before clipping) of this step, `lr`; since the line before,
-  without evaluations and checkpoints: `images_per_second`, `data_wait` (share of the time spent waiting for the next
-  batch), and where the device's peak is known `mfu` (see t2t_config/flops.py and peak.py);
+- every `log_every` steps: `loss` and `grad_norm` (global, before clipping) of this step, and `lr`; measured since the
+  previous such line, excluding evaluations and checkpoints: `images_per_second`, `data_wait` (fraction of time spent
+  waiting for the next batch) and, if the device's peak is known, `mfu` (see t2t_config/flops.py and peak_flops.py);
 - every epoch: `epoch_loss` (mean over its steps), `seconds`;
-- every evaluation: `images`, `top1_correct`, `top5_correct`, `top1`, `top5` (per cent).
+- every evaluation: `images`, `top1_correct`, `top5_correct`, `top1`, `top5` (in percent).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
 
 
 class _Bar(Progress):
-    """A progress bar, and below it a line of figures."""
+    """Progress bar with a line of metrics below it."""
 
     figures = ""
 
@@ -48,10 +48,10 @@ class _Bar(Progress):
 
 
 class Reporter:
-    """Takes the metrics of every step, fetches them one step late, and reports; a context manager.
+    """Context manager that receives the metrics of every step, fetches them one step later, and logs them.
 
-    Late, because fetching waits for the device: while step s runs, step s - 1 is read. Of several processes, the
-    first one alone prints and writes.
+    Fetching blocks until the device is done, so the metrics of step s - 1 are read while step s runs. With several
+    processes, only the first one prints and writes.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Reporter:
     ) -> None:
         """
         Args:
-            workdir: where files are written.
-            first_step: steps done before.
-            last_step: steps of the whole run.
-            batch_size: of all processes together.
-            log_every: steps between two lines.
-            flops_per_image: in training.
-            peak: of all devices together, in FLOP/s; without it there is no MFU.
-            config: what is run; goes to Weights & Biases and into the run's page.
-            watch: what else is asked for.
-            devices: that it runs on, in words.
-            leads: whether this is the first of the processes.
+            workdir: Folder to write to.
+            first_step: Steps already completed.
+            last_step: Total number of steps of the run.
+            batch_size: Global batch size, over all processes.
+            log_every: Steps between two log lines.
+            flops_per_image: Training FLOPs per image.
+            peak: Total peak of all devices in FLOP/s; without it, MFU is not reported.
+            config: Configuration of the run, for Weights & Biases and the report page.
+            watch: Logging options.
+            devices: Description of the devices.
+            leads: Whether this is the first process.
         """
         watch = watch or Watch()
         self._log_every, self._last_step, self.devices = log_every, last_step, devices
@@ -121,44 +121,46 @@ class Reporter:
             writer.close(error)
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Around what fetches the next batch, so that the wait for it is measured."""
+        """Return a context manager around fetching the next batch, which measures the wait."""
         return self._meter.waiting()
 
     def step(self, step: int, metrics: Mapping[str, Any], **facts: Any) -> None:
-        """Takes the metrics of `step` (from 1), still on the device, and reads those of the step before."""
+        """Receive the metrics of `step` (from 1), still on the device, and read those of the previous step."""
         self._pending.append((step, metrics, facts))
         if len(self._pending) > 1:
             self._read_one()
 
     def flush(self) -> float:
-        """Reads all that is pending; the mean loss since the last flush."""
+        """Read all pending metrics and return the mean loss since the last flush."""
         total, count = self.epoch_loss() or (0.0, 0)
         self.continue_epoch((0.0, 0))
         return total / max(1, count)
 
     def epoch_loss(self) -> tuple[float, int] | None:
-        """Reads all that is pending; sum and number of the losses since the last flush, None if there are none."""
+        """Read all pending metrics and return sum and number of losses since the last flush, None without any."""
         while self._pending:
             self._read_one()
         self._meter.pause()
         return (self._loss_sum, self._loss_count) if self._loss_count else None
 
     def continue_epoch(self, loss: Sequence[Any]) -> None:
-        """Begins with the losses that `epoch_loss` gave before the run was interrupted."""
+        """Initialize the loss sum with the value that `epoch_loss` returned before the run was interrupted."""
         self._loss_sum, self._loss_count = loss
 
     def line(self, text: str, values: Mapping[str, Any]) -> None:
-        """One line in the terminal and one in the file."""
+        """Print `text` and write `values` to the log."""
         self._console.print(plain(text))
         self._write(values)
 
     def say(self, text: str) -> None:
-        """One line in the terminal."""
+        """Print a line in the terminal."""
         self._console.print(plain(text))
 
     def warn(self, warnings: Mapping[str, str | None], *, again: bool = False) -> None:
-        """Warnings by key (see run_warnings.py): each a line in the terminal, once or `again`, and in the run's page
-        until its text is None."""
+        """Show warnings by key (see t2t_common/run/warnings.py).
+
+        A warning is printed once, or repeated with `again`, and stays on the report page until its text is None.
+        """
         for key, text in warnings.items():
             if text is None:
                 self._warned.discard(key)
@@ -169,24 +171,26 @@ class Reporter:
             self._page.warn(warnings)
 
     def start(self, lines: Iterable[str]) -> None:
-        """What is run (see start_block.py), where the output is no terminal: a log that is read later."""
+        """Print the summary of the run (see banner.py) if the output is not a terminal."""
         if not self._console.is_terminal:
             for text in lines:
                 self._console.print(plain(text))
 
     def show_samples(self, batch: Mapping[str, Any], *, step: int) -> None:
-        """Puts images of the batch of `step`, as the step saw them, into the run's page: {"image": (B, H, W, C),
-        "label": (B,) or (B, num_classes)}."""
+        """Show images of the batch of `step` on the report page, as the model saw them.
+
+        `batch` is {"image": (B, H, W, C), "label": (B,) or (B, num_classes)}.
+        """
         if self._page is not None:
             self._page.show_samples(np.asarray(batch["image"]), np.asarray(batch["label"]), step=step)
 
     def show_confusion(self, confusion_NxN: np.ndarray, *, step: int) -> None:
-        """Puts what classes were taken for after `step` (row: class, column: first guess) into the run's page."""
+        """Show the confusion matrix after `step` (row: true class, column: predicted class) on the report page."""
         if self._page is not None:
             self._page.show_confusion(confusion_NxN, step=step)
 
     def fetch(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """The metrics of a step as numbers; waits for the device."""
+        """Return the metrics of a step as floats; blocks until the device is done."""
         return {name: float(value) for name, value in metrics.items()}
 
     def _read_one(self) -> None:
@@ -203,7 +207,7 @@ class Reporter:
         self._bar.figures = figures = _figures({**values, **facts, **self._meter.rates()})
         self._bar.update(self._task, completed=step)
         if step % self._log_every == 0:
-            if not self._console.is_terminal:  # which has the bar
+            if not self._console.is_terminal:  # a terminal shows the progress bar
                 self._console.print(f"step {step:>6}/{self._last_step}   {figures}", markup=False)
             self._write({"step": step, **values, **facts, **self._meter.read()})
 

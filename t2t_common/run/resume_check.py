@@ -1,4 +1,4 @@
-"""Whether a run that goes on is the one that was begun: its recipe, its data; and what else is not as it was."""
+"""Check that a resumed run has the recipe and data it was started with, and report other changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOST_DATA = (
 
 
 class Run(Protocol):
-    """What goes on, in either framework."""
+    """The parts of a run of either framework that are used to resume it."""
 
     recipe: Recipe
     steps_per_epoch: int
@@ -35,7 +35,7 @@ class Run(Protocol):
 
 
 class Checkpoints(Protocol):
-    """What it goes on from: `TrainingCheckpoints` of either framework."""
+    """The attributes of either framework's `TrainingCheckpoints` that are used to resume a run."""
 
     damaged: Damaged
 
@@ -47,30 +47,31 @@ class Checkpoints(Protocol):
 
 
 def resume(run: Run, checkpoints: Checkpoints, workdir: Path, restore: Callable[[], int]) -> int:
-    """Lets `restore` set the run to the latest sound checkpoint, if it is one of this run; adds to `run.notes` what was
-    set aside as damaged, and what could not be compared or has changed.
+    """Restore the run from its latest valid checkpoint, after checking that the checkpoint belongs to this run.
+
+    Checkpoints set aside as damaged, changes, and properties that could not be compared are added to `run.notes`.
 
     Args:
-        run: before its first step.
-        checkpoints: of `workdir`.
-        workdir: folder of the run.
-        restore: its answer is the step of the checkpoint that it took.
+        run: Run before its first step.
+        checkpoints: Checkpoints in `workdir`.
+        workdir: Folder of the run.
+        restore: Restores the state of the run and returns the step of the checkpoint used.
 
     Returns:
-        The number of steps done, 0 without a checkpoint.
+        The number of completed steps, 0 without a checkpoint.
 
     Raises:
-        ValueError: the checkpoint is of another recipe or of other data; or there is none where one has to be.
+        ValueError: The checkpoint has another recipe or other data, or an expected checkpoint is missing.
     """
-    there, step = checkpoints.metadata, checkpoints.latest_step  # the metadata first: those that are damaged drop out
+    there, step = checkpoints.metadata, checkpoints.latest_step  # metadata first: it drops damaged ones
     if step is None:
         check_beginning(workdir, saved_by=saved_by(run.recipe, run.steps_per_epoch))
         return 0
     last_step = run.recipe.total_epochs * run.steps_per_epoch
     check = functools.partial(check_same_run, here=run.metadata, workdir=workdir, last_step=last_step)
-    check(there, step=step)  # what is of another run does not fit either, and would be told as that
+    check(there, step=step)  # before restoring, which would fail with a less specific error
     step = restore()
-    notes = check(checkpoints.metadata, step=step)  # of the one that was taken: it may be one before
+    notes = check(checkpoints.metadata, step=step)  # `restore` may have used an earlier checkpoint
     run.notes += [*checkpoints.damaged.lines, *notes]
     return step
 
@@ -78,21 +79,21 @@ def resume(run: Run, checkpoints: Checkpoints, workdir: Path, restore: Callable[
 def check_same_run(
     there: Mapping[str, Any], here: Mapping[str, Any], workdir: Path, *, step: int, last_step: int
 ) -> list[str]:
-    """Whether the checkpoint of `workdir` may be continued; lines about what could not be compared or has changed.
+    """Check that the run may resume from a checkpoint; return notes on changes and on what could not be compared.
 
     Args:
-        there: metadata of the checkpoint.
-        here: metadata that the run itself would write.
-        workdir: for the messages.
-        step: of the checkpoint.
-        last_step: of the whole run, with the data as they are.
+        there: Metadata of the checkpoint.
+        here: Metadata that this run would write.
+        workdir: Folder of the run, for the messages.
+        step: Step of the checkpoint.
+        last_step: Last step of the run with the present data.
 
     Raises:
-        ValueError: another recipe, other classes or other data; the message has the difference.
+        ValueError: Recipe, classes or data differ; the message describes the difference.
     """
     other_data = [_class_changes(there, here), _data_changes(there, here, workdir, step, last_step)]
     old, new = there.get("recipe", {}), here["recipe"]
-    if any(other_data):  # of which another number of classes would be a part
+    if any(other_data):  # a different number of classes is then due to the data
         new = {**new, "num_classes": old.get("num_classes")}
     if changes := recipe_changes(old, new):
         raise ValueError(f"{workdir} holds a run of another recipe ({changes}): choose another --workdir")
@@ -104,7 +105,7 @@ def check_same_run(
 
 
 def with_saved_head(recipe: Recipe, workdir: Path) -> Recipe:
-    """`recipe` with the head of the run in `workdir`, where that is from when heads had the recipe's classes."""
+    """Return `recipe` with the head size saved in `workdir`, for older runs that took that size from the recipe."""
     record = Record.read(workdir)
     if record is None or not isinstance(recipe.num_classes, ExpectedClasses) or DATA in record.config:
         return recipe
@@ -115,7 +116,7 @@ def with_saved_head(recipe: Recipe, workdir: Path) -> Recipe:
 
 
 def _class_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Checkpoints have always named the classes."""
+    """Return the difference in class names, or "". Checkpoints of every version contain them."""
     theirs, ours = there.get("class_names"), here.get("class_names")
     if not isinstance(theirs, list) or theirs == ours:
         return "" if not ours or DATA not in there or theirs == ours else "classes without names there"
@@ -132,7 +133,7 @@ def _class_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def _data_changes(there: Mapping[str, Any], here: Mapping[str, Any], workdir: Path, step: int, last_step: int) -> str:
     if there.get(DATA):
         return data_changes(there[DATA], here[DATA])
-    record = Record.read(workdir)  # of a run of old, the number of steps tells of the number of images
+    record = Record.read(workdir)  # older runs: infer a change in the number of images from that of steps
     steps = record.last_step if record is not None and record.last_step else last_step
     if steps != last_step or step > last_step:
         return f"{max(steps, step)} steps there, {last_step} here"
@@ -143,7 +144,7 @@ def _data_changes(there: Mapping[str, Any], here: Mapping[str, Any], workdir: Pa
 
 
 def _device_changes(there: Any, here: Mapping[str, Any]) -> list[str]:
-    """A line where the run goes on on other processes or devices, and whether its bits can be the same."""
+    """Return a note if processes or devices have changed, and whether results can still be bitwise identical."""
     if not isinstance(there, dict) or not there or there == here:
         return []
     change = f"this run goes on with {describe(here)}; up to here it had {readable(describe(there), 200)}"
@@ -151,14 +152,14 @@ def _device_changes(there: Any, here: Mapping[str, Any]) -> list[str]:
         bits = "the arrays are split as before, so its bits can be the same"
     else:
         bits = "sums are rounded in another order, so its bits cannot be the same as without the change"
-    # In JAX, which has meshes, the draws of a batch do not depend on who computes its parts.
+    # In JAX, which has a mesh, random numbers for a batch do not depend on which process computes its parts.
     by_process = "mesh" not in here and there.get("processes") != here["processes"]
     drawn = ", and each process draws masks of dropout of its own" if by_process else ""
     return [f"{change}: every image still comes once in an epoch; {bits}{drawn}"]
 
 
 def describe(devices: Mapping[str, Any]) -> str:
-    """Processes and devices in words."""
+    """Return a description of processes and devices."""
     processes, count = devices.get("processes"), devices.get("devices")
     mesh = devices.get("mesh")
     split = f" as {','.join(f'{axis}={size}' for axis, size in mesh.items())}" if isinstance(mesh, dict) else ""

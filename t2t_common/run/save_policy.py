@@ -1,4 +1,4 @@
-"""When a run saves: after so many steps and epochs, after a better evaluation, and when it is asked to stop."""
+"""When to write checkpoints: every N steps and epochs, after a better evaluation, and when the run is interrupted."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from t2t_common.workdir.lock import Lock
 from t2t_config import Recipe
 
 TOP1 = "top1"
-"""In a checkpoint's metadata: accuracy of the evaluation at its step; absent where there was none."""
+"""Checkpoint metadata key: top-1 accuracy of the evaluation at its step; absent if there was no evaluation."""
 
 EPOCH_LOSS = "epoch_loss"
-"""In a checkpoint's metadata: sum and number of the losses of the epoch that it is in the middle of."""
-
+"""Checkpoint metadata key: sum and number of the losses so far, if the checkpoint was written within an epoch."""
 
 DATA = "data_identity"
-"""In a checkpoint's metadata: which data it was trained on (see data/identity.py)."""
+"""Checkpoint metadata key: identity of the training data (see t2t_common/data/fingerprint.py)."""
 
 RAN_ON = "ran_on"
-"""In a checkpoint's metadata: number of processes and devices, kind and mesh."""
+"""Checkpoint metadata key: number of processes and devices, kind of device, and mesh."""
 
 
 def run_metadata(
@@ -36,23 +35,23 @@ def run_metadata(
     data: Mapping[str, Any] | None = None,
     ran_on: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a run's checkpoints say about themselves: what rebuilds the model and its input; recipe, data, devices."""
+    """Return the checkpoint metadata of a run: how to rebuild the model and its input; recipe, data and devices."""
     facts: dict[str, Any] = {"model": recipe.model, "num_classes": recipe.num_classes, **recipe.overrides}
     if class_names is not None:
         facts["class_names"] = class_names
     facts |= {name: fact for name, fact in ((DATA, data), (RAN_ON, ran_on)) if fact is not None}
     everything = {**facts, **dataclasses.asdict(how), "recipe": dataclasses.asdict(recipe)}
-    return json.loads(json.dumps(everything))  # tuples become lists, as they will be when read back
+    return json.loads(json.dumps(everything))  # tuples become lists, as after reading the JSON back
 
 
 def saved_by(recipe: Recipe, steps_per_epoch: int) -> int:
-    """The step of a run's second checkpoint: when it is begun, the first one is on disk."""
+    """Return the step of the second checkpoint: when writing it starts, the first one is complete on disk."""
     every = [steps_per_epoch * recipe.checkpoint_every, recipe.checkpoint_every_steps or 0]
     return sorted({times * steps for steps in every if steps for times in (1, 2)})[1]
 
 
 class Run(Protocol):
-    """What is saved, by either framework."""
+    """The parts of a run of either framework that `Saving` uses."""
 
     recipe: Recipe
     steps_per_epoch: int
@@ -64,7 +63,7 @@ class Run(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Where it is saved to: `TrainingCheckpoints` of either framework."""
+    """The methods of either framework's `TrainingCheckpoints` that `Saving` uses."""
 
     def save(self, state: Any, iterator: Any, metadata: Mapping[str, Any]) -> None: ...
 
@@ -74,7 +73,7 @@ class Checkpoints(Protocol):
 
 
 class Saving:
-    """Saves a run where its recipe says so. Every loss up to there has been read, and was finite."""
+    """Write checkpoints as the recipe requires. All losses up to a checkpoint have been checked to be finite."""
 
     def __init__(
         self,
@@ -84,25 +83,25 @@ class Saving:
         interruption: Interruption,
         lock: Lock | None = None,
     ) -> None:
-        """`lock`: of the workdir, which is looked at after every step; of several processes, the first one has it."""
+        """`lock` is the workdir's lock, checked after every step; with several processes, only the first has it."""
         self._run, self._reporter = run, reporter
         self._checkpoints, self._interruption, self._lock = checkpoints, interruption, lock
 
     def after_step(self, step: int) -> None:
-        """Saves, if need be, after a step that is not the last of its epoch.
+        """Save if due, after a step that is not the last of its epoch.
 
         Raises:
-            ValueError: the checkpoint cannot be written, or the workdir is lost to another run (`LostWorkdirError`).
-            RunInterruptedError: the run was asked to stop, and is saved.
+            ValueError: The checkpoint cannot be written, or another run took the workdir (`LostWorkdirError`).
+            RunInterruptedError: The run was asked to stop; it has been saved.
         """
         self._save_if(self._step_is_due(step), step, top1=None)
 
     def after_epoch(self, epoch: int, result: Accuracy | None) -> None:
-        """Saves, if need be, when `epoch` (from 0) has been reported; `result` is of its evaluation, if it had one.
+        """Save if due, after `epoch` (from 0) has been reported; `result` is its evaluation result, if any.
 
         Raises:
-            ValueError: the checkpoint cannot be written.
-            RunInterruptedError: the run was asked to stop before its last epoch, and is saved.
+            ValueError: The checkpoint cannot be written.
+            RunInterruptedError: The run was asked to stop before its last epoch; it has been saved.
         """
         recipe, step = self._run.recipe, (epoch + 1) * self._run.steps_per_epoch
         due = epoch + 1 == recipe.total_epochs or (epoch + 1) % recipe.checkpoint_every == 0

@@ -1,4 +1,4 @@
-"""The command of training: `python -m t2t_jax.train` and its twin parse and report alike."""
+"""Training command shared by `python -m t2t_jax.train` and `python -m t2t_torch.train`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def run_command(
     processes: Callable[[Any], AbstractContextManager[bool]],
     train: Callable[[Any, Path], Accuracy],
 ) -> int:
-    """The command; its exit code.
+    """Run the training command and return its exit code.
 
     Args:
-        args: of the command line: a recipe, then options.
+        args: Command-line arguments: the name of a recipe, then options.
         package: "t2t_jax" or "t2t_torch".
-        doc: what the command does.
-        options_type: the dataclass of the options; its first field is the recipe.
-        workdir_suffix: behind the recipe's name in the default workdir.
-        processes: of the options, a context in which this process is one of the run's; whether it may print.
+        doc: Description of the command, shown by `--help`.
+        options_type: Dataclass of the options; its first field is the recipe.
+        workdir_suffix: Appended to the recipe's name in the default workdir.
+        processes: options -> context manager in which this process has joined the run; yields whether it may print.
         train: (options, workdir) -> accuracy.
     """
     program = f"python -m {package}.train"

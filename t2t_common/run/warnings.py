@@ -1,6 +1,6 @@
-"""What is likely to be wrong with a run that goes on all the same: told in the terminal and on its page.
+"""Warnings about likely mistakes that do not stop a run, shown in the terminal and on the report page.
 
-Each warning has a key, so that a later one of the same kind takes its place, and None its end.
+Each warning has a key: a later warning with the same key replaces it, and None clears it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from t2t_config.text import few, readable
 Warnings = Mapping[str, str | None]
 
 MOST_KEPT = 0.25
-"""Share of the initial weights that may be left in the average at the end of a run."""
+"""Maximum weight of the initial parameters in the EMA at the end of a run, without a warning."""
 WELL_KEPT = 0.01
-"""Share that is left with the decay that is suggested."""
+"""Weight of the initial parameters in the EMA with the suggested decay."""
 
 
 # --- Before the first step ----------------------------------------------------------------------------------
 
 
 def schedule_warnings(recipe: Recipe, steps_per_epoch: int) -> Warnings:
-    """Of a run that is too short for its warm-up or its average."""
+    """Return warnings for a run that is too short for its warmup or EMA decay."""
     return {"warm-up": _warm_up(recipe), "average": _average(recipe, recipe.total_epochs * steps_per_epoch)}
 
 
@@ -52,12 +52,12 @@ def _average(recipe: Recipe, steps: int) -> str | None:
 
 
 def head_note(expected: int | None, num_classes: int, in_data: int) -> str | None:
-    """A line about a head that is not the recipe's, or not the data's.
+    """Return a note if the head's number of classes differs from the recipe's or exceeds the data's, else None.
 
     Args:
-        expected: the recipe's `num_classes` before the data were opened.
-        num_classes: of the head.
-        in_data: classes of the data.
+        expected: `num_classes` of the recipe before the data were opened.
+        num_classes: Number of classes of the head.
+        in_data: Number of classes in the data.
     """
     if isinstance(expected, ExpectedClasses) and expected != num_classes:
         return f"the head has {num_classes} classes, as the data; the recipe is for data of {int(expected)}"
@@ -77,14 +77,14 @@ def evaluation_warnings(
     in_data: Collection[int],
     names: Sequence[str] | None = None,
 ) -> Warnings:
-    """Of guesses that cannot be right, and of a run that learns nothing.
+    """Return warnings for predictions of classes absent from the data, and for accuracy at chance level.
 
     Args:
-        confusion_NxN: validation images by class (row) and first guess (column).
-        recipe: of the run.
-        epoch: after which it was evaluated, from 0.
-        in_data: classes of which the data have images.
-        names: of the classes.
+        confusion_NxN: Confusion matrix of the validation images: true class (row), predicted class (column).
+        recipe: Recipe of the run.
+        epoch: Epoch after which the run was evaluated, from 0.
+        in_data: Classes that have images in the data.
+        names: Names of the classes.
     """
     due = epoch + 1 >= max(2, recipe.warmup_epochs + 1, math.ceil(recipe.total_epochs / 10))
     is_due = due or epoch + 1 == recipe.total_epochs
@@ -99,7 +99,7 @@ def _name(index: int, names: Sequence[str] | None) -> str:
 
 
 def _strangers(confusion_NxN: np.ndarray, in_data: Collection[int], names: Sequence[str] | None) -> str | None:
-    """Guesses of classes that the data do not have."""
+    """Return a warning if classes without images in the data are predicted."""
     guesses = confusion_NxN.sum(axis=0)
     found = [int(index) for index in np.argsort(-guesses, kind="stable") if guesses[index] and index not in in_data]
     if not found:
@@ -113,7 +113,7 @@ def _strangers(confusion_NxN: np.ndarray, in_data: Collection[int], names: Seque
 
 
 def _chance(confusion_NxN: np.ndarray, names: Sequence[str] | None) -> str | None:
-    """An accuracy that always naming the most frequent class has too, within two standard deviations."""
+    """Return a warning if top-1 is within two standard deviations of always predicting the most frequent class."""
     counts = confusion_NxN.sum(axis=1)
     images, largest, right = int(counts.sum()), int(counts.argmax()), int(confusion_NxN.trace())
     if np.count_nonzero(counts) < 2:

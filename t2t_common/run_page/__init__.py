@@ -1,8 +1,8 @@
-"""The page of a run, `report.html` in its workdir: how far it is, its curves, its images, its mistakes, its recipe.
+"""Report page of a run, `report.html` in its workdir: progress, curves, sample images, confusion matrix, recipe.
 
-One file without scripts that fetches nothing. While the run goes on it is written again every few seconds and loads
-itself again. It is made from `metrics.jsonl` and `run.json` alone, so that `python -m t2t_common.run_page WORKDIR` can
-make it at any time.
+The page is one self-contained HTML file without scripts. During a run it is rewritten every few seconds and reloads
+itself. It is generated only from `metrics.jsonl` and `run.json`, so `python -m t2t_common.run_page WORKDIR` can
+regenerate it at any time.
 """
 
 from t2t_common.run_page.page import PAGE_FILE, write_page

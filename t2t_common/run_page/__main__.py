@@ -1,7 +1,7 @@
 """python -m t2t_common.run_page WORKDIR
 
-Writes report.html of a run once more, from its metrics.jsonl and run.json: of one that was killed, or trained before
-there was such a page.
+Regenerate report.html of a run from its metrics.jsonl and run.json, for example if the run was killed or is from before
+this page existed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from t2t_common.run_page.page import write_page
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the command line."""
+    """Command-line options."""
 
     workdir: tyro.conf.Positional[Path]
     """Folder of the run."""
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(Options, args, prog="python -m t2t_common.run_page", description=description)
     print(write_page(options.workdir))

@@ -1,6 +1,6 @@
-"""The curves of a run, from the lines of `metrics.jsonl` (see report.py), ready to be drawn as SVG.
+"""Compute the charts of a run from the lines of `metrics.jsonl` (see t2t_common/run/reporter.py), for drawing as SVG.
 
-Horizontal positions are per cent and vertical ones pixels, so that a chart fills any width and its text keeps its size.
+Horizontal positions are in percent and vertical ones in pixels, so a chart fills any width with a fixed text size.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any, Literal, NamedTuple
 
 Point = tuple[float, float]
 Scale = Literal["near", "zero", "log"]
-"""From the smallest value to the largest, from zero, or by powers of ten."""
+"""Vertical scale: "near" spans the smallest to the largest value, "zero" starts at zero, "log" is logarithmic."""
 
 HEIGHT = 190
-"""Pixels from the top to the bottom edge of a chart."""
+"""Height of a chart in pixels."""
 MOST_POINTS = 800
-"""Points of one line; of more, neighbours are averaged."""
+"""Maximum number of points per line; with more, neighbours are averaged."""
 COLUMNS = 60
-"""Parts of a chart that show their figures where the pointer is."""
+"""Number of columns of a chart that show their values in a tooltip."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Points (epoch, value).
+    """A line of a chart, with points (epoch, value).
 
     Attributes:
-        style: its class in the style sheet.
-        text: a format of its values.
+        style: CSS class of the line.
+        text: Format string for its values.
     """
 
     name: str
@@ -40,19 +40,19 @@ class Line:
 
     @property
     def last(self) -> str:
-        """Its last value, in words."""
+        """The last value, formatted."""
         return self.text.format(self.points[-1][1])
 
 
 class Label(NamedTuple):
-    """Text at a place of an axis."""
+    """Label at a position on an axis."""
 
     at: float
     text: str
 
 
 class Column(NamedTuple):
-    """Figures of a part of the horizontal axis, in per cent."""
+    """Values of one column of the horizontal axis; `left` and `width` are in percent."""
 
     left: float
     width: float
@@ -61,7 +61,7 @@ class Column(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Lines over one vertical axis and the epochs from 0 to `end`."""
+    """Chart of lines with a common vertical axis, over the epochs from 0 to `end`."""
 
     title: str
     lines: Sequence[Line]
@@ -69,11 +69,11 @@ class Chart:
     scale: Scale = "near"
 
     def x(self, epoch: float) -> float:
-        """Per cent of the width."""
+        """Return the horizontal position of `epoch` in percent of the width."""
         return 100 * epoch / self.end
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Return the vertical position of `value` in pixels from the top."""
         low, high = self._limits
         return HEIGHT * ((high - self._level(value)) / (high - low))
 
@@ -89,7 +89,7 @@ class Chart:
 
     @property
     def columns(self) -> list[Column]:
-        """The last figures in each of `COLUMNS` parts of the chart that has any."""
+        """Last values of all lines in each of the `COLUMNS` columns; columns without values are omitted."""
         found: dict[int, list[tuple[float, str]]] = {}
         for line in self.lines:
             of_line = {math.ceil(COLUMNS * epoch / self.end): (epoch, value) for epoch, value in line.points}
@@ -102,7 +102,7 @@ class Chart:
         ]
 
     def path(self, line: Line) -> str:
-        """The points of a polyline; 1000 are the whole width."""
+        """Return the points of an SVG polyline; the full width is 1000 units."""
         return " ".join(f"{10 * self.x(epoch):.1f},{self.y(value):.1f}" for epoch, value in line.points)
 
     def _level(self, value: float) -> float:
@@ -110,12 +110,12 @@ class Chart:
 
     @functools.cached_property
     def _unit(self) -> float:
-        """More than 1 where the distances of the largest numbers would be infinite."""
+        """Divisor for the values, greater than 1 if differences of the largest values would overflow."""
         return 16.0 if any(abs(value) > 1e300 for line in self.lines for _, value in line.points) else 1.0
 
     @functools.cached_property
     def _limits(self) -> tuple[float, float]:
-        """What is at the bottom and at the top, with some air."""
+        """Lower and upper limit of the vertical axis, with a margin."""
         levels = [self._level(value) for line in self.lines for _, value in line.points]
         low, high = min(levels), max(levels)
         if self.scale == "zero":
@@ -125,7 +125,7 @@ class Chart:
 
 
 def charts(lines: Sequence[Mapping[str, Any]], *, steps_per_epoch: float, end: float) -> list[Chart]:
-    """All charts for which there are figures, over the epochs from 0 to `end`."""
+    """Return all charts that have data, over the epochs from 0 to `end`."""
 
     def line(name: str, figure: str, style: str, text: str, of: Callable[[float], float] = float) -> Line:
         points = [(line["step"] / steps_per_epoch, of(line[figure])) for line in lines if figure in line]
@@ -158,14 +158,14 @@ def charts(lines: Sequence[Mapping[str, Any]], *, steps_per_epoch: float, end: f
 
 
 def thinned(points: list[Point]) -> list[Point]:
-    """At most `MOST_POINTS`, each the mean of its neighbours."""
+    """Reduce `points` to at most `MOST_POINTS` by averaging neighbours."""
     size = math.ceil(len(points) / MOST_POINTS) or 1
     groups = (points[start : start + size] for start in range(0, len(points), size))
     return [(sum(x / len(group) for x, _ in group), sum(y / len(group) for _, y in group)) for group in groups]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """At most seven round values between `low` and `high`."""
+    """Return at most seven round values between `low` and `high`."""
     rough = (high - low) / 6
     decade = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * decade for factor in (1, 2, 5, 10) if factor * decade >= rough * (1 - 1e-9))
@@ -174,7 +174,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values between 10^low and 10^high: powers of ten, or 1, 2, 5 times them where there are few."""
+    """Return round values between 10^low and 10^high: powers of ten, with multiples of them if there are few."""
     decades = range(math.floor(low), min(math.ceil(high), 308) + 1)
     step = math.ceil(len(decades) / 7)
     for factors in ((1,), (1, 2, 5), range(1, 10)):
@@ -186,5 +186,5 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """Short, with commas in thousands."""
+    """Format a tick value compactly, with thousands separators."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What classes are taken for: a table of all where they are few, else the most frequent mistakes and worst classes."""
+"""Confusion matrix for the report page: full if there are few classes, else the worst confusions and classes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import numpy as np
 from t2t_common.evaluation.per_class import ClassAccuracy, class_report
 
 MOST_CLASSES = 20
-"""In a table of all pairs."""
+"""Maximum number of classes for a table of all pairs."""
 MOST_PAIRS, MOST_WORST = 12, 12
 SHADES = 6
-"""Of a cell's colour, from 1; 0 is none."""
+"""Number of shades of a cell, from 1; 0 means no shade."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """How many images of a class were taken for another, or for itself.
+    """Number of images of one class that were predicted as a given class.
 
     Attributes:
-        shade: 0 to SHADES.
+        right: Whether the prediction is correct.
+        shade: Shade from 0 to SHADES.
+        text: Description of the cell.
     """
 
     images: int
@@ -33,7 +35,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A class, how well it is recognised in per cent (None without images), and what it is taken for."""
+    """Row of the table: a class, its accuracy in percent (None without images) and the counts of its predictions."""
 
     name: str
     accuracy: float | None
@@ -42,7 +44,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A class that is taken for another: how many of its images, and what share of them in per cent."""
+    """Confusion of a class with another: number of its images, and their share of the class in percent."""
 
     name: str
     taken_for: str
@@ -52,7 +54,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """`table` is empty where there are more than MOST_CLASSES, `worst` where there are no more."""
+    """Confusion summary. `table` is empty if there are more than MOST_CLASSES classes, else `worst` is empty."""
 
     table: Sequence[Row]
     pairs: Sequence[Pair]
@@ -60,12 +62,12 @@ class Confusion:
 
     @property
     def has_long_names(self) -> bool:
-        """Whether the table's columns are too narrow for their names."""
+        """Whether some class names are too long for the columns of the table."""
         return any(len(row.name) > 3 for row in self.table)
 
     @classmethod
     def of(cls, confusion_NxN: np.ndarray, names: Sequence[str]) -> Confusion:
-        """From the images of the row's class whose first guess was the column's class, and the names of N classes."""
+        """Create from a confusion matrix (row: true class, column: predicted class) and the names of the N classes."""
         if len(confusion_NxN) <= MOST_CLASSES:
             return cls(table(confusion_NxN, names), pairs(confusion_NxN, names), ())
         worst = [one for one in class_report(confusion_NxN, names) if one.images and one.correct < one.images]
@@ -73,8 +75,11 @@ class Confusion:
 
 
 def table(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[Row]:
-    """Every pair of classes. Right guesses are shaded by their share of the class; mistakes, which are few, by the
-    square root of their number."""
+    """Return the rows of the table of all pairs of classes.
+
+    Correct predictions are shaded by their share of the class; errors, which are few, by the square root of their
+    number.
+    """
     mistakes_NxN = confusion_NxN * (1 - np.eye(len(names), dtype=np.int64))
     most = max(1, int(mistakes_NxN.max()))
 
@@ -93,7 +98,7 @@ def table(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[Row]:
 
 
 def pairs(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[Pair]:
-    """The most frequent mistakes; of equals those of the first classes."""
+    """Return the most frequent confusions; ties are ordered by class index."""
     of_N = confusion_NxN.sum(axis=1)
     found = [(int(confusion_NxN[i, j]), int(i), int(j)) for i, j in np.argwhere(confusion_NxN) if i != j]
     found.sort(key=lambda one: (-one[0], one[1:]))
@@ -101,12 +106,12 @@ def pairs(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[Pair]:
 
 
 def sparse(confusion_NxN: np.ndarray) -> list[list[int]]:
-    """[class, first guess, images] where there are any."""
+    """Return [true class, predicted class, images] for each non-zero entry."""
     return [[int(row), int(column), int(confusion_NxN[row, column])] for row, column in np.argwhere(confusion_NxN)]
 
 
 def dense(counts: Sequence[Sequence[int]], classes: int) -> np.ndarray:
-    """The matrix of which `sparse` keeps what is not zero."""
+    """Return the confusion matrix from its `sparse` entries."""
     confusion_NxN = np.zeros((classes, classes), np.int64)
     for row, column, images in counts:
         confusion_NxN[row, column] = images

@@ -1,4 +1,4 @@
-"""`report.html` of a workdir, from its `metrics.jsonl` and `run.json`."""
+"""Generate `report.html` of a workdir from its `metrics.jsonl` and `run.json`."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from t2t_config.text import escaped, readable
 PAGE_FILE = "report.html"
 HERE = Path(__file__).parent
 REFRESH_SECONDS = 10
-"""After which the page of a run that goes on loads itself again."""
+"""Reload interval of the page during a run, in seconds."""
 KINDS = {"running": "going", "finished": "good", "diverged": "bad", "failed": "bad"}
-"""Class in the style sheet by status."""
+"""Status -> CSS class."""
 MOST_CLASSES = 4096
-"""Whose confusion is shown: its matrix is made for that."""
+"""Maximum number of classes for showing confusions, which requires the dense matrix."""
 KILLED = "The process is gone and did not say why. The same command continues the run from its last checkpoint."
 
 Lines = Sequence[Mapping[str, Any]]
-"""Of metrics.jsonl (see report.py)."""
+"""Lines of metrics.jsonl (see t2t_common/run/reporter.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A figure that stands out, and a note below it."""
+    """A highlighted metric with a note below it."""
 
     name: str
     value: str
@@ -45,11 +45,11 @@ class Tile:
 
 
 def write_page(workdir: Path) -> Path:
-    """Writes the page of the run in `workdir` as it is now; the page's path.
+    """Write the report page for the current state of the run in `workdir` and return its path.
 
     Raises:
-        FileNotFoundError: no run is there.
-        ValueError: the page cannot be written.
+        FileNotFoundError: `workdir` contains no run.
+        ValueError: The page cannot be written.
     """
     record = Record.read(workdir)
     if record is None and not (workdir / METRICS_FILE).is_file():
@@ -61,16 +61,16 @@ def write_page(workdir: Path) -> Path:
 
 
 def write_page_of(workdir: Path, record: Record, lines: Lines, *, status: str | None = None) -> Path:
-    """Writes the page of what is known of the run in `workdir`; its path. `status` stands for the record's own.
+    """Write the report page from `record` and `lines` and return its path. `status` overrides that of the record.
 
     Raises:
-        ValueError: it cannot be written, or what is known makes no sense; an older one stays.
+        ValueError: The page cannot be written, or the data are invalid; an existing page is kept.
     """
     path = workdir / PAGE_FILE
     status = record.status if status is None else status
     try:
         text = render(record, lines, name=workdir.resolve().name, status=status)
-    except Exception as error:  # figures that make no sense raise almost anything
+    except Exception as error:  # invalid values can raise almost any exception
         reason = f"{type(error).__name__}: {readable(str(error))}"
         files = f"{METRICS_FILE} and {RECORD_FILE} in {workdir}"
         raise ValueError(f"cannot make {PAGE_FILE} of {files} ({reason}): one of them is damaged") from error
@@ -79,7 +79,7 @@ def write_page_of(workdir: Path, record: Record, lines: Lines, *, status: str | 
 
 
 def render(record: Record, lines: Lines, *, name: str, status: str) -> str:
-    """The whole document."""
+    """Return the complete HTML document."""
     step = lines[-1]["step"] if lines else max((start.step for start in record.starts), default=0)
     epoch_steps = steps_per_epoch(record, lines)
     end = (step / epoch_steps) or 1.0
@@ -113,7 +113,7 @@ def render(record: Record, lines: Lines, *, name: str, status: str) -> str:
 
 @functools.cache
 def template() -> jinja2.Template:
-    """page.html, with page.css inside."""
+    """Return the template page.html with page.css inlined."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -128,7 +128,7 @@ def template() -> jinja2.Template:
 
 
 def steps_per_epoch(record: Record, lines: Lines) -> float:
-    """From the recipe, else from the end of an epoch; 1 where neither is known."""
+    """Return the steps per epoch from the recipe, else from the first complete epoch; 1 if neither is known."""
     recipe = record.recipe
     if recipe and record.last_step:
         return record.last_step / (recipe["epochs"] + recipe["cooldown_epochs"])
@@ -137,7 +137,7 @@ def steps_per_epoch(record: Record, lines: Lines) -> float:
 
 
 def about(record: Record) -> list[str]:
-    """What is trained, in a few words each."""
+    """Return short descriptions of the model, data and settings."""
     config, recipe = record.config, record.recipe
     if not recipe:
         return []
@@ -156,7 +156,7 @@ def about(record: Record) -> list[str]:
 
 
 def tiles(record: Record, lines: Lines, step: int, epoch_steps: float, status: str) -> list[Tile]:
-    """The figures that one looks for first, as far as they are known."""
+    """Return the most important metrics, as far as they are known."""
     found = []
     evaluations = [line for line in lines if "top1" in line]
     if evaluations:
@@ -183,7 +183,7 @@ def tiles(record: Record, lines: Lines, step: int, epoch_steps: float, status: s
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units."""
+    """Format a duration in its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -195,13 +195,13 @@ def duration(seconds: float) -> str:
 
 
 def names_of(record: Record, classes: int) -> list[str]:
-    """Short names of the classes, numbers where there are none."""
+    """Return short names of the classes, or numbers if they have no names."""
     names = class_names(classes, saved=record.config.get("class_names"))
-    return [name.split(",")[0].removeprefix("class ") for name in names]  # ImageNet's go on with synonyms
+    return [name.split(",")[0].removeprefix("class ") for name in names]  # ImageNet names include synonyms
 
 
 def samples(record: Record) -> list[dict[str, Any]]:
-    """Images and what they show, in words."""
+    """Return the sample images with their labels as text."""
     if record.samples is None:
         return []
     names = names_of(record, record.config["num_classes"])
@@ -215,7 +215,7 @@ def samples(record: Record) -> list[dict[str, Any]]:
 
 
 def confusion_of(record: Record) -> confusion.Confusion | None:
-    """What classes were taken for in the latest evaluation; None before the first."""
+    """Return the confusions of the latest evaluation; None if there is none or there are too many classes."""
     if record.confusion is None or record.confusion["classes"] > MOST_CLASSES:
         return None
     classes = record.confusion["classes"]
@@ -223,7 +223,7 @@ def confusion_of(record: Record) -> confusion.Confusion | None:
 
 
 def recipe_rows(recipe: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Name, value, and whether it differs from the default of `Recipe`."""
+    """Return name, value and whether it differs from the default of `Recipe`, for each field."""
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
 
     def differs(name: str, value: Any) -> bool:

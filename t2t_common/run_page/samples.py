@@ -1,4 +1,4 @@
-"""Images of a batch as small PNGs, as the model gets them: augmented, mixed, erased."""
+"""Encode images of a training batch as small PNGs, after augmentation, mixing and random erasing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 COUNT = 12
-"""Images at most."""
+"""Maximum number of images."""
 SIDE = 112
-"""Longer side in pixels at most; larger images are scaled down."""
+"""Maximum length of the longer side in pixels; larger images are scaled down."""
 
 
 def encode(
@@ -24,14 +24,14 @@ def encode(
     std: Sequence[float],
     smoothing: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """For each image `png` (base64) and `labels`, pairs (class, share), the largest share first.
+    """Return `png` (base64) and `labels` for each image; `labels` are pairs (class, share), largest share first.
 
     Args:
-        images_BxHxWxC: normalised by `mean` and `std`, one figure per channel.
-        labels: integers (B,), or targets (B, num_classes).
-        mean: of the pixels in 0..1.
-        std: of the pixels in 0..1.
-        smoothing: share of targets that is spread over all classes; it is taken out.
+        images_BxHxWxC: Images normalized by `mean` and `std`, one value per channel.
+        labels: Integer labels (B,), or targets (B, num_classes).
+        mean: Mean of the pixels in 0..1.
+        std: Standard deviation of the pixels in 0..1.
+        smoothing: Label smoothing of the targets, which is removed.
     """
     pixels_BxHxWxC = images_BxHxWxC * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     pixels_BxHxWxC = np.round(np.clip(pixels_BxHxWxC, 0, 1) * 255).astype(np.uint8)
@@ -42,7 +42,7 @@ def encode(
 
 
 def png(pixels_HxWxC: np.ndarray) -> str:
-    """8-bit pixels of one or three channels as a PNG, in base64."""
+    """Encode 8-bit pixels with one or three channels as a PNG in base64."""
     image = Image.fromarray(pixels_HxWxC[..., 0] if pixels_HxWxC.shape[-1] == 1 else pixels_HxWxC)
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
@@ -51,7 +51,7 @@ def png(pixels_HxWxC: np.ndarray) -> str:
 
 
 def shares(label: np.ndarray, smoothing: float) -> list[tuple[int, float]]:
-    """(class, share) of a label or of a target (num_classes,), the largest first, without what smoothing added."""
+    """Return (class, share) of a label or target (num_classes,), largest share first, with label smoothing removed."""
     if label.ndim == 0:
         return [(int(label), 1.0)]
     own = (label.astype(np.float64) - smoothing / len(label)) / (1 - smoothing)

@@ -1,4 +1,4 @@
-"""The page of a run that goes on: written again every few seconds, at next to no cost."""
+"""Update the report page during a run every few seconds, with negligible overhead."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from t2t_common.workdir.record import Record, Status, now
 from t2t_common.workdir.writers import METRICS_FILE, read_lines
 
 SECONDS = 10.0
-"""Between two writes of the page at least."""
+"""Minimum time in seconds between two writes of the page."""
 SHARE = 0.01
-"""Of the run's time that may go into its page at most."""
+"""Maximum fraction of the run's time spent on writing the page."""
 
 
 class RunPage:
-    """A writer (see writers.py). A page that cannot be written is complained of once, and the run goes on."""
+    """Writer (see t2t_common/workdir/writers.py) of the report page.
+
+    A failure to write the page is reported once and does not stop the run.
+    """
 
     def __init__(
         self,
@@ -41,18 +44,18 @@ class RunPage:
     ) -> None:
         """
         Args:
-            workdir: of the run; what `metrics.jsonl` holds there belongs to it.
-            first_step: steps done before.
-            last_step: steps of the whole run.
-            batch_size: of all processes together.
-            config: what is run: the metadata of its checkpoints.
-            devices: that it runs on, in words.
-            say: takes a complaint.
-            clock: seconds.
+            workdir: Folder of the run; its `metrics.jsonl` must belong to this run.
+            first_step: Steps already completed.
+            last_step: Total number of steps of the run.
+            batch_size: Global batch size, over all processes.
+            config: Configuration of the run: the metadata of its checkpoints.
+            devices: Description of the devices.
+            say: Receives error messages.
+            clock: Returns the time in seconds.
         """
         self._workdir, self._say, self._clock = workdir, say, clock
         self._lines = read_lines(workdir / METRICS_FILE)
-        found = Record.read(workdir) if first_step else None  # from the start it is another run, in the same place
+        found = Record.read(workdir) if first_step else None  # at step 0, the record is from another run
         self._record = found or Record()
         self._record.last_step, self._record.batch_size, self._record.config = last_step, batch_size, dict(config)
         self._start = self._record.begin(first_step, devices)
@@ -64,7 +67,7 @@ class RunPage:
         self._write_if_due()
 
     def show_samples(self, images_BxHxWxC: np.ndarray, labels: np.ndarray, *, step: int) -> None:
-        """Images of the batch of `step`, normalised, and their labels (B,) or targets (B, num_classes)."""
+        """Show normalized images of the batch of `step` with their labels (B,) or targets (B, num_classes)."""
         config = self._record.config
         if "mean" not in config:
             return
@@ -76,22 +79,22 @@ class RunPage:
             smoothing=self._record.recipe.get("label_smoothing", 0.0),
         )
         self._record.samples = {"step": step, "images": images}
-        self._write()  # once in a run, which may be killed at any time
+        self._write()  # at once: the run may be killed at any time, and this happens only once
 
     def show_confusion(self, confusion_NxN: np.ndarray, *, step: int) -> None:
-        """Images by class (row) and first guess (column), of the evaluation after `step`."""
+        """Show the confusion matrix (row: true class, column: predicted class) of the evaluation after `step`."""
         counts = sparse(confusion_NxN)
         self._record.confusion = {"step": step, "classes": len(confusion_NxN), "counts": counts}
         self._write_if_due()
 
     def warn(self, warnings: Mapping[str, str | None]) -> None:
-        """Texts by key that take the place of earlier ones; None for none."""
+        """Update the warnings by key; None removes one."""
         self._record.warn(warnings)
         self._write_if_due()
 
     def close(self, error: BaseException | None) -> None:
         if isinstance(error, LostWorkdirError):
-            return  # the page that is there, if any, is another run's
+            return  # an existing page belongs to another run
         self._record.status, self._record.message = ending(error)
         self._write()
 
@@ -116,7 +119,7 @@ class RunPage:
 
 
 def ending(error: BaseException | None) -> tuple[Status, str]:
-    """How a run ended that `error` ended, and why; None: by itself."""
+    """Return the status and message for a run ended by `error`; None means that it finished."""
     if error is None:
         return "finished", ""
     if isinstance(error, TrainingDivergedError):

@@ -1,4 +1,4 @@
-"""Pictures of what a model computes of an image, whatever computes it; both `visualize` commands draw with this."""
+"""Visualisation of a model's computation, independent of the framework; used by both `visualize` commands."""
 
 from t2t_common.visualize.command import VisualizeOptions, visualize
 from t2t_common.visualize.inside import Inside, stage_grids

@@ -1,4 +1,4 @@
-"""The command line of both `visualize` modules: options, files, and what is printed."""
+"""Command line of both `visualize` modules: options, files and printed output."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from t2t_config.text import escaped
 
 PAGE_FILE = "index.html"
 SAID = 3
-"""Best classes that the page shows."""
+"""Number of top classes shown on the page."""
 
 Look = Callable[[np.ndarray], Inside]
-"""An image (H, W, C) float32, prepared for the model -> what the model computes of it."""
+"""Function from an image (H, W, C) float32, prepared for the model, to the intermediate results of the model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,17 +38,17 @@ class VisualizeOptions(WeightsOptions):
     """Options of the command line."""
 
     images: Positional[tuple[Path, ...]] = ()
-    """Images, and folders whose images are taken; none for scikit-learn's photograph of a flower."""
+    """Images, and folders of images; without any, scikit-learn's photograph of a flower."""
     out: Path = Path("pictures")
-    """Folder for the PNG files and index.html; made if need be."""
+    """Folder for the PNG files and index.html; created if it does not exist."""
     classes: Path | None = None
-    """Names of the classes, one per line or JSON; None takes the checkpoint's, or ImageNet's for 1000 classes."""
+    """Class names, one per line or JSON; None uses the checkpoint's, or ImageNet's for 1000 classes."""
 
     def fresh(self) -> tuple[dict[str, Any], Preprocess]:
-        """Arguments of `create_model`, and the preprocessing, where no checkpoint is named.
+        """Return the arguments of `create_model`, and the preprocessing, if no checkpoint is given.
 
         Raises:
-            ValueError: no model is named either.
+            ValueError: If no model is given either.
         """
         if self.model is None:
             raise ValueError("nothing to look into: add --checkpoint PATH, or --model NAME for fresh weights")
@@ -56,18 +56,18 @@ class VisualizeOptions(WeightsOptions):
 
 
 def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, Any], model: Any, look: Look) -> None:
-    """Draws what `look` finds in the images of `options`, and prints which files it wrote.
+    """Visualise the images of `options` as computed by `look`, and print the names of the files written.
 
     Args:
-        options: of the command line.
-        how: the preprocessing.
-        saved: the checkpoint's metadata, for the names of the classes.
-        model: tells its name and sizes.
-        look: of this model.
+        options: Options of the command line.
+        how: Preprocessing of the model.
+        saved: Metadata of the checkpoint, for the class names.
+        model: Model, for its name and sizes.
+        look: Function that runs this model.
 
     Raises:
-        FileNotFoundError, ValueError: no such image or file of names, no image, numbers that are not finite, or a
-            folder that cannot be written to.
+        FileNotFoundError, ValueError: If an image or the file of names does not exist, there are no images, values are
+            not finite, or the folder is not writable.
     """
     paths = find_images(options.images or (sample_image(),))
     names = class_names(model.num_classes, file=options.classes, saved=saved.get("class_names"))
@@ -95,10 +95,10 @@ def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, An
 
 
 def sample_image() -> Path:
-    """The photograph that is shown where no image is named.
+    """Return the photograph that is shown if no image is given.
 
     Raises:
-        ValueError: scikit-learn, which it comes with, is not installed.
+        ValueError: If scikit-learn, which contains it, is not installed.
     """
     sklearn = find_spec("sklearn")
     if sklearn is None or sklearn.origin is None:
@@ -109,7 +109,7 @@ def sample_image() -> Path:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name for the files of each image: its own without the suffix, numbered where it is taken."""
+    """Return a base name for the files of each image: its own name without the suffix, numbered if already used."""
     found: list[str] = []
     for path in paths:
         names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
@@ -118,7 +118,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def restore(pixels_HxWxC: np.ndarray, how: Preprocess) -> Image.Image:
-    """The image that the model's input shows: the inverse of the normalisation."""
+    """Convert the model's input back to an image: the inverse of the normalisation."""
     pixels = (pixels_HxWxC * np.asarray(how.std, np.float32) + np.asarray(how.mean, np.float32)) * 255
     whole = np.round(pixels).clip(0, 255).astype(np.uint8)
     return Image.fromarray(whole[..., 0] if how.in_chans == 1 else whole)

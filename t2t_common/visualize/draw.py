@@ -1,6 +1,6 @@
-"""Figures to pixels: colours, maps as tiles, tiles on a labelled sheet. Pillow only, the same pixels everywhere.
+"""Rendering of arrays: colours, maps as tiles, tiles on a labelled sheet. Pillow only, with the same pixels everywhere.
 
-Shapes: H W pixels, h w tokens. Words are ASCII: Pillow's own font has little else.
+Shapes: H W pixels, h w tokens. Text is ASCII: Pillow's default font has few other characters.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ PALETTES = {
     "viridis": "440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725",
     "gray": "000000 ffffff",
 }
-"""Colours from least to most, evenly spaced; matplotlib's of these names (CC0)."""
+"""Colours from minimum to maximum, evenly spaced; matplotlib's palettes of these names (CC0)."""
 
 SHEET, MARGIN, GAP = 1000, 28, 12
 TITLE, LABEL, SMALL = 34, 28, 24
-"""Sizes of letters; on a telephone of 390 pixels a sheet is shown at 0.39 of them."""
+"""Font sizes; on a phone with a width of 390 pixels a sheet is scaled by 0.39."""
 TEXT, MUTED, BACK = "#1f2328", "#57606a", "#ffffff"
 MOST_OPAQUE = 0.85
-"""Of a heat map on its image, where it is hottest."""
+"""Maximum opacity of a heat map over its image."""
 
 
 class Tile(NamedTuple):
-    """One picture with the words below it."""
+    """Image with the caption below it."""
 
     image: Image.Image
     caption: str = ""
 
 
 class Group(NamedTuple):
-    """Tiles of one size under one heading, so many in a row."""
+    """Tiles of the same size under one heading, with `columns` tiles per row."""
 
     heading: str
     tiles: Sequence[Tile]
@@ -42,9 +42,9 @@ class Group(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One kind of picture: a PNG file called `name`, a part of the page with `text`.
+    """One kind of visualisation: a PNG file called `name` and a part of the page with `text`.
 
-    `ends` are what the first and the last colour of the palette stand for.
+    `ends` are the meanings of the first and the last colour of the palette.
     """
 
     name: str
@@ -56,24 +56,24 @@ class Section(NamedTuple):
 
 
 def tile_width(columns: int) -> int:
-    """Pixels of one of so many tiles in the row of a sheet."""
+    """Return the width in pixels of a tile in a row of `columns` tiles."""
     return (SHEET - 2 * MARGIN - (columns - 1) * GAP) // columns
 
 
 def palette_colours(palette: str) -> list[str]:
-    """From least to most, as #rrggbb."""
+    """Return the colours of a palette from minimum to maximum, as #rrggbb."""
     return [f"#{colour}" for colour in PALETTES[palette].split()]
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
-    """`values` from 0, their least, to 1, their largest, in float64; all 0 where they are one."""
+    """Scale `values` to 0..1 by their minimum and maximum, in float64; all 0 if they are equal."""
     values = values.astype(np.float64)
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def coloured(values: np.ndarray, palette: str) -> np.ndarray:
-    """Numbers in 0..1, (...), to colours (..., 3) in 0..255, float64."""
+    """Map values in 0..1, (...), to colours (..., 3) in 0..255, float64."""
     stops = np.array([list(bytes.fromhex(colour)) for colour in PALETTES[palette].split()], np.float64)
     places = np.linspace(0, 1, len(stops))
     return np.stack([np.interp(values, places, stops[:, i]) for i in range(3)], axis=-1)
@@ -84,17 +84,17 @@ def to_image(pixels_HxWx3: np.ndarray) -> Image.Image:
 
 
 def resized(values_hxw: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
-    """`values` at `size` (width, height)."""
+    """Resize `values` to `size` (width, height)."""
     return np.asarray(Image.fromarray(values_hxw.astype(np.float32)).resize(size, how), np.float64)
 
 
 def map_tile(values_hxw: np.ndarray, size: tuple[int, int], palette: str) -> Image.Image:
-    """A map in colours from its least to its largest value: every token a rectangle."""
+    """Draw a map in colours scaled to its minimum and maximum, with a rectangle for every token."""
     return to_image(coloured(resized(scaled(values_hxw), size, Image.Resampling.NEAREST), palette))
 
 
 def overlay_tile(image: Image.Image, values_hxw: np.ndarray, size: tuple[int, int], palette: str) -> Image.Image:
-    """The map, smoothed, on the image in gray: the hotter, the less of the image is seen through."""
+    """Overlay the smoothed map on the image in gray; higher values are more opaque."""
     heat = resized(scaled(values_hxw), size, Image.Resampling.BICUBIC).clip(0, 1)
     gray = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS), np.float64)
     share = (0.25 + (MOST_OPAQUE - 0.25) * heat)[..., None]
@@ -102,7 +102,7 @@ def overlay_tile(image: Image.Image, values_hxw: np.ndarray, size: tuple[int, in
 
 
 def sheet(section: Section, subtitle: str) -> Image.Image:
-    """The whole section as one picture, SHEET pixels wide."""
+    """Draw the whole section as one image, SHEET pixels wide."""
     pen = _Pen()
     pen.write(section.title, TITLE, TEXT)
     pen.write(subtitle, SMALL, MUTED)
@@ -116,7 +116,7 @@ def sheet(section: Section, subtitle: str) -> Image.Image:
 
 
 class _Pen:
-    """Goes down a sheet from the top."""
+    """Draws on a sheet from top to bottom."""
 
     def __init__(self) -> None:
         self._canvas = Image.new("RGB", (SHEET, 1 << 10), BACK)
@@ -154,7 +154,7 @@ class _Pen:
         self._y += height + round(deepest * SMALL * 1.15) + (4 if deepest else 0) + GAP
 
     def _draw(self, room: int) -> ImageDraw.ImageDraw:
-        """Draws on a canvas with `room` pixels below."""
+        """Return a drawing context, with `room` pixels of space below the current position."""
         if (missing := self._y + room + MARGIN - self._canvas.height) > 0:
             taller = Image.new("RGB", (SHEET, self._canvas.height + max(missing, self._canvas.height)), BACK)
             taller.paste(self._canvas)
@@ -163,7 +163,7 @@ class _Pen:
 
 
 def wrapped(text: str, size: int, width: int) -> list[str]:
-    """`text` in lines of at most `width` pixels, broken at line ends, and at spaces where there are any."""
+    """Wrap `text` to lines of at most `width` pixels, at line breaks and at spaces if there are any."""
     font = ImageFont.load_default(size)
     lines: list[str] = []
     for paragraph in text.splitlines():

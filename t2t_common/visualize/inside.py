@@ -1,4 +1,4 @@
-"""What a model computes of one image, as arrays, and the figures that are drawn of it.
+"""Intermediate results of a model for one image, as arrays, and the quantities derived from them for drawing.
 
 Shapes: N M tokens, P prefix tokens, C channels, H heads, h w grid of tokens.
 """
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 PREFIX_TOKENS = ("class token", "distillation token")
-"""What stands before the tokens of the image, in this order."""
+"""Tokens before those of the image, in this order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inside:
-    """What a model computes of one image.
+    """Intermediate results of a model for one image.
 
     Attributes:
-        attention: block -> (H, N, M), softmax over M, of every block that has attention.
-        stages: layer of the T2T module -> its tokens (h, w, C), one after each soft split; empty without soft splits.
-        positions: the table (N, C).
-        grid: tokens of the image, (h, w); N is P + h * w.
+        attention: block -> (H, N, M), softmax over M, for every block that has attention.
+        stages: Layer of the T2T module -> its tokens (h, w, C), one after each soft split; empty without soft splits.
+        positions: Position table (N, C).
+        grid: Grid of the image's tokens, (h, w); N is P + h * w.
         num_prefix_tokens: P.
         logits: (num_classes,).
     """
@@ -46,14 +46,14 @@ class Inside:
         return all(np.isfinite(array).all() for array in arrays)
 
     def on_grid(self, weights: np.ndarray) -> np.ndarray:
-        """The weights (..., N) of all tokens -> those of the image's tokens, (..., h, w)."""
+        """Select from the weights (..., N) of all tokens those of the image's tokens, (..., h, w)."""
         return weights[..., self.num_prefix_tokens :].reshape(*weights.shape[:-1], *self.grid)
 
 
 def stage_grids(model: Any) -> dict[str, tuple[int, int]]:
-    """Layers of the T2T module whose outputs are the tokens after each soft split, with the grids of these.
+    """Return the layers of the T2T module whose outputs are the tokens after each soft split, with their grids.
 
-    Empty for a model that has no soft splits (ViT, DeiT).
+    Empty for a model without soft splits (ViT, DeiT).
     """
     if not hasattr(model, "tokens_to_token"):
         return {}
@@ -64,9 +64,9 @@ def stage_grids(model: Any) -> dict[str, tuple[int, int]]:
 
 
 def covered_size(model: Any) -> tuple[int, int]:
-    """Height and width of the part of the image, from its upper left corner, that the model's tokens stand for.
+    """Return height and width of the part of the image, from its upper left corner, that the model's tokens cover.
 
-    Whole patches: ViT drops what is left of a size that its patches do not divide.
+    Only whole patches count: ViT drops the remainder of a size that is not divisible by the patch size.
     """
     if not hasattr(model, "patch_embed"):
         return model.img_size
@@ -77,10 +77,11 @@ def covered_size(model: Any) -> tuple[int, int]:
 
 
 def rollout(attention: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Attention rollout (Abnar and Zuidema, arXiv 2005.00928, section 3): block -> (N, M) in float64.
+    """Compute attention rollout (Abnar and Zuidema, arXiv 2005.00928, section 3): block -> (N, M) in float64.
 
-    How much of token n after a block comes from token m before the first one: the product, over the blocks so far, of
-    A / 2 + I / 2, where A is the mean over heads and I stands for the residual connection. Rows sum to one.
+    Entry (n, m) is the contribution of token m before the first block to token n after a block: the product, over the
+    blocks so far, of A / 2 + I / 2, where A is the mean over heads and I represents the residual connection. Rows sum
+    to one.
     """
     found: dict[str, np.ndarray] = {}
     total: np.ndarray | None = None
@@ -93,7 +94,8 @@ def rollout(attention: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def position_similarity(positions_NxC: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Cosine similarity of the image's positions to each other, (h, w, h, w) in float64; prefix tokens left out."""
+    """Return the cosine similarities of the image's position embeddings, (h, w, h, w) in float64, without prefix
+    tokens."""
     height, width = grid
     table = positions_NxC[len(positions_NxC) - height * width :].astype(np.float64)
     lengths = np.linalg.norm(table, axis=1, keepdims=True)
@@ -102,6 +104,6 @@ def position_similarity(positions_NxC: np.ndarray, grid: tuple[int, int]) -> np.
 
 
 def liveliest_channels(tokens_hxwxC: np.ndarray, count: int) -> np.ndarray:
-    """The `count` channels whose tokens vary most over the image, in the order of their numbers."""
+    """Return the indices of the `count` channels with the largest variance over the image, sorted."""
     spread = tokens_hxwxC.astype(np.float64).var(axis=(0, 1))
     return np.sort(np.argsort(-spread, kind="stable")[:count])

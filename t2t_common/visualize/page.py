@@ -1,4 +1,4 @@
-"""The pictures as one self-contained page: no script, nothing fetched, readable on a phone and in the dark."""
+"""Visualisation as a self-contained HTML page: no scripts, no external resources, for phones and dark mode too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from t2t_common.visualize.draw import Group, Section, Tile, palette_colours
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content-Security-Policy: the browser itself refuses scripts and anything from elsewhere."""
+"""Content-Security-Policy: the browser blocks scripts and external resources."""
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2024; --muted: #5b6470; --back: #fff; --edge: #d5d9df; }
@@ -42,7 +42,7 @@ img { display: block; width: 100%; height: auto; }
 
 
 class Picture(NamedTuple):
-    """All that is shown of one image: what the model saw, what it says (best first), and the sections."""
+    """Page content for one image: the model's input, the predictions (best first), and the sections."""
 
     name: str
     seen: Image.Image
@@ -51,7 +51,8 @@ class Picture(NamedTuple):
 
 
 def page(title: str, facts: Sequence[str], pictures: Sequence[Picture], of_model: Sequence[Section]) -> str:
-    """The whole document; `facts` are lines on the model, `of_model` what is the same for every image."""
+    """Return the document; `facts` are lines about the model, `of_model` the sections that are the same for all
+    images."""
     lines = "".join(f'<p class="muted">{escape(fact)}</p>' for fact in facts)
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'

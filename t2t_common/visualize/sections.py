@@ -1,4 +1,4 @@
-"""What is drawn of one image: the sections of its sheets and of the page."""
+"""Sections of the sheets and of the page that visualise one image."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from t2t_common.visualize.inside import Inside, liveliest_channels, position_sim
 EACH = ("least", "most of each map")
 HEAT, FEATURES, POSITIONS = "inferno", "gray", "viridis"
 MAPS, CHANNELS, LEAST_HEADS, MOST_HEADS = 4, 6, 4, 8
-"""In a row: maps on the image, feature maps, heads of a block at least and at most."""
+"""Number of tiles per row: maps on the image, feature maps, heads of a block (minimum and maximum)."""
 FEATURE_MAPS = 2 * CHANNELS
 MOST_POSITIONS = 10
-"""Rows and columns of positions whose similarities are drawn; of more, evenly spaced ones."""
+"""Maximum number of rows and of columns of positions whose similarities are drawn; larger grids are sampled evenly."""
 
 STAGES = ("after the first soft split", "after the second soft split", "after the third soft split")
 
 
 def draw_image(inside: Inside, image: Image.Image) -> list[Section]:
-    """All that there is to draw of one image; `image` is what the model saw."""
+    """Return all sections for one image; `image` is the model's input."""
     mean = {name: weights.mean(axis=0) for name, weights in inside.attention.items()}
     sections = [
         Section(
@@ -70,7 +70,7 @@ def draw_image(inside: Inside, image: Image.Image) -> list[Section]:
 
 
 def draw_positions(inside: Inside) -> Section:
-    """The same for every image."""
+    """Return the section on position embeddings, which is the same for every image."""
     similarity = position_similarity(inside.positions, inside.grid)
     rows, columns = (_spaced(side) for side in inside.grid)
     chosen = similarity[np.ix_(rows, columns)]
@@ -88,7 +88,7 @@ def draw_positions(inside: Inside) -> Section:
 
 
 def left_out(inside: Inside) -> str:
-    """What is not drawn, in a sentence."""
+    """Describe in one sentence what is not drawn."""
     if not inside.stages:
         return "This model cuts the image into patches once: it has no soft splits to draw."
     return "Attention is drawn of the blocks, not of the layers between the soft splits."
@@ -100,7 +100,7 @@ def _size(image: Image.Image, columns: int) -> tuple[int, int]:
 
 
 def _maps(inside: Inside, image: Image.Image, weights_of: Mapping[str, np.ndarray]) -> list[Group]:
-    """Rows of the matrices (N, M) that belong to the prefix tokens, on the image."""
+    """Draw the rows of the matrices (N, M) that belong to the prefix tokens on the image."""
     groups = []
     for i, token in enumerate(inside.prefix_tokens):
         shares_of = {name: inside.on_grid(weights[i]) for name, weights in weights_of.items()}
@@ -113,7 +113,7 @@ def _maps(inside: Inside, image: Image.Image, weights_of: Mapping[str, np.ndarra
 
 
 def _range(weights: np.ndarray) -> str:
-    """Least and largest share, in per cent."""
+    """Return the smallest and largest share, in percent."""
     low, high = (f"{100 * share:.2g}" for share in (weights.min(), weights.max()))
     return f"{low} to {high} %"
 
@@ -140,7 +140,7 @@ def _spaced(side: int) -> np.ndarray:
 
 
 def _mosaic(maps_rxcxhxwx3: np.ndarray) -> Image.Image:
-    """Maps in rows and columns with white lines between, as wide as a sheet."""
+    """Arrange maps in rows and columns with white lines between them, as wide as a sheet."""
     rows, columns, height, width, _ = maps_rxcxhxwx3.shape
     line = 4
     cell = (tile_width(1) - (columns - 1) * line) // columns

@@ -1,1 +1,1 @@
-"""Weights as numpy arrays with the official names and layouts, whatever framework they are for."""
+"""Framework-independent handling of weights, as numpy arrays with the official names and layouts."""

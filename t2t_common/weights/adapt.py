@@ -1,8 +1,7 @@
-"""Weights adapted to another model: other image sizes, other channels, other classes.
+"""Adapt weights to a model with another image size, number of channels or number of classes.
 
-Everything is numpy in float64, with the official names and PyTorch's layouts; both frameworks round once to the dtypes
-of their model. Shapes: P prefix tokens, h w and H W grids of tokens, C channels of the images, K pixels of a window, O
-outputs.
+All arrays are numpy float64, with the official names and PyTorch's layouts; both frameworks round once to the dtypes of
+their model. Shapes: P prefix tokens, token grids h x w and H x W, C image channels, K pixels of a window, O outputs.
 """
 
 from __future__ import annotations
@@ -16,27 +15,27 @@ import numpy as np
 from t2t_config.shapes import SOFT_SPLITS
 
 Read = Callable[[str], np.ndarray]
-"""The tensor of a name."""
+"""Tensor name -> tensor."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 CLASSIFIERS = ("head", "head_dist", "aux_head")
 
 CONVOLUTIONS = ("patch_embed.proj.weight", "tokens_to_token.soft_split0.weight")
-"""First layers that are convolutions: of ViT, and of the T2T module with tokens_type 'convolution'."""
+"""Convolutional first layers: of ViT, and of the T2T module with tokens_type 'convolution'."""
 
 SOFT_SPLIT = "tokens_to_token.attention1."
-"""What the first soft split feeds: `norm1` and a linear layer, over the features (C, kh, kw) of a window."""
+"""Prefix of the layers after the first soft split: `norm1` and a linear layer, on window features (C, kh, kw)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """What has to be done to weights before they fit a model.
+    """Changes that adapt weights to a model.
 
     Attributes:
-        changed: the tensors that are not those of the file, in float64.
-        resized: name -> how it was changed.
-        left_out: names of the file that the model has no place for.
-        missing: names of the model that the file does not fill.
+        changed: Tensors that differ from those of the file, in float64.
+        resized: Tensor name -> description of its change.
+        left_out: Tensors of the file that the model does not have.
+        missing: Tensors of the model that the file does not have.
     """
 
     changed: Mapping[str, np.ndarray]
@@ -56,23 +55,23 @@ def adapt(
     fresh_classifiers: bool = True,
     resize: Callable[..., np.ndarray] | None = None,
 ) -> Adapted:
-    """The changes under which weights of `shapes` fit a model of the shapes `own`. The caller checks all other names.
+    """Adapt weights with `shapes` to a model with shapes `own`. The caller checks all other tensors.
 
-    The position table is resized to the model's grid (`resize_pos_embed`), the first layer gets the model's channels
-    (`adapt_in_chans`). Classifiers that the model does not have are left out.
+    The position embedding is resized to the model's grid (`resize_pos_embed`), and the first layer is adapted to the
+    model's channels (`adapt_in_chans`). Classifiers that the model does not have are left out.
 
     Args:
-        read: the tensor of a name, as float64.
-        shapes: of the weights.
-        own: of the model.
-        grid: rows and columns of the model's tokens.
-        num_prefix_tokens: tokens of the model that are no part of the image.
-        source_grid: of the position table; needed only where it is not square.
-        fresh_classifiers: whether classifiers for another number of classes are left out too.
-        resize: in place of `resize_pos_embed`, with its arguments.
+        read: Reads a tensor by name, as float64.
+        shapes: Shapes of the weights.
+        own: Shapes of the model.
+        grid: Rows and columns of the model's token grid.
+        num_prefix_tokens: Number of tokens of the model before the image tokens.
+        source_grid: Grid of the position embedding; needed only if it is not square.
+        fresh_classifiers: Whether classifiers for another number of classes are also left out.
+        resize: Replacement for `resize_pos_embed`, with the same arguments.
 
     Raises:
-        ValueError: a position table that is not square, or not for `source_grid`.
+        ValueError: The grid of the position embedding is not square, or does not match `source_grid`.
     """
     left_out = _unfit_classifiers(shapes, own, fresh_classifiers)
     kept = {name: shape for name, shape in shapes.items() if name not in left_out}
@@ -95,9 +94,9 @@ def _layer(shapes: Shapes, name: str) -> Shapes:
 
 
 def _unfit_classifiers(shapes: Shapes, own: Shapes, fresh: bool) -> tuple[str, ...]:
-    """Names of the file's classifiers where the model has none, or (`fresh`) one for another number of classes.
+    """Return the classifier tensors of the file that the model lacks or (`fresh`) has for another number of classes.
 
-    ViT's `pre_logits` goes with it: the in21k models lose that layer when their classes change.
+    ViT's `pre_logits` is then left out too: the in21k models lose that layer when the number of classes changes.
     """
     names: list[str] = []
     for head in CLASSIFIERS:
@@ -111,7 +110,7 @@ def _unfit_classifiers(shapes: Shapes, own: Shapes, fresh: bool) -> tuple[str, .
 
 
 def _absent_classifiers(shapes: Shapes, own: Shapes) -> tuple[str, ...]:
-    """Names of the model's classifiers where the file has none at all, or none any more."""
+    """Return the tensors of the model's classifiers that are absent from `shapes`."""
     return tuple(key for head in CLASSIFIERS if not _layer(shapes, head) for key in _layer(own, head))
 
 
@@ -121,10 +120,10 @@ def _absent_classifiers(shapes: Shapes, own: Shapes) -> tuple[str, ...]:
 def _source_grid(
     shapes: Shapes, own: Shapes, grid: tuple[int, int], prefix: int, given: tuple[int, int] | None
 ) -> tuple[int, int] | None:
-    """The grid that the position table is resized from; None if it stays as it is."""
+    """Return the grid from which the position embedding is resized; None if it is not resized."""
     table, target = shapes.get("pos_embed"), own.get("pos_embed")
     if table is None or target is None or len(table) != 3 or table[2] != target[2]:
-        return None  # nothing to resize; the caller's check says what is wrong
+        return None  # nothing to resize; the caller's check reports any mismatch
     if given is None:
         if table == target:
             return None
@@ -142,14 +141,14 @@ def _square_grid(tokens: int) -> tuple[int, int]:
 def resize_pos_embed(
     table: np.ndarray, source_grid: tuple[int, int], grid: tuple[int, int], *, num_prefix_tokens: int = 1
 ) -> np.ndarray:
-    """A position table (1, P + h * w, C) for another grid: (1, P + H * W, C), in float64.
+    """Resize a position embedding (1, P + h * w, C) to another grid: (1, P + H * W, C), in float64.
 
-    PyTorch's `interpolate(mode='bicubic')`, as the authors' `resize_pos_embed` has it: cubic convolution with
-    a = -0.75, half-pixel centres, edges repeated, no antialias. (`jax.image.resize` has a = -0.5 and antialiases.)
-    The first P = `num_prefix_tokens` rows (class and distillation token) stay.
+    Equivalent to PyTorch's `interpolate(mode='bicubic')`, as in the authors' `resize_pos_embed`: cubic convolution with
+    a = -0.75, half-pixel centers, edge padding, no antialiasing. (`jax.image.resize` has a = -0.5 and antialiases.)
+    The first P = `num_prefix_tokens` rows (class and distillation token) are unchanged.
 
     Raises:
-        ValueError: the table does not have P + h * w rows.
+        ValueError: The table does not have P + h * w rows.
     """
     height, width = source_grid
     if table.shape[1] != num_prefix_tokens + height * width:
@@ -164,7 +163,7 @@ def resize_pos_embed(
 
 
 def cubic_weights(size: int, new_size: int, a: float = -0.75) -> np.ndarray:
-    """(new_size, size): what each old position gives to each new one by cubic convolution (Keys 1981, equation 4)."""
+    """Return the cubic convolution weights (new_size, size) of old positions in new ones (Keys 1981, equation 4)."""
     centre = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
     weights = np.zeros((new_size, size))
     for offset in (-1, 0, 1, 2):
@@ -180,18 +179,19 @@ def cubic_weights(size: int, new_size: int, a: float = -0.75) -> np.ndarray:
 
 
 def adapt_in_chans(read: Read, shapes: Shapes, own: Shapes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The first layer for the model's channels: (the changed tensors in float64, name -> how each was changed).
+    """Adapt the first layer to the model's channels; return (changed tensors in float64, name -> description).
 
-    As timm's `adapt_input_conv`: one channel gets the sum over the old ones, so that a grey image gives what it gave as
-    three equal channels; more channels repeat the old ones in turn, scaled by old / new, so that an image whose
-    channels are repeated whole (3 -> 6) gives what it gave. (Other numbers, 3 -> 4, are timm's approximation.)
+    As in timm's `adapt_input_conv`: for one channel, the weights are summed over the old channels, so a gray image
+    gives the same output as its copy with three equal channels; for more channels, the old ones are repeated in turn
+    and scaled by old / new, so an image whose channels are all repeated equally (3 -> 6) gives the same output. (For
+    other numbers, e.g. 3 -> 4, this is timm's approximation.)
 
-    After a soft split both stay exact although a LayerNorm stands before the linear layer: repeated features have the
-    same mean and variance as one of each. For one channel the norm's scale and shift, which differ between the
-    old channels, go into the linear layer: with M its weights times the scale, summed over channels, and v its
-    weights times the shift, summed over features, the new weights are M + (v - M 1) 1^T / K, and the norm's scale
-    and shift all ones. What a LayerNorm normalised sums to zero, so the second term adds nothing to M n, and the
-    shift gives v. A TokenTransformer's scale (C * K)^-0.5 changes with C, so its q is scaled back.
+    After a soft split both remain exact although a LayerNorm precedes the linear layer: repeated features have the
+    same mean and variance as single ones. For one channel the norm's scale and shift, which differ between the old
+    channels, are folded into the linear layer: with M its weights times the scale, summed over channels, and v its
+    weights times the shift, summed over features, the new weights are M + (v - M 1) 1^T / K, and the norm's scale and
+    shift are all ones. The normalized features n sum to zero, so the second term adds nothing to M n, and the shift
+    contributes v. A TokenTransformer's scale (C * K)^-0.5 depends on C, so its q is rescaled to compensate.
     """
     changed, done = {}, {}
     for name in CONVOLUTIONS:  # (O, C, K, K)
@@ -204,14 +204,14 @@ def adapt_in_chans(read: Read, shapes: Shapes, own: Shapes) -> tuple[dict[str, n
 
 
 def _adapt(weight: np.ndarray, in_chans: int) -> np.ndarray:
-    """(O, C, ...) for `in_chans` channels: the sum for one, else repeated and scaled."""
+    """Adapt (O, C, ...) to `in_chans` channels: summed for one channel, else repeated and scaled."""
     if in_chans == 1:
         return weight.sum(axis=1, keepdims=True)
     return _repeat(weight, in_chans) * (weight.shape[1] / in_chans)
 
 
 def _repeat(x: np.ndarray, in_chans: int) -> np.ndarray:
-    """(_, C, ...) -> (_, in_chans, ...): the channels in turn."""
+    """Repeat the channels in turn: (_, C, ...) -> (_, in_chans, ...)."""
     return x[:, np.arange(in_chans) % x.shape[1]]
 
 
@@ -228,7 +228,7 @@ def _adapt_soft_split(read: Read, shapes: Shapes, own: Shapes) -> tuple[dict[str
     old, new = shapes[names[0]][0] // window, own[names[0]][0] // window
     expected = [(old * window,), (old * window,), (own[names[2]][0], old * window)]
     if old == new or [shapes[name] for name in names] != expected:
-        return {}, {}  # nothing to adapt, or something is wrong that the caller's check names
+        return {}, {}  # nothing to adapt, or a mismatch that the caller's check reports
     scale, shift, weight = (read(name).reshape(-1, old, window) for name in names)  # (1 or O, C, K)
     if linear == "attn.qkv":
         q, k, v = np.split(weight, 3)

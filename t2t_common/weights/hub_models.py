@@ -1,6 +1,6 @@
-"""Models written to and made from a hub folder: what both frameworks do alike.
+"""Save models to and load models from a hub folder: code shared by both frameworks.
 
-What lies in such a folder is t2t_config/weights/hub.py's.
+For the contents of a hub folder, see t2t_config/weights/hub.py.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def save_model(
     """Write `model` as a hub folder.
 
     Args:
-        model: of `create_model`.
-        folder: created if need be.
-        metadata: for config.json and the card.
-        where: the folder or repository that the card names.
-        own_shapes: of the tensors of a model, by name.
-        made_shapes: of the model that `create_model` makes from these arguments.
-        write_weights: (model, file, metadata as text).
+        model: Model created by `create_model`.
+        folder: Folder to write; created if needed.
+        metadata: Metadata for config.json and the model card.
+        where: Folder or repository named in the model card.
+        own_shapes: model -> shapes of its tensors by name.
+        made_shapes: arguments -> shapes of the model that `create_model` creates from them.
+        write_weights: Writes the weights, given (model, file, metadata as text).
 
     Raises:
-        ValueError: the model is not of `create_model` or was changed since, or the folder cannot be written.
+        ValueError: The model was not created by `create_model` or was modified, or the folder cannot be written.
     """
     facts = describe_model(model, metadata)
     if problems := differences(own_shapes(model), made_shapes(create_arguments(facts))):
@@ -54,17 +54,17 @@ def load_model(
     create: Callable[..., Any],
     load: Callable[[Any, Path], LoadReport],
 ) -> Any:
-    """The model in a hub folder, with its weights; a UserWarning tells what was fitted to other sizes.
+    """Load the model of a hub folder with its weights; a UserWarning lists tensors adapted to other sizes.
 
     Args:
-        folder: on this disk.
-        arguments: of `create_model`, in place of the saved ones.
-        check: refuses arguments whose model the file of weights cannot hold.
+        folder: Local folder.
+        arguments: Arguments of `create_model` that override the saved ones.
+        check: Raises an error if the weights file is too small for the model of the arguments.
         create: `create_model`.
-        load: loads the file of weights into a model.
+        load: Loads the weights file into a model.
 
     Raises:
-        FileNotFoundError, ValueError: damaged files, no classifier in them, or sizes that cannot be fitted.
+        FileNotFoundError, ValueError: Files are damaged, lack a classifier, or have sizes that cannot be adapted.
     """
     with making(folder / CONFIG):
         metadata = read_metadata(folder)
@@ -74,6 +74,6 @@ def load_model(
     other_classes = model.num_classes != saved.get("num_classes", model_config(saved["name"]).num_classes)
     other_head = arguments.get("aux_head", False) and not saved.get("aux_head", False)
     report = load(model, folder / WEIGHTS)
-    report.warn(fresh_classifiers=other_classes or other_head, stacklevel=4)  # the caller of `from_pretrained`
+    report.warn(fresh_classifiers=other_classes or other_head, stacklevel=4)  # caller of `from_pretrained`
     take_preprocessing(model, metadata, classes=not other_classes)
     return model

@@ -1,1 +1,1 @@
-"""The folder of a training run: its lock, checkpoints, log lines and record."""
+"""Working directory of a training run: lock, checkpoints, metrics log and run record."""

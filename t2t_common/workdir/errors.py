@@ -1,13 +1,13 @@
-"""How a run ends that cannot go on."""
+"""Exceptions that end a training run."""
 
 from __future__ import annotations
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss or the gradient is no longer finite.
+    """Raised when the loss or gradient is no longer finite.
 
     Attributes:
-        step: the first such step, from 1.
+        step: First step with a non-finite value, from 1.
     """
 
     def __init__(self, message: str, step: int) -> None:

@@ -1,5 +1,6 @@
-"""Where a run keeps its checkpoints, in either framework: `WORKDIR/checkpoints/STEP` is a folder of `t2t_jax.train`,
-`WORKDIR/checkpoints/STEP.pth` a file of `t2t_torch.train`. And which file a folder means that is given as weights.
+"""Checkpoint layout of a workdir, and lookup of the weights file in a folder.
+
+`t2t_jax.train` writes folders `WORKDIR/checkpoints/STEP`, `t2t_torch.train` files `WORKDIR/checkpoints/STEP.pth`.
 """
 
 from __future__ import annotations
@@ -19,22 +20,25 @@ T = TypeVar("T")
 
 CHECKPOINTS, SUFFIX = "checkpoints", ".pth"
 DAMAGED = "damaged-"
-"""Begins the name of a checkpoint that could not be read and was set aside: `damaged-STEP`, `damaged-STEP.pth`."""
+"""Prefix for renaming checkpoints that cannot be read: `damaged-STEP`, `damaged-STEP.pth`."""
 
 
 def is_step(name: str) -> bool:
-    """Whether a checkpoint is called so: a number as `str` writes it ("007" and "\u00b2" are none)."""
+    """Return whether `name` is a step number as formatted by `str` ("007" and "\u00b2" are not)."""
     return re.fullmatch("0|[1-9][0-9]{0,17}", name) is not None
 
 
 def torch_steps(folder: Path) -> list[int]:
-    """The steps whose files are in `folder`, in order."""
+    """Return the sorted steps of the PyTorch checkpoints in `folder`."""
     return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if is_step(path.stem) and path.is_file())
 
 
 def latest_torch_file(path: str | Path) -> Path:
-    """`path` itself; if it is the folder of a run in PyTorch, the file of its latest step; if it is one that
-    `save_pretrained` wrote, its weights."""
+    """Return the weights file for `path`.
+
+    This is the latest checkpoint for the folder of a PyTorch run, the weights file for a folder written by
+    `save_pretrained`, and otherwise `path` itself.
+    """
     path = Path(path)
     for folder in (path / CHECKPOINTS, path):
         if steps := torch_steps(folder):
@@ -43,7 +47,7 @@ def latest_torch_file(path: str | Path) -> Path:
 
 
 def check_workdir(workdir: Path, package: Literal["t2t_jax", "t2t_torch"]) -> None:
-    """Raises ValueError if `workdir` holds a run of the other package than this one."""
+    """Raise ValueError if `workdir` holds a run of the other package."""
     folder = workdir / CHECKPOINTS
     holds = {
         "t2t_jax": any(is_step(path.name) and path.is_dir() for path in folder.glob("*")),
@@ -55,39 +59,39 @@ def check_workdir(workdir: Path, package: Literal["t2t_jax", "t2t_torch"]) -> No
 
 
 class UnfitError(ValueError):
-    """A sound checkpoint that this run cannot continue from."""
+    """Raised for a valid checkpoint that this run cannot resume from."""
 
 
 class Damaged:
-    """The checkpoints of a run that cannot be read: set aside, so that the run goes on from the one before.
+    """Handle unreadable checkpoints: rename them, so that the run resumes from the previous one.
 
     Attributes:
-        steps: theirs, as long as they have their names.
-        lines: one for each, to be shown to the user.
+        steps: Step -> reason, for damaged checkpoints that have not been renamed.
+        lines: Messages for the user, one per damaged checkpoint.
     """
 
     def __init__(self, folder: Path, suffix: str = "", *, renames: bool = True) -> None:
         """
         Args:
-            folder: of the checkpoints.
-            suffix: of their names, behind the step.
-            renames: whether this process sets them aside; of several one does.
+            folder: Folder of the checkpoints.
+            suffix: File name suffix after the step.
+            renames: Whether this process renames damaged checkpoints; with several processes, only one does.
         """
         self._folder, self._suffix, self._renames = folder, suffix, renames
         self.steps: dict[int, str] = {}
         self.lines: list[str] = []
 
     def latest(self, latest_step: Callable[[], int | None], read: Callable[[int], T], otherwise: T) -> T:
-        """What `read` makes of the latest checkpoint that is sound; the damaged ones after it are set aside then.
+        """Return `read(step)` for the latest valid checkpoint, and rename the damaged ones after it.
 
         Args:
-            latest_step: the latest that is not one of `steps`; None without one.
-            read: raises ValueError where the checkpoint of a step is damaged, `UnfitError` where it cannot be used.
-            otherwise: the answer where there is no checkpoint at all.
+            latest_step: Returns the latest step that is not in `steps`, or None.
+            read: Reads the checkpoint of a step; raises ValueError if it is damaged, `UnfitError` if it is unusable.
+            otherwise: Return value if there is no checkpoint.
 
         Raises:
-            UnfitError: of `read`.
-            ValueError: there are checkpoints, and all of them are damaged; they keep their names.
+            UnfitError: Raised by `read`.
+            ValueError: All checkpoints are damaged; none is renamed.
         """
         while (step := latest_step()) is not None:
             with self.noted(step):
@@ -101,8 +105,8 @@ class Damaged:
 
     @contextlib.contextmanager
     def noted(self, step: int) -> Iterator[None]:
-        """Notes that the checkpoint of `step` is damaged, if the body raises ValueError (but no `UnfitError`), or if it
-        goes away meanwhile: the first of several processes may have set it aside."""
+        """Context manager that records the checkpoint of `step` as damaged if the body raises ValueError (except
+        `UnfitError`) or the checkpoint disappears, since the first of several processes may have renamed it."""
         try:
             yield
         except (ValueError, FileNotFoundError) as error:
@@ -132,8 +136,8 @@ class Damaged:
 
 
 def not_recognised(workdir: Path, names: Iterable[str]) -> list[str]:
-    """What lies among the checkpoints of `workdir` besides those called `names`, the best one, damaged ones that were
-    set aside, and hidden files."""
+    """Return the unrecognized entries in the checkpoint folder of `workdir`: all except `names`, the best checkpoint,
+    renamed damaged checkpoints, and hidden files."""
     known = {*names, "best", f"best{SUFFIX}"}
     folder = workdir / CHECKPOINTS
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -141,12 +145,13 @@ def not_recognised(workdir: Path, names: Iterable[str]) -> list[str]:
 
 
 def check_beginning(workdir: Path, *, saved_by: int) -> None:
-    """For a run that has found no checkpoint in `workdir`: raises ValueError if there has to be one, so that no run
-    begins anew over the log of another.
+    """Raise ValueError if `workdir`, in which no checkpoint was found, must have had one.
+
+    This prevents a run from starting at step 1 over the log of another.
 
     Args:
-        workdir: the run's folder.
-        saved_by: a run that is beyond this step has saved.
+        workdir: Folder of the run.
+        saved_by: Every run past this step has a complete checkpoint.
     """
     if strangers := not_recognised(workdir, ()):
         names = ", ".join(repr(name) for name in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
@@ -163,7 +168,7 @@ def check_beginning(workdir: Path, *, saved_by: int) -> None:
 
 
 def note_not_recognised(workdir: Path, names: Iterable[str]) -> str | None:
-    """A line for the user about what `not_recognised` finds; None where that is nothing."""
+    """Return a note for the user about the result of `not_recognised`; None if it is empty."""
     strangers = [repr(name) for name in not_recognised(workdir, names)]
     if not strangers:
         return None

@@ -1,4 +1,4 @@
-"""A run that is asked to stop (SIGTERM, Ctrl-C) ends after its current step, saved."""
+"""Graceful interruption: on SIGTERM or Ctrl-C, a run finishes its current step, saves and ends."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 
 class RunInterruptedError(Exception):
-    """The run was asked to stop and is saved: the same command continues it."""
+    """Raised when an interrupted run has been saved; the same command resumes it."""
 
 
 class Interruption:
-    """Takes note of SIGTERM and of the first SIGINT, so that a run can end in good order; a context manager.
+    """Context manager that records SIGTERM and the first SIGINT, so that a run can stop gracefully.
 
-    A second SIGINT raises KeyboardInterrupt at once. Signals reach the main thread only: elsewhere none is noted.
+    A second SIGINT raises KeyboardInterrupt immediately. Signals are delivered to the main thread only, so in other
+    threads none is recorded.
     """
 
     def __init__(self) -> None:
@@ -36,11 +37,11 @@ class Interruption:
 
     @property
     def listens(self) -> bool:
-        """Whether signals are taken note of."""
+        """Whether signals are recorded."""
         return True
 
     def requested(self, step: int) -> str | None:
-        """What asks the run to stop after `step`, or None. Of several processes, each has to call it at each step."""
+        """Return the signal that asks the run to stop after `step`, or None. Every process must call it each step."""
         return self._name
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:

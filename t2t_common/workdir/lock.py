@@ -1,4 +1,4 @@
-"""One run per workdir: a second process on it is refused, and a run that has lost its workdir notices."""
+"""Lock of a workdir: only one run may use it, and a run that loses its workdir detects this."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ except ImportError:  # Windows
 LOCK_FILE = ".lock"
 
 _BEYOND = 1 << 30
-"""Windows lets nobody read bytes that are locked, so that one far behind the text is."""
+"""Offset of the locked byte on Windows, far past the text, as locked bytes cannot be read there."""
 
 _ATTEMPTS = 10
-"""To get a lock whose file is removed and made again all the time."""
+"""Attempts to take a lock whose file is repeatedly removed and recreated."""
 
 _held: set[IO[str]] = set()
 
 
 class LostWorkdirError(ValueError):
-    """What a run writes into is no longer its own, or no longer there: it must not write any more."""
+    """Raised when the workdir has been deleted or taken by another run: the run must stop writing."""
 
 
 def _let_go() -> None:
@@ -37,24 +37,26 @@ def _let_go() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)  # or a worker that outlives its parent would go on holding the lock
+    os.register_at_fork(after_in_child=_let_go)  # else a worker that outlives its parent would keep the lock
 
 
 class Lock:
-    """A workdir that this process holds; see `locked`."""
+    """Lock on a workdir held by this process; see `locked`."""
 
     def __init__(self, workdir: Path) -> None:
-        """Raises ValueError if another run holds it, or the folder cannot be written to."""
+        """Raise ValueError if another run holds the lock, or the folder is not writable."""
         self._workdir, self._path = workdir, workdir / LOCK_FILE
         self._file = self._take()
-        self._is_known_again = _is_at(self._file, self._path)  # not on every network's file system
+        self._is_known_again = _is_at(self._file, self._path)  # false on some network file systems
 
     def check(self) -> str | None:
-        """To be called now and then while the run goes on: None if all is well, a line for the user if the lock had
-        been removed and could be taken again.
+        """Check during the run that the lock is still held.
+
+        Returns:
+            None, or a message for the user if the lock file had been removed and the lock was taken again.
 
         Raises:
-            LostWorkdirError: the workdir is gone, or another run has it.
+            LostWorkdirError: The workdir no longer exists, or another run has taken it.
         """
         if _is_at(self._file, self._path) if self._is_known_again else self._path.exists():
             return None
@@ -75,7 +77,7 @@ class Lock:
         return f"the lock {self._path} was removed while the run went on: taken again; do not delete it"
 
     def release(self) -> None:
-        """Frees the workdir."""
+        """Release the lock."""
         _held.discard(self._file)
         self._file.close()
 
@@ -107,12 +109,12 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[Lock]:
-    """Holds `workdir` for this process; the system frees it when the process ends, however it ends.
+    """Lock `workdir` for this process. The operating system releases the lock when the process ends for any reason.
 
-    The file stays; it says which process holds the lock, or was the last to do so.
+    The lock file is not removed; it names the process that holds the lock or last held it.
 
     Raises:
-        ValueError: another run holds it, the lock is a link, or the folder cannot be written to.
+        ValueError: Another run holds the lock, the lock file is a link, or the folder is not writable.
     """
     lock = Lock(workdir)
     try:
@@ -122,9 +124,9 @@ def locked(workdir: Path) -> Iterator[Lock]:
 
 
 def is_locked(workdir: Path) -> bool:
-    """Whether a process holds `workdir`."""
+    """Return whether a process holds the lock of `workdir`."""
     path = workdir / LOCK_FILE
-    if not path.is_file() or path.is_symlink():  # no such file: no run was ever here
+    if not path.is_file() or path.is_symlink():  # without a lock file, no run ever used this folder
         return False
     try:
         with path.open() as file:
@@ -134,7 +136,7 @@ def is_locked(workdir: Path) -> bool:
 
 
 def _open(path: Path) -> IO[str]:
-    """Opens the lock's file, made if need be; never what a link leads to, as it is written over."""
+    """Open the lock file, creating it if needed. Links are refused, as their target would be overwritten."""
     if path.is_symlink():
         raise ValueError(f"the lock {path} is a link to another file, which would be written over: delete the link")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -152,7 +154,7 @@ def _open(path: Path) -> IO[str]:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether `path` is still the file that is open."""
+    """Return whether `path` is still the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except OSError:
@@ -160,10 +162,10 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _try_lock(file: IO[str], *, shared: bool = False) -> bool:
-    """Whether the lock could be had, without waiting for it.
+    """Try to take the lock without blocking and return whether this succeeded.
 
     Raises:
-        OSError: the file system knows no locks.
+        OSError: The file system does not support locks.
     """
     if fcntl is not None:
         try:

@@ -1,5 +1,6 @@
-"""The lines of `metrics.jsonl`: read, and sorted out when a run continues. No line is lost: one that is damaged is kept
-in a file beside it, and the log of a run that begins anew in the same place too.
+"""Read `metrics.jsonl` and clean it up when a run resumes.
+
+Damaged lines are moved to a file next to it. If a run starts from step 1 over an existing log, that log is kept too.
 """
 
 from __future__ import annotations
@@ -16,52 +17,51 @@ from t2t_config.weights.json_limits import parse
 
 METRICS_FILE = "metrics.jsonl"
 DAMAGED, OLD = ".damaged", ".old"
-"""Added to a log's name: what could not be read in it; the log of a run that left no checkpoint."""
+"""Suffixes added to the log's file name, for its damaged lines and for the log of a run without checkpoints."""
 
 _STEP = re.compile(rb'\s*\{"step": (\d{1,18})[,}]')
 
 
 class _Line(NamedTuple):
     number: int
-    """From 1."""
+    """Line number, from 1."""
     text: bytes
-    """Without its end."""
+    """Content without the newline."""
     values: dict[str, Any] | None
-    """None where the line is damaged."""
+    """Parsed values; None if the line is damaged."""
     is_cut: bool
-    """The last one, and without an end: the run was killed while it wrote it."""
+    """Whether this is the last line and has no newline: the run was killed while writing it."""
 
 
 def encode_line(values: Mapping[str, Any]) -> bytes:
-    """One line of the file."""
+    """Encode `values` as one line of the file."""
     return (json.dumps(values) + "\n").encode()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` that can be read, whatever lies between them; none without a file.
+    """Return the valid lines of a `metrics.jsonl`, skipping damaged ones; empty if there is no file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: The file cannot be read.
     """
     return [line.values for line in _split(path) if line.values is not None]
 
 
 def last_step(path: Path) -> int:
-    """The highest step of any line; 0 without one."""
+    """Return the highest step of all lines; 0 if there are none."""
     return max((values["step"] for values in read_lines(path)), default=0)
 
 
 def continue_lines(path: Path, step: int) -> list[str]:
-    """Drops the lines after `step`, which a run that continues there will write again; what the user should know, one
-    text each.
+    """Remove the lines after `step`, which a run resumed there writes again, and return messages for the user.
 
-    What is damaged goes into a file beside it. Without a step that the run continues after, all lines do.
+    Damaged lines are moved to a file next to `path`; if `step` is 0, all lines are.
 
     Raises:
-        ValueError: a file cannot be written; `path` stays as it is.
-        OSError: it cannot be read.
+        ValueError: A file cannot be written; `path` is unchanged.
+        OSError: The file cannot be read.
     """
-    if not path.exists() and not path.is_symlink():  # a link that leads nowhere is not followed
+    if not path.exists() and not path.is_symlink():  # a broken link is replaced below, not followed
         return []
     lines = _split(path)
     if step == 0 and lines:
@@ -96,7 +96,7 @@ def _split(path: Path) -> list[_Line]:
 
 
 def _values(text: bytes) -> dict[str, Any] | None:
-    """None where the line makes no sense."""
+    """Parse a line; return None if it is invalid."""
     with contextlib.suppress(ValueError, RecursionError):
         values = parse(text.decode("utf-8"))
         if isinstance(values, dict) and type(values.get("step")) is int:
@@ -105,9 +105,9 @@ def _values(text: bytes) -> dict[str, Any] | None:
 
 
 def _damaged(lines: list[_Line], step: int) -> list[_Line]:
-    """Lines that cannot be read, or that say a step after `step` among those that do not.
+    """Return the lines that cannot be parsed, and those with a step after `step` that precede a line up to `step`.
 
-    Not the last one where it is cut off and of a later step: it will be written again as others are.
+    A truncated last line of a later step is not included, since the resumed run writes it again.
     """
     before = [index for index, line in enumerate(lines) if line.values is not None and line.values["step"] <= step]
     damaged = []
@@ -123,7 +123,7 @@ def _damaged(lines: list[_Line], step: int) -> list[_Line]:
 
 
 def _aside(path: Path, suffix: str, lines: list[bytes]) -> Path:
-    """Adds `lines` to the file beside `path`."""
+    """Append `lines` to the file named `path` plus `suffix` and return its path."""
     aside = path.with_name(path.name + suffix)
     before = aside.read_bytes() if aside.is_file() and not aside.is_symlink() else b""
     _replace(aside, before + b"".join(line + b"\n" for line in lines))

@@ -1,4 +1,4 @@
-"""`run.json` in a workdir: what is run, where, since when, how it ended; a few images; what classes are taken for."""
+"""`run.json` in a workdir: configuration, environment, start times and status; sample images; confusion matrix."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from t2t_config.weights.json_limits import parse
 RECORD_FILE = "run.json"
 
 MOST, MOST_CLASSES = 10**12, 10**5
-"""Steps or images, and classes, of no run that ever was: a file with more is damaged."""
+"""Upper limits for steps or images, and for classes; a file that exceeds them is considered damaged."""
 
 OF_EVALUATIONS = ("strangers", "chance")
-"""Keys of the warnings that an evaluation gives."""
+"""Keys of the warnings raised by evaluations."""
 
 Status = Literal["running", "finished", "stopped", "diverged", "failed"]
 
@@ -32,7 +32,7 @@ PACKAGES = ("t2t-vit", "jax", "jaxlib", "flax", "optax", "torch", "numpy", "pill
 
 @dataclasses.dataclass
 class Start:
-    """One process of the run, or several that train together: it began after `step`. Times are ISO 8601."""
+    """A start of the run, by one or several processes, after `step` completed steps. Times are in ISO 8601 format."""
 
     step: int
     began: str
@@ -43,16 +43,16 @@ class Start:
 
 @dataclasses.dataclass
 class Record:
-    """Everything that is not in `metrics.jsonl`.
+    """Everything about a run that is not in `metrics.jsonl`.
 
     Attributes:
-        message: why the run ended, where it did not end by itself.
-        last_step: of the whole run.
-        batch_size: of all processes together.
-        config: as in a checkpoint's metadata (see saving.py): the recipe, names of classes, mean and std.
-        samples: images of one batch (see samples.py), and its step.
-        confusion: of the latest evaluation (see confusion.py), and its step.
-        warnings: that hold, by key (see t2t_common/run/warnings.py).
+        message: Why the run ended, if it did not finish.
+        last_step: Total number of steps of the run.
+        batch_size: Global batch size, over all processes.
+        config: Metadata as in a checkpoint (see t2t_common/run/save_policy.py): recipe, class names, mean and std.
+        samples: Images of one batch (see t2t_common/run_page/samples.py), and its step.
+        confusion: Confusion matrix of the latest evaluation (see t2t_common/run_page/confusion.py), and its step.
+        warnings: Active warnings by key (see t2t_common/run/warnings.py).
     """
 
     status: Status = "running"
@@ -68,8 +68,10 @@ class Record:
 
     @classmethod
     def read(cls, workdir: Path) -> Record | None:
-        """What `workdir` holds; None where there is no such file, as in workdirs of old, or one that makes no sense: no
-        run is to fail for it."""
+        """Read the record in `workdir`; return None if the file is missing, as in older workdirs, or invalid.
+
+        An invalid record must not make a run fail.
+        """
         path = workdir / RECORD_FILE
         if not path.is_file():
             return None
@@ -83,7 +85,7 @@ class Record:
         return record if record._makes_sense() else None
 
     def _makes_sense(self) -> bool:
-        """Whether all that a run needs of it is what it should be."""
+        """Return whether all values that a run uses have valid types and ranges."""
         parts = [self.environment, self.config, self.samples or {}, self.confusion or {}]
         if not all(isinstance(part, dict) for part in parts) or not isinstance(self.recipe, dict):
             return False
@@ -100,12 +102,14 @@ class Record:
         return whole and max(classes) <= MOST_CLASSES and all(isinstance(text, str) for text in texts)
 
     def save(self, workdir: Path) -> None:
-        """Raises ValueError if it cannot be written; an older file stays."""
+        """Write the record. Raise ValueError if this fails; an existing file is then kept."""
         write_text(workdir / RECORD_FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     def begin(self, step: int, devices: str) -> Start | None:
-        """A process takes the run up after `step`, and what was seen of later steps is forgotten; None where there is
-        nothing left to train."""
+        """Record that a process starts or resumes the run after `step`, and drop evaluation results of later steps.
+
+        Return None if there is nothing left to train.
+        """
         self.status, self.message = "running", ""
         self.environment = environment()
         if self.confusion is not None and self.confusion["step"] > step:
@@ -117,7 +121,7 @@ class Record:
         return self.starts[-1]
 
     def warn(self, warnings: Mapping[str, str | None]) -> None:
-        """Takes warnings by key; None ends one."""
+        """Update the warnings by key; None removes one."""
         for key, text in warnings.items():
             if text is None:
                 self.warnings.pop(key, None)
@@ -126,29 +130,29 @@ class Record:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Fields of the recipe; empty where they are not known."""
+        """Fields of the recipe; empty if unknown."""
         return self.config.get("recipe", {})
 
     @property
     def seconds(self) -> float:
-        """That processes have spent on the run; one whose clock was turned back counts for nothing."""
+        """Total time of all starts in seconds; a negative duration, from a clock that was set back, counts as zero."""
         spans = (datetime.fromisoformat(start.until) - datetime.fromisoformat(start.began) for start in self.starts)
         return sum(max(0.0, span.total_seconds()) for span in spans)
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the current UTC time in ISO 8601 format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def command() -> str:
-    """What this process was started with."""
+    """Return the command line of this process."""
     program, *rest = sys.orig_argv
     return shlex.join([Path(program).name, *rest])
 
 
 def environment() -> dict[str, str]:
-    """What the run depends on besides its recipe."""
+    """Return package versions, operating system and number of CPUs."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: `metrics.jsonl` always, TensorBoard and Weights & Biases when asked."""
+"""Writers for the metrics of a run: always `metrics.jsonl`, and on request TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PACKAGES: Mapping[Service, str] = {"tensorboard": "tensorboardX", "wandb": "wand
 
 class Writer(Protocol):
     def write(self, values: Mapping[str, Any]) -> None:
-        """Takes the figures of one moment; "step" is among them."""
+        """Write the metrics of one step; `values` includes "step"."""
 
     def close(self, error: BaseException | None) -> None:
-        """The run is over; `error` ended it, or nothing did but its last step."""
+        """Close the writer; `error` is the exception that ended the run, None if it finished."""
 
 
 def require(service: Service) -> Any:
-    """The package that writes for `service`.
+    """Import and return the package for `service`.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: The package is not installed.
     """
     package = PACKAGES[service]
     try:
@@ -49,8 +49,10 @@ def open_writers(
     config: Mapping[str, Any],
     say: Callable[[str], None] = print,
 ) -> list[Writer]:
-    """The writers of a run that continues after `first_step` (0: begins); `config` is what is run, `say` takes what a
-    user should know of the files that they go on with."""
+    """Open the writers of a run that resumes after `first_step` (0 for a new run).
+
+    `config` is the configuration of the run; `say` receives messages for the user about existing files.
+    """
     writers: list[Writer] = [JsonLines(workdir / METRICS_FILE, first_step=first_step, say=say)]
     if "tensorboard" in services:
         writers.append(TensorBoard(workdir, first_step=first_step))
@@ -60,29 +62,31 @@ def open_writers(
 
 
 class JsonLines:
-    """One JSON object per line. A continued run drops the lines after its checkpoint and writes them again."""
+    """Write one JSON object per line. A resumed run removes the lines after its checkpoint and writes them again."""
 
     def __init__(self, path: Path, *, first_step: int, say: Callable[[str], None] = print) -> None:
         """
         Args:
-            path: of the file.
-            first_step: the last step whose lines stay.
-            say: takes a line about what was damaged in the file, and is kept aside.
+            path: File to write.
+            first_step: Last step whose lines are kept.
+            say: Receives a message about damaged lines that were moved to another file.
 
         Raises:
-            ValueError: the file cannot be written; it stays as it is.
+            ValueError: The file cannot be written; it is unchanged.
         """
         for text in continue_lines(path, first_step):
             say(text)
         self._path = path
         with _writing(path):
-            self._file = path.open("a+b", buffering=0)  # so that closing it has nothing left to write, and to fail with
-        self._is_known_again = self._is_there()  # not on every network's file system
+            self._file = path.open("a+b", buffering=0)  # unbuffered, so that close() cannot fail on a pending write
+        self._is_known_again = self._is_there()  # false on some network file systems
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Raises ValueError if it cannot be written; a run that continues drops a line that is cut off.
+        """Write one line. A truncated line is removed when the run resumes.
 
-        Raises LostWorkdirError if the file was deleted, or another is in its place.
+        Raises:
+            ValueError: The line cannot be written.
+            LostWorkdirError: The file was deleted or replaced.
         """
         self._check_place()
         line = encode_line(values)
@@ -91,7 +95,7 @@ class JsonLines:
                 line = line[self._file.write(line) :]
 
     def close(self, error: BaseException | None) -> None:
-        """Raises LostWorkdirError if the file was deleted, or another is in its place; not after another `error`."""
+        """Close the file. Without an `error`, raise LostWorkdirError if the file was deleted or replaced."""
         try:
             if error is None:
                 self._check_place()
@@ -124,7 +128,7 @@ class JsonLines:
         )
 
     def _put_back(self) -> str:
-        """Writes the deleted file anew, from what is open; how it went."""
+        """Restore the deleted file from the open handle and return the outcome as text."""
         try:
             self._file.seek(0)
             with self._path.open("xb") as file:
@@ -135,11 +139,11 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars in `workdir/tensorboard`: `tensorboard --logdir WORKDIR`."""
+    """Write scalars to `workdir/tensorboard`; view them with `tensorboard --logdir WORKDIR`."""
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:
         SummaryWriter = require("tensorboard").SummaryWriter
-        # What an interrupted run wrote beyond its checkpoint is hidden.
+        # Hide events that an interrupted run wrote after its last checkpoint.
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -152,13 +156,13 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, named like the workdir; a continued run goes on in it (`workdir/wandb_id`)."""
+    """Log to a Weights & Biases run named after the workdir; a resumed run continues it (`workdir/wandb_id`)."""
 
     def __init__(self, workdir: Path, *, config: Mapping[str, Any]) -> None:
         path = workdir / "wandb_id"
         if not path.exists():
             path.write_text(secrets.token_hex(8))
-        with unescaped_streams():  # it prints in colours
+        with unescaped_streams():  # wandb prints in colours
             self._run = require("wandb").init(
                 project="t2t-vit",
                 name=workdir.name,
@@ -167,7 +171,7 @@ class Wandb:
                 dir=str(workdir),
                 config=dict(config),
             )
-        # wandb's own step never goes back, as it does when a run continues from a checkpoint.
+        # wandb's own step cannot decrease, but the step of a run does when it resumes from a checkpoint.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, values: Mapping[str, Any]) -> None:

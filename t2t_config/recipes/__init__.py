@@ -1,4 +1,4 @@
-"""How each model is trained: recipes as data, shared by `t2t_jax` and `t2t_torch`."""
+"""Training recipes as data, shared by `t2t_jax` and `t2t_torch`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Entry(NamedTuple):
 def _entry(
     name: str, make: Callable[..., Recipe], *arguments: object, top1: float | None = None, **facts: object
 ) -> tuple[str, _Entry]:
-    """A name, its recipe and its text: the docstring of `make`, filled in."""
+    """Return a name, its recipe and its text: the docstring of `make` with the placeholders filled in."""
     expect = "No top-1 is published for this recipe." if top1 is None else f"The authors' published top-1 is {top1} %."
     text = inspect.cleandoc(make.__doc__ or "").format(
         command=f"python -m t2t_jax.train {name}", expect=expect, **facts
@@ -93,23 +93,23 @@ _ENTRIES: Mapping[str, _Entry] = dict(
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({name: entry.recipe for name, entry in _ENTRIES.items()})
-"""Every recipe by its name."""
+"""All recipes by name."""
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe called `name`.
+    """Return the recipe called `name`.
 
     Raises:
-        ValueError: unknown name; the message suggests the nearest ones.
+        ValueError: If the name is unknown; the message suggests the closest ones.
     """
     return _find(name).recipe
 
 
 def describe_recipe(name: str, package: str = "t2t_jax") -> str:
-    """The command of `package` that runs the recipe, and the accuracy that its authors published, as text.
+    """Return the command of `package` that runs the recipe, and the accuracy published by its authors, as text.
 
     Raises:
-        ValueError: unknown name; the message suggests the nearest ones.
+        ValueError: If the name is unknown; the message suggests the closest ones.
     """
     return _find(name).text.replace("t2t_jax.train", f"{package}.train")
 

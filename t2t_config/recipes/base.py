@@ -1,4 +1,4 @@
-"""What a recipe is: everything that decides a training run, and the learning rate of each epoch."""
+"""Definition of a recipe, all settings that determine a training run, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -10,171 +10,172 @@ from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
 
 _LARGEST = 3.4e38
-"""Of float32, rounded down."""
+"""Largest float32, rounded down."""
 
 
 class ExpectedClasses(int):
-    """The number of classes of the data set that a recipe is for, as its `num_classes`.
+    """Number of classes of the data set that a recipe is for, as its `num_classes`.
 
-    It gives way to the number that the data at hand have; a plain number, as callers and command lines set it, stays.
+    It is replaced by the number of classes of the actual data; a plain int, as set by callers and command lines, is
+    kept.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run. Two runs of one recipe on one machine are bit-identical."""
+    """All settings that determine a training run. Two runs of one recipe on one machine are bit-identical."""
 
     model: str
     """Name of the model (see list_models)."""
     data: str | None = None
-    """"digits" (scikit-learn's own) or a folder: ImageFolder tree, tar or ArrayRecord shards, IDX or CIFAR binary
-    files."""
+    """"digits" (scikit-learn's) or a folder: ImageFolder tree, tar or ArrayRecord shards, IDX or CIFAR binary files."""
     img_size: int = 224
     """Side of the square input, in pixels."""
     in_chans: Literal[1, 3] = 3
     """Channels of the input: 1 converts images to gray, 3 to RGB."""
     num_classes: int | None = None
-    """Classes of the head; None takes as many as the data has, and so do the recipes unless it is set."""
+    """Number of classes of the head; None uses that of the data, and so do the recipes unless it is set."""
     mean: tuple[float, ...] | None = None
-    """Mean of the pixels in 0..1, one figure per channel; None takes the model's own."""
+    """Mean of the pixels in 0..1, one value per channel; None uses the model's own."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of the pixels in 0..1, one figure per channel; None takes the model's own."""
+    """Standard deviation of the pixels in 0..1, one value per channel; None uses the model's own."""
     crop_pct: float | None = None
-    """Evaluation resizes to img_size / crop_pct, then crops the centre; None takes the model's own."""
+    """Evaluation resizes to img_size / crop_pct, then center-crops; None uses the model's own."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Interpolation of the evaluation's resize; None takes the model's own."""
+    """Interpolation used when resizing for evaluation; None uses the model's own."""
 
     epochs: int = 300
-    """Epochs of the cosine, warm-up included."""
+    """Number of epochs of the cosine schedule, including warm-up."""
     cooldown_epochs: int = 10
-    """Further epochs at min_lr."""
+    """Number of additional epochs at min_lr."""
     batch_size: int = 512
-    """Images per step."""
+    """Number of images per step."""
     lr: float = 5e-4
     """Peak learning rate."""
     min_lr: float = 1e-5
-    """Last learning rate."""
+    """Final learning rate."""
     warmup_epochs: int = 10
-    """Epochs of linear warm-up; the cosine does not wait for it."""
+    """Number of epochs of linear warm-up; the cosine schedule runs from epoch 0 regardless."""
     warmup_lr: float = 1e-6
-    """First learning rate of the warm-up."""
+    """Initial learning rate of the warm-up."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw, with decoupled weight decay; or sgd: momentum without Nesterov, weight decay added to the gradient."""
+    """Optimizer: adamw, with decoupled weight decay; sgd, with momentum (no Nesterov) and weight decay in the
+    gradient."""
     weight_decay: float = 0.05
-    """Weight decay; not on one-dimensional tensors, biases and class tokens, unless decay_all is set."""
+    """Weight decay; not applied to one-dimensional tensors, biases and class tokens, unless decay_all is set."""
     decay_all: bool = False
-    """Decay every parameter."""
+    """Apply weight decay to all parameters."""
     momentum: float = 0.9
     """Momentum of sgd."""
     backbone_lr_scale: float = 1.0
-    """Share of lr that everything but the classifier peaks at. warmup_lr and min_lr are not scaled: all share them."""
+    """Peak learning rate of all parameters but the classifier, relative to lr. warmup_lr and min_lr are not scaled."""
     frozen: tuple[str, ...] | None = None
-    """Modules and parameters that stay as they are, by name; None trains all."""
+    """Names of modules and parameters that are not trained; None trains all."""
     b1: float = 0.9
-    """Decay of AdamW's first moment."""
+    """Decay rate of AdamW's first moment."""
     b2: float = 0.999
-    """Decay of AdamW's second moment."""
+    """Decay rate of AdamW's second moment."""
     eps: float = 1e-8
     """AdamW's epsilon."""
     clip_grad: float | None = None
-    """Largest global norm of the gradients; None does not clip."""
+    """Maximum global norm of the gradients; None disables clipping."""
     ema_decay: float | None = 0.99996
-    """Decay of the moving average of all weights, which is what gets evaluated; None keeps no average."""
+    """Decay of the exponential moving average of all weights, which is evaluated; None disables it."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Fraction of the target that is spread over all classes."""
     drop_rate: float = 0.0
-    """Dropout."""
+    """Dropout rate."""
     attn_drop_rate: float = 0.0
-    """Dropout of the attention weights."""
+    """Dropout rate of the attention weights."""
     drop_path_rate: float = 0.1
-    """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
+    """Stochastic depth rate of the last block; the rates of earlier blocks increase linearly from 0."""
 
     repeated_aug: int = 1
-    """How often a batch shows an image, each time augmented anew; an epoch then sees this fraction of the images."""
+    """Number of copies of an image in a batch, each augmented differently; an epoch covers 1/repeated_aug of all
+    images."""
     augment: Literal["crop", "pad_crop", "affine", "none"] = "crop"
-    """crop: random resized crop and flip; pad_crop: resize, black border, random crop and flip (for CIFAR); affine:
-    small random shift, zoom and turn (for digits); none."""
+    """Augmentation. crop: random resized crop and flip; pad_crop: resize, black border, random crop and flip (for
+    CIFAR); affine: small random shift, zoom and rotation (for digits); none."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """crop: area of the crop as a share of the image."""
+    """crop: range of the crop's area, as a fraction of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """crop: aspect ratio of the crop."""
+    """crop: range of the crop's aspect ratio."""
     train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    """crop: interpolation of the crop and of RandAugment; random draws bilinear or bicubic each time."""
+    """crop: interpolation used for the crop and RandAugment; random samples bilinear or bicubic each time."""
     padding: float = 1 / 8
-    """pad_crop: width of the border, as a share of the side."""
+    """pad_crop: width of the border, as a fraction of the side."""
     hflip: float = 0.5
     """crop, pad_crop: probability of a horizontal flip."""
     auto_augment: str | None = None
-    """crop: RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1 (see RandAugmentConfig.parse); None does
-    without."""
+    """crop: RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1 (see RandAugmentConfig.parse); None: disabled."""
     max_shift: float = 0.08
-    """affine: largest shift, as a share of the side."""
+    """affine: maximum shift, as a fraction of the side."""
     max_zoom: float = 0.1
-    """affine: largest change of size."""
+    """affine: maximum relative change of size."""
     max_turn: float = 10.0
-    """affine: largest rotation, in degrees."""
+    """affine: maximum rotation, in degrees."""
 
     mixup: float = 0.0
-    """mixup: both parameters of the beta distribution of the share that an image keeps; 0 does without."""
+    """mixup: alpha, both parameters of the beta distribution of the mixing weight; 0 disables it."""
     cutmix: float = 0.0
-    """cutmix: both parameters of the beta distribution of the area that an image keeps; 0 does without."""
+    """cutmix: alpha, both parameters of the beta distribution of the area that an image keeps; 0 disables it."""
     mixup_prob: float = 1.0
-    """Probability of mixup or cutmix, of a batch, pair or image."""
+    """Probability of mixup or cutmix, per batch, pair or image."""
     mixup_switch_prob: float = 0.5
-    """Probability of cutmix where both are on."""
+    """Probability of cutmix if both are enabled."""
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-    """What shares one draw of mixup or cutmix: the batch, an image and its partner, nothing."""
+    """Scope of one sample of mixup or cutmix: the batch, a pair of images, or a single image (elem)."""
     mixup_group: int | None = None
-    """Images among which partners are found, a part of the batch; None for all of it. Where every device has whole
-    groups, images are mixed without leaving it."""
+    """Number of consecutive images within which partners are chosen; None for the whole batch. If every device holds
+    whole groups, mixing needs no communication."""
     re_prob: float = 0.0
-    """Random erasing: probability that a rectangle of an image becomes noise."""
+    """Random erasing: probability that a rectangle of an image is replaced with noise."""
 
     aux_head: bool = False
-    """Token labeling (arXiv 2104.10858): whether every token learns, by a second classifier; T2T-ViT with crop only."""
+    """Token labeling (arXiv 2104.10858): whether to train every token with a second classifier; T2T-ViT with crop."""
     token_labels: str | None = None
-    """aux_head: folder of label maps, CLASS/NAME.pt for the image train/CLASS/NAME.jpg, as TokenLabeling's
-    generate_label.py writes them."""
+    """aux_head: folder with label maps, CLASS/NAME.pt for the image train/CLASS/NAME.jpg, as written by TokenLabeling's
+    generate_label.py."""
     dense_weight: float = 0.5
-    """aux_head: weight of the tokens' loss beside the class token's; TokenLabeling's own command has 1."""
+    """aux_head: weight of the tokens' loss, added to the class token's; TokenLabeling's own command uses 1."""
     mix_token: float = 0.0
-    """aux_head: both parameters of the beta distribution of the tokens that an image keeps when partners exchange a
-    box of them (MixToken); 0 does without."""
+    """aux_head: alpha, both parameters of the beta distribution of the fraction of tokens that an image keeps when
+    partners exchange a box of them (MixToken); 0 disables it."""
 
     grad_accum_steps: int = 1
-    """Parts in which a batch is computed, one after another, to save memory; the step is that of the whole batch."""
+    """Number of micro-batches that a batch is split into to save memory; the update is that of the whole batch."""
     remat: bool = False
-    """Whether activations inside blocks are forgotten and computed again in the backward pass, to save memory."""
+    """Whether to recompute activations inside blocks in the backward pass, to save memory."""
     scan_blocks: bool = False
-    """Whether a scan runs the blocks, their parameters stacked, so that a deep model compiles as fast as a shallow one;
-    of JAX only."""
+    """Whether to run the blocks as a scan over stacked parameters, so that deep models compile as fast as shallow ones;
+    JAX only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the computation; parameters, optimiser and average stay float32."""
+    """Precision of the computation; parameters, optimizer state and moving average stay float32."""
     seed: int = 0
-    """Decides initial weights, order of images, augmentation and dropout."""
+    """Seed for initial weights, order of images, augmentation and dropout."""
     data_threads: int = 4
-    """Threads that prepare batches; with workers, of each of them."""
+    """Number of threads that prepare batches; with workers, per worker."""
     data_workers: int = 0
-    """Processes that prepare batches; 0 prepares them in threads of this one."""
+    """Number of processes that prepare batches; 0 uses threads of the main process."""
     device_prefetch: int = 2
-    """Batches on the device ahead of the one in use."""
+    """Number of batches prefetched to the device."""
     data_timeout: float = 600.0
-    """Seconds to wait for a batch; a worker or a disk that hangs longer ends the run."""
+    """Maximum time to wait for a batch, in seconds; a worker or disk that hangs longer ends the run."""
     max_corrupt_images: int = 10
-    """Training images that may be unreadable: they are named and replaced by others; one more ends the run."""
+    """Maximum number of unreadable training images: they are reported and replaced by others; one more ends the run."""
     log_every: int = 50
-    """Steps between two lines of metrics.jsonl."""
+    """Number of steps between two lines of metrics.jsonl."""
     eval_every: int = 1
-    """Epochs between two evaluations."""
+    """Number of epochs between two evaluations."""
     checkpoint_every: int = 1
-    """Epochs between two checkpoints; the last epoch always saves one."""
+    """Number of epochs between two checkpoints; the last epoch always saves one."""
     checkpoint_every_steps: int | None = None
-    """Steps between two checkpoints, beside those of the epochs; None saves at the end of epochs only."""
+    """Number of steps between two checkpoints, in addition to those of epochs; None saves at the end of epochs only."""
     keep_checkpoints: int = 2
-    """Latest checkpoints to keep."""
+    """Number of latest checkpoints to keep."""
     keep_best: bool = True
-    """Keep the checkpoint of the best evaluation too, as checkpoints/best; a better one is saved at once."""
+    """Also keep the checkpoint of the best evaluation, as checkpoints/best; a better one is saved immediately."""
 
     def __post_init__(self) -> None:
         model_config(self.model)
@@ -264,17 +265,17 @@ class Recipe:
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed, by mixup or cutmix."""
+        """Whether mixup or cutmix is enabled."""
         return self.mixup > 0 or self.cutmix > 0
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Arguments of the model that not every model knows."""
+        """Model arguments that not every model has."""
         return {"aux_head": True} if self.aux_head else {}
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of the whole run."""
+        """Number of epochs of the whole run."""
         return self.epochs + self.cooldown_epochs
 
 
@@ -284,12 +285,11 @@ def _require(recipe: Recipe, name: str, holds: bool, rule: str) -> None:
 
 
 def epoch_lr(recipe: Recipe, epoch: int, scale: float = 1.0) -> float:
-    """Learning rate during `epoch` (from 0) of parameters that peak at `scale * recipe.lr`: linear warm-up, cosine,
-    then `min_lr`.
+    """Return the learning rate in `epoch` (from 0) for the peak `scale * recipe.lr`: linear warm-up, cosine, `min_lr`.
 
-    As timm's `CosineLRScheduler` without `warmup_prefix`: the cosine at epoch e uses e, not e -
-    warmup_epochs, so the first epoch after the warm-up is already a little below the peak. In timm as in
-    PyTorch's `CosineAnnealingLR` all groups of parameters share `warmup_lr` and `min_lr`, whatever they peak at.
+    As in timm's `CosineLRScheduler` without `warmup_prefix`, the cosine at epoch e uses e, not e - warmup_epochs, so
+    the first epoch after the warm-up is already slightly below the peak. As in timm and in PyTorch's
+    `CosineAnnealingLR`, all parameter groups share `warmup_lr` and `min_lr`, whatever their peak.
     """
     peak = scale * recipe.lr
     if epoch < recipe.warmup_epochs:

@@ -1,4 +1,4 @@
-"""Whether a run that goes on is still the run that was begun."""
+"""Comparison of the recipes of a checkpoint and of the run that resumes it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ FREE_TO_CHANGE = (
     *("max_corrupt_images", "log_every", "eval_every"),
     *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "keep_best"),
 )
-"""Fields that do not change what a run computes, so a resumed run may have others."""
+"""Fields that do not affect the results of a run, so a resumed run may change them."""
 
 
 def recipe_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In which fields the recipe of a checkpoint and that of the run that takes it up differ, as text; '' in none.
+    """Describe the fields in which the recipes of a checkpoint and of the resumed run differ; '' if there are none.
 
     Args:
-        there: fields of the checkpoint's recipe, JSON values.
-        here: fields of the run's.
+        there: Fields of the checkpoint's recipe, as JSON values.
+        here: Fields of the run's recipe.
     """
-    # A field that the checkpoint does not have came later: its default is what the run did without it.
+    # A field missing in the checkpoint was added later: the run behaved as with its default.
     there = {**{field.name: field.default for field in dataclasses.fields(Recipe)}, **there}
     names = [name for name in here if name not in FREE_TO_CHANGE and there.get(name) != here[name]]
     return ", ".join(f"{name} {there.get(name)!r} there, {here[name]!r} here" for name in names)

@@ -1,4 +1,4 @@
-"""Recipes for small images, for a CPU."""
+"""Recipes for small images that train on a CPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from t2t_config.recipes.base import ExpectedClasses, Recipe
 def digits() -> Recipe:
     """python -m t2t_jax.train digits
 
-    Expect 99 % of the 360 held-out digits. Nothing is downloaded: the images are scikit-learn's own (8x8, 1,797 of
-    them), resized to 32x32.
+    Expect 99 % of the 360 held-out digits. Nothing is downloaded: the images come with scikit-learn (8x8, 1,797 of
+    them) and are resized to 32x32.
     """
     return Recipe(
         model="t2t_vit_tiny",
@@ -37,8 +37,8 @@ def digits() -> Recipe:
 def fashion_mnist() -> Recipe:
     """python -m t2t_jax.train fashion_mnist --data /usr/share/datasets/fashion-mnist
 
-    The folder is that of Debian's `dataset-fashion-mnist`: four IDX files, gzipped (28x28, 60,000 images for training,
-    10,000 for testing), resized to 32x32.
+    The folder is that of Debian's package `dataset-fashion-mnist`: four gzipped IDX files (28x28, 60,000 images for
+    training, 10,000 for testing); images are resized to 32x32.
     """
     return Recipe(
         model="t2t_vit_tiny",

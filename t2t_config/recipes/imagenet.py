@@ -1,4 +1,4 @@
-"""ImageNet-1k: T2T-ViT by its authors' recipe or with token labels, ViT and DeiT by DeiT's, and 384-px fine-tuning.
+"""ImageNet-1k recipes: T2T-ViT by its authors' recipe or with token labels, ViT and DeiT by DeiT's, 384-px fine-tuning.
 
 Sources: T2T-ViT (arXiv 2101.11986, section 4.1; yitu-opensource/T2T-ViT, README.md and main.py), DeiT (arXiv
 2012.12877, table 9; facebookresearch/deit, README_deit.md and main.py), token labeling (arXiv 2104.10858;
@@ -20,7 +20,7 @@ _LR_AND_WEIGHT_DECAY: Mapping[str, tuple[float, float]] = {
 
 
 def imagenet(model: str) -> Recipe:
-    """Training of `model` on ImageNet-1k: `deit` for ViT and DeiT, `t2t` for all others."""
+    """Return the recipe that trains `model` on ImageNet-1k: `deit` for ViT and DeiT, `t2t` for all others."""
     return deit(model) if model_config(model).arch == "VisionTransformer" else t2t(model)
 
 
@@ -28,8 +28,8 @@ def t2t(model: str) -> Recipe:
     """{command} --data /path/to/imagenet
 
     {expect}
-    The authors' whole recipe for ImageNet-1k (folders train/ and val/, one per class): schedule, optimiser,
-    RandAugment, mixup, cutmix, random erasing, moving average (which is what gets evaluated).
+    The authors' complete recipe for ImageNet-1k (folders train/ and val/, one subfolder per class): schedule,
+    optimizer, RandAugment, mixup, cutmix, random erasing, moving average (which is evaluated).
     """
     lr, weight_decay = _LR_AND_WEIGHT_DECAY.get(model, (5e-4, 0.05))
     return Recipe(
@@ -49,8 +49,8 @@ def t2t_384(model: str) -> Recipe:
     """{command} --data /path/to/imagenet
 
     {expect}
-    The authors' recipe with their --img-size 384, from scratch: their README says of this model that it is trained
-    with this size of image, by the hyper-parameters of the other sizes.
+    The authors' recipe with their --img-size 384, from scratch: according to their README, this model is trained at
+    this image size, with the hyper-parameters of the other sizes.
     """
     return dataclasses.replace(t2t(model), img_size=384)
 
@@ -59,11 +59,11 @@ def token_labeling(model: str) -> Recipe:
     """{command} --data /path/to/imagenet --token-labels /path/to/label_data
 
     {expect}
-    Token labeling: every token learns a target of its own, from maps that a trained network has made (TokenLabeling's
-    README has a download for ImageNet-1k, by NFNet-F6, and the script that makes them). T2T-ViT's authors publish the
-    weights and not the command; these are the figures of TokenLabeling's for its model of that size, LV-ViT-M, with
-    the paper's weight 0.5 of the tokens' loss. Not taken over: its maps are cropped with height and width exchanged.
-    --model takes other T2T-ViTs.
+    Token labeling: every token has its own target, from label maps computed by a trained network (TokenLabeling's
+    README has a download for ImageNet-1k, by NFNet-F6, and the script that creates them). T2T-ViT's authors publish the
+    weights but not the command; these are TokenLabeling's settings for its model of that size, LV-ViT-M, with the
+    paper's weight 0.5 of the tokens' loss. Not reproduced: its maps are cropped with height and width swapped.
+    --model selects other T2T-ViTs.
     """
     return Recipe(
         model=model,
@@ -88,12 +88,12 @@ def deit(model: str) -> Recipe:
     """{command} --data /path/to/imagenet
 
     {expect}
-    DeiT's recipe for ImageNet-1k (folders train/ and val/, one per class) without distillation: AdamW at lr 5e-4 per
-    512 images (so 1e-3), RandAugment, mixup, cutmix, random erasing, each image three times in a batch. The weights as
-    trained are evaluated; the average that DeiT keeps besides, it never evaluates. Not taken over: DeiT's loop is one
-    epoch late with every learning rate.
+    DeiT's recipe for ImageNet-1k (folders train/ and val/, one subfolder per class) without distillation: AdamW with
+    lr 5e-4 per 512 images (so 1e-3), RandAugment, mixup, cutmix, random erasing, each image three times in a batch. The
+    raw weights are evaluated; DeiT also keeps a moving average but never evaluates it. Not reproduced: DeiT's loop
+    applies every learning rate one epoch late.
 
-    The distilled models' published figures need a teacher, which is not here, so they have no recipe.
+    There is no recipe for the distilled models, as they need a teacher, which is not included.
     """
     return Recipe(
         model=model,
@@ -124,8 +124,8 @@ def finetune_384(model: str) -> Recipe:
     """{command} --data /path/to/imagenet --init-from CHECKPOINT
 
     {expect}
-    Goes on from weights trained at 224 px; the position table is resized. DeiT's figures for this step: 30 epochs,
-    lr 5e-6 throughout after the warm-up, next to no weight decay, no stochastic depth (DeiT fine-tunes in evaluation
+    Fine-tunes weights trained at 224 px; the position table is resized. DeiT's settings for this step: 30 epochs,
+    lr 5e-6 throughout after the warm-up, almost no weight decay, no stochastic depth (DeiT fine-tunes in evaluation
     mode). {note}
     """
     return dataclasses.replace(

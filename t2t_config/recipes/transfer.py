@@ -9,13 +9,13 @@ def cifar(model: str, num_classes: int) -> Recipe:
     """{command} --data /path/to/cifar-{num_classes}-binary --init-from CHECKPOINT
 
     {expect}
-    The authors' recipe, from weights trained on ImageNet: SGD for 60 epochs at 224 px, the new head at lr 0.05, the
-    rest at a hundredth of it (their README has the command for T2T-ViT-19 on CIFAR-10). --model takes other models.
+    The authors' recipe, from weights trained on ImageNet: SGD for 60 epochs at 224 px, the new head with lr 0.05, the
+    rest with a hundredth of it (their README has the command for T2T-ViT-19 on CIFAR-10). --model selects other models.
 
-    As in their transfer_learning.py, the class token and the last norm are in no group of parameters, so they stay as
-    they are; min_lr holds for all groups, so head and backbone end at the same rate; everything else decays, biases
-    and norms too. Their figure is of the epoch that is best on the test images; here the last one counts. They train
-    on the last, smaller batch of an epoch; here it is left out.
+    As in their transfer_learning.py, the class token and the last norm are in no parameter group, so they are not
+    trained; min_lr applies to all groups, so head and backbone end with the same rate; weight decay applies to all
+    other parameters, biases and norms included. Their top-1 is that of the epoch with the best result on the test
+    images; here the last epoch is used. They train on the last, smaller batch of an epoch; here it is dropped.
     """
     return Recipe(
         model=model,

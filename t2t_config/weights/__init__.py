@@ -1,1 +1,1 @@
-"""What a weight file says of itself: names, metadata, cards, published files and downloads."""
+"""Weight files: tensor names, metadata, model cards, published files and downloads."""

@@ -1,7 +1,7 @@
-"""What lies beside the weights in a hub folder: config.json for programs, README.md for people.
+"""Files beside the weights in a hub folder: config.json for programs, README.md for people.
 
-config.json is timm's (architecture, model_args, pretrained_cfg), so that timm reads the folder too; what timm has no
-place for stands under "metadata". Both are made from the metadata of metadata.py.
+config.json has timm's format (architecture, model_args, pretrained_cfg), so that timm can read the folder too; other
+entries are under "metadata". Both files are generated from the metadata of metadata.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREPROCESSING = ("mean", "std", "crop_pct", "interpolation")
 
 
 def to_config(metadata: Metadata) -> dict[str, Any]:
-    """config.json of a model that `describe` described, as a dictionary of JSON values."""
+    """Return config.json for metadata from `describe`, as a dictionary of JSON values."""
     known = dict(metadata)
     name, img_size, in_chans = known.pop("model"), known.pop("img_size"), known.pop("in_chans")
     num_classes, overrides = known.pop("num_classes"), known.pop("overrides")
@@ -44,10 +44,10 @@ def to_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any]) -> Metadata:
-    """The metadata that `to_config` wrote.
+    """Return the metadata that `to_config` was given.
 
     Raises:
-        ValueError: not of this form.
+        ValueError: If `config` does not have this form.
     """
     try:
         overrides = dict(config["model_args"])
@@ -60,12 +60,12 @@ def from_config(config: Mapping[str, Any]) -> Metadata:
 
 
 def model_card(metadata: Metadata, where: str) -> str:
-    """README.md: what the model is, how to use it, and what is known of its training, accuracy and parity.
+    """Return README.md: a description of the model, its usage, and its training, accuracy and parity if recorded.
 
     Args:
-        metadata: of `describe`, with `recipe`, `metrics` and `parity` where they are known. Of these only what is
-            there is told; the published accuracy of a model is the authors', so it is never shown as of these weights.
-        where: hub id or folder, for the examples.
+        metadata: Metadata from `describe`, with `recipe`, `metrics` and `parity` if known. Only recorded values are
+            included; the published accuracy of a model is its authors' and is never presented as that of these weights.
+        where: Hub id or folder, for the examples.
     """
     front = {
         "library_name": "t2t-vit",
@@ -105,7 +105,7 @@ def _table(rows: Iterable[tuple[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text as it is, neither HTML nor a link: what stands here is a stranger's, and the hub shows it as a page."""
+    """Escape a table cell so that it contains no HTML or links: the content is untrusted, and the hub renders it."""
     text = value if isinstance(value, str) else json.dumps(value)
     text = escaped(html.escape(text.replace("\n", " "), quote=False))
     return text.replace("|", "\\|").replace("](", "]\\(").replace("`", "\\`")

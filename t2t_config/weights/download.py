@@ -1,8 +1,8 @@
-"""Files from the web into a cache: resumed where they broke off, checked, and there whole or not at all.
+"""Cached downloads: resumed after interruptions, verified, and either complete or absent.
 
-Standard library only. A file grows as NAME.part beside its final name, with the server's mark of its version (a strong
-ETag) and its size in NAME.part.version, so that the parts of two versions are never put together. NAME.json keeps the
-address and the size of a file that is whole, so that a cut one, or another of that name, is not taken for it.
+Standard library only. A download is written to NAME.part beside its final name; the server's version mark (a strong
+ETag) and the size are in NAME.part.version, so that parts of two versions are never combined. NAME.json stores the
+address and size of a complete file, so that a truncated file, or another one of that name, is not mistaken for it.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from t2t_config.text import readable
 from t2t_config.weights.urls import is_safe, open_address
 
 TIMEOUT = 30.0
-"""Seconds without an answer or a byte before a connection counts as broken."""
+"""Time without an answer or a byte, in seconds, after which a connection counts as broken."""
 ATTEMPTS = 5
-"""Connections in a row that may bring nothing new."""
+"""Maximum number of consecutive connections without progress."""
 PAUSE = 1.0
-"""Seconds before the second of them; doubled each time."""
+"""Time before the second of them, in seconds; doubled each time."""
 RESTARTS = 4
-"""Times that a server may make a download begin again: it cannot go on, or has another version than before."""
+"""Maximum number of restarts from the beginning, if the server cannot resume or has another version than before."""
 MOST = 1 << 31
-"""Bytes of a file whose size is not known beforehand: beyond every one that is published."""
+"""Maximum size in bytes of a file whose size is not known in advance: larger than any published file."""
 CHUNK = 1 << 18
 
 
 class _BrokenError(Exception):
-    """The connection failed; another may go on where it ended."""
+    """The connection failed; another one may resume the download."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """A file: where it is, and what is known of it; `digests`: algorithm of hashlib -> its first digits or all."""
+    """File to download; `digests` maps an algorithm of hashlib to the first digits of the digest, or all of them."""
 
     url: str
     num_bytes: int | None
     digests: Mapping[str, str]
 
     def wrong_digest(self, path: Path) -> str:
-        """What is wrong with the content of `path`; '' if nothing."""
+        """Describe the digest mismatch of `path`; '' if there is none."""
         for algorithm, expected in self.digests.items():
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, algorithm).hexdigest()
@@ -65,7 +65,7 @@ class _Wanted:
 
 
 class _Part:
-    """The beginning of a file that is being downloaded, and of which version it is."""
+    """Partially downloaded file, with its version."""
 
     def __init__(self, file: IO[bytes], url: str) -> None:
         self.file, self._url, self._restarts = file, url, 0
@@ -77,9 +77,9 @@ class _Part:
         return os.fstat(self.file.fileno()).st_size
 
     def noted(self) -> tuple[str, int | None]:
-        """The mark of its version and the size of the whole file, as the server told them; ('', None) if unknown."""
+        """Return the version mark and the size of the whole file, as reported by the server; ('', None) if unknown."""
         text = self.version.read_text(encoding="utf-8", errors="replace") if self.version.is_file() else ""
-        mark, _, size = text.partition("\n")  # a part of an earlier version of this module has no size
+        mark, _, size = text.partition("\n")  # files written by earlier versions of this module have no size
         if not re.fullmatch(r'"[!#-~]*"', mark) or not re.fullmatch("[0-9]{0,18}", size):
             return "", None
         return mark, int(size) if size else None
@@ -88,15 +88,15 @@ class _Part:
         self.version.write_text(f"{mark}\n{'' if size is None else size}", encoding="utf-8")
 
     def forget(self) -> None:
-        """Throws away what has arrived."""
+        """Discard the data received so far."""
         self.file.truncate(0)
         self.version.unlink(missing_ok=True)
 
     def restart(self) -> None:
-        """Throws away what has arrived, to begin again.
+        """Discard the data received so far, to start again.
 
         Raises:
-            ValueError: once too often.
+            ValueError: If there were too many restarts.
         """
         self._restarts += self.size > 0
         self.forget()
@@ -108,7 +108,7 @@ class _Part:
 
 
 def cache_dir() -> Path:
-    """The folder of downloaded files: $T2T_CACHE, else $XDG_CACHE_HOME/t2t-vit, else ~/.cache/t2t-vit."""
+    """Return the download folder: $T2T_CACHE, else $XDG_CACHE_HOME/t2t-vit, else ~/.cache/t2t-vit."""
     if own := os.environ.get("T2T_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "t2t-vit"
@@ -123,19 +123,20 @@ def cached_download(
     folder: str | Path | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """The file at `url` in the cache; downloaded first unless it is there. Processes that want it at once take turns.
+    """Return the file at `url` from the cache, downloading it if it is missing. Concurrent processes wait for each
+    other.
 
     Args:
-        url: https, or http on this machine; the last part of its path becomes the file's name.
-        num_bytes: size the file has to have; None holds to what the server announced, in the cache too.
-        sha256, sha384: the first digits of its digest, or all of them; the file in the cache is held to them, too.
-        folder: in place of `cache_dir()`.
-        progress: a line on stderr that counts; None: if stderr is a terminal.
+        url: https address, or http on this machine; the last component of its path becomes the file name.
+        num_bytes: Expected size; None uses the size announced by the server, also for a cached file.
+        sha256, sha384: First digits of the expected digest, or all of them; also checked for a cached file.
+        folder: Folder to use instead of `cache_dir()`.
+        progress: Whether to show a progress line on stderr; None shows it if stderr is a terminal.
 
     Raises:
-        ValueError: another kind of address, no connection, no such file, another size or content than expected, more
-            bytes than announced, a file that changes again and again, or no place to write.
-            What has arrived is kept, and the next call goes on from there, unless it is wrong.
+        ValueError: If the address is not allowed, the connection fails, the file does not exist, has another size or
+            content than expected or keeps changing, or it cannot be written. Correct partial data is kept, and the next
+            call resumes.
     """
     folder = cache_dir() if folder is None else Path(folder)
     path = folder / _name_of(url)
@@ -157,10 +158,10 @@ def cached_download(
 
 
 def _name_of(url: str) -> str:
-    """The last part of the path of `url`.
+    """Return the last component of the path of `url`.
 
     Raises:
-        ValueError: it is no name of a file: none, or one that leads elsewhere.
+        ValueError: If it is empty, or not a plain file name.
     """
     name = unquote(urlsplit(url).path.rpartition("/")[2])
     if (
@@ -181,15 +182,15 @@ def _is_whole(path: Path, wanted: _Wanted) -> bool:
         return False
     try:
         noted = bool(json.loads(_noted(path).read_text()) == {"url": wanted.url, "num_bytes": size})
-    except (OSError, ValueError, RecursionError):  # none, or a damaged one
+    except (OSError, ValueError, RecursionError):  # missing or damaged
         noted = False
     if not wanted.digests:
         return noted or wanted.num_bytes is not None
     if wrong := wanted.wrong_digest(path):
-        if noted:  # it was right once
+        if noted:  # it was correct when downloaded
             print(f"{path} is damaged ({wrong}): it is downloaded again", file=sys.stderr)
         return False
-    if not noted:  # it came here by other means
+    if not noted:  # it was placed here by other means
         with contextlib.suppress(OSError):
             _note(path, wanted.url, size)
     return True
@@ -200,18 +201,18 @@ def _noted(path: Path) -> Path:
 
 
 def _note(path: Path, url: str, num_bytes: int) -> None:
-    """Notes beside `path` what `_is_whole` will hold it to."""
+    """Record beside `path` the values that `_is_whole` checks."""
     _noted(path).write_text(json.dumps({"url": url, "num_bytes": num_bytes}))
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[bytes]]:
-    """`path`, open to append; waits until no other process has it. A process that dies gives it free."""
+    """Open `path` for appending once no other process holds it; the lock of a process that dies is released."""
     while True:
         with path.open("ab") as file:
             _lock(file)
             if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
-                continue  # the process that had it gave it its final name
+                continue  # the process that held it renamed it to its final name
             try:
                 yield file
             finally:
@@ -222,14 +223,14 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _lock(file: IO[bytes]) -> None:
-    with contextlib.suppress(ImportError):  # Windows has none: there, the size check is all
+    with contextlib.suppress(ImportError):  # not available on Windows: there, only the size is checked
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _complete(wanted: _Wanted, path: Path, part: _Part, show: bool) -> None:
-    """Downloads what is missing of `part`, checks it, and gives it its final name."""
+    """Download the rest of `part`, verify it, and give it its final name."""
     attempt, reason = 0, ""
     while attempt < ATTEMPTS:
         before = part.size
@@ -250,23 +251,23 @@ def _complete(wanted: _Wanted, path: Path, part: _Part, show: bool) -> None:
     if wrong := wanted.wrong_digest(part.path):
         part.forget()
         raise ValueError(f"{wanted.url} gave another file than expected ({wrong}): try again")
-    path.unlink(missing_ok=True)  # so that what is noted never stands beside an older file
+    path.unlink(missing_ok=True)  # so that the recorded values never stand beside an older file
     _note(path, wanted.url, part.size)
     os.replace(part.path, path)
     part.version.unlink(missing_ok=True)
 
 
 def _fetch(wanted: _Wanted, part: _Part, show: bool) -> None:
-    """One connection: everything that `part` lacks.
+    """Download the rest of `part` over one connection.
 
     Raises:
-        _BrokenError: it ended too early.
-        ValueError: the server refuses, or has a file of another size.
+        _BrokenError: If the connection ended early.
+        ValueError: If the server refuses, or has a file of another size.
     """
     mark, announced = part.noted()
     expected = announced if wanted.num_bytes is None else wanted.num_bytes
     if part.size and (not mark or part.size > (MOST if expected is None else expected)):
-        part.restart()  # of which version it is, nobody knows; or it is of another
+        part.restart()  # its version is unknown or different
     with _ask(wanted.url, part, mark) as answer:
         total = _total(answer, part.size)
         if part.size and answer.status == 200:  # the server cannot resume, or has another version
@@ -292,7 +293,7 @@ def _fetch(wanted: _Wanted, part: _Part, show: bool) -> None:
 
 
 def _ask(url: str, part: _Part, mark: str) -> http.client.HTTPResponse:
-    # The bytes as they are: a compressed answer could not be resumed or counted.
+    # Request uncompressed data: a compressed answer could not be resumed or counted.
     headers = {"User-Agent": "t2t-vit", "Accept-Encoding": "identity"}
     if part.size:
         headers |= {"Range": f"bytes={part.size}-", "If-Range": mark}
@@ -300,7 +301,7 @@ def _ask(url: str, part: _Part, mark: str) -> http.client.HTTPResponse:
         answer = open_address(urllib.request.Request(url, headers=headers), TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # nothing of that range: `part` is of another version, or longer than the file
+        if error.code == 416:  # range not satisfiable: `part` is of another version, or longer than the file
             part.restart()
             raise _BrokenError("the file has changed") from error
         if error.code in (408, 429) or error.code >= 500:
@@ -325,7 +326,7 @@ def _check_space(wanted: _Wanted, part: _Part, total: int | None) -> None:
 
 
 def _append(url: str, part: _Part, answer: http.client.HTTPResponse, total: int | None, line: _Line) -> None:
-    """What arrives, up to the size that is known."""
+    """Append received data to `part`, up to the known size."""
     have, limit = part.size, MOST if total is None else total
     try:
         for chunk in _chunks(answer):
@@ -338,21 +339,21 @@ def _append(url: str, part: _Part, answer: http.client.HTTPResponse, total: int 
             part.file.write(chunk)
             line.count(have)
     finally:
-        part.file.flush()  # also of what arrived before a break: the next connection goes on after it
+        part.file.flush()  # also after an interruption: the next connection continues from here
     line.end()
 
 
 def _version(answer: http.client.HTTPResponse) -> str:
-    """The mark of the version, only if it changes with every byte: a weak one (W/"...") does not."""
+    """Return the version mark if it identifies the exact bytes; a weak one (W/"...") does not."""
     mark = str(answer.headers.get("ETag") or "")
     return mark if re.fullmatch(r'"[!#-~]*"', mark) else ""
 
 
 def _total(answer: http.client.HTTPResponse, have: int) -> int | None:
-    """Size of the whole file as the server tells it.
+    """Return the size of the whole file as reported by the server.
 
     Raises:
-        _BrokenError: it goes on at another byte than asked for.
+        _BrokenError: If the answer starts at another byte than requested.
     """
     if answer.status == 206:
         found = re.fullmatch(
@@ -381,7 +382,7 @@ def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 class _Line:
-    """The line on stderr: how much of the file is there."""
+    """Progress line on stderr."""
 
     def __init__(self, name: str, total: int | None, show: bool) -> None:
         self.name, self.total, self.show, self.last = name, total, show, -1.0

@@ -1,6 +1,6 @@
 """Hub folders: `model.safetensors` (PyTorch's names and layouts, read by both frameworks), `config.json`, `README.md`.
 
-Twins of its users: t2t_torch/hub.py and t2t_jax/hub.py. Needs `huggingface_hub` only where the hub itself is asked.
+Used by the twins t2t_torch/hub.py and t2t_jax/hub.py. Needs `huggingface_hub` only to access the hub itself.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def write_folder(folder: str | Path, metadata: Metadata, write_weights: Callable[[Path], object], where: str) -> None:
-    """Writes a hub folder: everything beside it first, then each file takes its place. A README.md there stays.
+    """Write a hub folder: all files go to a scratch folder first, then are moved into place. A README.md there is kept.
 
     Args:
-        folder: created if need be.
-        metadata: of `describe_model`, with `recipe`, `metrics`, `parity` where known.
-        write_weights: writes the weights to the path it is given.
-        where: hub id or folder for the card's examples.
+        folder: Folder to write; created if it does not exist.
+        metadata: Metadata from `describe_model`, with `recipe`, `metrics`, `parity` if known.
+        write_weights: Function that writes the weights to a given path.
+        where: Hub id or folder for the card's examples.
 
     Raises:
-        ValueError: it cannot be written; what was there stays.
+        ValueError: If it cannot be written; existing files are kept.
     """
     folder = Path(folder)
     try:
@@ -47,7 +47,7 @@ def write_folder(folder: str | Path, metadata: Metadata, write_weights: Callable
         config = to_config(metadata)
         config = {**config, KEY: of_json(json.loads(json.dumps(config)))}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        read_metadata(scratch)  # raises if it is not what was written; the weights' writer has read them back
+        read_metadata(scratch)  # raises if it differs from what was written; the weights are verified by their writer
         if not (folder / CARD).exists():
             (scratch / CARD).write_text(model_card(metadata, where), encoding="utf-8")
         for path in sorted(scratch.iterdir(), key=lambda path: path.name == WEIGHTS):  # the weights last
@@ -59,18 +59,18 @@ def write_folder(folder: str | Path, metadata: Metadata, write_weights: Callable
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """The first tensors, by name, whose shapes differ between both; '' where none does."""
+    """Describe the first tensors, by name, whose shapes differ between `found` and `expected`; '' if there are none."""
     names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
     told = [f"{name} {found.get(name, 'missing')} in place of {expected.get(name, 'nothing')}" for name in names[:3]]
     return "; ".join(told) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def read_metadata(folder: str | Path) -> Metadata:
-    """The metadata of a hub folder.
+    """Read the metadata of a hub folder.
 
     Raises:
-        FileNotFoundError: no config.json or no weights there.
-        ValueError: config.json is damaged, not as it was saved, or not of a model of ours.
+        FileNotFoundError: If config.json or the weights do not exist.
+        ValueError: If config.json is damaged, was changed since it was saved, or does not describe one of our models.
     """
     for name in (CONFIG, WEIGHTS):
         if not (Path(folder) / name).is_file():
@@ -85,15 +85,15 @@ def read_metadata(folder: str | Path) -> Metadata:
 
 
 def is_hub_folder(path: str | Path) -> bool:
-    """Whether `path` is a folder as `write_folder` writes them."""
+    """Return whether `path` is a folder in the format of `write_folder`."""
     return (Path(path) / WEIGHTS).is_file()
 
 
 def folder_metadata(path: str | Path, file: Path) -> Metadata:
-    """What config.json says of the weights `file` that were found at `path`; nothing unless that is a hub folder.
+    """Return the metadata in config.json for the weights `file` found at `path`; empty unless `path` is a hub folder.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_metadata`.
+        FileNotFoundError, ValueError: As raised by `read_metadata`.
     """
     return read_metadata(path) if file == Path(path) / WEIGHTS else {}
 
@@ -101,10 +101,11 @@ def folder_metadata(path: str | Path, file: Path) -> Metadata:
 def fetch(
     repo_or_folder: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None, token: Any = None
 ) -> Path:
-    """The local folder of a model: itself, or the hub's files of that id in huggingface_hub's cache.
+    """Return the local folder of a model: the given folder, or the hub's files in huggingface_hub's cache.
 
     Raises:
-        ValueError, FileNotFoundError: no such folder and no such model on the hub, or the hub cannot be reached.
+        ValueError, FileNotFoundError: If neither the folder nor a model of this name on the hub exists, or the hub
+            cannot be reached.
     """
     if Path(repo_or_folder).is_dir():
         return Path(repo_or_folder)
@@ -115,7 +116,7 @@ def fetch(
                 found = Path(
                     hub.hf_hub_download(str(repo_or_folder), name, revision=revision, cache_dir=cache_dir, token=token)
                 )
-                revision = found.parent.name  # both files of one commit
+                revision = found.parent.name  # both files from the same commit
         return found.parent
     except _failures(hub) as error:
         raise ValueError(
@@ -132,12 +133,12 @@ def upload(
     token: Any = None,
     message: str = "Upload model",
 ) -> str:
-    """Makes the repository if need be, lets `write` fill a folder, and uploads it in one commit. Returns its address.
+    """Create the repository if needed, let `write` fill a folder, and upload it in one commit; return its address.
 
-    A README.md that the repository already has stays as it is.
+    A README.md that the repository already has is kept.
 
     Raises:
-        ValueError: the hub refuses or cannot be reached.
+        ValueError: If the hub refuses or cannot be reached.
     """
     hub = _huggingface_hub()
     api = hub.HfApi(token=token, library_name="t2t-vit")
@@ -158,10 +159,10 @@ def upload(
 
 
 def _failures(hub: Any) -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises where the hub refuses, cannot be reached, or its own files cannot be written.
+    """Return what huggingface_hub raises if the hub refuses, cannot be reached, or local files cannot be written.
 
-    The errors of its HTTP client (requests, httpx or httpx2 by its version) among them: no OSErrors from httpx on, but
-    HfHubHTTPError is made of their base class.
+    They include the errors of its HTTP client (requests, httpx or httpx2, depending on the version): from httpx on
+    these are not OSErrors, but HfHubHTTPError inherits from their base class.
     """
     client = [base for base in hub.errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
     return (*client, hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, ValueError, OSError)

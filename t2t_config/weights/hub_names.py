@@ -1,4 +1,4 @@
-"""Names that a hub gives to what is downloaded: huggingface_hub makes paths of its cache of them, whatever they are."""
+"""Validation of names sent by a hub, as huggingface_hub uses them unchecked as path components in its cache."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from typing import Any
 from t2t_config.text import readable
 
 _PLAIN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+=-]{0,199}")
-"""Usual are the digits of SHA-1 and SHA-256."""
+"""Valid names; usually these are the digits of a SHA-1 or SHA-256."""
 _COMMIT = "X-Repo-Commit"
 _LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
 def plain_names(hub: Any) -> Iterator[None]:
-    """While it lasts, the commits and ETags that huggingface_hub is told name a file in one folder, and no other.
+    """Context manager that rejects commits and ETags from the hub unless they are plain file names.
 
-    A commit of `../../..` would be a folder outside of its cache, where it creates what the server says. Every name
-    comes in the answer to the question for a file's metadata, also where there is no such file.
+    A commit of `../../..` would be a folder outside of huggingface_hub's cache, in which files chosen by the server
+    would be created. All names come with the response to the request for a file's metadata, even if the file does not
+    exist.
 
     Raises:
-        ValueError: another name, in place of what is done with it.
+        ValueError: If a name is invalid, before it is used.
     """
     module = hub.file_download
     with _LOCK:

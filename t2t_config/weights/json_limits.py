@@ -1,4 +1,4 @@
-"""JSON of strangers: brackets in brackets in brackets are refused before anybody walks through them."""
+"""Parsing of untrusted JSON with limited nesting depth."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 MAX_DEPTH = 100
-"""Lists and objects within each other. The parser takes thousands, whoever copies or writes them again fails at 300."""
+"""Maximum nesting depth of lists and objects. The parser accepts thousands; code that copies or writes fails at 300."""
 
 
 def parse(text: str | bytes) -> Any:
-    """What the JSON `text` says; NaN and infinities as Python's json has them.
+    """Parse the JSON `text`; NaN and infinities are handled as in Python's json.
 
     Raises:
-        ValueError: no JSON, or deeper than `MAX_DEPTH`.
+        ValueError: If the text is not JSON, or is nested deeper than `MAX_DEPTH`.
     """
     try:
         value = json.loads(text)
@@ -24,7 +24,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Raises ValueError if lists, tuples, sets and dictionaries lie in each other deeper than `MAX_DEPTH`."""
+    """Raise ValueError if lists, tuples, sets and dictionaries are nested deeper than `MAX_DEPTH`."""
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list | tuple | set)]:
         depth += 1

@@ -1,11 +1,11 @@
-"""Whose names a checkpoint file carries: one table of renames to the official names, for both frameworks.
+"""Naming schemes of checkpoint files: one table of renames to the official names, for both frameworks.
 
 Sources of the names: open-mmlab/mmpretrain (mmpretrain/models/backbones/t2t_vit.py), timm's pull request 2426
 (timm/models/t2t_vit.py), BR-IDL/PaddleViT (image_classification/T2T_ViT/t2t_vit.py and load_pytorch_weights.py),
 zihangJiang/TokenLabeling (tlt/models/lvvit.py, for `aux_head`).
 
-Names only: here all weights run in the official model. PaddleViT runs the official weights with LayerNorm eps 1e-6 in
-place of 1e-5, and mmpretrain 1.x scales its token transformers by head_dim^-0.5 whatever scale it is given.
+Only names are converted: all weights run in the official model. PaddleViT runs the official weights with LayerNorm eps
+1e-6 instead of 1e-5, and mmpretrain 1.x scales its token transformers by head_dim^-0.5 whatever scale is passed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from t2t_config.text import readable
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One project's names.
+    """Naming scheme of one project.
 
     Attributes:
-        name: what reports call it.
-        mark: regular expression; a file with a name that it matches has this layout.
-        renames: regular expression -> official spelling, applied to every name in this order.
-        transposed: whether matrices lie the other way round, (in, out); the performers' `w` never does.
+        name: Name used in reports.
+        mark: Regular expression; a file with a matching name has this layout.
+        renames: Regular expression -> official spelling, applied to every name in this order.
+        transposed: Whether matrices are stored as (in, out); the performers' `w` never is.
     """
 
     name: str
@@ -68,22 +68,22 @@ LAYOUTS = (
 OFFICIAL = Layout("official", mark="")
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
-"""What DataParallel and AveragedModel, torch.compile, and a LightningModule's attribute put before every name."""
+"""Prefixes that DataParallel and AveragedModel, torch.compile, and a LightningModule's attribute add to all names."""
 MOST_WRAPPERS = 4
-"""That are taken off: names may be made of nothing else."""
+"""Maximum number of prefixes removed, as names may consist of nothing else."""
 
 COUNTERS = re.compile(r"(^|\.)(n_averaged|total_ops|total_params)$")
-"""What AveragedModel and thop keep among the weights, of the module itself or of each part of it."""
+"""Counters that AveragedModel and thop store among the weights, for the module itself or each of its submodules."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unwrapped:
-    """Weights without what tools added.
+    """Weights without the additions of tools.
 
     Attributes:
-        weights: by the names that the model itself gave them.
-        prefix: what stood before every name.
-        counters: names, as they were in the file, of numbers that a tool counted and no model computes with.
+        weights: Weights by the model's own names.
+        prefix: Prefix removed from every name.
+        counters: Names, as in the file, of counters added by a tool, which the model does not use.
     """
 
     weights: dict[str, Any]
@@ -92,7 +92,7 @@ class Unwrapped:
 
 
 def unwrap(weights: Mapping[str, Any]) -> Unwrapped:
-    """Takes off a prefix that every name carries (`WRAPPERS`), and leaves out single numbers called as `COUNTERS`.
+    """Remove prefixes shared by all names (`WRAPPERS`), and scalars and vectors whose names match `COUNTERS`.
 
     Args:
         weights: name -> array of any framework that has `ndim`.
@@ -107,18 +107,18 @@ def unwrap(weights: Mapping[str, Any]) -> Unwrapped:
 
 
 def recognise(names: Mapping[str, Any]) -> Layout:
-    """The layout of a file with these names; the official one where no other's mark is found."""
+    """Return the layout of a file with these names; the official one if no other layout's mark matches."""
     return next((layout for layout in LAYOUTS if any(re.search(layout.mark, name) for name in names)), OFFICIAL)
 
 
 def to_official(weights: Mapping[str, Any]) -> tuple[dict[str, Any], Layout]:
-    """Weights under their official names, matrices as PyTorch lays them (out, in), and the layout they came in.
+    """Return the weights under official names, with matrices in PyTorch's layout (out, in), and the layout of the file.
 
     Args:
-        weights: name -> array of any framework that has `ndim` and `T`; what tools added is taken off (see `unwrap`).
+        weights: name -> array of any framework that has `ndim` and `T`; additions of tools are removed (see `unwrap`).
 
     Raises:
-        ValueError: two names become one.
+        ValueError: If two names become the same.
     """
     renamed = unwrap(weights).weights
     layout = recognise(renamed)

@@ -1,4 +1,4 @@
-"""What both frameworks tell about a checkpoint that was loaded."""
+"""Report on a loaded checkpoint, shared by both frameworks."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from t2t_config.text import few
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What `load_checkpoint` did, in the names of the framework that loaded.
+    """Result of `load_checkpoint`, in the names of the framework that loaded the file.
 
     Attributes:
-        path: the file or folder.
-        entry: the entry of it that was taken, '' for a bare state dict.
-        is_ema: whether that entry holds EMA weights.
-        layout: whose names the file carries: 'official', 'mmpretrain', ... (see `t2t_config.weights.layouts`), or
-            'Orbax'.
-        loaded: the model's tensors that now hold the file's values, resized and adapted ones included.
-        resized: name -> how it was fitted to the model: position tables to another grid, the first layer to other
-            channels.
-        left_out: names of the file that the model has no place for.
-        missing: names of the model that the file did not fill; they keep the values they had, in a new model
-            their initialisation.
-        verified: what the bytes were compared with: "sha256" for the digests that are saved with every checkpoint,
-            "crc32" for those of a zip file (see `t2t_config.weights.digests`), "" for nothing: the file carries
-            neither.
-        prefix: what a wrapper had put before every name of the file (see `t2t_config.weights.layouts.WRAPPERS`).
-        ignored: names of the file that are a tool's counters, no weights.
-        not_finite: the model's tensors that now hold a NaN or an infinity.
+        path: Checkpoint file or folder.
+        entry: Entry that was loaded, '' for a bare state dict.
+        is_ema: Whether that entry holds EMA weights.
+        layout: Naming scheme of the file: 'official', 'mmpretrain', ... (see `t2t_config.weights.layouts`), or 'Orbax'.
+        loaded: Tensors of the model that now hold the file's values, including resized and adapted ones.
+        resized: name -> how it was fitted to the model: position tables to another grid, the first layer to another
+            number of channels.
+        left_out: Names in the file that the model does not have.
+        missing: Names in the model that the file does not have; they keep their values, in a new model their
+            initialisation.
+        verified: Kind of integrity check: "sha256" for the digests saved with every checkpoint, "crc32" for those of a
+            zip file (see `t2t_config.weights.digests`), "" if the file has neither.
+        prefix: Prefix that a wrapper added to every name in the file (see `t2t_config.weights.layouts.WRAPPERS`).
+        ignored: Names in the file of a tool's counters, which are not weights.
+        not_finite: Tensors of the model that now hold a NaN or an infinity.
     """
 
     path: str
@@ -48,21 +46,21 @@ class LoadReport:
 
     @property
     def is_notable(self) -> bool:
-        """Whether something was done to the file's weights, or left of them, that its reader may want to know."""
+        """Whether weights of the file were adapted or left out, so that the user may want to know."""
         return bool(self.resized or self.left_out or self.prefix or self.ignored)
 
     @property
     def doubt(self) -> str:
-        """One line that names the weights that are no finite numbers; '' if all are."""
+        """One line that names the weights that are not finite; '' if all are."""
         if not self.not_finite:
             return ""
         return f"{self.path} holds NaN or infinity in {few(self.not_finite)}: what it computes may mean nothing"
 
     def check_finite(self) -> None:
-        """For who goes on from these weights.
+        """Check that all weights are finite, before training or other use of them.
 
         Raises:
-            ValueError: a weight is NaN or infinite; the message names the tensors.
+            ValueError: If a weight is NaN or infinite; the message names the tensors.
         """
         if self.not_finite:
             raise ValueError(
@@ -71,15 +69,15 @@ class LoadReport:
             )
 
     def warn(self, *, fresh_classifiers: bool, stacklevel: int = 3) -> None:
-        """Says by a UserWarning what is not as the file has it, if anything.
+        """Issue a UserWarning if the model's weights differ from the file's.
 
         Args:
-            fresh_classifiers: whether other classes or another auxiliary head than the file's were asked for, so that
-                classifiers may be without its values.
-            stacklevel: of `warnings.warn`; 3 is the caller of the function that calls this.
+            fresh_classifiers: Whether other classes or another auxiliary head than the file's were requested, so that
+                classifiers may be missing.
+            stacklevel: Argument of `warnings.warn`; 3 is the caller of the function that calls this.
 
         Raises:
-            ValueError: tensors of the model are not in the file, although nothing else was asked for.
+            ValueError: If tensors of the model are missing in the file although nothing else was requested.
         """
         if self.missing and not fresh_classifiers:
             raise ValueError(
@@ -113,14 +111,14 @@ WEIGHT_TYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def check_types(types: Mapping[str, str]) -> None:
-    """Refuses numbers that no weight can be made of without loss: complex ones would lose a part, whole ones lack the
-    scale that they were made with.
+    """Reject dtypes that cannot be converted without loss: complex numbers would lose a part, integers lack their
+    scale.
 
     Args:
-        types: name of a tensor -> name of the type of its numbers.
+        types: Name of a tensor -> name of its dtype.
 
     Raises:
-        ValueError: some are of another type than `WEIGHT_TYPES`; the message names the first few.
+        ValueError: If a dtype is not in `WEIGHT_TYPES`; the message names the first few.
     """
     wrong = [f"{name} is {kind}" for name, kind in types.items() if kind not in WEIGHT_TYPES]
     if wrong:

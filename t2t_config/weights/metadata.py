@@ -1,9 +1,9 @@
-"""What weights say of themselves: one flat dictionary of JSON values, the same in every format.
+"""Metadata of weights: one flat dictionary of JSON values, the same in every format.
 
-`model`, `img_size` (a number for a square, else height and width), `in_chans`, `num_classes` and `overrides` make the
-model again; `config` is the same written out (class and sizes); `mean`, `std`, `crop_pct` and `interpolation` prepare
-its images. `recipe`, `metrics` and `parity` are there where they are known; anything else is carried along.
-Orbax folders and config.json hold it as JSON; PyTorch files and safetensors, which know text only, as JSON per key.
+`model`, `img_size` (a number for a square, else height and width), `in_chans`, `num_classes` and `overrides` recreate
+the model; `config` is the same written out (class and sizes); `mean`, `std`, `crop_pct` and `interpolation` are its
+preprocessing. `recipe`, `metrics` and `parity` are present if known; any other entry is preserved. Orbax folders and
+config.json store it as JSON; PyTorch files and safetensors, which support only text, as JSON per key.
 """
 
 from __future__ import annotations
@@ -23,29 +23,28 @@ from t2t_config.weights.untrusted import KINDS, check_metadata
 Metadata = dict[str, Any]
 
 ARGUMENTS = ("img_size", "in_chans", "num_classes")
-"""What `create_model` takes of the metadata, besides `model` and `overrides`."""
+"""Keys that `create_model` takes from the metadata, besides `model` and `overrides`."""
 
 IDENTITY = ("model", *ARGUMENTS, "overrides", "config")
-"""What the model itself tells best."""
+"""Keys for which the model itself is the best source."""
 
 
 CARRIED = ("mean", "std", "crop_pct", "interpolation", "class_names")
-"""What stays with a model whose weights were loaded: how its images are prepared, and what its outputs mean."""
+"""Keys kept with a model whose weights were loaded: its preprocessing and the meaning of its outputs."""
 
 
 TOLD_BY_MODELS = ("in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate")
-"""Arguments of `create_model` that the model itself tells, or that do not change what it computes in evaluation."""
+"""Arguments of `create_model` that can be read from the model, or do not affect its output in evaluation mode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What `create_model` made a model from, besides what the model itself tells (image size, channels, classes).
+    """Arguments from which `create_model` created a model, without those stored in it (image size, channels, classes).
 
     Attributes:
-        name: the official name.
+        name: Official name.
         overrides: (argument, value), hashable.
-        carried: what the weights that it was filled with say beside the model: (key of `CARRIED`, JSON). Models that
-            differ in this alone are the same.
+        carried: Metadata of the weights loaded last: (key of `CARRIED`, JSON). Ignored in comparisons.
     """
 
     name: str
@@ -54,7 +53,7 @@ class ModelSpec:
 
     @classmethod
     def of(cls, name: str, overrides: Mapping[str, Any]) -> ModelSpec:
-        """The spec of a call of `create_model`; aliases become official names, and what models tell is left out."""
+        """Return the spec of a call of `create_model`, by official name, without the arguments in TOLD_BY_MODELS."""
         kept = ((key, _hashable(value)) for key, value in overrides.items() if key not in TOLD_BY_MODELS)
         return cls(ALIASES.get(name, name), tuple(kept))
 
@@ -64,20 +63,21 @@ def _hashable(value: Any) -> Any:
 
 
 def take_preprocessing(model: Any, metadata: Mapping[str, Any], *, classes: bool) -> None:
-    """Notes in a model of `create_model`, for `describe_model`, what the weights that now fill it say in `metadata`:
-    `CARRIED`, as far as it fits. What earlier weights said is forgotten.
+    """Store in a model, for `describe_model`, those entries (`CARRIED`) of its weights' `metadata` that fit it.
+
+    Entries of previously loaded weights are discarded.
 
     Args:
-        model: any other than of `create_model` is left as it is.
-        metadata: of the weights.
-        classes: whether the classifier is theirs; else the names of its classes are not.
+        model: Model; one not created by `create_model` is left unchanged.
+        metadata: Metadata of the weights.
+        classes: Whether the classifier was loaded too; otherwise the class names are not stored.
     """
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         return
     known = {key: metadata[key] for key in CARRIED if metadata.get(key) is not None and KINDS[key][1](metadata[key])}
     for key in ("mean", "std"):
-        if len(known.get(key, ())) != model.in_chans:  # other channels, so other figures
+        if len(known.get(key, ())) != model.in_chans:  # other number of channels, so other values
             known.pop(key, None)
     if not classes or len(known.get("class_names", ())) > model.num_classes:
         known.pop("class_names", None)
@@ -85,16 +85,18 @@ def take_preprocessing(model: Any, metadata: Mapping[str, Any], *, classes: bool
 
 
 def describe_model(model: Any, known: Mapping[str, Any] | None = None) -> Metadata:
-    """The metadata of a model that `create_model` (of either framework) made; of its preprocessing and the names of its
-    classes what the weights said that it was last filled with.
+    """Return the metadata of a model that `create_model` (of either framework) created.
+
+    Its preprocessing and class names are those of the weights that were loaded last.
 
     Args:
-        model: tells its name, sizes and configuration.
-        known: what else is known, JSON values: `recipe`, `metrics`, `parity`, and the preprocessing where it is not
-            the model's own.
+        model: Model, for its name, sizes and configuration.
+        known: Additional JSON values: `recipe`, `metrics`, `parity`, and the preprocessing if it is not the model's
+            own.
 
     Raises:
-        ValueError: it was not made by `create_model`, so its name is not known; or `known` is of another model.
+        ValueError: If the model was not created by `create_model`, so its name is unknown, or `known` is for another
+            model.
     """
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
@@ -116,12 +118,12 @@ def describe(
     num_classes: int | None = None,
     **overrides: Any,
 ) -> Metadata:
-    """The metadata of `create_model(name, ...)`: sizes, the configuration written out, preprocessing.
+    """Return the metadata of `create_model(name, ...)`: sizes, the configuration written out, preprocessing.
 
-    Images of one channel take the averages of the model's mean and std; of other channels neither is known.
+    For one channel, the model's mean and std are averaged; for other numbers of channels both are unknown.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: If the name is unknown.
     """
     config = model_config(name)
     arch, sizes = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
@@ -139,14 +141,14 @@ def describe(
     for key, figures in (("mean", config.mean), ("std", config.std)):
         if in_chans in (1, 3):
             found[key] = figures if in_chans == 3 else (sum(figures) / 3,)
-    return json.loads(json.dumps(found))  # tuples become lists, as they will be when read back
+    return json.loads(json.dumps(found))  # tuples become lists, as after reading the metadata back
 
 
 def create_arguments(metadata: Metadata) -> dict[str, Any]:
-    """Arguments with which `create_model` makes the model that `metadata` describes.
+    """Return the arguments with which `create_model` creates the model that `metadata` describes.
 
     Raises:
-        ValueError: it does not name a model, or says what makes none.
+        ValueError: If it does not name a model, or describes an invalid one.
     """
     check_metadata(metadata)
     if metadata.get("model") is None:
@@ -156,7 +158,7 @@ def create_arguments(metadata: Metadata) -> dict[str, Any]:
 
 
 def to_text(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """`metadata` as text by key: text as it is where that can be told from JSON, everything else as JSON."""
+    """Return `metadata` as text by key: strings unless they could be mistaken for JSON, everything else as JSON."""
     return {
         key: value if isinstance(value, str) and _is_utf8(value) and _from_text(value) == value else json.dumps(value)
         for key, value in metadata.items()
@@ -164,7 +166,7 @@ def to_text(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether formats can hold it that know UTF-8 only: a path whose bytes are none cannot be held."""
+    """Return whether `text` can be stored as UTF-8; a path with bytes that are not UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -173,7 +175,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def from_text(texts: Mapping[str, str]) -> Metadata:
-    """The inverse of `to_text`; Python literals, which earlier files hold, are understood too."""
+    """Inverse of `to_text`; Python literals, as in older files, are accepted too."""
     return {key: _from_text(text) for key, text in texts.items()}
 
 
@@ -187,7 +189,7 @@ def _from_text(text: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal, whose parser is not asked for brackets within brackets."""
+    """Parse a Python literal, after checking its nesting depth."""
     depths = itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text)
     if max(depths, default=0) > MAX_DEPTH:
         raise ValueError("too deep")

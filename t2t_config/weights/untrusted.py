@@ -1,4 +1,4 @@
-"""Models as weights describe them: whatever a stranger's file says, neither time nor memory is lost on it."""
+"""Checks of untrusted metadata before a model is created from it, to limit time and memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from t2t_config.shapes import to_pair
 from t2t_config.text import first_line, readable
 
 MOST_SIZE, MOST_DEPTH, MOST_SIDE, MOST_CLASSES = 1 << 16, 512, 1 << 14, 1 << 20
-"""Widths, blocks, pixels and classes, beyond every model that is known."""
+"""Maximum width, depth, side in pixels and number of classes, beyond all known models."""
 
 MAX_EXPANSION = 10
-"""Times its size in the file that a model may take: weights are not packed, but they may be float16."""
+"""Maximum ratio of a model's size to its file's: weights are not compressed, but they may be float16."""
 ALWAYS = 1 << 26
-"""Bytes that it may take in any case."""
+"""Model size in bytes that is always allowed."""
 
 NOT_OVERRIDES = ("name", "model", "pretrained", "dtype", "param_dtype", "rngs", "scan_blocks")
-"""Arguments of `create_model` that are not the model's: nobody's weights decide them."""
+"""Arguments of `create_model` that do not describe the model, so weights cannot set them."""
 
 
 def _is_name(value: Any) -> bool:
@@ -70,18 +70,18 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),
     ),
 }
-"""What the metadata of weights have to be where they are there (see metadata.py), and in words."""
+"""Key of the metadata -> description of its valid values, and check (see metadata.py)."""
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Raises ValueError if something that makes a model or prepares its images is of the wrong kind."""
+    """Raise ValueError if an entry that defines a model or its preprocessing has the wrong type or range."""
     for key, (kind, fits) in KINDS.items():
         if metadata.get(key) is not None and not fits(metadata[key]):
             raise ValueError(f"the weights say {key} {readable(str(metadata[key])[:200])!r} in place of {kind}")
 
 
 def check_table(arguments: Mapping[str, Any], num_bytes: int) -> None:
-    """Raises ValueError if the position table alone of `create_model(**arguments)` is far larger than its file."""
+    """Raise ValueError if the position table alone of `create_model(**arguments)` is far larger than its file."""
     own = dict(arguments)
     name, img_size, num_classes = own.pop("name"), own.pop("img_size", None), own.pop("num_classes", None)
     _, sizes = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=own)
@@ -94,17 +94,17 @@ def check_table(arguments: Mapping[str, Any], num_bytes: int) -> None:
 
 
 def check_size(model_bytes: int, num_bytes: int) -> None:
-    """Raises ValueError if a model of `model_bytes` is far larger than its file of `num_bytes`."""
+    """Raise ValueError if a model of `model_bytes` is far larger than its file of `num_bytes`."""
     if model_bytes > max(ALWAYS, MAX_EXPANSION * num_bytes):
         raise ValueError(f"a model of {model_bytes:,} bytes is not in a file of {num_bytes:,}")
 
 
 @contextlib.contextmanager
 def making(path: Path) -> Iterator[None]:
-    """Around what makes a model as `path` describes it: sizes that make no sense raise almost anything.
+    """Context manager for creating a model as described by `path`: invalid sizes raise almost any exception.
 
     Raises:
-        ValueError: whatever was raised, and the file.
+        ValueError: For any exception in the body; the message names the file.
     """
     try:
         yield

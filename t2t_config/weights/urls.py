@@ -1,4 +1,4 @@
-"""Addresses that files come from: https, and http on this machine only; no redirect leads anywhere else."""
+"""Allowed download addresses: https, and http on this machine only; redirects are held to the same rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t2t_config.text import readable
 
 
 def is_safe(url: str, *, from_here: bool = True) -> bool:
-    """Whether `url` may be asked; `from_here`: by this machine, or because a server on it says so."""
+    """Return whether `url` is allowed; `from_here`: whether this machine, or a server on it, refers to it."""
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and (
@@ -31,10 +31,11 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def open_address(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
-    """The answer of a server; raises as `urllib.request.urlopen`, which knows `ftp:`, `file:` and `data:` too.
+    """Return the response of a server; raises as `urllib.request.urlopen`, but does not accept `ftp:`, `file:`,
+    `data:`.
 
     Raises:
-        ValueError: it leads to an address that is not asked; one line.
+        ValueError: If it redirects to an address that is not allowed; one line.
     """
     opener = urllib.request.OpenerDirector()
     for handler in (

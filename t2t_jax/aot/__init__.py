@@ -1,1 +1,1 @@
-"""Compiling ahead of time for TPUs that are not attached."""
+"""Ahead-of-time compilation for TPUs that are not attached."""

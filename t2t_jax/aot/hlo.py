@@ -1,4 +1,4 @@
-"""The messages between devices of a compiled program, read from its HLO text."""
+"""Collective operations of a compiled program, parsed from its HLO text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([a-z][\w\-]*)\((.*)$", re.MULTILINE)
-_COMMENT = re.compile(r"/\*.*?\*/")  # numbers every fifth array of a long tuple
+_COMMENT = re.compile(r"/\*.*?\*/")  # index comment of every fifth element of a long tuple
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", re.MULTILINE)
@@ -22,14 +22,14 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """dtype in HLO's spelling (f32, bf16, s32, ...) and sizes of one array."""
+    """Dtype, as spelled in HLO (f32, bf16, s32, ...), and dimensions of one array."""
 
     dtype: str
     dims: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes without padding; 0 for tokens and what is no array."""
+        """Size in bytes without padding; 0 for tokens and other types that are not arrays."""
         found = re.fullmatch(r"([a-z]+?)(\d*)", self.dtype)
         if self.dtype == "pred":
             return math.prod(self.dims)
@@ -38,36 +38,36 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO."""
+    """One HLO instruction."""
 
     name: str
     opcode: str
     shapes: tuple[Shape, ...]
-    """Of the result; several for a tuple."""
+    """Shapes of the result; several for a tuple."""
     channel: str | None
-    """Number of the message that it is part of, if it is."""
+    """Channel of the collective that it is part of, if any."""
     times: int = 1
-    """How often it runs: more than once in a loop."""
+    """Number of executions: more than one in a loop."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A message between devices."""
+    """A collective operation, i.e. communication between devices."""
 
     kind: str
     shapes: tuple[Shape, ...]
-    """What every device has of it when it is done."""
+    """Shapes of the result on every device."""
     times: int = 1
-    """How often it is sent."""
+    """Number of executions."""
 
     @property
     def num_bytes(self) -> int:
-        """Of one time."""
+        """Size in bytes of one execution."""
         return sum(shape.num_bytes for shape in self.shapes)
 
 
 def instructions(hlo: str) -> Iterator[Instruction]:
-    """Every instruction of every computation of a module's text."""
+    """Iterate over the instructions of all computations in the text of an HLO module."""
     hlo = _COMMENT.sub("", hlo)
     times = _times(hlo)
     for computation, body in _computations(hlo):
@@ -78,13 +78,13 @@ def instructions(hlo: str) -> Iterator[Instruction]:
 
 
 def _computations(hlo: str) -> Iterator[tuple[str, str]]:
-    """Name and text of every computation."""
+    """Iterate over the names and texts of all computations."""
     _, *parts = _COMPUTATION.split(hlo)
     yield from zip(parts[::2], parts[1::2], strict=True)
 
 
 def _times(hlo: str) -> Callable[[str], int]:
-    """Name of a computation -> how often it runs, as far as the compiler knows how often its loops do."""
+    """Return a function: computation name -> number of executions, as far as the compiler knows the trip counts."""
     callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for computation, body in _computations(hlo):
         for line in body.splitlines():
@@ -107,10 +107,10 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """All messages; of those in two parts (start and done) the result only.
+    """Return all collectives; for asynchronous ones (start and done), `shapes` has the result only.
 
-    A message that the compiler cuts up, so that it overlaps with several fusions, stands in each of them with the same
-    channel and shapes, and counts once.
+    A collective that the compiler splits to overlap it with several fusions appears in each of them with the same
+    channel and shapes, and is counted once.
     """
     found: dict[tuple[str, tuple[Shape, ...], str], Collective] = {}
     for instruction in instructions(hlo):
@@ -126,18 +126,18 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def _results(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
-    """The second half of (operands, results, contexts): contexts are scalars."""
+    """Return the results of a tuple (operands, results, contexts), whose contexts are scalars."""
     arrays = tuple(shape for shape in shapes if shape.dims)
     return arrays[len(arrays) // 2 :]
 
 
 def carry_batch(found: Iterable[Collective], batch_size: int, own: Iterable[tuple[int, ...]] = ()) -> list[Collective]:
-    """Those messages with an axis of the global batch's size, arrays shaped as `own` left aside.
+    """Return the collectives with an axis of the global batch size, ignoring arrays with a shape in `own`.
 
     Args:
-        found: messages.
-        batch_size: of all devices together.
-        own: shapes of parameters and of their parts, which may have this size by chance.
+        found: Collectives to search.
+        batch_size: Batch size over all devices.
+        own: Shapes of parameters and their shards, which may have an axis of this size by coincidence.
     """
     parameters = {tuple(sorted(dims)) for dims in own}
     return [
@@ -148,7 +148,7 @@ def carry_batch(found: Iterable[Collective], batch_size: int, own: Iterable[tupl
 
 
 def bytes_by_kind(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
-    """Kind of message -> how many are sent, and their bytes on one device."""
+    """Return, for each kind of collective, the number of executions and their total bytes on one device."""
     totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for message in found:
         totals[message.kind][0] += message.times

@@ -1,6 +1,6 @@
-"""Batches of images, by Grain. What the images are and what happens to each is `t2t_common.data`.
+"""Batches of images with Grain. `t2t_common.data` defines the data sources and the preprocessing of each image.
 
-`python -m t2t_jax.data` writes shards and measures the input.
+`python -m t2t_jax.data` writes shards and benchmarks the input pipeline.
 """
 
 from t2t_common.data import (

@@ -2,9 +2,9 @@
 
 python -m t2t_jax.data DATA --write FOLDER [--format tar|arrayrecord]
 
-Measures the input by itself: images per second by number of threads and worker processes, and where the time goes.
-With --step-ms, the time of one training step, it says whether the input can feed the device (exit code 1 if not).
-Or writes all images of DATA ("digits" or a folder) to shards, which train and evaluate read.
+Benchmark the input pipeline: images per second by number of threads and worker processes, and time per stage.
+With --step-ms, the time of one training step, also report whether the input can feed the device (exit code 1 if not).
+Or write all images of DATA ("digits" or a folder) to shards, which can be used for training and evaluation.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ from t2t_config import recipe as named_recipe
 from t2t_jax.data.bench import bench
 
 OFFICIAL = "imagenet_t2t_vit_14"
-"""The recipe that measures a folder."""
+"""Recipe used to benchmark a folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of the command line."""
+    """Command-line options."""
 
     source: tyro.conf.Positional[str]
-    """A recipe, or "digits" or a folder (see open_source): measured with the official ImageNet recipe."""
+    """Recipe to benchmark; or "digits" or a folder (see open_source), benchmarked with the official ImageNet recipe."""
     data: str | None = None
-    """The data, where the recipe names none."""
+    """Data to read, if the recipe specifies none."""
     token_labels: str | None = None
-    """The label maps, where the recipe learns from such."""
+    """Label maps, if the recipe uses token labels."""
     bench: bool = False
-    """Measure."""
+    """Run the benchmark."""
     threads: tuple[int, ...] = (1, 2, 4)
-    """Numbers of threads (data_threads) to measure."""
+    """Numbers of threads (data_threads) to benchmark."""
     workers: tuple[int, ...] = (0,)
-    """Numbers of worker processes (data_workers) to measure, each with each number of threads."""
+    """Numbers of worker processes (data_workers) to benchmark, each with every number of threads."""
     batch_size: int | None = None
-    """Images per step of all processes; None takes the recipe's."""
+    """Images per step over all processes; None for the recipe's batch size."""
     step_ms: float | None = None
-    """Milliseconds of a training step on the device."""
+    """Duration of a training step on the device, in milliseconds."""
     processes: int = 1
-    """Machines that share a batch."""
+    """Number of machines that share a batch."""
     seconds: float = 5.0
-    """Seconds for each figure."""
+    """Duration of each measurement, in seconds."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """JSON file to write the results to."""
     write: Path | None = None
-    """Write shards to this new folder."""
+    """New folder to write shards to."""
     format: Format = "tar"
-    """Of the shards: WebDataset's tar layout, or ArrayRecord."""
+    """Format of the shards: WebDataset's tar layout, or ArrayRecord."""
     images_per_shard: int = 10_000
-    """Images in each shard, fewer in the last one."""
+    """Images per shard; the last one may have fewer."""
 
     def check(self) -> None:
-        """Raises ValueError if the options contradict each other."""
+        """Raise ValueError if an option is invalid or options contradict each other."""
         if self.bench == (self.write is not None):
             raise ValueError("say what to do: --bench, or --write FOLDER")
         for name in ("seconds", "processes", "step_ms", "batch_size"):
@@ -78,7 +78,7 @@ class Options:
 
 
 def run_bench(options: Options) -> int:
-    """Measures, prints, and writes the JSON file; the exit code."""
+    """Run the benchmark, print the results and write the JSON file; return the exit code."""
     if options.json is not None:
         check_target(options.json)
     recipe = _recipe(options)
@@ -121,7 +121,7 @@ def _recipe(options: Options) -> Recipe:
 
 
 def run_write(options: Options, folder: Path) -> int:
-    """Writes shards of the splits that are there; the exit code."""
+    """Write shards of the available splits; return the exit code."""
     sources: dict[Split, Source] = {"train": open_source(options.source, "train")}
     sources["val"] = open_source(options.source, "val")
     for note in notes_of(*sources.values()):
@@ -132,7 +132,7 @@ def run_write(options: Options, folder: Path) -> int:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command and return its exit code."""
     options = cli.parse(Options, args, prog="python -m t2t_jax.data", description=(__doc__ or "").strip())
     options.check()
     return run_bench(options) if options.write is None else run_write(options, options.write)

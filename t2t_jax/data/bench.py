@@ -1,4 +1,4 @@
-"""How fast the input is by itself, where its time goes, and whether it can feed a device."""
+"""Benchmark of the input pipeline: throughput, time per stage, and whether it can feed a device."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from t2t_config import Recipe
 from t2t_jax.data.pipeline import train_iterator
 
 MEASURED_BATCH = 32
-"""Largest batch that is measured: figures per image hardly depend on it, the time to wait does."""
+"""Maximum batch size of the benchmark; larger batches take longer and hardly change the times per image."""
 
 ENDLESS = 10_000
-"""Epochs, so that little data do not run out."""
+"""Number of epochs, high enough for a small data set not to run out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Throughput of the whole input in one setting."""
+    """Throughput of the whole input pipeline with one setting."""
 
     threads: int
     workers: int
@@ -35,15 +35,15 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What `bench` measured; times are milliseconds per image on one thread.
+    """Results of `bench`; times are in milliseconds per image on one thread.
 
     Attributes:
-        decode_ms: reading and decoding.
-        augment_ms: all of the recipe that happens on the host, normalising included.
-        batch_ms: putting images together.
-        rates: by setting.
-        cores: that this process may use.
-        needed: images per second that the device takes; None where no step time was given.
+        decode_ms: Time of reading and decoding.
+        augment_ms: Time of all of the recipe's processing on the host, including normalisation.
+        batch_ms: Time of collating images into a batch.
+        rates: Throughput of every setting.
+        cores: Number of cores available to this process.
+        needed: Images per second that the device needs; None without a step time.
     """
 
     images: int
@@ -61,12 +61,12 @@ class Bench:
 
     @property
     def feeds(self) -> bool | None:
-        """Whether the best setting is as fast as the device; None where no step time was given."""
+        """Whether the best setting is as fast as the device; None without a step time."""
         return None if self.needed is None else self.best.images_per_second >= self.needed
 
     @property
     def cores_needed(self) -> float | None:
-        """Cores like these that would feed the device, by the time of one image; None without a step time."""
+        """Estimated number of cores of this kind that can feed the device; None without a step time."""
         return None if self.needed is None else self.needed * self._total_ms / 1000
 
     @property
@@ -74,7 +74,7 @@ class Bench:
         return self.decode_ms + self.augment_ms + self.batch_ms
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines: everything, as JSON values."""
+        """Return all results as JSON values."""
         facts = dataclasses.asdict(self)
         return {**facts, "feeds": self.feeds, "cores_needed": self.cores_needed}
 
@@ -104,18 +104,18 @@ def bench(
     step_ms: float | None = None,
     processes: int = 1,
 ) -> Bench:
-    """Measures the training input of `recipe` from `source`, each figure for about `seconds`.
+    """Benchmark the training input of `recipe` with images from `source`.
 
     Args:
-        source: training images.
-        recipe: gives batch size, augmentation and sizes.
-        settings: (data_threads, data_workers) to try.
-        seconds: for the split of the time, and for each setting.
-        step_ms: what one training step takes on the device, in milliseconds.
-        processes: how many share a batch, each on a machine of its own like this one.
+        source: Training images.
+        recipe: Recipe with the batch size, augmentation and image size.
+        settings: Pairs (data_threads, data_workers) to benchmark.
+        seconds: Approximate duration of the measurement of the stages, and of each setting.
+        step_ms: Duration of one training step on the device, in milliseconds.
+        processes: Number of processes that share a batch, each on a separate machine like this one.
 
     Raises:
-        ValueError: not one whole batch, or images that cannot be read.
+        ValueError: If there are fewer images than one batch, or images cannot be read.
     """
     how = Preprocess.of_recipe(recipe)
     decode, augment, batch = _split_time(source, recipe, how, seconds)
@@ -126,7 +126,7 @@ def bench(
 
 
 def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float) -> tuple[float, float, float]:
-    """Milliseconds per image of decoding, augmenting and batching, on this thread."""
+    """Return the milliseconds per image for decoding, augmenting and batching, on this thread."""
     order = np.random.default_rng(0).permutation(len(source))
     spent, count = np.zeros(3), 0
     while spent.sum() < seconds:
@@ -136,7 +136,7 @@ def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float)
             try:
                 image, _, label_map = read_labelled(source, index)
             except UnreadableImageError:
-                continue  # named when whole batches are measured
+                continue  # reported when whole batches are measured
             decoded = time.perf_counter()
             example = augmented_example(image, label_map, how, recipe, np.random.default_rng((0, index)))
             images.append(example["image"])
@@ -150,14 +150,14 @@ def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float)
 
 
 def _throughput(source: Source, recipe: Recipe, how: Preprocess, threads: int, workers: int, seconds: float) -> float:
-    """Images per second of `train_iterator`."""
+    """Return the images per second of `train_iterator`."""
     size = min(recipe.batch_size, MEASURED_BATCH)
     changed = dataclasses.replace(recipe, data_threads=threads, data_workers=workers, batch_size=size, epochs=ENDLESS)
     iterator = train_iterator(source, changed, how)
-    # Batches are made in parallel, one in each thread, and come in bursts: whole bursts are counted.
+    # Every thread prepares one batch at a time, so batches arrive in bursts: only whole bursts are counted.
     burst, buffered = max(1, threads) * max(1, workers), 3 * max(1, threads) * max(1, workers)
     try:
-        for _ in range(burst + buffered):  # starts threads and workers, and takes what they made meanwhile
+        for _ in range(burst + buffered):  # start threads and workers, and use up the batches buffered meanwhile
             next(iterator)
         start, bursts = time.perf_counter(), 0
         while not bursts or time.perf_counter() - start < seconds:

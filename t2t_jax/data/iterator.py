@@ -1,4 +1,4 @@
-"""Training batches whose position Orbax saves and restores."""
+"""Iterator over training batches; Orbax saves and restores its position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Batch", "TrainIterator"]
 
 
 class TrainIterator(BatchIterator, grain.DatasetIterator):
-    """`BatchIterator` as an iterator of Grain, which is what Orbax asks for."""
+    """`BatchIterator` as a Grain iterator, which Orbax requires."""
 
     def close(self) -> None:
         self.close_workers()

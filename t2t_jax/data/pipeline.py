@@ -1,5 +1,5 @@
-"""Batches by Grain, of the examples that t2t_common/data/examples.py defines: in threads or workers, resumable
-anywhere.
+"""Batches with Grain of the examples in t2t_common/data/examples.py, loaded by threads or worker processes and
+resumable at any position.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ def train_iterator(
     process_count: int = 1,
     put: Callable[[Batch], Batch] | None = None,
 ) -> TrainIterator:
-    """Training batches of all epochs: {"image": (B, H, W, C) float32, "label": (B,) int32}, B of this process.
+    """Return training batches of all epochs: {"image": (B, H, W, C) float32, "label": (B,) int32}.
 
-    The examples are `TrainExamples`, so neither threads, workers, processes nor a resume change them. The iterator
-    names images that cannot be read, and fails beyond `recipe.max_corrupt_images`.
+    B is the batch size of this process. The examples are `TrainExamples`, so they do not depend on the number of
+    threads, workers and processes, or on resuming. The iterator reports images that cannot be read and raises an error
+    if there are more than `recipe.max_corrupt_images`.
 
     Args:
-        source: the training images.
-        recipe: its batch_size is that of all processes together.
-        how: the size and figures of the model's input.
-        process_index: which process this is, such as `jax.process_index()`.
-        process_count: how many there are.
-        put: carries a batch to the device (`jax.device_put`); `recipe.device_prefetch` batches lie there ahead. None
-            leaves them in numpy.
+        source: Training images.
+        recipe: Training recipe; its batch_size is the total over all processes.
+        how: Preprocessing of the model's input.
+        process_index: Index of this process, e.g. `jax.process_index()`.
+        process_count: Number of processes.
+        put: Function that transfers a batch to the device, e.g. `jax.device_put`; `recipe.device_prefetch` batches are
+            prefetched. None: batches remain NumPy arrays.
     """
     examples = TrainExamples(source, recipe, how, process_index=process_index, process_count=process_count)
     batches = grain.MapDataset.source(examples).batch(examples.rows, drop_remainder=True)
@@ -48,7 +49,7 @@ def train_iterator(
     def batches_from(position: int) -> Iterator[Batch]:
         rest = batches.slice(slice(position, None)).to_iter_dataset(_read_options(recipe.data_threads))
         if recipe.data_workers:
-            if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags that only absl's own main parses
+            if not flags.FLAGS.is_parsed():  # Grain's workers need absl flags, which only absl's main parses
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(recipe.data_workers, per_worker_buffer_size=2)
             rest = rest.mp_prefetch(options, worker_init_fn=_begin_worker)
@@ -68,13 +69,14 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every image once, in order, all batches of one size: {"image", "label", "mask"}, in numpy.
+    """Return batches of equal size with every image once, in order: {"image", "label", "mask"}, as NumPy arrays.
 
-    The examples are `EvalExamples`: the last batch is filled up with zero images; `mask` (B,) is True for real ones.
-    `batch_size` is that of all processes together; each gets its rows of every batch, all get as many batches.
+    The examples are `EvalExamples`: the last batch is padded with zero images; `mask` (B,) is True for real ones.
+    `batch_size` is the total over all processes. Each process gets its rows of every batch, and all processes get the
+    same number of batches.
 
     Raises:
-        ValueError: an image cannot be read; the message names it. Or no batch came for `timeout` seconds.
+        ValueError: If an image cannot be read (the message names it), or no batch arrives within `timeout` seconds.
     """
     examples = EvalExamples(source, how, batch_size, process_index=process_index, process_count=process_count)
     dataset = grain.MapDataset.source(examples).batch(examples.rows, drop_remainder=True)

@@ -1,8 +1,8 @@
-"""Layers as PyTorch means them: flax's own, with the defaults that would break equality set right.
+"""Flax layers with the defaults and numerics of PyTorch, so that both frameworks compute the same values.
 
 Shapes: B batch, N tokens, C channels, H W image, L windows, K kernel size, S stride, P padding.
-`spec` is what every layer takes besides its sizes: dtype (of the computation; None: that of parameters and input),
-param_dtype, rngs.
+`spec` holds the keyword arguments common to all layers: dtype (of the computation; None for that of the parameters and
+the input), param_dtype, rngs.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from flax import nnx
 from t2t_jax.ops.platform import on_cpu
 
 TILE_ROWS = 16
-"""Rows of a tile in a TPU's memory, of bfloat16; of float32 it has half as many."""
+"""Rows of a bfloat16 tile in TPU memory; a float32 tile has half as many."""
 
 
 class Buffer(nnx.Variable):
-    """A tensor that is saved and converted but never trained nor decayed (`pos_embed`, the performer's `w`)."""
+    """A tensor that is saved and converted, but neither trained nor decayed (`pos_embed`, the performer's `w`)."""
 
 
 def trunc_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """timm's trunc_normal_(std=0.02): N(0, 0.02) with absolute bounds +-2, which lie at 100 standard deviations."""
+    """Sample from N(0, 0.02) like timm's trunc_normal_(std=0.02); its bounds +-2 are absolute (100 sigma)."""
     return jnp.clip(0.02 * jax.random.normal(key, shape, dtype), -2.0, 2.0)
 
 
 class Linear(nnx.Linear):
-    """x @ kernel + bias, N(0, 0.02) kernel, zero bias.
+    """Linear layer x @ kernel + bias, initialised with a N(0, 0.02) kernel and a zero bias.
 
-    All tokens lie in one dimension: the kernel's gradient is then one plain product, which XLA would otherwise make of
-    transposed copies (on a CPU a sixth of the attention's time). But not where the memory of a TPU is tiled in such a
-    way that the tokens would be copied for it, as 197 are (docs/performance.md has what that costs).
+    The leading dimensions are flattened, so that the kernel's gradient is a single matrix product; otherwise XLA
+    computes it from transposed copies (a sixth of the attention's time on a CPU). Except on a CPU, they are not
+    flattened if the number of tokens is not a multiple of `TILE_ROWS`, e.g. 197: the tiled memory of a TPU would
+    require a copy (docs/performance.md has the cost).
     """
 
     def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True, **spec: Any) -> None:
@@ -49,11 +50,11 @@ class Linear(nnx.Linear):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over channels, at least in float32.
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over channels, computed in at least float32.
 
     flax's defaults differ from PyTorch's: epsilon 1e-6, and `use_fast_variance`, which loses all digits to
-    cancellation when the mean is large. Its order of products differs too: it scales 1 / sqrt first, which makes an
-    array of all tokens in place of one number for each.
+    cancellation when the mean is large. flax also multiplies 1 / sqrt by `scale` first, which creates an array of the
+    input's shape instead of one value per token.
     """
 
     def __init__(self, num_features: int, *, epsilon: float = 1e-5, **spec: Any) -> None:
@@ -91,7 +92,7 @@ class Conv(nnx.Conv):
 
 
 def symmetric_uniform(bound: float) -> Callable[..., jax.Array]:
-    """Initialiser U(-bound, bound)."""
+    """Return an initialiser that samples from U(-bound, bound)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -100,11 +101,11 @@ def symmetric_uniform(bound: float) -> Callable[..., jax.Array]:
 
 
 class Dropout(nnx.Dropout):
-    """Dropout; in training `rngs` comes with the call."""
+    """Dropout; in training, pass `rngs` with the call."""
 
 
 class DropPath(Dropout):
-    """Stochastic depth (arXiv 1603.09382): drops a whole residual branch per sample, rescales the others."""
+    """Stochastic depth (arXiv 1603.09382): drops the residual branch of random samples and rescales the others."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__(rate, broadcast_dims=(1, 2))
@@ -112,10 +113,10 @@ class DropPath(Dropout):
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), Phi the normal distribution (arXiv 1606.08415), at least in float32.
+    """Return x Phi(x), Phi being the normal distribution function (arXiv 1606.08415), computed in at least float32.
 
-    As PyTorch computes it, by erf. `jax.nn.gelu` takes erfc: another exponential and two divisions for each number, a
-    quarter of the MLP's time on CPU. One array is kept for the backward pass, where autodiff would keep two.
+    Uses erf, like PyTorch. `jax.nn.gelu` uses erfc, which needs one more exponential and two divisions per element (a
+    quarter of the MLP's time on a CPU). One array is saved for the backward pass; autodiff would save two.
     """
     return _gelu_and_slope(x)[0]
 
@@ -127,7 +128,7 @@ def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 
 
 def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x Phi(x) and its derivative Phi(x) + x phi(x)."""
+    """Return x Phi(x) and its derivative Phi(x) + x phi(x)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normal = 0.5 * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))
     density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
@@ -135,14 +136,14 @@ def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class GELU(nnx.Module):
-    """The exact erf GELU (flax's default is the tanh approximation)."""
+    """Exact GELU with erf (flax's default is the tanh approximation)."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return gelu(x)
 
 
 class Activation(nnx.Module):
-    """A named element-wise function, as a module: relu, sigmoid, tanh."""
+    """Module that applies an element-wise function (relu, sigmoid, tanh)."""
 
     def __init__(self, function: Callable[[jax.Array], jax.Array]) -> None:
         self.function = function
@@ -157,7 +158,7 @@ class Identity(nnx.Module):
 
 
 class Sequential(nnx.List):
-    """Layers one after another, at the paths `0`, `1`, ... of PyTorch's Sequential (nnx's own adds `layers`)."""
+    """Layers applied in order, with the paths `0`, `1`, ... as in PyTorch (`nnx.Sequential` inserts `layers`)."""
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         for layer in self:
@@ -166,11 +167,11 @@ class Sequential(nnx.List):
 
 
 class Unfold(nnx.Module):
-    """Soft split, PyTorch's `nn.Unfold` in tokens-last order: (B, H, W, C) -> (B, L, C * K * K), channel-major.
+    """Soft split, PyTorch's `nn.Unfold` for NHWC images: (B, H, W, C) -> (B, L, C * K * K), channel-major.
 
-    On a CPU a rearrangement: with the image cut into steps of the stride, S x S pixels each, a window is a few whole
-    slices of it. Elsewhere by a convolution, which gives the same order; with slices a TPU reads and writes far more
-    (docs/performance.md). Its default precision would round the pixels.
+    On a CPU, the image is divided into cells of S x S pixels, and the windows are assembled from slices of the cells.
+    On other platforms a convolution returns the same values in the same order, since slicing reads and writes far more
+    TPU memory (docs/performance.md). It runs at the highest precision: the default would round the pixels.
     """
 
     def __init__(self, kernel: int, stride: int, padding: int) -> None:
@@ -195,7 +196,7 @@ class Unfold(nnx.Module):
         K, S, P = self.kernel, self.stride, self.padding
         B, *sides, C = x.shape
         rows, columns = ((side + 2 * P - K) // S + 1 for side in sides)
-        steps = range(math.ceil(K / S))  # those that a window lies over
+        steps = range(math.ceil(K / S))  # cells that a window spans along each axis
         crops = [(P, (n + len(steps) - 1) * S - side - P, 0) for n, side in zip((rows, columns), sides, strict=True)]
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *crops, (0, 0, 0)])
         x = x.reshape(B, rows + len(steps) - 1, S, columns + len(steps) - 1, S, C).transpose(0, 1, 3, 5, 2, 4)
@@ -206,7 +207,7 @@ class Unfold(nnx.Module):
 
 
 def check_images(x: jax.Array, in_chans: int, img_size: tuple[int, int]) -> None:
-    """Raises ValueError unless `x` is floating and (B, *img_size, in_chans)."""
+    """Raise ValueError unless `x` has a floating-point dtype and the shape (B, *img_size, in_chans)."""
     if x.ndim != 4 or tuple(x.shape[1:]) != (*img_size, in_chans):
         raise ValueError(
             f"expected images (B, {img_size[0]}, {img_size[1]}, {in_chans}), got {tuple(x.shape)}: resize the images, "

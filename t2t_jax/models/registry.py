@@ -1,4 +1,4 @@
-"""Models by name. Twin: t2t_torch/models/registry.py; the sizes live in t2t_config/models.py."""
+"""Creation of models by name. Twin: t2t_torch/models/registry.py; the sizes are in t2t_config/models.py."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def make_model(
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
 ) -> nnx.Module:
-    """A freshly initialised model in evaluation mode, with its blocks one by one.
+    """Create a randomly initialised model in evaluation mode, with its blocks as a list (not stacked).
 
-    Args: as of `t2t_jax.create_model`, without `pretrained` and `scan_blocks`.
+    Args: Same as `t2t_jax.create_model`, except `pretrained` and `scan_blocks`.
 
     Raises:
-        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together.
+        ValueError: If the name (the message suggests the nearest) or an override is unknown, or sizes do not match.
     """
     arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
     try:

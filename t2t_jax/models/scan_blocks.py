@@ -1,7 +1,7 @@
-"""Like blocks as one: every tensor of theirs in one array with a leading axis for the block, run by a scan.
+"""Identical blocks stacked into one, every tensor with a leading axis over the blocks, and run by a scan.
 
-A program with a scan holds one block however many there are, so it compiles in the time of one. The stack lies where
-the list lay: `blocks.3.attn.qkv.kernel` (C, 3 C) is `blocks.attn.qkv.kernel[3]` of (L, C, 3 C).
+A program with a scan contains the block once regardless of the depth, so it compiles as fast as a single block. The
+stack replaces the list: `blocks.3.attn.qkv.kernel` (C, 3 C) becomes `blocks.attn.qkv.kernel[3]` of (L, C, 3 C).
 Shapes: L blocks, B batch, N tokens, C channels.
 """
 
@@ -19,7 +19,7 @@ from flax import nnx
 from t2t_jax.models.layers import DropPath
 
 STACK = "blocks"
-"""Attribute of a model that holds its blocks, a list or a stack of them."""
+"""Name of the model attribute that holds the blocks, as a list or as a stack."""
 
 _OF_BLOCK = re.compile(rf"{STACK}\.(\d+)(?:\.(.+))?")
 _OF_STACK = re.compile(rf"{STACK}\.(?!\d+\.)(.+)")
@@ -29,10 +29,10 @@ _OF_STACK = re.compile(rf"{STACK}\.(?!\d+\.)(.+)")
 
 
 def stack_blocks(model: Any) -> Any:
-    """`model`, changed in place: its list of blocks is one block, as `nnx.vmap` would make it, with stacked tensors.
+    """Replace the list of blocks of `model` in place by one block with stacked tensors, as `nnx.vmap` would create it.
 
     Raises:
-        ValueError: its blocks differ in more than their rate of stochastic depth.
+        ValueError: If the blocks differ in more than the stochastic depth rate.
     """
     blocks = list(model.blocks)
     rates = tuple(block.drop_path.rate if hasattr(block, "drop_path") else 0.0 for block in blocks)
@@ -47,9 +47,7 @@ def stack_blocks(model: Any) -> Any:
 
 
 def unstack_blocks(model: Any) -> Any:
-    """`model`, changed in place, with a list of blocks in place of a stack, if it has one; the inverse of
-    `stack_blocks`.
-    """
+    """Replace the stack of blocks of `model`, if it has one, in place by a list; the inverse of `stack_blocks`."""
     if not isinstance(getattr(model, STACK, nnx.List()), nnx.List):
         graphdef, state = nnx.split(model.blocks)
         blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(_length(state))]
@@ -66,13 +64,13 @@ def run_blocks(
     *,
     each: Callable[[nnx.Module], Callable[..., jax.Array]] = lambda block: block,
 ) -> jax.Array:
-    """x (B, N, C) through a list of blocks, or through a stack of them by a scan: the same, with the same dropout.
+    """Apply a list of blocks, or a stack of blocks by a scan, to x (B, N, C), with the same result and dropout.
 
     Args:
-        blocks: of a model.
-        x: tokens.
-        rngs: stream `dropout`, in training.
-        each: what is called in place of a block of a stack.
+        blocks: List or stack of a model's blocks.
+        x: Tokens.
+        rngs: Random streams, of which training uses `dropout`.
+        each: Wrapper for a block of a stack; its result is called instead of the block.
     """
     if isinstance(blocks, nnx.List):
         for block in blocks:
@@ -81,7 +79,7 @@ def run_blocks(
     graphdef, state = nnx.split(blocks)
     rngs_def, rngs_state = nnx.split(rngs)
     rates = _rates(blocks)
-    # Rounded once, as dropout rounds a number of Python.
+    # Rounded once, as `nnx.Dropout` rounds a Python number.
     keep_prob_L = None if rates is None else jnp.asarray(1.0 - np.asarray(rates, np.float64), float)
 
     def run_block(carry: tuple[jax.Array, Any], tensors: Any) -> tuple[tuple[jax.Array, Any], None]:
@@ -95,14 +93,14 @@ def run_blocks(
 
     (x, rngs_state), _ = jax.lax.scan(run_block, (x, rngs_state), (state, keep_prob_L))
     if rngs is not None:
-        nnx.update(rngs, rngs_state)  # they go on where the last block stopped
+        nnx.update(rngs, rngs_state)  # continue the streams after the last block
     return x
 
 
 class _DropPathOfOne(nnx.Module):
-    """Stochastic depth of one block in a scan, where its rate is known only as it runs.
+    """Stochastic depth of one block in a scan, with the rate as a traced value.
 
-    Rate 0 draws no key, as in `nnx.Dropout`, so that all blocks draw the keys that they would draw in a list.
+    As in `nnx.Dropout`, rate 0 consumes no key, so that every block uses the same keys as in a list.
     """
 
     def __init__(self, stack: DropPath, keep_prob: jax.Array) -> None:
@@ -123,7 +121,7 @@ class _DropPathOfOne(nnx.Module):
 
 
 def _rates(stack: Any) -> tuple[float, ...] | None:
-    """Rates of stochastic depth of all blocks in a stack; None where they share one."""
+    """Return the stochastic depth rates of the blocks in a stack, or None if all have the same rate."""
     rate = getattr(getattr(stack, "drop_path", None), "rate", None)
     return rate if isinstance(rate, tuple) else None
 
@@ -140,31 +138,31 @@ def _length(state: Any) -> int:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether an array of this name holds a tensor of every block."""
+    """Return whether the array called `name` holds a tensor of all blocks."""
     return _OF_STACK.fullmatch(name) is not None
 
 
 def is_of_block(name: str) -> bool:
-    """Whether this is the name of one block, or of something in it."""
+    """Return whether `name` is that of a single block or of something in it."""
     return _OF_BLOCK.match(name) is not None
 
 
 def tensor_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the model's tensor in an array of this name and `shape`: that of one block where it is stacked."""
+    """Return the shape of the model's tensor for an array of this name and shape: without the axis over the blocks."""
     return shape[1:] if is_stacked(name) else shape
 
 
 def stack_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """`arrays` with those of all blocks stacked: `blocks.0.norm1.scale`, ... -> `blocks.norm1.scale`.
+    """Stack the arrays of all blocks: `blocks.0.norm1.scale`, ... -> `blocks.norm1.scale`.
 
-    What is stacked already stays as it is. Arrays of numpy stay numpy's.
+    Arrays that are already stacked are unchanged. NumPy arrays remain NumPy arrays.
     """
     found: dict[str, Any] = {}
     layers: dict[str, dict[int, Any]] = {}
     for name, array in arrays.items():
         if block := _OF_BLOCK.fullmatch(name):
             stacked = f"{STACK}.{block[2]}"
-            found.setdefault(stacked)  # keeps its place
+            found.setdefault(stacked)  # reserve its position
             layers.setdefault(stacked, {})[int(block[1])] = array
         else:
             found[name] = array
@@ -175,14 +173,14 @@ def stack_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unstack_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """`arrays` with a name for every block, the inverse of `stack_arrays`; without a stack, all as they are."""
+    """Split stacked arrays into one per block; the inverse of `stack_arrays`. Other arrays are unchanged."""
     stacked = {name: array for name, array in arrays.items() if is_stacked(name)}
     length = len(next(iter(stacked.values()), ()))
     found: dict[str, Any] = {}
     for name, array in arrays.items():
         if name not in stacked:
             found[name] = array
-        elif f"{STACK}.0.{_inner(name)}" not in found:  # the first of them: here all blocks belong, in their order
+        elif f"{STACK}.0.{_inner(name)}" not in found:  # first stacked array: insert all blocks, in order
             found |= {f"{STACK}.{i}.{_inner(key)}": stacked[key][i] for i in range(length) for key in stacked}
     return found
 

@@ -1,4 +1,4 @@
-"""T2T-ViT-Dense: every block adds `growth_rate` channels, transitions halve them (DenseNet, arXiv 1608.06993).
+"""T2T-ViT-Dense: each block adds `growth_rate` channels, transitions halve the width (DenseNet, arXiv 1608.06993).
 
 Source: yitu-opensource/T2T-ViT, models/t2t_vit_dense.py. Twin: t2t_torch/models/t2t_vit_dense.py.
 Shapes: B batch, N tokens, C channels, G growth rate.
@@ -31,7 +31,7 @@ class Transition(nnx.Module):
 
 
 class Block(transformer_block.Block):
-    """A transformer block whose output, reduced to G channels, is appended to its input; (B, N, C) -> (B, N, C + G)."""
+    """Transformer block that appends its output, reduced to G channels, to its input; (B, N, C) -> (B, N, C + G)."""
 
     def __init__(self, growth_rate: int, dim: int, num_heads: int, **kwargs: Any) -> None:
         super().__init__(dim, num_heads, **kwargs)
@@ -43,10 +43,10 @@ class Block(transformer_block.Block):
 
 
 class T2TViTDense(T2TViT):
-    """T2T-ViT with dense connections; its head is as wide as the last stage ends (584 for `t2t_vit_dense`).
+    """T2T-ViT with dense connections; the head's input width is that of the last stage (584 for `t2t_vit_dense`).
 
-    Upstream's stochastic depth is kept: its rule runs over `depth` = 12, not over the blocks, and
-    all blocks of a stage share the rate at the stage's index: the last of four stages gets 3/11 of `drop_path_rate`.
+    Stochastic depth follows upstream: the rates are spread over `depth` = 12, not over the number of blocks, and all
+    blocks of a stage use the rate at the stage's index, so the last of four stages gets 3/11 of `drop_path_rate`.
     """
 
     def __init__(self, *args: Any, growth_rate: int = 32, block_config: Sequence[int] = (3, 4, 6, 3), **kwargs: Any):

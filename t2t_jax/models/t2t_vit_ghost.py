@@ -1,4 +1,4 @@
-"""T2T-ViT-Ghost: half of the features by cheap per-channel operations (GhostNet, arXiv 1911.11907).
+"""T2T-ViT-Ghost: half of the features come from cheap per-channel operations (GhostNet, arXiv 1911.11907).
 
 Source: yitu-opensource/T2T-ViT, models/t2t_vit_ghost.py. Twin: t2t_torch/models/t2t_vit_ghost.py.
 Shapes: B batch, N tokens, C channels, H heads, D channels per head.
@@ -39,7 +39,7 @@ class CheapOperation(nnx.Conv):
 class MlpGhost(nnx.Module):
     """fc2([x1, gelu(cheap2(x1)), gelu(cheap3(x1))]) with x1 = gelu(fc1(x)); (B, N, C) -> (B, N, C).
 
-    Upstream's fc1 keeps the width (C -> C) and fc2 takes 3 C, whatever `mlp_ratio`: it has to be 3.
+    As upstream, fc1 keeps the width (C -> C) and the input of fc2 has 3 C channels, so `mlp_ratio` must be 3.
     """
 
     def __init__(self, in_features: int, hidden_features: int, drop: float = 0.0, **spec: Any) -> None:
@@ -61,7 +61,7 @@ class MlpGhost(nnx.Module):
 
 
 class AttentionGhost(nnx.Module):
-    """Attention whose q, k and v are half projected and half a cheap operation on that half; (B, N, C) -> (B, N, C)."""
+    """Attention with q, k, v half projected, half a cheap operation on the first half; (B, N, C) -> (B, N, C)."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class AttentionGhost(nnx.Module):
         return self.proj_drop(self.proj(x), rngs=rngs)
 
     def _heads(self, x: jax.Array, ghost: jax.Array) -> jax.Array:
-        """Two halves (B, N, C / 2) -> (B, H, N, D)."""
+        """Concatenate two halves and split them into heads: (B, N, C / 2) -> (B, H, N, D)."""
         B, N, half = x.shape
         return (
             jnp.concatenate((x, ghost), axis=2).reshape(B, N, self.num_heads, 2 * half // self.num_heads).swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""The T2T module's performer layer: softmax attention by positive random features, linear in the tokens.
+"""The T2T module's performer layer: softmax attention by positive random features, linear in the number of tokens.
 
 Source: yitu-opensource/T2T-ViT, models/token_performer.py; Performer (arXiv 2009.14794), equation 5.
 Twin: t2t_torch/models/token_performer.py.
@@ -18,14 +18,14 @@ from t2t_jax.models.layers import GELU, Buffer, Dropout, LayerNorm, Linear, Sequ
 
 
 class TokenPerformer(nnx.Module):
-    """One T2T performer, (B, N, dim) -> (B, N, in_dim); the skip connection of its attention is `v`.
+    """Performer layer of the T2T module, (B, N, dim) -> (B, N, in_dim); the skip connection of its attention is `v`.
 
-    Quirks of upstream, kept: the fused projection holds **k, q, v** in this order and has a bias; `w` (M, D) has
-    orthogonal rows of norm sqrt(M), is never redrawn and never trained, yet saved; M = D // 2. Upstream hard-wires
-    both dropouts to 0.1 whatever the model's `drop_rate` says: here that is `drop`.
+    As upstream, the fused projection holds **k, q, v** in this order and has a bias; `w` (M, D) has orthogonal rows of
+    norm sqrt(M) and is saved, but never redrawn or trained; M = D // 2. Upstream hard-codes both dropout rates to 0.1,
+    regardless of the model's `drop_rate`; here they are `drop`.
 
-    Exponentials and sums never run below float32 (nor do their products on hardware that would round the factors);
-    a float64 model is float64 throughout.
+    Exponentials and sums are computed in at least float32, and so are their products on hardware that would round the
+    factors; a float64 model uses float64 throughout.
     """
 
     epsilon = 1e-8
@@ -53,12 +53,12 @@ class TokenPerformer(nnx.Module):
         self.mlp = Sequential([Linear(in_dim, in_dim, **spec), GELU(), Linear(in_dim, in_dim, **spec), Dropout(drop)])
 
     def prm_exp(self, x: jax.Array) -> jax.Array:
-        """Positive random features exp(w x - |x|^2 / 2) / sqrt(M); (B, N, D) -> (B, N, M)."""
+        """Return positive random features exp(w x - |x|^2 / 2) / sqrt(M); (B, N, D) -> (B, N, M)."""
         half_norm = (x * x).sum(axis=-1, keepdims=True) / 2
         return jnp.exp(_matmul(x, self.w[...].astype(x.dtype).T) - half_norm) / math.sqrt(self.m)
 
     def single_attn(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """v + proj(attention) without the N x N matrix: q' (sum_n k'_n v_n^T) / (q' sum_n k'_n)."""
+        """Return v + proj(attention), computed without the N x N matrix: q' (sum_n k'_n v_n^T) / (q' sum_n k'_n)."""
         k, q, v = jnp.split(self.kqv(x), 3, axis=-1)
         dtype = jnp.promote_types(v.dtype, jnp.float32)
         kp, qp = self.prm_exp(k.astype(dtype)), self.prm_exp(q.astype(dtype))
@@ -73,5 +73,5 @@ class TokenPerformer(nnx.Module):
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b with float32 factors left whole (TPUs and GPUs would round them by default)."""
+    """Return a @ b without rounding float32 factors, which TPUs and GPUs do by default."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

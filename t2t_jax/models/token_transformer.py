@@ -20,8 +20,8 @@ from t2t_jax.ops.softmax import one_head_attention
 class Attention(nnx.Module):
     """Attention that changes the width, (B, N, C) -> (B, N, D); the skip connection is `v`.
 
-    Two quirks of upstream are kept: the scale is C^-0.5, of the width that comes in (147 or 576), not D^-0.5; and
-    `q` is scaled before the product.
+    As upstream, the scale is C^-0.5, with C the input width (147 or 576), not D^-0.5, and `q` is scaled before the
+    product.
     """
 
     def __init__(self, dim: int, in_dim: int, qk_scale: float | None = None, **spec: Any) -> None:
@@ -35,9 +35,9 @@ class Attention(nnx.Module):
 
 
 class TokenTransformer(nnx.Module):
-    """One T2T transformer: attn(norm1(x)), then x + mlp(norm2(x)); (B, N, dim) -> (B, N, in_dim).
+    """Transformer layer of the T2T module: attn(norm1(x)), then x + mlp(norm2(x)); (B, N, dim) -> (B, N, in_dim).
 
-    `in_dim` (upstream's name) is the width inside the layer and of its output, `dim` that of its input.
+    `dim` is the input width, `in_dim` (upstream's name) the width inside the layer and of the output.
     """
 
     def __init__(self, dim: int, in_dim: int, mlp_ratio: float = 1.0, **spec: Any) -> None:

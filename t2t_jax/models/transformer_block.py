@@ -42,9 +42,9 @@ class Mlp(nnx.Module):
 def dot_product_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, scale: float, attn_drop: Dropout | Identity, rngs: nnx.Rngs | None
 ) -> jax.Array:
-    """drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D).
+    """Return drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D).
 
-    The softmax never runs below float32.
+    The softmax is computed in at least float32.
     """
     attn = wide_einsum("bhnd,bhmd->bhnm", q * scale, k)
     if isinstance(attn_drop, Identity) or attn_drop.deterministic:
@@ -57,8 +57,8 @@ def dot_product_attention(
 class Attention(nnx.Module):
     """Multi-head self-attention, softmax(q k^T * scale) v; (B, N, C) -> (B, N, C).
 
-    `qk_scale` replaces the default scale D^-0.5. (Upstream changes it silently to C^-0.5 under `pretrained=True`;
-    the released weights use D^-0.5.)
+    `qk_scale` replaces the default scale D^-0.5. (Upstream silently changes it to C^-0.5 with `pretrained=True`; the
+    released weights use D^-0.5.)
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Attention(nnx.Module):
         self.proj_drop = Dropout(proj_drop)
 
     def attend(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """What the heads gather, side by side, before the output projection: (B, N, C) -> (B, N, C)."""
+        """Return the concatenated outputs of the heads, before the output projection: (B, N, C) -> (B, N, C)."""
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).transpose(2, 0, 3, 1, 4)
         return dot_product_attention(q, k, v, self.scale, self.attn_drop, rngs)
@@ -121,7 +121,7 @@ class Block(nnx.Module):
 
 
 def get_sinusoid_encoding(n_position: int, d_hid: int) -> np.ndarray:
-    """The fixed 1-D table of positions, (1, n_position, d_hid): computed in float64, rounded once to float32.
+    """Return the sinusoidal position encoding, (1, n_position, d_hid), computed in float64 and rounded to float32.
 
     table[p, 2i] = sin(p / 10000^(2i/d)), table[p, 2i+1] = cos(p / 10000^(2i/d)) (arXiv 1706.03762, section 3.5).
     """

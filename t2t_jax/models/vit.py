@@ -1,4 +1,4 @@
-"""Vision Transformer (arXiv 2010.11929) and DeiT (arXiv 2012.12877), distilled too.
+"""Vision Transformer (arXiv 2010.11929) and DeiT (arXiv 2012.12877), optionally distilled.
 
 Source: yitu-opensource/T2T-ViT, models/vit.py (timm of early 2021). Twin: t2t_torch/models/vit.py.
 Shapes: B batch, N patches, C channels, H W image, P patch size. Images are NHWC.
@@ -21,7 +21,7 @@ from t2t_jax.models.transformer_block import Block
 class PatchEmbed(nnx.Module):
     """Linear embedding of P x P patches; (B, H, W, in_chans) -> (B, N, embed_dim).
 
-    As in timm, a size that P does not divide keeps its whole patches and drops the rest at the right and bottom.
+    As in timm, if P does not divide the size, the remainder at the right and bottom is ignored.
     """
 
     def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **spec: Any) -> None:
@@ -34,7 +34,7 @@ class PatchEmbed(nnx.Module):
 
 
 class PreLogits(nnx.Module):
-    """The tanh layer between features and head of the in21k models; (B, C) -> (B, out_features)."""
+    """Tanh layer between features and head of the in21k models; (B, C) -> (B, out_features)."""
 
     def __init__(self, in_features: int, out_features: int, **spec: Any) -> None:
         self.fc = Linear(in_features, out_features, **spec)
@@ -47,13 +47,12 @@ class PreLogits(nnx.Module):
 class VisionTransformer(nnx.Module):
     """ViT: patch embedding, class token, learned positions, `depth` blocks; (B, H, W, in_chans) -> logits.
 
-    `distilled` adds DeiT's distillation token and head: in training the pair (class logits, distillation logits),
-    in evaluation their mean. `representation_size` adds `pre_logits`, a tanh layer before the head (not when
-    distilled). `num_classes=0` gives features in place of logits. In training, pass `rngs` (stream `dropout`) with
-    the call.
+    `distilled` adds DeiT's distillation token and head: the output is (class logits, distillation logits) in training
+    and their mean in evaluation. `representation_size` adds `pre_logits`, a tanh layer before the head (not if
+    distilled). With `num_classes=0` the output is features. In training, pass `rngs` (stream `dropout`) with the call.
 
     Raises (when called):
-        ValueError: images of another rank, channel count or size than the model's, or not floating-point.
+        ValueError: If the images are not floating-point or their rank, channels or size do not match the model.
     """
 
     def __init__(
@@ -117,14 +116,14 @@ class VisionTransformer(nnx.Module):
         self.reset_classifier(num_classes, rngs=rngs)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone, besides the one-dimensional ones."""
+        """Return the names of parameters without weight decay, besides the one-dimensional ones."""
         return {"pos_embed", "cls_token", "dist_token"}
 
     def get_classifier(self) -> nnx.Module | tuple[nnx.Module, nnx.Module]:
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """A new head (two when distilled) for `num_classes`; 0 for none."""
+        """Replace the head (both heads if distilled) by a new one for `num_classes` classes; 0 removes it."""
         self.num_classes = num_classes
         self.head = self._make_head(rngs)
         self.head_dist = nnx.data(self._make_head(rngs) if self.dist_token is not None else None)
@@ -134,7 +133,7 @@ class VisionTransformer(nnx.Module):
         return Linear(self.num_features, self.num_classes, **spec) if self.num_classes > 0 else Identity()
 
     def forward_features(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """All tokens after the last norm, class (and distillation) token first: (B, prefix + N, embed_dim)."""
+        """Return all tokens after the final norm, class (and distillation) token first: (B, prefix + N, embed_dim)."""
         check_images(x, self.in_chans, self.img_size)
         x = self.patch_embed(x)
         prefix = [

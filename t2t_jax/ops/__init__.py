@@ -1,1 +1,1 @@
-"""Operations written for speed: attention softmax, products that accumulate in float32."""
+"""Optimized operations: attention softmax, products accumulated in float32."""

@@ -1,4 +1,4 @@
-"""Products of low-precision factors in float32, and their gradients in the factors' own precision."""
+"""Products of low-precision factors in float32, with gradients in the precision of the factors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 
 def wide_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """`einsum(a, b)` in float32 or wider, as what softmax takes.
+    """Return `einsum(a, b)` in at least float32, as input of a softmax.
 
-    The gradient is rounded to the factors' dtype before it meets them: left in float32, both products of the backward
-    pass would be float32 products, slower by far on matrix units than the one of the forward pass.
+    The gradient is rounded to the factors' dtype before it is multiplied with them. Otherwise both products of the
+    backward pass would be float32 products, which are far slower on matrix units than that of the forward pass.
     """
     dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     if a.dtype == b.dtype == dtype:

@@ -1,4 +1,4 @@
-"""What a program is traced for, platform and devices: some forms of the same numbers pay on one and cost on another."""
+"""Platform and devices that a program is traced for; the fastest implementation depends on them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 traced_for = jax.make_user_context(None)
-"""`with traced_for("tpu"):` traces for TPUs wherever it runs; outside, for the default backend. What JAX has traced for
-one platform it does not take for another."""
+"""`with traced_for("tpu"):` traces for TPUs on any machine; without it, JAX's default backend is assumed. JAX does not
+reuse traces across platforms."""
 
 batch_on = jax.make_user_context(None)
-"""`with batch_on(mesh):` traces for a batch whose first axis is split over all devices of `mesh`; outside, nobody knows
-which devices hold it."""
+"""`with batch_on(mesh):` traces for a batch with its first axis split over all devices of `mesh`; without it, the
+devices that hold the batch are unknown."""
 ONE_DEVICE = AbstractMesh((1,), ("data",))
 
 
 def platform() -> str:
-    """Of what is traced now: cpu, gpu or tpu."""
+    """Return the platform of the current trace: cpu, gpu or tpu."""
     return traced_for.value or jax.default_backend()
 
 
 def on_cpu() -> bool:
-    """Whether what is traced now is for a CPU."""
+    """Return whether the current trace is for a CPU."""
     return platform() == "cpu"
 
 
 def takes_tpu_kernels() -> bool:
-    """Whether what is traced now is for TPUs and known which of them hold the batch: no compiler splits a kernel."""
+    """Return whether the trace is for TPUs with known devices of the batch; the compiler cannot partition a kernel."""
     return platform() == "tpu" and batch_on.value is not None
 
 
 def traced_on(mesh: Mesh | AbstractMesh | None, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`function`, traced for a batch that is split over the devices of `mesh`; None for one device."""
+    """Wrap `function` to be traced for a batch split over the devices of `mesh` (None for one device)."""
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
@@ -50,7 +50,7 @@ def traced_on(mesh: Mesh | AbstractMesh | None, function: Callable[Arguments, Re
 
 
 def on_each_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`function` of arrays with the batch in front, as every device computes it of its own part."""
+    """Apply `function` on each device to its part of `arrays`, which are split along the first axis, the batch."""
     mesh = batch_on.value
     assert mesh is not None, "which devices hold the batch is not known"
     if mesh.size == 1:

@@ -1,6 +1,6 @@
-"""softmax(scores) v as it is computed here, with less work and memory than it is written.
+"""Implementations of softmax(scores) v that take less time and memory than the plain formula.
 
-Shapes: B batch, N M tokens, R of them at a time, D channels.
+Shapes: B batch, N M tokens, R tokens per chunk, D channels.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from t2t_jax.ops.platform import on_cpu, takes_tpu_kernels
 
 
 def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(attn) v, of (..., N, M) in float32 at least and (..., M, D), in the dtype of `v`.
+    """Return softmax(attn) v in the dtype of `v`; attn is (..., N, M) in at least float32, v is (..., M, D).
 
-    The CPU's form is for a wide `v` alone: gradients of bfloat16 factors would be float32 products (see wide.py).
+    The CPU implementation requires `v` in the dtype of `attn`: with bfloat16 factors, its gradients would be float32
+    products (see float32_einsum.py).
     """
     if on_cpu() and attn.dtype == v.dtype:
         return _divided_product(attn, v)
@@ -26,10 +27,10 @@ def softmax_product(attn: jax.Array, v: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _divided_product(attn: jax.Array, v: jax.Array) -> jax.Array:
-    """The sums of the softmax divide the product, D numbers for each token in place of M.
+    """Return softmax(attn) v, dividing by the softmax sums after the product: D divisions per token instead of M.
 
-    Sum and division end up in one loop with the product, which XLA's CPU compiler then spreads over the cores; many
-    small products by themselves it computes on one. A TPU would read and write more for it (docs/performance.md).
+    XLA's CPU compiler fuses sum, division and product into one loop, which it runs on all cores; many small products
+    on their own run on a single core. On a TPU this reads and writes more memory (docs/performance.md).
     """
     return _divide(_exp(attn), v)
 
@@ -43,7 +44,7 @@ def _divided_product_jvp(
     return _divide(exp, v), _tangent(exp, v, *tangents)
 
 
-@jax.checkpoint  # were the sums kept for the backward pass, they would leave the product's loop
+@jax.checkpoint  # sums saved for the backward pass would not be fused with the product
 def _tangent(exp: jax.Array, v: jax.Array, d_attn: jax.Array, d_v: jax.Array) -> jax.Array:
     total = exp.sum(axis=-1, keepdims=True)
     d_exp = exp * (d_attn - (exp * d_attn).sum(axis=-1, keepdims=True) / total)
@@ -55,35 +56,35 @@ def _divide(exp: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _exp(attn: jax.Array) -> jax.Array:
-    """exp(attn) but for a factor of each row that keeps it from overflow."""
+    """Return exp(attn) up to a factor per row, which prevents overflow."""
     return jnp.exp(attn - attn.max(axis=-1, keepdims=True))
 
 
 ROWS = 512
-"""Most queries whose scores are held at once."""
+"""Maximum number of queries per chunk, whose scores are in memory at the same time."""
 
 
 KERNEL_TOKENS = 1024
-"""Most tokens that a TPU takes without a kernel: few would be padded too much for it."""
+"""Maximum number of tokens for which a TPU does not use the kernel, which would pad short sequences too much."""
 
 
 def one_head_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v of one head, (B, N, D), without all scores of many tokens at once.
+    """Return softmax(q k^T) v of one head, (B, N, D), without storing all scores of many tokens at the same time.
 
-    In a step for TPUs by a kernel, with no scores in the HBM at all; anywhere else some queries at a time.
+    A step for TPUs uses a kernel, which stores no scores in HBM; otherwise, the queries are processed in chunks.
     """
     if q.shape[1] > KERNEL_TOKENS and takes_tpu_kernels() and jnp.finfo(q.dtype).bits <= 32:
-        from t2t_jax.ops.tpu_attention import kernel_attention  # of JAX's experimental part: only where it is needed
+        from t2t_jax.ops.tpu_attention import kernel_attention  # uses jax.experimental: import only if needed
 
         return kernel_attention(q, k, v)
     return attention_by_rows(q, k, v)
 
 
 def attention_by_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v of one head, (B, N, D), some queries at a time.
+    """Return softmax(q k^T) v of one head, (B, N, D), computed in chunks of queries.
 
-    Of 3136 tokens all scores would take 39 MB an image, several times over in training. So each part's are forgotten
-    and computed again in the backward pass, for one product more than the six of training.
+    All scores of 3136 tokens would take 39 MB per image, and several times as much in training. The scores of a chunk
+    are therefore recomputed in the backward pass, which adds one product to the six of training.
     """
     B, N, D = q.shape
     count = math.ceil(N / ROWS)

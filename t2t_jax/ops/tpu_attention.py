@@ -1,4 +1,4 @@
-"""Attention over many tokens on TPUs, by the kernel that comes with JAX: scores never leave a core's own memory.
+"""Attention over many tokens on TPUs with JAX's splash attention kernel, which keeps scores in on-chip memory.
 
 Shapes: B batch, N tokens, D channels.
 """
@@ -13,19 +13,19 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from t2t_jax.ops.platform import on_each_device
 
 BLOCKS = range(256, 1025, 128)
-"""Tokens of a block of scores: whole rows of a TPU's registers, and few enough for its memory."""
+"""Supported block sizes in tokens: multiples of a TPU register's row that fit in on-chip memory."""
 
 
 def block_size(tokens: int) -> int:
-    """The block that pads `tokens` least; of equals the largest."""
+    """Return the block size that needs the least padding for `tokens` tokens; the largest one on a tie."""
     return min(BLOCKS, key=lambda block: (-tokens % block, -block))
 
 
 def kernel_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v of one head, (B, N, D), bfloat16 or float32, its sums in float32.
+    """Return softmax(q k^T) v of one head, (B, N, D), in bfloat16 or float32, with sums in float32.
 
-    Seven products in training: the backward pass computes the scores again. Only where `batch_on` tells which devices
-    hold the batch, since the compiler cannot split a kernel.
+    Training takes seven products, since the backward pass recomputes the scores. `batch_on` must specify the devices
+    of the batch, since the compiler cannot partition a kernel.
     """
     return on_each_device(_kernel, q, k, v)
 
@@ -36,7 +36,7 @@ def _kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     padding = -N % block
     q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0))) for x in (q, k, v))
     with jax.ensure_compile_time_eval():
-        attend = splash.make_splash_mha(  # images in place of its heads
+        attend = splash.make_splash_mha(  # the heads axis holds the images
             masks.MultiHeadMask([masks.FullMask((N + padding, N + padding))] * B),
             block_sizes=splash.BlockSizes(
                 block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
@@ -44,5 +44,5 @@ def _kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             head_shards=1,
             q_seq_shards=1,
         )
-    is_padded = (jnp.arange(N + padding) >= N).astype(jnp.int32)  # tokens see those of their own kind alone
+    is_padded = (jnp.arange(N + padding) >= N).astype(jnp.int32)  # tokens attend only to tokens of the same segment
     return attend(q, k, v, segment_ids=splash.SegmentIds(is_padded, is_padded))[:, :N]

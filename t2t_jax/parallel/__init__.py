@@ -1,1 +1,1 @@
-"""Several devices and processes: the mesh, shardings, process groups."""
+"""Computation on several devices and processes: mesh, shardings, process groups."""

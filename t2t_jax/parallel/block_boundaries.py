@@ -1,6 +1,6 @@
-"""What a step does at the borders of a model's blocks: activations stay split over the devices, are forgotten and
-computed again in the backward pass where memory is short, and the CPU's compiler is kept inside one block at a time.
-The models know nothing of it."""
+"""Handling of activations at the boundaries of a model's blocks, without changes to the models: activations stay split
+over the devices, can be recomputed in the backward pass to save memory, and XLA's CPU compiler is kept from fusing
+across blocks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from t2t_jax.parallel.mesh import AnyMesh, split_batch
 
 
 class Bordered(nnx.Module):
-    """`block` with its output (B, N, C) split over the devices of `mesh`; with `remat` its backward pass starts from
-    its input alone, all inside is computed again (arXiv 1604.06174).
+    """Wrapper of `block` that splits its output (B, N, C) over the devices of `mesh`.
 
-    With `fence` the block stays a call in the program, forward and backward. XLA's CPU compiler would otherwise fuse
-    the chain of residual sums into everything that reads it, and compute it again there: with 14 blocks that doubled
-    the time of a training step. (It drops optimisation barriers before it fuses.)
+    With `remat`, only the block's input is saved for the backward pass; all inside is recomputed (arXiv 1604.06174).
+    With `fence`, the block remains a call in the program, forward and backward. Otherwise XLA's CPU compiler fuses the
+    chain of residual sums into every operation that reads it and recomputes it there, which doubled the time of a
+    training step with 14 blocks. (It removes optimization barriers before fusion.)
     """
 
     def __init__(self, block: nnx.Module, mesh: AnyMesh | None, remat: bool, fence: bool) -> None:
@@ -38,7 +38,7 @@ class Bordered(nnx.Module):
 
 
 class BorderedStack(nnx.Module):
-    """The same of every block in a stack (see stacked.py), inside its scan."""
+    """`Bordered` for every block of a stack (see scan_blocks.py), inside its scan."""
 
     def __init__(self, blocks: nnx.Module, mesh: AnyMesh | None, remat: bool) -> None:
         self.blocks, self.mesh, self.remat = blocks, mesh, remat
@@ -52,10 +52,10 @@ def _call(block: Callable[..., jax.Array], x: jax.Array, rngs: nnx.Rngs | None) 
 
 
 def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = False, fence: bool = False) -> Any:
-    """`model`, changed in place, with every block and both layers of the T2T module `Bordered`.
+    """Wrap every block and both layers of the T2T module of `model` in `Bordered`, in place.
 
-    The paths of its tensors change, so this is for a model that a step has just merged. A model without `blocks`
-    stays as it is. The scan of a stack is a fence of its own.
+    This changes the paths of its tensors, so use it only on a model that a step has just merged. A model without
+    `blocks` is unchanged. Stacked blocks need no fence, because their scan acts as one.
     """
     if (mesh is None and not remat and not fence) or not hasattr(model, "blocks"):
         return model
@@ -71,7 +71,7 @@ def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = Fals
 
 
 def on_one_cpu(mesh: AnyMesh | None = None) -> bool:
-    """Whether programs for `mesh` (None: what is traced for) run on a single CPU device; there blocks are fenced."""
+    """Return whether `mesh` (None: the traced platform) is a single CPU device, on which blocks are fenced."""
     if mesh is None:
         return on_cpu()
     return isinstance(mesh, Mesh) and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"

@@ -1,4 +1,4 @@
-"""A run of several processes that is asked to stop: all of them do, after the same step."""
+"""Interruption of a run with several processes: all of them stop after the same step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from t2t_common.workdir import interrupt
 
 
 class Interruption(interrupt.Interruption):
-    """As its base. Where several processes train together, JAX's preemption service listens for SIGTERM instead, and
-    has all of them stop at the same step, whichever got the signal.
+    """Same as the base class for a single process. With several, JAX's preemption service listens for SIGTERM instead
+    and stops all of them at the same step, whichever received the signal.
     """
 
     @property

@@ -1,9 +1,9 @@
-"""One mesh of devices with the axes `data` and `fsdp`, and how a training run's arrays lie on it.
+"""Device mesh with the axes `data` and `fsdp`, and the shardings of a training run's arrays on it.
 
-A batch is split over both axes. Parameters, optimiser and average are split over `fsdp` by path rules, and gathered
-where a step computes with them, as ZeRO does (arXiv 1910.02054, stage 3); gradients are scattered back. So what
-travels between devices is weights and gradients, never images, tokens or logits of more than one device's part.
-Axes are of type Auto: what a step constrains here is what the compiler propagates.
+A batch is split over both axes. Parameters, optimizer state and averaged weights are split over `fsdp` by path rules
+and gathered where a step uses them, as in ZeRO stage 3 (arXiv 1910.02054); gradients are scattered. Devices therefore
+exchange weights and gradients only, never images, tokens or logits beyond a device's own part.
+The axes have type Auto: the compiler propagates the sharding constraints that a step sets with this module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from t2t_jax.models.scan_blocks import is_stacked, tensor_shape
 
 AXES = ("data", "fsdp")
 BATCH = P(AXES)
-"""The first axis over all devices, `fsdp` fastest."""
+"""Sharding of the first axis over all devices, with `fsdp` varying fastest."""
 
 RULES: tuple[tuple[str, bool], ...] = (
     ("*token", False),
@@ -34,21 +34,21 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("*.scale", False),
     ("*", True),
 )
-"""Shell-style pattern of a parameter's dotted name -> whether `fsdp` splits it; the first that matches holds. What is
-small stays whole: a message of its own would cost more than the memory."""
+"""Shell-style pattern of a parameter's dotted name -> whether `fsdp` splits it; the first match applies. Small
+parameters are replicated: communicating each of them would cost more than the memory saved."""
 
 Tree = TypeVar("Tree")
 AnyMesh = Mesh | AbstractMesh
-"""Of devices, or of their number alone: enough to lower a program."""
+"""Mesh of devices, or an abstract one with their number only, which is sufficient to lower a program."""
 
 
 def mesh_shape(text: str | None, num_devices: int) -> tuple[int, int]:
-    """Sizes of the axes (data, fsdp) that `text` names, such as "data=4,fsdp=2"; None takes all devices for data.
+    """Parse `text`, e.g. "data=4,fsdp=2", into the sizes of the axes (data, fsdp).
 
-    An axis that is not named has size 1.
+    An axis that is not given has size 1. None uses all devices for data.
 
     Raises:
-        ValueError: not understood, or more devices than there are.
+        ValueError: If `text` cannot be parsed or needs more than `num_devices` devices.
     """
     if text is None:
         return num_devices, 1
@@ -65,10 +65,12 @@ def mesh_shape(text: str | None, num_devices: int) -> tuple[int, int]:
 
 
 def make_mesh(text: str | None = None) -> Mesh:
-    """The mesh of this run's devices, those of all processes; see `mesh_shape`. One process may leave some unused.
+    """Create the mesh of this run over the devices of all processes; see `mesh_shape` for `text`.
+
+    A run with a single process may leave devices unused.
 
     Raises:
-        ValueError: not understood, or not as many devices as there are.
+        ValueError: If `text` cannot be parsed or does not match the number of devices.
     """
     devices = jax.devices()
     shape = mesh_shape(text, len(devices))
@@ -80,17 +82,17 @@ def make_mesh(text: str | None = None) -> Mesh:
 def check_batch(
     batch_size: int, mesh: AnyMesh, *, parts: int = 1, group: int | None = None, group_in_parts: bool = False
 ) -> None:
-    """Whether every device gets an equal part of a batch, each part whole micro-batches and whole groups of mixup.
+    """Check that a batch divides evenly among devices and micro-batches, without splitting mixup groups.
 
     Args:
-        batch_size: images of a step.
-        mesh: of the run.
-        parts: micro-batches of a step.
-        group: images among which mixup finds partners; None where none are mixed.
-        group_in_parts: whether they are found within a micro-batch.
+        batch_size: Images per step.
+        mesh: Mesh of the run.
+        parts: Micro-batches per step.
+        group: Size of the groups in which mixup pairs images; None without mixing.
+        group_in_parts: Whether the groups are within micro-batches.
 
     Raises:
-        ValueError: it does not; the message says what would.
+        ValueError: If it does not; the message suggests a valid setting.
     """
     if batch_size % (mesh.size * parts):
         micro = f" in {parts} micro-batches" if parts > 1 else ""
@@ -109,9 +111,9 @@ def check_batch(
 
 
 def param_spec(name: str, shape: Sequence[int], fsdp: int) -> P:
-    """How the tensor called `name` is split: its largest axis that `fsdp` divides (the first of equals), or not.
+    """Return the partitioning of the tensor `name`: its largest axis that `fsdp` divides (the first on a tie), or none.
 
-    Of stacked blocks each is split, as it would be alone.
+    Stacked blocks are split like a single block, never along the axis over the blocks.
     """
     first = int(is_stacked(name))
     splits = next(rule for pattern, rule in RULES if fnmatchcase(name, pattern))
@@ -123,10 +125,10 @@ def param_spec(name: str, shape: Sequence[int], fsdp: int) -> P:
 
 
 def tree_shardings(tree: Tree, mesh: AnyMesh) -> Tree:
-    """Shardings of every array of `tree`, a state or part of one.
+    """Return the shardings of all arrays of `tree`, a training state or a part of one.
 
-    An array under a parameter's dotted name (moments of the optimiser and the average have the same) lies as the
-    rules say, any other is whole on every device.
+    Arrays under a parameter's dotted name (also optimizer moments and averaged weights) are sharded by the rules; all
+    others are replicated.
     """
 
     def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
@@ -139,18 +141,18 @@ def tree_shardings(tree: Tree, mesh: AnyMesh) -> Tree:
 # --- Several processes --------------------------------------------------------------------------------------
 
 CLUSTER = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
-"""Environment variables that tell of other processes of this run."""
+"""Environment variables that indicate other processes of this run."""
 
 
 def join_processes(text: str | None = None) -> None:
-    """Makes this process one of a run's, if there are others; before anything else asks for devices.
+    """Join the other processes of this run, if there are any; call it before any access to devices.
 
     Args:
-        text: "HOST:PORT,COUNT,INDEX": address of process 0, how many there are, which this is; "auto" asks the
-            cluster (Cloud TPU, GKE, Slurm, Open MPI), "off" does not; None asks it if the environment tells of one.
+        text: "HOST:PORT,COUNT,INDEX": address of process 0, number of processes, index of this one; "auto" queries the
+            cluster (Cloud TPU, GKE, Slurm, Open MPI), "off" does not; None queries it if the environment indicates one.
 
     Raises:
-        ValueError: not understood, or "auto" where no cluster is known.
+        ValueError: If `text` cannot be parsed, or is "auto" and no cluster is detected.
     """
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",")
     if text == "off" or (text is None and not hosts and not any(name in os.environ for name in CLUSTER)):
@@ -169,12 +171,12 @@ def join_processes(text: str | None = None) -> None:
 
 
 def put_tree(tree: Tree, mesh: Mesh) -> Tree:
-    """`tree`, numpy's arrays too, the same in every process, on the devices as `tree_shardings` says."""
+    """Put `tree` (JAX or NumPy arrays, the same in every process) on the devices, sharded by `tree_shardings`."""
     return jax.device_put(tree, None if mesh.size == 1 else tree_shardings(tree, mesh))
 
 
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """This process's part of a batch (numpy) as part of the whole batch, split over all devices, on its way there."""
+    """Start copying this process's part of a batch (NumPy) to its devices; return the global batch, split over all."""
     if mesh.size == 1:
         return jax.device_put(batch)
     sharding = NamedSharding(mesh, BATCH)
@@ -182,41 +184,41 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is split as a batch; the inverse of `put_batch`."""
+    """Return this process's rows of an array that is split like a batch; the inverse of `put_batch`."""
     parts = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(part.data) for part in parts])
 
 
 def sum_processes(counts: np.ndarray) -> np.ndarray:
-    """The sum of every process's `counts`."""
+    """Return the sum of `counts` over all processes."""
     return counts if jax.process_count() == 1 else multihost_utils.process_allgather(counts).sum(axis=0)
 
 
-# --- Inside a compiled step; without a mesh all of these leave everything as it is ---------------------------
+# --- Inside a compiled step; without a mesh these functions return their input --------------------------------
 
 
 def split_batch(tree: Tree, mesh: AnyMesh | None) -> Tree:
-    """`tree` with the first axis of every array split over all devices."""
+    """Constrain `tree` to have the first axis of every array split over all devices."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, BATCH))
 
 
 def gather(tree: Tree, mesh: AnyMesh | None) -> Tree:
-    """`tree` whole on every device."""
+    """Constrain `tree` to be replicated on every device."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
 def scatter(tree: Tree, mesh: AnyMesh | None) -> Tree:
-    """`tree` as `tree_shardings` says."""
+    """Constrain `tree` to the shardings of `tree_shardings`."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, tree_shardings(tree, mesh))
 
 
 def own_shapes(arrays: Mapping[str, jax.Array]) -> list[tuple[int, ...]]:
-    """Shapes of all arrays, of one device's parts of them, and of one block's part of both where blocks are stacked."""
+    """Return the shapes of all arrays and of their shards on one device, and those of one block where stacked."""
     wholes, parts = {name: array.shape for name, array in arrays.items()}, shard_shapes(arrays)
     found = [*wholes.items(), *parts.items()]
     return [shape for name, shape in found] + [tensor_shape(name, shape) for name, shape in found]
 
 
 def shard_shapes(arrays: Mapping[str, jax.Array]) -> dict[str, tuple[int, ...]]:
-    """The shape of one device's part of every array."""
+    """Return the shape of every array's shard on one device."""
     return {name: array.sharding.shard_shape(array.shape) for name, array in arrays.items()}

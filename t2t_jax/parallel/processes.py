@@ -1,4 +1,4 @@
-"""Several processes that train together: one that loses another ends, and says so.
+"""Training with several processes: detection of a lost process, checks across processes.
 
 Twin: t2t_torch/training/processes.py.
 """
@@ -19,16 +19,16 @@ from t2t_common.data.fingerprint import check_alike, digest_of
 from t2t_config.text import reason
 
 SIGNS = re.compile(r"gloo|nccl|coordination|heartbeat|unhealthy", re.IGNORECASE)
-"""In what JAX, XLA or Orbax say when another process does not answer; they have no type for it."""
+"""Words in the errors of JAX, XLA or Orbax if another process does not respond; there is no error type for it."""
 
 
 class LostProcessError(ValueError):
-    """Another process of this run is gone."""
+    """Another process of this run has died."""
 
 
 @contextlib.contextmanager
 def told_of_loss() -> Iterator[None]:
-    """Makes of whatever tells that another process is gone a `LostProcessError`."""
+    """Raise `LostProcessError` if another process has died."""
     try:
         yield
     except Exception as error:
@@ -48,10 +48,10 @@ def _tells_of_loss(error: BaseException) -> bool:
 
 
 def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
-    """`identity`, of the data that this process has.
+    """Return `identity`, the identity of this process's data, if it is the same in all processes.
 
     Raises:
-        ValueError: another process has other data.
+        ValueError: If another process has different data.
     """
     if jax.process_count() > 1:
         digests = multihost_utils.process_allgather(np.frombuffer(digest_of(identity), np.uint8))
@@ -60,6 +60,6 @@ def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def ran_on(mesh: Mesh) -> dict[str, Any]:
-    """Number of processes and devices of a run, their kind and what they share; JSON values."""
+    """Return the number of processes and devices of a run, the device kind and the mesh shape, as JSON values."""
     kind = mesh.devices.flat[0].device_kind
     return {"processes": jax.process_count(), "devices": mesh.size, "kind": kind, "mesh": dict(mesh.shape)}

@@ -1,1 +1,1 @@
-"""What a training run is made of: recipe, optimiser, mixing, losses, checkpoints."""
+"""Components of a training run: recipe, optimizer, augmentation, losses, checkpoints."""

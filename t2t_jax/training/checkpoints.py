@@ -1,6 +1,7 @@
-"""The checkpoints of a run, written while it goes on: the latest ones and the best one.
+"""Training checkpoints, written in the background: the latest ones and the best one.
 
-Each is one bundle that belongs to one step: weights, average, optimiser, step, key and the position in the data.
+Twin: t2t_torch/training/checkpoints.py. Each holds the state after one step: weights, moving average, optimizer, step,
+key and the position in the data.
 """
 
 from __future__ import annotations
@@ -39,26 +40,26 @@ from t2t_jax.weights.orbax_paths import plain_path
 from t2t_jax.weights.replace_folder import ASIDE, recover
 
 DATA = "data"
-"""The item of a checkpoint that holds the position in the data."""
+"""Checkpoint item with the position in the data."""
 
 
 class TrainingCheckpoints:
-    """The checkpoints of one run, `workdir/checkpoints/STEP`; a context manager that ends when all is on disk.
+    """Checkpoints of one run, `workdir/checkpoints/STEP`; a context manager that waits for pending writes on exit.
 
     They are written in the background, one at a time. Only one process, or one group of processes that train
-    together, may use a workdir (see `lock.py`): what an earlier one left half done is swept away here.
+    together, may use a workdir (see t2t_common/workdir/lock.py); incomplete files of earlier runs are removed here.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool = False) -> None:
         """
         Args:
-            workdir: folder of the run; created if need be.
-            keep: how many of the latest checkpoints to keep.
-            keep_best: keep the one with the highest `TOP1` in its metadata as well, and `checkpoints/best` as a link
-                to it; of equals the earliest.
+            workdir: Folder of the run, created if needed.
+            keep: Number of latest checkpoints to keep.
+            keep_best: Whether to also keep the checkpoint with the highest `TOP1` in its metadata (the earliest in case
+                of a tie), with `checkpoints/best` as a link to it.
 
         Raises:
-            ValueError: the folder cannot be written to.
+            ValueError: The folder is not writable.
         """
         self._folder, self._keep = ensure_writable(Path(workdir) / CHECKPOINTS), keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -82,7 +83,7 @@ class TrainingCheckpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, LostProcessError):  # what is being written will never be whole
+        if isinstance(error, LostProcessError):  # the pending checkpoint can never be completed
             self._writer.shutdown(wait=False)
             return
         try:
@@ -90,37 +91,37 @@ class TrainingCheckpoints:
         except ValueError as failure:
             if error is None:
                 raise
-            logging.getLogger(__name__).error("error: %s", failure)  # `error` is the one that is raised
+            logging.getLogger(__name__).error("error: %s", failure)  # `error` is raised
         finally:
             self._writer.shutdown()
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint; None without one."""
+        """Step of the latest checkpoint; None if there is none."""
         steps = [step for step in checkpoint_steps(self._folder) if step not in self.damaged.steps]
         return steps[-1] if steps else None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Metadata of the latest checkpoint that can be read; empty without one.
+        """Metadata of the latest readable checkpoint; empty if there is no checkpoint.
 
         Raises:
-            ValueError: there are checkpoints, and all of them are damaged.
+            ValueError: All checkpoints are damaged.
         """
         return self.damaged.latest(lambda: self.latest_step, lambda step: load_metadata(self._folder / str(step)), {})
 
     def is_best(self, top1: float) -> bool:
-        """Whether a checkpoint of this accuracy would become the best one; never where the best is not kept."""
+        """Return whether a checkpoint with this accuracy would become the best one; False if the best is not kept."""
         return self._keeps_best and top1 > max(self._top1.values(), default=-math.inf)
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator, metadata: Mapping[str, Any]) -> None:
-        """Begins to save everything that the run needs to continue, once the save before is on disk.
+        """Start saving everything needed to resume the run, after waiting for the previous save.
 
-        It returns when all is copied to the host: the next step may take the state's memory. `wait`, the next save
-        and the end of the context tell how it went.
+        Returns when all arrays are copied to the host, so that the next step may reuse the state's memory. Write errors
+        are raised by `wait`, by the next save or on exit from the context.
 
         Raises:
-            ValueError: this one or the one before cannot be written; earlier checkpoints stay as they are.
+            ValueError: This checkpoint or the previous one cannot be written; earlier checkpoints are unchanged.
         """
         self.wait()
         step = int(state.step)
@@ -132,26 +133,26 @@ class TrainingCheckpoints:
         self._pending = self._writer.submit(self._finish, finish)
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk.
+        """Wait until the pending checkpoint is on disk.
 
         Raises:
-            ValueError: it cannot be written; earlier checkpoints stay as they are.
+            ValueError: It cannot be written; earlier checkpoints are unchanged.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The saved state of the latest checkpoint that is sound; sets `iterator` to its position.
+        """Return the state of the latest intact checkpoint, and set `iterator` to its position.
 
-        What is damaged is set aside, and `damaged.lines` says so.
+        Damaged checkpoints are renamed, and reported in `damaged.lines`.
 
         Args:
-            state: any state of the same run; gives shapes, dtypes and devices.
-            iterator: over the same data with the same seed and batch size.
+            state: Any state of the same run; defines shapes, dtypes and devices.
+            iterator: Iterator over the same data with the same seed and batch size.
 
         Raises:
-            ValueError: all are damaged, or it is of another run; the message names it.
+            ValueError: All checkpoints are damaged, or the latest belongs to another run; the message names it.
         """
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
 
@@ -206,14 +207,14 @@ class TrainingCheckpoints:
     def _forget_old(self) -> None:
         for step in checkpoint_steps(self._folder)[: -self._keep]:
             if step != self._best_step:
-                # Not a checkpoint any more from the first moment on, so that none is ever there in part.
+                # Rename first, so that a partially deleted folder is never taken for a checkpoint.
                 doomed = self._folder / f"{SCRATCH}{step}"
                 (self._folder / str(step)).rename(doomed)
                 shutil.rmtree(doomed)
                 self._top1.pop(step, None)
 
     def _sweep(self) -> None:
-        for leftover in self._folder.glob(f"{SCRATCH}*"):  # of a run that was killed while it wrote
+        for leftover in self._folder.glob(f"{SCRATCH}*"):  # of a run that was killed while writing
             if leftover.is_symlink():
                 leftover.unlink()
             else:
@@ -223,13 +224,13 @@ class TrainingCheckpoints:
 
 
 def read_position(folder: Path) -> dict[str, Any]:
-    """The position in the data that a checkpoint holds: what `get_state` gave, the same in every process.
+    """Return the position in the data saved in a checkpoint: the result of `get_state`, identical in all processes.
 
-    Each process writes its own, by the name that Grain gives it, and Grain reads that of as many processes alone; as
-    positions count batches of all processes together, any will do, for any number of them.
+    Each process writes its own file, named by Grain, and Grain can read it only with the same number of processes.
+    Positions count global batches, so any of the files is valid for any number of processes.
 
     Raises:
-        ValueError: there is none, or they are not all alike.
+        ValueError: There is none, or they differ.
     """
     found = [json.loads(path.read_text()) for path in sorted((folder / DATA).glob("process_*-of-*.json"))]
     if not found or any(position != found[0] for position in found):
@@ -238,6 +239,6 @@ def read_position(folder: Path) -> dict[str, Any]:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The parts of a training checkpoint that hold arrays."""
+    """Return the items of a training checkpoint that hold arrays."""
     rest = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
     return {"model": state.raw, "train": rest, **({} if state.ema is None else {"ema": state.ema})}

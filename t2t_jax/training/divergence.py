@@ -1,8 +1,8 @@
-"""What went first when a run diverged: the step that broke, run again with a look at every module and gradient.
+"""Find the first non-finite module output or gradient of a diverged run by repeating the failed step.
 
-A step shows nothing of its inside. So a diverged run is taken back to its last good state, the steps since are run
-again as they were, with the same batches and keys, and the one that broke is traced once more while every module's
-output and every gradient say whether they are finite.
+A compiled step does not expose its intermediate values. Therefore a diverged run is restored to its last good state,
+the steps since are repeated with the same batches and keys, and the failed step is traced again with a check for
+non-finite values on every module output and every gradient.
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ from flax import nnx
 from t2t_config.text import few
 from t2t_jax.models.scan_blocks import unstack_arrays
 from t2t_jax.state import Arrays
-from t2t_jax.training.step import Batch, TrainState, observing
+from t2t_jax.training.step import Batch, TrainState, TrainStep
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Inspected = Callable[[Callable[[Arrays], None]], TrainStep]
+"""(function to call with the gradients while it is traced) -> a training step."""
 
 
-def explain(train_step: TrainStep, state: TrainState, batches: Iterator[Batch], *, done: int, broken: int) -> str:
-    """Runs again from a good state to the step that broke; one line on what was the first not to be finite.
+def explain(
+    train_step: TrainStep,
+    inspected: Inspected,
+    state: TrainState,
+    batches: Iterator[Batch],
+    *,
+    done: int,
+    broken: int,
+) -> str:
+    """Repeat the steps from a good state to the failed one; return a line that names the first non-finite values.
 
     Args:
-        train_step: the run's step; it is traced anew, so whatever is compiled in this process is forgotten.
-        state: after step `done`.
-        batches: those of step `done` + 1 and the ones after.
-        done: steps done in `state`.
-        broken: the first step (from 1) whose loss or gradient was not finite.
+        train_step: Training step of the run.
+        inspected: Makes the step that computes the same and is inspected while it is traced.
+        state: State after step `done`.
+        batches: Batches from step `done` + 1 on.
+        done: Number of steps completed in `state`.
+        broken: First step (from 1) whose loss or gradient was not finite.
     """
     for _ in range(done + 1, broken):
         state, _ = train_step(state, next(batches))
@@ -43,12 +53,10 @@ def explain(train_step: TrainStep, state: TrainState, batches: Iterator[Batch], 
         *_not_finite({"images": batch["image"], "labels": batch["label"]}),
     ]
     seen = Findings()
-    jax.clear_caches()
-    with seen.recording():
-        _, metrics = train_step(state, batch)
+    with _calls(seen.note_output):
+        _, metrics = inspected(seen.note_gradients)(state, batch)
         jax.block_until_ready(metrics)
         jax.effects_barrier()
-    jax.clear_caches()
     parts = [f"{few(before)} before the step"] if before else []
     parts += [seen.output] if seen.output else []
     parts += [seen.gradient] if seen.gradient and not seen.output else []
@@ -64,15 +72,15 @@ def explain(train_step: TrainStep, state: TrainState, batches: Iterator[Batch], 
 
 
 def _not_finite(arrays: Mapping[str, Any]) -> list[str]:
-    """Names of the arrays that hold anything else than finite numbers."""
+    """Return the names of the arrays with non-finite values."""
     finite = jax.jit(lambda arrays: {name: jnp.isfinite(array).all() for name, array in arrays.items()})(arrays)
     return [name for name in arrays if not finite[name]]
 
 
 class Findings:
-    """Which outputs and gradients of a step were not finite.
+    """Record which outputs and gradients of a step are not finite.
 
-    Tracing numbers them in order; the step, as it runs, names the numbers of those that are not finite.
+    Tracing numbers them in order; at run time, callbacks record the numbers of the non-finite ones.
     """
 
     def __init__(self) -> None:
@@ -82,23 +90,17 @@ class Findings:
 
     @property
     def output(self) -> str | None:
-        """The first module in the order of the forward pass, inner ones first, whose output is not finite."""
+        """First module with a non-finite output in forward order, inner modules before outer ones."""
         found = [name for i, name in enumerate(self._modules) if ("output", i) in self._broken]
         return f"the output of {found[0] or 'the model'}" if found else None
 
     @property
     def gradient(self) -> str | None:
-        """The first gradient that is not finite, in the order of the backward pass: of the last module used."""
+        """First non-finite gradient in backward order: that of the last module used in the forward pass."""
         found = [name for i, name in enumerate(self._gradients) if ("gradient", i) in self._broken]
         use = {name: i for i, name in enumerate(self._modules)}
         found.sort(key=lambda name: -use.get(name.rpartition(".")[0], len(use)))
         return f"the gradient of {found[0]} ({len(found)} in all)" if found else None
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """While open, a training step that is traced is looked into."""
-        with _calls(self._note_output), observing(self._note_gradients):
-            yield
 
     def _note(self, kind: str, index: int, arrays: list[jax.Array]) -> None:
         def seen(finite: Any) -> None:
@@ -107,7 +109,8 @@ class Findings:
 
         jax.debug.callback(seen, functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in arrays]))
 
-    def _note_output(self, name: str, output: Any) -> None:
+    def note_output(self, name: str, output: Any) -> None:
+        """Check the output of a module, by its path, while the step is traced."""
         arrays = [
             leaf
             for leaf in jax.tree.leaves(output, is_leaf=lambda leaf: isinstance(leaf, nnx.Pytree | nnx.Variable))
@@ -117,7 +120,8 @@ class Findings:
             self._modules.append(name)
             self._note("output", len(self._modules) - 1, arrays)
 
-    def _note_gradients(self, gradients: Arrays) -> None:
+    def note_gradients(self, gradients: Arrays) -> None:
+        """Check the gradients, by name, while the step is traced."""
         for name, gradient in gradients.items():
             self._gradients.append(name)
             self._note("gradient", len(self._gradients) - 1, [gradient])
@@ -125,9 +129,9 @@ class Findings:
 
 @contextlib.contextmanager
 def _calls(note: Callable[[str, Any], None]) -> Iterator[None]:
-    """While open, every call of a module tells `note` its path and its output, inner calls before outer ones.
+    """While open, call `note` with path and output of every module call, inner calls before outer ones.
 
-    Paths begin at the module that is called from outside any other.
+    Paths are relative to the outermost called module.
     """
     names: dict[int, str] = {}
     active: list[int] = []
@@ -137,7 +141,7 @@ def _calls(note: Callable[[str, Any], None]) -> Iterator[None]:
             if not active:
                 names.clear()
                 names.update((id(module), ".".join(map(str, path))) for path, module in nnx.iter_modules(self))
-            # A subclass that calls super().__call__ is one call, not two.
+            # Count a subclass that calls super().__call__ once.
             if id(self) not in names or id(self) in active:
                 return original(self, *args, **kwargs)
             active.append(id(self))

@@ -1,4 +1,7 @@
-"""What a recipe becomes: its model, its mixing of images, its optimiser and training step."""
+"""Build the model, augmentation, optimizer and training step of a recipe.
+
+Twin: t2t_torch/training/from_recipe.py.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,15 @@ from t2t_jax.state import Arrays
 from t2t_jax.training.mixup import Mixup
 from t2t_jax.training.optim import recipe_optimizer
 from t2t_jax.training.random_erasing import RandomErasing
-from t2t_jax.training.step import Batch, TrainState, make_augment, make_train_step, step_key
+from t2t_jax.training.step import Batch, TrainState, TrainStep, make_augment, make_train_step, step_key
 from t2t_jax.training.token_labeling import TokenLabeling
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 Sample = Callable[[TrainState, Batch], Batch]
 
 
 def check_recipe(recipe: Recipe, mesh: AnyMesh) -> None:
-    """Raises ValueError unless the batch of `recipe` divides among the devices of `mesh` (see `check_batch`)."""
-    # MixToken finds partners within a part of the batch, mixup and cutmix within all of it.
+    """Raise ValueError unless the batch of `recipe` is divisible among the devices of `mesh` (see `check_batch`)."""
+    # MixToken pairs images within a micro-batch, mixup and cutmix within the whole batch.
     computed = recipe.batch_size // (recipe.grad_accum_steps if recipe.mix_token else 1)
     group = (recipe.mixup_group or computed) if recipe.mixes or recipe.mix_token else None
     check_batch(
@@ -45,16 +47,18 @@ def build_step(
     *,
     steps_per_epoch: int,
     mesh: AnyMesh,
+    inspect_gradients: Callable[[Arrays], None] | None = None,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
-    """Optimiser and training step of `recipe`, whose num_classes is set, on the devices of `mesh`.
+    """Return the optimizer and the training step of `recipe` on the devices of `mesh`.
 
     Args:
-        recipe: what to train.
-        graphdef: of the model in training mode.
-        params: its parameters; shapes are enough.
-        no_decay: names that weight decay leaves alone.
-        steps_per_epoch: of the data.
-        mesh: devices of the state and of the batches.
+        recipe: Recipe to train, with num_classes set.
+        graphdef: Graph definition of the model in training mode.
+        params: Parameters of the model, or their shapes.
+        no_decay: Names of parameters without weight decay.
+        steps_per_epoch: Number of steps per epoch.
+        mesh: Devices of the state and of the batches.
+        inspect_gradients: See `make_train_step`.
     """
     tx = recipe_optimizer(recipe, params, steps_per_epoch=steps_per_epoch, no_decay=no_decay)
     step = make_train_step(
@@ -69,14 +73,15 @@ def build_step(
         remat=recipe.remat,
         mesh=mesh if mesh.size > 1 else None,
         fence=on_one_cpu(mesh),
+        inspect_gradients=inspect_gradients,
     )
     return tx, step
 
 
 def build_sample(recipe: Recipe, *, mesh: AnyMesh) -> Sample:
-    """(state, batch) -> the first images of a batch as the next step will see them, and their labels or targets.
+    """Return (state, batch) -> the first images of a batch, augmented as in the next step, with labels or targets.
 
-    Every process has to call it, and gets the same images.
+    Every process must call it and gets the same images.
     """
     augment, devices = make_augment(build_mixup(recipe), build_random_erasing(recipe)), mesh if mesh.size > 1 else None
 
@@ -89,7 +94,7 @@ def build_sample(recipe: Recipe, *, mesh: AnyMesh) -> Sample:
 
 
 def build_model(recipe: Recipe) -> Any:
-    """The freshly initialised model of `recipe`, in evaluation mode."""
+    """Return the initialized model of `recipe`, in evaluation mode."""
     return create_model(
         recipe.model,
         img_size=recipe.img_size,
@@ -106,7 +111,7 @@ def build_model(recipe: Recipe) -> Any:
 
 
 def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
-    """Token labeling of `recipe`, whose num_classes is set; None without."""
+    """Return the token labeling of `recipe`, whose num_classes must be set; None if disabled."""
     if not recipe.aux_head or recipe.num_classes is None:
         return None
     return TokenLabeling(
@@ -120,12 +125,12 @@ def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
 
 
 def build_random_erasing(recipe: Recipe) -> RandomErasing | None:
-    """Random erasing of `recipe`; None without."""
+    """Return the random erasing of `recipe`; None if disabled."""
     return RandomErasing(recipe.re_prob) if recipe.re_prob else None
 
 
 def build_mixup(recipe: Recipe) -> Mixup | None:
-    """Mixup and cutmix of `recipe`, whose num_classes is set; None without."""
+    """Return the mixup and cutmix of `recipe`, whose num_classes must be set; None if disabled."""
     if not recipe.mixes or recipe.num_classes is None:
         return None
     return Mixup(

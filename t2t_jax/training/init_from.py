@@ -1,4 +1,4 @@
-"""Weights that a run starts from, and what the outputs of their classifier stand for.
+"""Initial weights of a run, and the class names of their classifier.
 
 Twin: t2t_torch/training/init_from.py.
 """
@@ -18,13 +18,13 @@ from t2t_jax.state import load_arrays, model_arrays
 
 
 def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tuple[LoadReport, list[str] | None]:
-    """Fills `model` from `path` to train it further; what was loaded, and the classes that its classifier came with.
+    """Load `path` into `model` for fine-tuning; return the load report and the class names of the loaded classifier.
 
-    These are None where the classifier starts anew: for another number of classes, or where that is asked for; and
-    empty where the weights do not name them.
+    The class names are None if the classifier is reinitialized (for another number of classes, or with `fresh_head`),
+    and empty if the weights do not include them.
 
     Raises:
-        FileNotFoundError, ValueError: as `init_weights`.
+        FileNotFoundError, ValueError: See `init_weights`.
     """
     own = {key: value for key, value in model_arrays(model).items() if key.split(".")[0] in CLASSIFIERS}
     report = init_weights(model, path)
@@ -39,7 +39,7 @@ def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tup
 
 
 def begun_classes(workdir: str | Path) -> list[str] | None:
-    """Names of the classes of the run in `workdir`, by its latest readable checkpoint; None where that has none."""
+    """Return the class names in the latest readable checkpoint of the run in `workdir`; None if it has none."""
     folder = Path(workdir) / CHECKPOINTS
     steps = checkpoint_steps(folder) if folder.is_dir() else []
     for path in [folder / str(step) for step in reversed(steps)] or [Path(workdir)]:

@@ -1,4 +1,4 @@
-"""The loss. Twin: t2t_torch/training/loss.py."""
+"""Loss functions. Twin: t2t_torch/training/loss.py."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 
 
 def soft_targets(labels_B: jax.Array, num_classes: int, smoothing: float, dtype: jnp.dtype) -> jax.Array:
-    """Labels (B,) as smoothed one-hot targets (B, num_classes): 1 - s + s/n for the label, s/n elsewhere."""
+    """Convert labels (B,) to smoothed one-hot targets (B, num_classes): 1 - s + s/n for the label, s/n elsewhere."""
     rest = smoothing / num_classes
     return jax.nn.one_hot(labels_B, num_classes, dtype=dtype) * (1.0 - smoothing) + jnp.asarray(rest, dtype)
 
 
 def cross_entropy(logits_BxN: jax.Array, targets: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
-    """Mean cross entropy, computed in float32 or wider.
+    """Return the mean cross entropy, computed in float32 or wider.
 
     Args:
-        logits_BxN: (B, num_classes).
-        targets: labels (B,), smoothed by `smoothing` as PyTorch's `label_smoothing`; or targets (B,
-            num_classes) that are used as they are.
+        logits_BxN: Logits (B, num_classes).
+        targets: Labels (B,), or targets (B, num_classes), which are used as they are.
+        smoothing: Label smoothing for labels (B,), as PyTorch's `label_smoothing`.
     """
     logits_BxN = logits_BxN.astype(jnp.promote_types(logits_BxN.dtype, jnp.float32))
     if targets.ndim == 1:

@@ -1,7 +1,6 @@
-"""Optimisers as the authors use them: grouping, schedule, clipping and weight averaging. Twin:
-t2t_torch/training/optim.py.
+"""Optimizers as used by the authors: parameter groups, schedule, gradient clipping and weight averaging.
 
-All trees are flat dictionaries of arrays by dotted name (see state.py).
+Twin: t2t_torch/training/optim.py. All trees are flat dictionaries of arrays by dotted name (see state.py).
 """
 
 from __future__ import annotations
@@ -20,10 +19,13 @@ from t2t_jax.models.scan_blocks import is_of_block, is_stacked, tensor_shape
 def freeze(
     params: Mapping[str, jax.Array], buffers: Mapping[str, jax.Array], names: Collection[str]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Parameters and buffers after the modules and parameters called `names` have become buffers: saved, not trained.
+    """Move the modules and parameters called `names` from `params` to `buffers`, which are saved but not trained.
+
+    Returns:
+        The new parameters and buffers.
 
     Raises:
-        ValueError: a name fits nothing, or one block of a stack.
+        ValueError: A name matches nothing, or a single block of stacked blocks.
     """
     known = {**params, **buffers}
     for name in names:
@@ -46,10 +48,10 @@ def _is_under(key: str, name: str) -> bool:
 def decay_mask(
     params: Mapping[str, jax.Array], no_decay: Collection[str] = (), *, decay_all: bool = False
 ) -> dict[str, bool]:
-    """Which parameters weight decay touches: timm's grouping.
+    """Return which parameters get weight decay, with timm's grouping.
 
-    Never tensors of one dimension, biases, and the names in `no_decay` (a model's `no_weight_decay()`). With
-    `decay_all` every parameter, as PyTorch does without groups.
+    One-dimensional tensors, biases and the names in `no_decay` (a model's `no_weight_decay()`) get none. With
+    `decay_all`, every parameter gets it, as in PyTorch without parameter groups.
     """
     return {
         name: decay_all
@@ -59,7 +61,7 @@ def decay_mask(
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_`.
+    """Scale gradients by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does.
 
     `optax.clip_by_global_norm` lacks the 1e-6.
     """
@@ -73,7 +75,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int, scale: float = 1.0) -> optax.Schedule:
-    """`epoch_lr` by step: the rate is constant within an epoch, as timm's scheduler leaves it."""
+    """Return `epoch_lr` as a function of the step: the rate is constant within an epoch, as with timm's scheduler."""
     rates = [epoch_lr(recipe, epoch, scale) for epoch in range(recipe.total_epochs)]
     return lambda step: jnp.asarray(rates)[jnp.minimum(step // steps_per_epoch, len(rates) - 1)]
 
@@ -88,7 +90,7 @@ def adamw(
     eps: float = 1e-8,
     clip_grad: float | None = None,
 ) -> optax.GradientTransformation:
-    """`torch.optim.AdamW` with gradient clipping before it; only parameters that `mask` marks are decayed."""
+    """Return `torch.optim.AdamW` preceded by gradient clipping; only parameters selected by `mask` are decayed."""
     return _clipped(optax.adamw(lr, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=dict(mask)), clip_grad)
 
 
@@ -100,9 +102,9 @@ def sgd(
     momentum: float = 0.9,
     clip_grad: float | None = None,
 ) -> optax.GradientTransformation:
-    """`torch.optim.SGD` with momentum, not Nesterov's, after gradient clipping.
+    """Return `torch.optim.SGD` with momentum (not Nesterov), preceded by gradient clipping.
 
-    Weight decay is coupled: of parameters that `mask` marks it is added to the gradient, before momentum.
+    Weight decay is coupled: for parameters selected by `mask`, it is added to the gradient before momentum.
     """
     decay = optax.add_decayed_weights(weight_decay, dict(mask))
     return _clipped(optax.chain(decay, optax.sgd(lr, momentum=momentum)), clip_grad)
@@ -119,7 +121,7 @@ def recipe_optimizer(
     steps_per_epoch: int,
     no_decay: Collection[str] = (),
 ) -> optax.GradientTransformation:
-    """The optimiser of `recipe` for these parameters, in two groups where head and backbone differ in their rates."""
+    """Return the optimizer of `recipe`, with two groups if head and backbone have different learning rates."""
     mask = decay_mask(params, no_decay, decay_all=recipe.decay_all)
 
     def group(scale: float) -> optax.GradientTransformation:
@@ -136,5 +138,5 @@ def recipe_optimizer(
 
 
 def update_ema(ema: Mapping[str, jax.Array], values: Mapping[str, jax.Array], decay: float) -> dict[str, jax.Array]:
-    """d * ema + (1 - d) * value over every entry, frozen ones too, as timm's `ModelEma`."""
+    """Return decay * ema + (1 - decay) * value for every entry, including frozen ones, as timm's `ModelEma` does."""
     return {name: decay * ema[name] + (1.0 - decay) * values[name] for name in ema}

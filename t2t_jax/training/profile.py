@@ -1,4 +1,4 @@
-"""How a run is watched. Nothing here changes what it computes."""
+"""Monitoring options and profiling of a run; they do not affect its results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WARM_UP_STEPS, TRACED_STEPS = 3, 5
 
 @dataclasses.dataclass(frozen=True)
 class Watch(options.Watch):
-    """Options of the command line."""
+    """Command line options."""
 
     profile: bool = False
-    """Record an XLA trace of five steps into the workdir's folder profile (for XProf or Perfetto)."""
+    """Record an XLA trace of five steps in the workdir's folder profile (for XProf or Perfetto)."""
 
 
 class Trace:
-    """Records `TRACED_STEPS` steps, after a few that compile and warm up, into `workdir/profile`."""
+    """Record a trace of `TRACED_STEPS` steps in `workdir/profile`, after `WARM_UP_STEPS` warm-up steps."""
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:
         self._folder = workdir / PROFILE_FOLDER
@@ -32,7 +32,7 @@ class Trace:
         self._annotation: jax.profiler.StepTraceAnnotation | None = None
 
     def after(self, step: int, metrics: Any) -> bool:
-        """`step` has been dispatched, and will give `metrics`; True if the trace has just been written."""
+        """Update after dispatching `step`, which returned `metrics`; return whether the trace has just been written."""
         running = self._annotation is not None
         if self._annotation is not None:
             self._annotation.__exit__(None, None, None)
@@ -50,7 +50,7 @@ class Trace:
         return running
 
     def close(self) -> None:
-        """Ends a trace that is still running, as the run has ended."""
+        """Stop a trace that is still running at the end of the run."""
         if self._annotation is not None:
             self._annotation.__exit__(None, None, None)
             self._annotation = None

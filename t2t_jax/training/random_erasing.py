@@ -1,9 +1,9 @@
-"""Random erasing (arXiv 1708.04896) on the device, by timm's rule (timm/data/random_erasing.py, mode "pixel").
+"""Random erasing (arXiv 1708.04896) on the device, as in timm (timm/data/random_erasing.py, mode "pixel").
 
 Twin: t2t_torch/training/random_erasing.py.
 
-timm tries up to ten rectangles and takes the first that fits. Here all ten are drawn at once and the first that fits
-is chosen: the same law in fixed shapes. Drawing and erasing are apart, as in mixup.py.
+timm tries up to ten rectangles and takes the first that fits. Here all ten are sampled at once and the first that fits
+is used: the same distribution with fixed shapes. Sampling and erasing are separate, as in mixup.py.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import jax
 import jax.numpy as jnp
 
 ATTEMPTS = 10
-"""Rectangles to try; an image for which none fits stays as it is."""
+"""Number of rectangles to try; an image for which none fits is unchanged."""
 
 
 class ErasingDraws(NamedTuple):
-    """What chance decides; A is the number of attempts."""
+    """Random numbers for a batch; A is the number of attempts."""
 
     erase: jax.Array
-    """(B,) Whether an image is changed at all."""
+    """(B,) Whether to erase in an image."""
     area: jax.Array
     """(B, A) Area of each rectangle, as a share of the image."""
     log_aspect: jax.Array
     """(B, A) Logarithm of each rectangle's height / width."""
     corner: jax.Array
-    """(B, 2) Where the rectangle lies, from 0 (top, left) to below 1 (bottom, right)."""
+    """(B, 2) Position of the rectangle, from 0 (top, left) to below 1 (bottom, right)."""
     noise: jax.Array
-    """(B, H, W, C) New pixels."""
+    """(B, H, W, C) Replacement pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomErasing:
-    """timm's `RandomErasing(mode="pixel", max_count=1)`: one rectangle of an image becomes normal noise.
+    """timm's `RandomErasing(mode="pixel", max_count=1)`: replace one rectangle of an image by normal noise.
 
     Raises:
-        ValueError: a figure makes no sense.
+        ValueError: A parameter is out of range.
     """
 
     probability: float = 0.5
@@ -60,11 +60,11 @@ class RandomErasing:
             raise ValueError(f"min_aspect must lie in (0, 1], got {self.min_aspect}")
 
     def __call__(self, images_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
-        """`images_BxHxWxC`, normalised, with the rectangles that `key` decides."""
+        """Erase random rectangles of `images_BxHxWxC` (normalized), sampled with `key`."""
         return erase(images_BxHxWxC, self.draw(key, images_BxHxWxC.shape, images_BxHxWxC.dtype))
 
     def draw(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> ErasingDraws:
-        """Draws for images of `shape` (B, H, W, C)."""
+        """Sample the draws for images of `shape` (B, H, W, C)."""
         erase_key, area_key, aspect_key, corner_key, noise_key = jax.random.split(key, 5)
         tries, widest = (shape[0], ATTEMPTS), -math.log(self.min_aspect)
         return ErasingDraws(
@@ -77,7 +77,7 @@ class RandomErasing:
 
 
 def erase(images_BxHxWxC: jax.Array, draws: ErasingDraws) -> jax.Array:
-    """Images with one rectangle each replaced by noise, where the draws say so."""
+    """Return images with the drawn rectangles replaced by noise."""
     _, height, width, _ = images_BxHxWxC.shape
     limits_1x2 = jnp.asarray([(height, width)])
     area_BxA, aspect_BxA = draws.area * (height * width), jnp.exp(draws.log_aspect)

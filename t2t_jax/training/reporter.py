@@ -1,4 +1,4 @@
-"""What a run in JAX says about itself: as t2t_common/run/reporter.py has it, and traces of XLA."""
+"""Reporter of a run in JAX: that of t2t_common/run/reporter.py, plus XLA traces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
 
 
 class Reporter(reporter.Reporter):
-    """Arguments as of its base, which this one asks JAX for: `peak`, `devices` and `leads`."""
+    """Reporter that gets the arguments `peak`, `devices` and `leads` of its base class from JAX."""
 
     def __init__(self, workdir: Path, *, first_step: int, watch: Watch | None = None, **options: Any) -> None:
         watch = watch or Watch()

@@ -1,10 +1,12 @@
-"""The training step and the forward pass of evaluation: pure functions of plain pytrees, compiled once."""
+"""Training step and evaluation forward pass: pure functions of plain pytrees, compiled once.
+
+Twin: t2t_torch/training/step.py.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,15 +32,15 @@ Batch = Mapping[str, Any]
 and "label_classes" (B, K, h, w) and "crop" (B, 4)."""
 
 AUGMENTATION = 2**32 - 1
-"""Folded into a step's key for augmentation. Dropout folds in 0, 1, 2, ... and never comes near."""
+"""Folded into a step's key for augmentation. Dropout folds in 0, 1, 2, ..., which do not reach this value."""
 ACCUMULATION = AUGMENTATION - 1
-"""Folded in, less 0, 1, 2, ..., for the parts of a batch."""
+"""ACCUMULATION - i is folded in for micro-batch i."""
 MIX_TOKEN = 2**31
-"""Folded in for the exchange of tokens, halfway between the others."""
+"""Folded in for MixToken; far from the values above and from those of dropout."""
 
 
 class TrainState(NamedTuple):
-    """Everything that a training run carries from step to step, besides the position in the data."""
+    """State of a training run between steps, except for the position in the data."""
 
     params: Arrays
     buffers: Arrays
@@ -54,14 +56,17 @@ class TrainState(NamedTuple):
 
     @property
     def best(self) -> Arrays:
-        """All arrays of the model as it is to be used: the average where there is one."""
+        """All arrays to evaluate: the moving average if there is one, else the trained arrays."""
         return self.raw if self.ema is None else self.ema
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def init_state(
     params: Arrays, buffers: Arrays, tx: optax.GradientTransformation, *, seed: int, average: bool
 ) -> TrainState:
-    """The state before the first step; the average, if wanted, begins at the initial weights."""
+    """Return the initial state; with `average`, the moving average starts from the initial weights."""
     return TrainState(
         params=params,
         buffers=buffers,
@@ -76,7 +81,7 @@ Augment = Callable[[Batch, jax.Array], Batch]
 
 
 def make_augment(mixup: Mixup | None, random_erasing: RandomErasing | None) -> Augment:
-    """What a step does with a batch before the model sees it: (batch, key of the step) -> batch; None leaves out."""
+    """Return the augmentation of a step: (batch, key of the step) -> batch. Arguments that are None are skipped."""
 
     def augment(batch: Batch, key: jax.Array) -> Batch:
         mixup_key, erasing_key = jax.random.split(jax.random.fold_in(key, AUGMENTATION))
@@ -91,7 +96,7 @@ def make_augment(mixup: Mixup | None, random_erasing: RandomErasing | None) -> A
 
 
 def step_key(key: jax.Array, step: jax.Array) -> jax.Array:
-    """The key of the step after `step`, from the raw key of the state."""
+    """Return the key of the step after `step`, from the raw key of the state."""
     return jax.random.fold_in(jax.random.wrap_key_data(key), step)
 
 
@@ -108,36 +113,40 @@ def make_train_step(
     remat: bool = False,
     mesh: AnyMesh | None = None,
     fence: bool | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step, compiled at its first call: (state, batch) -> (state, {"loss", "grad_norm"}).
+    inspect_gradients: Callable[[Arrays], None] | None = None,
+) -> TrainStep:
+    """Return the training step, compiled at its first call: (state, batch) -> (state, {"loss", "grad_norm"}).
 
-    The state passed in is donated: its memory is reused, so it must not be read again. Randomness is keyed by
-    (seed, step). A model that returns several logits in training (distilled ones) gets the mean of their
+    The input state is donated: its memory is reused, so it must not be read again. Random numbers depend only on
+    (seed, step). For a model that returns several logits in training (distilled ones), the loss is the mean of their
     losses.
 
     Args:
-        graphdef: of the model in training mode.
-        tx: optimiser over the flat dictionary of parameters.
-        label_smoothing: for integer labels, where `mixup` does not smooth them.
-        ema_decay: None if the state keeps no average.
-        mixup: mixes the images and makes the targets; None leaves both alone.
-        random_erasing: comes after `mixup`, as in the authors' training; None erases nothing.
-        token_labeling: for a model with `aux_head`: its targets come from the batch's label maps; None for others.
-        grad_accum_steps: parts in which a batch is computed; loss and gradients are the whole batch's, but each part
-            has dropout masks of its own.
-        remat: whether activations inside blocks are computed again in the backward pass.
-        mesh: devices that state and batch are split over (see mesh.py); None for one device.
-        fence: whether blocks stay apart in the program (see blocks.py); None where that is faster, on one CPU.
+        graphdef: Graph definition of the model in training mode.
+        tx: Optimizer for the flat dictionary of parameters.
+        label_smoothing: Label smoothing for integer labels; `mixup` has its own.
+        ema_decay: Decay of the moving average; None if the state has none.
+        mixup: Mixes the images and computes the targets; None disables it.
+        random_erasing: Applied after `mixup`, as in the authors' training; None disables it.
+        token_labeling: Loss for a model with `aux_head`, with targets from the batch's label maps; None for others.
+        grad_accum_steps: Number of micro-batches per step. Loss and gradients are those of the whole batch, but each
+            micro-batch has its own dropout masks.
+        remat: Whether to recompute the activations inside blocks in the backward pass.
+        mesh: Devices over which state and batch are split (see parallel/mesh.py); None for one device.
+        fence: Whether to keep the blocks separate in the program (see parallel/block_boundaries.py); None does so
+            where it is faster, on a single CPU.
+        inspect_gradients: Called with the gradients while the step is traced, for a step that looks for the first
+            number that is not finite (see `t2t_jax.training.divergence`). Blocks are then separate modules, each
+            under its own name, and not fenced.
     """
-    fenced = on_one_cpu(mesh) if fence is None else fence
+    inspected = inspect_gradients is not None
+    fenced = (on_one_cpu(mesh) if fence is None else fence) and not inspected
 
     augment = make_augment(mixup, random_erasing)
 
     def loss_fn(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> jax.Array:
         model = merge_model(graphdef, {**params, **buffers})
-        if _observers:  # who looks into the step wants to know every block by its name
-            model = unstack_blocks(model)
-        model = border_blocks(model, mesh, remat=remat, fence=fenced and not _observers)
+        model = border_blocks(unstack_blocks(model) if inspected else model, mesh, remat=remat, fence=fenced)
         if token_labeling is not None:
             mix = token_labeling.draw(jax.random.fold_in(key, MIX_TOKEN))
             outputs = split_batch(model(batch["image"], rngs=nnx.Rngs(dropout=key), mix=mix), mesh)
@@ -156,7 +165,7 @@ def make_train_step(
             result = jax.value_and_grad(loss_fn)(params, buffers, split_batch(part[1], mesh), part_key)
             return jax.tree.map(jnp.add, total, result), None
 
-        # Every grad_accum_steps-th image, so that each device finds its share of a part in its share of the batch.
+        # Every grad_accum_steps-th image: each device then holds its share of a micro-batch in its share of the batch.
         parts = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(jax.value_and_grad(loss_fn), params, buffers, batch, key))
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(grad_accum_steps, dtype=jnp.uint32), parts))
@@ -168,7 +177,8 @@ def make_train_step(
         params, buffers = gather((state.params, state.buffers), mesh)
         loss, grads = value_and_grad(params, buffers, batch, key)
         grads = scatter(grads, mesh)
-        _show(grads)
+        if inspect_gradients is not None:
+            inspect_gradients(unstack_arrays(grads))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -180,34 +190,17 @@ def make_train_step(
     return jax.jit(traced_on(mesh, step), donate_argnums=0)
 
 
-_observers: list[Callable[[Arrays], None]] = []
-
-
-@contextlib.contextmanager
-def observing(observer: Callable[[Arrays], None]) -> Iterator[None]:
-    """While open, `observer` gets the gradients of every training step that is traced."""
-    _observers.append(observer)
-    try:
-        yield
-    finally:
-        _observers.remove(observer)
-
-
-def _show(grads: Arrays) -> None:
-    for observer in _observers:
-        observer(unstack_arrays(grads))
-
-
 def make_forward(
     graphdef: nnx.GraphDef, mesh: AnyMesh | None = None
 ) -> Callable[[Arrays, jax.Array | np.ndarray], jax.Array]:
-    """Evaluation's forward pass, compiled at its first call: (arrays, images) -> logits, float32 or wider.
+    """Return the evaluation forward pass, compiled at its first call: (arrays, images) -> logits, float32 or wider.
 
-    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/evaluation/cpu_chunks.py).
+    On a CPU, the batch is processed in chunks whose activations fit the caches (see
+    t2t_common/evaluation/cpu_chunks.py).
 
     Args:
-        graphdef: of the model in evaluation mode.
-        mesh: devices that arrays and images are split over (see mesh.py), and the logits too; None for one device.
+        graphdef: Graph definition of the model in evaluation mode.
+        mesh: Devices over which arrays, images and logits are split (see parallel/mesh.py); None for one device.
     """
 
     def logits_of(arrays: Arrays, image_BxHxWxC: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Token labeling (arXiv 2104.10858): soft targets for every token, the box of MixToken, the loss of both heads.
+"""Token labeling (arXiv 2104.10858): soft targets for every token, MixToken boxes, and the loss of both heads.
 
-Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/loss/cross_entropy.py. Drawing and computing are
-apart, as in mixup.py. Twin: t2t_torch/training/token_labeling.py.
+Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/loss/cross_entropy.py. Random sampling and
+computation are separate, as in mixup.py. Twin: t2t_torch/training/token_labeling.py.
 Shapes: B batch, N tokens on a grid, C channels or classes, K labels of a cell, H W cells of a map.
 """
 
@@ -18,7 +18,7 @@ from t2t_jax.training.loss import cross_entropy
 
 
 def draw_mix_token(key: jax.Array, grid: tuple[int, int], *, alpha: float = 1.0, group: int | None = None) -> MixToken:
-    """The box that `key` decides, for a whole batch, as upstream's; its share of the grid is 1 - Beta(alpha, alpha)."""
+    """Sample one box for a batch, as upstream; its share of the grid before clipping is 1 - Beta(alpha, alpha)."""
     lam_key, row_key, column_key = jax.random.split(key, 3)
     centre = jax.random.randint(row_key, (), 0, grid[0]), jax.random.randint(column_key, (), 0, grid[1])
     return rand_bbox(grid, jax.random.beta(lam_key, alpha, alpha), centre, group)
@@ -27,9 +27,9 @@ def draw_mix_token(key: jax.Array, grid: tuple[int, int], *, alpha: float = 1.0,
 def rand_bbox(
     grid: tuple[int, int], lam: jax.Array, centre: tuple[jax.Array, jax.Array], group: int | None = None
 ) -> MixToken:
-    """The box of share 1 - `lam` around `centre` (row, column), clipped at the grid's borders.
+    """Return a box with share 1 - `lam` of the grid around `centre` (row, column), clipped at the grid's borders.
 
-    As upstream, a side of odd length loses one: both halves are rounded down.
+    As upstream, odd side lengths shrink by one, because both halves are rounded down.
     """
 
     def edges(size: int, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -51,22 +51,22 @@ def token_targets(
     grid: tuple[int, int],
     smoothing: float = 0.0,
 ) -> jax.Array:
-    """Targets (B, 1 + N, num_classes) from label maps: of the class token over the whole crop, then of every token.
+    """Compute targets (B, 1 + N, num_classes) from label maps: for the class token (whole crop), then for every token.
 
-    A map is cropped as its image was, by RoIAlign (arXiv 1703.06870) of its scores, 0 for the classes that a cell does
-    not name; a softmax over the classes makes targets of them.
+    The score map is cropped like its image, by RoIAlign (arXiv 1703.06870), with score 0 for classes that a cell does
+    not list; a softmax over the classes gives the targets.
 
-    Two ways of upstream's: smoothing adds s / n to targets that it has scaled by 1 - s + s / n, so they sum to
-    1 + s / n (kept); and RoIAlign gets top and left where it wants left and top, so that what it crops is another
-    place of the map wherever a crop is off the diagonal (corrected here).
+    Two upstream peculiarities: smoothing adds s / n to targets scaled by 1 - s + s / n, so they sum to 1 + s / n
+    (kept); and upstream passes (top, left) to RoIAlign, which expects (left, top), so crops off the diagonal are taken
+    from another place of the map (corrected here).
 
     Args:
-        scores_BxKxHxW: scores of the K best classes of each cell, before any softmax.
-        classes_BxKxHxW: which classes these are.
-        crops_Bx4: top, bottom, left, right of the crops, as shares of the image's height and width.
-        num_classes: of the targets.
-        grid: rows and columns of tokens.
-        smoothing: share of the target spread over all classes.
+        scores_BxKxHxW: Scores (before softmax) of the top-K classes of each cell.
+        classes_BxKxHxW: Indices of these classes.
+        crops_Bx4: Top, bottom, left, right of the crops, as fractions of the image's height and width.
+        num_classes: Number of classes of the targets.
+        grid: Numbers of rows and columns of tokens.
+        smoothing: Share of the target distributed over all classes.
     """
     height, width = scores_BxKxHxW.shape[2:]
 
@@ -75,7 +75,7 @@ def token_targets(
         map_HxWxC = jnp.zeros((height, width, num_classes), scores_KxHxW.dtype)
         return map_HxWxC.at[rows_HxW[None], columns_HxW[None], classes_KxHxW].set(scores_KxHxW)
 
-    # Image by image, so that devices that split a batch need nothing of each other.
+    # vmap over images, so that no communication is needed between devices that split a batch.
     map_BxHxWxC = jax.vmap(dense)(scores_BxKxHxW, classes_BxKxHxW)
     crops_Bx4 = crops_Bx4.astype(scores_BxKxHxW.dtype)
     scores_BxMxC = jnp.concatenate([roi_align(map_BxHxWxC, crops_Bx4, bins) for bins in ((1, 1), grid)], axis=1)
@@ -84,10 +84,10 @@ def token_targets(
 
 
 def roi_align(map_BxHxWxC: jax.Array, crops_Bx4: jax.Array, bins: tuple[int, int]) -> jax.Array:
-    """torchvision's `roi_align` (aligned False, adaptive sampling), upstream's half cell subtracted: (B, N, C).
+    """torchvision's `roi_align` (aligned=False, adaptive sampling) with upstream's shift by half a cell: (B, N, C).
 
-    Bilinear samples at even distances, averaged within each of the N = rows * columns bins. What averages rows does
-    not depend on columns, so it is two matrix products.
+    Bilinear samples at regular intervals are averaged within each of the N = rows * columns bins. The weights are
+    separable into rows and columns, so this is two matrix products.
     """
     height, width = map_BxHxWxC.shape[1:3]
     rows_BxPxH = _bin_weights(crops_Bx4[:, :2] * height - 0.5, height, bins[0])
@@ -99,7 +99,7 @@ def roi_align(map_BxHxWxC: jax.Array, crops_Bx4: jax.Array, bins: tuple[int, int
 
 
 def _bin_weights(edges_Bx2: jax.Array, cells: int, bins: int) -> jax.Array:
-    """What each of `cells` weighs in each bin between the two edges: (B, bins, cells)."""
+    """Return the weight of each of `cells` in each bin between the two edges: (B, bins, cells)."""
     low_B, high_B = edges_Bx2.T
     side_B = jnp.maximum(high_B - low_B, 1.0) / bins
     most = -(-cells // bins)
@@ -125,17 +125,17 @@ def token_label_cross_entropy(
     *,
     dense_weight: float = 0.5,
 ) -> jax.Array:
-    """Cross entropy of the class token + `dense_weight` * the mean one of the N tokens, in float32 or wider.
+    """Return the class token's cross entropy + `dense_weight` * the mean over the N tokens, in float32 or wider.
 
-    The class token saw the tokens of both partners, so its target is theirs, by the share of their tokens. Token
-    logits belong to the image that their tokens came from (the model brings them back), so their targets stay.
+    The class token attends to tokens of both mixed images, so its target is mixed by their shares of the tokens. The
+    model moves token logits back to the image that the tokens came from, so token targets are unchanged.
 
     Args:
-        logits_BxC: of the class token.
-        token_logits_BxNxC: of the other tokens.
-        targets_BxMxC: targets of both, M = 1 + N, from `token_targets`.
-        mix: the exchange of tokens that the model made.
-        dense_weight: 0.5 in the paper; 1 is the default of upstream's command line.
+        logits_BxC: Logits of the class token.
+        token_logits_BxNxC: Logits of the other tokens.
+        targets_BxMxC: Targets of both, M = 1 + N, from `token_targets`.
+        mix: MixToken exchange applied by the model.
+        dense_weight: Weight of the token loss; 0.5 in the paper, 1 by default in upstream's command line.
     """
     target_BxC = targets_BxMxC[:, 0]
     if mix is not None:
@@ -147,21 +147,21 @@ def token_label_cross_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class TokenLabeling:
-    """What a training step does with the label maps of a batch."""
+    """Token labeling in a training step: samples MixToken boxes and computes the loss from a batch's label maps."""
 
     num_classes: int
     grid: tuple[int, int]
-    """Rows and columns of the model's tokens."""
+    """Numbers of rows and columns of the model's tokens."""
     dense_weight: float = 0.5
-    """Weight of the tokens' loss."""
+    """Weight of the token loss."""
     mix_token: float = 1.0
     """Both parameters of MixToken's beta distribution, 1 upstream; 0 turns it off."""
     label_smoothing: float = 0.1
     group: int | None = None
-    """Images among which partners are found, by flipping; None for the whole batch."""
+    """Number of consecutive images that are paired with their flipped order; None for the whole batch."""
 
     def draw(self, key: jax.Array) -> MixToken | None:
-        """The exchange that `key` decides."""
+        """Sample the MixToken exchange; None if MixToken is off."""
         return draw_mix_token(key, self.grid, alpha=self.mix_token, group=self.group) if self.mix_token else None
 
     def loss(
@@ -170,7 +170,7 @@ class TokenLabeling:
         batch: Mapping[str, jax.Array],
         mix: MixToken | None,
     ) -> jax.Array:
-        """Loss of the model's `outputs` in training; `batch` has "label_scores", "label_classes" and "crop"."""
+        """Return the loss of the training `outputs`; `batch` has "label_scores", "label_classes" and "crop"."""
         targets_BxMxC = token_targets(
             batch["label_scores"],
             batch["label_classes"],

@@ -1,0 +1,1 @@
+"""Weight files of this package: Orbax paths, digests, PyTorch files read as arrays, adaptation to other sizes."""

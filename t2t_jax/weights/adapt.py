@@ -1,4 +1,4 @@
-"""A checkpoint's weights made to fit another model (see `t2t_common.weights.adapt`), as arrays.
+"""Adapt a checkpoint's arrays to another model (see `t2t_common.weights.adapt`).
 
 Twin: t2t_torch/weights/adapt.py.
 """
@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Weights for a model, and what was done to them (see `LoadReport`)."""
+    """Weights adapted to a model, and the changes made (see `LoadReport`)."""
 
     weights: Arrays
     resized: Mapping[str, str]
@@ -37,17 +37,17 @@ def fit(
     *,
     fresh_classifiers: bool = True,
 ) -> Fitted:
-    """`arrays` fitted to `model`; both stay as they are. `load_arrays` checks whether all other arrays fit.
+    """Return `arrays` adapted to `model`; both are unchanged. `load_arrays` checks that all other arrays match.
 
     Args:
-        arrays: by this package's names.
-        model: what they are for.
-        source_grid: of the position table; needed only where it is not square.
-        fresh_classifiers: whether classifiers for another number of classes are left out.
+        arrays: Arrays by this package's names.
+        model: Model to adapt them to.
+        source_grid: Grid of the position embedding; needed only if it is not square.
+        fresh_classifiers: Whether to skip classifiers for another number of classes.
 
     Raises:
-        ValueError: a position table that is not square, or not for `source_grid`; or numbers that no weight is made
-            of (complex, whole).
+        ValueError: The position embedding is not square or not for `source_grid`, or a dtype is invalid for weights
+            (complex, integer).
     """
     own: Mapping[str, Any] = model_arrays(model)
     check_types({name: array.dtype.name for name, array in arrays.items() if name in own})
@@ -76,7 +76,7 @@ def fit(
 
 
 def _torch_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes by official name, in PyTorch's layouts."""
+    """Return shapes by official name, in PyTorch's layouts."""
     return {
         torch_name(name): tuple(array.shape[axis] for axis in torch_axes(name, array.ndim))
         for name, array in arrays.items()

@@ -1,7 +1,7 @@
-"""Digests of arrays and of checkpoint folders; what a digest is stands in t2t_config/weights/digests.py.
+"""Digests of arrays and of checkpoint folders, as defined in t2t_config/weights/digests.py.
 
-A folder holds `sha256.json`: {"files": {path in the folder: digest}, "tensors": {item: {name: digest}}}. Those of the
-files are of what lies on the disk, whoever reads it; those of the tensors are of what was in memory when it was saved.
+A folder holds `sha256.json`: {"files": {path in the folder: digest}, "tensors": {item: {name: digest}}}. File digests
+are computed from the bytes on disk, tensor digests from the arrays in memory at the time of saving.
 Twin: t2t_torch/weights/digests.py.
 """
 
@@ -23,7 +23,7 @@ FILE = "sha256.json"
 
 
 def array_digests(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Digest of each array by its name."""
+    """Return the digest of each array by name."""
     return {name: _of(name, np.asarray(array)) for name, array in arrays.items()}
 
 
@@ -34,7 +34,7 @@ def _of(name: str, array: np.ndarray) -> str:
 
 
 def tree_digests(items: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Digests of the arrays of each item, any pytree, by their paths in it."""
+    """Return the digests of the arrays of each item (a pytree), by their paths in it."""
     return {
         item: array_digests({_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)})
         for item, tree in items.items()
@@ -46,23 +46,23 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def write_digests(folder: Path, tensors: Mapping[str, Digests]) -> None:
-    """Adds to a whole checkpoint folder the digests of its files, and those of its tensors."""
+    """Write the digests of the files and tensors of a complete checkpoint folder to it."""
     files = {name: of_file(path) for name, path in _files(folder).items()}
     (folder / FILE).write_text(json.dumps({"files": files, "tensors": tensors}), encoding="utf-8")
 
 
 def check_folder(folder: Path, items: Collection[str] | None = None) -> Mapping[str, Any] | None:
-    """Compares the files of a checkpoint folder with their digests.
+    """Compare the files of a checkpoint folder with their digests.
 
     Args:
-        folder: the checkpoint.
-        items: those whose files are looked at, besides the folder's own; None for all.
+        folder: Checkpoint folder.
+        items: Items whose files are checked, in addition to the folder's top-level files; None for all.
 
     Returns:
-        The digests of the tensors by item; None for a folder without digests.
+        Digests of the tensors by item; None for a folder without digests.
 
     Raises:
-        DamagedError: a file is not what was saved, or missing; the message names it, but not the folder.
+        DamagedError: A file is missing or was changed; the message names it, but not the folder.
     """
     if not (folder / FILE).is_file():
         return None
@@ -72,7 +72,7 @@ def check_folder(folder: Path, items: Collection[str] | None = None) -> Mapping[
         chosen = {name: digest for name, digest in files.items() if items is None or _is_of(name, items)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedError(f"{FILE} is not as saved") from None
-    # What lies there besides is not read by Orbax either.
+    # Ignore additional files; Orbax does not read them either.
     compare(chosen, {name: of_file(path) for name, path in _files(folder).items() if name in chosen})
     return tensors if isinstance(tensors, Mapping) else {}
 
@@ -91,32 +91,32 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def copies_of(items: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the `items` of a checkpoint that hold arrays, copied; none where several processes hold a part each."""
+    """Return copies of the checkpoint `items` that hold arrays; empty if several processes hold parts of the arrays."""
     if jax.process_count() > 1:
         return {}
     return {name: jax.tree.map(np.array, tree) for name, tree in items.items() if isinstance(tree, dict)}
 
 
 def read_back(folder: Path, items: Mapping[str, Any]) -> None:
-    """Compares what lies in `folder` with the arrays of `items`, and adds the digests of both to it.
+    """Compare the content of `folder` with the arrays of `items`, and write the digests of files and arrays to it.
 
     Raises:
-        DamagedError: they are not the same.
+        DamagedError: They differ.
     """
     tensors = tree_digests(items)
     for name, tree in items.items():
         try:
             compare(tensors[name], tree_digests({name: _load(folder, name, tree)})[name])
-        except Exception as error:  # what was not written raises almost anything
+        except Exception as error:  # missing data raises almost anything
             raise DamagedError(f"read back, {name} is not what was written: {error}") from error
     write_digests(folder, tensors)
 
 
 def check_readable(folder: Path) -> None:
-    """Reads all arrays of a checkpoint folder.
+    """Read all arrays of a checkpoint folder.
 
     Raises:
-        DamagedError: some cannot be read.
+        DamagedError: Some cannot be read.
     """
     with plain_path(folder) as place:
         for item in ("model", "ema", "train"):
@@ -128,5 +128,5 @@ def check_readable(folder: Path) -> None:
 
 
 def _load(folder: Path, item: str, like: Any) -> Any:
-    """The arrays of an item as NumPy's, in the structure of `like`, whose leaves tell their shapes and dtypes."""
+    """Return an item as NumPy arrays, in the structure of `like`, whose leaves define shapes and dtypes."""
     return ocp.load_checkpointables(folder, {item: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)})[item]

@@ -1,7 +1,7 @@
-"""Paths that Orbax would misread, given to it by another name.
+"""Substitute paths that Orbax misinterprets.
 
-Orbax takes `[ ] * ?` in a folder's name for patterns: in `try[1]` it found none of the files it had just written, lost
-them and said nothing. A backslash becomes a slash for it, `gs:` another machine.
+Orbax treats `[ ] * ?` in a folder name as a glob pattern: in `try[1]` it did not find the files it had just written and
+lost them silently. It converts backslashes to slashes, and treats `gs:` as remote storage.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _MISREAD = re.compile(r"[\[\]*?\\]|:(/|$)")
 
 
 def is_plain(path: Path) -> bool:
-    """Whether Orbax takes `path` for what it is."""
+    """Return whether Orbax interprets `path` literally."""
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # bytes that are no text
+    except UnicodeEncodeError:  # not valid UTF-8
         return False
     return _MISREAD.search(str(path)) is None
 
 
 @contextlib.contextmanager
 def plain_path(folder: Path) -> Iterator[Path]:
-    """A name of the existing `folder` that Orbax does not misread: itself, or a link among the temporary files.
+    """Yield a path of the existing `folder` that Orbax interprets literally: itself, or a temporary symbolic link.
 
     Raises:
-        ValueError: no such name can be made; or several processes write together, which have to use the same.
+        ValueError: `folder` needs a link, but several processes write together and must use the same path.
     """
     if is_plain(folder):
         yield folder

@@ -1,4 +1,4 @@
-"""A folder put in the place of another in one step, which `os.replace` does for files only."""
+"""Replace a folder by another one atomically, which `os.replace` supports only for files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import sys
 from pathlib import Path
 
 ASIDE = ".aside-"
-"""Begins the name, beside a folder, under which it waits until another has taken its place."""
+"""Prefix of the temporary name of a folder, in the same directory, while it is being replaced."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _RENAME_SWAP = 2  # sys/stdio.h of macOS
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Swaps the names of two folders, so that whoever looks, or a crash, finds one or the other under each.
+    """Swap the names of two folders, so that each name always refers to one of them, even after a crash.
 
-    Linux and macOS do it in one step. Where neither they nor the file system can, there is a moment between two
-    renames, in which `other` is at `set_aside(other)` only; after a crash, `recover` gives it its name again.
+    This is atomic on Linux and macOS. If the system or file system does not support it, there is a moment between two
+    renames in which `other` exists only at `set_aside(other)`; after a crash, `recover` restores its name.
 
     Raises:
-        OSError: `one` cannot take the place of `other`; both are where they were.
+        OSError: `one` cannot replace `other`; both are unchanged.
     """
     if not _exchanged(os.fsencode(one), os.fsencode(other)):
         aside = set_aside(other)
@@ -36,15 +36,15 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Where `exchange` keeps the folder at `path` for a moment."""
+    """Return the temporary path at which `exchange` keeps the folder `path`."""
     return path.with_name(f"{ASIDE}{path.name}")
 
 
 def recover(path: Path) -> None:
-    """Undoes, or ends, what an `exchange` that died left of the folder at `path`. Only for who writes there.
+    """Undo or complete an `exchange` of the folder `path` that was interrupted. Only for processes that write there.
 
     Raises:
-        OSError: the folder set aside cannot be renamed.
+        OSError: The temporary folder cannot be renamed.
     """
     aside = set_aside(path)
     if path.exists():

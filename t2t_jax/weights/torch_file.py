@@ -1,4 +1,4 @@
-"""PyTorch's checkpoint files as arrays in this package's names and layouts; `.safetensors` need no torch installed."""
+"""Read PyTorch checkpoint files as arrays in this package's names and layouts; `.safetensors` do not require torch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from t2t_config.weights.metadata import from_text
 from t2t_jax.weights.digests import array_digests
 
 DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8"}
-"""Of safetensors files. (`safetensors.numpy` knows no bfloat16.)"""
+"""safetensors dtype -> NumPy dtype. (`safetensors.numpy` does not support bfloat16.)"""
 
 
 class Weights(NamedTuple):
     """Arrays by dotted name, the metadata saved with them (`model`, `img_size`, `in_chans`, ...), and their origin.
 
-    `entry` is the part of the file or folder that was taken ('' for a bare state dict), `layout` whose names it had,
-    `verified` what its bytes were compared with (see `LoadReport.verified`); `prefix` stood before each name, and
-    `ignored` were no weights (see `t2t_config.weights.layouts.unwrap`).
+    `entry` is the part of the file or folder that was read ('' for a bare state dict), `layout` the project whose
+    naming it uses, and `verified` the checksum used (see `LoadReport.verified`). `prefix` is the prefix removed from
+    every name, and `ignored` are names that are not weights (see `t2t_config.weights.layouts.unwrap`).
     """
 
     arrays: dict[str, np.ndarray]
@@ -42,13 +42,14 @@ class Weights(NamedTuple):
 
 
 def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
-    """The weights of a `.pth`, `.pth.tar`, `.safetensors`, `.pdparams`, ... file in any layout that `t2t_torch` reads.
+    """Read the weights of a `.pth`, `.pth.tar`, `.safetensors`, `.pdparams`, ... file in any layout that `t2t_torch`
+    supports.
 
-    The metadata are those that the shapes tell (see `t2t_config.shapes.sizes_of`), and over them the file's own.
+    The metadata are inferred from tensor shapes (see `t2t_config.shapes.sizes_of`) and overridden by the file's own.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not readable, or a pickled file without torch installed.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file cannot be read, or is pickled and torch is not installed.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -75,7 +76,7 @@ def read_torch_file(path: str | Path, *, use_ema: bool = True) -> Weights:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    """The weights in PyTorch's names and layouts, and the file's metadata as they are: texts."""
+    """Read the weights in PyTorch's names and layouts, with the file's metadata as strings."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}: check the path")
     try:
@@ -86,7 +87,7 @@ def _read_safetensors(path: Path) -> Weights:
         reason = readable(str(error), 200)
         raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({reason}): get it again") from error
     arrays = {}
-    for name, tensor in sorted(tensors):  # the library's order changes from call to call
+    for name, tensor in sorted(tensors):  # the library's order differs between calls
         if tensor["dtype"] not in DTYPES:
             kind = f"{readable(name)} is {tensor['dtype']}"
             raise ValueError(f"{path} holds no state dict ({kind}): save model.state_dict()")
@@ -106,16 +107,16 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
-    """A torch tensor as an array; bfloat16, which numpy lacks, widened to float32."""
+    """Convert a torch tensor to an array; bfloat16, which NumPy does not have, becomes float32."""
     tensor = tensor.detach()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An official state dict in this package's names and layouts.
+    """Convert an official state dict to this package's names and layouts.
 
-    Paths are the same; of the leaves only `weight` has another name and order of axes, by its layer: LayerNorm's
-    `scale`, Linear's `kernel` (in, out), a convolution's `kernel` (K.., in, out).
+    Paths are the same. Only `weight` leaves are renamed and transposed, depending on the layer: `scale` for LayerNorm,
+    `kernel` (in, out) for Linear, `kernel` (K.., in, out) for convolutions.
     """
     arrays = {}
     for name, array in state_dict.items():
@@ -129,7 +130,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`."""
+    """Inverse of `from_torch`."""
     state_dict = {}
     for name, array in arrays.items():
         array = np.asarray(array)
@@ -138,28 +139,28 @@ def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def torch_name(name: str) -> str:
-    """The official name of one of this package's arrays."""
+    """Return the official name of an array of this package."""
     path, _, leaf = name.rpartition(".")
     return f"{path}.weight" if leaf in ("kernel", "scale") else name
 
 
 def torch_axes(name: str, ndim: int) -> tuple[int, ...]:
-    """The axes of one of this package's arrays in PyTorch's order."""
+    """Return the permutation that brings the axes of an array of this package into PyTorch's order."""
     if name.rpartition(".")[2] == "kernel" and ndim > 1:
         return (ndim - 1, ndim - 2, *range(ndim - 2))
     return tuple(range(ndim))
 
 
 def save_safetensors(arrays: Mapping[str, Any], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays of a model (see `model_arrays`) as `t2t_torch.save_checkpoint` writes them: official names and
-    layouts, in their own dtypes, with digests. Needs no torch. The caller gives the file its final name.
+    """Write arrays of a model (see `model_arrays`) in the format of `t2t_torch.save_checkpoint`: official names and
+    layouts, unchanged dtypes, with digests. Does not require torch. The caller renames the file to its final name.
 
     Raises:
-        ValueError: what is read back is not what was written.
+        ValueError: The file read back differs from what was written.
     """
     state_dict = to_torch(arrays)
     texts = seal_texts(metadata, array_digests(state_dict))
-    # Not `save_file`: it hides a full disk behind a SafetensorError, and gives the file to its owner alone.
+    # Not `save_file`: it reports a full disk as a SafetensorError, and makes the file accessible only to its owner.
     Path(path).write_bytes(safetensors.numpy.save(state_dict, texts))
     if _read_safetensors(Path(path)).verified != SHA256:
         raise ValueError(f"cannot write {path} (read back, its digests are missing): choose another disk")

@@ -1,1 +1,1 @@
-"""The models, one file each; the same files as `t2t_jax.models`."""
+"""Models, one per file; the files mirror those of `t2t_jax.models`."""

@@ -1,4 +1,4 @@
-"""Small pieces that PyTorch itself does not have.
+"""Layers and helpers that PyTorch does not provide.
 
 Shapes: B batch, N tokens, C channels.
 """
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drops a whole residual branch per sample, rescales the others.
+    """Stochastic depth (arXiv 1603.09382): drops the residual branch of random samples and rescales the others.
 
-    timm's `DropPath`: x * Bernoulli(1 - rate) / (1 - rate), one draw for each of the B samples; identity in eval mode.
+    Same as timm's `DropPath`: x * Bernoulli(1 - rate) / (1 - rate), one draw per sample; identity in evaluation mode.
     """
 
     def __init__(self, rate: float = 0.0) -> None:
@@ -33,10 +33,11 @@ class DropPath(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Upstream's `_init_weights`, for `Module.apply`: Linear weights N(0, 0.02), zero biases, unit LayerNorms.
+    """Initialise `module` like upstream's `_init_weights`; for use with `Module.apply`.
 
-    The bounds of timm's `trunc_normal_` are absolute (+-2, that is 100 standard deviations), and torch's have the
-    same meaning. Convolutions keep PyTorch's own initialisation, as upstream.
+    Linear weights are sampled from N(0, 0.02), LayerNorm weights are 1, biases are 0. The bounds of `trunc_normal_` are
+    absolute in timm and in PyTorch: +-2, or 100 standard deviations. Convolutions keep PyTorch's default
+    initialisation, as upstream.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -48,7 +49,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def check_images(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
-    """Raises ValueError unless `x` is floating and (B, in_chans, *img_size)."""
+    """Raise ValueError unless `x` has a floating-point dtype and the shape (B, in_chans, *img_size)."""
     if x.ndim != 4 or tuple(x.shape[1:]) != (in_chans, *img_size):
         raise ValueError(
             f"expected images (B, {in_chans}, {img_size[0]}, {img_size[1]}), got {tuple(x.shape)}: resize the images, "

@@ -1,4 +1,4 @@
-"""MixToken (arXiv 2104.10858): a box of tokens exchanged between pairs of images.
+"""MixToken (arXiv 2104.10858): exchange of a box of tokens between pairs of images.
 
 Source: zihangJiang/TokenLabeling: tlt/models/lvvit.py. Twin: t2t_jax/models/mix_token.py.
 Shapes: B batch, N tokens on a grid, C channels.
@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class MixToken:
-    """A box of the grid, which every image takes from its partner's tokens: its place in the flipped group.
+    """Box of the token grid in which every image takes its partner's tokens.
 
-    The second edge of each pair is not part of the box. `group` images, neighbours in the batch, find partners among
-    themselves; None for the whole batch.
+    `bottom` and `right` are exclusive. Partners are assigned within groups of `group` consecutive images
+    (None for the whole batch): the partner of an image is at its position in the reversed group.
     """
 
     top: int
@@ -27,16 +27,16 @@ class MixToken:
     group: int | None = None
 
     def __call__(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, N, C) with the box exchanged; a second call brings all of them back."""
+        """Return the tokens (B, N, C) with the box exchanged; a second call restores the original tokens."""
         inside = torch.zeros(grid, dtype=torch.bool, device=tokens.device)
         inside[self.top : self.bottom, self.left : self.right] = True
         return torch.where(inside.flatten()[:, None], flip_groups(tokens, self.group or len(tokens)), tokens)
 
     def own_share(self, num_tokens: int) -> float:
-        """Share of an image's `num_tokens` tokens that stay its own."""
+        """Return the fraction of an image's `num_tokens` tokens that are its own after the exchange."""
         return 1 - (self.bottom - self.top) * (self.right - self.left) / num_tokens
 
 
 def flip_groups(array_B: Tensor, group: int) -> Tensor:
-    """`array_B`, (B, ...), with every `group` neighbours in the opposite order."""
+    """Reverse the order within every `group` consecutive entries of `array_B` (B, ...)."""
     return array_B.unflatten(0, (-1, group)).flip(1).flatten(0, 1)

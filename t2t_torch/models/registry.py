@@ -1,4 +1,4 @@
-"""Models by name. Twin: t2t_jax/models/registry.py; the sizes live in t2t_config/models.py."""
+"""Creation of models by name. Twin: t2t_jax/models/registry.py; the sizes are in t2t_config/models.py."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 def make_model(
     name: str, *, img_size: int | tuple[int, int] | None = None, num_classes: int | None = None, **overrides: Any
 ) -> nn.Module:
-    """A freshly initialised model in training mode.
+    """Create a randomly initialised model in training mode.
 
-    Args: as of `t2t_torch.create_model`, without `pretrained`.
+    Args: Same as `t2t_torch.create_model`, except `pretrained`.
 
     Raises:
-        ValueError: unknown name (the nearest are suggested), unknown override, or sizes that do not fit together.
+        ValueError: If the name (the message suggests the nearest) or an override is unknown, or sizes do not match.
     """
     arch, arguments = model_arguments(name, img_size=img_size, num_classes=num_classes, overrides=overrides)
     try:

@@ -23,8 +23,8 @@ class T2TModule(nn.Module):
     """Tokens-to-Token module: (B, in_chans, H, W) -> (B, N, embed_dim).
 
     Three soft splits (overlapping patches, channel-major features C * kh * kw) with a transformer or performer
-    layer after the first and the second. tokens_type 'convolution' is the paper's ablation, three convolutions
-    in their place (upstream's forward cannot run it).
+    layer after the first and the second. tokens_type 'convolution' is the paper's ablation, which uses three
+    convolutions instead (upstream's forward cannot run it).
     """
 
     def __init__(
@@ -81,15 +81,15 @@ def _as_image(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class T2TViT(nn.Module):
-    """T2T-ViT: T2T module, class token, fixed sinusoid positions, `depth` blocks; (B, in_chans, H, W) -> logits.
+    """T2T-ViT: T2T module, class token, fixed sinusoidal positions, `depth` blocks; (B, in_chans, H, W) -> logits.
 
-    `num_classes=0` gives the class token's features (B, embed_dim) in place of logits. `aux_head` adds the second
-    classifier of token labeling (arXiv 2104.10858), over the N tokens: in training the pair (logits, token logits
-    (B, N, num_classes)), in evaluation logits + 0.5 * max over tokens. `mix`, passed with the call, exchanges tokens
-    between images before the blocks and their logits back after them (MixToken).
+    With `num_classes=0` the output is the class token's features (B, embed_dim). `aux_head` adds the second classifier
+    of token labeling (arXiv 2104.10858), over the N tokens: the output is (logits, token logits (B, N, num_classes))
+    in training and logits + 0.5 * max over tokens in evaluation. `mix` (MixToken), passed with the call, exchanges
+    tokens between images before the blocks and the token logits back after them.
 
     Raises (when called):
-        ValueError: images of another rank, channel count or size than the model's, or not floating-point.
+        ValueError: If the images are not floating-point or their rank, channels or size do not match the model.
     """
 
     block_class: type[nn.Module] = Block
@@ -144,7 +144,7 @@ class T2TViT(nn.Module):
         self.apply(init_weights)
 
     def make_blocks(self, depth: int, drop_path_rate: float, **block_args: object) -> tuple[nn.ModuleList, int]:
-        """The blocks, and the width they end with."""
+        """Return the blocks and the width of their output."""
         blocks = [
             self.block_class(self.embed_dim, drop_path=rate, **block_args)
             for rate in drop_path_rates(drop_path_rate, depth)
@@ -152,14 +152,14 @@ class T2TViT(nn.Module):
         return nn.ModuleList(blocks), self.embed_dim
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone, besides the one-dimensional ones."""
+        """Return the names of parameters without weight decay, besides the one-dimensional ones."""
         return {"cls_token"}
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return self.head if self.aux_head is None else (self.head, self.aux_head)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new head (two with `aux_head`) for `num_classes`; 0 for none."""
+        """Replace the head (both heads with `aux_head`) by a new one for `num_classes` classes; 0 removes it."""
         self.num_classes = num_classes
         self.head = self._make_head() if num_classes > 0 else nn.Identity()
         self.aux_head = self._make_head() if num_classes > 0 and self.has_aux_head else None
@@ -168,7 +168,7 @@ class T2TViT(nn.Module):
         return nn.Linear(self.num_features, self.num_classes).apply(init_weights)
 
     def forward_features(self, x: Tensor, mix: MixToken | None = None) -> Tensor:
-        """All tokens after the last norm, class token first: (B, 1 + N, num_features)."""
+        """Return all tokens after the final norm, class token first: (B, 1 + N, num_features)."""
         check_images(x, self.in_chans, self.img_size)
         x = self.tokens_to_token(x)
         if mix is not None:

@@ -1,4 +1,4 @@
-"""T2T-ViT-Ghost: half of the features by cheap per-channel operations (GhostNet, arXiv 1911.11907).
+"""T2T-ViT-Ghost: half of the features come from cheap per-channel operations (GhostNet, arXiv 1911.11907).
 
 Source: yitu-opensource/T2T-ViT, models/t2t_vit_ghost.py. Twin: t2t_jax/models/t2t_vit_ghost.py.
 Shapes: B batch, N tokens, C channels, H heads, D channels per head.
@@ -26,7 +26,7 @@ class CheapOperation(nn.Conv1d):
 class MlpGhost(nn.Module):
     """fc2([x1, gelu(cheap2(x1)), gelu(cheap3(x1))]) with x1 = gelu(fc1(x)); (B, N, C) -> (B, N, C).
 
-    Upstream's fc1 keeps the width (C -> C) and fc2 takes 3 C, whatever `mlp_ratio`: it has to be 3.
+    As upstream, fc1 keeps the width (C -> C) and the input of fc2 has 3 C channels, so `mlp_ratio` must be 3.
     """
 
     def __init__(self, in_features: int, hidden_features: int, drop: float = 0.0) -> None:
@@ -49,7 +49,7 @@ class MlpGhost(nn.Module):
 
 
 class AttentionGhost(nn.Module):
-    """Attention whose q, k and v are half projected and half a cheap operation on that half; (B, N, C) -> (B, N, C)."""
+    """Attention with q, k, v half projected, half a cheap operation on the first half; (B, N, C) -> (B, N, C)."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class AttentionGhost(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def _heads(self, x: Tensor, ghost: Tensor) -> Tensor:
-        """Two halves (B, N, C / 2) -> (B, H, N, D)."""
+        """Concatenate two halves and split them into heads: (B, N, C / 2) -> (B, H, N, D)."""
         return torch.cat((x, ghost), dim=2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 

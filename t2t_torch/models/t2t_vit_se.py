@@ -1,4 +1,4 @@
-"""T2T-ViT-SE: squeeze-and-excitation (arXiv 1709.01507) inside every attention (paper, section 3.2).
+"""T2T-ViT-SE: squeeze-and-excitation (arXiv 1709.01507) in every attention layer (paper, section 3.2).
 
 Source: yitu-opensource/T2T-ViT, models/t2t_vit_se.py. Twin: t2t_jax/models/t2t_vit_se.py.
 Shapes: B batch, N tokens, C channels.
@@ -15,7 +15,7 @@ from t2t_torch.models.t2t_vit import T2TViT
 
 
 class SELayer(nn.Module):
-    """Channels gated by a bottleneck over their mean; the mean runs over all tokens, the class token too."""
+    """Channel gate: a bottleneck computes it from the mean over all tokens, including the class token."""
 
     def __init__(self, channel: int, reduction: int = 16) -> None:
         super().__init__()

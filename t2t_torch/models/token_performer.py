@@ -1,4 +1,4 @@
-"""The T2T module's performer layer: softmax attention by positive random features, linear in the tokens.
+"""The T2T module's performer layer: softmax attention by positive random features, linear in the number of tokens.
 
 Source: yitu-opensource/T2T-ViT, models/token_performer.py; Performer (arXiv 2009.14794), equation 5.
 Twin: t2t_jax/models/token_performer.py.
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 class TokenPerformer(nn.Module):
-    """One T2T performer, (B, N, dim) -> (B, N, in_dim); the skip connection of its attention is `v`.
+    """Performer layer of the T2T module, (B, N, dim) -> (B, N, in_dim); the skip connection of its attention is `v`.
 
-    Quirks of upstream, kept: the fused projection holds **k, q, v** in this order and has a bias; `w` (M, D) has
-    orthogonal rows of norm sqrt(M), is never redrawn and never trained, yet saved; M = D // 2. Upstream hard-wires
-    both dropouts to 0.1 whatever the model's `drop_rate` says: here that is `drop`.
+    As upstream, the fused projection holds **k, q, v** in this order and has a bias; `w` (M, D) has orthogonal rows of
+    norm sqrt(M) and is saved, but never redrawn or trained; M = D // 2. Upstream hard-codes both dropout rates to 0.1,
+    regardless of the model's `drop_rate`; here they are `drop`.
 
-    Exponentials and sums never run below float32; a float64 model is float64 throughout.
+    Exponentials and sums are computed in at least float32; a float64 model uses float64 throughout.
     """
 
     epsilon = 1e-8
@@ -38,12 +38,12 @@ class TokenPerformer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(in_dim, in_dim), nn.GELU(), nn.Linear(in_dim, in_dim), nn.Dropout(drop))
 
     def prm_exp(self, x: Tensor) -> Tensor:
-        """Positive random features exp(w x - |x|^2 / 2) / sqrt(M); (B, N, D) -> (B, N, M)."""
+        """Return positive random features exp(w x - |x|^2 / 2) / sqrt(M); (B, N, D) -> (B, N, M)."""
         half_norm = (x * x).sum(dim=-1, keepdim=True) / 2
         return torch.exp(x @ self.w.to(x.dtype).T - half_norm) / math.sqrt(self.m)
 
     def single_attn(self, x: Tensor) -> Tensor:
-        """v + proj(attention) without the N x N matrix: q' (sum_n k'_n v_n^T) / (q' sum_n k'_n)."""
+        """Return v + proj(attention), computed without the N x N matrix: q' (sum_n k'_n v_n^T) / (q' sum_n k'_n)."""
         k, q, v = self.kqv(x).chunk(3, dim=-1)
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(v.dtype, torch.float32)

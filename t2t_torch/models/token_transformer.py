@@ -15,8 +15,8 @@ from t2t_torch.models.transformer_block import Mlp
 class Attention(nn.Module):
     """Attention that changes the width, (B, N, C) -> (B, N, D); the skip connection is `v`.
 
-    Two quirks of upstream are kept: the scale is C^-0.5, of the width that comes in (147 or 576), not D^-0.5; and
-    `q` is scaled before the product.
+    As upstream, the scale is C^-0.5, with C the input width (147 or 576), not D^-0.5, and `q` is scaled before the
+    product.
     """
 
     def __init__(self, dim: int, in_dim: int, qk_scale: float | None = None) -> None:
@@ -27,15 +27,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        # One head: PyTorch's fused kernels want its dimension.
+        # PyTorch's fused kernels expect a dimension for the heads; there is one head.
         x = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=self.scale).squeeze(1)
         return v + self.proj(x)
 
 
 class TokenTransformer(nn.Module):
-    """One T2T transformer: attn(norm1(x)), then x + mlp(norm2(x)); (B, N, dim) -> (B, N, in_dim).
+    """Transformer layer of the T2T module: attn(norm1(x)), then x + mlp(norm2(x)); (B, N, dim) -> (B, N, in_dim).
 
-    `in_dim` (upstream's name) is the width inside the layer and of its output, `dim` that of its input.
+    `dim` is the input width, `in_dim` (upstream's name) the width inside the layer and of the output.
     """
 
     def __init__(self, dim: int, in_dim: int, mlp_ratio: float = 1.0) -> None:

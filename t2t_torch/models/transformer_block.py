@@ -32,9 +32,9 @@ class Mlp(nn.Module):
 
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, attn_drop: nn.Module) -> Tensor:
-    """drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D).
+    """Return drop(softmax(q k^T * scale)) v with the heads merged: three (B, H, N, D) -> (B, N, H * D).
 
-    Where nothing is dropped PyTorch's fused kernels run; they take no modules, so a dropout that may drop is seen.
+    PyTorch's fused kernels are used unless dropout is active, since they cannot call the module `attn_drop`.
     """
     if isinstance(attn_drop, nn.Identity) or not attn_drop.training:
         x = F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -46,8 +46,8 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, attn_dr
 class Attention(nn.Module):
     """Multi-head self-attention, softmax(q k^T * scale) v; (B, N, C) -> (B, N, C).
 
-    `qk_scale` replaces the default scale D^-0.5. (Upstream changes it silently to C^-0.5 under `pretrained=True`;
-    the released weights use D^-0.5.)
+    `qk_scale` replaces the default scale D^-0.5. (Upstream silently changes it to C^-0.5 with `pretrained=True`; the
+    released weights use D^-0.5.)
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def attend(self, x: Tensor) -> Tensor:
-        """What the heads gather, side by side, before the output projection: (B, N, C) -> (B, N, C)."""
+        """Return the concatenated outputs of the heads, before the output projection: (B, N, C) -> (B, N, C)."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return dot_product_attention(q, k, v, self.scale, self.attn_drop)
 
@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 def get_sinusoid_encoding(n_position: int, d_hid: int) -> Tensor:
-    """The fixed 1-D table of positions, (1, n_position, d_hid): computed in float64, rounded once to float32.
+    """Return the sinusoidal position encoding, (1, n_position, d_hid), computed in float64 and rounded to float32.
 
     table[p, 2i] = sin(p / 10000^(2i/d)), table[p, 2i+1] = cos(p / 10000^(2i/d)) (arXiv 1706.03762, section 3.5).
     """

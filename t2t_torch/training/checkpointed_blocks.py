@@ -1,5 +1,7 @@
-"""What a step does at the borders of a model's blocks: activations inside are forgotten and computed again in the
-backward pass where memory is short. The models know nothing of it. Twin: t2t_jax/parallel/block_boundaries.py."""
+"""Gradient checkpointing: recompute the activations inside a model's blocks in the backward pass to save memory.
+
+The models' own code is unaffected. Twin: t2t_jax/parallel/block_boundaries.py.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Bordered(nn.Module):
-    """`block`, whose backward pass starts from its input alone, all inside is computed again (arXiv 1604.06174)."""
+    """`block` with gradient checkpointing (arXiv 1604.06174): only its input is stored for the backward pass."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        # With the weights of this moment: a step may compute with others than it trains (see precision.py).
+        # The current weights: a step may compute with other tensors than the trained ones (see compute_dtype.py).
         weights = dict(self.block.named_parameters())
         return cast(Tensor, checkpoint(self._call, x, weights, use_reentrant=False))
 
@@ -29,10 +31,10 @@ class Bordered(nn.Module):
 
 
 def border_blocks(model: nn.Module, *, remat: bool = False) -> nn.Module:
-    """A model with the very parameters of `model`; with `remat` every block and both layers of the T2T module are
-    `Bordered`.
+    """Return a copy of `model` that shares its parameters; with `remat`, every block and both layers of the T2T module
+    are wrapped in `Bordered`.
 
-    The paths of its tensors are others then. A model without `blocks` has nothing to border.
+    Wrapping changes the names of the tensors. A model without `blocks` is not wrapped.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     bordered: Any = copy.deepcopy(model, shared)

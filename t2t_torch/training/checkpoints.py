@@ -1,8 +1,8 @@
-"""The checkpoints of a run: the latest ones and the best one. Twin: t2t_jax/training/checkpoints.py.
+"""Training checkpoints: the latest ones and the best one. Twin: t2t_jax/training/checkpoints.py.
 
-Each is one file, `workdir/checkpoints/STEP.pth`, that belongs to one step: weights, average, optimiser, schedule, step
-and the position in the data. `load_checkpoint` takes the weights from it as from any other file; `checkpoints/best.pth`
-is a link to the best of them.
+Each is one file, `workdir/checkpoints/STEP.pth`, with the state after one step: weights, moving average, optimizer,
+schedule, step and the position in the data. `load_checkpoint` reads its weights as from any other file;
+`checkpoints/best.pth` is a link to the best one.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ BEST = f"best{SUFFIX}"
 
 
 class TrainingCheckpoints:
-    """The checkpoints of one run; a context manager, as its twin is.
+    """Checkpoints of one run; a context manager, like its twin.
 
-    Only one process, or one group of processes that train together, may use a workdir (see t2t_common/workdir/lock.py):
-    what an earlier one left half done is swept away here. The first of the processes writes.
+    Only one process, or one group of processes that train together, may use a workdir (see t2t_common/workdir/lock.py);
+    incomplete files of earlier runs are removed here. Only the first process writes.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool = False) -> None:
         """
         Args:
-            workdir: folder of the run; created if need be.
-            keep: how many of the latest checkpoints to keep.
-            keep_best: keep the one with the highest `TOP1` in its metadata as well, and a link to it; of equals the
-                earliest.
+            workdir: Folder of the run, created if needed.
+            keep: Number of latest checkpoints to keep.
+            keep_best: Whether to also keep the checkpoint with the highest `TOP1` in its metadata (the earliest in case
+                of a tie), with `checkpoints/best.pth` as a link to it.
 
         Raises:
-            ValueError: the folder cannot be written to.
+            ValueError: The folder is not writable.
         """
         self._folder, self._keep, self._keeps_best = ensure_writable(Path(workdir) / CHECKPOINTS), keep, keep_best
         self._top1: dict[int, float] = {}
@@ -55,7 +55,7 @@ class TrainingCheckpoints:
                 with self.damaged.noted(step):
                     self._note_top1(step, _metadata(self._path(step)))
         if process_index() == 0:
-            for leftover in self._folder.glob(f".*{SUFFIX}*"):  # of a run that was killed while it wrote
+            for leftover in self._folder.glob(f".*{SUFFIX}*"):  # of a run that was killed while writing
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             if keep_best:
                 self._link_best()
@@ -70,28 +70,28 @@ class TrainingCheckpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint; None without one."""
+        """Step of the latest checkpoint; None if there is none."""
         steps = [step for step in torch_steps(self._folder) if step not in self.damaged.steps]
         return steps[-1] if steps else None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Metadata of the latest checkpoint that can be read; empty without one.
+        """Metadata of the latest readable checkpoint; empty if there is no checkpoint.
 
         Raises:
-            ValueError: there are checkpoints, and all of them are damaged.
+            ValueError: All checkpoints are damaged.
         """
         return self.damaged.latest(lambda: self.latest_step, lambda step: _metadata(self._path(step)), {})
 
     def is_best(self, top1: float) -> bool:
-        """Whether a checkpoint of this accuracy would become the best one; never where the best is not kept."""
+        """Return whether a checkpoint with this accuracy would become the best one; False if the best is not kept."""
         return self._keeps_best and top1 > max(self._top1.values(), default=-math.inf)
 
     def save(self, state: TrainState, iterator: BatchIterator, metadata: Mapping[str, Any]) -> None:
-        """Saves everything that the run needs to continue.
+        """Save everything needed to resume the run.
 
         Raises:
-            ValueError: it cannot be written; earlier checkpoints stay as they are.
+            ValueError: It cannot be written; earlier checkpoints are unchanged.
         """
         self.damaged.steps.pop(state.step, None)
         if self._keeps_best:
@@ -115,15 +115,15 @@ class TrainingCheckpoints:
         self._forget_old()
 
     def wait(self) -> None:
-        """All is on disk when `save` returns."""
+        """Do nothing: the checkpoint is on disk when `save` returns."""
 
     def restore(self, state: TrainState, iterator: BatchIterator) -> TrainState:
-        """`state`, set to the latest checkpoint that is sound, as `iterator` is; both of the same run.
+        """Load the latest intact checkpoint into `state` and `iterator`, both of the same run; return `state`.
 
-        What is damaged is set aside, and `damaged.lines` says so.
+        Damaged checkpoints are renamed, and reported in `damaged.lines`.
 
         Raises:
-            ValueError: all are damaged, or it is of another run; the message names it.
+            ValueError: All checkpoints are damaged, or the latest belongs to another run; the message names it.
         """
 
         saved = self.damaged.latest(lambda: self.latest_step, lambda step: _read(self._path(step)), None)
@@ -138,7 +138,7 @@ class TrainingCheckpoints:
             state.step = saved["step"]
             iterator.set_state(saved["data"])
             return state
-        except Exception as error:  # sound, but of another run
+        except Exception as error:  # intact, but of another run
             path = self._path(self.latest_step or 0)
             raise ValueError(f"cannot continue from {path} ({first_line(error)}): choose another --workdir") from error
 
@@ -170,14 +170,14 @@ class TrainingCheckpoints:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """All of a checkpoint, compared with its digests where it has some."""
+    """Return the content of a checkpoint, verified against its digests if it has any."""
     saved = read_pickle(path)
     check_content(path, saved)
     return saved
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What a checkpoint of `TrainingCheckpoints` says of itself; its tensors are not read."""
+    """Return the metadata of a checkpoint of `TrainingCheckpoints`, without reading its tensors."""
     saved = read_pickle(path, mapped=True)
     check_content(path, saved, {"metadata"})
     if not isinstance(saved, Mapping) or not isinstance(saved.get("metadata"), Mapping):

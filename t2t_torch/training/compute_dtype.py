@@ -1,7 +1,7 @@
-"""Computing in another precision than that of the parameters, as `dtype` of the models in `t2t_jax`.
+"""Computation in another dtype than that of the parameters, like the argument `dtype` of the models in `t2t_jax`.
 
-Every weight and the images are rounded to it, and so is what each layer gives. (`torch.autocast` would leave layer
-norms, softmax and the residual stream in float32.)
+All weights, images and layer outputs are rounded to this dtype. (`torch.autocast` would keep layer norms, softmax and
+the residual stream in float32.)
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 WIDE = "w"
-"""The performer's random features, which float32 exponentials are made of; they are never rounded."""
+"""Name of the performer's random features, which are used in float32 exponentials; they are never rounded."""
 
 
 def in_dtype(arrays: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """`arrays` of a model by dotted name, rounded to `dtype`; None leaves them as they are. Gradients come through."""
+    """Return a model's `arrays` (by dotted name) rounded to `dtype`, differentiably; None leaves them unchanged."""
     if dtype is None:
         return dict(arrays)
     return {name: x if name.rpartition(".")[2] == WIDE else x.to(dtype) for name, x in arrays.items()}
 
 
 class Computing(nn.Module):
-    """`model` with its weights rounded to `dtype` in every call; (B, C, H, W) -> what the model gives.
+    """Wrapper that rounds the weights of `model` to `dtype` in every call; (B, C, H, W) -> output of the model.
 
-    `options` are the model's own (`mix`).
+    `options` are passed to the model (`mix`).
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe becomes: its model, its mixing of images, its optimiser and training step.
+"""Build the model, augmentation, optimizer and training step of a recipe.
 
 Twin: t2t_jax/training/from_recipe.py.
 """
@@ -30,10 +30,10 @@ Sample = Callable[[TrainState, Batch], Batch]
 
 
 def check_recipe(recipe: Recipe, processes: int) -> None:
-    """Whether every process gets an equal part of a batch, whole micro-batches and whole groups of mixup.
+    """Check that every process gets an equal part of the batch, with whole micro-batches and whole mixup groups.
 
     Raises:
-        ValueError: it does not; the message says what would.
+        ValueError: It does not; the message suggests values that work.
     """
     if recipe.batch_size % (processes * recipe.grad_accum_steps):
         parts = f" in {recipe.grad_accum_steps} micro-batches" if recipe.grad_accum_steps > 1 else ""
@@ -41,7 +41,7 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
             f"batch_size {recipe.batch_size} does not divide among {processes} processes{parts}: choose a multiple of "
             f"{processes * recipe.grad_accum_steps}, or other processes"
         )
-    # MixToken finds partners within a part of the batch, mixup and cutmix within all of it.
+    # MixToken pairs images within a micro-batch, mixup and cutmix within the whole batch.
     computed = recipe.batch_size // (recipe.grad_accum_steps if recipe.mix_token else 1)
     own, group = computed // processes, recipe.mixup_group or computed
     if (recipe.mixes or recipe.mix_token) and processes > 1 and own % group:
@@ -54,12 +54,12 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
 
 
 def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tuple[TrainState, TrainStep]:
-    """The state before the first step and the training step of `recipe`, whose num_classes is set.
+    """Return the initial state and the training step of `recipe`.
 
     Args:
-        recipe: what to train.
-        model: on its device, with what is frozen taken out of training; it goes into the state, in evaluation mode.
-        steps_per_epoch: of the data.
+        recipe: Recipe to train, with num_classes set.
+        model: Model on its device, with frozen parameters excluded; it becomes part of the state, in evaluation mode.
+        steps_per_epoch: Number of steps per epoch.
     """
     optimizer, scheduler = recipe_optimizer(recipe, model, steps_per_epoch=steps_per_epoch)
     average = None if recipe.ema_decay is None else Ema(model, recipe.ema_decay)
@@ -81,8 +81,8 @@ def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tup
 
 
 def build_sample(recipe: Recipe) -> Sample:
-    """(state, batch) -> the first images of this process's part of a batch as the next step will see them,
-    (B, H, W, C), and their labels or targets; on the CPU."""
+    """Return (state, batch) -> the first images (B, H, W, C) of this process's part of a batch, augmented as in the
+    next step, with labels or targets; on the CPU."""
     augment = make_augment(recipe.seed, build_mixup(recipe), build_random_erasing(recipe))
 
     def sample(state: TrainState, batch: Batch) -> Batch:
@@ -93,12 +93,12 @@ def build_sample(recipe: Recipe) -> Sample:
 
 
 def compute_dtype(name: str) -> torch.dtype | None:
-    """The precision called `name` of recipes and options; None for that of the parameters."""
+    """Return the dtype for a recipe's or option's `name`; None means the dtype of the parameters."""
     return torch.bfloat16 if name == "bfloat16" else None
 
 
 def build_model(recipe: Recipe) -> Any:
-    """The freshly initialised model of `recipe`, by its seed."""
+    """Return the model of `recipe`, initialized with its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return create_model(
@@ -114,7 +114,7 @@ def build_model(recipe: Recipe) -> Any:
 
 
 def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
-    """Token labeling of `recipe`, whose num_classes is set; None without."""
+    """Return the token labeling of `recipe`, whose num_classes must be set; None if disabled."""
     if not recipe.aux_head or recipe.num_classes is None:
         return None
     return TokenLabeling(
@@ -128,12 +128,12 @@ def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
 
 
 def build_random_erasing(recipe: Recipe) -> RandomErasing | None:
-    """Random erasing of `recipe`; None without."""
+    """Return the random erasing of `recipe`; None if disabled."""
     return RandomErasing(recipe.re_prob) if recipe.re_prob else None
 
 
 def build_mixup(recipe: Recipe) -> Mixup | None:
-    """Mixup and cutmix of `recipe`, whose num_classes is set; None without."""
+    """Return the mixup and cutmix of `recipe`, whose num_classes must be set; None if disabled."""
     if not recipe.mixes or recipe.num_classes is None:
         return None
     return Mixup(

@@ -1,4 +1,4 @@
-"""Weights that a run starts from, and what the outputs of their classifier stand for.
+"""Initial weights of a run, and the class names of their classifier.
 
 Twin: t2t_jax/training/init_from.py.
 """
@@ -18,13 +18,13 @@ from t2t_torch.checkpoint import load_checkpoint, read_checkpoint
 
 
 def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tuple[LoadReport, list[str] | None]:
-    """Fills `model` from `path` to train it further; what was loaded, and the classes that its classifier came with.
+    """Load `path` into `model` for fine-tuning; return the load report and the class names of the loaded classifier.
 
-    These are None where the classifier starts anew: for another number of classes, or where that is asked for; and
-    empty where the weights do not name them.
+    The class names are None if the classifier is reinitialized (for another number of classes, or with `fresh_head`),
+    and empty if the weights do not include them.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`.
+        FileNotFoundError, ValueError: See `load_checkpoint`.
     """
     own = {key: value.clone() for key, value in model.state_dict().items() if key.split(".")[0] in CLASSIFIERS}
     report = load_checkpoint(model, path)
@@ -39,7 +39,7 @@ def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tup
 
 
 def begun_classes(workdir: str | Path) -> list[str] | None:
-    """Names of the classes of the run in `workdir`, by its latest readable checkpoint; None where that has none."""
+    """Return the class names in the latest readable checkpoint of the run in `workdir`; None if it has none."""
     folder = Path(workdir) / CHECKPOINTS
     steps = torch_steps(folder)
     for path in [folder / f"{step}{SUFFIX}" for step in reversed(steps)] or [latest_torch_file(workdir)]:

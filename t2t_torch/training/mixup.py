@@ -1,8 +1,10 @@
-"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) of a whole batch, by timm's rules (timm/data/mixup.py).
+"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) of a whole batch, as in timm (timm/data/mixup.py).
 
-Twin: t2t_jax/training/mixup.py. An image's partner is its place in the flipped group; a group is a part of the batch,
-or all of it. Drawing and mixing are apart: `Mixup.draw` decides, `Mixup.apply` is a pure function of what was decided,
-and mixes as timm does for the same draws.
+Twin: t2t_jax/training/mixup.py.
+
+Each image is mixed with the image at its position in the flipped group; a group is a part of the batch, or all of it.
+Sampling and mixing are separate: `Mixup.draw` samples, and `Mixup.apply` is a pure function of the draws that gives the
+same result as timm for the same draws.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from t2t_torch.models.mix_token import flip_groups
 from t2t_torch.training.loss import soft_targets
 
 Box = tuple[Tensor, Tensor, Tensor, Tensor]
-"""top, bottom, left, right, in pixels; the second and the last are not part of it."""
+"""Top, bottom, left, right in pixels; bottom and right are exclusive."""
 
 
 class MixupDraws(NamedTuple):
-    """What chance decides. D is 1 for a whole batch, B / 2 for pairs, B for images."""
+    """Random numbers for a batch. D is 1 in mode `batch`, B / 2 in `pair`, B in `elem`."""
 
     lam: Tensor
-    """(D,) Share of its own that an image keeps, before it is corrected for a clipped box; 1 leaves images alone."""
+    """(D,) Weight of the image itself, before correction for a clipped box; 1 leaves images unchanged."""
     use_cutmix: Tensor
-    """(D,) Whether a box is exchanged (cutmix) instead of values mixed (mixup)."""
+    """(D,) Whether to use cutmix instead of mixup."""
     centre: Tensor
-    """(D, 2) Row and column of the box's centre."""
+    """(D, 2) Row and column of the center of the box."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +39,11 @@ class Mixup:
     """timm's `Mixup`, with the same names and defaults.
 
     Each of the authors' GPUs mixes its own part of a batch. Here `group` says how large the parts are, so that a run
-    does not depend on the number of processes; one whose part is whole groups mixes without asking the others. The
-    draws of the mode `batch` hold for all groups.
+    does not depend on the number of processes; a process whose part consists of whole groups mixes without
+    communication. In mode `batch`, all groups share the draws.
 
     Raises:
-        ValueError: neither mixup nor cutmix is on, or a figure makes no sense.
+        ValueError: Neither mixup nor cutmix is on, or a parameter is out of range.
     """
 
     mixup_alpha: float = 1.0
@@ -49,16 +51,16 @@ class Mixup:
     cutmix_alpha: float = 0.0
     """Both parameters of cutmix's beta distribution; 0 turns it off."""
     prob: float = 1.0
-    """Probability of either."""
+    """Probability of applying mixup or cutmix."""
     switch_prob: float = 0.5
-    """Probability of cutmix where both are on."""
+    """Probability of cutmix if both are on."""
     mode: Literal["batch", "pair", "elem"] = "batch"
-    """What shares a draw: the batch, an image and its partner, nothing."""
+    """Whether draws are shared by the whole batch, by the two images of a pair, or not at all."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes, of integer labels."""
+    """Share of the target distributed over all classes, for integer labels."""
     num_classes: int = 1000
     group: int | None = None
-    """Images among which partners are found, by flipping; None for the whole batch."""
+    """Number of consecutive images that are paired with their flipped order; None for the whole batch."""
 
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or self.mixup_alpha == self.cutmix_alpha == 0:
@@ -75,8 +77,10 @@ class Mixup:
     def __call__(
         self, images_BxCxHxW: Tensor, labels: Tensor, rng: np.random.Generator, *, part: int = 0, parts: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Mixed images and their targets (B, num_classes), as `rng` decides; these are part `part` of `parts` of a
-        batch, for which all draws are made."""
+        """Return mixed images and their targets (B, num_classes), sampled with `rng`.
+
+        The images are part `part` of `parts` of a batch; draws are made for the whole batch.
+        """
         own, _, height, width = images_BxCxHxW.shape
         draws = self.draw(rng, own * parts, (height, width))
         group = self.group or own * parts
@@ -85,17 +89,17 @@ class Mixup:
         return self.apply(images_BxCxHxW, labels, mine)
 
     def draw(self, rng: np.random.Generator, batch: int, size: tuple[int, int]) -> MixupDraws:
-        """Draws for `batch` images of `size` (height, width); `batch` is even, and a multiple of `group`.
+        """Sample the draws for `batch` images of `size` (height, width).
 
         Raises:
-            ValueError: it is not.
+            ValueError: `batch` is odd, or not a multiple of `group`.
         """
         if batch % 2:
             raise ValueError(f"mixup and cutmix make pairs: {batch} images are an odd number")
         if batch % (self.group or batch):
             raise ValueError(f"group {self.group} does not divide a batch of {batch} images")
         count = {"batch": 1, "pair": batch // 2, "elem": batch}[self.mode]
-        # One of the two may be off: then chance has no say.
+        # If one of the two is off, the other is always used.
         switch = self.switch_prob if self.mixup_alpha > 0 and self.cutmix_alpha > 0 else float(self.cutmix_alpha > 0)
         use_cutmix_D = rng.random(count) < switch
         alpha_D = np.where(use_cutmix_D, self.cutmix_alpha, self.mixup_alpha)
@@ -106,12 +110,12 @@ class Mixup:
         )
 
     def apply(self, images_BxCxHxW: Tensor, labels: Tensor, draws: MixupDraws) -> tuple[Tensor, Tensor]:
-        """Mixed images, of the same shape and dtype, and their targets (B, num_classes) in float32.
+        """Return mixed images, of the same shape and dtype, and their targets (B, num_classes) in float32.
 
         Args:
-            images_BxCxHxW: normalised images.
-            labels: integers (B,), or targets (B, num_classes), which are mixed without further smoothing.
-            draws: as `draw` makes them.
+            images_BxCxHxW: Normalized images.
+            labels: Integers (B,), or targets (B, num_classes), which are mixed without further smoothing.
+            draws: Draws returned by `draw`.
         """
         batch, _, height, width = images_BxCxHxW.shape
         group = self.group or batch
@@ -133,14 +137,14 @@ class Mixup:
 def mixup_target(
     labels: Tensor, num_classes: int, lam_B: Tensor, smoothing: float = 0.0, group: int | None = None
 ) -> Tensor:
-    """lam * y + (1 - lam) * y of the flipped groups; (B, num_classes) float32.
+    """Return lam * y + (1 - lam) * (y in flipped groups), (B, num_classes) float32.
 
     Args:
-        labels: integers (B,), smoothed here, or targets (B, num_classes), taken as they are.
-        num_classes: of the targets.
-        lam_B: share of an image's own target.
-        smoothing: share of the target spread over all classes.
-        group: images among which partners are found; None for the whole batch.
+        labels: Integers (B,), smoothed here, or targets (B, num_classes), used as they are.
+        num_classes: Number of classes of the targets.
+        lam_B: Weight of an image's own target.
+        smoothing: Share of the target distributed over all classes.
+        group: Size of the groups to flip; None for the whole batch.
     """
     if labels.ndim == 1:
         labels = soft_targets(labels, num_classes, smoothing, torch.float32)
@@ -149,10 +153,10 @@ def mixup_target(
 
 
 def cutmix_bbox_and_lam(size: tuple[int, int], lam_B: Tensor, centre_Bx2: Tensor) -> tuple[Box, Tensor]:
-    """Boxes of share 1 - lam of an image of `size` (height, width), clipped at its borders, and the lam that is left.
+    """Return boxes with share 1 - lam of an image of `size` (height, width), clipped at its borders, and corrected lam.
 
-    In float32, as timm for pairs and images; for a whole batch timm has float64, which gives another side where
-    height * sqrt(1 - lam) is within rounding of a whole number.
+    Computed in float32, like timm in modes `pair` and `elem`. In mode `batch` timm uses float64, which gives another
+    side length where height * sqrt(1 - lam) is within rounding error of an integer.
     """
     limits_2 = torch.tensor(size, device=lam_B.device)
     sides_Bx2 = (limits_2.to(lam_B.dtype) * torch.sqrt(1 - lam_B)[:, None]).long()
@@ -164,7 +168,7 @@ def cutmix_bbox_and_lam(size: tuple[int, int], lam_B: Tensor, centre_Bx2: Tensor
 
 
 def _per_image(draw_D: Tensor, batch: int, group: int) -> Tensor:
-    """One draw for each of `batch` images: all alike, or one for an image and its partner, or as they are."""
+    """Expand D draws to one per image: shared by all images (D = 1), by the two of a pair, or already one per image."""
     count = len(draw_D)
     if count == 1:
         return draw_D.expand(batch, *draw_D.shape[1:])

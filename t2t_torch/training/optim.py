@@ -1,4 +1,7 @@
-"""Optimisers as the authors use them: grouping, schedule and the moving average. Twin: t2t_jax/training/optim.py."""
+"""Optimizers as used by the authors: parameter groups, schedule and weight averaging.
+
+Twin: t2t_jax/training/optim.py.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from t2t_config import Recipe, epoch_lr
 
 
 def freeze(model: nn.Module, names: Collection[str]) -> None:
-    """Takes the modules and parameters called `names` out of training.
+    """Exclude the modules and parameters called `names` from training.
 
     Raises:
-        ValueError: a name fits no parameter.
+        ValueError: A name matches no parameter.
     """
     known = dict(model.named_parameters())
     for name in names:
@@ -31,11 +34,11 @@ def freeze(model: nn.Module, names: Collection[str]) -> None:
 def param_groups(
     model: nn.Module, weight_decay: float, *, decay_all: bool = False, backbone_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `torch.optim`: timm's grouping, with timm's `lr_scale`.
+    """Return parameter groups for `torch.optim`, with timm's grouping and timm's `lr_scale`.
 
-    No decay, unless `decay_all` is set, on tensors of one dimension, biases, and the names of the model's
-    `no_weight_decay()`. Frozen tensors are in no group. Classifiers come first, in groups of their own, if everything
-    else has another `lr_scale`.
+    Unless `decay_all` is set, one-dimensional tensors, biases and the names in the model's `no_weight_decay()` get no
+    weight decay. Frozen tensors are in no group. Classifiers come first, in separate groups, if the backbone has
+    another `lr_scale`.
     """
     listed: set[str] = getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {
@@ -56,10 +59,10 @@ def param_groups(
 def recipe_optimizer(
     recipe: Recipe, model: nn.Module, *, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """The optimiser of `recipe` for the trained parameters of `model`, and its scheduler, stepped after every step.
+    """Return the optimizer of `recipe` for the trained parameters of `model`, and its scheduler, stepped every step.
 
-    Gradients are clipped by the caller (`recipe.clip_grad`, `torch.nn.utils.clip_grad_norm_`), as PyTorch's optimisers
-    do not.
+    The caller clips gradients (`recipe.clip_grad`, `torch.nn.utils.clip_grad_norm_`), because PyTorch's optimizers do
+    not.
     """
     groups = param_groups(
         model, recipe.weight_decay, decay_all=recipe.decay_all, backbone_lr_scale=recipe.backbone_lr_scale
@@ -77,7 +80,7 @@ def recipe_optimizer(
 
 
 class Ema:
-    """Moving average of every `state_dict` entry, frozen too: ema = decay * ema + (1 - decay) * value."""
+    """Moving average of every `state_dict` entry, including frozen ones: ema = decay * ema + (1 - decay) * value."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -85,6 +88,6 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes the model's present values into the average."""
+        """Update the average with the model's current values."""
         for name, value in model.state_dict().items():
             self.state[name].mul_(self.decay).add_(value, alpha=1.0 - self.decay)

@@ -1,4 +1,4 @@
-"""Several processes that train together, as torchrun starts them; each on a device of its own."""
+"""Distributed training in several processes started by torchrun, each on its own device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from t2t_common.workdir import interrupt
 
 
 def own_device() -> torch.device:
-    """This process's device: its GPU, if there are any, else the CPU."""
+    """Return this process's device: its GPU if CUDA is available, else the CPU."""
     return (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
     )
@@ -26,10 +26,10 @@ def own_device() -> torch.device:
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[None]:
-    """While open, this process is one of a run's, if torchrun started it (gloo on the CPU, nccl between GPUs).
+    """Join the process group while open, if torchrun started this process (gloo on the CPU, nccl between GPUs).
 
     Raises:
-        ValueError: another process is gone, or did not answer in time (torch's half an hour; NCCL's ten minutes).
+        ValueError: Another process has died or timed out (torch: 30 minutes; NCCL: 10 minutes).
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -39,10 +39,10 @@ def joined_processes() -> Iterator[None]:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_device().type == "cuda" else "gloo")
         yield
-    except RuntimeError as error:  # from wherever processes meet: a gradient, a loss, a count
+    except RuntimeError as error:  # from any collective: of gradients, losses or counts
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]  # not where in gloo, nor its good wishes
+        reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]  # without gloo's source location and advice
         raise ValueError(
             f"another process of this run is gone ({reason}): start all of them again, and the run continues"
         ) from error
@@ -52,17 +52,17 @@ def joined_processes() -> Iterator[None]:
 
 
 def process_index() -> int:
-    """Which process of the run this is, from 0."""
+    """Return the index of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def process_count() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def mean_of_processes(value: Tensor) -> Tensor:
-    """The mean of every process's `value`, which is changed in place."""
+    """Return the mean of `value` over all processes; `value` is changed in place."""
     if process_count() > 1:
         dist.all_reduce(value)
         value /= process_count()
@@ -70,7 +70,7 @@ def mean_of_processes(value: Tensor) -> Tensor:
 
 
 def sum_processes(counts: np.ndarray) -> np.ndarray:
-    """The sum of every process's `counts`."""
+    """Return the sum of `counts` over all processes."""
     if process_count() == 1:
         return counts
     total = torch.from_numpy(counts.copy())
@@ -79,10 +79,10 @@ def sum_processes(counts: np.ndarray) -> np.ndarray:
 
 
 def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
-    """`identity`, of the data that this process has.
+    """Return `identity`, the fingerprint of this process's data, after checking that all processes have the same.
 
     Raises:
-        ValueError: another process has other data.
+        ValueError: Another process has different data.
     """
     if process_count() > 1:
         digests: list[Any] = [None] * process_count()
@@ -92,7 +92,7 @@ def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 class Interruption(interrupt.Interruption):
-    """As its base; of several processes, all stop after the same step, whichever got the signal."""
+    """Interruption that stops all processes after the same step, whichever process received the signal."""
 
     def requested(self, step: int) -> str | None:
         own = super().requested(step)

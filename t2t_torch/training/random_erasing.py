@@ -1,7 +1,9 @@
-"""Random erasing (arXiv 1708.04896) of a whole batch, by timm's rule (timm/data/random_erasing.py, mode "pixel").
+"""Random erasing (arXiv 1708.04896) of a whole batch, as in timm (timm/data/random_erasing.py, mode "pixel").
 
-Twin: t2t_jax/training/random_erasing.py. timm tries up to ten rectangles and takes the first that fits. Here all ten
-are drawn at once and the first that fits is chosen: the same law. Drawing and erasing are apart, as in mixup.py.
+Twin: t2t_jax/training/random_erasing.py.
+
+timm tries up to ten rectangles and takes the first that fits. Here all ten are sampled at once and the first that fits
+is used: the same distribution. Sampling and erasing are separate, as in mixup.py.
 """
 
 from __future__ import annotations
@@ -15,30 +17,30 @@ import torch
 from torch import Tensor
 
 ATTEMPTS = 10
-"""Rectangles to try; an image for which none fits stays as it is."""
+"""Number of rectangles to try; an image for which none fits is unchanged."""
 
 
 class ErasingDraws(NamedTuple):
-    """What chance decides; A is the number of attempts."""
+    """Random numbers for a batch; A is the number of attempts."""
 
     erase: Tensor
-    """(B,) Whether an image is changed at all."""
+    """(B,) Whether to erase in an image."""
     area: Tensor
     """(B, A) Area of each rectangle, as a share of the image."""
     log_aspect: Tensor
     """(B, A) Logarithm of each rectangle's height / width."""
     corner: Tensor
-    """(B, 2) Where the rectangle lies, from 0 (top, left) to below 1 (bottom, right)."""
+    """(B, 2) Position of the rectangle, from 0 (top, left) to below 1 (bottom, right)."""
     noise: Tensor
-    """(B, C, H, W) New pixels, of images that are changed."""
+    """(B, C, H, W) Replacement pixels; zeros for images that are not erased."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomErasing:
-    """timm's `RandomErasing(mode="pixel", max_count=1)`: one rectangle of an image becomes normal noise.
+    """timm's `RandomErasing(mode="pixel", max_count=1)`: replace one rectangle of an image by normal noise.
 
     Raises:
-        ValueError: a figure makes no sense.
+        ValueError: A parameter is out of range.
     """
 
     probability: float = 0.5
@@ -59,12 +61,14 @@ class RandomErasing:
             raise ValueError(f"min_aspect must lie in (0, 1], got {self.min_aspect}")
 
     def __call__(self, images_BxCxHxW: Tensor, rng: np.random.Generator, *, part: int = 0, parts: int = 1) -> Tensor:
-        """`images_BxCxHxW`, normalised, with the rectangles that `rng` decides; these are part `part` of `parts` of a
-        batch, for which all draws are made."""
+        """Erase random rectangles of `images_BxCxHxW` (normalized), sampled with `rng`.
+
+        The images are part `part` of `parts` of a batch; draws are made for the whole batch.
+        """
         return erase(images_BxCxHxW, self.draw(rng, images_BxCxHxW, part=part, parts=parts))
 
     def draw(self, rng: np.random.Generator, images_BxCxHxW: Tensor, *, part: int = 0, parts: int = 1) -> ErasingDraws:
-        """Draws for images like these."""
+        """Sample the draws for images of this shape, dtype and device."""
         own, device = len(images_BxCxHxW), images_BxCxHxW.device
         tries, widest = (own * parts, ATTEMPTS), -math.log(self.min_aspect)
         whole_batch = (
@@ -76,7 +80,7 @@ class RandomErasing:
         )
         mine = slice(part * own, (part + 1) * own)
         erase, area, log_aspect, corner, seeds = (torch.from_numpy(draw[mine]) for draw in whole_batch)
-        # By a seed for each image, so that no process draws the noise of the others.
+        # One seed per image, so that a process need not generate the noise of other processes.
         noise, generator = torch.zeros_like(images_BxCxHxW), torch.Generator(device)
         for row in erase.nonzero().flatten().tolist():
             generator.manual_seed(int(seeds[row]))
@@ -85,13 +89,13 @@ class RandomErasing:
 
 
 def erase(images_BxCxHxW: Tensor, draws: ErasingDraws) -> Tensor:
-    """Images with one rectangle each replaced by noise, where the draws say so."""
+    """Return images with the drawn rectangles replaced by noise."""
     size = images_BxCxHxW.shape[2:]
     limits_2 = torch.tensor(size, device=images_BxCxHxW.device)
     area_BxA, aspect_BxA = draws.area * (size[0] * size[1]), torch.exp(draws.log_aspect)
     sides_BxAx2 = torch.sqrt(torch.stack([area_BxA * aspect_BxA, area_BxA / aspect_BxA], dim=-1)).round().long()
     fits_BxA = (sides_BxAx2 < limits_2).all(dim=-1)
-    first_B = fits_BxA.int().argmax(dim=-1)  # the first of equals
+    first_B = fits_BxA.int().argmax(dim=-1)  # the first maximum
     sides_Bx2 = sides_BxAx2[torch.arange(len(first_B), device=first_B.device), first_B]
     low_Bx2 = torch.floor(draws.corner * (limits_2 - sides_Bx2 + 1)).long()
     high_Bx2 = low_Bx2 + sides_Bx2

@@ -1,4 +1,4 @@
-"""The training step and the forward pass of evaluation. Twin: t2t_jax/training/step.py."""
+"""Training step and evaluation forward pass. Twin: t2t_jax/training/step.py."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Batch = Mapping[str, Tensor]
 and "label_classes" (B, K, h, w) and "crop" (B, 4)."""
 
 AUGMENTATION = 2**32 - 1
-"""In the key of a step's draws for augmentation. Dropout has the number of a part there and never comes near."""
+"""Part of the seed of a step's augmentation; dropout uses the micro-batch index there, which stays below this value."""
 MIX_TOKEN = AUGMENTATION - 1
-"""The same for the exchange of tokens."""
+"""The same for MixToken."""
 
 
 @dataclasses.dataclass
 class TrainState:
-    """Everything that a training run carries from step to step, besides the position in the data; a step changes it."""
+    """State of a training run between steps, except for the position in the data; a step changes it in place."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -49,7 +49,7 @@ class TrainState:
 
     @property
     def best(self) -> dict[str, Tensor]:
-        """All arrays of the model as it is to be used: the average where there is one."""
+        """All arrays to evaluate: the moving average if there is one, else the trained arrays."""
         return self.raw if self.ema is None else self.ema.state
 
 
@@ -60,7 +60,7 @@ Augment = Callable[[Batch, int], Batch]
 
 
 def make_augment(seed: int, mixup: Mixup | None, random_erasing: RandomErasing | None) -> Augment:
-    """What a step does with a batch before the model sees it: (batch, steps done) -> batch; None leaves out."""
+    """Return the augmentation of a step: (batch, completed steps) -> batch. Arguments that are None are skipped."""
 
     def augment(batch: Batch, step: int) -> Batch:
         rng = np.random.default_rng((seed, step, AUGMENTATION))
@@ -86,22 +86,22 @@ def make_train_step(
     token_labeling: TokenLabeling | None = None,
     grad_accum_steps: int = 1,
 ) -> TrainStep:
-    """The step: (state, batch) -> {"loss", "grad_norm"}, of all processes together; `state` is changed.
+    """Return the training step: (state, batch) -> {"loss", "grad_norm"} over all processes; it changes `state`.
 
-    Randomness is keyed by (seed, step). A model that returns several logits in training (distilled ones) gets the mean
-    of their losses.
+    Random numbers depend only on (seed, step). For a model that returns several logits in training (distilled ones),
+    the loss is the mean of their losses.
 
     Args:
-        computing: images to logits with the parameters of the state's model (see `Computing`), in training mode; in
-            DistributedDataParallel where several processes train together.
-        seed: of all draws.
-        label_smoothing: for integer labels, where `mixup` does not smooth them.
-        clip_grad: largest global norm of the gradients; None does not clip.
-        mixup: mixes the images and makes the targets; None leaves both alone.
-        random_erasing: comes after `mixup`, as in the authors' training; None erases nothing.
-        token_labeling: for a model with `aux_head`: its targets come from the batch's label maps; None for others.
-        grad_accum_steps: parts in which a batch is computed; loss and gradients are the whole batch's, but each part
-            has dropout masks of its own.
+        computing: Module in training mode that maps images to logits with the parameters of the state's model (see
+            `Computing`); wrapped in DistributedDataParallel if several processes train together.
+        seed: Seed for all random numbers.
+        label_smoothing: Label smoothing for integer labels; `mixup` has its own.
+        clip_grad: Maximum global norm of the gradients; None disables clipping.
+        mixup: Mixes the images and computes the targets; None disables it.
+        random_erasing: Applied after `mixup`, as in the authors' training; None disables it.
+        token_labeling: Loss for a model with `aux_head`, with targets from the batch's label maps; None for others.
+        grad_accum_steps: Number of micro-batches per step. Loss and gradients are those of the whole batch, but each
+            micro-batch has its own dropout masks.
     """
 
     augment = make_augment(seed, mixup, random_erasing)
@@ -116,12 +116,12 @@ def make_train_step(
         return sum(losses[1:], losses[0]) / len(losses)
 
     def backward(batch: Batch, step: int) -> Tensor:
-        """Adds up the gradients of all parts; their mean loss."""
+        """Accumulate the gradients of all micro-batches; return their mean loss."""
         device = batch["image"].device
         total = torch.zeros((), device=device)
         for part in range(grad_accum_steps):
             is_last = part + 1 == grad_accum_steps
-            # Every grad_accum_steps-th image, so that each process finds its share of a part in its share of the batch.
+            # Every grad_accum_steps-th image, so that each process already holds its share of every micro-batch.
             mine = {name: array[part::grad_accum_steps] for name, array in batch.items()}
             with _drawing((seed, step, part, process_index()), device), _gathering(computing, is_last):
                 loss = loss_fn(mine, (seed, step, MIX_TOKEN, part)) / grad_accum_steps
@@ -148,7 +148,7 @@ def make_train_step(
 
 @contextlib.contextmanager
 def _drawing(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    """While open, PyTorch's generators draw by `key`; afterwards they are as they were."""
+    """Seed PyTorch's generators with `key` while open, and restore their state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
@@ -156,7 +156,7 @@ def _drawing(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
 
 
 def _gathering(computing: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Processes exchange gradients once in a step, with the last part's backward pass."""
+    """Return a context that synchronizes gradients only in the last micro-batch's backward pass, once per step."""
     if isinstance(computing, DistributedDataParallel) and not is_last:
         return computing.no_sync()
     return contextlib.nullcontext()
@@ -165,13 +165,14 @@ def _gathering(computing: nn.Module, is_last: bool) -> contextlib.AbstractContex
 def make_forward(
     model: nn.Module, *, dtype: torch.dtype | None = None
 ) -> Callable[[Mapping[str, Tensor], Tensor | np.ndarray], np.ndarray]:
-    """Evaluation's forward pass: (arrays, images (B, H, W, C)) -> logits in numpy, float32 or wider.
+    """Return the evaluation forward pass: (arrays, images (B, H, W, C)) -> logits in numpy, float32 or wider.
 
-    On a CPU some images at a time, whose activations stay in the caches (see t2t_common/evaluation/cpu_chunks.py).
+    On a CPU, the batch is processed in chunks whose activations fit the caches (see
+    t2t_common/evaluation/cpu_chunks.py).
 
     Args:
-        model: in evaluation mode; its own weights are not used.
-        dtype: of the computation; None for that of the arrays.
+        model: Model in evaluation mode; its own weights are not used.
+        dtype: Computation dtype; None for that of the arrays.
     """
     device = next(model.parameters()).device
 

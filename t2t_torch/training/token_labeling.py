@@ -1,4 +1,4 @@
-"""Token labeling (arXiv 2104.10858): soft targets for every token, the box of MixToken, the loss of both heads.
+"""Token labeling (arXiv 2104.10858): soft targets for every token, MixToken boxes, and the loss of both heads.
 
 Source: zihangJiang/TokenLabeling: tlt/data/mixup.py (targets), tlt/loss/cross_entropy.py.
 Twin: t2t_jax/training/token_labeling.py.
@@ -22,15 +22,15 @@ from t2t_torch.training.loss import cross_entropy
 def draw_mix_token(
     rng: np.random.Generator, grid: tuple[int, int], *, alpha: float = 1.0, group: int | None = None
 ) -> MixToken:
-    """The box that `rng` decides, for a whole batch, as upstream's; its share of the grid is 1 - Beta(alpha, alpha)."""
+    """Sample one box for a batch, as upstream; its share of the grid before clipping is 1 - Beta(alpha, alpha)."""
     centre = int(rng.integers(grid[0])), int(rng.integers(grid[1]))
     return rand_bbox(grid, rng.beta(alpha, alpha), centre, group)
 
 
 def rand_bbox(grid: tuple[int, int], lam: float, centre: tuple[int, int], group: int | None = None) -> MixToken:
-    """The box of share 1 - `lam` around `centre` (row, column), clipped at the grid's borders.
+    """Return a box with share 1 - `lam` of the grid around `centre` (row, column), clipped at the grid's borders.
 
-    As upstream, a side of odd length loses one: both halves are rounded down.
+    As upstream, odd side lengths shrink by one, because both halves are rounded down.
     """
 
     def edges(size: int, middle: int) -> tuple[int, int]:
@@ -52,22 +52,22 @@ def token_targets(
     grid: tuple[int, int],
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Targets (B, 1 + N, num_classes) from label maps: of the class token over the whole crop, then of every token.
+    """Compute targets (B, 1 + N, num_classes) from label maps: for the class token (whole crop), then for every token.
 
-    A map is cropped as its image was, by RoIAlign (arXiv 1703.06870) of its scores, 0 for the classes that a cell does
-    not name; a softmax over the classes makes targets of them.
+    The score map is cropped like its image, by RoIAlign (arXiv 1703.06870), with score 0 for classes that a cell does
+    not list; a softmax over the classes gives the targets.
 
-    Two ways of upstream's: smoothing adds s / n to targets that it has scaled by 1 - s + s / n, so they sum to
-    1 + s / n (kept); and RoIAlign gets top and left where it wants left and top, so that what it crops is another
-    place of the map wherever a crop is off the diagonal (corrected here).
+    Two upstream peculiarities: smoothing adds s / n to targets scaled by 1 - s + s / n, so they sum to 1 + s / n
+    (kept); and upstream passes (top, left) to RoIAlign, which expects (left, top), so crops off the diagonal are taken
+    from another place of the map (corrected here).
 
     Args:
-        scores: (B, K, H, W), scores of the K best classes of each cell, before any softmax.
-        classes: (B, K, H, W), which classes these are.
-        crops: (B, 4), top, bottom, left, right of the crops, as shares of the image's height and width.
-        num_classes: of the targets.
-        grid: rows and columns of tokens.
-        smoothing: share of the target spread over all classes.
+        scores: (B, K, H, W), scores (before softmax) of the top-K classes of each cell.
+        classes: (B, K, H, W), indices of these classes.
+        crops: (B, 4), top, bottom, left, right of the crops, as fractions of the image's height and width.
+        num_classes: Number of classes of the targets.
+        grid: Numbers of rows and columns of tokens.
+        smoothing: Share of the target distributed over all classes.
     """
     B, _, H, W = scores.shape
     dense = scores.new_zeros((B, num_classes, H, W)).scatter(1, classes.long(), scores).permute(0, 2, 3, 1)
@@ -78,10 +78,10 @@ def token_targets(
 
 
 def roi_align(dense: Tensor, crops: Tensor, bins: tuple[int, int]) -> Tensor:
-    """torchvision's `roi_align` (aligned False, adaptive sampling), upstream's half cell subtracted.
+    """torchvision's `roi_align` (aligned=False, adaptive sampling) with upstream's shift by half a cell.
 
-    Maps (B, H, W, C) -> (B, N, C): bilinear samples at even distances, averaged within each of the N = rows * columns
-    bins. What averages rows does not depend on columns, so it is two matrix products.
+    Maps (B, H, W, C) -> (B, N, C): bilinear samples at regular intervals are averaged within each of the
+    N = rows * columns bins. The weights are separable into rows and columns, so this is two matrix products.
     """
     H, W = dense.shape[1:3]
     rows = _bin_weights(crops[:, :2] * H - 0.5, H, bins[0])
@@ -90,7 +90,7 @@ def roi_align(dense: Tensor, crops: Tensor, bins: tuple[int, int]) -> Tensor:
 
 
 def _bin_weights(edges: Tensor, cells: int, bins: int) -> Tensor:
-    """What each of `cells` weighs in each bin between the two edges (B, 2): (B, bins, cells)."""
+    """Return the weight of each of `cells` in each bin between the two edges (B, 2): (B, bins, cells)."""
     low, high = edges[:, :1, None], edges[:, 1:, None]
     side = (high - low).clamp(min=1.0) / bins
     most = -(-cells // bins)
@@ -114,17 +114,17 @@ def token_label_cross_entropy(
     *,
     dense_weight: float = 0.5,
 ) -> Tensor:
-    """Cross entropy of the class token + `dense_weight` * the mean one of the N tokens, in float32 or wider.
+    """Return the class token's cross entropy + `dense_weight` * the mean over the N tokens, in float32 or wider.
 
-    The class token saw the tokens of both partners, so its target is theirs, by the share of their tokens. Token
-    logits belong to the image that their tokens came from (the model brings them back), so their targets stay.
+    The class token attends to tokens of both mixed images, so its target is mixed by their shares of the tokens. The
+    model moves token logits back to the image that the tokens came from, so token targets are unchanged.
 
     Args:
-        logits: (B, C), of the class token.
-        token_logits: (B, N, C), of the other tokens.
-        targets: (B, 1 + N, C), of both, from `token_targets`.
-        mix: the exchange of tokens that the model made.
-        dense_weight: 0.5 in the paper; 1 is the default of upstream's command line.
+        logits: (B, C), logits of the class token.
+        token_logits: (B, N, C), logits of the other tokens.
+        targets: (B, 1 + N, C), targets of both, from `token_targets`.
+        mix: MixToken exchange applied by the model.
+        dense_weight: Weight of the token loss; 0.5 in the paper, 1 by default in upstream's command line.
     """
     target = targets[:, 0]
     if mix is not None:
@@ -136,21 +136,21 @@ def token_label_cross_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class TokenLabeling:
-    """What a training step does with the label maps of a batch."""
+    """Token labeling in a training step: samples MixToken boxes and computes the loss from a batch's label maps."""
 
     num_classes: int
     grid: tuple[int, int]
-    """Rows and columns of the model's tokens."""
+    """Numbers of rows and columns of the model's tokens."""
     dense_weight: float = 0.5
-    """Weight of the tokens' loss."""
+    """Weight of the token loss."""
     mix_token: float = 1.0
     """Both parameters of MixToken's beta distribution, 1 upstream; 0 turns it off."""
     label_smoothing: float = 0.1
     group: int | None = None
-    """Images among which partners are found, by flipping; None for the whole batch."""
+    """Number of consecutive images that are paired with their flipped order; None for the whole batch."""
 
     def draw(self, rng: np.random.Generator) -> MixToken | None:
-        """The exchange that `rng` decides."""
+        """Sample the MixToken exchange; None if MixToken is off."""
         return draw_mix_token(rng, self.grid, alpha=self.mix_token, group=self.group) if self.mix_token else None
 
     def loss(
@@ -159,7 +159,7 @@ class TokenLabeling:
         batch: Mapping[str, Tensor],
         mix: MixToken | None,
     ) -> Tensor:
-        """Loss of the model's `outputs` in training; `batch` has "label_scores", "label_classes" and "crop"."""
+        """Return the loss of the training `outputs`; `batch` has "label_scores", "label_classes" and "crop"."""
         targets = token_targets(
             batch["label_scores"],
             batch["label_classes"],

@@ -1,0 +1,1 @@
+"""Weight files: safe unpickling, digests, plain tensors, adaptation to other sizes."""

@@ -1,4 +1,4 @@
-"""A checkpoint's weights made to fit another model (see `t2t_common.weights.adapt`), as tensors.
+"""Adapt a checkpoint's tensors to another model (see `t2t_common.weights.adapt`).
 
 Twin: t2t_jax/weights/adapt.py.
 """
@@ -23,7 +23,7 @@ StateDict = dict[str, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Weights that fit a model, and what was done to them (see `LoadReport`)."""
+    """Weights adapted to a model, and the changes made (see `LoadReport`)."""
 
     weights: StateDict
     resized: Mapping[str, str]
@@ -32,11 +32,11 @@ class Fitted:
 
 
 def fit(state_dict: Mapping[str, Tensor], model: nn.Module, source_grid: tuple[int, int] | None = None) -> Fitted:
-    """`state_dict` fitted to `model`; both stay as they are. Changed tensors get the wider of both dtypes.
+    """Return `state_dict` adapted to `model`; both are unchanged. Changed tensors get the wider of both dtypes.
 
     Raises:
-        ValueError: names or shapes that no adaptation explains; they are counted, and the first few named. Or numbers
-            that no weight is made of (complex, whole).
+        ValueError: Names or shapes do not match and cannot be adapted (the message counts them and names the first
+            few), or a dtype is invalid for weights (complex, integer).
     """
     own = model.state_dict()
     check_types({name: str(x.dtype).removeprefix("torch.") for name, x in state_dict.items() if name in own})
@@ -45,7 +45,7 @@ def fit(state_dict: Mapping[str, Tensor], model: nn.Module, source_grid: tuple[i
         return torch.promote_types(state_dict[name].dtype, own[name].dtype)
 
     def resize(table: np.ndarray, *sizes: tuple[int, int], num_prefix_tokens: int) -> np.ndarray:
-        """In the wider of both precisions by PyTorch's own operation, as the authors do: equal to the last bit."""
+        """Resize in the wider dtype with PyTorch's own operation, bitwise identical to the authors' code."""
         tensor = torch.from_numpy(table).to(dtype_of("pos_embed"))
         return resize_pos_embed(tensor, *sizes, num_prefix_tokens=num_prefix_tokens).double().numpy()
 
@@ -66,7 +66,7 @@ def fit(state_dict: Mapping[str, Tensor], model: nn.Module, source_grid: tuple[i
 
 
 def _check_fit(weights: StateDict, own: StateDict) -> None:
-    """Raises one ValueError for all names and shapes in which `weights` and `own` differ."""
+    """Raise a single ValueError for all differences in names and shapes between `weights` and `own`."""
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],

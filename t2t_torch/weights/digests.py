@@ -1,5 +1,4 @@
-"""Digests of PyTorch's tensors and of what `torch.save` writes; what a digest is stands in
-t2t_config/weights/digests.py.
+"""Digests of PyTorch tensors and of files written by `torch.save`, as defined in t2t_config/weights/digests.py.
 
 Twin: t2t_jax/weights/digests.py.
 """
@@ -21,10 +20,10 @@ PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Digest of each tensor by its name.
+    """Return the digest of each tensor by name.
 
     Raises:
-        ValueError: a tensor without bytes of its own: sparse, quantised, or on the device "meta".
+        ValueError: A tensor has no plain data: sparse, quantized, nested, or on the device "meta".
     """
     return {name: _of(name, tensor) for name, tensor in tensors.items()}
 
@@ -38,8 +37,8 @@ def _of(name: str, tensor: Tensor) -> str:
 
 
 def content_digests(content: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of a dictionary that `torch.save` writes: of each tensor by its path (`state_dict/head.weight`), and of
-    all other values of an entry together (`optimizer/*`)."""
+    """Return the digests of a dictionary to be written by `torch.save`: one per tensor, by path
+    (`state_dict/head.weight`), and one for all other values of an entry (`optimizer/*`)."""
     found: dict[str, str] = {}
     for entry, value in content.items():
         tensors: dict[str, Tensor] = {}
@@ -52,7 +51,7 @@ def content_digests(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sort(path: str, value: Any, tensors: dict[str, Tensor], others: list[list[str]]) -> None:
-    """Puts the tensors in `value` among `tensors`, and everything else, as text, among `others`."""
+    """Collect the tensors in `value` in `tensors`, and everything else, as text, in `others`."""
     if isinstance(value, Tensor):
         tensors[path] = value
     elif isinstance(value, Mapping):
@@ -68,15 +67,18 @@ def _sort(path: str, value: Any, tensors: dict[str, Tensor], others: list[list[s
 
 
 def check_content(path: Path, content: Any, entries: Collection[str] | None = None) -> str:
-    """Compares what `torch.load` read from `path` with the digests there; what it was compared with, "" for nothing.
+    """Compare content that `torch.load` read from `path` with the file's digests.
 
     Args:
-        path: a file of `torch.save`.
-        content: what was read.
-        entries: those of it that are looked at; None for all.
+        path: File written by `torch.save`.
+        content: Content read from it.
+        entries: Entries to check; None for all.
+
+    Returns:
+        Name of the checksum used; "" for a file without digests.
 
     Raises:
-        DamagedError: something is not what was saved.
+        DamagedError: The content differs from what was saved.
     """
     saved = zips.read_digests(path)
     if saved is None or not isinstance(content, Mapping):
@@ -91,9 +93,9 @@ def check_content(path: Path, content: Any, entries: Collection[str] | None = No
 
 
 def torch_bytes(content: Mapping[str, Any]) -> memoryview:
-    """What `torch.save` makes of `content`, with its digests as one more member of the zip, which PyTorch passes over.
+    """Serialize `content` with `torch.save`, with its digests as an additional zip member, which PyTorch ignores.
 
-    In memory: PyTorch's zip writer, given a file, hides a full disk behind a RuntimeError.
+    This is done in memory, because PyTorch's zip writer reports a full disk as a RuntimeError when writing to a file.
     """
     file = io.BytesIO()
     torch.save(dict(content), file)

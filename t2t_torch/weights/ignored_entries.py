@@ -1,7 +1,7 @@
-"""What may lie beside the weights of a pickled file, and is not kept: paths, dates, states of random generators, ...
+"""Stand-ins for objects in a pickled file that are not weights and are dropped: paths, dates, states of RNGs, ...
 
-Each is read as an object of this module, so that nothing of what a file names is called. A file that names anything
-else would run code, and is refused (see `t2t_torch.weights.safe_unpickle`).
+Each is replaced by an object of this module, so that no class or function named in a file is called. A file that names
+anything else would run code, and is refused (see `t2t_torch.weights.safe_unpickle`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Inert:
-    """Stands for a value that is no weight: takes whatever it is made of, and keeps nothing."""
+    """Stand-in for a value that is not a weight: accepts any arguments and state, and stores nothing."""
 
     def __new__(cls, *_: object) -> Inert:
         return object.__new__(cls)
@@ -23,21 +23,21 @@ class Inert:
 
 
 class InertDict:
-    """Stands for a kind of dictionary: an ordinary one, as weights may lie in it."""
+    """Stand-in for a dictionary class: creates an ordinary dictionary, because it may contain weights."""
 
     def __new__(cls, *_: object) -> Any:
         return {}
 
 
 class InertBytes:
-    """Stands for `bytes`, which protocol 2 calls for none: whatever it is called with, nothing is allocated."""
+    """Stand-in for `bytes`, which pickle protocol 2 calls for empty bytes: ignores its arguments, allocates nothing."""
 
     def __new__(cls, *_: object) -> Any:
         return b""
 
 
 class InertList:
-    """Stands for a kind of list: an ordinary one."""
+    """Stand-in for a list class: creates an ordinary list."""
 
     def __new__(cls, *_: object) -> Any:
         return []
@@ -46,7 +46,7 @@ class InertList:
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 _BUILTINS = (
     *("bool", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set", "slice", "str"),
-    *("long", "unicode", "xrange"),  # of Python 2, whose names protocol 2 writes
+    *("long", "unicode", "xrange"),  # Python 2 names, which protocol 2 writes
 )
 _NUMBERS = (
     *("bool", "bool_", "str_", "bytes_", "object_", "void", "datetime64", "timedelta64", "complex64", "complex128"),
@@ -69,7 +69,7 @@ _ATTRIBUTE_DICTS = (
 INERT: dict[str, Any] = {
     **{f"{module}.{name}": Inert for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{f"datetime.{name}": Inert for name in ("date", "datetime", "time", "timedelta", "timezone")},
-    **{f"builtins.{name}": Inert for name in _BUILTINS},  # what a defaultdict makes its values of
+    **{f"builtins.{name}": Inert for name in _BUILTINS},  # default factories of a defaultdict
     **{f"numpy.{name}": Inert for name in _NUMBERS},
     **{f"numpy.random._pickle.{name}": Inert for name in _GENERATORS},
     **{f"numpy.ma.{name}": Inert for name in ("core._mareconstruct", "core.MaskedArray", "MaskedArray")},
@@ -83,4 +83,4 @@ INERT: dict[str, Any] = {
     "collections.deque": InertList,
     "builtins.bytes": InertBytes,
 }
-"""Full name of a class or function -> what stands for it."""
+"""Full name of a class or function -> its stand-in."""

@@ -1,4 +1,4 @@
-"""Which tensors can be weights of a file: those whose numbers lie there, one by one, in a type that others read."""
+"""Check that tensors are plain: dense, with their own data, in a dtype that other libraries support."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from t2t_config.text import few
 
 BEYOND_NUMPY = re.compile(r"float[48]_|bits|u?int[1-7]$")
-"""Names of types that numpy does not have; bfloat16 is widened where need be."""
+"""Names of dtypes that NumPy does not have; bfloat16 is allowed, as it is widened where necessary."""
 
 
 def hindrance(tensor: Tensor) -> str | None:
-    """Why a tensor is no plain one, and what makes it one; None where it is."""
+    """Return why a tensor is not plain and how to convert it; None if it is plain."""
     if is_traceable_wrapper_subclass(tensor):
         return f"is a {type(tensor).__name__}, whose numbers lie elsewhere: save a plain tensor"
     if tensor.is_quantized:
@@ -38,7 +38,7 @@ def hindrance(tensor: Tensor) -> str | None:
 
 
 def check_plain(tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError if some tensors are no plain ones; the first is explained, the others are named."""
+    """Raise ValueError if any tensors are not plain; the message explains the first and names the others."""
     found = {name: text for name, tensor in tensors.items() if (text := hindrance(tensor)) is not None}
     if not found:
         return

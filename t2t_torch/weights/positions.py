@@ -1,4 +1,4 @@
-"""Position tables resized as the authors resize them."""
+"""Resize position embeddings as in the authors' code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 def resize_pos_embed(
     table: Tensor, source_grid: tuple[int, int], grid: tuple[int, int], *, num_prefix_tokens: int = 1
 ) -> Tensor:
-    """A position table (1, P + h * w, C) for another grid: (1, P + H * W, C).
+    """Resize a position embedding (1, P + h * w, C) for another grid: (1, P + H * W, C).
 
-    The grid goes through `F.interpolate(mode='bicubic')`, as the authors' `resize_pos_embed` does (kernel
-    a = -0.75, half-pixel centres, no antialias), in the table's precision and never below float32. The first
-    P = `num_prefix_tokens` rows (class and distillation token) stay.
+    The grid is interpolated by `F.interpolate(mode='bicubic')`, as in the authors' `resize_pos_embed` (kernel
+    a = -0.75, half-pixel centers, no antialiasing), in the dtype of `table`, but at least float32. The first
+    P = `num_prefix_tokens` rows (class and distillation token) are unchanged.
 
     Raises:
-        ValueError: the table does not have P + h * w rows.
+        ValueError: `table` does not have P + h * w rows.
     """
     height, width = source_grid
     if table.shape[1] != num_prefix_tokens + height * width:

@@ -1,7 +1,7 @@
-"""Pickled files, read without running code of theirs and in memory bounded by their size.
+"""Read pickled files without running their code, and with memory bounded by their size.
 
-PyTorch's files (zip, or the pickles before PyTorch 1.6) go through `torch.load(weights_only=True)`. Plain pickles
-(Paddle's `.pdparams`: a dictionary of numpy arrays) go through an unpickler that knows nothing but `ALLOWED`.
+PyTorch files (zip, or pickles from before PyTorch 1.6) are read by `torch.load(weights_only=True)`. Plain pickles
+(Paddle's `.pdparams`: a dictionary of NumPy arrays) are read by an unpickler restricted to `ALLOWED`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from t2t_torch.weights.ignored_entries import INERT
 from t2t_torch.weights.unpickle_preview import check_archive, check_legacy
 
 MAX_EXPANSION = 10
-"""torch.save does not compress: a file whose content is this many times its size was made to fill the memory."""
+"""Maximum ratio of content to file size. torch.save does not compress, so a larger ratio indicates a zip bomb."""
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
-"""Of the arrays that are read; arrays of others, which may lie beside the weights, stay empty stand-ins."""
+"""Dtypes of arrays that are read; arrays of other dtypes, which may be next to the weights, become empty stand-ins."""
 
 ZIP_START, LEGACY_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save, new and old
 
 PADDLE_NAMES = "StructuredToParameterName@@"
-"""Where Paddle keeps the names of its variables, beside the weights."""
+"""Entry in which Paddle stores its variable names, next to the weights."""
 
 
 class Dtype:
-    """Stands for `numpy.dtype` in a pickle; `numpy` is None where arrays of it cannot be weights."""
+    """Stand-in for `numpy.dtype` in a pickle; `numpy` is None for a dtype that weights cannot have."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.numpy = np.dtype(code) if code in DTYPES else None
@@ -52,9 +52,9 @@ class Dtype:
 
 
 class Array:
-    """Stands for `numpy.ndarray` in a pickle: nothing is allocated, the numbers stay in the bytes that were read.
+    """Stand-in for `numpy.ndarray` in a pickle: allocates nothing, the data stays in the bytes that were read.
 
-    `numpy` is None where they cannot be weights: texts, dates, unsigned integers of a random generator, ...
+    `numpy` is None for data that cannot be weights: strings, dates, unsigned integers of a random generator, ...
     """
 
     numpy: np.ndarray | None = None
@@ -70,14 +70,14 @@ class Array:
 
 
 class Namespace:
-    """Stands for `argparse.Namespace`: a class of our own, that no file can change for everybody."""
+    """Stand-in for `argparse.Namespace`, so that a file cannot modify the global class."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
 
 def scalar(dtype: Dtype, data: bytes) -> Any:
-    """Stands for numpy's reconstruction of a scalar; None where it is no number."""
+    """Stand-in for NumPy's reconstruction of a scalar; None if it is not a number."""
     if dtype.numpy is None:
         return None
     return np.frombuffer(data, dtype.numpy, count=1)[0].item()
@@ -91,16 +91,17 @@ _NUMPY = {
 }
 
 ALLOWED: dict[str, Any] = {"argparse.Namespace": Namespace, **_NUMPY, **INERT}
-"""All that a file may call besides what tensors and plain values need: timm keeps its command line (`args`) and
-metrics, Paddle its arrays. numpy's own constructors are not called: they allocate whatever they are told."""
+"""Everything that a file may call apart from tensors and plain values: timm stores its command line (`args`) and
+metrics, Paddle its arrays. NumPy's own constructors are not called, because they allocate any requested size."""
 STAND_INS = tuple({kind for kind in ALLOWED.values() if isinstance(kind, type)})
-"""Classes whose objects may have a state."""
+"""Classes whose instances may be given a state."""
 
 
 class _Unpickler(pickle._Unpickler):
-    """Plain pickles; `budget` is how many characters may be encoded, which protocol 2 does for every array.
+    """Unpickler for plain pickles. `budget` limits the characters to encode, which protocol 2 does for every array.
 
-    The Python one: its memory of objects is a dictionary, where the C one's is a list of as many places as a file says.
+    Based on the Python implementation, whose memo is a dictionary; the memo of the C implementation is a list of a
+    length chosen by the file.
     """
 
     def __init__(self, file: IO[bytes], budget: int) -> None:
@@ -111,7 +112,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def load_build(self) -> None:
-        """As pickle's own, but for stand-ins only: of a class or function, it would set attributes for everybody."""
+        """pickle's own method, restricted to stand-ins: for a class or function, it would set attributes globally."""
         if not isinstance(self.stack[-2], STAND_INS):
             raise pickle.UnpicklingError("state of something that has none")
         pickle._Unpickler.dispatch[pickle.BUILD[0]](cast(Any, self))
@@ -136,21 +137,22 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _pair(items: Any) -> tuple[Any, ...]:
-    """Stands for `tuple`, which Paddle calls for (name, array): anything longer would take more than its bytes."""
+    """Stand-in for `tuple`, which Paddle calls for (name, array); a longer one may need more memory than its file."""
     if not isinstance(items, tuple | list) or len(items) != 2:
         raise pickle.UnpicklingError("these are not arrays")
     return tuple(items)
 
 
 def read_pickle(path: Path, *, mapped: bool = False) -> Any:
-    """The content of a pickled file; its arrays as tensors on the CPU.
+    """Return the content of a pickled file, with its arrays as tensors on the CPU.
 
     Args:
-        path: the file.
-        mapped: leave the tensors of a file of torch.save where they are, until they are asked for.
+        path: File to read.
+        mapped: Whether to memory-map the tensors of a file written by `torch.save`.
 
     Raises:
-        ValueError: the file is truncated or corrupt, would run code, or would fill the memory; one line that names it.
+        ValueError: The file is truncated or corrupt, would run code, or would exhaust memory; the message is one line
+            that names the file.
     """
     with path.open("rb") as file:
         start = file.read(len(LEGACY_START))
@@ -160,7 +162,7 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             if start.startswith(ZIP_START):
                 _check_expansion(path, _unpacked_size(file), size)
                 file.seek(0)
-                check_members(file, ".pkl" if mapped else "")  # PyTorch's own reader does not
+                check_members(file, ".pkl" if mapped else "")  # PyTorch's reader does not check them
                 file.seek(0)
             if start.startswith(ZIP_START) or start == LEGACY_START:
                 _check_allocations(file, MAX_EXPANSION * size)
@@ -170,7 +172,7 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
                 content = _load(path if mapped and start.startswith(ZIP_START) else file)
             else:
                 for _ in operations(file, MAX_EXPANSION * size):
-                    pass  # raises where it is cut off: the unpickler would take half a name for a whole one
+                    pass  # raises for a truncated file, where the unpickler would accept a truncated name
                 file.seek(0)
                 content = _Unpickler(file, budget=MAX_EXPANSION * size).load()
             _check_expansion(path, _content_size(content), size)
@@ -179,14 +181,14 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             raise ValueError(str(error)) from None
         except DamagedError as error:
             raise ValueError(f"{path} is truncated, corrupt or no PyTorch file ({error}): get it again") from error
-        except Exception as error:  # damaged bytes raise nearly anything: KeyError, EOFError, OSError ...
+        except Exception as error:  # damaged bytes raise almost anything: KeyError, EOFError, OSError ...
             code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if code:
                 raise ValueError(
                     f"{path} would run code when loaded ({readable(code[1])}), so it is refused: only a state_dict is "
                     "read"
                 ) from error
-            if "must be imported to load nested" in str(error):  # by PyTorch, which then would read them
+            if "must be imported to load nested" in str(error):  # raised by PyTorch for nested tensors
                 raise ValueError(f"{path} holds nested tensors: save their .to_padded_tensor(0)") from error
             raise ValueError(
                 f"{path} is truncated, corrupt or no PyTorch file ({type(error).__name__}): get it again"
@@ -198,18 +200,18 @@ class _TooLargeError(Exception):
 
 
 def _load(source: Path | IO[bytes]) -> Any:
-    """`torch.load`; a path stays mapped."""
+    """Call `torch.load`; a path is memory-mapped."""
     try:
         allowed = torch.serialization.safe_globals([(value, name) for name, value in ALLOWED.items()])
         with allowed, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of tensors that are refused by name all the same
+            warnings.simplefilter("ignore")  # about kinds of tensors that are refused later, by name
             return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path))
-    finally:  # or the sparse tensors of a file that is refused would be refused again, in the next file
+    finally:  # otherwise the sparse tensors of a refused file would be validated again with the next file
         getattr(torch._utils, "_sparse_tensors_to_validate", []).clear()
 
 
 def _check_calls(file: IO[bytes], start: bytes, check: Callable[[int], None], size: int) -> None:
-    """Raises if `torch.load` would call or allocate what it should not (see dry_run.py)."""
+    """Raise an exception if `torch.load` would make unsafe calls or allocations (see unpickle_preview.py)."""
     if start.startswith(ZIP_START):
         with open_zip(file) as archive:
             check_archive(archive, check)
@@ -218,10 +220,10 @@ def _check_calls(file: IO[bytes], start: bytes, check: Callable[[int], None], si
 
 
 def _check_allocations(file: IO[bytes], budget: int) -> None:
-    """Refuses what `torch.load(weights_only=True)` lets a few bytes allocate.
+    """Refuse allocations that `torch.load(weights_only=True)` permits to a small file.
 
-    A bytearray of any size, and one text that is encoded again and again: so all calls times the longest text have to
-    be within `budget` (or `ALWAYS`), and every object within `budget` (see `operations`).
+    These are a bytearray of any size, and one string that is encoded repeatedly. Therefore the number of calls times
+    the longest string must be within `budget` (or `ALWAYS`), and every object within `budget` (see `operations`).
     """
     calls, longest, encodes = 0, 0, False
     for pickled, count in _pickles(file):
@@ -238,10 +240,10 @@ def _check_allocations(file: IO[bytes], budget: int) -> None:
 
 
 def _pickles(file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
-    """The pickles of a file of torch.save, and how many stand one behind the other."""
+    """Yield the pickle streams of a file written by `torch.save`, with the number of consecutive pickles in each."""
     if not file.read(len(ZIP_START)).startswith(ZIP_START):
         file.seek(0)
-        yield file, 5  # magic number, protocol, system, content, names of storages; then the storages
+        yield file, 5  # magic number, protocol, system, content, storage keys; then the storages
         return
     with open_zip(file) as archive:
         for info in archive.infolist():
@@ -250,7 +252,7 @@ def _pickles(file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def has_crc32(path: Path) -> bool:
-    """Whether `read_pickle` compares the bytes of the file at `path` with a CRC-32: those of a zip that has them."""
+    """Return whether `read_pickle` verifies the file at `path` with CRC-32, i.e. it is a zip file that has them."""
     with path.open("rb") as file:
         if not file.read(len(ZIP_START)).startswith(ZIP_START):
             return False
@@ -271,7 +273,7 @@ def _unpacked_size(file: IO[bytes]) -> int:
 
 
 def _content_size(content: Any, depth: int = 2) -> int:
-    """Bytes of the tensors and arrays in a state dict or a dictionary of them, views of one memory counted each."""
+    """Return the bytes of all tensors and arrays in a state dict or a dictionary of them; shared views all count."""
     if isinstance(content, Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Array):
@@ -283,7 +285,7 @@ def _content_size(content: Any, depth: int = 2) -> int:
 
 
 def _with_tensors(content: Any, depth: int = 2) -> Any:
-    """A state dict, or a dictionary of them, with tensors in place of arrays."""
+    """Convert the arrays in a state dict, or in a dictionary of them, to tensors."""
     if isinstance(content, Array) and content.numpy is not None:
         array = content.numpy
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))  # a copy: bytes are read-only
@@ -294,7 +296,7 @@ def _with_tensors(content: Any, depth: int = 2) -> Any:
 
 
 def _apart(content: dict[Any, Any]) -> list[Any]:
-    """The values, each once: a dictionary that is there a thousand times is looked through once."""
+    """Return the values without duplicates (by identity), so that a repeated dictionary is processed only once."""
     return list({id(value): value for value in content.values()}.values())
 
 

@@ -1,8 +1,8 @@
-"""What `torch.load(weights_only=True)` would do with a file, found out beforehand: nothing is allocated or changed.
+"""Dry run of `torch.load(weights_only=True)`: check a file without allocating memory or creating its objects.
 
-It lets a file call what takes memory at a few bytes' word (a tensor class with a size, a copy of an expanded tensor,
-the same list made a dictionary again and again), name one record of its archive in many spellings, and lay tensors
-outside of their storage. Here all calls are made of stand-ins that only count.
+`weights_only=True` allows a small file to allocate a lot of memory (a tensor class called with a size, a copy of an
+expanded tensor, the same list converted to a dictionary repeatedly), to refer to one record of its archive by several
+names, and to place tensors outside their storage. Here all calls go to stand-ins that only count bytes.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import IO, Any, ClassVar
 import torch
 
 ENTRY = 8
-"""Bytes that an entry of a copied container counts."""
+"""Bytes counted per entry of a copied container."""
 WIDEST = 16
-"""Bytes of a complex number of double precision."""
+"""Bytes of the widest element type, a double-precision complex number."""
 STORAGES = {
     **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
     **dict.fromkeys(("Float", "Int", "QInt32"), 4),
     **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
     **dict.fromkeys(("Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4", "Untyped"), 1),
 }
-"""Class of a storage, less `Storage` -> bytes of each of its numbers."""
+"""Storage class, without the suffix `Storage` -> bytes per element."""
 
 
 def check_archive(archive: zipfile.ZipFile, check: Callable[[int], None]) -> None:
-    """Raises, whatever the reason, if `torch.load` should not see a zip file; `check` raises if bytes are too many."""
+    """Raise an exception of any type if a zip file is unsafe for `torch.load`; `check` raises for too many bytes."""
     members = archive.infolist()
-    folder = members[0].filename.partition("/")[0] + "/"  # PyTorch's name for it: that of the first member
+    folder = members[0].filename.partition("/")[0] + "/"  # PyTorch uses the folder of the first member
     records = {info.filename.removeprefix(folder): info.file_size for info in members}
     DryRun(io.BytesIO(archive.read(f"{folder}data.pkl")), check, records).load()
 
 
 def check_legacy(file: IO[bytes], size: int, check: Callable[[int], None]) -> None:
-    """The same for a file before PyTorch 1.6, of `size` bytes: five pickles, then the storages as they are."""
+    """Same as `check_archive` for a file of `size` bytes from before PyTorch 1.6: five pickles, then raw storages."""
     for _ in range(3):  # magic number, protocol, system
         DryRun(file, check, None).load()
     content = DryRun(file, check, None)
@@ -50,7 +50,7 @@ def check_legacy(file: IO[bytes], size: int, check: Callable[[int], None]) -> No
 
 
 class Inert:
-    """Stands for any class, function or object: whatever is done with it, nothing happens."""
+    """Stand-in for any class, function or object, on which all operations do nothing."""
 
     def __call__(self, *args: object) -> Inert:
         return Inert()
@@ -65,7 +65,7 @@ class Inert:
 
 
 class _Storage(Inert):
-    """A storage of `numel` numbers, or the class of such."""
+    """Stand-in for a storage of `numel` elements, or for a storage class."""
 
     def __init__(self, itemsize: int, numel: int = 0) -> None:
         self.itemsize, self.numel = itemsize, numel
@@ -80,7 +80,7 @@ class _Tensor(Inert):
 
 
 class DryRun(pickle._Unpickler):
-    """Reads one pickle of a file of torch.save."""
+    """Unpickler that reads one pickle of a file written by `torch.save` with stand-ins."""
 
     stack: list[Any]
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
@@ -88,14 +88,14 @@ class DryRun(pickle._Unpickler):
     def __init__(self, file: IO[bytes], check: Callable[[int], None], records: Mapping[str, int] | None) -> None:
         """
         Args:
-            file: at the start of the pickle.
-            check: raises if this many bytes are too many.
-            records: size of every record of a zip archive by its name; None for files before PyTorch 1.6.
+            file: File, positioned at the start of the pickle.
+            check: Called with a number of bytes; raises if it is too large.
+            records: Size of every record of a zip archive by name; None for files from before PyTorch 1.6.
         """
         super().__init__(file, encoding="utf-8")
         self._check, self._records, self._copied = check, records, 0
         self.storages: dict[Any, int] = {}
-        """Bytes of each storage that was asked for."""
+        """Bytes of each requested storage, by key."""
         tensor = dict.fromkeys(("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"), self._tensor)
         same = dict.fromkeys(("_rebuild_parameter", "_rebuild_parameter_with_state"), _first)
         copies = dict.fromkeys(("collections.OrderedDict", "collections.Counter", "builtins.set"), self._container)
@@ -160,7 +160,7 @@ class DryRun(pickle._Unpickler):
         return _Tensor(math.prod(sizes))
 
     def _sized(self, *args: Any) -> _Tensor:
-        """Memory as large as the arguments say."""
+        """Count the memory of a tensor whose size is given by the arguments."""
         sizes = [size for arg in args for size in (arg if isinstance(arg, tuple | list) else (arg,))]
         numel = math.prod(size for size in sizes if type(size) is int)
         self._copied += abs(numel) * WIDEST if args else 0

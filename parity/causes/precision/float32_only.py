@@ -1,4 +1,4 @@
-"""Causes of what fails in float32 alone: the algorithm is right, its rounding is not."""
+"""Causes of failures in float32 only: the algorithm is right, its rounding is not."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 
 MODULES = 8
-"""So many modules are looked into, in the order of computation."""
+"""Maximum number of modules searched, in the order of computation."""
 
 WORSE = 3.0
-"""A rounding that explains has an error this many times that of PyTorch's own."""
+"""The error of a rounding must be at least this multiple of PyTorch's own to explain the failure."""
 
 
 def find_single_causes(
@@ -38,13 +38,13 @@ def find_single_causes(
     rows: Sequence[Row],
     notes: list[str] | None = None,
 ) -> tuple[Cause, ...]:
-    """The causes of modules that fail in float32 on correct inputs, and not in float64.
+    """Return the causes of modules that fail on correct inputs in float32 but not in float64.
 
     Args:
-        ours: PyTorch's model in float64.
-        theirs: JAX's in float32.
-        arrays: the inputs, in PyTorch's layout.
-        notes: what was not looked into is added to it.
+        ours: PyTorch model in float64.
+        theirs: JAX model in float32.
+        arrays: Inputs, in PyTorch's layout.
+        notes: List to which notes on modules that were not searched are appended.
     """
     names = _failed(rows)
     section = [pair for pair in pairing.pairs if pair.name in names]
@@ -83,20 +83,20 @@ def name_single_causes(
             if recording is not None:
                 wrong = Wrong(None, pair, calls[pair.jax].outputs)
                 found += _name(recording, _rounded(recording, single), wrong)
-        except Exception:  # whatever a foreign module raises where it is run otherwise than it expects
+        except Exception:  # user modules may raise anything when replayed
             continue
     return tuple(found)
 
 
 def _failed(rows: Sequence[Row]) -> set[str]:
-    """What fails in float32 on correct inputs, and passes in float64."""
+    """Return the names of modules that fail on correct inputs in float32, and pass in float64."""
     forced = [row for row in rows if row.mode == "forced" and row.kind in ("layer", "output") and not row.passed]
     double = {row.name for row in forced if row.precision == "float64"}
     return {row.name for row in forced if row.precision == "float32"} - double
 
 
 def _rounded(recording: Recording, model: torch.nn.Module) -> Recording:
-    """The recording of the same call, on the same tensors, by a model in float32."""
+    """Return the recording of the same call, on the same tensors, with a model in float32."""
     modules = dict(model.named_modules())
     args, kwargs, inner = pytree.tree_map(_short, (recording.args, recording.kwargs, recording.inner))
     module = modules[recording.path]
@@ -108,7 +108,7 @@ def _short(x: Any) -> Any:
 
 
 def _name(double: Recording, single: Recording, wrong: Wrong) -> list[Cause]:
-    """The rounding that errs as JAX does, as seen from float64."""
+    """Return the rounding whose error relative to float64 agrees best with JAX's."""
     oracle, (own, _) = _values(wrong, double.run()[0]), single.run()
     _, steps = single.run()
     plain = _values(wrong, own)
@@ -136,16 +136,16 @@ def _name(double: Recording, single: Recording, wrong: Wrong) -> list[Cause]:
 def _run(recording: Recording, change: Change) -> Sites:
     try:
         return recording.run(change.alterations)[0]
-    except Exception:  # whatever a foreign module raises on tensors that it never expected
+    except Exception:  # user modules may raise anything on unexpected tensors
         return {}
 
 
 def _values(wrong: Wrong, sites: Sites) -> list[np.ndarray] | None:
-    """What the module returns, in float64 (complex numbers as they are)."""
+    """Return the module's outputs in float64 (complex tensors unchanged)."""
     found = wrong.wanted(sites)
     return None if found is None else [x if np.iscomplexobj(x) else x.astype(np.float64) for x in found]
 
 
 def real(tensors: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The tensors in float64; of complex ones, real and imaginary part."""
+    """Convert tensors to real float64; complex ones become their real and imaginary parts."""
     return [real_numbers(x)[0] for x in tensors]

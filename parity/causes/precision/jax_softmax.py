@@ -1,4 +1,4 @@
-"""JAX's own softmax in a shorter format: its `exp` rounds otherwise than PyTorch's, and the errors have to agree."""
+"""JAX's own softmax in a narrower format, needed to match errors: its `exp` rounds differently from PyTorch's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: 
 
 
 def softmax_by_jax(x: torch.Tensor, dtype: torch.dtype, axis: int = -1) -> torch.Tensor:
-    """`jax.nn.softmax` of x rounded to `dtype`; the result in float64."""
+    """Compute `jax.nn.softmax` of x rounded to `dtype`; return the result in float64."""
     short = np.asarray(x.detach().double().numpy()).astype(jax.numpy.dtype(FORMATS[dtype]))
     return torch.from_numpy(np.array(_compiled(axis)(short)).astype(np.float64))
 

@@ -1,4 +1,4 @@
-"""The port's own casts as a cause: proven by leaving them out."""
+"""Casts that only the port makes, as causes; proven by leaving them out."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def leak_causes(
     rows: Sequence[Row],
     gates: Gates,
 ) -> dict[str, Cause]:
-    """Module -> the cast of the port's own that is what is wrong there: without it the module is right.
+    """Return module -> cause for modules that are wrong only because of a cast that PyTorch does not make.
 
-    Runs JAX's model once more, forced, if a failing module casts where PyTorch's does not.
+    Runs the JAX model once more in forced mode if a failing module casts where PyTorch's does not.
 
     Args:
-        ours, theirs: both models in float64.
-        rows: the measurements; of them the forced float64 ones that failed count.
+        ours, theirs: Both models in float64.
+        rows: Measurements; only failing rows in forced mode and float64 are used.
     """
     own = pairing.design.leaks()
     wrong = {path: found for path, found in _failed(rows, pairing).items() if path in own}
@@ -54,7 +54,7 @@ def _narrowest(text: str) -> str:
 
 
 def _failed(rows: Sequence[Row], pairing: Pairing) -> dict[str, list[Row]]:
-    """The failing forced float64 rows of each module; what a module is given is the work of the one around it."""
+    """Return the failing forced float64 rows of each module; wrong inputs are assigned to the enclosing module."""
     pairs = {pair.name: pair for pair in pairing.pairs}
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -75,7 +75,7 @@ def _rows_again(
 
 
 def believable(causes: Sequence[Cause], pairing: Pairing, rows: Sequence[Row]) -> list[Cause]:
-    """The causes without the leaks of modules in which nothing is narrowed (but by design) and no weight differs."""
+    """Drop leaks in modules that cast nothing to a narrower format (except by design) and have no wrong weight."""
     different = {row.name for row in rows if row.kind == "weights" and not row.passed}
     return [
         cause

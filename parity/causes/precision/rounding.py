@@ -1,9 +1,9 @@
-"""Whether an error is that of another rounding: never by its size alone.
+"""Decide whether an error comes from a particular rounding; never from its size alone.
 
-The same function rounded otherwise cannot be expected to give JAX's numbers to the last digit: sums run in another
-order, and a float32 `exp` differs between libraries in its last bit. But most of its roundings (of the inputs, of a
-result to 24 digits) are those of JAX, so the errors agree element by element; by chance they would correlate by
-1 / sqrt(n).
+The same function with the same rounding cannot be expected to give JAX's values to the last digit: sums are evaluated
+in another order, and a float32 `exp` differs between libraries in its last bit. But most of its roundings (of the
+inputs, of a result to 24 bits) are those of JAX, so the errors agree element by element; the correlation of
+independent errors would be about 1 / sqrt(n).
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 from parity.measure.gates import norm
 
 CORRELATION = 0.5
-"""The least correlation of JAX's error with the replay's: a quarter of its square is explained."""
+"""Minimum correlation of JAX's error with that of the replay: a quarter of its square is explained."""
 
 SIGMAS = 8.0
-"""By chance the correlation of n elements is 1 / sqrt(n); it has to be this many times more."""
+"""Minimum correlation as a multiple of 1 / sqrt(n), that of n independent elements."""
 
 RATIO = 2.0
-"""The sizes of both errors differ at most by this factor."""
+"""Maximum ratio between the sizes of both errors."""
 
 ROWS = 0.9
-"""The least mean |cosine| between the rows of both errors, where only their directions agree."""
+"""Minimum mean |cosine| between the rows of both errors, where only their directions agree."""
 
 LENGTH = 8
-"""Numbers that a row has at least: the cosine of two short ones is large by chance."""
+"""Minimum length of a row: the cosine of two short rows is large by chance."""
 
 ROWS_RATIO = 8.0
-"""The sizes of both errors may differ by this factor there: each row's is one random number."""
+"""Maximum ratio between the sizes of both errors by rows: the error of each row is one random number."""
 
 Tensors = Sequence[np.ndarray]
 
 
 def alike(value: Tensors, reference: Tensors, replayed: Tensors, how: str) -> float | None:
-    """The share of JAX's error that the replay leaves unexplained; None if the errors do not agree."""
+    """Return the share of JAX's error that the replay leaves unexplained; None if the errors do not agree."""
     pairs = [_errors(*three) for three in zip(value, reference, replayed, strict=True)]
     if any(found is None for found in pairs):
         return None
@@ -46,7 +46,7 @@ def alike(value: Tensors, reference: Tensors, replayed: Tensors, how: str) -> fl
 
 
 def _errors(value: np.ndarray, reference: np.ndarray, replayed: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both errors, as distances to the reference; None if there are none to compare."""
+    """Return both errors, as differences to the reference; None if they cannot be compared."""
     if value.shape != reference.shape or replayed.shape != reference.shape:
         return None
     if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (value, reference, replayed)):
@@ -67,8 +67,10 @@ def _elements(mine: np.ndarray, theirs: np.ndarray) -> float | None:
 
 
 def _rows(mine: np.ndarray, theirs: np.ndarray) -> float | None:
-    """As `_elements`, but each row may err by a factor and a sign of its own: a token of a LayerNorm (the last axis), a
-    channel of a GroupNorm (the others but for the batch, channels last, as in JAX; or those behind it, as in PyTorch).
+    """As `_elements`, but with a separate factor and sign for the error of each row.
+
+    A row is a token of a LayerNorm (the last axis) or a channel of a GroupNorm (the spatial axes; channels last, as in
+    JAX, or first, as in PyTorch).
     """
     shares = [_by_row(*(f(x) for x in (mine, theirs))) for f in (_tokens, _last_channels, _channels)]
     return min((share for share in shares if share is not None), default=None)
@@ -87,7 +89,7 @@ def _channels(x: np.ndarray) -> np.ndarray:
 
 
 def _by_row(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Of errors (rows, numbers)."""
+    """Compare errors of shape (rows, elements)."""
     if a.shape[-1] < LENGTH:
         return None
     sizes = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
@@ -102,9 +104,9 @@ def _by_row(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def random_signs(error: np.ndarray, reference: np.ndarray) -> bool:
-    """Whether an error looks like rounding: in most elements, of either sign, without order along any axis or by size.
+    """Return whether an error looks like rounding: in most elements, of either sign, unordered along axes and by size.
 
-    What a wrong constant does (an epsilon, a scale) is smooth, and shows in one of these orders.
+    The error of a wrong constant (an epsilon, a scale) is smooth, and visible in one of these orders.
     """
     large = np.abs(error) > 2.0**-40 * np.abs(reference)
     if error.size < 64 or large.mean() < 0.5:
@@ -114,7 +116,7 @@ def random_signs(error: np.ndarray, reference: np.ndarray) -> bool:
 
 
 def _no_order(signs: np.ndarray, reference: np.ndarray) -> bool:
-    """Whether signs are balanced, and neighbours along any axis, or by size, do not share theirs."""
+    """Return whether signs are balanced and uncorrelated between neighbors along any axis or by size."""
     limit = max(0.25, 4 / np.sqrt(signs.size))
     if abs(signs.mean()) > limit:
         return False

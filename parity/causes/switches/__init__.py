@@ -1,1 +1,1 @@
-"""Mistakes in the forward pass that are tried, by the kind of layer."""
+"""Mistakes in the forward pass to try, by kind of layer."""

@@ -1,4 +1,4 @@
-"""Switches of attention: scale, mask, softmax, heads; fused or written out."""
+"""Switches for attention: scale, mask, softmax, heads; fused or written out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parity.causes.variant import Variant, family, given, orders, result
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Attention before its softmax: scores (..., Q, K), what is hidden of them (or None), and what is added."""
+    """Attention before the softmax: scores (..., Q, K) including the bias, hidden positions, and added bias."""
 
     raw: torch.Tensor
     hidden: torch.Tensor | None
@@ -33,7 +33,7 @@ Softmax = Callable[..., torch.Tensor]
 
 @switches("scaled_dot_product_attention")
 def attention(step: Step, around: Around) -> Iterator[Variant]:
-    """torch's fused attention, written out: scale, mask, softmax, order of q, k and v, grouped heads."""
+    """Fused attention of PyTorch, written out: scale, mask, softmax, order of q, k and v, grouped heads."""
     if step.get(4, "dropout_p", 0.0):
         return
     scores = _scores(step)
@@ -67,7 +67,7 @@ def attention(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def _scores(step: Step) -> Scores:
-    """Scores, scaled; masks and causality as what is hidden; a mask of ordinary numbers as what is added."""
+    """Return scaled scores; boolean, causal and large negative masks as `hidden`, other mask values as `bias`."""
     q, k = step.get(0, "query"), step.get(1, "key")
     if step.get(7, "enable_gqa", False):
         k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
@@ -87,7 +87,7 @@ def _scores(step: Step) -> Scores:
 
 
 def _written(switch: str, text: str, softmax: Softmax, recorded: Scores) -> Variant:
-    """The step by its formula with another softmax. The mask is that of the step itself, wherever it runs."""
+    """Return a variant of the written-out step with another softmax, using the mask of the step as replayed."""
 
     def alter(step: Step) -> torch.Tensor:
         v = step.get(2, "value")
@@ -116,7 +116,7 @@ def _turned(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _biases(scores: Scores) -> Iterator[Variant]:
-    """The numbers that a mask adds: not at all, with the other sign, transposed, twice."""
+    """Yield variants of an additive mask: left out, negated, transposed, added twice."""
 
     def plus(text: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Variant:
         def softmax(s: Scores) -> torch.Tensor:
@@ -140,7 +140,7 @@ def _tiled(step: Step) -> torch.Tensor:
 
 @switches("matmul", "bmm", "einsum")
 def product(step: Step, around: Around) -> Iterator[Variant]:
-    """Queries times keys: exchanged."""
+    """Product of queries and keys: exchanged."""
     y = step.output
     if around.index(step) in around.scored and y.ndim > 1 and y.shape[-1] == y.shape[-2]:
         yield result("q/k/v order", "query and key exchanged", lambda y: y.transpose(-2, -1))
@@ -148,7 +148,7 @@ def product(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("softmax")
 def softmax(step: Step, around: Around) -> Iterator[Variant]:
-    """Attention's own softmax: the mask of its scores; in float32."""
+    """Softmax: mask of the attention scores; computed in another format."""
     x = step.get(0, "input")
     dim = step.get(1, "dim", -1)
     for dtype, name in FORMATS.items():
@@ -169,7 +169,7 @@ def softmax(step: Step, around: Around) -> Iterator[Variant]:
 
         def alter(s: Step, f: Any = probabilities) -> torch.Tensor:
             raw, hidden = found[s.occurrence]
-            # What came before the mask is recorded; where nothing is hidden, what comes in is used.
+            # Scores before the mask are recorded; if nothing is hidden, the actual input is used.
             return f(s.get(0, "input") if hidden is None else raw, hidden)
 
         yield Variant("attention mask", text, alter)

@@ -1,4 +1,4 @@
-"""Switches of where things go: kernels, windows, axes, parts, tokens, resizing."""
+"""Switches for layouts: kernels, windows, axes, parts, tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def convolution(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def _strides(step: Step, rank: int) -> Iterator[Variant]:
-    """Padding as JAX's SAME, another dilation, windows that begin elsewhere."""
+    """Yield padding as in JAX's SAME, other dilations, and shifted windows."""
     x, weight = step.get(0, "input"), step.get(*_KERNEL)
     stride, padding, dilation = step.get(3, "stride", 1), step.get(4, "padding", 0), step.get(5, "dilation", 1)
     for text, pads in same_pads(x, tuple(weight.shape[2:]), stride, dilation, rank).items():
@@ -75,7 +75,7 @@ def replaced_input(switch: str, text: str, change: Callable[..., torch.Tensor]) 
 
 @switches("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed(step: Step, around: Around) -> Iterator[Variant]:
-    """Transposed convolution: the kernel flipped, its channels exchanged, the result cut elsewhere."""
+    """Transposed convolution: kernel flipped, its channels exchanged, output cropped at another offset."""
     yield from biases(step)
     weight = step.get(*_KERNEL)
     spatial = tuple(range(2, weight.ndim))
@@ -92,7 +92,7 @@ def transposed(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def _cut(step: Step, by: int, rank: int) -> torch.Tensor:
-    """The transposed convolution without padding, cut to its size `by` further on."""
+    """Run the transposed convolution without padding, and crop it to its size, shifted by `by`."""
     padding = step.get(4, "padding", 0)
     sides = [padding] * rank if isinstance(padding, int) else list(padding)
     shape = step.run().shape
@@ -130,7 +130,7 @@ def _padded(text: str, argument: Argument, pads: list[int], mode: str = "constan
 
 @switches("unfold")
 def unfold(step: Step, around: Around) -> Iterator[Variant]:
-    """torch.nn.functional.unfold: the order of the features and of the windows."""
+    """`torch.nn.functional.unfold`: order of the features and of the windows."""
     kernel = step.get(1, "kernel_size")
     if not isinstance(kernel, int | tuple | list):
         return  # Tensor.unfold
@@ -153,7 +153,7 @@ def _features(y: torch.Tensor, kh: int, kw: int, order: Sequence[int]) -> torch.
 
 @switches("cat", "concat", "concatenate", "stack")
 def joined(step: Step, around: Around) -> Iterator[Variant]:
-    """cat, stack: the parts in another order."""
+    """cat, stack: parts in another order."""
     for order in orders(len(step.get(0, "tensors"))):
         text = f"parts of {step.name} in the order {order}"
         yield changed("concat order", text, (0, "tensors"), lambda parts, o=order: list(picked(parts, o)))
@@ -161,7 +161,7 @@ def joined(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("chunk", "split", "unbind", "tensor_split")
 def pieces(step: Step, around: Around) -> Iterator[Variant]:
-    """chunk, split, unbind: the pieces in another order."""
+    """chunk, split, unbind: pieces in another order."""
     for order in choices(len(step.output)):
         switch = "q/k/v order" if len(order) == 3 else "parts order"
         text = f"pieces of {step.name} in the order {order}"
@@ -170,7 +170,7 @@ def pieces(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("getitem", "select")
 def item(step: Step, around: Around) -> Iterator[Variant]:
-    """x[:, 0] and the like: another entry, or the mean of all."""
+    """x[:, 0] and similar: another entry, or the mean of all."""
     index = step.get(1, "")
     index = index if isinstance(index, tuple) else (index,)
     if not all(type(i) in (int, slice) for i in index):
@@ -190,7 +190,7 @@ def item(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("getitem")
 def entries(step: Step, around: Around) -> Iterator[Variant]:
-    """x[..., :n] and the like: as many entries, from the start or up to the end."""
+    """x[..., :n] and similar: the first or the last n entries."""
     x, index = step.args[0], step.get(1, "")
     index = index if isinstance(index, tuple) else (index,)
     plain = all(i is Ellipsis or (isinstance(i, slice) and i.step in (None, 1)) for i in index)
@@ -209,7 +209,7 @@ def _mean_from(x: torch.Tensor, axis: int, first: int) -> torch.Tensor:
 
 @switches("permute", "transpose", "movedim", "swapaxes")
 def permuted(step: Step, around: Around) -> Iterator[Variant]:
-    """permute, transpose: the axes in another order that gives the same shape."""
+    """permute, transpose: another order of axes that gives the same shape."""
     shape = tuple(step.args[0].shape)
     for order in itertools.permutations(range(len(shape))) if len(shape) <= 5 else ():
         if tuple(shape[i] for i in order) == tuple(step.output.shape):
@@ -218,7 +218,7 @@ def permuted(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("reshape", "view", "flatten", "unflatten")
 def reshaped(step: Step, around: Around) -> Iterator[Variant]:
-    """Reshapes that merge or split axes: in another order of those axes in memory."""
+    """Reshapes that merge or split axes: another memory order of those axes."""
     yield from expanded(step)
     before, after = list(step.args[0].shape), list(step.output.shape)
     head = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
@@ -238,7 +238,7 @@ def reshaped(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def split_as(x: torch.Tensor, shape: Sequence[int], head: int, order: Sequence[int]) -> torch.Tensor:
-    """x in `shape`, read as if the axes from `head` on lay in `order` in memory."""
+    """Reshape x to `shape`, as if its axes from `head` on were stored in `order`."""
     middle, rest = shape[head : head + len(order)], shape[head + len(order) :]
     other = x.reshape(*shape[:head], *(middle[i] for i in order), *rest)
     back = [head + list(order).index(i) for i in range(len(order))]

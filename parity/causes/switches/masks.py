@@ -1,7 +1,7 @@
-"""What is done wrong with an attention mask.
+"""Mistakes with attention masks.
 
-`hidden` is true where a query may not see a key. Causality is told from it: `hidden` is the upper triangle, the columns
-that padding hides, or both.
+`hidden` is true where a query may not attend to a key. Causality is inferred from it: `hidden` is the upper triangle,
+the columns of padding, or both.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from parity.causes.replay import Step
 
 Probabilities = Callable[..., torch.Tensor]
-"""Attention (..., Q, K) from the scores without a mask and what is hidden."""
+"""Function that computes attention weights (..., Q, K) from unmasked scores and hidden positions."""
 
 LOW = -1e3
-"""An addition below this hides."""
+"""Values below this, added to the scores, hide a position."""
 
 
 def softmax_of(scores: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
@@ -25,9 +25,10 @@ def softmax_of(scores: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tenso
 
 
 def hidden_of(step: Step, before: Sequence[tuple[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The scores that a softmax gets without its mask, and what the mask hides.
+    """Return the scores of a softmax before its mask, and the positions that the mask hides (None: no mask).
 
-    They are the earlier tensor that equals the softmax's input where it does not, and is far above it elsewhere.
+    The scores are the earlier tensor that equals the softmax's input, except at hidden positions, where it is far
+    larger.
     """
     x = step.get(0, "input")
     for _, other in reversed(before):
@@ -40,7 +41,7 @@ def hidden_of(step: Step, before: Sequence[tuple[str, torch.Tensor]]) -> tuple[t
 
 
 def masks(shape: Sequence[int], hidden: torch.Tensor | None) -> Iterator[tuple[str, Probabilities]]:
-    """(description, attention) for every mistake that this mask allows."""
+    """Yield (description, attention) for every mistake that is possible with this mask."""
     queries, keys = shape[-2:]
     if hidden is None:
         yield from _hiding(_causal(queries, keys, "none"))
@@ -51,11 +52,11 @@ def masks(shape: Sequence[int], hidden: torch.Tensor | None) -> Iterator[tuple[s
 
 
 Change = Callable[..., torch.Tensor]
-"""What is hidden instead, from what is hidden and the scores."""
+"""Function that computes other hidden positions from the hidden positions and the scores."""
 
 
 def _hiding(changes: Iterator[tuple[str, Change]]) -> Iterator[tuple[str, Probabilities]]:
-    """Other things hidden, in the two usual ways where a query sees nothing at all."""
+    """Apply other masks with -inf, -1e30 and -1e9, which differ where all keys of a query are hidden."""
     for text, change in changes:
         yield text, lambda s, h, c=change: softmax_of(s, c(h, s))
         yield text, lambda s, h, c=change: s.masked_fill(c(h, s), -1e30).softmax(-1)
@@ -63,7 +64,7 @@ def _hiding(changes: Iterator[tuple[str, Change]]) -> Iterator[tuple[str, Probab
 
 
 def _triangle(scores: torch.Tensor, diagonal: int) -> torch.Tensor:
-    """True where key > query + diagonal - 1: `diagonal` 1 hides what follows."""
+    """Return True where key > query + diagonal - 1; `diagonal` 1 hides all later keys."""
     return torch.ones(scores.shape[-2:], dtype=torch.bool).triu(diagonal)
 
 
@@ -103,13 +104,13 @@ def _other(hidden: torch.Tensor, queries: int, keys: int) -> Iterator[tuple[str,
 
 
 def _rest(hidden: torch.Tensor, scores: torch.Tensor, first: int) -> torch.Tensor:
-    """What is hidden besides the triangle: whole columns if that is all there is, else what lies below it."""
+    """Return the hidden positions besides the triangle: whole columns (padding) if possible, else those below it."""
     triangle, columns = _triangle(scores, first), hidden[..., -1:, :].expand(scores.shape)
     return columns if torch.equal(hidden.expand(scores.shape), columns | triangle) else hidden & ~triangle
 
 
 def _both(first: int) -> Iterator[tuple[str, Change]]:
-    """Causality and padding together: one of them forgotten, or padding on the wrong axis."""
+    """Causal and padding mask combined: one ignored or inverted, both intersected, or padding on the wrong axis."""
 
     def padded(h: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return _of(h)[..., -1:, :].expand(s.shape)
@@ -125,7 +126,7 @@ def _both(first: int) -> Iterator[tuple[str, Change]]:
 
 
 def _window(hidden: torch.Tensor, queries: int, keys: int) -> Iterator[tuple[str, Change]]:
-    """A window of so many keys before the query: one more, one fewer, none."""
+    """Local window of keys before the query: one key fewer or more, twice the width, no window."""
     row = hidden.reshape(-1, queries, keys)[0, -1]
     width = int((~row).sum())
     lower = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries - width)
@@ -147,11 +148,11 @@ def _window(hidden: torch.Tensor, queries: int, keys: int) -> Iterator[tuple[str
 
 
 def _applied() -> Iterator[tuple[str, Probabilities]]:
-    """The right mask in a wrong way."""
+    """Right mask applied in a wrong way."""
     yield "mask before the softmax -> after it", lambda s, h: s.softmax(-1) * ~_of(h)
 
     def renormalised(s: torch.Tensor, h: torch.Tensor | None) -> torch.Tensor:
-        # Not the same as a mask before it, to the last digits: then no such error would be looked for.
+        # 1e-9 makes it differ from a mask before the softmax; without it there would be no error.
         y = s.softmax(-1) * ~_of(h)
         return y / (y.sum(-1, keepdim=True) + 1e-9)
 

@@ -1,4 +1,4 @@
-"""Switches of gates, mixtures of experts, soft caps and embeddings."""
+"""Switches for gates, mixtures of experts, soft caps and embeddings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gated(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("glu")
 def halves(step: Step, around: Around) -> Iterator[Variant]:
-    """torch's glu: the halves exchanged, another activation on the gate."""
+    """`torch.nn.functional.glu`: halves exchanged, another activation on the gate."""
     dim = step.get(1, "dim", -1)
     for name, function in {"sigmoid": torch.sigmoid, **ACTIVATIONS}.items():
         if name != "sigmoid":
@@ -47,7 +47,7 @@ def _glu(x: torch.Tensor, dim: int, function: Any, gate_first: int) -> torch.Ten
 
 @switches("mul")
 def soft_cap(step: Step, around: Around) -> Iterator[Variant]:
-    """c * tanh(x / c): without it, or with another c."""
+    """c * tanh(x / c): left out, or with another c."""
     for i in (0, 1):
         x, c = step.args[i], step.args[1 - i]
         if not isinstance(x, torch.Tensor) or not isinstance(c, int | float):
@@ -65,7 +65,7 @@ def soft_cap(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("softmax")
 def chosen_experts(step: Step, around: Around) -> Iterator[Variant]:
-    """Softmax of the k largest: of all before they are chosen."""
+    """Softmax of the top-k logits: softmax of all logits before the top-k."""
     x = step.get(0, "input")
     for other in around.steps[: around.index(step)]:
         if other.name == "topk" and other.output[0].shape == x.shape and torch.equal(other.output[0], x):
@@ -78,7 +78,7 @@ def chosen_experts(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("topk")
 def largest(step: Step, around: Around) -> Iterator[Variant]:
-    """The k largest of a softmax: made to sum to one; the smallest."""
+    """Top-k: values normalized to sum to one; the smallest instead of the largest."""
     text = "the chosen as they are -> made to sum to one"
     yield Variant("renormalisation", text, _to_one)
     yield given("top-k", "the largest -> the smallest", (3, "largest"), False)
@@ -91,7 +91,7 @@ def _to_one(step: Step) -> Any:
 
 @switches("sort", "argsort", "flip", "cumsum", "cumprod")
 def direction(step: Step, around: Around) -> Iterator[Variant]:
-    """Backwards; a sum up to but not with the entry itself."""
+    """sort, flip, cumsum, ...: reversed direction; cumsum without the entry itself."""
     dim = step.get(1, "dim", -1)
     if step.name in ("cumsum", "cumprod") and isinstance(dim, int):
         text = f"{step.name} from the first -> from the last"
@@ -107,7 +107,7 @@ def direction(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def shuffled(step: Step, around: Around) -> Iterator[Variant]:
-    """The order of the channels that become pixels, or of the groups."""
+    """Pixel and channel shuffle: order of the channels or of the groups."""
     n = step.args[1]
     if step.name == "channel_shuffle":
         channels = step.output.shape[1]
@@ -125,7 +125,7 @@ def shuffled(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def _pixels(step: Step, n: int, order: tuple[int, ...]) -> torch.Tensor:
-    """Pixel shuffle of channels that lie in `order`."""
+    """Pixel shuffle of channels stored in `order`."""
     x = step.args[0]
     shape = (x.shape[1] // n**2, n, n)
     apart = x.unflatten(1, tuple(shape[i] for i in order))
@@ -139,7 +139,7 @@ def _regrouped(y: torch.Tensor, n: int, order: tuple[int, ...]) -> torch.Tensor:
 
 @switches("repeat_interleave", "repeat", "tile")
 def repeated(step: Step, around: Around) -> Iterator[Variant]:
-    """Key and value heads for grouped queries: each repeated, or all of them again."""
+    """Key and value heads for grouped queries: each head repeated, or the whole sequence tiled."""
     x, count = step.args[0], step.get(1, "repeats")
     if step.name == "repeat_interleave":
         dim = step.get(2, "dim")
@@ -155,7 +155,7 @@ def repeated(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def expanded(step: Step) -> Iterator[Variant]:
-    """The same where the heads are repeated by expand and reshape."""
+    """As `repeated`, for heads that are repeated by expand and reshape."""
     x = step.args[0]
     axes = [axis for axis in range(1, x.ndim) if x.stride(axis) == 0 and x.shape[axis] > 1]
     if len(axes) == 1 and step.output.ndim == x.ndim - 1:
@@ -168,7 +168,7 @@ def expanded(step: Step) -> Iterator[Variant]:
 
 @switches("embedding")
 def embedded(step: Step, around: Around) -> Iterator[Variant]:
-    """An embedding: another row, scaled by the root of its width."""
+    """Embedding: another row, or scaled by the square root of the width."""
     root = math.sqrt(step.output.shape[-1])
     yield result("scale", f"embedding -> multiplied by sqrt(width), {root:.4g}", lambda y: y * root)
     index, weight = step.get(0, "input"), step.get(1, "weight")

@@ -1,4 +1,4 @@
-"""Switches of pooling: over windows, over tokens, and resizing."""
+"""Switches for pooling over windows and tokens, and for resizing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"mean": torch.mean, "sum":
 
 @switches("mean", "sum", "amax")
 def reduction(step: Step, around: Around) -> Iterator[Variant]:
-    """mean, sum, amax: another of them, without the first entry, over another axis."""
+    """mean, sum, amax: another reduction, without the first entry, over another axis."""
     dim, keep = step.get(1, "dim"), step.get(2, "keepdim", False)
     for name, function in REDUCTIONS.items():
         if name != step.name and dim is not None:
@@ -35,7 +35,7 @@ def reduction(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("mean", "sum", "amax", "div", "true_divide", "getitem", "select", "squeeze", "gather", "index_select", "bmm")
 def tokens(step: Step, around: Around) -> Iterator[Variant]:
-    """A result (B, D) of tokens (B, T, D): their mean with or without padding, the first, the last, the largest."""
+    """Result (B, D) pooled from tokens (B, T, D): mean with or without padding, first, last, maximum."""
     y = step.output
     if not isinstance(y, torch.Tensor) or y.ndim < 1 or not y.is_floating_point():
         return
@@ -89,7 +89,7 @@ POOLED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @switches("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
 def windows(step: Step, around: Around) -> Iterator[Variant]:
-    """Max or average, padding counted or not, ceil or floor, padding as SAME, another stride."""
+    """Window pooling: max or average, padding counted or not, ceil or floor, padding as in SAME."""
     rank = int(step.name[-2])
     maximum, average = getattr(F, f"max_pool{rank}d"), getattr(F, f"avg_pool{rank}d")
     kernel = step.get(1, "kernel_size")
@@ -130,7 +130,7 @@ def windows(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def same_pads(x: torch.Tensor, kernel: Any, stride: Any, dilation: Any, rank: int) -> dict[str, list[int]]:
-    """SAME and SAME_LOWER of JAX as arguments of `F.pad`."""
+    """Return JAX's SAME and SAME_LOWER padding as arguments of `F.pad`."""
     pads: list[tuple[int, int]] = []
     for axis in range(rank):
         k, s, d = (v if isinstance(v, int) else v[axis % len(v)] for v in (kernel, stride, dilation))
@@ -144,7 +144,7 @@ def same_pads(x: torch.Tensor, kernel: Any, stride: Any, dilation: Any, rank: in
 
 @switches("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
 def adaptive(step: Step, around: Around) -> Iterator[Variant]:
-    """Average, max or sum."""
+    """Adaptive pooling: average, max or sum."""
     size, rank = tuple(step.output.shape[2:]), step.output.ndim - 2
     cells = math.prod(step.args[0].shape[2:]) // math.prod(size)
     if "avg" in step.name:
@@ -157,7 +157,7 @@ def adaptive(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("interpolate", "upsample")
 def interpolation(step: Step, around: Around) -> Iterator[Variant]:
-    """Another kernel, other corners, JAX's own bicubic."""
+    """Resizing: another mode, `align_corners`, other bicubic conventions, antialiasing."""
     mode, size = step.get(3, "mode", "nearest"), tuple(step.output.shape[2:])
     linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
     for other, corners in _kernels(linear, len(size)):

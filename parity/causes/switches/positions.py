@@ -1,7 +1,7 @@
-"""Switches of positions: offsets, sinusoids, rotary embeddings.
+"""Switches for positions: offsets, sinusoids, rotary embeddings.
 
-Both are recognised by their values, however they are written: a table of sines and cosines by their squares, which sum
-to one; a rotation by the pairs of numbers that it leaves as long as they were.
+Sinusoids and rotations are recognized by their values, independent of the code: a table of sines and cosines by
+squares that sum to one; a rotation by pairs of elements whose norm it preserves.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def whole_numbers(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("arange")
 def counted(step: Step, around: Around) -> Iterator[Variant]:
-    """A range of floating numbers: off by one or two."""
+    """Floating-point ranges: off by one or two."""
     if step.output.is_floating_point():
         for n in SHIFTS:
             yield result("position offset", f"positions {n:+d}", lambda y, n=n: y + n)
@@ -39,7 +39,7 @@ def counted(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("getitem", "narrow")
 def sliced(step: Step, around: Around) -> Iterator[Variant]:
-    """A part of a table: the part beside it."""
+    """Slice of a table: shifted by one or two entries."""
     index = step.get(1, "")
     index = index if isinstance(index, tuple) else (index,)
     if step.name != "getitem" or any(i is Ellipsis or i is None or isinstance(i, torch.Tensor) for i in index):
@@ -58,7 +58,7 @@ def sliced(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("add", "cat", "mul", "embedding", "getitem")
 def sinusoid(step: Step, around: Around) -> Iterator[Variant]:
-    """A table of sines and cosines that is added: with another period, order, start."""
+    """Table of sines and cosines: another period, order or start."""
     for i, table in enumerate(step.args[:2]):
         found = _sinusoid(table)
         if found is None:
@@ -71,7 +71,7 @@ def sinusoid(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def _sinusoid(table: Any) -> tuple[tuple[int, ...], str] | None:
-    """The shape and the order of a table (..., T, D), all axes before these of length one; None if it is none."""
+    """Return shape and order of a sinusoid table (..., T, D), whose leading axes have length one; else None."""
     if not isinstance(table, torch.Tensor) or not table.is_floating_point() or table.ndim < 2:
         return None
     *outer, length, width = table.shape
@@ -100,7 +100,7 @@ def _together(s: torch.Tensor, c: torch.Tensor, order: str) -> torch.Tensor:
 
 
 def tables(x: torch.Tensor, mine: str) -> dict[str, torch.Tensor]:
-    """Other tables in place of x (T, D), which is in the order `mine`."""
+    """Return alternative tables for x (T, D), which is in the order `mine`, by description."""
     s, c = _apart(x.double(), mine)
     length, half = s.shape
     found: dict[str, torch.Tensor] = {}
@@ -122,7 +122,7 @@ def tables(x: torch.Tensor, mine: str) -> dict[str, torch.Tensor]:
 
 
 def exponents(half: int) -> dict[str, torch.Tensor]:
-    """Ways to spread the frequencies over half the width."""
+    """Return the exponents of the frequencies over half the width, by formula."""
     i = torch.arange(half).double()
     return {"2i/D": i / half, "i/(D/2 - 1)": i / max(half - 1, 1), "i/D": i / (2 * half), "4i/D": 2 * i / half}
 
@@ -132,7 +132,7 @@ def exponents(half: int) -> dict[str, torch.Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """y is x rotated: pairs (in `order`) by the unit complex numbers `by`, which broadcast to (..., D / 2)."""
+    """Rotation of x: pairs (in `order`) times unit complex numbers `by`, which broadcast to (..., D / 2)."""
 
     x: torch.Tensor
     order: str
@@ -140,14 +140,14 @@ class Rotation:
     axis: int
 
     def of(self, x: torch.Tensor, by: torch.Tensor | None = None, order: str | None = None) -> torch.Tensor:
-        """x rotated so, or otherwise."""
+        """Rotate x, optionally with another `by` or `order`."""
         order = order or self.order
         z = torch.complex(*(part.contiguous() for part in _apart(x, order))) * (self.by if by is None else by)
         return _together(z.real, z.imag, order).to(x.dtype)
 
 
 def rotation(x: torch.Tensor, y: torch.Tensor) -> Rotation | None:
-    """How y is x rotated, by the same angles for all but one axis (that of positions) and the pairs; None if not."""
+    """Return the rotation from x to y, whose angles depend only on one axis (positions) and the pair; None if none."""
     for order in ORDERS:
         a, b = (torch.complex(*(part.double().contiguous() for part in _apart(z, order))) for z in (x, y))
         if not torch.allclose(a.abs(), b.abs(), rtol=1e-6, atol=1e-12):
@@ -166,7 +166,7 @@ def _still(by: torch.Tensor, axis: int) -> bool:
 
 
 def rotations(around: Around) -> list[tuple[Step, Rotation]]:
-    """The last steps that give something rotated, and how."""
+    """Return the steps whose output is a rotation of an earlier tensor, with the rotation."""
     found: list[tuple[Step, Rotation]] = []
     norms: dict[int, float] = {}
 
@@ -194,7 +194,7 @@ def rotations(around: Around) -> list[tuple[Step, Rotation]]:
 
 @switches("*")
 def rotary(step: Step, around: Around) -> Iterator[Variant]:
-    """Rotary embeddings: pairs, direction, period, start; left out; on the values too."""
+    """Rotary embeddings: pairs, direction, period, start; left out; also applied to the values."""
     for other, turned in around.cached("rotations", rotations):
         if other is step:
             yield from _turned(step, turned, around)
@@ -202,7 +202,7 @@ def rotary(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def _turned(step: Step, mine: Rotation, around: Around) -> Iterator[Variant]:
-    """What may come in place of a rotation; computed from what each call of the step had rotated."""
+    """Yield alternatives to a rotation, computed from the unrotated input of each call of the step."""
     all_of = {s.occurrence: r for s, r in around.cached("rotations", rotations) if s.place == step.place}
 
     def variant(text: str, other: Callable[..., torch.Tensor]) -> Variant:
@@ -237,7 +237,7 @@ def _turned(step: Step, mine: Rotation, around: Around) -> Iterator[Variant]:
 
 
 def _along(r: Rotation, axis: int) -> torch.Tensor:
-    """The rotation by the formula, along another axis."""
+    """Return the standard rotation (period 10000) along another axis."""
     other = dataclasses.replace(r, axis=axis)
     return _formula(other, 1e4, "2i/D", 0)
 
@@ -252,7 +252,7 @@ def _formula(r: Rotation, period: float, exponent: str, first: int) -> torch.Ten
 
 
 def _angles(r: Rotation) -> dict[str, torch.Tensor]:
-    """Other angles, by name."""
+    """Return other angles, by description."""
     found: dict[str, torch.Tensor] = {}
     for first in (0, *SHIFTS):
         for name in exponents(r.by.shape[-1]):
@@ -274,7 +274,7 @@ def _partly(r: Rotation, half: int) -> torch.Tensor:
 
 
 def _values(step: Step, around: Around) -> Iterator[Variant]:
-    """The values of attention rotated like the queries."""
+    """Values of attention, rotated like the queries."""
     place = {"scaled_dot_product_attention": (2, "value"), "matmul": (1, "other"), "bmm": (1, "mat2")}.get(step.name)
     if place is None:
         return

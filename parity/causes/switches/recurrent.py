@@ -1,4 +1,4 @@
-"""Switches of recurrent layers: the order of the gates, their biases, where the reset gate acts, direction."""
+"""Switches for recurrent layers: order of the gates, biases, position of the reset gate, direction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GATES = {"lstm": "ifgo", "gru": "rzn"}
 
 @switches("lstm", "gru", "lstm_cell", "gru_cell")
 def recurrent(step: Step, around: Around) -> Iterator[Variant]:
-    """torch's LSTM and GRU, layers and cells."""
+    """LSTM and GRU of PyTorch, layers and cells."""
     kind = step.name.removesuffix("_cell")
     gates = GATES[kind]
     for order in list(itertools.permutations(range(len(gates))))[1:]:
@@ -40,7 +40,7 @@ def recurrent(step: Step, around: Around) -> Iterator[Variant]:
 
 
 def _sequence(step: Step) -> Iterator[Variant]:
-    """What can be wrong with the order in time."""
+    """Yield mistakes in the order of time steps and directions."""
     batch_first = bool(step.args[-1])
     axis = 1 if batch_first else 0
 
@@ -65,7 +65,7 @@ def _sequence(step: Step) -> Iterator[Variant]:
 
 
 def _weights(step: Step) -> tuple[int, Weights]:
-    """Where the weights are, and they: (w_ih, w_hh, b_ih, b_hh) for each layer and direction."""
+    """Return the position of the weights, and the weights: (w_ih, w_hh, b_ih, b_hh) for each layer and direction."""
     if step.name.endswith("_cell"):
         return 2, list(step.args[2:6])
     if not isinstance(step.args[2], list | tuple):
@@ -89,7 +89,7 @@ def _reordered(x: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
 
 
 def _biases(weights: Weights, which: int, factor: float) -> Weights:
-    """Every layer's first or second bias multiplied by `factor`."""
+    """Multiply the first or second bias of every layer by `factor`."""
     seen = itertools.count()
     return [x * factor if x.ndim == 1 and next(seen) % 2 == which else x for x in weights]
 
@@ -106,7 +106,7 @@ def _forget(weights: Weights, by: float) -> Weights:
 
 
 def _gru(step: Step, reset_first: bool, kept: bool) -> Any:
-    """A GRU of one layer and direction, or a cell, written out."""
+    """Run a GRU with one layer and direction, or a GRU cell, written out."""
     _, (w, u, *biases) = _weights(step)
     b, c = biases or (torch.zeros(len(w), dtype=w.dtype),) * 2
     if step.name == "gru_cell":

@@ -1,4 +1,4 @@
-"""Bicubic resizing in all the conventions in use, from its definition."""
+"""Bicubic resizing from its definition, in all common conventions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def resize(x: torch.Tensor, size: Sequence[int], a: float, *, antialias: bool, e
 
     Args:
         a: Keys' coefficient (IEEE ASSP 29.6, 1981): -0.75 in torch, -0.5 in PIL, jax.image and torch with antialias.
-        antialias: the kernel is stretched when the image shrinks.
-        edge: pixels outside are the nearest inside ("clamp"), or have no weight ("renormalise").
+        antialias: Stretch the kernel when the image shrinks.
+        edge: Pixels outside take the nearest value inside ("clamp"), or have no weight ("renormalise").
     """
     for axis, length in zip((-2, -1), size, strict=True):
         matrix = weights(x.shape[axis], length, a, antialias=antialias, edge=edge).to(x)
@@ -22,7 +22,7 @@ def resize(x: torch.Tensor, size: Sequence[int], a: float, *, antialias: bool, e
 
 
 def weights(source: int, target: int, a: float, *, antialias: bool, edge: str) -> torch.Tensor:
-    """(target, source): how much each source pixel counts in each target pixel; half-pixel centres."""
+    """Return the weight of each source pixel in each target pixel, (target, source); half-pixel centres."""
     stretch = max(source / target, 1.0) if antialias else 1.0
     centre = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
     reach = int(2 * stretch) + 2

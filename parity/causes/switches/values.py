@@ -1,4 +1,4 @@
-"""Switches of what is computed: activations, norms, projections, attention, reductions, constants."""
+"""Switches for computed values: activations, norms, projections, reductions, constants."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _PARAMETERS = {
 
 
 def parameters_of(step: Step) -> Iterator[Variant]:
-    """The slope of a leaky ReLU, the beta of softplus ...: another common one, or any."""
+    """Parameter of an activation (slope of a leaky ReLU, beta of softplus, ...): another common or fitted value."""
     if step.name not in _PARAMETERS:
         return
     argument, default, values = _PARAMETERS[step.name]
@@ -108,7 +108,7 @@ _NORM_ARGUMENTS = {
 
 @switches("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm")
 def norm(step: Step, around: Around) -> Iterator[Variant]:
-    """Every normalisation: epsilon, scale, bias, statistics, groups."""
+    """Normalization layers: epsilon, scale, bias, statistics, groups."""
     weight, bias, eps = _NORM_ARGUMENTS[step.name]
     mine = step.get(*eps, 1e-5)
     for other in EPSILONS:
@@ -168,7 +168,7 @@ _STATISTICS = {
 
 
 def _normalised(step: Step, statistics: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """LayerNorm, GroupNorm or InstanceNorm with other statistics."""
+    """Compute LayerNorm, GroupNorm or InstanceNorm with other statistics."""
     places = _NORM_ARGUMENTS[step.name]
     x, weight, bias = step.get(0, "input"), step.get(*places[0]), step.get(*(places[1] or (99, "")))
     eps = step.get(*places[2], 1e-5)
@@ -184,7 +184,7 @@ def _normalised(step: Step, statistics: Callable[..., torch.Tensor]) -> torch.Te
 
 @switches("softmax", "log_softmax", "cumsum", "glu")
 def along_axis(step: Step, around: Around) -> Iterator[Variant]:
-    """softmax, mean, sum ...: over another axis."""
+    """softmax, mean, sum, ...: over another axis."""
     x, mine = step.get(0, "input"), step.get(1, "dim")
     if isinstance(mine, int):
         for axis in range(x.ndim):
@@ -212,18 +212,18 @@ def variance(step: Step, around: Around) -> Iterator[Variant]:
 
 
 HIDDEN = -100.0
-"""A factor below this makes the scores of what is hidden, exp(HIDDEN) being nothing beside 1."""
+"""A factor below this hides attention scores, as exp(HIDDEN) is negligible compared to 1."""
 
 
 @switches("mul", "rmul", "div", "true_divide")
 def constant(step: Step, around: Around) -> Iterator[Variant]:
-    """x * c, x / c: without the constant, or with another common one."""
+    """x * c, x / c: without the constant, or with another common or fitted one."""
     operand: Any = step.get(1, "other")
     if isinstance(operand, torch.Tensor) and operand.numel() == 1 and operand.is_floating_point():
         operand = float(operand.detach())
     if not isinstance(operand, int | float) or isinstance(operand, bool) or not isinstance(step.output, torch.Tensor):
         return
-    if operand < HIDDEN:  # what a mask adds: after a softmax any other large number is as good; see masks.py too
+    if operand < HIDDEN:  # the value of a mask: any other large number is equivalent after a softmax; see also masks.py
         yield replaced("attention mask", f"without {step.name} by {operand:.4g}", lambda x: x)
         return
     divides = step.name in ("div", "true_divide")
@@ -246,7 +246,7 @@ def constant(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("add", "radd", "sub", "rsub", "clamp", "clamp_min")
 def small_constant(step: Step, around: Around) -> Iterator[Variant]:
-    """x + c: an epsilon, or the one of `1 + scale`."""
+    """x + c: an epsilon, the 1 of `1 + scale`, or another constant."""
     argument = (1, "min" if "clamp" in step.name else "other")
     operand: Any = step.get(*argument)
     if not isinstance(operand, int | float) or isinstance(operand, bool):
@@ -266,12 +266,12 @@ def small_constant(step: Step, around: Around) -> Iterator[Variant]:
 
 @switches("mul")
 def scale(step: Step, around: Around) -> Iterator[Variant]:
-    """A normed tensor times the module's scale: times 1 + scale."""
+    """Normalized tensor times the module's scale: times 1 + scale."""
     for i, x in enumerate(step.args[:2]):
         if isinstance(x, torch.nn.Parameter) and x.ndim == 1:
             yield changed("1 + scale", "scale -> 1 + scale", (i, ""), lambda w: 1 + w)
 
 
 def inverse_roots(sizes: Sequence[int]) -> dict[str, float]:
-    """Powers of the sizes at hand: what attention and embeddings are commonly scaled by."""
+    """Return powers of the sizes, by which attention and embeddings are commonly scaled."""
     return {f"{n}^{power}": n**power for n in sizes for power in (-0.5, -1, 0.5)}

@@ -1,1 +1,1 @@
-"""Causes of wrong gradients, optimiser steps and running statistics."""
+"""Causes of wrong gradients, optimizer steps and running statistics."""

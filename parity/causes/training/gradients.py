@@ -1,8 +1,8 @@
-"""Causes of a wrong derivative where the values are right: a gradient that is cut, weights that are tied on one side.
+"""Causes of wrong derivatives where the values are right: a cut gradient, weights tied in one framework only.
 
-As with values, each step of PyTorch's own call is altered, and the alteration that gives JAX's derivatives is the
-cause. What is differentiated is what `parity.proof.module_derivatives` differentiates: everything that the call
-computes, projected on fixed directions.
+As with values, each step of PyTorch's own call is altered, and the alteration that reproduces JAX's derivatives is the
+cause. The differentiated function is that of `parity.proof.module_derivatives`: all results of the call, projected on
+fixed directions.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from parity.recording.capture import Key
 from parity.report.findings import Cause
 
 STEPS = 200
-"""In a module of more steps no cut is looked for."""
+"""Maximum number of steps of a module in which a cut is searched."""
 
 Direction = Callable[[Key, str, int, tuple[int, ...]], np.ndarray]
 
 By = tuple[str, Any, int]
-"""What is differentiated by: ("input", None, i), ("output", inner call, i) or ("parameter", its name, 0)."""
+"""Variable of a derivative: ("input", None, i), ("output", inner call, i) or ("parameter", name, 0)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One derivative of a module's arithmetic: PyTorch's and JAX's, in PyTorch's layout."""
+    """One derivative of a module: PyTorch's (`wanted`) and JAX's (`given`), in PyTorch's layout."""
 
     by: By
     text: str
@@ -42,7 +42,7 @@ class Term:
     given: np.ndarray
 
     def error(self, largest: float, value: np.ndarray | None = None) -> float:
-        """Of JAX's derivative to `value` (PyTorch's); what is zero by structure is measured by the largest."""
+        """Return the relative error of JAX's derivative; structural zeros are measured against `largest`."""
         reference = self.wanted if value is None else value
         scale = norm(reference)
         return relative(norm(self.given - reference), scale if scale > 1e-10 * largest else largest)
@@ -57,21 +57,21 @@ def gradient_cause(
     direction: Direction,
     gate: float,
 ) -> tuple[str, str, float] | None:
-    """(switch, description, error left) of the alteration that gives all of JAX's derivatives; None if none does."""
+    """Return (switch, description, remaining error) of the alteration that gives all of JAX's derivatives, or None."""
     try:
         recording = record(model, inputs, key, set(paired))
         if recording is None:
             return None
         recording.run()
         _, steps = recording.run()
-    except Exception:  # whatever a foreign module raises where it is run otherwise than it expects
+    except Exception:  # user modules may raise anything when replayed
         return None
     if len(steps) > STEPS:
         return None
     _require_gradients(recording)
     largest = max(norm(term.wanted) for term in terms)
     if _left(recording, key, terms, direction, largest, which="wanted") > gate:
-        return None  # what is replayed is not what was differentiated: shared weights, several calls
+        return None  # the replay does not reproduce PyTorch's derivatives: shared weights, several calls
     for switch, text, arguments in _alterations(recording, steps):
         left = _left(recording, key, terms, direction, largest, **arguments)
         if left <= gate:
@@ -95,10 +95,10 @@ def _left(
     which: str = "given",
     **arguments: Any,
 ) -> float:
-    """The largest distance of JAX's derivatives (or PyTorch's own) to those of a replay; inf if it cannot be run."""
+    """Return the largest error of JAX's (or PyTorch's own) derivatives relative to a replay; inf if it cannot run."""
     try:
         found = _derivatives(recording, key, [term.by for term in terms], direction, arguments)
-    except Exception:  # whatever a foreign module raises on what it never expected
+    except Exception:  # user modules may raise anything on unexpected tensors
         return math.inf
     errors = []
     for term, value in zip(terms, found, strict=True):
@@ -132,7 +132,7 @@ def _leaf(recording: Recording, by: By) -> torch.Tensor:
 
 
 def _alterations(recording: Recording, steps: Sequence[Step]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(switch, description, arguments of the replay): every cut, then every activation's derivative for another's."""
+    """Yield (switch, description, arguments of the replay): all cuts, then derivatives of other activations."""
     for key, tree in recording.inner.items():
         text = f"no gradient through the output of {recording.relative(key[0])}"
         yield "gradient cut", text, {"inner": {key: _detached(tree)}}
@@ -172,7 +172,7 @@ def _with_slope(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def embedding_cause(module: torch.nn.Module | None, term: Term, gate: float) -> tuple[str, str] | None:
-    """What torch's embedding does with gradients that JAX's does not: (switch, description)."""
+    """Return (switch, description) of an option of `torch.nn.Embedding` that JAX's gradient ignores, or None."""
     if not isinstance(module, torch.nn.Embedding) or term.wanted.shape != term.given.shape:
         return None
     if module.scale_grad_by_freq:
@@ -188,7 +188,7 @@ def embedding_cause(module: torch.nn.Module | None, term: Term, gate: float) -> 
 
 
 def _counts(term: Term) -> np.ndarray | None:
-    """How many times larger each row of JAX's is, a whole number each; None if it is not so."""
+    """Return the factor between each row of JAX's and PyTorch's gradient; None unless all are whole numbers."""
     power = (term.wanted**2).sum(1, keepdims=True)
     ratio = (term.wanted * term.given).sum(1, keepdims=True) / np.where(power > 0, power, 1)
     whole = np.round(ratio)
@@ -196,7 +196,7 @@ def _counts(term: Term) -> np.ndarray | None:
 
 
 def untied_cause(name: str, others: Mapping[str, np.ndarray], term: Term, gate: float) -> tuple[str, str] | None:
-    """One tensor of several names in PyTorch, several in JAX: each of these has a part of the gradient."""
+    """Return the cause if one tensor in PyTorch is several in JAX, each of which has a part of the gradient."""
     if not others:
         return None
     total = term.given + sum(others.values())
@@ -207,7 +207,7 @@ def untied_cause(name: str, others: Mapping[str, np.ndarray], term: Term, gate: 
 
 
 def related_cause(terms: Sequence[Term], gate: float) -> tuple[str, str, float] | None:
-    """What is wrong alike with all wrong derivatives of a module: (switch, description, error left)."""
+    """Return (switch, description, remaining error) if all wrong derivatives of a module are zero or scaled."""
     by = ", ".join(term.text for term in terms)
     if not any(term.given.any() for term in terms):
         return "gradient cut", f"JAX's derivative by {by} is zero", 0.0

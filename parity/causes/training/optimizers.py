@@ -1,4 +1,4 @@
-"""What an optimiser does wrong: both frameworks' on the same gradients, without the model."""
+"""Causes of wrong optimizer steps: both frameworks' optimizers run on the same gradients, without the model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ STEPS = 6
 
 
 def schedule_causes(rates: Sequence[tuple[float, float]]) -> list[Cause]:
-    """What turns PyTorch's learning rates into JAX's, from (PyTorch's, JAX's) of every step."""
+    """Return the cause of different learning rates, given (PyTorch's, JAX's) of every step."""
     cause = series_cause([ours for ours, _ in rates], [theirs for _, theirs in rates])
     return [] if cause is None else [Cause("", cause.switch, cause.description, cause.error_before, cause.error_after)]
 
 
 def optimiser_causes(ours: TorchTrainer, theirs: JaxTrainer) -> list[Cause]:
-    """The switch that leads PyTorch's AdamW to where JAX's optimiser goes, if there is one.
+    """Return the switch that makes PyTorch's AdamW arrive at the parameters of JAX's optimizer, if there is one.
 
-    The gradients are drawn, and of very different sizes, so that an epsilon and a clipping show. Both trainers are in
-    float64 and fresh; they are used up.
+    The gradients are random and of very different sizes, so that an epsilon and clipping have an effect. Both trainers
+    must be in float64 and not yet used; their state is changed.
     """
     settings = _settings(ours)
     if settings is None:
@@ -42,14 +42,14 @@ def optimiser_causes(ours: TorchTrainer, theirs: JaxTrainer) -> list[Cause]:
     ]
     rates = _torch_steps(ours, gradients)
     if travelled(ours.weights(), settings.run(start, gradients, rates), start) > GATE:
-        return []  # PyTorch's own side does more than its groups tell
+        return []  # the PyTorch trainer does more than its parameter groups specify
     _jax_steps(theirs, gradients)
     cause = optimizer_cause(settings, start, gradients, theirs.weights(), rates)
     return [] if cause is None else [Cause("", cause.switch, cause.description, cause.error_before, cause.error_after)]
 
 
 def _settings(trainer: TorchTrainer) -> AdamW | None:
-    """PyTorch's settings at a learning rate of 1; None unless it is AdamW, with one figure of each kind."""
+    """Return PyTorch's settings at a learning rate of 1; None unless it is AdamW with equal settings in all groups."""
     optimizer = trainer.optimizer
     if type(optimizer) is not torch.optim.AdamW:
         return None
@@ -65,7 +65,7 @@ def _settings(trainer: TorchTrainer) -> AdamW | None:
 
 
 def _torch_steps(trainer: TorchTrainer, gradients: Sequence[State]) -> list[float]:
-    """Takes the steps; the learning rate of each."""
+    """Run the steps; return the learning rate of each."""
     rates = []
     for given in gradients:
         for name, p in trainer.trained.items():

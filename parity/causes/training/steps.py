@@ -1,6 +1,7 @@
-"""Causes in training: optimiser steps, learning rates, running statistics, from the arrays alone.
+"""Causes of errors in optimizer steps, learning rates and running statistics, from the arrays alone.
 
-As with modules, each switch predicts what JAX would have, and the one that predicts what it has is the cause.
+As with modules, each switch predicts the result that JAX would have; the one that predicts the actual result is the
+cause.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from parity.measure.gates import norm, relative
 
 GATE = 1e-10
-"""Distance between two trained states over the distance travelled that counts as none (float64)."""
+"""Distance between two trained states, relative to the distance travelled, that counts as zero (float64)."""
 
 
 State = Mapping[str, np.ndarray]
@@ -22,16 +23,16 @@ State = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """AdamW as `torch.optim.AdamW` computes it, with every convention that another library may have otherwise.
+    """AdamW as computed by `torch.optim.AdamW`, with options for the conventions of other libraries.
 
     Attributes:
-        coupled: the decay joins the gradient (Adam with L2) instead of the step.
-        eps_inside: eps stands under the root of the second moment.
-        corrected: both moments are divided by 1 - beta^t.
-        decayed: parameters (by name) that weight decay touches; None for all.
-        decay_by_lr: the decay is multiplied with the learning rate.
-        clip: gradients are scaled to this global norm at most; clip_eps is added to the norm, as PyTorch does.
-        ema: decay of the moving average; None for none.
+        coupled: Add the decay to the gradient (Adam with L2) instead of the step.
+        eps_inside: Add eps under the root of the second moment.
+        corrected: Divide both moments by 1 - beta^t.
+        decayed: Names of parameters with weight decay; None for all.
+        decay_by_lr: Multiply the decay by the learning rate.
+        clip: Maximum global norm of the gradients; clip_eps is added to the norm, as in PyTorch.
+        ema: Decay of the moving average; None for no average.
     """
 
     lr: float = 1e-3
@@ -52,7 +53,7 @@ class AdamW:
     def run(
         self, params: State, gradients: Sequence[State], factors: Sequence[float] | None = None
     ) -> dict[str, np.ndarray]:
-        """The parameters (their moving averages if there are any) after one step for each set of gradients.
+        """Return the parameters (or their moving averages, if `ema` is set) after one step per set of gradients.
 
         The learning rate of step i is multiplied by `factors[i]`.
         """
@@ -88,7 +89,7 @@ class AdamW:
 
 
 def _variants(mine: AdamW, names: frozenset[str], vectors: frozenset[str]) -> Iterator[tuple[str, str, AdamW]]:
-    """Every single switch: (switch, description, settings)."""
+    """Yield all single switches as (switch, description, settings)."""
 
     def to(**changes: object) -> AdamW:
         return dataclasses.replace(mine, **changes)  # type: ignore[arg-type]
@@ -121,7 +122,7 @@ def _variants(mine: AdamW, names: frozenset[str], vectors: frozenset[str]) -> It
 
 
 def travelled(given: State, wanted: State, start: State) -> float:
-    """Distance between two trained states over the distance travelled from `start`."""
+    """Return the distance between two trained states relative to the distance travelled from `start`."""
     apart, path = (
         norm(np.concatenate([(a[name] - b[name]).ravel() for name in start]))
         for a, b in ((given, wanted), (wanted, start))
@@ -131,7 +132,7 @@ def travelled(given: State, wanted: State, start: State) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCause:
-    """A switch of the training and how far it explains what JAX has; errors as defined by the caller's figure."""
+    """A switch of the training, and the error without and with it, in the metric of the function that returns it."""
 
     switch: str
     description: str
@@ -146,7 +147,7 @@ def optimizer_cause(
     given: State,
     factors: Sequence[float] | None = None,
 ) -> TrainingCause | None:
-    """Which single switch of the optimiser leads from `start` to JAX's state `given`, step for step."""
+    """Return the single switch of the optimizer that leads from `start` to JAX's state `given`, or None."""
     before = travelled(given, settings.run(start, gradients, factors), start)
     names, vectors = frozenset(start), frozenset(name for name, x in start.items() if x.ndim <= 1)
     for switch, text, other in _variants(settings, names, vectors):
@@ -157,7 +158,7 @@ def optimizer_cause(
 
 
 def series_cause(wanted: Sequence[float], given: Sequence[float], gate: float = 1e-13) -> TrainingCause | None:
-    """What turns one series of learning rates (one per epoch or step) into the other."""
+    """Return the change that turns one series of learning rates (one per epoch or step) into the other, or None."""
     r, y = np.asarray(wanted, np.float64), np.asarray(given, np.float64)
     before = relative(norm(y - r), norm(r))
     for switch, text, prediction, part in _series(r, y):
@@ -185,13 +186,13 @@ def _series(r: np.ndarray, y: np.ndarray) -> Iterator[tuple[str, str, np.ndarray
 def statistics_cause(
     old: np.ndarray, wanted: np.ndarray, given: np.ndarray, momentum: float, count: int, gate: float = 1e-13
 ) -> TrainingCause | None:
-    """Why running statistics differ after one training step.
+    """Return the cause of different running statistics after one training step, or None.
 
     Args:
-        old: the statistic before the step.
-        wanted, given: PyTorch's and JAX's after it.
-        momentum: PyTorch's, the weight of the new value.
-        count: how many values of a channel the batch holds.
+        old: Statistic before the step.
+        wanted, given: PyTorch's and JAX's statistic after it.
+        momentum: PyTorch's momentum, the weight of the new value.
+        count: Number of values per channel in the batch.
     """
     batch = (wanted - (1 - momentum) * old) / momentum
     before = relative(norm(given - wanted), norm(wanted))
@@ -203,13 +204,13 @@ def statistics_cause(
 
 
 MOMENTA = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5)
-"""Usual weights of the new value; their complements are tried too."""
+"""Common weights of the new value; their complements are also tried."""
 
 
 def _statistics(
     old: np.ndarray, wanted: np.ndarray, given: np.ndarray, batch: np.ndarray, momentum: float, count: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """What JAX would have after one step: (switch, description, prediction)."""
+    """Yield predictions of JAX's statistic after one step as (switch, description, prediction)."""
     momentum_switch, variance_switch, both = (
         "batch norm momentum",
         "running variance",
@@ -232,9 +233,9 @@ def _statistics(
 
 
 def _weights(old: np.ndarray, batch: np.ndarray, given: np.ndarray, momentum: float) -> list[float]:
-    """Weights of the new value that may have been used: the one that fits best, and the usual ones.
+    """Return candidate weights of the new value: the common ones and the best fit.
 
-    One number can be fitted by any weight, and says nothing about it.
+    A single element can be fitted exactly by some weight, so no fit is made for it.
     """
     usual = [weight for m in (momentum, *MOMENTA) for weight in (m, 1 - m)]
     step = batch - old

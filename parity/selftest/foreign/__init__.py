@@ -1,4 +1,4 @@
-"""Right pairs of architectures that are not ours, written from their definitions, and what people get wrong there."""
+"""Correct pairs of third-party architectures, written from their definitions, and common mistakes in them."""
 
 from parity.selftest.foreign.architecture import Architecture
 from parity.selftest.foreign.convolutions import CONVOLUTIONS
@@ -26,7 +26,7 @@ FOREIGN: dict[str, Architecture] = {
     **MIXTURES,
     **OPERATORS,
 }
-"""Every architecture by its name."""
+"""All architectures by name."""
 
 MISTAKES: tuple[Mutation, ...] = (
     *DECODER_MISTAKES,
@@ -37,6 +37,6 @@ MISTAKES: tuple[Mutation, ...] = (
     *MIXTURE_MISTAKES,
     *OPERATOR_MISTAKES,
 )
-"""What people get wrong there."""
+"""Common mistakes in these architectures."""
 
 __all__ = ["FOREIGN", "MISTAKES", "Architecture"]

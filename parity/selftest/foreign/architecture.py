@@ -1,4 +1,4 @@
-"""What a pair of somebody else's architecture consists of, and tensor helpers that several of them need."""
+"""Pair of models of a third-party architecture, and shared tensor helpers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from parity.carry.random_weights import randomize
 from parity.carry.rules import Rules
 
 Inputs = np.ndarray | tuple[np.ndarray, ...]
-"""What PyTorch's model takes."""
+"""Inputs of the PyTorch model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One right pair.
+    """One correct pair.
 
     Attributes:
-        torch, jax: make the two models.
-        inputs: draws what PyTorch's model takes.
-        rules: what the pair needs besides the built-in rules.
-        trains: whether training mode differs from evaluation mode, so that it is worth a run of its own.
+        torch, jax: Functions that create the two models.
+        inputs: Function that draws inputs of the PyTorch model.
+        rules: Rules that the pair needs in addition to the built-in ones.
+        trains: Whether training mode differs from evaluation mode, and so needs a separate run.
     """
 
     torch: Callable[[], torch.nn.Module]
@@ -40,7 +40,7 @@ class Architecture:
     trains: bool = False
 
     def make(self, seed: int) -> tuple[torch.nn.Module, nnx.Module, Inputs]:
-        """Both models with the same weights, none of them neutral, and the inputs, all drawn from `seed`."""
+        """Create both models with the same weights, none of them 0 or 1, and inputs, all drawn from `seed`."""
         torch_model, jax_model = copy.deepcopy(self._built[0]), nnx.clone(self._built[1])
         randomize(torch_model, seed)
         _power_complex(torch_model, seed)
@@ -49,12 +49,12 @@ class Architecture:
 
     @functools.cached_property
     def _built(self) -> tuple[torch.nn.Module, nnx.Module]:
-        """Once: flax draws first weights operation by operation, which takes long."""
+        """Both models, created once: initialization in flax is slow, as it runs uncompiled."""
         return self.torch(), self.jax(nnx.Rngs(0))
 
 
 def _power_complex(model: torch.nn.Module, seed: int) -> None:
-    """Fills complex tensors with 0.5 z / sqrt(rows), z complex and standard normal."""
+    """Fill complex tensors with 0.5 z / sqrt(rows), with real and imaginary parts of z standard normal."""
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             if tensor.is_complex():
@@ -64,32 +64,32 @@ def _power_complex(model: torch.nn.Module, seed: int) -> None:
 
 
 def normal(*shape: int, scale: float = 1.0) -> Callable[[np.random.RandomState], np.ndarray]:
-    """Draws one standard normal array."""
+    """Return a function that draws a normal array with standard deviation `scale`."""
     return lambda draw: scale * draw.standard_normal(shape)
 
 
 def channels_last(x: jax.Array) -> jax.Array:
-    """(B, C, ...) -> (B, ..., C)."""
+    """Transpose (B, C, ...) to (B, ..., C)."""
     return jnp.moveaxis(x, 1, -1)
 
 
 def channels_first(x: jax.Array) -> jax.Array:
-    """(B, ..., C) -> (B, C, ...)."""
+    """Transpose (B, ..., C) to (B, C, ...)."""
     return jnp.moveaxis(x, -1, 1)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """(B, N, heads * d) -> (B, heads, N, d)."""
+    """Split (B, N, heads * d) into (B, heads, N, d)."""
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
 def join_heads(x: jax.Array) -> jax.Array:
-    """(B, heads, N, d) -> (B, N, heads * d)."""
+    """Merge (B, heads, N, d) into (B, N, heads * d)."""
     x = x.swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1)
 
 
 def upper(length: int, diagonal: int = 0) -> jax.Array:
-    """(1, 1, length, length): whether a key comes `diagonal` or more positions after its query."""
+    """Return a mask (1, 1, length, length), true where a key is at least `diagonal` positions after its query."""
     query, key = jnp.arange(length)[:, None], jnp.arange(length)[None]
     return (key >= query + diagonal)[None, None]

@@ -1,6 +1,6 @@
-"""More convolutions: dilated causal ones along time (WaveNet), volumes, and a block of ConvNeXt.
+"""More convolutions: dilated causal convolutions (WaveNet), 3D convolutions, and a ConvNeXt block.
 
-PyTorch has the channels second, flax last; the WaveNet takes and gives (B, C, T) on both sides.
+Channels are the second axis in PyTorch, the last in flax; the WaveNet maps (B, C, T) to (B, C, T) on both sides.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TorchWaveBlock(torch.nn.Module):
 
 
 class TorchWaveNet(torch.nn.Module):
-    """Gated causal convolutions with dilations 1 and 2 and a sum of skips; (B, 3, T) -> (B, 4, T)."""
+    """Gated causal convolutions with dilations 1 and 2, and a sum of skips; (B, 3, T) -> (B, 4, T)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class TorchWaveNet(torch.nn.Module):
 
 
 class WaveBlock(nnx.Module):
-    """Takes and gives (B, T, C)."""
+    """WaveNet block; (B, T, C) -> (B, T, C)."""
 
     def __init__(self, dilation: int, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(C, 2 * C, (2,), kernel_dilation=dilation, padding="VALID", rngs=rngs)
@@ -98,7 +98,7 @@ class WaveNet(nnx.Module):
 
 
 class TorchVolumes(torch.nn.Module):
-    """Convolutions in three dimensions; (B, 2, 4, 8, 6) -> (B, 5)."""
+    """3D convolutions; (B, 2, 4, 8, 6) -> (B, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class TorchConvNeXtBlock(torch.nn.Module):
 
 
 class TorchConvNeXt(torch.nn.Module):
-    """A patchifying stem and one block with LayerScale; (B, 3, 16, 12) -> (B, 5)."""
+    """Patch-embedding stem and one block with LayerScale; (B, 3, 16, 12) -> (B, 5)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Language models that read from left to right: a GPT with a tied head, and a Llama.
+"""Causal language models: GPT with a tied head, and Llama.
 
-Shapes: B sequences, N tokens, D features, H heads, K heads of keys and values, d features of a head, V words.
+Shapes: B sequences, N tokens, D features, H heads, K heads of keys and values, d features per head, V words.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TorchGPTBlock(torch.nn.Module):
 
 
 class TorchGPT(torch.nn.Module):
-    """Learned positions, norms before, tanh GELU, and the table of words once more as the head; (B, N) -> (B, N, V)."""
+    """Learned positions, pre-norm, tanh GELU, head tied to the word embedding; (B, N) -> (B, N, V)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class GPTAttention(nnx.Module):
         self.scale = (D // H) ** -0.5
 
     def parts(self, x: jax.Array) -> list[jax.Array]:
-        """(B, N, 3 D) -> q, k, v, each (B, H, N, d)."""
+        """Split (B, N, 3 D) into q, k, v, each (B, H, N, d)."""
         return [split_heads(part, H) for part in jnp.split(x, 3, axis=-1)]
 
     def weights(self, logits: jax.Array) -> jax.Array:
@@ -121,7 +121,7 @@ class GPTBlock(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """Twin of `TorchGPT`; the head is the table itself."""
+    """Twin of `TorchGPT`; the head is the embedding table itself."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.wte, self.wpe = nnx.Embed(V, D, rngs=rngs), nnx.Embed(N + 3, D, rngs=rngs)
@@ -146,7 +146,7 @@ class GPT(nnx.Module):
 
 
 def _torch_rotated(x: torch.Tensor) -> torch.Tensor:
-    """Rotates the pairs (i, i + d/2) of (B, heads, N, d) by n THETA^(-2i/d)."""
+    """Rotate the pairs (i, i + d/2) of (B, heads, N, d) by n THETA^(-2i/d)."""
     half = x.shape[-1] // 2
     frequency = THETA ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = torch.outer(torch.arange(x.shape[2], dtype=torch.float64), frequency)
@@ -195,7 +195,7 @@ class TorchLlamaBlock(torch.nn.Module):
 
 
 class TorchLlama(torch.nn.Module):
-    """Rotary positions, RMSNorm, SwiGLU, K heads of keys and values for H of queries; (B, N) -> (B, N, V)."""
+    """Rotary positions, RMSNorm, SwiGLU, K key and value heads for H query heads; (B, N) -> (B, N, V)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,13 +211,13 @@ class TorchLlama(torch.nn.Module):
 
 
 def angles(length: int, width: int, theta: float = THETA) -> jax.Array:
-    """(N, d/2): the angle of each position and pair, n theta^(-2i/d)."""
+    """Return the angle n theta^(-2i/d) of each position and pair, (N, d/2)."""
     frequency = theta ** (-jnp.arange(0, width, 2) / width)
     return jnp.arange(length)[:, None] * frequency[None]
 
 
 def rotated(x: jax.Array, angle: jax.Array) -> jax.Array:
-    """Rotates the pairs (i, i + d/2) of (B, heads, N, d) by `angle` (N, d/2)."""
+    """Rotate the pairs (i, i + d/2) of (B, heads, N, d) by `angle` (N, d/2)."""
     a, b = jnp.split(x, 2, axis=-1)
     cos, sin = jnp.cos(angle)[None, None], jnp.sin(angle)[None, None]
     return jnp.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)
@@ -238,7 +238,7 @@ class LlamaAttention(nnx.Module):
         return rotated(q, angle), rotated(k, angle), v
 
     def shared(self, x: jax.Array) -> jax.Array:
-        """(B, K, N, d) -> (B, H, N, d): H / K heads in a row share one."""
+        """Repeat (B, K, N, d) to (B, H, N, d): H / K consecutive heads share one."""
         return jnp.repeat(x, H // K, axis=1)
 
     def weights(self, logits: jax.Array) -> jax.Array:

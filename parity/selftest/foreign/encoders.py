@@ -1,4 +1,4 @@
-"""Encoders: a BERT with padding, and a vision transformer in timm's style.
+"""Encoders: BERT with padding, and a vision transformer in the style of timm.
 
 Shapes: B sequences, N tokens, D features, H heads, V words.
 """
@@ -61,7 +61,7 @@ class TorchBertLayer(torch.nn.Module):
 
 
 class TorchBert(torch.nn.Module):
-    """Norms behind, padding masked, the mean over what is no padding pooled; ids, mask (B, N) -> (B, N, D), (B, D)."""
+    """Post-norm, padding masked, mean over unpadded tokens pooled; ids, mask (B, N) -> (B, N, D), (B, D)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class TorchBert(torch.nn.Module):
 
 
 class PaddedEmbed(nnx.Embed):
-    """An embedding whose row 0 is not trained, as `padding_idx=0` has it."""
+    """Embedding whose row 0 is not trained, as with `padding_idx=0`."""
 
     def table(self) -> jax.Array:
         table = self.embedding[...]
@@ -113,7 +113,7 @@ class BertAttention(nnx.Module):
         self.scale = (D // H) ** -0.5
 
     def weights(self, scores: jax.Array, mask: jax.Array) -> jax.Array:
-        """scores (B, H, N, N), mask (B, N) of 0 and 1."""
+        """Return attention weights from scores (B, H, N, N) and a mask (B, N) of 0 and 1."""
         return jax.nn.softmax(scores + (1 - mask[:, None, None].astype(scores.dtype)) * -10000.0, axis=-1)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -158,7 +158,7 @@ class Bert(nnx.Module):
 
 
 def _padded(draw: np.random.RandomState) -> Inputs:
-    """Sentences of 6, 4 and 3 words; the rest is padding, word 0."""
+    """Draw sentences of 6, 4 and 3 words, padded with word 0."""
     mask = (np.arange(N)[None] < np.array([6, 4, 3])[:, None]).astype(np.int64)
     return draw.randint(1, V, (3, N)) * mask, mask
 
@@ -190,7 +190,7 @@ class TorchViTBlock(torch.nn.Module):
 
 
 class TorchViT(torch.nn.Module):
-    """A class token, normed queries and keys, scaled branches, the mean of the patches; (B, 3, 12, 8) -> (B, 5)."""
+    """Class token, QK normalization, LayerScale, mean of the patches; (B, 3, 12, 8) -> (B, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class ViTAttention(nnx.Module):
         self.scale = (D // H) ** -0.5
 
     def parts(self, x: jax.Array) -> jax.Array:
-        """(B, N, 3 D) -> (3, B, H, N, d)."""
+        """Split (B, N, 3 D) into (3, B, H, N, d)."""
         return x.reshape(*x.shape[:2], 3, H, -1).transpose(2, 0, 3, 1, 4)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -237,7 +237,7 @@ class ViTBlock(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Twin of `TorchViT`; takes (B, 12, 8, 3)."""
+    """Twin of `TorchViT`; the input is (B, 12, 8, 3)."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.patch_embed = nnx.Conv(3, D, (PATCH, PATCH), strides=PATCH, padding="VALID", rngs=rngs)
@@ -247,7 +247,7 @@ class ViT(nnx.Module):
         self.head = nnx.Linear(D, 5, rngs=rngs)
 
     def as_tokens(self, x: jax.Array) -> jax.Array:
-        """(B, h, w, D) -> (B, h w, D), row by row."""
+        """Flatten (B, h, w, D) to (B, h w, D), row by row."""
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
     def with_class(self, x: jax.Array) -> jax.Array:

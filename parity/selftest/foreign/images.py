@@ -1,6 +1,6 @@
-"""Convolutional networks: a U-Net, a bottleneck of ResNet, and an inverted residual of MobileNet.
+"""Convolutional networks: U-Net, ResNet bottleneck, and MobileNet inverted residual.
 
-Images are (B, C, h, w) in PyTorch, (B, h, w, C) in JAX; an image that comes out has PyTorch's layout on both sides.
+Images are (B, C, h, w) in PyTorch and (B, h, w, C) in JAX; output images have PyTorch's layout on both sides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ C = 8
 
 
 def conv(ins: int, outs: int, size: int, rngs: nnx.Rngs, **options: Any) -> nnx.Conv:
-    """A convolution with the padding written out: (size - 1) / 2 on every side."""
+    """Return a convolution with an explicit padding of (size - 1) / 2 on every side."""
     return nnx.Conv(ins, outs, (size, size), padding=size // 2, rngs=rngs, **options)
 
 
@@ -37,7 +37,7 @@ class TorchConvBlock(torch.nn.Module):
 
 
 class TorchUNet(torch.nn.Module):
-    """Down twice, up once by a transposed convolution and once by bilinear resizing; (B, 3, 8, 12) -> (B, 2, 8, 12)."""
+    """Two downsamplings, then a transposed convolution and a bilinear upsampling; (B, 3, 8, 12) -> (B, 2, 8, 12)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class UNet(nnx.Module):
         return nnx.max_pool(x, (2, 2), strides=(2, 2))
 
     def smooth(self, x: jax.Array) -> jax.Array:
-        """Twice as large, bilinear, pixels as squares."""
+        """Bilinear upsampling by 2 with half-pixel centres (`align_corners=False`)."""
         return jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), "bilinear")
 
     def blocky(self, x: jax.Array) -> jax.Array:
@@ -100,14 +100,14 @@ class UNet(nnx.Module):
 
 
 UP = Rules(leaves={nnx.ConvTranspose: (LeafRule("weight", "kernel", (2, 3, 1, 0)), LeafRule("bias", "bias"))})
-"""PyTorch I O K K -> flax K K O I, which `transpose_kernel=True` asks for."""
+"""PyTorch (I, O, K, K) -> flax (K, K, O, I), as required by `transpose_kernel=True`."""
 
 
 # ---- ResNet ----
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation as PyTorch has it: the running variance is of the unbiased kind."""
+    """Batch normalization with an unbiased running variance, as in PyTorch."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
         super().__init__(channels, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
@@ -137,7 +137,7 @@ class TorchBottleneck(torch.nn.Module):
 
 
 class TorchResNet(torch.nn.Module):
-    """A stem and one bottleneck; (B, 3, 16, 12) -> (B, 5)."""
+    """Stem and one bottleneck; (B, 3, 16, 12) -> (B, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class ResNet(nnx.Module):
 
 
 IN_SEQUENCE = Rules(rename={r"\b(layer1|downsample)\.(\d+)": r"\1.layers.\2"})
-"""flax keeps what is in a `Sequential` in its attribute `layers`."""
+"""flax stores the modules of a `Sequential` in its attribute `layers`."""
 
 
 # ---- MobileNet ----
@@ -208,7 +208,7 @@ class TorchSqueeze(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1))))
-        return x * F.relu6(gate + 3) / 6  # the derivative of F.hardsigmoid holds 1 / 6 in float32
+        return x * F.relu6(gate + 3) / 6  # F.hardsigmoid uses 1 / 6 in float32 in its derivative
 
 
 class TorchInverted(torch.nn.Module):
@@ -226,7 +226,7 @@ class TorchInverted(torch.nn.Module):
 
 
 class TorchMobileNet(torch.nn.Module):
-    """A strided stem with ReLU6 and one inverted residual; (B, 3, 8, 12) -> (B, 5)."""
+    """Strided stem with ReLU6 and one inverted residual; (B, 3, 8, 12) -> (B, 5)."""
 
     def __init__(self) -> None:
         super().__init__()

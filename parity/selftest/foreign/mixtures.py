@@ -1,4 +1,4 @@
-"""A mixture of experts, a variational autoencoder whose outputs are named, a dueling head and a policy.
+"""Mixture of experts, variational autoencoder with named outputs, dueling head, and policy.
 
 Shapes: B examples, N tokens, D features, E experts, A actions.
 """
@@ -24,13 +24,13 @@ ILLEGAL = -1e9
 
 
 def sinusoid(length: int, width: int, period: float = 10000.0) -> np.ndarray:
-    """(1, length, width): sines at the even places, cosines at the odd ones."""
+    """Return a table (1, length, width) with sines at even and cosines at odd indices."""
     angle = np.arange(length)[:, None] * period ** (-np.arange(0, width, 2) / width)[None]
     return np.stack((np.sin(angle), np.cos(angle)), -1).reshape(1, length, width)
 
 
 class TorchMoE(torch.nn.Module):
-    """The two experts that the router likes best, weighted; (B, N, D) -> (B, N, D), and how evenly it routes."""
+    """Mixture of the top 2 experts; (B, N, D) -> (B, N, D), and the load balance of the router."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class MoE(nnx.Module):
         return jax.nn.softmax(logits, axis=-1)
 
     def gates(self, probability: jax.Array) -> jax.Array:
-        """(B, N, E): the weights of the two best, which sum to 1, and zeros."""
+        """Return (B, N, E): weights of the top 2 experts, which sum to 1, and zeros."""
         best, chosen = jax.lax.top_k(probability, 2)
         best = best / best.sum(-1, keepdims=True)
         return (best[..., None] * jax.nn.one_hot(chosen, E, dtype=best.dtype)).sum(-2)
@@ -80,7 +80,7 @@ class MoE(nnx.Module):
         return jax.nn.gelu(x, approximate=False)
 
     def experts(self, x: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N, E, D)."""
+        """Apply all experts; (B, N, D) -> (B, N, E, D)."""
         return jnp.einsum("bneh,ehd->bned", self.act(jnp.einsum("bnd,edh->bneh", x, self.w1[...])), self.w2[...])
 
     def mixed(self, x: jax.Array, gate: jax.Array) -> jax.Array:
@@ -115,7 +115,7 @@ class Switch(nnx.Module):
 
 
 class TorchVAE(torch.nn.Module):
-    """Evaluated at the mean of its posterior; (B, 2, 4, 6) -> the image again, and mean and log variance (B, 4)."""
+    """Autoencoder at the mean of its posterior; (B, 2, 4, 6) -> reconstruction, mean and log variance (B, 4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class TorchVAE(torch.nn.Module):
 
 
 class VAE(nnx.Module):
-    """Twin of `TorchVAE`; takes (B, 4, 6, 2), and gives the image as PyTorch does."""
+    """Twin of `TorchVAE`; the input is (B, 4, 6, 2), the output image has PyTorch's layout."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(2, D, (3, 3), strides=2, padding=1, rngs=rngs)
@@ -140,11 +140,11 @@ class VAE(nnx.Module):
         self.out = nnx.Conv(D // 4, 2, (1, 1), rngs=rngs)
 
     def flat(self, x: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, C h w), in PyTorch's order."""
+        """Flatten (B, h, w, C) to (B, C h w), in PyTorch's order."""
         return channels_first(x).reshape(x.shape[0], -1)
 
     def unflat(self, x: jax.Array) -> jax.Array:
-        """(B, C h w) -> (B, h, w, C)."""
+        """Reshape (B, C h w) to (B, h, w, C)."""
         return jnp.moveaxis(x.reshape(-1, D // 4, 4, 6), 1, -1)
 
     def clamped(self, x: jax.Array) -> jax.Array:
@@ -170,7 +170,7 @@ class VAE(nnx.Module):
 
 
 class TorchDueling(torch.nn.Module):
-    """value + advantage - its mean; (B, D) -> (B, A)."""
+    """Dueling head, value + advantage - mean(advantage); (B, D) -> (B, A)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class Dueling(nnx.Module):
 
 
 class TorchPolicy(torch.nn.Module):
-    """Logits plus a prior of the actions, illegal ones at -1e9; (B, D), (B, A) -> (B, A)."""
+    """Logits plus a prior of the actions, with illegal ones set to -1e9; (B, D), (B, A) -> (B, A)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class Policy(nnx.Module):
 
 
 def _moves(draw: np.random.RandomState) -> Inputs:
-    """Positions, and which moves are legal: all in the first, some in each other."""
+    """Draw positions and masks of legal moves: all are legal in the first position, some in the others."""
     legal = (np.arange(A)[None] <= np.array([A, 2, 3])[:, None]).astype(np.int64)
     return draw.standard_normal((3, D)), legal
 

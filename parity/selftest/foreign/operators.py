@@ -1,4 +1,4 @@
-"""A block that works on spectra, with complex weights, and a graph convolution.
+"""Spectral block with complex weights, and graph convolution.
 
 Shapes: B signals of T samples, C channels, M modes; G nodes with D features.
 """
@@ -22,7 +22,7 @@ D, G = 8, 6
 
 
 class TorchMixing(torch.nn.Module):
-    """The lowest M modes of a spectrum, their channels mixed; (B, C, T/2 + 1) complex -> (B, C, M) complex."""
+    """Mix the channels of the lowest M modes of a spectrum; (B, C, T/2 + 1) complex -> (B, C, M) complex."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TorchMixing(torch.nn.Module):
 
 
 class TorchSpectral(torch.nn.Module):
-    """Mixes channels mode by mode and sample by sample; (B, C, T) -> the same, and the mixed modes, complex."""
+    """Mix channels per mode and per sample; (B, C, T) -> (B, C, T), and the mixed modes (complex)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Mixing(nnx.Module):
 
 
 class Spectral(nnx.Module):
-    """Twin of `TorchSpectral`; takes and gives (B, C, T)."""
+    """Twin of `TorchSpectral`; input and output are (B, C, T)."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.mix, self.local = Mixing(rngs), nnx.Conv(C, C, (1,), rngs=rngs)
@@ -72,7 +72,7 @@ class Spectral(nnx.Module):
         return jnp.fft.irfft(jnp.pad(modes, ((0, 0), (0, 0), (0, T // 2 + 1 - M))), n=T)
 
     def spectra(self, modes: jax.Array) -> jax.Array:
-        """The modes as they come out."""
+        """Return the output modes."""
         return modes
 
     def act(self, x: jax.Array) -> jax.Array:
@@ -88,7 +88,7 @@ class Spectral(nnx.Module):
 
 
 class TorchGraphConv(torch.nn.Module):
-    """S X W + b, S the adjacency with loops, divided by the roots of the degrees of both ends."""
+    """S X W + b, where S is the adjacency with self-loops divided by the roots of the degrees of both nodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class GraphConv(nnx.Module):
         return adjacency + jnp.eye(len(adjacency), dtype=adjacency.dtype)
 
     def degrees(self, a: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the rows (G, 1), and of the columns (1, G)."""
+        """Return the degrees of the rows (G, 1) and of the columns (1, G)."""
         return a.sum(1, keepdims=True), a.sum(0, keepdims=True)
 
     def normed(self, adjacency: jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ class Graph(nnx.Module):
 
 
 def _graph(draw: np.random.RandomState) -> Inputs:
-    """Features, and the weights of directed edges, about half of them zero."""
+    """Draw features, and weights of directed edges, about half of them zero."""
     edges = draw.random_sample((G, G)) * (draw.random_sample((G, G)) < 0.5)
     return draw.standard_normal((G, D)), edges * (1 - np.eye(G))
 

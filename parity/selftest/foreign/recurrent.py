@@ -1,6 +1,6 @@
-"""Recurrent networks: the cells written out on the JAX side, with the weights laid out as PyTorch has them.
+"""Recurrent networks, with the cells written out in JAX and the weights in PyTorch's layout.
 
-Shapes: B sequences, T steps, D features in, S features of the state.
+Shapes: B sequences, T steps, D input features, S features of the state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ D, S, T = 8, 8, 4
 
 
 class TorchLSTMTagger(torch.nn.Module):
-    """An LSTM in both directions; (B, T, D) -> (B, T, 5) from every step, (B, 5) from the last states."""
+    """Bidirectional LSTM; (B, T, D) -> (B, T, 5) from every step, (B, 5) from the last states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class TorchLSTMTagger(torch.nn.Module):
 
 
 class LSTM(nnx.Module):
-    """One layer in both directions, as `torch.nn.LSTM`: gates i, f, g, o; two biases; (B, T, D) -> (B, T, 2 S)."""
+    """Bidirectional layer as `torch.nn.LSTM`: gates i, f, g, o; two biases; (B, T, D) -> (B, T, 2 S)."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         for end in ("", "_reverse"):
@@ -39,28 +39,28 @@ class LSTM(nnx.Module):
             setattr(self, f"bias_hh_l0{end}", nnx.Param(jnp.zeros(4 * S)))
 
     def projected(self, x: jax.Array, h: jax.Array, end: str) -> jax.Array:
-        """(B, D), (B, S) -> the sums under the gates, (B, 4 S)."""
+        """Return the pre-activations of the gates; (B, D), (B, S) -> (B, 4 S)."""
         ih, hh, b, c = (
             getattr(self, f"{name}_l0{end}")[...] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         return x @ ih.T + b[None] + h @ hh.T + c[None]
 
     def gates(self, z: jax.Array) -> list[jax.Array]:
-        """(B, 4 S) -> i, f, g, o, before their functions."""
+        """Split (B, 4 S) into the pre-activations of i, f, g, o."""
         return jnp.split(z, 4, axis=-1)
 
     def step(self, z: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The next h and c."""
+        """Return the next h and c."""
         i, f, g, o = self.gates(z)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
     def carried(self, h: jax.Array) -> jax.Array:
-        """The state as the next step gets it."""
+        """Return the state passed to the next step."""
         return h
 
     def along(self, x: jax.Array, end: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Every h (B, T, S), and the last h and c."""
+        """Return all h (B, T, S), and the last h and c."""
         h = c = jnp.zeros((x.shape[0], S), x.dtype)
         found = []
         for t in range(x.shape[1]):
@@ -95,7 +95,7 @@ class LSTMTagger(nnx.Module):
 
 
 class TorchGRUClassifier(torch.nn.Module):
-    """Two layers of GRU; (B, T, D) -> (B, 5) from the last state of the upper one."""
+    """Two GRU layers; (B, T, D) -> (B, 5) from the last state of the upper layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class TorchGRUClassifier(torch.nn.Module):
 
 
 class GRU(nnx.Module):
-    """Two layers, as `torch.nn.GRU`: gates r, z, n, the reset behind the product; (B, T, D) -> (B, T, S)."""
+    """Two layers as `torch.nn.GRU`: gates r, z, n; reset applied after the product; (B, T, D) -> (B, T, S)."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         for layer, width in enumerate((D, S)):
@@ -118,13 +118,13 @@ class GRU(nnx.Module):
             setattr(self, f"bias_hh_l{layer}", nnx.Param(jnp.zeros(3 * S)))
 
     def weights(self, layer: int) -> tuple[jax.Array, ...]:
-        """Of the input (D, 3 S), of the state (S, 3 S), and their biases (1, 3 S)."""
+        """Return the weights of the input (D, 3 S) and of the state (S, 3 S), and their biases (1, 3 S)."""
         ih, hh = (getattr(self, f"{name}_l{layer}")[...].T for name in ("weight_ih", "weight_hh"))
         b, c = (getattr(self, f"{name}_l{layer}")[...][None] for name in ("bias_ih", "bias_hh"))
         return ih, hh, b, c
 
     def gates(self, z: jax.Array) -> list[jax.Array]:
-        """(B, 3 S) -> its parts of r, z, n."""
+        """Split (B, 3 S) into the parts of r, z, n."""
         return jnp.split(z, 3, axis=-1)
 
     def squash(self, x: jax.Array) -> jax.Array:
@@ -140,7 +140,7 @@ class GRU(nnx.Module):
         return self.mixed(z, jnp.tanh(n + r * hn), h)
 
     def along(self, layer: int, x: jax.Array) -> jax.Array:
-        """(B, T, .) -> (B, T, S)."""
+        """Run one layer; (B, T, D or S) -> (B, T, S)."""
         h = jnp.zeros((x.shape[0], S), x.dtype)
         found = []
         for t in range(x.shape[1]):

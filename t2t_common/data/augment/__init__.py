@@ -1,1 +1,1 @@
-"""Augmentation of training images, on PIL images as timm does it."""
+"""Augmentation of training images, on PIL images as in timm."""

@@ -1,7 +1,7 @@
-"""CIFAR's augmentation at the model's size: resize, black border, random crop, flip.
+"""CIFAR augmentation at the model's input size: resize, black border, random crop, flip.
 
-As torchvision's `Resize`, `RandomCrop(padding=)` and `RandomHorizontalFlip` in the authors' transfer_learning.py.
-`draw_pad_crop` decides, `pad_cropped` is a pure function of what was decided.
+Equivalent to torchvision's `Resize`, `RandomCrop(padding=)` and `RandomHorizontalFlip` in the authors'
+transfer_learning.py. `draw_pad_crop` samples the random parameters, `pad_cropped` is a pure function of them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from t2t_config import Recipe
 
 
 class PadCropDraws(NamedTuple):
-    """All that chance decides about one image."""
+    """Random parameters of the augmentation of one image."""
 
     left: int
-    """Left edge of the crop in the resized image, in pixels; negative within the border."""
+    """Left edge of the crop in the resized image, in pixels; negative inside the border."""
     top: int
     flip: bool
 
 
 def draw_pad_crop(size: tuple[int, int], how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> PadCropDraws:
-    """Draws for an image of `size` (width, height): every place of the crop is equally likely."""
+    """Sample the random parameters for an image of `size` (width, height); all crop positions are equally likely."""
     (height, width), resized = how.size, _resized(size, how)
     border = int(min(how.size) * recipe.padding)
     left = rng.integers(-border, resized[0] + border - width, endpoint=True)
@@ -35,7 +35,7 @@ def draw_pad_crop(size: tuple[int, int], how: Preprocess, recipe: Recipe, rng: n
 
 
 def pad_cropped(image: Image.Image, how: Preprocess, draws: PadCropDraws) -> Image.Image:
-    """The image in the model's size; what lies beyond its edges is black."""
+    """Return the augmented image at the model's input size; pixels outside the resized image are black."""
     height, width = how.size
     image = image.resize(_resized(image.size, how), RESAMPLING[how.interpolation])
     image = image.crop((draws.left, draws.top, draws.left + width, draws.top + height))

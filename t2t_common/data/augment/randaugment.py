@@ -1,6 +1,6 @@
-"""RandAugment on PIL images: every operation is timm's, pixel for pixel (timm/data/auto_augment.py).
+"""RandAugment on PIL images: every operation matches timm's pixel for pixel (timm/data/auto_augment.py).
 
-Drawing and changing are apart: `draw_layers` decides, `apply_layers` is a pure function of what was decided.
+Sampling and application are separate: `draw_layers` samples the operations, `apply_layers` is a pure function of them.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from PIL import Image, ImageEnhance, ImageOps
 from t2t_config.randaugment import LEVELS, RandAugmentConfig
 
 RANDOM_INTERPOLATION = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-"""What timm's interpolation "random" draws from."""
+"""Interpolation modes that timm's "random" samples from."""
 
 Fill = tuple[int, ...]
-"""Colour of what comes into view, one figure per channel, 0..255."""
+"""Background colour, one value per channel in 0..255."""
 
 
 class Layer(NamedTuple):
-    """One operation with all that chance decides about it."""
+    """One operation with its random parameters."""
 
     name: str
-    """Of `OPERATIONS`."""
+    """Key of `OPERATIONS`."""
     magnitude: float
-    """Strength as drawn, in tenths of the operation's range, before it is clipped."""
+    """Sampled strength before clipping, in tenths of the operation's range."""
     negate: bool = False
-    """Turns the direction of operations that have two."""
+    """Whether to negate the strength; applies to operations that have two directions."""
     resample: Image.Resampling = Image.Resampling.BICUBIC
-    """Of operations that move pixels."""
+    """Interpolation of geometric operations."""
 
 
 def draw_layers(
@@ -39,9 +39,9 @@ def draw_layers(
     rng: np.random.Generator,
     interpolation: Sequence[Image.Resampling] = RANDOM_INTERPOLATION,
 ) -> list[Layer]:
-    """The operations that one image goes through, by timm's rule; those that its coin decides against are left out.
+    """Sample the operations for one image by timm's rule; operations skipped by `config.prob` are left out.
 
-    Operations that move pixels draw one of `interpolation`.
+    Geometric operations use a mode sampled from `interpolation`.
     """
     names = INCREASING if config.increasing else PLAIN
     layers = []
@@ -59,30 +59,30 @@ def draw_layers(
 
 
 def apply_layers(image: Image.Image, layers: Sequence[Layer], *, limit: float = LEVELS, fill: Fill) -> Image.Image:
-    """`image` (RGB or L) after the operations in their order, strengths clipped to 0..limit; same size and mode."""
+    """Apply `layers` in order to `image` (RGB or L), with strengths clipped to 0..limit; keep size and mode."""
     for layer in layers:
         image = OPERATIONS[layer.name](image, strength_of(layer, limit), layer, fill)
     return image
 
 
 def strength_of(layer: Layer, limit: float = LEVELS) -> float:
-    """Share of the operation's range; the magnitude clipped to 0..limit."""
+    """Return the magnitude, clipped to 0..limit, as a fraction of the operation's range."""
     return min(max(layer.magnitude, 0.0), limit) / LEVELS
 
 
 def fill_colour(mean: Sequence[float]) -> Fill:
-    """The mean of the pixels, in 0..1, as a colour."""
+    """Convert a pixel mean in 0..1 to a colour."""
     return tuple(min(255, round(255 * figure)) for figure in mean)
 
 
 # --- Operations ---------------------------------------------------------------------------------------------
-# (image, strength in 0..1, signs and interpolation, colour of the background) -> image
+# (image, strength in 0..1, layer with direction and interpolation, background colour) -> image
 
 Operation = Callable[[Image.Image, float, Layer, Fill], Image.Image]
 
 
 def signed(strength: float, layer: Layer) -> float:
-    """`strength` in the direction that was drawn."""
+    """Return `strength` with the sampled sign."""
     return -strength if layer.negate else strength
 
 
@@ -91,7 +91,7 @@ def _colour_of(image: Image.Image, fill: Fill) -> int | Fill:
 
 
 def _affine(coefficients: Callable[[Image.Image, float], tuple[float, ...]]) -> Operation:
-    """Moves pixels by the map from output to input."""
+    """Create an affine operation from the coefficients of the map from output to input."""
 
     def operation(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
         return image.transform(
@@ -115,11 +115,11 @@ def _plain(change: Callable[[Image.Image], Image.Image]) -> Operation:
 
 
 def _posterize(bits: Callable[[int], int]) -> Operation:
-    """Keeps so many of the high bits of each pixel."""
+    """Create an operation that keeps the `bits(level)` high bits of each pixel."""
 
     def operation(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
         kept = bits(int(strength * 4))
-        if kept < 1:  # black, as Pillow had it when the recipes were made; by now it refuses
+        if kept < 1:  # black, as in the Pillow of the time; newer versions raise an error
             return Image.new(image.mode, image.size)
         return image if kept >= 8 else ImageOps.posterize(image, kept)
 
@@ -127,7 +127,7 @@ def _posterize(bits: Callable[[int], int]) -> Operation:
 
 
 def _solarize(threshold: Callable[[int], int]) -> Operation:
-    """Inverts pixels from the threshold on."""
+    """Create an operation that inverts pixels at or above the threshold."""
 
     def operation(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
         return ImageOps.solarize(image, threshold(min(256, int(strength * 256))))
@@ -136,14 +136,17 @@ def _solarize(threshold: Callable[[int], int]) -> Operation:
 
 
 def _solarize_add(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
-    """Brightens pixels below 128."""
+    """Brighten pixels below 128."""
     added = min(128, int(strength * 110))
     table = [min(255, value + added) if value < 128 else value for value in range(256)]
     return image.point(table * len(image.getbands()))
 
 
 def _enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance], *, increasing: bool) -> Operation:
-    """Mixes the image with a dull version of itself: factor 0 is that, 1 the image, above 1 goes beyond."""
+    """Create an operation that blends the image with a degraded version of itself.
+
+    Factor 0 gives the degraded version, 1 the image; above 1 the blend is extrapolated.
+    """
 
     def operation(image: Image.Image, strength: float, layer: Layer, fill: Fill) -> Image.Image:
         factor = max(0.1, 1.0 + signed(strength * 0.9, layer)) if increasing else strength * 1.8 + 0.1
@@ -178,7 +181,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "TranslateYRel": _affine(lambda image, strength: (1, 0, 0, 0, 1, strength * 0.45 * image.height)),
     }
 )
-"""Every operation by timm's name."""
+"""All operations by their timm names."""
 
 _ALWAYS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "SolarizeAdd"),
@@ -187,6 +190,6 @@ _ALWAYS = (
 _EITHER = ("Posterize", "Solarize", *_ENHANCERS)
 
 PLAIN = (*_ALWAYS, *_EITHER)
-"""Operations of `inc0`."""
+"""Operations used with `inc0`."""
 INCREASING = (*_ALWAYS, *(f"{name}Increasing" for name in _EITHER))
-"""Operations of `inc1`."""
+"""Operations used with `inc1`."""

@@ -1,8 +1,8 @@
-"""What happens to one training image: PIL in, normalised float32 array (H, W, C) out.
+"""Training transform of one image: PIL image in, normalised float32 array (H, W, C) out.
 
-Evaluation's part, which both frameworks share, is t2t_common/data/preprocess.py. The crop is timm's training transform
-(`timm.data.create_transform(is_training=True, interpolation="random")`): `draw_crop` decides, `cropped` is a pure
-function of what was decided and gives timm's pixels for timm's draws.
+The evaluation transform, shared by both frameworks, is in t2t_common/data/preprocess.py. The crop is timm's training
+transform (`timm.data.create_transform(is_training=True, interpolation="random")`): `draw_crop` samples the random
+parameters, `cropped` is a pure function of them and gives timm's pixels for timm's parameters.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from t2t_config.randaugment import RandAugmentConfig
 
 
 class CropDraws(NamedTuple):
-    """All that chance decides about one image of `augment="crop"`."""
+    """Random parameters of one image with `augment="crop"`."""
 
     box: tuple[int, int, int, int]
-    """left, top, right, bottom, in pixels."""
+    """(left, top, right, bottom) in pixels."""
     resample: Image.Resampling
     flip: bool
     layers: list[Layer]
-    """Operations of RandAugment."""
+    """RandAugment operations."""
 
 
 def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-    """Augmentation of `recipe`, all drawn from `rng`, then normalise; (H, W, C)."""
+    """Augment `image` as `recipe` says, with randomness from `rng` only, and normalise it; (H, W, C)."""
     if recipe.augment == "none":
         return evaluation_image(image, how)
     image = convert(image, how)
@@ -46,7 +46,7 @@ def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.
 
 
 def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -> CropDraws:
-    """Draws for an image of `size` (width, height)."""
+    """Sample the random parameters for an image of `size` (width, height)."""
     choice: Sequence[Image.Resampling] = RANDOM_INTERPOLATION
     if recipe.train_interpolation != "random":
         choice = [RESAMPLING[recipe.train_interpolation]]
@@ -58,13 +58,13 @@ def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -
 
 
 def cropped(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
-    """Crop, resize, flip, RandAugment: the image in the model's size."""
-    # Cropped first: with `box`, PIL would let pixels outside the crop into its edges.
+    """Crop, resize, flip and apply RandAugment; return the image at the model's input size."""
+    # Crop before resizing: with `box`, PIL would let pixels outside the crop influence its edges.
     return augmented(image.crop(draws.box).resize(how.size[::-1], draws.resample), how, recipe, draws)
 
 
 def augmented(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
-    """Flip and RandAugment; the size stays."""
+    """Apply flip and RandAugment; the size is unchanged."""
     if draws.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     config = randaugment(recipe.auto_augment)
@@ -75,14 +75,15 @@ def augmented(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDr
 
 @functools.cache
 def randaugment(text: str | None) -> RandAugmentConfig | None:
-    """What `Recipe.auto_augment` says."""
+    """Parse `Recipe.auto_augment`."""
     return None if text is None else RandAugmentConfig.parse(text)
 
 
 def _draw_box(
     size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """torchvision's `RandomResizedCrop`: ten tries for a crop that fits, else the central one nearest to the ratio."""
+    """Sample a box as torchvision's `RandomResizedCrop`: ten tries, then a centre crop with the ratio clipped to
+    `ratio`."""
     width, height = size
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -99,13 +100,13 @@ def _draw_box(
 
 
 def _random_affine(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
-    """Turns, zooms and shifts the resized image about its centre; what comes into view is background (0)."""
-    side, _ = how.size  # recipes have square images
+    """Rotate, zoom and shift the resized image about its centre; areas outside the image are background (0)."""
+    side, _ = how.size  # recipes use square images
     image = image.resize((side, side), RESAMPLING[how.interpolation])
     turn = math.radians(rng.uniform(-recipe.max_turn, recipe.max_turn))
     zoom = 1 + rng.uniform(-recipe.max_zoom, recipe.max_zoom)
     dx, dy = side * rng.uniform(-recipe.max_shift, recipe.max_shift, 2)
-    # PIL wants the map from output to input: back to the centre, unshift, unturn, unzoom.
+    # PIL needs the map from output to input: back to the centre, then undo shift, rotation and zoom.
     cos, sin, centre = math.cos(turn) / zoom, math.sin(turn) / zoom, side / 2
     x0 = centre - cos * (centre + dx) - sin * (centre + dy)
     y0 = centre + sin * (centre + dx) - cos * (centre + dy)

@@ -1,1 +1,1 @@
-"""Formats that images are stored in: folders, tar and ArrayRecord shards, IDX and CIFAR files."""
+"""Readers of storage formats: folders, tar and ArrayRecord shards, IDX and CIFAR files."""

@@ -1,9 +1,9 @@
-"""ArrayRecord shards: records read by random access, each a `tf.train.Example` with `image` and `label`.
+"""ArrayRecord shards: records with random access, each a `tf.train.Example` with `image` and `label`.
 
-That is what TFDS writes for its image data sets (`tfds build --file_format=array_record`), so its folders open as they
-are; TensorFlow is not needed. Format of a record, in protobuf's terms (tensorflow/core/example/example.proto):
-`features.feature["image"].bytes_list` holds one JPEG or PNG file, `["label"].int64_list` one number from 0.
-The names of the classes are in `classes.txt` (TFDS: `label.labels.txt`), one a line.
+TFDS writes this format for its image data sets (`tfds build --file_format=array_record`), so its folders can be opened
+directly; TensorFlow is not needed. Format of a record, in protobuf's terms (tensorflow/core/example/example.proto):
+`features.feature["image"].bytes_list` holds one JPEG or PNG file, `["label"].int64_list` one number from 0. The class
+names are in `classes.txt` (TFDS: `label.labels.txt`), one per line.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ArrayRecordSource(EncodedSource):
     """Images of ArrayRecord shards, in the order of the shards and of the records in them.
 
     Args:
-        shards: the files; `group_size:1` makes random access fast.
-        class_names: by label.
+        shards: ArrayRecord files; `group_size:1` makes random access fast.
+        class_names: Class names by label.
 
     Raises:
-        ValueError: a shard is damaged, or the classes are not named.
+        ValueError: If a shard is damaged, or the classes are not named.
     """
 
     def __init__(self, shards: Sequence[Path], class_names: list[str] | None) -> None:
@@ -45,17 +45,17 @@ class ArrayRecordSource(EncodedSource):
         self.class_names, self.num_classes = class_names, len(class_names)
         with ThreadPoolExecutor(THREADS) as pool:
             counts = list(pool.map(count_records, shards))
-        # With the counts in their names, it does not open every file once more.
+        # With the counts in the file names, ArrayRecordDataSource does not open every file again.
         named = [f"{path}[0:{count}]" for path, count in zip(shards, counts, strict=True)]
         try:
             self._records = ArrayRecordDataSource(named)
-        except (RuntimeError, ValueError) as error:  # a name that it takes for another
+        except (RuntimeError, ValueError) as error:  # a file name that it misinterprets
             raise ValueError(f"cannot read the shards in {shards[0].parent} ({reason(error)}): rename them") from error
         self._places = list(zip(shards, counts, strict=True))
 
     @property
     def shards(self) -> list[tuple[Path, int]]:
-        """The files, and how many images each has."""
+        """Shard files with their numbers of images."""
         return self._places
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class ArrayRecordSource(EncodedSource):
         try:
             record: bytes = self._records[index]
             example = example_class().FromString(record)
-        except (RuntimeError, DecodeError) as error:  # RuntimeError: the checksum of the record does not hold
+        except (RuntimeError, DecodeError) as error:  # RuntimeError: the checksum of the record does not match
             raise UnreadableImageError(
                 f"unreadable record {self.name(index)} ({reason(error)}): write it anew"
             ) from error
@@ -87,15 +87,15 @@ class ArrayRecordSource(EncodedSource):
 
 
 def reason(error: Exception) -> str:
-    """What `error` says, for a message."""
+    """Return the first line of the message of `error`, for use in another message."""
     return readable(first_line(error), 200)
 
 
 def count_records(path: Path) -> int:
-    """Records in a shard.
+    """Return the number of records in a shard.
 
     Raises:
-        ValueError: damaged, or empty.
+        ValueError: If the shard is damaged or empty.
     """
     try:
         reader = ArrayRecordReader(str(path))
@@ -103,13 +103,13 @@ def count_records(path: Path) -> int:
         reader.close()
     except RuntimeError as error:
         raise ValueError(f"cannot read {path} ({reason(error)}): get it again") from error
-    if not count:  # also what a truncated file says
+    if not count:  # truncated files report 0 as well
         raise ValueError(f"{path} is empty or truncated: get it again")
     return count
 
 
 def encode_example(image: bytes, label: int) -> bytes:
-    """One record; the same bytes for the same arguments."""
+    """Return one serialised record; deterministic."""
     example = example_class()()
     example.features.feature["image"].bytes_list.value.append(image)
     example.features.feature["label"].int64_list.value.append(label)
@@ -118,7 +118,7 @@ def encode_example(image: bytes, label: int) -> bytes:
 
 @functools.cache
 def example_class() -> Any:
-    """The message class `tensorflow.Example`, in a pool of its own: TensorFlow may be imported beside it."""
+    """Return the message class `tensorflow.Example`, in its own descriptor pool to avoid conflicts with TensorFlow."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
 

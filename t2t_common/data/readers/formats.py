@@ -1,4 +1,4 @@
-"""Which kind of data a folder holds, and its source."""
+"""Detection of the data format of a folder, and creation of its source."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from t2t_config import ExpectedClasses, Recipe
 
 HELD_OUT_PER_DIGIT = 36
 DEEPEST = 3
-"""Folders, each the only one in the last, that are looked through for the data."""
+"""Maximum depth of nested folders, each the only one in its parent, that are searched for the data."""
 
 MOST_CLASSES = 100_000
-"""Of any data set; ImageNet-21k has 21,841. A label beyond is a mistake, and its head would fill the memory."""
+"""Maximum number of classes; ImageNet-21k has 21,841. A larger label is a mistake; its head would exhaust the
+memory."""
 
 
 def open_source(data: str | Path, split: Split, num_classes: int | None = None) -> Source:
-    """The images of `split` in `data`, whose kind shows in what the folder contains.
+    """Open the images of `split` in `data`; the format is detected from the folder's content.
 
     Args:
         data: "digits", or a folder with ImageFolder trees `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (see folders.py;
-            the second may be called validation or test too), with tar shards in WebDataset's layout (see tar.py) or
-            ArrayRecord shards (see records.py), with the IDX files of the MNIST family (also gzipped), or with the
-            binary version of CIFAR-10 or CIFAR-100. For "val" a folder of class folders will do. A folder that holds
-            nothing but one such folder stands for it.
+            the second may also be called validation or test), with tar shards in WebDataset's layout (see tar.py) or
+            ArrayRecord shards (see array_record.py), with the IDX files of the MNIST family (optionally gzipped), or
+            with the binary version of CIFAR-10 or CIFAR-100. For "val", a folder of class folders is accepted too. If a
+            folder contains nothing but one such folder, the inner one is used.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
-        num_classes: of CIFAR-10 and CIFAR-100 side by side, the one with so many is taken.
+        num_classes: Number of classes that selects between CIFAR-10 and CIFAR-100 if both are present.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: nothing to read in it, both CIFARs and nothing that tells which, or a damaged file; the message
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it contains no known data, or both CIFARs without a way to choose, or a damaged file; the message
             names it.
     """
     source = _open_source(data, split, num_classes)
@@ -76,7 +77,7 @@ def _open_root(root: Path, split: Split, num_classes: int | None) -> Source:
 
 
 def _cifar_folders(root: Path) -> dict[Literal[10, 100], Path]:
-    """The CIFARs in `root` or its folders `cifar-*`, by their number of classes."""
+    """Return the CIFAR folders among `root` and its folders `cifar-*`, by number of classes."""
     found: dict[Literal[10, 100], Path] = {}
     for folder in (root, *sorted(root.glob("cifar-*"))):
         for classes, name in CIFAR_TESTS.items():
@@ -86,7 +87,7 @@ def _cifar_folders(root: Path) -> dict[Literal[10, 100], Path]:
 
 
 def _root_of(given: Path) -> Path:
-    """`given`, or where it holds no data but one folder with data: that folder, or one in it."""
+    """Return `given`, or the only data folder nested in it if `given` itself contains no data."""
     root = given
     for _ in range(DEEPEST):
         if _is_root(root):
@@ -102,7 +103,7 @@ def _root_of(given: Path) -> Path:
 
 
 def _is_root(folder: Path) -> bool:
-    """Whether `folder` itself holds splits, shards or arrays."""
+    """Return whether `folder` directly contains splits, shards or arrays."""
     splits: tuple[Split, Split] = ("train", "val")
     return (
         any(split_folder(folder, split) for split in splits)
@@ -113,14 +114,14 @@ def _is_root(folder: Path) -> bool:
 
 
 def head_classes(recipe: Recipe, *sources: Source) -> int:
-    """Classes of the head: as many as the data have, unless `num_classes` was set to a number."""
+    """Return the number of classes of the head: that of the data, unless `num_classes` was set explicitly."""
     if recipe.num_classes is None or isinstance(recipe.num_classes, ExpectedClasses):
         return max(source.num_classes for source in sources)
     return recipe.num_classes
 
 
 def check_classes(source: Source, num_classes: int) -> None:
-    """Raises ValueError if `source` has labels that a head of `num_classes` lacks, or more than any data set."""
+    """Raise ValueError if `source` has labels beyond a head of `num_classes`, or more than MOST_CLASSES classes."""
     if source.num_classes > MOST_CLASSES:
         raise ValueError(
             f"the data has label {source.num_classes - 1:,}, which would make it {source.num_classes:,} classes, more "
@@ -134,7 +135,7 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def _find_cifar(root: Path, num_classes: int | None) -> tuple[Path, Literal[10, 100]] | None:
-    """The folder of a CIFAR in `root` or below, and which it is; None without one."""
+    """Return the folder of a CIFAR data set in or below `root` and its number of classes; None if there is none."""
     found = _cifar_folders(root)
     if len(found) > 1:
         found = {classes: folder for classes, folder in found.items() if classes == num_classes}
@@ -144,7 +145,8 @@ def _find_cifar(root: Path, num_classes: int | None) -> tuple[Path, Literal[10, 
 
 
 def _digits(split: Split) -> ArraySource:
-    """scikit-learn's handwritten digits, (8, 8) with 17 grays; always the same 36 of each digit are held out."""
+    """Load scikit-learn's handwritten digits, (8, 8) with 17 gray levels; the same 36 images of each digit are held
+    out."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:

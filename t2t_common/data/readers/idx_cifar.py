@@ -1,6 +1,4 @@
-"""Readers of two binary formats: IDX (the MNIST family, yann.lecun.com/exdb/mnist) and CIFAR's binary
-version.
-"""
+"""Readers of two binary formats: IDX (the MNIST family, yann.lecun.com/exdb/mnist) and the binary version of CIFAR."""
 
 from __future__ import annotations
 
@@ -17,25 +15,26 @@ import numpy as np
 
 CIFAR_SIDE = 32
 CIFAR_TESTS: Mapping[Literal[10, 100], str] = {10: "test_batch.bin", 100: "test.bin"}
-"""File of the test images by number of classes."""
+"""File name of the test images by number of classes."""
 
 MOST_PACKED = 100
-"""Times its size that a gzipped file may hold, beyond `ALWAYS` bytes: MNIST's images hold 5 times."""
+"""Maximum compression ratio of a gzipped file that unpacks to more than `ALWAYS` bytes; MNIST's images have 5."""
 ALWAYS = 1 << 26
-"""Bytes that a file may hold however well it is packed: labels in order pack a thousandfold."""
+"""Unpacked size in bytes that is allowed at any compression ratio: sorted labels compress a thousandfold."""
 
 MOST_AXES = 8
 
 
 def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images (N, H, W), labels (N,) and number of classes of an MNIST-like folder.
+    """Return images (N, H, W), labels (N,) and number of classes of an MNIST-like folder.
 
     Args:
-        folder: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`, each also as .gz.
+        folder: Folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`, each optionally with the
+            suffix .gz.
         split: "train", or "val" for the t10k files.
 
     Raises:
-        ValueError: a file is missing, truncated, or the two do not belong together.
+        ValueError: If a file is missing or truncated, or the two do not match.
     """
     prefix = "train" if split == "train" else "t10k"
     folder = idx_folder(folder) or folder
@@ -53,12 +52,13 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int
 
 
 def idx_folder(root: Path) -> Path | None:
-    """`root`, or its folder `raw`, as torchvision has it, where IDX files of images are there; else None."""
+    """Return `root` or its folder `raw` (torchvision's layout) if it contains IDX image files, else None."""
     return next((folder for folder in (root, root / "raw") if _files(folder, "*images*idx3*")), None)
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    """Files by name; of a folder that is called like one, as some archives have it, the file of its name in it."""
+    """Return the files that match `pattern`, sorted; in a folder of that name (as in some archives), the file of its
+    name."""
     found = sorted(folder.glob(pattern))
     inner = [path / path.name for path in found if path.is_dir()]
     return [path for path in found if path.is_file()] or [path for path in inner if path.is_file()]
@@ -72,10 +72,10 @@ def _idx_file(folder: Path, name: str) -> Path:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array of one IDX file, gzipped or not.
+    """Read the uint8 array of one IDX file, gzipped or not.
 
     Raises:
-        ValueError: truncated, or not an IDX file of bytes.
+        ValueError: If the file is truncated, or is not an IDX file of bytes.
     """
     data = path.read_bytes()
     data = _unpacked(path, data) if data[:2] == b"\x1f\x8b" else data
@@ -93,7 +93,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _unpacked(path: Path, data: bytes) -> bytes:
-    """The content of a gzipped file, as long as it is no bomb."""
+    """Return the content of a gzipped file; raise ValueError for a decompression bomb."""
     limit = max(ALWAYS, MOST_PACKED * len(data))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
@@ -106,15 +106,15 @@ def _unpacked(path: Path, data: bytes) -> bytes:
 
 
 def read_cifar(folder: Path, classes: Literal[10, 100], split: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images (N, 32, 32, 3), labels (N,) and number of classes of CIFAR-10 or CIFAR-100 (fine labels).
+    """Return images (N, 32, 32, 3), labels (N,) and number of classes of CIFAR-10 or CIFAR-100 (fine labels).
 
     Args:
-        folder: holds `data_batch_1.bin` ... `test_batch.bin`, or `train.bin` and `test.bin`.
-        classes: which of the two.
+        folder: Folder with `data_batch_1.bin` ... `test_batch.bin`, or `train.bin` and `test.bin`.
+        classes: 10 or 100, the data set to read.
         split: "train" or "val" (the test images).
 
     Raises:
-        ValueError: a file is missing or truncated, or a label is out of range.
+        ValueError: If a file is missing or truncated, or a label is out of range.
     """
     label_bytes = 2 if classes == 100 else 1
     if split == "val":

@@ -1,4 +1,4 @@
-"""The image files below a folder, as torchvision and timm find them, and an account of what is passed over."""
+"""Search for image files below a folder, as in torchvision and timm, with counts of skipped files."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import NamedTuple
 from t2t_config.text import escaped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-"""Of the files in a folder that are taken for images; whatever their case."""
+"""Suffixes of the files that are treated as images; case is ignored."""
 
 SYSTEM_FILES = frozenset((".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".nomedia", ".picasa.ini"))
 SYSTEM_FOLDERS = frozenset(
     (*("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin"), "system volume information", "lost+found")
 )
-"""What systems, file managers and network storage leave in folders of images, in lower case. Besides them `._*` of
-macOS, and hidden folders, such as `.ipynb_checkpoints`."""
+"""Folders, in lower case, that operating systems, file managers and network storage create. `._*` files of macOS and
+hidden folders such as `.ipynb_checkpoints` are skipped as well."""
 
 SYSTEM, LINKS, BROKEN, NO_SUFFIX = "system files", "links that lead back", "broken links", "without a suffix"
 LONGEST_SUFFIX = 20
-"""What is passed over for another reason than its suffix, and how much of a suffix is told."""
+"""Maximum length of a suffix in the counts of skipped files."""
 
 
 class Found(NamedTuple):
-    """Image files in order, and how many others there are: by suffix (".txt"), or why they are passed over."""
+    """Image files in order, and counts of the other files by suffix (".txt") or by the reason for skipping them."""
 
     files: list[Path]
     skipped: collections.Counter[str]
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file called so is none of the user's."""
+    """Return whether a file of this name was created by the system, not by the user."""
     return name.startswith("._") or name.lower() in SYSTEM_FILES
 
 
 def is_system_folder(name: str) -> bool:
-    """Whether a folder called so is none of the user's."""
+    """Return whether a folder of this name was created by the system, not by the user."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, links to folders among them; those of systems left out, in no order."""
+    """Return the names of the folders in `folder`, in any order, including links, without system folders."""
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries if entry.is_dir() and not is_system_folder(entry.name)]
 
 
 def find_images_below(folder: Path) -> Found:
-    """All images in `folder` and below, in the order of the parts of their paths.
+    """Find all images in and below `folder`, sorted by the components of their paths.
 
-    Links are followed, after everything else, so that no image counts twice: a link that leads back to a folder above,
-    or to one that was visited before, is passed over.
+    Links are followed after everything else, so that no image counts twice: a link to a parent folder or to a folder
+    that was visited before is skipped.
     """
     found: list[str] = []
     skipped: collections.Counter[str] = collections.Counter()
@@ -82,7 +82,7 @@ def find_images_below(folder: Path) -> Found:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """The suffix of a file in lower case, or why it is none of the user's."""
+    """Return the suffix of a file in lower case, or the reason for skipping it."""
     if is_system_file(entry.name):
         return SYSTEM
     if not entry.is_file():
@@ -91,7 +91,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def as_text(skipped: collections.Counter[str], most: int = 8) -> str:
-    """`skipped` in words, the most frequent first: "3 .heic, 1 .txt"."""
+    """Describe `skipped` in words, the most frequent first: "3 .heic, 1 .txt"."""
     kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in kinds[most:])
     return ", ".join([f"{count} {kind}" for kind, count in kinds[:most]] + ([f"{rest} others"] if rest else []))

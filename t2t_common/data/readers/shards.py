@@ -1,4 +1,4 @@
-"""Data sets in shards: many images in each of a few large files."""
+"""Data sets in shards: a few large files with many images each."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "eval", "evaluation", "test"),
 }
-"""What a folder or a file of a split is called; the first that is there counts."""
+"""Names of a split's folder or files; the first that exists is used."""
 
 RECORDS = "*array_record*"
-"""What ArrayRecord shards are called: `train-00000-of-00010.array_record`, TFDS's
+"""Glob pattern of ArrayRecord shards: `train-00000-of-00010.array_record`, TFDS's
 `NAME-train.array_record-00000-of-00010`."""
 
 CLASS_FILES = ("classes.txt", "classnames.txt", "label.labels.txt")
-"""Names of the classes, one a line in the order of the labels; the last is how TFDS calls it."""
+"""Files with the class names, one per line in the order of the labels; the last name is TFDS's."""
 
 
 def find_shards(root: Path, split: Split, pattern: str, *, check: bool = True) -> list[Path]:
-    """Shards of `split` in the order of their names; empty without any.
+    """Return the shards of `split`, sorted by name; empty if there are none.
 
-    All in `root/train`, else those in `root` that have the word in their names, between dots and dashes:
-    `train-000000.tar`, `imagenet1k-validation-07.tar`, `imagenet2012-train.array_record-00000-of-01024`.
+    These are all shards in `root/train`, else those in `root` that have the split's word in their names, between dots
+    and dashes: `train-000000.tar`, `imagenet1k-validation-07.tar`, `imagenet2012-train.array_record-00000-of-01024`.
 
     Args:
-        root: of the data.
-        split: whose shards.
-        pattern: what they are called.
-        check: whether they have to be all there.
+        root: Folder of the data.
+        split: Split to find.
+        pattern: Glob pattern of the file names.
+        check: Whether to require that no shard is missing.
 
     Raises:
-        ValueError: of files called `-00000-of-00010` and so on, or numbered in a row, some are missing.
+        ValueError: If some of the files called `-00000-of-00010` and so on, or numbered consecutively, are missing.
     """
     for word in SPLIT_WORDS[split]:
         in_root = [path for path in root.glob(pattern) if word in re.split(r"[-_.]", path.name)]
@@ -62,8 +62,7 @@ def _check_complete(shards: list[Path]) -> None:
 
 
 def _check_row(shards: list[Path]) -> None:
-    """Raises ValueError if numbers are missing between those at the ends of names, or before the first: rows begin at 0
-    or 1."""
+    """Raise ValueError if the numbers at the ends of names have gaps, or do not start at 0 or 1."""
     for row in _rows(shards):
         first, last = min(row), max(row)
         start = first if first < 2 else 0
@@ -77,7 +76,7 @@ def _check_row(shards: list[Path]) -> None:
 
 
 def _rows(shards: list[Path]) -> list[dict[int, Path]]:
-    """Those that are called alike up to a number at the end, two at least, by that number."""
+    """Return groups of at least two shards whose names differ only in a number at the end, by that number."""
     rows: dict[str, dict[int, Path]] = {}
     for path in shards:
         if (found := re.fullmatch(r"(.*?)(\d{1,18})", path.stem)) and "-of-" not in path.name:
@@ -86,16 +85,16 @@ def _rows(shards: list[Path]) -> list[dict[int, Path]]:
 
 
 def row_notes(shards: list[Path]) -> list[str]:
-    """What the names of shards leave open: whether a row that begins at 1 has lost its first one."""
+    """Return notes on shards whose numbers start at 1, as number 0 might be missing."""
     firsts = [row[1] for row in _rows(shards) if min(row) == 1]
     return [f"the shards begin with {path}: if there was a number 0, it is missing" for path in firsts]
 
 
 def read_class_names(root: Path) -> list[str] | None:
-    """Names of the classes from the first of CLASS_FILES in `root`; None without one.
+    """Read the class names from the first of CLASS_FILES in `root`; None if there is none.
 
     Raises:
-        ValueError: no UTF-8 text, or no names in it.
+        ValueError: If the file is not UTF-8 text, or contains no names.
     """
     path = class_file(root)
     if path is None:
@@ -110,5 +109,5 @@ def read_class_names(root: Path) -> list[str] | None:
 
 
 def class_file(root: Path) -> Path | None:
-    """The first of CLASS_FILES in `root`; None without one."""
+    """Return the first of CLASS_FILES that exists in `root`; None if there is none."""
     return next((path for path in (root / name for name in CLASS_FILES) if path.is_file()), None)

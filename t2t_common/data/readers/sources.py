@@ -1,4 +1,4 @@
-"""Where images come from: each source gives (PIL image, label) by index and knows its number of classes."""
+"""Image sources: each returns (PIL image, label) by index and knows its number of classes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from t2t_config.text import escaped
 Split = Literal["train", "val"]
 
 SHOWN = 12
-"""Classes that are told by name."""
+"""Maximum number of classes listed by name."""
 
 
 class Source(Protocol):
-    """Random access to labelled images; `class_names` where the data tell them."""
+    """Random access to labelled images; `class_names` is None if the data has no class names."""
 
     num_classes: int
     class_names: list[str] | None
@@ -35,7 +35,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Images held in memory: uint8, (N, H, W) gray or (N, H, W, 3) RGB; labels (N,)."""
+    """Images in memory: uint8, (N, H, W) gray or (N, H, W, 3) RGB; labels (N,)."""
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, num_classes: int, class_names: list[str] | None = None
@@ -56,30 +56,31 @@ class ArraySource:
 
 
 class EncodedSource(abc.ABC):
-    """Images in files, one in each or many in a shard; read when asked for, from any thread or process."""
+    """Images in files, one per file or many per shard, read on access from any thread or process."""
 
     num_classes: int
     class_names: list[str] | None
     notes: Sequence[str] = ()
-    """What whoever uses the images should know of them: the order of the classes, files that were passed over."""
+    """Notes for the user: the order of the classes, files that were skipped."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def read(self, index: int) -> tuple[bytes, int]:
-        """The image file, as it is stored, and its label.
+        """Return the image file as stored, and its label.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: If it cannot be read.
         """
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
-        """The file and, in a shard, the image in it."""
+        """Return the file name and, for a shard, the position of the image in it."""
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Raises UnreadableImageError for a damaged image, ValueError for a file that cannot be read."""
+        """Return image and label; raise UnreadableImageError if the image is damaged, ValueError if the file is
+        unreadable."""
         data, label = self.read(index)
         return decode_image(io.BytesIO(data), lambda: self.name(index)), label
 
@@ -88,20 +89,20 @@ class FolderSource(EncodedSource):
     """Images in folders, one folder per class; classes are numbered in the order of `classes`.
 
     Attributes:
-        empty: names of the class folders without images.
-        absent: names of the classes without a folder.
-        skipped: what else is in the class folders (see walk.py).
+        empty: Names of the class folders without images.
+        absent: Names of the classes without a folder.
+        skipped: Counts of the other files in the class folders (see image_files.py).
     """
 
     def __init__(self, root: Path, classes: Sequence[str], class_names: Sequence[str] | None = None) -> None:
         """
         Args:
-            root: of the class folders.
-            classes: names of the folders.
-            class_names: of the classes; None takes those of the folders, with what cannot be printed escaped.
+            root: Folder that contains the class folders.
+            classes: Names of the class folders.
+            class_names: Names of the classes; None uses the folder names, with unprintable characters escaped.
 
         Raises:
-            ValueError: no images, or two folders whose names are shown alike.
+            ValueError: If there are no images, or two folders have the same escaped name.
         """
         self.num_classes, self._root = len(classes), root
         self.class_names = [escaped(name) for name in classes] if class_names is None else list(class_names)
@@ -127,7 +128,8 @@ class FolderSource(EncodedSource):
             raise ValueError(f"no images in {root}{there}: expected folders of {suffixes} files, one folder per class")
 
     def reordered(self, class_names: Sequence[str]) -> FolderSource:
-        """The same images, with classes numbered, and images in the order, as of `class_names`, a permutation."""
+        """Return the same images, with classes renumbered and images sorted in the order of `class_names`, a
+        permutation."""
         place = {name: label for label, name in enumerate(class_names)}
         new = [place[name] for name in self.class_names or ()]
         found = copy.copy(self)
@@ -150,31 +152,31 @@ class FolderSource(EncodedSource):
 
     @property
     def labels(self) -> set[int]:
-        """Classes that have an image."""
+        """Classes that have at least one image."""
         return {label for _, label in self._files}
 
     def path(self, index: int) -> Path:
-        """The file."""
+        """Return the path of an image file."""
         return self._files[index][0]
 
     def relative_path(self, index: int) -> Path:
-        """CLASS/NAME.jpg, within `root`."""
+        """Return the path CLASS/NAME.jpg, relative to `root`."""
         return self._files[index][0].relative_to(self._root)
 
 
 def notes_of(*sources: Source) -> list[str]:
-    """The `notes` of those that have them, each once."""
+    """Return the `notes` of all sources that have them, without duplicates."""
     return list(dict.fromkeys(note for source in sources for note in getattr(source, "notes", ())))
 
 
 def in_words(class_names: Sequence[str]) -> str:
-    """Which class is which number: "0 cat, 1 dog"; of many the first ones and the last."""
+    """Describe the class numbers: "0 cat, 1 dog"; long lists are shortened to the first ones and the last."""
     listed = [f"{number} {escaped(name)}" for number, name in enumerate(class_names)]
     return ", ".join(listed if len(listed) <= SHOWN else [*listed[: SHOWN - 1], "...", listed[-1]])
 
 
 def check_labels(labels: Iterable[int], num_classes: int, where: str) -> None:
-    """Raises ValueError if a label is no class: below 0, or not below `num_classes`."""
+    """Raise ValueError if a label is out of range: below 0, or not below `num_classes`."""
     for label in labels:
         if not 0 <= label < num_classes:
             raise ValueError(f"{where} has label {label}, beyond the classes 0..{num_classes - 1}: correct one of them")

@@ -1,8 +1,8 @@
 """Tar shards in WebDataset's layout: KEY.jpg (or .png, .webp ...) with its label in KEY.cls, or as "label" in KEY.json.
 
-Read by random access, so that order and resume are the same as with any other source: the headers are read once and
-tell where each image lies; an image is then one seek and one read. Reading the headers of ImageNet's shards takes
-some minutes, so the index is kept in the cache folder (`$T2T_CACHE`) and used as long as the shards stay as they are.
+Shards are read by random access, so order and resuming work as with any other source: the headers are read once to
+locate the images; reading an image then takes one seek and one read. Reading the headers of ImageNet's shards takes
+some minutes, so the index is cached (in `$T2T_CACHE`) and reused until the shards change.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from t2t_config.text import readable
 from t2t_config.weights.download import cache_dir
 
 TARS = "*.tar"
-"""What shards are called."""
+"""Glob pattern of tar shards."""
 
 MOST_LABEL = 2**31 - 2
-"""Labels are kept in 32 bits."""
+"""Largest label: labels are stored in 32 bits."""
 
 MOST_PADDING = 1 << 20
-"""Bytes of zeros at the end of a shard; tar itself writes up to 10240, or what it was told."""
+"""Maximum number of zero bytes at the end of a shard; tar itself writes up to 10240, unless told otherwise."""
 
 LEAST_PADDING, RECORDS = 3 * tarfile.BLOCKSIZE, (tarfile.RECORDSIZE, 1 << 14)
-"""Writers leave the two or three blocks that have to be there, or fill up a record; else some of the end is gone."""
+"""Valid padding: the two or three blocks that are required, or up to a full record; otherwise the file is truncated."""
 
 INDEX_VERSION = 2
-"""Of what is kept of the headers; before 2, shards that were cut short between two members passed for whole."""
+"""Version of the cached index; before 2, shards truncated between two members were accepted."""
 
 THREADS = 16
-"""Shards whose headers are read at the same time; a network's answers overlap."""
+"""Number of shards whose headers are read concurrently, to overlap network latency."""
 
 
 class TarIndex(NamedTuple):
-    """Where the images lie: four arrays (N,), in the order of the shards and of the members in them."""
+    """Locations of the images: four arrays (N,), in the order of the shards and of the members in them."""
 
     shard: np.ndarray
-    """Number of the shard."""
+    """Index of the shard."""
     offset: np.ndarray
-    """First byte of the image in its shard."""
+    """Offset of the image in its shard, in bytes."""
     size: np.ndarray
-    """Bytes of the image."""
+    """Size of the image in bytes."""
     label: np.ndarray
 
 
@@ -63,11 +63,12 @@ class TarSource(EncodedSource):
     """Images of tar shards, in the order of the shards and of the members in them.
 
     Args:
-        shards: plain tar files; compressed ones give no random access.
-        class_names: by label; None takes as many classes as the labels of these shards need.
+        shards: Uncompressed tar files; compressed ones do not allow random access.
+        class_names: Class names by label; None derives the number of classes from the labels in the shards.
 
     Raises:
-        ValueError: a shard is damaged, an image has no label, a label no image or no class; the message names it.
+        ValueError: If a shard is damaged, an image has no label, or a label has no image or is out of range; the
+            message names it.
     """
 
     def __init__(self, shards: Sequence[Path], class_names: list[str] | None = None) -> None:
@@ -80,12 +81,12 @@ class TarSource(EncodedSource):
 
     @property
     def shards(self) -> list[Path]:
-        """The files."""
+        """Shard files."""
         return self._shards
 
     @property
     def index(self) -> TarIndex:
-        """Where the images lie in them."""
+        """Locations of the images in the shards."""
         return self._index
 
     def __len__(self) -> int:
@@ -95,7 +96,7 @@ class TarSource(EncodedSource):
         shard, offset, size, label = (int(column[index]) for column in self._index)
         path = self._shards[shard]
         try:
-            # Opened each time: a thousand shards would be as many open files in every process.
+            # Opened on every access: a thousand shards would need as many open files in every process.
             with path.open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
@@ -107,7 +108,7 @@ class TarSource(EncodedSource):
 
     def name(self, index: int) -> str:
         path, offset = self._shards[self._index.shard[index]], self._index.offset[index]
-        # Names are not kept: they would be most of the index.
+        # Names are not stored: they would be most of the index.
         name = next((member.name for _, member in _members(path) if member.offset_data == offset), "?")
         return f"{path}/{readable(name, 300)}"
 
@@ -116,16 +117,16 @@ class TarSource(EncodedSource):
 
 
 def load_index(shards: Sequence[Path]) -> TarIndex:
-    """The index of `shards`, from the cache if they are as they were, else read from their headers and kept.
+    """Return the index of `shards`: from the cache if they are unchanged, else read from their headers and then cached.
 
     Raises:
-        ValueError: as `index_shard`.
+        ValueError: As raised by `index_shard`.
     """
     names = [str(path.absolute()) for path in shards]
     stamp = np.array([_stamp(path) for path in shards], np.int64)
     kept = cache_dir() / "tar-index" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.npz"
     with (
-        contextlib.suppress(Exception),  # none, or a damaged one, which raises almost anything
+        contextlib.suppress(Exception),  # missing or damaged, which raises almost any error
         zipfile.ZipFile(kept) as archive,
     ):
         found = {name: _column(archive, name) for name in ("stamp", *TarIndex._fields)}
@@ -143,13 +144,13 @@ def load_index(shards: Sequence[Path]) -> TarIndex:
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
-    """Size and times. Who writes into a file can set back the time of its last change, but not that of its inode's."""
+    """Return size and times of a file; a writer can reset the modification time, but not the inode's change time."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of a file of `np.savez`; `np.load` would unpack whatever it says."""
+    """Return an array of a `np.savez` file; `np.load` would decompress data of any size."""
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError("it is packed, which np.savez never does")
@@ -157,7 +158,7 @@ def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _is_sound(index: TarIndex, stamp: np.ndarray) -> bool:
-    """Whether every image lies in one of the shards, whose sizes are in `stamp`."""
+    """Return whether every image is inside one of the shards, whose sizes are in `stamp`."""
     if len({column.shape for column in index}) != 1 or any(column.dtype.kind != "i" for column in index):
         return False
     if index.shard.ndim != 1 or not len(index.shard) or min(int(column.min()) for column in index) < 0:
@@ -175,10 +176,10 @@ def _read_index(shards: Sequence[Path]) -> TarIndex:
 
 
 def index_shard(path: Path) -> list[tuple[int, int, int]]:
-    """(offset, size, label) of every image in the shard, in its order.
+    """Return (offset, size, label) of every image in the shard, in order.
 
     Raises:
-        ValueError: no tar file, a damaged one, or images and labels that do not belong together.
+        ValueError: If the file is not a tar file or is damaged, or if images and labels do not match.
     """
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
@@ -193,7 +194,7 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
             if key in images:
                 raise ValueError(f"{path} has two images {readable(key)}: keep one")
             images[key] = (member.offset_data, member.size)
-        elif suffix == ".cls" or key not in labels:  # .json only where there is no .cls
+        elif suffix == ".cls" or key not in labels:  # use .json only if there is no .cls
             label = _label(_content(path, tar, member), suffix)
             if label is None and suffix == ".cls":
                 raise ValueError(f"{path}: {readable(member.name)} holds no label: it should be one number")
@@ -208,15 +209,15 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
 
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members of a tar file, one after the other.
+    """Yield the members of a tar file in order.
 
     Raises:
-        ValueError: no tar file, or a damaged one.
+        ValueError: If the file is not a tar file, or is damaged.
     """
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.size < 0:  # the next header would be sought before this one, again and again
+                if member.size < 0:  # the next header would be read from before this one, in an endless loop
                     raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
                 yield tar, member
             _check_end(path, tar.offset)
@@ -225,9 +226,9 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Raises ReadError unless there are two blocks of zeros after `end`, that of the last member, and nothing else.
+    """Raise ReadError unless there are two blocks of zeros after `end`, the end of the last member, and nothing else.
 
-    tarfile takes a file that ends after a member, or goes on with something that is no header, for whole.
+    tarfile accepts a file that ends after a member, or continues with something other than a header, as complete.
     """
     with path.open("rb") as file:
         file.seek(end)
@@ -254,7 +255,7 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Key and suffix as WebDataset has them: the key ends at the first dot of the last part."""
+    """Split a name into WebDataset's key and suffix: the key ends at the first dot of the last path component."""
     folder, _, last = name.rpartition("/")
     stem, dot, suffix = last.partition(".")
     return f"{folder}/{stem}" if folder else stem, (dot + suffix).lower()

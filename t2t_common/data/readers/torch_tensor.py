@@ -1,7 +1,7 @@
-"""A tensor in a file of `torch.save`, read without PyTorch and without running code of the file.
+"""Reader for a tensor in a `torch.save` file, without PyTorch and without executing code from the file.
 
-Format: a zip archive, not compressed, with a pickle (`*/data.pkl`) that says which tensor it is, and the bytes of each
-storage (`*/data/KEY`), little-endian. The pickle is read by an unpickler that knows nothing but that one tensor.
+Format: an uncompressed zip archive with a pickle (`*/data.pkl`) that describes the tensor, and the bytes of each
+storage (`*/data/KEY`), little-endian. The unpickler supports nothing but a single tensor.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from t2t_common.io.zips import open_zip
 from t2t_config.text import readable
 
 MAX_PLACES = 1000
-"""Of the pickle that says which tensor it is; some twenty are usual."""
+"""Maximum number of objects in the pickle, counted once per use; about twenty are usual."""
 
 DTYPES = {
     **{"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2"},
     **{"LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "ByteStorage": "u1"},
 }
-"""PyTorch's name of a storage -> numpy's of its numbers."""
+"""PyTorch storage class -> NumPy dtype."""
 
 
 def read_tensor(path: Path) -> np.ndarray:
-    """The tensor, as an array.
+    """Read the tensor as an array.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no file of `torch.save` (since PyTorch 1.6), damaged, or something else than one tensor in it; the
-            message does not name the file.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not a `torch.save` file (since PyTorch 1.6), is damaged, or contains anything but one
+            tensor; the message does not name the file.
     """
     try:
         with open_zip(path) as archive:
@@ -47,12 +47,12 @@ def read_tensor(path: Path) -> np.ndarray:
                 raise ValueError("its numbers are big-endian")
             pickled = io.BytesIO(archive.read(members["data.pkl"]))
             for _ in operations(pickled, MAX_PLACES):
-                pass  # raises where it is cut off, or far larger than it looks
+                pass  # raises if it is truncated or expands far beyond its size
             pickled.seek(0)
             found = _Unpickler(pickled, archive, members).load()
     except FileNotFoundError:
         raise
-    except Exception as error:  # damaged bytes raise nearly anything: KeyError, EOFError, BadZipFile ...
+    except Exception as error:  # damaged bytes raise nearly any error: KeyError, EOFError, BadZipFile ...
         raise ValueError(readable(str(error), 200) or type(error).__name__) from error
     if not isinstance(found, np.ndarray):
         raise ValueError(f"it holds a {type(found).__name__}, not one tensor")
@@ -60,7 +60,7 @@ def read_tensor(path: Path) -> np.ndarray:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The Python one: its memory of objects is a dictionary, where the C one's is as long as a file says."""
+    """Pure-Python unpickler: its memo is a dictionary, while a file determines the size of the C unpickler's memo."""
 
     def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, members: dict[str, str]) -> None:
         super().__init__(file)
@@ -71,20 +71,20 @@ class _Unpickler(pickle._Unpickler):
             return DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild
-        if (module, name) == ("collections", "OrderedDict"):  # of hooks, always empty
+        if (module, name) == ("collections", "OrderedDict"):  # backward hooks, always empty
             return OrderedDict
         raise pickle.UnpicklingError(f"it would call {module}.{name}")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         _, dtype, key, _, _ = pid
-        if self._read:  # again and again, a small file would fill the memory
+        if self._read:  # repeated reads would let a small file exhaust the memory
             raise pickle.UnpicklingError("it has several tensors")
         self._read = True
         return np.frombuffer(self._archive.read(self._members[f"data/{key}"]), dtype)
 
 
 def _rebuild(storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
-    """The part of `storage` that a tensor shows; `strides` count numbers, not bytes."""
+    """Return the part of `storage` that a tensor shows; `strides` are in elements, not bytes."""
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if min((offset, *shape, *strides)) < 0 or 0 in shape or last >= len(storage) or math.prod(shape) > len(storage):
         raise pickle.UnpicklingError("its tensor does not lie in its storage")

@@ -1,4 +1,4 @@
-"""Shards from any source: tar in WebDataset's layout, or ArrayRecord; what `open_source` reads."""
+"""Writing of shards from any source: tar in WebDataset's layout, or ArrayRecord, as read by `open_source`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from t2t_common.io.terminal import bar
 Format = Literal["tar", "arrayrecord"]
 
 Record = tuple[str, bytes, int]
-"""Key, image file, label."""
+"""(key, image file, label)."""
 
 
 def write_shards(sources: Mapping[Split, Source], folder: Path, kind: Format, *, images_per_shard: int) -> int:
-    """Writes all images of `sources` to `folder`; how many there were.
+    """Write all images of `sources` to `folder`; return their number.
 
     Files: `train-000000.tar`, or `train-00000-of-00010.array_record`, likewise `val`; `classes.txt`. Image files are
-    copied byte for byte, images in memory become PNG. The same images give the same bytes.
-    All is written beside `folder` and then renamed, so it is there whole or not at all.
+    copied byte for byte, images in memory are saved as PNG. The output is deterministic. Everything is written to a
+    temporary folder beside `folder` and then renamed, so `folder` is either complete or absent.
 
     Raises:
-        ValueError: `folder` exists, or cannot be written.
-        FileNotFoundError: its own folder is not there.
+        ValueError: If `folder` exists, or cannot be written.
+        FileNotFoundError: If its parent folder does not exist.
     """
     folder = folder.absolute()
     if folder.exists():
@@ -74,11 +74,11 @@ def _write_split(source: Source, folder: Path, split: Split, kind: Format, image
             path = folder / f"{split}-{shard:05d}-of-{shards:05d}.array_record"
             _write_records(path, records, count)
         with path.open("rb+") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+            os.fsync(file.fileno())  # otherwise a power failure could leave the name without the content
 
 
 def _record(source: Source, index: int) -> Record:
-    """An image as it is stored, or as PNG; its key is its number in the split."""
+    """Return an image file as stored, or a PNG; its key is its index in the split."""
     if isinstance(source, EncodedSource):
         return f"{index:08d}", *source.read(index)
     image, label = source[index]
@@ -93,7 +93,7 @@ def _write_tar(path: Path, records: Iterator[Record], count: int) -> None:
             key, data, label = next(records)
             suffix = _suffix(data)
             for name, content in ((f"{key}.{suffix}", data), (f"{key}.cls", str(label).encode())):
-                member = tarfile.TarInfo(name)  # time, owner and mode are tarfile's constants
+                member = tarfile.TarInfo(name)  # time, owner and mode are tarfile's defaults
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 
@@ -102,16 +102,16 @@ SIGNATURES = {
     **{b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"},
     **{b"II*": "tif", b"MM": "tif", b"P": "ppm"},
 }
-"""What image files begin with, besides JPEG."""
+"""Signatures at the start of image files, besides JPEG."""
 
 
 def _suffix(data: bytes) -> str:
-    """By content: ImageNet has a PNG called .JPEG."""
+    """Return the suffix for the content of an image file; names are unreliable: ImageNet has a PNG called .JPEG."""
     return next((suffix for start, suffix in SIGNATURES.items() if data.startswith(start)), "jpg")
 
 
 def _write_records(path: Path, records: Iterator[Record], count: int) -> None:
-    # One record a group makes random access fast; image files would not become smaller by compression.
+    # One record per group makes random access fast; image files would not benefit from compression.
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     with contextlib.closing(writer):
         for _ in range(count):

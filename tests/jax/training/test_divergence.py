@@ -24,9 +24,9 @@ from t2t_jax.checkpoint import load_model_state
 from t2t_jax.models.transformer_block import Mlp
 from t2t_jax.state import load_arrays, model_arrays, split_model
 from t2t_jax.train import train
-from t2t_jax.training.divergence import TrainStep, explain
+from t2t_jax.training import divergence
 from t2t_jax.training.reporter import TrainingDivergedError
-from t2t_jax.training.step import Batch, TrainState, init_state, make_train_step
+from t2t_jax.training.step import Batch, TrainState, TrainStep, init_state, make_train_step
 
 BATCH = {
     "image": np.random.RandomState(0).standard_normal((4, 16, 16, 1)).astype(np.float32),
@@ -38,7 +38,17 @@ def started(model: Any, lr: float = 0.0) -> tuple[TrainStep, TrainState]:
     model.train()
     graphdef, params, buffers = split_model(model)
     tx = optax.sgd(lr)
-    return make_train_step(graphdef, tx), init_state(params, buffers, tx, seed=0, average=False)
+    step: Any = make_train_step(graphdef, tx)
+    INSPECTED[step] = lambda look: make_train_step(graphdef, tx, inspect_gradients=look)
+    return step, init_state(params, buffers, tx, seed=0, average=False)
+
+
+INSPECTED: dict[Any, Any] = {}
+"""By a step, what makes one that can be inspected."""
+
+
+def explain(step: TrainStep, *arguments: Any, **steps: int) -> str:
+    return divergence.explain(step, INSPECTED[step], *arguments, **steps)
 
 
 class Net(nnx.Module):
@@ -161,9 +171,10 @@ def test_the_steps_before_are_run_again_with_their_batches():
         seen.append(float(np.asarray(batch["image"]).flat[0]))
         return step(state, batch)
 
+    INSPECTED[counted] = INSPECTED[step]
     batches = [{**BATCH, "image": np.full_like(BATCH["image"], value)} for value in (1.0, 2.0, np.inf, 4.0)]
     finding = explain(counted, state, iter(batches), done=10, broken=13)
-    assert seen == [1.0, 2.0, np.inf]
+    assert seen == [1.0, 2.0]  # the third is run by the step that is inspected
     assert finding.startswith(
         "first not finite (steps 11 to 13, run again from the checkpoint of step 10): images before the step"
     )

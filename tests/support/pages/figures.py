@@ -151,7 +151,7 @@ FIGURES: dict[str, list[str]] = {
         f"JAX may stray {WORDS[int(GATES.f32_ratio)]} times as far from float64 as PyTorch does",
         f"[{(ROOT / 'docs/gotchas.md').read_text().count('### ')} gotchas between",
         f"exit codes: {CODES}",
-        f"Top-1 figures are the authors' (ImageNet-1k, {model_config('t2t_vit_14').img_size} px), not ours",
+        f"The top-1 accuracies are the authors' (ImageNet-1k, {model_config('t2t_vit_14').img_size} px), not ours",
         "MACs, 10^9",
         "(0 for features)",
         f"agrees with the authors' code in float64 to {power(GATE)} (logits, activations, gradients, "
@@ -177,7 +177,7 @@ FIGURES: dict[str, list[str]] = {
         "runs what `.ci/run` runs, on Python {} and {}".format(
             *WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"]
         ),
-        f"the figures of this site are from Python {' and '.join(pythons())}.",
+        f"the results on this site are from Python {' and '.join(pythons())}.",
     ],
     "docs/gotchas.md": [
         f"has epsilon {default(nnx.LayerNorm, 'epsilon')}, PyTorch {default(torch.nn.LayerNorm, 'eps')}",
@@ -242,9 +242,9 @@ FIGURES: dict[str, list[str]] = {
     "docs/train.md": [
         f"fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
         "a device that takes 250 ms a step",  # of the command above it
-        f"exits {cli.OK}. The same",
+        f"exits with code {cli.OK}. The same",
         f"imported ends with exit code {cli.INTERRUPTED}.",
-        f"written again every {WORDS[int(writer.SECONDS)]} seconds or more",
+        f"updated every {WORDS[int(writer.SECONDS)]} seconds or more",
         f"more than a {ORDINALS[round(1 / writer.SHARE)]} of the time",
         f"a confusion matrix of up to {confusion.MOST_CLASSES} classes",
         f"`--profile` records {WORDS[profile.TRACED_STEPS]} steps for XProf",
@@ -269,9 +269,10 @@ FIGURES: dict[str, list[str]] = {
     ],
     "t2t_config/recipes/digits.py": [
         f"Expect {round(accuracy_of_the_digits())} % of the {DIGITS['val']} held-out digits",
-        f"({SIDE}x{SIDE}, {sum(DIGITS.values()):,} of them), resized to {{0}}x{{0}}".format(recipe("digits").img_size),
+        f"({SIDE}x{SIDE}, {sum(DIGITS.values()):,} of them) and are resized to "
+        + "{0}x{0}".format(recipe("digits").img_size),
     ],
-    "t2t_jax/ops/softmax.py": [f"Of {QUERIES} tokens all scores would take {QUERIES**2 * 4 / 1e6:.0f} MB an image"],
+    "t2t_jax/ops/softmax.py": [f"All scores of {QUERIES} tokens would take {QUERIES**2 * 4 / 1e6:.0f} MB per image"],
 }
 """Page: what has to stand there, up to white space. Figures of commands that take long are held by the tests of what
 writes them: parity.md, performance.md and reliability.md; what Python prints by test_code_blocks.py."""

@@ -1,1 +1,1 @@
-"""What people get wrong in these architectures, by the file of the right pair."""
+"""Common mistakes in these architectures, in files named after those of the correct pairs."""

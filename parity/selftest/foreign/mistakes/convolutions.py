@@ -1,4 +1,4 @@
-"""Mistakes in the WaveNet, in three dimensions and in the ConvNeXt: dilation, causality, axes, scales."""
+"""Mistakes in the WaveNet, 3D convolutions and the ConvNeXt: dilation, causality, axes, scales."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYER = "layers.1"
 
 
 def _undilated(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """Dilation 1, on what was padded for 2."""
+    """Use dilation 1 on an input padded for dilation 2."""
     return nnx.Conv.__call__(self, x[:, 1:])
 
 
@@ -32,7 +32,7 @@ def _padding_around(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _one_late(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """Sees only what came before: shifted by one more."""
+    """Shift the input by one more step, so that the current step is excluded."""
     return jnp.pad(x[:, :-1], ((0, 0), (self.dilation + 1, 0), (0, 0)))
 
 
@@ -201,13 +201,13 @@ def _scaled_sum(self: Any, original: Any, x: jax.Array, y: jax.Array) -> jax.Arr
 
 
 def _norm_outside(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """The norm in front of the depthwise convolution."""
+    """Apply the norm before the depthwise convolution."""
     y = self.dwconv(self.norm(x))
     return self.summed(x, self.pwconv2(self.act(self.pwconv1(y))))
 
 
 def _over_pixels(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """Statistics of each channel along the pixels: an instance norm."""
+    """Compute statistics of each channel over the pixels (instance norm)."""
     if x.ndim < 4:
         return original(x)
     scale, bias = (along_channels(p[...], x) for p in (self.scale, self.bias))

@@ -26,7 +26,7 @@ def _positions(first: int) -> Apply:
 
 
 def _masked_where(blocked: Any, value: float = -jnp.inf) -> Any:
-    """The softmax with another mask: blocked(N), (1, 1, query, key)."""
+    """Use another mask in the softmax: blocked(N), of shape (1, 1, query, key)."""
 
     def weights(self: Any, original: Any, logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(jnp.where(blocked(logits.shape[-1]), value, logits), axis=-1)
@@ -51,7 +51,7 @@ def _window(length: int) -> jax.Array:
 
 
 def _per_head(self: Any, original: Any, x: jax.Array) -> Any:
-    """Heads outside, q, k, v inside: as GPT-NeoX keeps them."""
+    """Read the features as (head, q k v, feature), the layout of GPT-NeoX."""
     return x.reshape(*x.shape[:2], H, 3, -1).transpose(3, 0, 2, 1, 4)
 
 
@@ -61,7 +61,7 @@ def _post_norm(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _parallel(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """Attention and MLP side by side: as GPT-J computes them."""
+    """Compute attention and MLP in parallel, as in GPT-J."""
     return x + self.attn(self.ln_1(x)) + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -89,7 +89,7 @@ def _without_dropout(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _dropping_weights(model: Any) -> None:
-    """Dropout on the attention weights too."""
+    """Also apply dropout to the attention weights."""
     at(model, ATTN).extra = nnx.Dropout(0.1, rngs=nnx.Rngs(0))
     calling(ATTN, lambda self, original, logits: self.extra(original(logits)), "weights")(model)
 
@@ -199,12 +199,12 @@ SELF, MLP, NORM = "layers.0.self_attn", "layers.0.mlp", "layers.0.input_layernor
 
 
 def _rotating(rotate: Any) -> Apply:
-    """Other rotations: rotate(q, k, v)."""
+    """Replace the rotation by rotate(q, k, v)."""
     return calling(SELF, lambda self, original, q, k, v: rotate(q, k, v), "rotate")
 
 
 def _both(rotate: Any) -> Apply:
-    """q and k rotated by rotate(x)."""
+    """Rotate q and k by rotate(x)."""
     return _rotating(lambda q, k, v: (rotate(q), rotate(k), v))
 
 
@@ -213,14 +213,14 @@ def _angle(x: jax.Array, theta: float = 10000.0) -> jax.Array:
 
 
 def _interleaved(x: jax.Array) -> jax.Array:
-    """The pairs are (2 i, 2 i + 1)."""
+    """Rotate interleaved pairs (2 i, 2 i + 1)."""
     apart = jnp.concatenate((x[..., ::2], x[..., 1::2]), -1)
     a, b = jnp.split(rotated(apart, _angle(x)), 2, axis=-1)
     return jnp.stack((a, b), -1).reshape(x.shape)
 
 
 def _full_width(x: jax.Array) -> jax.Array:
-    """theta^(-i/d) where it is theta^(-2i/d)."""
+    """Use frequencies theta^(-i/d) in place of theta^(-2i/d)."""
     frequency = 10000.0 ** (-jnp.arange(x.shape[3] // 2) / x.shape[3])
     return rotated(x, jnp.arange(x.shape[2])[:, None] * frequency[None])
 
@@ -231,7 +231,7 @@ def _late_keys(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
 
 
 def _half_rotated(x: jax.Array) -> jax.Array:
-    """Only the first half of the features turns: a rotary fraction of a half."""
+    """Rotate only the first half of the features (a rotary fraction of 0.5)."""
     half = x.shape[-1] // 2
     part = x[..., :half]
     return jnp.concatenate((rotated(part, _angle(part)), x[..., half:]), -1)
@@ -255,7 +255,7 @@ def _swapped_keys(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _joined_wrongly(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """The heads are laid side by side without moving them behind the tokens first."""
+    """Merge the heads without first transposing them behind the tokens."""
     q, k, v = self.rotate(
         split_heads(self.q_proj(x), H), split_heads(self.k_proj(x), K), split_heads(self.v_proj(x), K)
     )
@@ -270,7 +270,7 @@ def _without_norm(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _as_permuted(kernel: jax.Array) -> jax.Array:
-    """The features of every head as the released checkpoints have them, for interleaved pairs."""
+    """Permute the features of every head as in the released checkpoints, for interleaved pairs."""
     return kernel.reshape(D, H, 2, -1).swapaxes(2, 3).reshape(D, D)
 
 

@@ -19,7 +19,7 @@ EMBEDDINGS, ATTENTION = "embeddings", "layer.0.attention"
 
 
 def _softmax(scores: Any) -> Any:
-    """Other weights of attention: softmax of scores(scores, mask)."""
+    """Replace the attention weights by the softmax of scores(scores, mask)."""
     return lambda self, original, given, mask: jax.nn.softmax(scores(given, mask.astype(given.dtype)), axis=-1)
 
 
@@ -198,7 +198,7 @@ def _token_late(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _positions_first(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """The class token gets no position, the patches those from 0: as models without its position have it."""
+    """Give the class token no position, and the patches positions from 0, as in models without its position."""
     token = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, D))
     return jnp.concatenate((token, x + self.pos_embed[...][:, :-1]), axis=1)
 
@@ -212,7 +212,7 @@ def _keys_not_normed(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _scaled_before(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """The scale goes into q in front of its norm, which undoes it."""
+    """Apply the scale to q before its norm, which cancels it."""
     q, k, v = self.parts(self.qkv(x))
     logits = self.q_norm(q * self.scale) @ self.k_norm(k).swapaxes(-1, -2)
     y = (jax.nn.softmax(logits, axis=-1) @ v).swapaxes(1, 2)
@@ -224,7 +224,7 @@ def _scale_late(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _parts(order: Any) -> Any:
-    """q, k, v read from the 3 D features in another layout of (q k v, head, feature)."""
+    """Read q, k, v from the 3 D features in another layout of (q k v, head, feature)."""
     return lambda self, original, x: order(x)
 
 

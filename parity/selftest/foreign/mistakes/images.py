@@ -31,7 +31,7 @@ def _by_batch(self: Any, original: Any, x: jax.Array, *args: Any) -> jax.Array:
 
 
 def _as_flax(path: str, momentum: float | None = None) -> Apply:
-    """flax's own layer, whose running variance is biased; with `momentum`, at another pace too."""
+    """Use the layer of flax, whose running variance is biased, optionally with another `momentum`."""
 
     def apply(model: nnx.Module) -> None:
         module = at(model, path)
@@ -52,7 +52,7 @@ def _still(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _corners(x: jax.Array) -> jax.Array:
-    """Twice as large, bilinear, with the corner pixels where they were."""
+    """Bilinear upsampling by 2 with `align_corners=True`."""
     for axis in (1, 2):
         n = x.shape[axis]
         place = jnp.arange(2 * n) * (n - 1) / (2 * n - 1)
@@ -63,7 +63,7 @@ def _corners(x: jax.Array) -> jax.Array:
 
 
 def _per_pixel(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """Statistics of a group's channels alone, pixel by pixel."""
+    """Compute statistics over the channels of a group for each pixel separately."""
     y = x.reshape(*x.shape[:-1], self.num_groups, -1)
     y = (y - y.mean(-1, keepdims=True)) / jnp.sqrt(y.var(-1, keepdims=True) + self.epsilon)
     scale, bias = (along_channels(p[...], x) for p in (self.scale, self.bias))
@@ -71,7 +71,7 @@ def _per_pixel(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _grouped(self: Any, x: jax.Array, groups: int) -> jax.Array:
-    """Group normalisation with another number of groups."""
+    """Group normalization with another number of groups."""
     y = x.reshape(x.shape[0], -1, groups, C // groups)
     mean, variance = y.mean((1, 3), keepdims=True), y.var((1, 3), keepdims=True)
     scale, bias = (along_channels(p[...], x) for p in (self.scale, self.bias))
@@ -79,7 +79,7 @@ def _grouped(self: Any, x: jax.Array, groups: int) -> jax.Array:
 
 
 def _interleaved(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """Groups of every fourth channel."""
+    """Form groups of interleaved channels instead of consecutive ones."""
     order = jnp.arange(x.shape[-1]).reshape(-1, self.num_groups).T.ravel()
     scale, bias = (along_channels(p[...], x) for p in (self.scale, self.bias))
     y = (original(x[..., order]) - bias) / scale
@@ -310,7 +310,7 @@ def _keras_hard_sigmoid(self: Any, original: Any, x: jax.Array) -> jax.Array:
 
 
 def _straight(self: Any, original: Any, x: jax.Array) -> jax.Array:
-    """The derivative of swish under the value of hard swish."""
+    """Return the value of hard swish with the derivative of swish."""
     y = jax.nn.silu(x)
     return y + stop(original(x) - y)
 

@@ -1,4 +1,4 @@
-"""Mistakes in the mixture of experts, the autoencoder and the dueling head: routing, names of outputs, masks."""
+"""Mistakes in the mixture of experts, autoencoder, dueling head and policy: routing, output names, masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOE = "moe"
 
 
 def _best(count: int, sign: float = 1.0, normed: bool = True) -> Any:
-    """Gates of the `count` best experts; with sign -1 of the worst."""
+    """Gates of the top `count` experts; of the lowest with sign -1."""
 
     def gates(self: Any, original: Any, probability: jax.Array) -> jax.Array:
         _, chosen = jax.lax.top_k(sign * probability, count)
@@ -36,13 +36,13 @@ def _equal(self: Any, original: Any, probability: jax.Array) -> jax.Array:
 
 
 def _exchanged_gates(self: Any, original: Any, probability: jax.Array) -> jax.Array:
-    """The weight of the best expert goes to the second, and the other way round."""
+    """Exchange the weights of the two best experts."""
     gate = original(probability)
     return jnp.where(gate > 0, 1 - gate, 0)
 
 
 def _gate_inside(self: Any, original: Any, x: jax.Array, gate: jax.Array) -> jax.Array:
-    """What an expert is given is weighted, not what it gives; chosen ones alone count."""
+    """Weight the hidden features of the experts before the activation, not their outputs; those not chosen give 0."""
     inner = self.act(jnp.einsum("bnd,edh->bneh", x, self.w1[...]) * gate[..., None])
     return jnp.einsum("bneh,ehd->bned", inner, self.w2[...]).sum(2)
 
@@ -167,7 +167,7 @@ SWITCH = (
 
 
 def _named(change: Any) -> Apply:
-    """Other outputs: change(y, mean, log_variance)."""
+    """Replace the outputs by change(y, mean, log_variance)."""
     return calling("", lambda self, original, y, mean, log_variance: change(y, mean, log_variance), "outputs")
 
 

@@ -17,12 +17,12 @@ spectral, graph = mistakes_in("spectral"), mistakes_in("graph")
 
 
 def _factor(change: Any) -> Apply:
-    """Another weight: change(weight)."""
+    """Replace the weight by change(weight)."""
     return calling("mix", lambda self, original: change(original()), "factor")
 
 
 def _modes(change: Any) -> Apply:
-    """Other modes as they come out."""
+    """Replace the output modes by change(modes)."""
     return calling("", lambda self, original, modes: change(modes), "spectra")
 
 
@@ -126,7 +126,7 @@ def _by_rows(self: Any, adjacency: jax.Array) -> jax.Array:
 
 
 def _loops_late(self: Any, adjacency: jax.Array) -> jax.Array:
-    """The degrees are those without loops."""
+    """Use the degrees without self-loops."""
     rows, columns = self.degrees(adjacency)
     return self.looped(adjacency) / jnp.sqrt(rows + 1e-3) / jnp.sqrt(columns + 1e-3)
 

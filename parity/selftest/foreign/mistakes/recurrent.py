@@ -15,7 +15,7 @@ lstm, gru = mistakes_in("lstm"), mistakes_in("gru")
 
 
 def _picked(*order: int) -> Any:
-    """The gates read in another order."""
+    """Read the gates in another order."""
 
     def gates(self: Any, original: Any, z: jax.Array) -> list[jax.Array]:
         parts = original(z)
@@ -38,12 +38,12 @@ def _exchanged_weights(self: Any, original: Any, x: jax.Array, h: jax.Array, end
 
 
 def _step(next_: Any) -> Any:
-    """Another cell: next_(i, f, g, o, c) -> h, c, from the gates before their functions."""
+    """Replace the cell by next_(i, f, g, o, c) -> h, c, from the pre-activations of the gates."""
     return lambda self, original, z, c: next_(*self.gates(z), c)
 
 
 def _hard(x: jax.Array) -> jax.Array:
-    """Keras 1 and 2: 0.2 x + 0.5, cut at 0 and 1."""
+    """Hard sigmoid of Keras 1 and 2: 0.2 x + 0.5, clipped to [0, 1]."""
     return jnp.clip(0.2 * x + 0.5, 0, 1)
 
 
@@ -155,7 +155,7 @@ LSTM = (
 
 
 def _reset_before(self: Any, original: Any, layer: int, x: jax.Array, h: jax.Array) -> jax.Array:
-    """The reset gate on the state itself: Cho's first formula, Keras' `reset_after=False`."""
+    """Apply the reset gate to the state before the product: Cho's first formula, Keras' `reset_after=False`."""
     ih, hh, b, c = self.weights(layer)
     (r, z, n), (hr, hz, _) = self.gates(x @ ih + b), self.gates(h @ hh + c)
     r, z = self.squash(r + hr), self.squash(z + hz)
@@ -163,7 +163,7 @@ def _reset_before(self: Any, original: Any, layer: int, x: jax.Array, h: jax.Arr
 
 
 def _bias_outside(self: Any, original: Any, layer: int, x: jax.Array, h: jax.Array) -> jax.Array:
-    """The bias of the state beside the reset gate."""
+    """Add the bias of the state outside the reset gate."""
     ih, hh, b, c = self.weights(layer)
     (r, z, n), (hr, hz, hn) = self.gates(x @ ih + b + c), self.gates(h @ hh)
     r, z = self.squash(r + hr), self.squash(z + hz)
