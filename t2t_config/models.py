@@ -1,7 +1,7 @@
 """Model definitions: one table of sizes, shared by `t2t_torch` and `t2t_jax`.
 
 Sources: T2T-ViT (arXiv 2101.11986, tables 1-3; yitu-opensource/T2T-ViT, models/*.py), ViT (arXiv 2010.11929), DeiT
-(arXiv 2012.12877). `top1` and `num_params` are the values published by the authors, not measured here.
+(arXiv 2012.12877). `top1` and `num_params` are the authors' published values, not measured here.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ def test_the_page_has_all_kinds_of_steps():
 
 
 def test_the_new_files_are_clean(extended: Path):
-    files = [f"{package}/{name}.py" for package in ("t2t_torch", "t2t_jax") for name in ("t2t_vit_scaled", "registry")]
+    names = ("t2t_vit_scaled", "registry")
+    files = [f"{package}/models/{name}.py" for package in ("t2t_torch", "t2t_jax") for name in names]
     run(extended, "-m", "ruff", "check", "--no-cache", *files, "t2t_config/models.py")
     run(extended, "-m", "ruff", "format", "--no-cache", "--check", *files, "t2t_config/models.py")
 
@@ -84,7 +85,7 @@ def test_the_commands_hold(extended: Path, step: str):
 
 
 def test_the_proof_of_the_variant_can_fail(extended: Path):
-    path = extended / "t2t_jax/t2t_vit_scaled.py"
+    path = extended / "t2t_jax/models/t2t_vit_scaled.py"
     right = path.read_text()
     path.write_text(right.replace("gamma2 * self.mlp", "gamma1 * self.mlp"))
     try:
