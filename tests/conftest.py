@@ -31,6 +31,9 @@ CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="xla-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Not while tests are collected: pytest-xdist's workers import the same files at the same time, and one could read a
+    # program that the other is still writing.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 profiles.register()
@@ -61,6 +64,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.partition("[")[0] in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    if os.environ.pop("JAX_ENABLE_COMPILATION_CACHE", None) and "jax" in sys.modules:
+        import jax
+        from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+        jax.config.update("jax_enable_compilation_cache", True)
+        reset_cache()
 
 
 @pytest.hookimpl(tryfirst=True)
