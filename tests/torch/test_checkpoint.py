@@ -152,7 +152,7 @@ def test_an_img_size_that_the_table_belies_is_not_believed(tmp_path: Path, text:
     assert load_checkpoint(micro(1, img_size=(48, 32)), tmp_path / "w.pth").resized == {}
 
 
-# ---- other channels (what is done: test_fit.py) ----
+# ---- other channels (what is done: test_adapt.py) ----
 
 
 @pytest.mark.parametrize("tokens_type", ["performer", "transformer", "convolution"])

@@ -44,7 +44,7 @@ def campaign(path: Path, only: str) -> subprocess.CompletedProcess[str]:
 def test_examples_are_counted_and_counterexamples_told(tmp_path: Path):
     path = tmp_path / "test_some.py"
     path.write_text(PROPERTIES)
-    (tmp_path / "conftest.py").write_text("from tests import profiles\nprofiles.register()\n")
+    (tmp_path / "conftest.py").write_text("from tests.support import profiles\nprofiles.register()\n")
     assert campaign(path, "not does").returncode == 0
     done = campaign(path, "does")
     assert done.returncode == 1
