@@ -138,7 +138,7 @@ def test_the_action_proves_a_pair_and_keeps_the_reports(env: CleanEnv, sources: 
     shutil.copytree(ROOT / "examples/vit_timm_style", tmp_path / "tests")
     codes = run_action(env, sources, tmp_path, reports="kept/reports", install="--no-warn-script-location\n--quiet")
     assert codes == {"Install": 0, "Prove": 0, "Summary": 0}
-    assert (env.bin.parent / f"lib/python3.{sys.version_info.minor}/site-packages/parity/check.py").is_file()
+    assert (env.bin.parent / f"lib/python3.{sys.version_info.minor}/site-packages/parity/proof/check.py").is_file()
     suffixes = sorted(path.suffix for path in (tmp_path / "kept/reports").iterdir())
     assert suffixes == [".html", ".json", ".xml"]
     assert "EQUAL" in (tmp_path / "kept/reports/junit.xml").read_text()

@@ -16,13 +16,13 @@ from t2t_common.data.timeout import Patient
 NEVER_ENDS = """
 import time
 from concurrent.futures import ThreadPoolExecutor
-from t2t_common import cli
-from t2t_common.data import patience
+from t2t_common.io import cli
+from t2t_common.data import timeout
 
 pool = ThreadPoolExecutor(1)
 def items():
     yield pool.submit(time.sleep, 600).result()
-cli.run_and_end(lambda args: next(patience.Patient(items, 0.1)))
+cli.run_and_end(lambda args: next(timeout.Patient(items, 0.1)))
 """
 
 

@@ -75,7 +75,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]):
 
 LOST = """
 import os, signal, sys, time
-from t2t_common import cli
+from t2t_common.io import cli
 
 class Freed:
     def __del__(self):
@@ -105,7 +105,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["in the buffer", "more than a pipe holds"])
 def test_a_reader_that_has_enough_is_no_error(lines: int, tmp_path: Path):
     code = (
-        "import sys; from t2t_common import cli; input()\n"
+        "import sys; from t2t_common.io import cli; input()\n"
         f"sys.exit(cli.run(lambda args: print('line\\n' * {lines}) or 0, []))"
     )
     command = [sys.executable, "-c", code]
@@ -124,7 +124,7 @@ def test_a_reader_that_has_enough_is_no_error(lines: int, tmp_path: Path):
 ENDING = """
 import sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from t2t_common import cli
+from t2t_common.io import cli
 
 def main(args):
     if args[0] == "hangs":
@@ -156,7 +156,7 @@ def test_a_process_that_failed_ends_although_a_thread_hangs(args: list[str], cod
 def test_ctrl_c_is_one_line_whatever_it_leaves_half_built():
     """A coroutine that was never awaited, and an object that cannot be freed, as JAX and Orbax leave them."""
     code = """
-from t2t_common import cli
+from t2t_common.io import cli
 
 class HalfBuilt:
     def __del__(self):
@@ -177,7 +177,7 @@ cli.run_and_end(main)
 def test_a_process_that_ended_well_is_not_failed_by_a_late_sigterm():
     code = """
 import atexit, os, signal
-from t2t_common import cli
+from t2t_common.io import cli
 atexit.register(os.kill, os.getpid(), signal.SIGTERM)
 cli.run_and_end(lambda args: cli.OK)
 """

@@ -87,7 +87,7 @@ import functools, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.sharding import NamedSharding
-from t2t_jax import softmax
+from t2t_jax.ops import softmax
 from t2t_jax.parallel.mesh import BATCH, make_mesh
 from t2t_jax.ops.platform import traced_for, traced_on
 mesh = make_mesh("data=2,fsdp=2")

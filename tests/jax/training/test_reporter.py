@@ -124,7 +124,7 @@ def test_a_run_whose_reader_is_gone_goes_on(tmp_path: Path):
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from t2t_common import cli
+from t2t_common.io import cli
 from t2t_common.run.reporter import Reporter
 from t2t_common.io.terminal import say
 

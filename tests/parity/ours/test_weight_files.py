@@ -143,7 +143,7 @@ def test_the_authors_loader_finds_its_layout(tmp_path: Path):
 
 def test_models_that_differ_are_not_written_as_equal(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch):
     different = SimpleNamespace(passed=False, verdict="DIFFERENT: first divergence: blocks.0.attn")
-    monkeypatch.setattr(sys.modules["parity.check"], "check", lambda *args, **options: different)
+    monkeypatch.setattr(sys.modules["parity.proof.check"], "check", lambda *args, **options: different)
     with pytest.raises(ValueError, match=r"do not compute the same .*first divergence: blocks\.0\.attn"):
         convert(source, tmp_path / "folder", NAME, check=True)
     assert nothing_else(tmp_path, "source.pth")

@@ -42,7 +42,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
         def without_dropout(*args: Any, create: Any = create, **arguments: Any) -> Any:
             return create(*args, performer_drop_rate=0.0, depth=1, **arguments)
 
-        monkeypatch.setattr(f"{package.__name__}.build.create_model", without_dropout)
+        monkeypatch.setattr(f"{package.__name__}.training.from_recipe.create_model", without_dropout)
     own = small_recipe(write_idx_folder(tmp_path / "idx"))
     return dataclasses.replace(own, drop_path_rate=0.0, warmup_epochs=0, clip_grad=1.0, backbone_lr_scale=0.5)
 
