@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -54,7 +55,8 @@ def killed_beside_worker(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
         yield None
     finally:
         for worker in workers:
-            os.kill(worker, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # workers end with their run
+                os.kill(worker, signal.SIGKILL)
 
 
 def second_writer(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
