@@ -80,20 +80,30 @@ def _columns(width: int) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def run(main: Callable[[Sequence[str]], int], args: Sequence[str] | None = None) -> int:
+def run(
+    main: Callable[[Sequence[str]], int],
+    args: Sequence[str] | None = None,
+    *,
+    interrupted: Callable[[], object] = lambda: None,
+) -> int:
     """Exit code of `main`; ValueError, OSError and a lack of memory become one line on stderr and code 2.
 
     Answers `--version`. Whatever is printed meanwhile, no name of a file or class gives orders to the terminal.
+
+    Args:
+        main: the command.
+        args: of the command line; None takes those of the process.
+        interrupted: called after Ctrl-C was said, before anything that was under way is freed.
     """
     args = sys.argv[1:] if args is None else args
     if "--version" in args:
         print(f"{DISTRIBUTION} {version()}")
         return OK
     with escaped_streams():
-        return _run(main, args)
+        return _run(main, args, interrupted)
 
 
-def _run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
+def _run(main: Callable[[Sequence[str]], int], args: Sequence[str], interrupted: Callable[[], object]) -> int:
     try:
         with _interruptible():
             code = main(args)
@@ -113,6 +123,7 @@ def _run(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
         return _complain(f"out of memory ({reason[:200]}): choose a smaller --batch-size, image size or model")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
+        interrupted()
         return INTERRUPTED
 
 
@@ -154,7 +165,8 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
     something failed, that may be for ever.
     """
     try:
-        code = run(main)
+        # At once after Ctrl-C: what was being built half would complain while it is freed.
+        code = run(main, interrupted=lambda: _end(INTERRUPTED))
     except SystemExit:
         raise
     except BaseException:
@@ -162,11 +174,7 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
             traceback.print_exc()
         code = FAILED
     if code != OK:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+        _end(code)
     if threading.current_thread() is threading.main_thread():
         end_at_ctrl_c()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that was asked to stop twice has ended well all the same
@@ -181,3 +189,12 @@ def _tells_of_memory(error: BaseException) -> bool:
 def _complain(text: str) -> int:
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return MISUSED
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process and its workers without waiting for anything."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

@@ -153,6 +153,27 @@ def test_a_process_that_failed_ends_although_a_thread_hangs(args: list[str], cod
     assert done.stderr.endswith(said)
 
 
+def test_ctrl_c_is_one_line_whatever_it_leaves_half_built():
+    """A coroutine that was never awaited, and an object that cannot be freed, as JAX and Orbax leave them."""
+    code = """
+from t2t_common import cli
+
+class HalfBuilt:
+    def __del__(self):
+        self.never_set.close()
+
+async def never_awaited(): ...
+
+def main(args):
+    half_built, coroutine = HalfBuilt(), never_awaited()
+    raise KeyboardInterrupt
+
+cli.run_and_end(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "stopped\n")
+
+
 def test_a_process_that_ended_well_is_not_failed_by_a_late_sigterm():
     code = """
 import atexit, os, signal
