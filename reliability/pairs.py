@@ -28,7 +28,7 @@ from typing import Any
 from reliability.grammar.draw import draw_tree
 from reliability.grammar.shrink import shrunk
 from reliability.grammar.tree import Tree
-from reliability.grammar.verdict import CRASH, CRASHED, FAULTS, Verdict, judge
+from reliability.grammar.verdict import CRASH, CRASHED, FAULTS, NO_REFERENCE, Verdict, judge
 from reliability.record import RESULTS, Defect, write
 from t2t_common import cli
 from t2t_common.files import check_target
@@ -55,7 +55,7 @@ class Options:
     workers: int = 2
     """Processes."""
     resume: bool = False
-    """Continue what the file has."""
+    """Continue what the file has, and try again what was a fault there."""
     show: int | None = None
     """Seed of a pair to repeat and to shrink."""
     tries: int = 60
@@ -141,6 +141,7 @@ class Tally:
         tree, verdict = case.tree, case.verdict
         wrong = tree.mistake
         what = "right" if wrong is None else "wrong" if verdict.expected else "wrong in vain"
+        what = "no reference" if verdict.said == NO_REFERENCE else what
         told = "told" if wrong and verdict.expected and not verdict.fault else ""
         keys = [key for key in ("pairs", what, told, verdict.fault) if key]
         for table, names in ((self.levels, {tree.level}), (self.nodes, {type(n).__name__ for n in tree.root.walk()})):
@@ -152,10 +153,22 @@ class Tally:
         if verdict.fault:
             self.faults.append(_fault(case))
 
+    def take_out(self, fault: dict[str, Any]) -> int:
+        """Forgets one of `faults`, to be tried again; its seed."""
+        tree = draw_tree(fault["seed"])
+        self.counts.subtract(["pairs", fault["fault"], "right" if tree.mistake is None else "wrong"])
+        names = {type(n).__name__ for n in tree.root.walk()}
+        for row in (self.levels[tree.level], *(self.nodes[name] for name in names)):
+            row.subtract(["pairs", fault["fault"]])
+        if tree.mistake:
+            self.nodes[type(tree.mistake[0]).__name__].subtract(["wrong"])
+        self.faults.remove(fault)
+        return fault["seed"]
+
     @property
     def figures(self) -> dict[str, Any]:
         """Ready for JSON."""
-        counted = ("pairs", "right", "wrong", "wrong in vain", "told", *FAULTS)
+        counted = ("pairs", "right", "wrong", "wrong in vain", "no reference", "told", *FAULTS)
         return {
             **{name: self.counts[name] for name in counted},
             "seed": self.seed,
@@ -223,6 +236,9 @@ def campaign(options: Options) -> Tally:
     """All pairs; the file is written after each batch."""
     tally, seconds = _earlier(options)
     start, saved = time.monotonic(), tally.counts["pairs"]
+    for case in run_batch([tally.take_out(fault) for fault in list(tally.faults)]):
+        tally.add(case)
+        _save(options.json, tally, seconds + time.monotonic() - start)
     with status("pairs") as shown:
         for case in cases(range(tally.seed + saved, tally.seed + options.pairs), options.workers):
             tally.add(case)

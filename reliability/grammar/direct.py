@@ -54,6 +54,22 @@ def behaviour(model: nnx.Module, inputs: Sequence[np.ndarray], level: str) -> Be
         return found | (_trained(double, arrays) if level == "train" else {})
 
 
+def derivative_holds(model: nnx.Module, inputs: Sequence[np.ndarray], steps: tuple[float, float], agree: float) -> bool:
+    """Whether the derivative by the first input is what central differences of the forward pass say, of both steps."""
+    gradient = behaviour(model, inputs, "gradients").get("gradient input")
+    if gradient is None:
+        return False
+    direction = np.random.RandomState(0).standard_normal(gradient.shape)
+
+    def value(step: float) -> float:
+        output = behaviour(model, [inputs[0].astype(np.float64) + step * direction, *inputs[1:]], "forward")
+        with jax.enable_x64(True):
+            return float(_scalar([x for name, x in output.items() if name.startswith("output")]))
+
+    found = float((gradient * direction).sum())
+    return all(abs((value(h) - value(-h)) / (2 * h) - found) <= agree * abs(found) for h in steps)
+
+
 def _once(function: Callable[..., Any], *arguments: Any) -> Any:
     return jax.jit(function).lower(*arguments).compile(QUICK)(*arguments)
 

@@ -27,6 +27,7 @@ from reliability.grammar.verdict import (
     NOT_RUN,
     Verdict,
     changed,
+    derivative_is_wrong,
     flax_inputs,
     judge,
     quiet,
@@ -253,3 +254,41 @@ def test_random_numbers_are_not_the_same_for_all():
 def test_a_pair_of_which_pytorchs_half_does_not_run_is_not_judged():
     given = Format(VECTOR, (2,))
     assert judge(Tree(grammar.GroupNorm(groups=2), given, batch=1)).said == NOT_RUN
+
+
+def chain(*parts: Node, batch: int = 1) -> Tree:
+    return Tree(
+        root=grammar.Chain((*parts, grammar.Logits(to=4))), given=Format(IMAGE, (6, 6, 7)), batch=batch, seed=938
+    )
+
+
+def test_a_derivative_of_pytorchs_that_is_wrong_is_no_reference():
+    """BatchNorm2d in evaluation mode, where what comes back is the expanded gradient of a mean over tokens."""
+    x = torch.randn(1, 6, 6, 7, dtype=torch.float64, requires_grad=True)
+    layer = torch.nn.BatchNorm2d(6).double().eval()  # y = x / sqrt(1 + eps)
+    loss = (layer(x).flatten(2).transpose(1, 2).mean(1) * torch.arange(6.0)).sum()
+    right = (torch.arange(6.0) / 42 / (1 + layer.eps) ** 0.5)[:, None, None].expand(6, 6, 7)
+    broken = bool((torch.autograd.grad(loss, x)[0][0] - right).norm() > 1e-3 * right.norm())
+    tree = chain(grammar.BatchNorm(), grammar.ToTokens(), grammar.TokenMean())
+    assert derivative_is_wrong(tree) == broken  # a later PyTorch may have mended it
+    assert judge(tree).fault == ""
+
+
+def test_a_right_derivative_and_one_that_is_stopped_are_references():
+    assert not derivative_is_wrong(chain(grammar.Activation("gelu"), grammar.ToTokens(), grammar.TokenMean()))
+    assert not derivative_is_wrong(chain(grammar.Conv(), grammar.ToTokens(), grammar.TokenMean(), batch=2))
+
+
+def test_what_was_a_fault_is_tried_again(tmp_path: Any):
+    """Seed 4854 counted as a false alarm before PyTorch's own derivative was looked at."""
+    fault = {"seed": 4854, "fault": "false alarm", "kind": "", "level": "gradients", "pair": ""}
+    tree = draw_tree(4854)
+    before = pairs.Tally(4854)
+    before.add(pairs.Case(4854, tree, Verdict(EQUAL, DIFFERENT, "false alarm")))
+    before.faults[:] = [fault]
+    assert before.take_out(fault) == 4854
+    assert not any(before.figures[name] for name in ("pairs", "right", "false alarm", "faults"))
+    before.add(pairs.Case(4854, tree, Verdict(EQUAL, EQUAL)))
+    again = pairs.Tally(4854)
+    again.add(pairs.Case(4854, tree, Verdict(EQUAL, EQUAL)))
+    assert before.figures == again.figures
