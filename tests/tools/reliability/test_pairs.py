@@ -30,6 +30,7 @@ from tools.reliability.grammar.verdict import (
     derivative_is_wrong,
     flax_inputs,
     judge,
+    only_gradients,
     quiet,
 )
 
@@ -272,6 +273,13 @@ def test_a_derivative_of_pytorchs_that_is_wrong_is_no_reference():
     tree = chain(grammar.BatchNorm(), grammar.ToTokens(), grammar.TokenMean())
     assert derivative_is_wrong(tree) == broken  # a later PyTorch may have mended it
     assert judge(tree).fault == ""
+
+
+def test_only_failing_gradients_ask_for_pytorchs_own():
+    assert only_gradients("activation gradient free float32, gradient free float64")
+    assert not only_gradients("gradient free float64, output free float64")
+    assert not only_gradients("derivative forced float64, gradient free float64")
+    assert not only_gradients("ValueError in ledger.py:build")
 
 
 def test_a_right_derivative_and_one_that_is_stopped_are_references():
