@@ -180,6 +180,7 @@ FIGURES: dict[str, list[str]] = {
         f"the results on this site are from Python {' and '.join(pythons())}.",
     ],
     "docs/gotchas.md": [
+        "PyTorch 2.13 computes a wrong gradient",
         f"has epsilon {default(nnx.LayerNorm, 'epsilon')}, PyTorch {default(torch.nn.LayerNorm, 'eps')}",
         f"{torch.nn.BatchNorm1d(1).momentum} there is {1 - torch.nn.BatchNorm1d(1).momentum} here",
         "a factor n / (n - 1) on",
