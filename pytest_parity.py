@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
+    from parity.carry.program import Adapter
     from parity.report.report import Report
 
 FORMATS = {"html": "one page", "json": "JSON"}
@@ -52,7 +53,9 @@ class Parity:
     node: pytest.Item
     reports: list[Report] = dataclasses.field(default_factory=list)
 
-    def check(self, torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, **options: Any) -> Report:
+    def check(
+        self, torch_model: torch.nn.Module, jax_model: nnx.Module | Adapter, inputs: Any, **options: Any
+    ) -> Report:
         """Run `parity.check` and return its report. Options given here override those of the marker."""
         from parity.proof.check import check
 
@@ -65,7 +68,9 @@ class Parity:
         self.save(report)
         return report
 
-    def assert_parity(self, torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, **options: Any) -> Report:
+    def assert_parity(
+        self, torch_model: torch.nn.Module, jax_model: nnx.Module | Adapter, inputs: Any, **options: Any
+    ) -> Report:
         """Run `check` and raise `AssertionError` with the first failures unless every gate holds."""
         __tracebackhide__ = True
         report = self.check(torch_model, jax_model, inputs, **options)
@@ -100,5 +105,5 @@ class Parity:
 
 @pytest.fixture
 def parity(request: pytest.FixtureRequest) -> Parity:
-    """Check that a PyTorch model and a Flax NNX model are the same: `.check`, `.assert_parity`, `.reports`."""
+    """Check that a PyTorch model and a JAX model are the same: `.check`, `.assert_parity`, `.reports`."""
     return Parity(request.node)

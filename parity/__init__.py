@@ -1,6 +1,7 @@
-"""Convert weights between PyTorch and Flax NNX, and check that two models are equivalent.
+"""Convert weights between PyTorch and JAX, and check that two models are equivalent.
 
-The package is model-agnostic: it takes any `torch.nn.Module` and any `flax.nnx.Module`.
+The package is model-agnostic: it takes any `torch.nn.Module` and any `flax.nnx.Module`; `linen`, `equinox`, `haiku` and
+`function` make one of a model of another JAX library, or of any function.
 """
 
 import sys
@@ -10,6 +11,10 @@ if sys.argv[:1] == ["-m"]:  # `python -m parity`: the command line may depend on
 
     prepare_command()
 try:
+    from parity.adapters.equinox import equinox
+    from parity.adapters.function import function
+    from parity.adapters.haiku import haiku
+    from parity.adapters.linen import linen
     from parity.carry.convert import Entry, Ledger, build_ledger, jax_to_torch, torch_to_jax
     from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
@@ -37,7 +42,11 @@ __all__ = [
     "build_ledger",
     "check",
     "cross_entropy",
+    "equinox",
+    "function",
+    "haiku",
     "jax_to_torch",
+    "linen",
     "projection",
     "randomize",
     "rel_f",

@@ -15,6 +15,7 @@ from parity.carry.arrays import converted, first_line, is_integer, same_numbers,
 from parity.carry.copies import as_dtype
 from parity.carry.ledger import Entry, Ledger, build_ledger, identity, jax_variables
 from parity.carry.model_types import jax_subject
+from parity.carry.program import Adapter, Program
 from parity.carry.rules import Rules
 from parity.carry.storage import raise_problems, unreadable, write
 from parity.carry.wrappers import StateDict, state_of, unwrapped
@@ -40,11 +41,20 @@ def jax_arrays(ledger: Ledger, tensors: Mapping[str, np.ndarray]) -> dict[str, n
     """Convert PyTorch's arrays by name to flax's arrays by name, assembling parts and stacked layers.
 
     Raises:
-        ValueError: Layers of one flax array have different dtypes, so the array could not hold all of them bit for bit.
+        ValueError: Layers of one flax array have different dtypes, so the array could not hold all of them bit for
+            bit; or a tensor that PyTorch adds to another one is not zero.
     """
     found: dict[str, np.ndarray] = {}
     for entry in ledger:
         array = entry.to_jax(tensors[entry.torch])
+        if entry.added:
+            if array.any():
+                first = next(e.torch for e in ledger if e.jax == entry.jax and not e.added)
+                raise ValueError(
+                    f"{entry.torch} is not zero, and JAX has one bias in place of it and {first}: add it to {first} in "
+                    "PyTorch and set it to zero first, which computes the same"
+                )
+            continue
         if entry.index is None:
             found[entry.jax] = array
         else:
@@ -52,10 +62,11 @@ def jax_arrays(ledger: Ledger, tensors: Mapping[str, np.ndarray]) -> dict[str, n
     return found
 
 
-def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray], *, gradients: bool = False) -> dict[str, np.ndarray]:
     """Convert flax's arrays by name to PyTorch's arrays by name.
 
-    A PyTorch tensor split into several flax arrays needs all of them in `arrays`, or none.
+    A tensor that PyTorch adds to another one becomes zero, and has that one's gradient. A PyTorch tensor split into
+    several flax arrays needs all of them in `arrays`, or none.
 
     Raises:
         ValueError: Parts of one PyTorch tensor have different dtypes, so it could not hold all of them bit for bit.
@@ -65,6 +76,8 @@ def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray]) -> dict[str, 
         if entry.jax not in arrays:
             continue
         array = entry.to_torch(arrays[entry.jax])
+        if entry.added and not gradients:
+            array = np.zeros_like(array)
         index, parts = entry.part
         if parts == 1:
             found[entry.torch] = array
@@ -85,7 +98,7 @@ def _whole(found: dict[str, np.ndarray], name: str, shape: tuple[int, ...], part
 
 def torch_to_jax(
     source: torch.nn.Module | StateDict,
-    jax_model: nnx.Module,
+    jax_model: nnx.Module | Adapter,
     *,
     rules: Rules | None = None,
     cast: bool = False,
@@ -94,7 +107,8 @@ def torch_to_jax(
 
     Values are copied bit for bit: `jax_model` takes the dtypes of the source. While JAX's 64-bit types are disabled,
     64-bit integers that fit become 32-bit ones. With `cast`, `jax_model` keeps its own dtypes, and floats are rounded
-    as needed. `jax_model` may be abstract (`nnx.eval_shape`).
+    as needed. `jax_model` may be abstract (`nnx.eval_shape`). An adapter (`parity.linen` and the like) holds the new
+    weights afterwards; what it was made of is not changed.
 
     Returns:
         The ledger of all tensors.
@@ -104,12 +118,14 @@ def torch_to_jax(
             values that do not fit, and for float64 tensors while JAX's 64-bit types are disabled. Nothing is changed
             then.
     """
-    jax_model = jax_subject(jax_model, "jax_model")
-    ledger = build_ledger(source, jax_model, rules)
-    variables = jax_variables(jax_model)
+    model = jax_subject(jax_model, "jax_model")
+    ledger = build_ledger(source, model, rules)
+    variables = jax_variables(model)
     found = jax_arrays(ledger, _read_torch(state_of(source), {entry.torch for entry in ledger}))
     types = {name: variables[name].dtype if cast else None for name in found}
     _set_all(variables, {name: _jax_array(name, array, types[name]) for name, array in found.items()})
+    if isinstance(jax_model, Adapter) and isinstance(model, Program):
+        jax_model.update(model)
     return ledger
 
 
@@ -182,7 +198,7 @@ def _set_all(variables: Mapping[str, nnx.Variable], arrays: Mapping[str, jax.Arr
 
 
 def jax_to_torch(
-    jax_model: nnx.Module, torch_model: torch.nn.Module, *, rules: Rules | None = None, cast: bool = False
+    jax_model: nnx.Module | Adapter, torch_model: torch.nn.Module, *, rules: Rules | None = None, cast: bool = False
 ) -> Ledger:
     """Copy all tensors of `jax_model` into `torch_model`, in place, on its devices; see `torch_to_jax`.
 
@@ -193,10 +209,10 @@ def jax_to_torch(
         ValueError: See `torch_to_jax`. Also raised if tensors that share memory differ in JAX, and for tensors that
             cannot be written (meta device, sparse, quantized, inference mode). Nothing is changed then.
     """
-    jax_model = jax_subject(jax_model, "jax_model")
-    ledger = build_ledger(torch_model, jax_model, rules)
+    source = jax_subject(jax_model, "jax_model")
+    ledger = build_ledger(torch_model, source, rules)
     model = unwrapped(torch_model)
-    found = torch_arrays(ledger, _read_jax(jax_variables(jax_model), ledger))
+    found = torch_arrays(ledger, _read_jax(jax_variables(source), ledger))
     tensors, again = _every_tensor(model), state_of(model)
     copies = [name for name in found if identity(again[name]) != identity(tensors[name])]
     raise_problems([f"{name} is made anew by state_dict(): what is written there is lost" for name in copies])

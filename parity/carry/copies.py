@@ -15,6 +15,7 @@ import torch
 from flax import linen, nnx
 
 from parity.carry.arrays import converted, is_integer
+from parity.carry.program import Program
 
 
 def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
@@ -33,13 +34,15 @@ def as_dtype(jax_model: nnx.Module, dtype: Any) -> nnx.Module:
             # 64-bit integers while JAX's 64-bit types are disabled: convert exactly or raise.
             variable.set_value(jnp.asarray(converted(np.asarray(variable[...]), held)))
     for _, module in nnx.iter_modules(model):
+        if isinstance(module, Program):
+            module.compute_in(dtype)
         for attribute in ("dtype", "param_dtype"):
             # A static lookup, so that properties and attributes synthesized by a wrapper are not set.
             if (kind := _like(inspect.getattr_static(module, attribute, None), dtype)) is not None:
                 setattr(module, attribute, kind)
         for name, value in list(vars(module).items()):
             if isinstance(value, linen.Module):
-                setattr(module, name, _linen_as_dtype(value, dtype))
+                setattr(module, name, linen_as_dtype(value, dtype))
     return model
 
 
@@ -55,7 +58,7 @@ def _like(kind: Any, dtype: Any) -> Any:
     return dtype
 
 
-def _linen_as_dtype(module: linen.Module, dtype: Any) -> linen.Module:
+def linen_as_dtype(module: linen.Module, dtype: Any) -> linen.Module:
     """Return a copy of a Linen module (held by `nnx.bridge.ToNNX`) that computes in `dtype`, as do its submodules."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(module):
@@ -63,7 +66,7 @@ def _linen_as_dtype(module: linen.Module, dtype: Any) -> linen.Module:
         if field.name in ("dtype", "param_dtype") and (kind := _like(value, dtype)) is not None:
             changes[field.name] = kind
         elif isinstance(value, linen.Module) and field.name != "parent":
-            changes[field.name] = _linen_as_dtype(value, dtype)
+            changes[field.name] = linen_as_dtype(value, dtype)
     return module.clone(**changes) if changes else module
 
 

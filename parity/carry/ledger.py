@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from flax import nnx
-from flax.nnx import graphlib
 
 from parity.carry.arrays import dtype_name
-from parity.carry.orientation import Matrix, is_transposing, oriented
+from parity.carry.jax_names import all_names, expected, join
+from parity.carry.orientation import Choice, Matrix, choose, is_linear, oriented
+from parity.carry.program import Adapter, Program
 from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
 from parity.carry.wrappers import StateDict, hints, prefix_of, state_of, unwrapped
 
@@ -22,7 +24,8 @@ class Entry:
     """A pair of tensors with the same values; may be a part of PyTorch's tensor or one layer of a stacked flax tensor.
 
     `layer` is the flax layer type that owns the tensor, `axes` the permutation PyTorch -> JAX, `part` (i, n) the i-th
-    of n parts of PyTorch's tensor, `index` the position in flax's stacked tensor, `flip` the (flax) axes to reverse.
+    of n parts of PyTorch's tensor, `index` the position in flax's stacked tensor, `flip` the (flax) axes to reverse,
+    `added` whether PyTorch adds this tensor to the one that corresponds to flax's: it has to be zero.
     """
 
     torch: str
@@ -35,6 +38,7 @@ class Entry:
     part: tuple[int, int] = (0, 1)
     index: int | None = None
     flip: tuple[int, ...] = ()
+    added: bool = False
 
     @property
     def rule(self) -> LeafRule:
@@ -43,7 +47,7 @@ class Entry:
     @property
     def is_whole(self) -> bool:
         """Whether the entry covers a whole tensor on both sides."""
-        return self.part[1] == 1 and self.index is None
+        return self.part[1] == 1 and self.index is None and not self.added
 
     def to_jax(self, array: np.ndarray) -> np.ndarray:
         """Convert PyTorch's whole tensor to the values of this entry in flax's layout."""
@@ -81,6 +85,7 @@ class Ledger:
             + (f" flipped {e.flip}" if e.flip else "")
             + (f" part {e.part[0] + 1} of {e.part[1]}" if e.part[1] > 1 else "")
             + (f" layer {e.index}" if e.index is not None else "")
+            + (" added" if e.added else "")
             + f" {e.dtype}"
             for e in self.entries
         ]
@@ -105,7 +110,9 @@ def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     return found
 
 
-def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rules: Rules | None = None) -> Ledger:
+def build_ledger(
+    source: torch.nn.Module | StateDict, jax_model: nnx.Module | Adapter, rules: Rules | None = None
+) -> Ledger:
     """Pair the tensors of both sides by name, layer type and shape, without changing them.
 
     Further names of a tensor need no partner, on either side. The name prefixes added by DataParallel,
@@ -116,6 +123,7 @@ def build_ledger(source: torch.nn.Module | StateDict, jax_model: nnx.Module, rul
             are listed at once.
     """
     model = unwrapped(source) if isinstance(source, torch.nn.Module) else None
+    jax_model = jax_model.as_nnx() if isinstance(jax_model, Adapter) else jax_model
     return _Pairer(state_of(source), model, jax_model, rules or Rules()).ledger()
 
 
@@ -127,12 +135,18 @@ class _Pairer:
     ) -> None:
         self.state, self.rules = state, rules
         self.variables = jax_variables(jax_model)
-        self.names = _all_names(jax_model, self.variables)
+        self.names = all_names(jax_model, self.variables)
         self.layers = {path: type(module).__name__ for path, module in _modules(jax_model)}
         self.prefix = prefix_of(state, self.names)
-        self.wanted = _expected(jax_model, self.names, rules)
-        self.partners = {name: self._partners(name) for name in state}
-        self.transposed, self.notes = oriented(self._matrices(torch_model))
+        self.wanted = expected(jax_model, self.names, rules)
+        self.free = (
+            *rules.jax_only,
+            *map(glob.escape, jax_model.table.alone if isinstance(jax_model, Program) else ()),
+        )
+        modules = {} if torch_model is None else dict(torch_model.named_modules(remove_duplicate=False))
+        self.partners, decided, notes = self._chosen(modules)
+        self.transposed, self.notes = oriented(self._matrices(modules, decided))
+        self.notes += notes
         self.places = self._first_names()
         self.entries: list[Entry] = []
         self.torch_only: list[str] = []
@@ -142,29 +156,47 @@ class _Pairer:
         self.problems = [
             f"{name} of JAX holds a {type(variable.get_value()).__name__}, not an array"
             for name, variable in self.variables.items()
-            if _shape(variable) is None and not matches(name, rules.jax_only)
+            if _shape(variable) is None and not matches(name, self.free)
         ]
 
     def _index(self, name: str) -> int | None:
         return self.rules.stack_index(name.removeprefix(self.prefix).rpartition(".")[0])[1]
 
-    def _partners(self, name: str) -> list[tuple[str, LeafRule]]:
-        return self.wanted.get(self._place_in_jax(name), [])
+    def _chosen(
+        self, modules: Mapping[str, torch.nn.Module]
+    ) -> tuple[dict[str, list[tuple[str, LeafRule]]], set[str], list[str]]:
+        """Return the partners of every PyTorch tensor, each with one rule: see `choose`.
+
+        Also return the tensors whose matrix layout was decided so, and notes on those where it was assumed.
+        """
+        choices = []
+        for name, tensor in self.state.items():
+            layer = modules.get(name.removeprefix(self.prefix).rpartition(".")[0]) if modules else None
+            layer = modules.get(name.rpartition(".")[0], layer)
+            for jax_name, rules in self.wanted.get(self._place_in_jax(name), {}).items():
+                jax_shape = _shape(self.variables[jax_name])
+                own = jax_shape if jax_shape is None or self._index(name) is None else jax_shape[1:]
+                choices.append(Choice(name, jax_name, tuple(rules), layer, _shape(tensor), own))
+        found, decided, notes = choose(choices)
+        partners: dict[str, list[tuple[str, LeafRule]]] = {name: [] for name in self.state}
+        for (name, jax_name), rule in found.items():
+            partners[name].append((jax_name, rule))
+        return partners, decided, notes
 
     def _place_in_jax(self, name: str) -> str:
         """Convert a PyTorch tensor name to JAX's module path."""
         path, _, leaf = name.removeprefix(self.prefix).rpartition(".")
-        return _join(self.rules.jax_path(self.rules.stack_index(path)[0]), leaf)
+        return join(self.rules.jax_path(self.rules.stack_index(path)[0]), leaf)
 
-    def _matrices(self, model: torch.nn.Module | None) -> Iterator[Matrix]:
-        """Yield the matrices that the built-in rule of `nnx.Linear` applies to."""
-        modules = {} if model is None else dict(model.named_modules(remove_duplicate=False))
+    def _matrices(self, modules: Mapping[str, torch.nn.Module], decided: Collection[str]) -> Iterator[Matrix]:
+        """Yield the matrices of linear layers whose layout in JAX is known: the built-in rules apply to them."""
         for name, partners in self.partners.items():
             shape = _shape(self.state[name])
-            for jax_name, rule in partners if shape is not None else ():
+            for jax_name, rule in partners if shape is not None and name not in decided else ():
                 jax_shape = _shape(self.variables[jax_name])
-                if jax_shape is not None and is_transposing(rule) and not self._is_told(jax_name):
+                if jax_shape is not None and is_linear(rule) and not self._is_told(jax_name):
                     own = jax_shape if self._index(name) is None else jax_shape[1:]
+                    own = own if rule.axes == (1, 0) else own[::-1]
                     yield Matrix(name, modules.get(name.rpartition(".")[0]), shape or (), own)
 
     def _is_told(self, jax_name: str) -> bool:
@@ -179,7 +211,7 @@ class _Pairer:
         if not self.entries and not self.problems:
             self.problems.append("there is no tensor on either side")
         if self.problems:
-            advice = hints(self.alone, [name for name in jax_only if not matches(name, self.rules.jax_only)])
+            advice = hints(self.alone, [name for name in jax_only if not matches(name, self.free)])
             text = f"{len(self.problems)} tensors cannot be carried over: " + "; ".join(self.problems)
             raise ValueError(text + "".join(f" (hint: {hint})" for hint in advice))
         if self.prefix:
@@ -236,18 +268,21 @@ class _Pairer:
     def _claim(self, name: str, jax_name: str, rule: LeafRule, index: int | None) -> None:
         tensor = self.state[name]
         shape, jax_shape = _shape(tensor), _shape(self.variables[jax_name])
-        if self.transposed.get(name) is False and is_transposing(rule):
-            rule = dataclasses.replace(rule, axes=None)
-        if (jax_name, index) in self.taken:
+        if self.transposed.get(name) is False and is_linear(rule):
+            rule = dataclasses.replace(rule, axes=None if rule.axes == (1, 0) else (1, 0))
+        if (jax_name, index) in self.taken and not rule.added:
             self.problems.append(f"{name} and {self.taken[jax_name, index]} of PyTorch both claim {jax_name}")
         elif shape is not None and jax_shape is not None and not _fits(rule, shape, jax_shape, index):
             self.problems.append(f"{name} {list(shape)} does not fit {jax_name} {list(jax_shape)}")
         elif shape is not None and jax_shape is not None:
             layer, like = _around(jax_name, self.layers), dtype_name(tensor)
             shapes = shape, jax_shape
-            entry = Entry(name, jax_name, layer, rule.axes, *shapes, like, rule.part, index, rule.flip)
+            axes = None if rule.axes == tuple(range(len(rule.axes or ()))) else rule.axes
+            entry = Entry(name, jax_name, layer, axes, *shapes, like, rule.part, index, rule.flip, rule.added)
             self.entries.append(entry)
-        self.taken.setdefault((jax_name, index), name)
+            self.notes += [f"{name} has to be zero in PyTorch: {jax_name} is one tensor in JAX"] if rule.added else []
+        if not rule.added:
+            self.taken.setdefault((jax_name, index), name)
 
     def _rest_of_jax(self) -> list[str]:
         """Return the JAX tensors without a partner; those that should have one are added to the problems."""
@@ -256,7 +291,7 @@ class _Pairer:
         self.problems += [
             f"{name} {list(shape)} of JAX has no partner in PyTorch"
             for name in jax_only
-            if (shape := _shape(self.variables[name])) is not None and not matches(name, self.rules.jax_only)
+            if (shape := _shape(self.variables[name])) is not None and not matches(name, self.free)
         ]
         self.problems += _incomplete(self.taken.keys(), self.variables)
         return jax_only
@@ -278,30 +313,6 @@ def identity(tensor: Any) -> tuple[Any, ...]:
 
 def _is_lazy(tensor: Any) -> bool:
     return isinstance(tensor, torch.Tensor) and torch.nn.parameter.is_lazy(tensor)
-
-
-def _all_names(model: nnx.Module, variables: Mapping[str, nnx.Variable]) -> dict[str, str]:
-    """Map every name of every variable, including aliases of shared modules, to its name in `jax_variables`."""
-    known = {id(variable): name for name, variable in variables.items()}
-    found = {name: name for name in variables}
-    for path, node in every_path(model):
-        if id(node) in known:
-            found.setdefault(path, known[id(node)])
-    return found
-
-
-def every_path(model: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """Yield all modules and variables with each of their dotted paths; cycles are cut."""
-    stack: list[tuple[tuple[str, ...], Any, frozenset[int]]] = [((), model, frozenset())]
-    while stack:
-        path, node, around = stack.pop()
-        if isinstance(node, nnx.Module | nnx.Variable):
-            yield ".".join(path), node
-        if isinstance(node, nnx.Variable | nnx.RngState) or id(node) in around or not graphlib.is_node(node):
-            continue
-        kind = graphlib.get_node_impl(node)
-        for key, child in kind.node_dict(node).items() if kind is not None else ():
-            stack.append(((*path, str(key)), child, around | {id(node)}))
 
 
 def _shape(tensor: Any) -> tuple[int, ...] | None:
@@ -351,31 +362,3 @@ def _incomplete(taken: Collection[tuple[str, int | None]], variables: Mapping[st
 
 def _modules(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
     return [(".".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]
-
-
-def _join(path: str, leaf: str) -> str:
-    return f"{path}.{leaf}" if path else leaf
-
-
-def _expected(model: nnx.Module, names: Mapping[str, str], rules: Rules) -> dict[str, list[tuple[str, LeafRule]]]:
-    """Map PyTorch names (in JAX's module paths) to the flax tensors that they fill, each with its rule.
-
-    A rule may belong to the layer that owns the tensor or to an enclosing one (attention, for its projections); the
-    outermost takes precedence.
-    """
-    modules = {path: node for path, node in every_path(model) if isinstance(node, nnx.Module)}
-    found: dict[str, list[tuple[str, LeafRule]]] = {}
-    for name, first in names.items():
-        parts = name.split(".")
-        owner, rule = name.rpartition(".")[0], LeafRule(parts[-1], parts[-1])
-        for depth in range(len(parts)):
-            path, rest = ".".join(parts[:depth]), ".".join(parts[depth:])
-            known = rules.leaf_rules(modules[path]) if path in modules else ()
-            match = next((candidate for candidate in known if candidate.jax == rest), None)
-            if match is not None:
-                owner, rule = path, match
-                break
-        partners = found.setdefault(_join(owner, rule.torch), [])
-        if all(partner != first for partner, _ in partners):
-            partners.append((first, rule))
-    return found

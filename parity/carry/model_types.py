@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from flax import nnx
 
+from parity.carry.program import Adapter
 from parity.carry.wrappers import unwrapped
 
 
@@ -16,8 +17,9 @@ def torch_subject(model: Any) -> torch.nn.Module:
     Raises:
         ValueError: `model` is not a PyTorch model, or has uninitialized (lazy) parameters.
     """
-    if isinstance(model, nnx.Module):
-        raise ValueError("the first model is a flax.nnx.Module, the second has to be: exchange the two arguments")
+    if isinstance(model, nnx.Module | Adapter):
+        kind = "an adapter of a JAX model" if isinstance(model, Adapter) else "a flax.nnx.Module"
+        raise ValueError(f"the first model is {kind}, the second has to be: exchange the two arguments")
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"the first model has to be a torch.nn.Module, not {_kind(model)}")
     model = unwrapped(model)
@@ -31,11 +33,13 @@ SECOND = "the second model"
 
 
 def jax_subject(model: Any, name: str = SECOND) -> nnx.Module:
-    """Return the flax NNX model, unwrapped from `nnx.jit`; `name` is its name in error messages.
+    """Return the flax NNX model, unwrapped from `nnx.jit`, or an adapter as one; `name` is its name in error messages.
 
     Raises:
-        ValueError: `model` is not a flax NNX model; for known libraries the message explains how to convert it.
+        ValueError: `model` is neither; for known libraries the message shows the line that makes an adapter.
     """
+    if isinstance(model, Adapter):
+        return model.as_nnx()
     inner = getattr(model, "__wrapped__", None)
     if not isinstance(model, nnx.Module) and isinstance(inner, nnx.Module):
         model = inner
@@ -63,16 +67,17 @@ def _library(model: Any) -> str | None:
 
 
 def _remedy(model: Any) -> str:
-    """Return advice on how to convert the model to a `flax.nnx.Module`."""
+    """Return the line that makes an adapter of the model."""
     match _library(model):
         case "flax.linen":
-            return ": wrap it, flax.nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)) and nnx.bridge.lazy_init(wrapped, x)"
+            return ": write parity.linen(module, variables), with what module.init returned"
         case "equinox":
-            return ": keep its arrays as nnx.Param in an nnx.Module whose __call__ puts them back with equinox.combine"
+            return ": write parity.equinox(model)"
         case "haiku":
-            return ": keep its params as nnx.Param in an nnx.Module whose __call__ calls transformed.apply"
+            with_state = hasattr(model, "_fields") and type(model).__name__ == "TransformedWithState"
+            return f": write parity.haiku(transformed, params{', state' if with_state else ''})"
     if isinstance(model, nnx.State):
         return ": put the state into the model with nnx.update or nnx.merge first"
     if callable(model) or isinstance(model, dict | list | tuple):
-        return ": keep its parameters as nnx.Param in an nnx.Module whose __call__ calls the function"
+        return ": write parity.function(f, params), for f(params, *inputs)"
     return ""

@@ -17,6 +17,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 from flax import nnx
 
+from parity.carry.program import Program
+
 
 @dataclasses.dataclass(frozen=True)
 class LeafRule:
@@ -24,7 +26,9 @@ class LeafRule:
 
     jax = reshape(flip(transpose(part i of n of torch, split along its first axis; axes); flip)); `part` is (i, n),
     (0, 1) for the whole tensor; `axes` None means no permutation; `flip` lists the axes, in flax's order, to reverse;
-    the reshape to the flax tensor's shape is applied only if `reshape`.
+    the reshape to the flax tensor's shape is applied only if `reshape`. If several rules have the same names, those
+    with `layer` are for PyTorch's layer types that start with it. `added`: PyTorch adds this tensor to the one that
+    corresponds to flax's, so it has to be zero.
     """
 
     torch: str
@@ -33,6 +37,8 @@ class LeafRule:
     part: tuple[int, int] = (0, 1)
     reshape: bool = False
     flip: tuple[int, ...] = ()
+    layer: str = ""
+    added: bool = False
 
     def to_jax(self, array: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
         """Convert PyTorch's tensor to flax's, reshaped to `shape` if the rule reshapes."""
@@ -139,7 +145,8 @@ class Rules:
         stacked: Maps the PyTorch path of a list of identical layers to the flax path of one layer whose tensors have a
             leading axis for the position in the list (as for `nnx.scan`). The stack is compared as a whole.
         rename: Maps regular expressions to replacements, applied in order to PyTorch module paths to get flax paths.
-        leaves: Maps flax layer types to their leaf rules, which take precedence over the built-in table.
+        leaves: Maps flax layer types (of an Equinox model, its layer types) to their leaf rules, which take precedence
+            over the built-in table. For `parity.adapters.Program`, the names in the rules are whole.
         torch_only, jax_only: Tensors that deliberately have no partner; the ledger lists them.
         layouts: Maps patterns of module names to the axes that permute PyTorch's activation to JAX's; None for no
             permutation. "" is the model itself, "input 1" and "output 0" are its inputs and outputs.
@@ -148,7 +155,7 @@ class Rules:
 
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    leaves: Mapping[type[nnx.Module], Sequence[LeafRule]] = dataclasses.field(default_factory=dict)
+    leaves: Mapping[type, Sequence[LeafRule]] = dataclasses.field(default_factory=dict)
     torch_only: Sequence[str] = ()
     jax_only: Sequence[str] = ()
     layouts: Mapping[str, tuple[int, ...] | None] = dataclasses.field(default_factory=dict)
@@ -175,6 +182,10 @@ class Rules:
         return any(path.startswith(f"{root}.") or (path == root and not torch_side) for root in roots)
 
     def leaf_rules(self, module: nnx.Module) -> tuple[LeafRule, ...]:
+        if isinstance(module, Program):
+            told = tuple(module.table.told(self.leaves))
+            named = {rule.jax for rule in told}
+            return (*told, *(rule for rule in module.table.rules if rule.jax not in named))
         for layer_type, rules in self.leaves.items():
             if isinstance(module, layer_type):
                 return tuple(rules)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.carry.ledger import every_path
+from parity.carry.jax_names import every_path
+from parity.carry.program import Program
 from parity.carry.rules import Rules, matches
 from parity.pairing.shapes import Shapes, jax_shapes, torch_shapes
 from parity.precision.by_design import Design
@@ -129,7 +130,7 @@ def pair_calls(
 
     The pairs refer to the modules of `owner` (by default the side's own), so that the side can be freed. Only modules
     without any tensors (an activation, a dropout, a reshape) may lack a partner: they are judged as part of the
-    enclosing module.
+    enclosing module. If JAX's model is a `Program`, only the calls of the models themselves are paired.
 
     Raises:
         ValueError: Some modules have no partner; all of them are listed.
@@ -142,8 +143,11 @@ def pair_calls(
     here = set(names.values())
     there = {".".join(map(str, path)) for path, _ in nnx.iter_modules(jax_side.model)}
     partners = {(path, i): (names[path], i) for path, i in ours.calls if (names[path], i) in theirs}
+    whole = isinstance(jax_side.model, Program)
     for key, shapes in ours.calls.items():
         path, _ = key
+        if whole and path:
+            continue
         if key in partners:
             try:
                 drafts.append(_Draft.of(key, partners[key], modules[path], shapes, theirs[partners[key]], rules))

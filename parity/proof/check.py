@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 
 from parity.carry.model_types import jax_subject, torch_subject
+from parity.carry.program import Adapter, Program, title_of
 from parity.carry.rules import Rules
 from parity.judgement.rows import (
     pairing_rows,
@@ -30,7 +31,7 @@ LEVELS = ("forward", "gradients", "train")
 
 def check(
     torch_model: torch.nn.Module,
-    jax_model: nnx.Module,
+    jax_model: nnx.Module | Adapter,
     inputs: Any,
     *,
     rules: Rules | None = None,
@@ -48,7 +49,9 @@ def check(
     Copies of the models run in evaluation mode; the models themselves are not modified.
 
     Args:
-        torch_model, jax_model: Pair of models with the same weights (see `torch_to_jax`).
+        torch_model, jax_model: Pair of models with the same weights (see `torch_to_jax`). A model of Linen, Equinox or
+            Haiku, or any function, is given by its adapter (`parity.linen` and the like), and is compared as a whole:
+            output, loss and gradients.
         inputs: One array, a tuple of arguments, a mapping of arguments by name, or `Inputs`, in the PyTorch model's
             layout. Images are N C H W in PyTorch and N H W C in JAX; an array of rank 3 to 5 that is not an image is
             passed unchanged if the JAX model accepts it.
@@ -79,6 +82,8 @@ def check(
     start = time.perf_counter()
     tell("weights and modules")
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
+    if level == "train" and isinstance(jax_model, Program):
+        raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
     proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
@@ -130,7 +135,7 @@ def check(
         settings={
             "level": level,
             "torch_model": type(torch_model).__name__,
-            "jax_model": type(jax_model).__name__,
+            "jax_model": title_of(jax_model),
             "input_shapes": [list(x.shape) for x in proof.arrays],
             "loss": None if level == "forward" or evaluation_loss is None else evaluation_loss.name,
             "seconds": round(time.perf_counter() - start, 1),
@@ -138,7 +143,7 @@ def check(
     )
 
 
-def assert_parity(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: Any, **options: Any) -> Report:
+def assert_parity(torch_model: torch.nn.Module, jax_model: nnx.Module | Adapter, inputs: Any, **options: Any) -> Report:
     """Run `check` and return its report; raise `AssertionError` with the report unless every gate holds."""
     report = check(torch_model, jax_model, inputs, **options)
     if not report.passed:

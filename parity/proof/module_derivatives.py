@@ -284,7 +284,7 @@ def _jax_derivatives(
     return Derivatives(
         {by_jax[key].torch: [np.asarray(x).conj() for x in found] for key, found in dz.items()},
         {by_jax[key].torch: [np.asarray(x).conj() for x in found] for key, found in du.items()},
-        torch_arrays(ledger, named),
+        torch_arrays(ledger, named, gradients=True),
     )
 
 

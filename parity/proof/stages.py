@@ -15,6 +15,7 @@ import torch
 from flax import nnx
 
 from parity.carry.convert import Ledger, build_ledger
+from parity.carry.program import Program
 from parity.carry.rules import Rules
 from parity.carry.wrappers import refuse_compiled, tied_modules
 from parity.causes import find_causes, find_single_causes
@@ -119,6 +120,8 @@ class Proof:
             jax_model = with_paths(jax_model)
         pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
         notes += [note, _output_note(pairing)]
+        if isinstance(jax_model, Program):
+            notes.append(f"JAX's {jax_model.title} is compared as a whole: no module inside it was")
         # In float64, so that casts to a lower precision show.
         ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
         theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)

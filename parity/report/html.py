@@ -212,6 +212,7 @@ def _carried(entry: Entry) -> str:
         f"part {part + 1} of {parts}" if parts > 1 else "",
         f"axes {', '.join(map(str, entry.axes))}" if entry.axes is not None else "",
         f"layer {entry.index} of the stack" if entry.index is not None else "",
+        "added, zero" if entry.added else "",
     ]
     return "; ".join(filter(None, ways)) or "as it is"
 

@@ -62,6 +62,8 @@ def typed(value: Any, kind: str) -> Any:
         return tuple(typed(item, kind.removeprefix("tuple[").split(",")[0]) for item in value)
     if kind.startswith("float") and (type(value) in (int, float) or value in ("inf", "-inf", "nan")):
         return float(value)
+    if kind == "bool" and isinstance(value, bool):
+        return value
     if kind.startswith("int") and type(value) is int:
         return value
     if kind.startswith("str") and isinstance(value, str) and value.count(".") <= MOST_DOTS:

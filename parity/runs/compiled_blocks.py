@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from parity.carry.program import Program
 from parity.recording.capture import ROOT, Call, Calls, Key, Recorder, opaque, resolved
 from parity.recording.inputs import Apply, positional
 from parity.recording.structure import Rebuild, flatten, tensors, with_tensors
@@ -65,7 +66,9 @@ def dotted(path: Sequence[Any]) -> str:
 
 
 def convolves(model: nnx.Module) -> bool:
-    """Return whether the model has a convolution with a kernel of more than one pixel."""
+    """Return whether the model has a convolution with a kernel of more than one pixel, or may have one."""
+    if isinstance(model, Program):
+        return any(getattr(variable, "ndim", 0) > 2 for variable in jax.tree.leaves(nnx.state(model)))
     convolutions = (module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.Conv))
     return any(math.prod(module.kernel_size) > 1 for module in convolutions)
 

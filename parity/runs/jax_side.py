@@ -301,7 +301,7 @@ class JaxSide:
         named = {dotted(path): np.asarray(grad[...]).conj() for path, grad in nnx.to_flat_state(params)}
         return Gradients(
             float(value),
-            torch_arrays(ledger, named),
+            torch_arrays(ledger, named, gradients=True),
             [_back(np.asarray(g).conj(), self.input_axes[i]) for i, g in zip(floating, input_grads, strict=True)],
             {key: [np.asarray(g).conj() for g in found] for key, found in seen.items()},
         )

@@ -1,0 +1,231 @@
+"""`equinox`: a model and, if it has one, its state.
+
+Names are the paths of attributes. The rules go by the types of the layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from parity.adapters.layouts import RANKS, attention, join, suffixed, vector
+from parity.adapters.weights import KeyPath, Weights, dotted, is_array, trained, values
+from parity.carry.program import Adapter, Program, Pure, Table
+from parity.carry.rules import LeafRule
+
+
+def equinox(model: Any, batched: bool = False, *, state: Any = None) -> EquinoxAdapter:
+    """Present an `equinox.Module` to `check`, `torch_to_jax` and all that takes a `flax.nnx.Module`.
+
+    It runs in inference mode (`equinox.nn.inference_mode`).
+
+    Args:
+        model: The model. By default it takes one example, and is mapped (`jax.vmap`) over the first axis of every
+            array among the inputs.
+        batched: Whether the model takes the whole batch itself.
+        state: The `equinox.nn.State` of a model that has one, called as `model(*inputs, state)`; what
+            `equinox.nn.make_with_state` returned beside the model.
+
+    Returns:
+        An adapter; its `model` and `state` hold the weights that `torch_to_jax` gave it.
+
+    Raises:
+        ValueError: `model` is not a callable Equinox module, or has a state that is not given.
+    """
+    import equinox as eqx
+
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], eqx.nn.State):
+        raise ValueError("this is a model with its state: write parity.equinox(model, state=state)")
+    if not isinstance(model, eqx.Module) or not callable(model):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ValueError(f"parity.equinox takes a callable equinox.Module, not {kind}")
+    if state is not None and not isinstance(state, eqx.nn.State):
+        raise ValueError(f"state is a {type(state).__name__}, not an equinox.nn.State")
+    if state is None and any(_is_index(x) for x in jax.tree.leaves(model, is_leaf=_is_index)):
+        raise ValueError("the model has a state: write parity.equinox(model, state=state), of eqx.nn.make_with_state")
+    return EquinoxAdapter(model, batched, state)
+
+
+def _is_index(leaf: Any) -> bool:
+    import equinox as eqx
+
+    return isinstance(leaf, eqx.nn.StateIndex)
+
+
+class EquinoxAdapter(Adapter):
+    """An Equinox `model` and its `state` (None: it has none)."""
+
+    def __init__(self, model: Any, batched: bool, state: Any) -> None:
+        self.model, self.batched, self.state = model, batched, state
+
+    def as_nnx(self) -> Program:
+        weights, own = self._weights(), self._state_weights()
+        variables = {name: trained(leaf)(leaf) for name, leaf in weights.arrays.items()}
+        if own is not None:
+            variables |= {name: nnx.BatchStat(leaf) for name, leaf in own.arrays.items()}
+        pure = _Call(weights.without_arrays(), None if own is None else own.without_arrays(), self.batched)
+        rules = table(self.model, tuple(variables))
+        return Program(variables, pure, rules, f"equinox {type(self.model).__name__}")
+
+    def update(self, program: Program) -> None:
+        arrays, weights, own = values(program), self._weights(), self._state_weights()
+        self.model = weights.put(arrays)
+        self.state = None if own is None else own.put(arrays)
+
+    def _weights(self) -> Weights:
+        """Return the model's arrays, without the first values of its state, which may be in it too."""
+        held = {id(x) for path, index in _indices(self.model) for x in jax.tree.leaves(index)}
+        found = {id(leaf) for leaf in jax.tree.leaves(self.model) if is_array(leaf)} - held
+        paths = {path for path, leaf in jax.tree_util.tree_flatten_with_path(self.model)[0] if id(leaf) in found}
+        return Weights.of(self.model, lambda path: dotted(path) if path in paths else None)
+
+    def _state_weights(self) -> Weights | None:
+        """Return the arrays of the state, under the attribute that holds their index."""
+        if self.state is None:
+            return None
+        names = {index.marker: dotted(path) for path, index in _indices(self.model)}
+        markers = self.state.tree_flatten()[1]
+
+        def name(path: KeyPath) -> str:
+            first = markers[path[0].key]
+            return ".".join([names.get(first, f"state_{path[0].key}"), *filter(None, [dotted(path[1:])])])
+
+        return Weights.of(self.state, name)
+
+
+def _indices(model: Any) -> list[tuple[KeyPath, Any]]:
+    found = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_index)[0]
+    return [(path, leaf) for path, leaf in found if _is_index(leaf)]
+
+
+class _Call(Pure):
+    def __init__(self, weights: Weights, state: Weights | None, batched: bool) -> None:
+        self._weights, self._state, self._batched = weights, state, batched
+
+    def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        import equinox as eqx
+
+        model = eqx.nn.inference_mode(self._weights.put(arrays))
+        state = () if self._state is None else (self._state.put(arrays),)
+        fixed = {"key": None} if "key" not in kwargs and _needs_key(model) else {}
+        leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
+        axes = [0 if isinstance(leaf, jax.Array) and leaf.ndim else None for leaf in leaves]
+
+        def one(moving: list[Any]) -> Any:
+            given = iter(moving)
+            whole = [leaf if axis is None else next(given) for leaf, axis in zip(leaves, axes, strict=True)]
+            own_args, own_kwargs = jax.tree.unflatten(structure, whole)
+            found = model(*own_args, *state, **own_kwargs, **fixed)
+            return found[0] if state else found
+
+        mapped = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
+        if self._batched or not mapped:
+            return one(mapped)
+        return eqx.filter_vmap(one, axis_name="batch")(mapped)
+
+
+def _needs_key(model: Any) -> bool:
+    """Return whether the model takes `key` and has no default for it."""
+    parameter = inspect.signature(type(model).__call__).parameters.get("key")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+# Rules
+
+
+def table(model: Any, names: Sequence[str]) -> Table:
+    """Return the rules for a model whose arrays have these names."""
+    layers = dict(_layers(model))
+    rules: list[LeafRule] = []
+    for path, layer in layers.items():
+        for short in _short(path, layers):
+            rules += (_at(rule, short, path) for rule in _rules(layer))
+    known = {rule.jax for rule in rules}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        rules += [LeafRule(join(x, leaf), name) for x in _short(path, layers) if name not in known]
+    return Table(rules, _alone(names), {path: type(layer) for path, layer in layers.items()})
+
+
+def _layers(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all modules with their paths."""
+    import equinox as eqx
+
+    yield path, model
+    inner = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: isinstance(x, eqx.Module) and x is not model)[
+        0
+    ]
+    for keys, leaf in inner:
+        if isinstance(leaf, eqx.Module) and not _is_index(leaf):
+            yield from _layers(leaf, join(path, dotted(keys)))
+
+
+def _short(path: str, layers: Mapping[str, Any]) -> list[str]:
+    """Return the path, and without the `layers` of `equinox.nn.Sequential`, as in `torch.nn.Sequential`."""
+    import equinox as eqx
+
+    parts = path.split(".")
+    kept = [
+        part
+        for i, part in enumerate(parts)
+        if not (part == "layers" and isinstance(layers.get(".".join(parts[:i])), eqx.nn.Sequential))
+    ]
+    return list(dict.fromkeys([path, ".".join(kept)]))
+
+
+def _at(rule: LeafRule, torch: str, jax: str) -> LeafRule:
+    return dataclasses.replace(rule, torch=join(torch, rule.torch), jax=join(jax, rule.jax))
+
+
+def _rules(layer: Any) -> Iterator[LeafRule]:
+    """Yield the rules of one layer, with names relative to it."""
+    import equinox as eqx
+
+    nn = eqx.nn
+    match layer:
+        case nn.Linear():
+            yield LeafRule("weight", "weight", (0, 1))
+            yield from vector("bias", "bias")
+        case nn.ConvTranspose():
+            if layer.groups == 1:
+                yield from (
+                    LeafRule("weight", "weight", (1, 0, *range(2, 2 + n)), flip=tuple(range(2, 2 + n))) for n in RANKS
+                )
+            yield from vector("bias", "bias")
+        case nn.Conv():
+            yield LeafRule("weight", "weight")
+            yield from vector("bias", "bias")
+        case nn.PReLU():
+            yield from vector("weight", "negative_slope")
+        case nn.BatchNorm():
+            held = "ema_state_index" if layer.mode == "ema" else "batch_state_index"
+            yield LeafRule("running_mean", f"{held}.0")
+            yield LeafRule("running_var", f"{held}.1")
+        case nn.MultiheadAttention():
+            names = ("query_proj", "key_proj", "value_proj", "output_proj")
+            yield from attention("", names, weight="weight", bias="bias", in_out=False)
+        case nn.LSTMCell() | nn.GRUCell():
+            yield from _cell(layer)
+
+
+def _cell(layer: Any) -> Iterator[LeafRule]:
+    import equinox as eqx
+
+    for side in ("ih", "hh"):
+        yield from (LeafRule(name, f"weight_{side}") for name in suffixed("", f"weight_{side}"))
+    yield from (LeafRule(name, "bias") for name in suffixed("", "bias_ih"))
+    for name in suffixed("", "bias_hh"):
+        if isinstance(layer, eqx.nn.LSTMCell):
+            yield LeafRule(name, "bias", added=True)
+        else:
+            yield LeafRule(name, "bias_n", None, (2, 3))
+
+
+def _alone(names: Sequence[str]) -> list[str]:
+    """Return the counters of batch norms, which PyTorch has not or does not use."""
+    return [name for name in names if name.rpartition(".")[2] in ("ema_first_time_index", "batch_counter")]

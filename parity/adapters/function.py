@@ -1,0 +1,108 @@
+"""Any function of a pytree of arrays: `f(params, *inputs)`.
+
+Names are the paths in the pytree. The rules go by the names of the tensors, and the shapes; where a matrix is square,
+the name decides, and the ledger says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from parity.adapters.layouts import TRANSPOSED, join, kernel, matrix, vector
+from parity.adapters.weights import Weights, dotted, trained, values
+from parity.carry.program import Adapter, Program, Pure, Table
+from parity.carry.rules import LeafRule
+
+IN_OUT = ("w", "W", "kernel", "weights")
+"""Names of matrices (in, out) and kernels K.. I O, as in Linen and Haiku; `weight` is in PyTorch's layout."""
+
+RENAMED = {
+    "b": ("bias",),
+    "bias": ("bias",),
+    "offset": ("bias",),
+    "beta": ("bias",),
+    "scale": ("weight",),
+    "gamma": ("weight",),
+    "g": ("weight",),
+    "embedding": ("weight",),
+    "embeddings": ("weight",),
+    "table": ("weight",),
+    "mean": ("running_mean",),
+    "var": ("running_var",),
+}
+"""Names of tensors in JAX's functions, and in PyTorch's layers."""
+
+
+def function(f: Callable[..., Any], params: Any) -> FunctionAdapter:
+    """Present a function `f(params, *inputs)` to `check`, `torch_to_jax` and all that takes a `flax.nnx.Module`.
+
+    Args:
+        f: A pure function that JAX can trace.
+        params: A pytree of arrays; leaves that are no arrays are passed as they are.
+
+    Returns:
+        An adapter; its `params` hold the weights that `torch_to_jax` gave it.
+
+    Raises:
+        ValueError: `f` is not callable, or `params` hold no array.
+    """
+    if not callable(f):
+        swapped = ": exchange the two arguments" if callable(params) else ""
+        raise ValueError(
+            f"parity.function takes f and params, for f(params, *inputs), not a {type(f).__name__}{swapped}"
+        )
+    weights = Weights.of(params, dotted)
+    if not weights.arrays:
+        raise ValueError(
+            f"params hold no array: parity.function(f, params) takes a pytree, not a {type(params).__name__}"
+        )
+    return FunctionAdapter(f, params)
+
+
+class FunctionAdapter(Adapter):
+    """A function and its `params`."""
+
+    def __init__(self, f: Callable[..., Any], params: Any) -> None:
+        self.f, self.params = f, params
+
+    def as_nnx(self) -> Program:
+        weights = Weights.of(self.params, lambda path: dotted(path) or "params")
+        variables = {name: trained(leaf)(leaf) for name, leaf in weights.arrays.items()}
+        title = f"function {getattr(self.f, '__name__', type(self.f).__name__)}"
+        return Program(variables, _Call(self.f, weights.without_arrays()), table(tuple(variables)), title)
+
+    def update(self, program: Program) -> None:
+        self.params = Weights.of(self.params, lambda path: dotted(path) or "params").put(values(program))
+
+
+class _Call(Pure):
+    def __init__(self, f: Callable[..., Any], weights: Weights) -> None:
+        self._f, self._weights = f, weights
+
+    def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self._f(self._weights.put(arrays), *args, **kwargs)
+
+
+def table(names: Sequence[str]) -> Table:
+    """Return the rules for these names."""
+    return Table([rule for name in names for rule in _leaf(name)])
+
+
+def _leaf(name: str) -> Iterator[LeafRule]:
+    path, _, leaf = name.rpartition(".")
+    weight = join(path, "weight")
+    if leaf in IN_OUT:
+        yield from matrix(weight, name)
+        yield LeafRule(weight, name, (0, 1))
+        yield from kernel(weight, name, out_in=False)
+        yield LeafRule(weight, name)
+    elif leaf == "weight":
+        yield LeafRule(weight, name, (0, 1))
+        yield LeafRule(weight, name)
+        yield LeafRule(weight, name, layer=TRANSPOSED)
+        yield from matrix(weight, name)
+        yield from kernel(weight, name, out_in=False)
+    for torch in RENAMED.get(leaf, ()):
+        yield from vector(join(path, torch), name)
+    yield LeafRule(name, name)

@@ -1,0 +1,156 @@
+"""`dm-haiku`: a transformed function, its parameters and, if it has one, its state.
+
+Names are the module paths with dots, `mlp.linear_0.w` for `mlp/~/linear_0` and `w`. The rules go by the names of the
+tensors inside a layer, since its modules exist only while it runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+
+from parity.adapters.layouts import attention, join, kernel, matrix, vector
+from parity.adapters.weights import KeyPath, Weights, key_name, trained, values
+from parity.carry.program import Adapter, Program, Pure, Table
+from parity.carry.rules import LeafRule
+
+RENAMED = {"b": "bias", "offset": "bias", "scale": "weight", "embeddings": "weight"}
+"""Names of tensors in Haiku's layers, and in PyTorch's."""
+
+AVERAGES = {"mean_ema": "running_mean", "var_ema": "running_var"}
+"""Moving averages of a batch norm; the `average` of each is what evaluation uses."""
+
+
+def haiku(transformed: Any, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> HaikuAdapter:
+    """Present a Haiku model to `check`, `torch_to_jax` and all that takes a `flax.nnx.Module`.
+
+    It runs without random numbers (`rng=None`). What switches training mode off, such as `is_training=False`, belongs
+    into the transformed function.
+
+    Args:
+        transformed: What `hk.transform` or `hk.transform_with_state` returned.
+        params: What its `init` returned; may be abstract if weights are only carried over.
+        state: The state of `hk.transform_with_state`, the second thing that its `init` returned.
+
+    Returns:
+        An adapter; its `params` and `state` hold the weights that `torch_to_jax` gave it.
+
+    Raises:
+        ValueError: `transformed` is not a transformed function, or `params` and `state` are not its own.
+    """
+    import haiku as hk
+
+    if not isinstance(transformed, hk.Transformed | hk.TransformedWithState):
+        kind = getattr(transformed, "__name__", type(transformed).__name__)
+        raise ValueError(f"parity.haiku takes what hk.transform or hk.transform_with_state returned, not {kind}")
+    with_state = isinstance(transformed, hk.TransformedWithState)
+    if not isinstance(params, Mapping):
+        two = ", the params and the state: write parity.haiku(transformed, *init)" if isinstance(params, tuple) else ""
+        raise ValueError(f"params have to be the dict that init returned, not a {type(params).__name__}{two}")
+    if with_state and state is None:
+        raise ValueError("transform_with_state needs its state: write parity.haiku(transformed, params, state)")
+    if not with_state and state is not None:
+        raise ValueError("hk.transform has no state: write parity.haiku(transformed, params), or transform_with_state")
+    return HaikuAdapter(transformed, params, state)
+
+
+class HaikuAdapter(Adapter):
+    """A transformed function, its `params` and its `state` (None: it has none)."""
+
+    def __init__(self, transformed: Any, params: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
+        self.transformed, self.params, self.state = transformed, params, state
+
+    def as_nnx(self) -> Program:
+        params, state = self._weights()
+        variables = {name: trained(leaf)(leaf) for name, leaf in params.arrays.items()}
+        variables |= {name: nnx.BatchStat(leaf) for name, leaf in state.arrays.items()}
+        pure = _Apply(self.transformed, params.without_arrays(), state.without_arrays(), self.state is not None)
+        return Program(variables, pure, table(tuple(variables)), "haiku")
+
+    def update(self, program: Program) -> None:
+        (params, state), arrays = self._weights(), values(program)
+        self.params = params.put(arrays)
+        self.state = None if self.state is None else state.put(arrays)
+
+    def _weights(self) -> tuple[Weights, Weights]:
+        params = Weights.of(self.params, _name)
+        taken = set(params.arrays)
+
+        def name(path: KeyPath) -> str:
+            return join("state", _name(path)) if _name(path) in taken else _name(path)
+
+        return params, Weights.of(self.state or {}, name)
+
+
+def _name(path: KeyPath) -> str:
+    """Return the name of a parameter, without the methods in its path (`~`, `~forward`)."""
+    parts = [part for key in path for part in key_name(key).split("/")]
+    return ".".join(part for part in parts if not part.startswith("~"))
+
+
+class _Apply(Pure):
+    def __init__(self, transformed: Any, params: Weights, state: Weights, with_state: bool) -> None:
+        self._transformed, self._params, self._state, self._with_state = transformed, params, state, with_state
+
+    def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        apply = self._transformed.apply
+        state = (self._state.put(arrays),) if self._with_state else ()
+        rng = (None,) if "rng" in inspect.signature(apply).parameters else ()
+        try:
+            found = apply(self._params.put(arrays), *state, *rng, *args, **kwargs)
+        except ValueError as error:
+            if "non-None PRNGKey" not in str(error):
+                raise
+            raise ValueError(
+                "the model draws random numbers: switch that off in the transformed function (dropout rate 0, "
+                "is_training=False)"
+            ) from error
+        return found[0] if self._with_state else found
+
+
+# Rules
+
+
+def table(names: Sequence[str]) -> Table:
+    """Return the rules for these names."""
+    inside: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for end in range(len(parts)):
+            inside.setdefault(".".join(parts[:end]), set()).add(parts[end])
+    rules: list[LeafRule] = []
+    for path, children in inside.items():
+        if {"query", "key", "value", "linear"} <= children:
+            rules += attention(path, ("query", "key", "value", "linear"), weight="w", bias="b", in_out=True)
+        if {"input_to_hidden", "hidden_to_hidden"} <= children:
+            rules += _vanilla(path)
+    alone = [name for name in names if _is_average(name) and not name.endswith(".average")]
+    return Table([*rules, *(rule for name in names for rule in _leaf(name))], alone)
+
+
+def _is_average(name: str) -> bool:
+    return any(name.rpartition(".")[0].endswith(which) for which in AVERAGES)
+
+
+def _leaf(name: str) -> Iterator[LeafRule]:
+    path, _, leaf = name.rpartition(".")
+    if leaf == "w":
+        weight = join(path, "weight")
+        yield from (*matrix(weight, name), *kernel(weight, name, out_in=True))
+    elif leaf in RENAMED:
+        yield from vector(join(path, RENAMED[leaf]), name)
+    elif leaf == "average" and _is_average(name):
+        layer, _, which = path.rpartition(".")
+        yield from vector(join(layer, AVERAGES[which]), name)
+    yield LeafRule(name, name)
+
+
+def _vanilla(path: str) -> Iterator[LeafRule]:
+    """Yield the rules of `hk.VanillaRNN`, whose two layers are the matrices of `torch.nn.RNNCell`."""
+    for side, layer in (("ih", "input_to_hidden"), ("hh", "hidden_to_hidden")):
+        for suffix in ("", "_l0"):
+            yield LeafRule(join(path, f"weight_{side}{suffix}"), join(path, f"{layer}.w"), (1, 0))
+            yield LeafRule(join(path, f"bias_{side}{suffix}"), join(path, f"{layer}.b"))

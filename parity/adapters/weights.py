@@ -1,0 +1,87 @@
+"""The arrays of a pytree by dotted name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from parity.carry.program import Program
+
+KeyPath = Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A pytree whose arrays have names (None: a leaf that stays as it is, such as a number or a generator's key)."""
+
+    names: tuple[str | None, ...]
+    leaves: tuple[Any, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: Any, name: Callable[[KeyPath], str | None]) -> Weights:
+        """
+        Raises:
+            ValueError: Two arrays have the same name.
+        """
+        found, structure = jax.tree_util.tree_flatten_with_path(tree)
+        names = tuple(name(path) if is_array(leaf) else None for path, leaf in found)
+        named = [x for x in names if x is not None]
+        twice = next((x for x in named if named.count(x) > 1), None) if len(set(named)) < len(named) else None
+        if twice is not None:
+            raise ValueError(f"two tensors of JAX are called {twice}: rename one, without dots in its name")
+        return cls(names, tuple(leaf for _, leaf in found), structure)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        return {name: leaf for name, leaf in zip(self.names, self.leaves, strict=True) if name is not None}
+
+    def put(self, arrays: Mapping[str, Any]) -> Any:
+        """Return the tree with other arrays; all names have to be in `arrays`."""
+        pairs = zip(self.names, self.leaves, strict=True)
+        return jax.tree.unflatten(self.structure, [leaf if name is None else arrays[name] for name, leaf in pairs])
+
+    def without_arrays(self) -> Weights:
+        """Return the same, without holding the arrays: they are given to `put`."""
+        leaves = (None if name is not None else leaf for name, leaf in zip(self.names, self.leaves, strict=True))
+        return dataclasses.replace(self, leaves=tuple(leaves))
+
+
+def is_array(leaf: Any) -> bool:
+    """Return whether a leaf is an array of numbers (or its shape), not a generator's key."""
+    if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return False
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def trained(leaf: Any) -> type[nnx.Variable[Any]]:
+    """Return the kind of variable of an array among the parameters: trained if it is floating."""
+    return nnx.Param if jnp.issubdtype(leaf.dtype, jnp.inexact) else nnx.Variable
+
+
+def values(program: Program) -> dict[str, Any]:
+    """Return the arrays of a program by name."""
+    return {name: getattr(program, name).get_value() for name in program.names}
+
+
+def key_name(key: Any) -> str:
+    """Return the name of one step of a path in a pytree."""
+    match key:
+        case DictKey() | FlattenedIndexKey():
+            return str(key.key)
+        case GetAttrKey():
+            return key.name
+        case SequenceKey():
+            return str(key.idx)
+    return str(key)
+
+
+def dotted(path: KeyPath) -> str:
+    return ".".join(map(key_name, path))
