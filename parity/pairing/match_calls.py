@@ -11,7 +11,6 @@ import torch
 from flax import nnx
 
 from parity.carry.jax_names import every_path
-from parity.carry.program import Program
 from parity.carry.rules import Rules, matches
 from parity.pairing.shapes import Shapes, jax_shapes, torch_shapes
 from parity.precision.by_design import Design
@@ -125,15 +124,17 @@ def pair_calls(
     arrays: Sequence[np.ndarray],
     rules: Rules,
     owner: torch.nn.Module | None = None,
+    *,
+    whole: bool = False,
 ) -> Pairing:
     """Pair all calls of both models, in the order in which PyTorch's calls return.
 
     The pairs refer to the modules of `owner` (by default the side's own), so that the side can be freed. Only modules
     without any tensors (an activation, a dropout, a reshape) may lack a partner: they are judged as part of the
-    enclosing module. If JAX's model is a `Program`, only the calls of the models themselves are paired.
+    enclosing module. With `whole`, only the calls of the models themselves are paired.
 
     Raises:
-        ValueError: Some modules have no partner; all of them are listed.
+        UnpairedError: Some modules have no partner; all of them are listed.
     """
     ours, theirs = torch_shapes(torch_side, arrays, jax_side.input_axes), jax_shapes(jax_side, arrays)
     modules = dict((owner or torch_side.model).named_modules())
@@ -143,10 +144,9 @@ def pair_calls(
     here = set(names.values())
     there = {".".join(map(str, path)) for path, _ in nnx.iter_modules(jax_side.model)}
     partners = {(path, i): (names[path], i) for path, i in ours.calls if (names[path], i) in theirs}
-    whole = isinstance(jax_side.model, Program)
     for key, shapes in ours.calls.items():
         path, _ = key
-        if whole and path:
+        if whole and key != ROOT:
             continue
         if key in partners:
             try:
@@ -161,7 +161,7 @@ def pair_calls(
             problems.append(f"{_label(key)} of PyTorch has no partner in JAX")
         else:
             unpaired.append(f"{_label(key)} of PyTorch")
-    for key in theirs.keys() - set(partners.values()):
+    for key in () if whole else theirs.keys() - set(partners.values()):
         allowed = matches(key[0], rules.unpaired) or rules.in_stack(key[0], torch_side=False) or key[0] in here
         allowed = allowed or _inside_fused(jax_side.model, key[0], rules)
         allowed = allowed or _only_holds(jax_side.model, key[0], {draft.pair.jax[0] for draft in drafts}, rules)
@@ -172,7 +172,7 @@ def pair_calls(
     if not drafts and not problems and not different:
         problems.append("no module was called on both sides")
     if problems:
-        raise ValueError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
+        raise UnpairedError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
     pairs = _decided(drafts, torch_side, jax_side, arrays)
     unpaired += [
         f"the inputs of {_label(x.torch)}: other tensors come in on either side" for x in pairs if x.inputs is None
@@ -265,6 +265,10 @@ def _label(key: Key) -> str:
 def _name(key: Key) -> str:
     path, index = key
     return path if index == 0 else f"{path}#{index + 1}"
+
+
+class UnpairedError(ValueError):
+    """Modules have no partner by name."""
 
 
 class _SideResultError(ValueError):

@@ -50,8 +50,8 @@ def check(
 
     Args:
         torch_model, jax_model: Pair of models with the same weights (see `torch_to_jax`). A model of Linen, Equinox or
-            Haiku, or any function, is given by its adapter (`parity.linen` and the like), and is compared as a whole:
-            output, loss and gradients.
+            Haiku, or any function, is given by its adapter (`parity.linen` and the like). Its modules are compared by
+            their values (see `parity.trace`), as are those of a `flax.nnx.Module` with other modules than PyTorch's.
         inputs: One array, a tuple of arguments, a mapping of arguments by name, or `Inputs`, in the PyTorch model's
             layout. Images are N C H W in PyTorch and N H W C in JAX; an array of rank 3 to 5 that is not an image is
             passed unchanged if the JAX model accepts it.
@@ -94,9 +94,14 @@ def check(
         again = other.forward(tell=tell)
         if sum(not row.passed for row in again) < sum(not row.passed for row in forward):
             proof, forward = other, again
-    rows += forward
     causes: tuple[Cause, ...] = ()
-    if fails(rows, mode="forced"):
+    traced = None
+    if proof.by_values:
+        tell("every module, by its values")
+        traced = proof.traced(forward)
+        forward, causes = traced.merged(forward), traced.causes
+    rows += forward
+    if fails(rows, mode="forced") and not (traced and traced.located):
         tell("causes")
         causes = proof.causes([row for row in rows if not is_small(row)])  # relF does not resolve small elements
     if not proof.pairing.comparable and level != "forward":
@@ -126,8 +131,8 @@ def check(
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
-        layers=tuple((pair.name, type(pair.module).__name__) for pair in proof.pairing.pairs),
-        unpaired=proof.pairing.unpaired,
+        layers=(*(traced.layers if traced else ()), *((p.name, type(p.module).__name__) for p in proof.pairing.pairs)),
+        unpaired=(*proof.pairing.unpaired, *(traced.absent if traced else ())),
         causes=causes,
         formats=tuple(format_figures),
         notes=proof.all_notes,

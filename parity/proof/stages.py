@@ -33,7 +33,7 @@ from parity.judgement.unverified import cancelled, unverified_gradients, unverif
 from parity.measure import cancellation
 from parity.measure.gates import Gates, Row
 from parity.pairing.input_layouts import fitting_inputs
-from parity.pairing.match_calls import Pair, Pairing, aligned, pair_calls, with_design
+from parity.pairing.match_calls import Pair, Pairing, UnpairedError, aligned, pair_calls, with_design
 from parity.pairing.repeated_calls import paired_by_value
 from parity.pairing.shapes import Shapes
 from parity.proof.float32_leaks import gradient_leaks, leaks
@@ -49,6 +49,7 @@ from parity.runs.jax_side import JaxSide, Run
 from parity.runs.losses import Loss, default_loss
 from parity.runs.memory import release
 from parity.runs.torch_side import Arrays, Gradients, TorchSide
+from parity.trace.stage import Traced, traced_rows
 from parity.training_mode.train_mode import training_rows
 
 PRECISIONS = ("float64", "float32")
@@ -87,6 +88,8 @@ class Proof:
     apply: Apply = positional
     notes: list[str] = dataclasses.field(default_factory=list)
     """Notes on what the stages so far did not verify."""
+    by_values: bool = False
+    """Whether the modules are compared by their values, since they do not correspond by name: see `parity.trace`."""
 
     @classmethod
     def of(
@@ -118,10 +121,14 @@ class Proof:
         theirs, note = fitting_inputs(ours, theirs, arguments.arrays, rules)
         if has_paths(theirs.model):
             jax_model = with_paths(jax_model)
-        pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model)
+        by_values = isinstance(jax_model, Program)
+        try:
+            pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model, whole=by_values)
+        except UnpairedError as error:
+            by_values = True
+            pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model, whole=True)
+            notes.append(f"modules are compared by their values, since they do not correspond by name ({error})")
         notes += [note, _output_note(pairing)]
-        if isinstance(jax_model, Program):
-            notes.append(f"JAX's {jax_model.title} is compared as a whole: no module inside it was")
         # In float64, so that casts to a lower precision show.
         ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
         theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)
@@ -138,6 +145,7 @@ class Proof:
             memory,
             arguments.apply,
             [text for text in notes if text is not None],
+            by_values,
         )
 
     def in_other_order(self) -> Proof | None:
@@ -304,6 +312,13 @@ class Proof:
         wanted = self.torch_side("float64").forward(self.arrays, only={root.torch})[root.torch]
         given = self.jax_side("float32").forward(self.arrays, only={root.jax})[root.jax]
         return output_errors(wanted, given, root.output_axes)
+
+    def traced(self, rows: Sequence[Row]) -> Traced:
+        """Compare every module by its values; `rows` are those of the models' outputs."""
+        release()
+        differ = fails(rows, kind="output", mode="free", precision="float64")
+        sides = self.torch_side("float64"), self.jax_side("float64")
+        return traced_rows(*sides, self.arrays, self.gates, differ=differ)
 
     def causes(self, rows: Sequence[Row]) -> tuple[Cause, ...]:
         """Return the causes of failing modules as far as they can be determined: see `parity.causes`."""

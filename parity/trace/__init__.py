@@ -1,0 +1,1 @@
+"""Find the values of a PyTorch model among the values of a JAX program, whatever the program's structure."""

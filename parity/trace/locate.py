@@ -1,0 +1,278 @@
+"""Locate every difference between a PyTorch model and a JAX program, in one pass over the model's modules.
+
+The values of both are matched. Where they first differ, the value that JAX computes in place of PyTorch's is replaced
+by PyTorch's, and the program runs again: what still differs is wrong by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from parity.runs.torch_side import TorchSide
+from parity.trace.fingerprint import Fingerprint
+from parity.trace.jax_values import Step, run
+from parity.trace.layout import Layout, closest
+from parity.trace.match import Matches, Replaced, match
+from parity.trace.program import Program
+from parity.trace.order import Misplaced, equal_numbers, misplaced
+from parity.trace.regions import Region, first_regions, missing
+from parity.trace.source import jax_line
+from parity.trace.torch_operations import TorchTrace, Values, operation_values
+
+CANDIDATES = 12
+"""Number of values of JAX that are compared in full with a missing value of PyTorch."""
+
+TRIES = 3
+"""Number of values of JAX that are tried in place of a missing value of PyTorch, the closest first."""
+
+MOST_RUNS = 200
+"""Maximum number of runs of the JAX program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A value of JAX that may stand for one of PyTorch's: its number, relF, and its array in PyTorch's layout."""
+
+    number: int
+    error: float
+    layout: Layout
+    array: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A region of operations that differs by itself.
+
+    Attributes:
+        region: The operations of PyTorch.
+        candidates: For each of its operations, the values of JAX that are closest, the closest first.
+        lines: Lines of the JAX code that compute the region, in order, the first that differs first.
+        matches: The values of JAX when the region was found.
+        wanted: PyTorch's results of the region's ends.
+        misplaced: The value that the region is computed from, if JAX has its numbers in another order: then that is
+            the difference.
+    """
+
+    region: Region
+    candidates: Mapping[int, Sequence[Candidate]]
+    lines: tuple[str, ...]
+    matches: Matches
+    wanted: Mapping[int, np.ndarray]
+    misplaced: Misplaced | None = None
+
+    def best(self, operation: int) -> Candidate | None:
+        return next(iter(self.candidates.get(operation, ())), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """All differences, and the matches of the last run, in which they are replaced.
+
+    `complete` is false if a difference could not be replaced, so that what follows it was not compared.
+    """
+
+    differences: tuple[Difference, ...]
+    first: Matches
+    last: Matches
+    replaced: Replaced
+    complete: bool
+
+
+def locate(
+    side: TorchSide, arrays: Sequence[np.ndarray], trace: TorchTrace, program: Program, *, every: bool = True
+) -> Located:
+    """Find all differences, or without `every` only match the values. Everything is in float64."""
+    first = matches = match(trace, program, {})
+    if not every:
+        return Located((), first, matches, {}, True)
+    replaced: dict[int, tuple[np.ndarray, Layout]] = {}
+    differences: list[Difference] = []
+    for _ in range(MOST_RUNS):
+        regions = first_regions(trace, matches)
+        if not regions:
+            return Located(tuple(differences), first, matches, replaced, True)
+        values = operation_values(side, arrays, {i for region in regions for i in region.operations})
+        found = _differences(regions, trace, matches, program, replaced, values)
+        differences += found
+        step = _replaced(found, trace, program, replaced)
+        if step is None:
+            break
+        replaced, matches = step
+    return Located(tuple(differences), first, matches, replaced, False)
+
+
+def _differences(
+    regions: Sequence[Region],
+    trace: TorchTrace,
+    matches: Matches,
+    program: Program,
+    replaced: Replaced,
+    values: Mapping[int, Values],
+) -> list[Difference]:
+    equal = {number for numbers in matches.operations for number in numbers}
+    wanted = {
+        operation: _similar(trace.operations[operation].values, matches, region, equal)
+        for region in regions
+        for operation in region.operations
+    }
+    arrays = captured(program, replaced, {number for numbers in wanted.values() for number in numbers})
+    found = []
+    for region in regions:
+        candidates = {op: _ranked(wanted[op], arrays, values[op].result) for op in region.operations if op in values}
+        ends = {end: values[end].result for end in region.ends}
+        lines = _lines(region, candidates, matches, equal)
+        found.append(Difference(region, candidates, lines, matches, ends))
+    return [_with_order(difference, program, replaced, values) for difference in found]
+
+
+def _with_order(
+    difference: Difference, program: Program, replaced: Replaced, values: Mapping[int, Values]
+) -> Difference:
+    """Look at the order of the numbers that the region's first operation is computed from."""
+    first = difference.region.operations[0]
+    best = difference.best(first)
+    before = len(difference.matches.inputs) if best is None else best.number
+    equal = [equal_numbers(x, difference.matches, before) for x in values[first].given]
+    arrays = captured(program, replaced, {number for numbers in equal for number in numbers})
+    for tensor, numbers in zip(values[first].given, equal, strict=True):
+        found = misplaced(tensor, numbers, arrays, difference.matches)
+        if found is not None:
+            return dataclasses.replace(difference, misplaced=found, lines=found.lines)
+    return difference
+
+
+def _similar(values: Fingerprint, matches: Matches, region: Region, equal: Collection[int]) -> list[int]:
+    """Return the values of JAX that may stand for a missing one: computed from the same, of the same size."""
+    behind = _computed_from(matches, region.known)
+    numbers = [n for n in behind if n in matches.values and n not in equal]
+    numbers = [n for n in numbers if matches.values[n].values.size == values.size]
+
+    def distance(number: int) -> float:
+        other = matches.values[number].values
+        with np.errstate(all="ignore"):
+            apart = np.abs(other.sums - values.sums) / np.maximum(values.scales, 1e-300)
+        return float(np.nan_to_num(apart, nan=math.inf).max())
+
+    nearest = set(sorted(numbers, key=distance)[:CANDIDATES]) | set(numbers[:CANDIDATES])
+    # Where JAX lacks an operation, an operand takes the place of its result.
+    passed = {n for n in region.known if matches.values[n].values.size == values.size}
+    return sorted(nearest | passed)
+
+
+def _computed_from(matches: Matches, known: Collection[int]) -> list[int]:
+    """Return, in order, what JAX computes from all of the values `known`, else from any of them; all if there are none."""
+    if not known:
+        return list(range(len(matches.inputs)))
+    each = [matches.descend([number]) for number in known]
+    return sorted(set.intersection(*each) or set.union(*each))
+
+
+def captured(program: Program, replaced: Replaced, numbers: Collection[int]) -> dict[int, np.ndarray]:
+    """Run the program and return the values with these numbers."""
+    found: dict[int, np.ndarray] = {}
+
+    def seen(step: Step) -> Any:
+        new = replaced.get(step.number)
+        array = np.asarray(step.array, np.float64) if new is None else new[1].to_jax(new[0], step.array.shape)
+        if step.number in numbers:
+            found[step.number] = array
+        return None if new is None else array
+
+    run(program.closed, program.arguments, seen)
+    return found
+
+
+def _ranked(numbers: Sequence[int], arrays: Mapping[int, np.ndarray], wanted: np.ndarray) -> list[Candidate]:
+    """Return the candidates by relF; of equal ones, the first computed is first."""
+    found = []
+    for number in numbers:
+        best = closest(arrays[number], wanted) if number in arrays and np.isfinite(arrays[number]).all() else None
+        if best is not None:
+            found.append(Candidate(number, best[0], best[1], best[1].to_torch(arrays[number])))
+    return sorted(found, key=lambda x: (float(f"{x.error:.3e}"), x.number))
+
+
+def _lines(
+    region: Region, candidates: Mapping[int, Sequence[Candidate]], matches: Matches, equal: Collection[int]
+) -> tuple[str, ...]:
+    """Return the lines of JAX between the equal values and the values that stand for the region's results."""
+    ends = {candidates[end][0].number for end in region.ends if candidates.get(end)}
+    before = _sources(matches, ends)
+    inside = [n for n in _computed_from(matches, region.known) if n in before and n in matches.values and n not in equal]
+    first = next((c[0].number for op in region.operations if (c := candidates.get(op)) and c[0].error < CLOSE), None)
+    numbers = ([] if first is None else [first]) + inside
+    lines = [jax_line(matches.values[number].eqn) for number in numbers]
+    return tuple(dict.fromkeys(line for line in lines if line))
+
+
+CLOSE = 0.5
+"""relF up to which a value of JAX is taken for the wrong version of PyTorch's."""
+
+
+def _sources(matches: Matches, numbers: Collection[int]) -> set[int]:
+    """Return everything that these values are computed from, and these."""
+    found = set(numbers)
+    for number in reversed(range(len(matches.inputs))):
+        if number in found:
+            found |= matches.inputs[number]
+    return found
+
+
+def _replaced(
+    differences: Sequence[Difference],
+    trace: TorchTrace,
+    program: Program,
+    replaced: Replaced,
+) -> tuple[dict[int, tuple[np.ndarray, Layout]], Matches] | None:
+    """Replace the ends of the regions by PyTorch's values and match again; None if no replacement explains more."""
+    users = trace.users()
+    following = {user for difference in differences for end in difference.region.ends for user in users[end]}
+    best: tuple[int, dict[int, tuple[np.ndarray, Layout]], Matches] | None = None
+    for attempt in range(TRIES):
+        new = dict(replaced)
+        for difference in differences:
+            new.update(_replacement(difference, attempt))
+        if len(new) == len(replaced):
+            break
+        found = match(trace, program, new)
+        if following.isdisjoint(missing(trace, found)):
+            return new, found
+        explained = sum(map(bool, found.operations))
+        if best is None or explained > best[0]:
+            best = explained, new, found
+    before = sum(map(bool, differences[0].matches.operations))
+    return None if best is None or best[0] <= before + len(differences) else best[1:]
+
+
+def _replacement(difference: Difference, attempt: int) -> dict[int, tuple[np.ndarray, Layout]]:
+    """Return PyTorch's values in place of the candidates with index `attempt`."""
+    order = difference.misplaced
+    if order is not None:
+        return {order.number: (order.wanted, order.layout)}
+    found: dict[int, tuple[np.ndarray, Layout]] = {}
+    for end in difference.region.ends:
+        candidates = difference.candidates.get(end, ())
+        if candidates:
+            chosen = candidates[min(attempt, len(candidates) - 1)]
+            copies = _copies(chosen, difference.matches)
+            found.update({number: (difference.wanted[end], layout) for number, layout in copies})
+    return found
+
+
+def _copies(chosen: Candidate, matches: Matches) -> list[tuple[int, Layout]]:
+    """Return the chosen value, and others that are equal to it and have the same shape."""
+    own = matches.values[chosen.number]
+    others = [
+        number
+        for number, value in matches.values.items()
+        if value.shape == own.shape
+        and value.values.size == own.values.size
+        and not value.rearranges
+        and bool(own.values.matches(value.values.sums))
+    ]
+    return [(number, chosen.layout) for number in {chosen.number, *others}]

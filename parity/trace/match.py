@@ -1,0 +1,117 @@
+"""Match the operations of a PyTorch model with the values of a JAX program, by fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from parity.trace.fingerprint import Fingerprint
+from parity.trace.jax_values import SAME_VALUES, Step, run
+from parity.trace.layout import Layout
+from parity.trace.program import Program
+from parity.trace.torch_operations import ModuleCall, TorchTrace
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value of the JAX program whose size also occurs in PyTorch: its place, shape and fingerprint."""
+
+    eqn: Any
+    shape: tuple[int, ...]
+    values: Fingerprint
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether the equation only rearranges the elements of its operand."""
+        return self.eqn.primitive.name in SAME_VALUES
+
+
+Replaced = Mapping[int, tuple[np.ndarray, Layout]]
+"""Number of a value of JAX -> PyTorch's array to put in its place, and its layout in JAX."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """Which values of a JAX program are results of PyTorch's operations.
+
+    Attributes:
+        values: The values of JAX by number, those whose size occurs in PyTorch.
+        inputs: For every number, those that it was computed from.
+        operations: For every operation of PyTorch, the numbers of the equal values of JAX.
+        outputs: The same for every output of every module call.
+    """
+
+    values: Mapping[int, Value]
+    inputs: Sequence[frozenset[int]]
+    operations: Sequence[Sequence[int]]
+    outputs: Mapping[tuple[Any, int], Sequence[int]]
+
+    def descend(self, numbers: Collection[int]) -> set[int]:
+        """Return everything that was computed from the values `numbers`, and these."""
+        found = set(numbers)
+        for number, sources in enumerate(self.inputs):
+            if not found.isdisjoint(sources):
+                found.add(number)
+        return found
+
+
+class _Targets:
+    """Fingerprints to look for, by size."""
+
+    def __init__(self, prints: Sequence[Fingerprint]) -> None:
+        by_size: dict[int, list[int]] = {}
+        for i, values in enumerate(prints):
+            if values.identifies:
+                by_size.setdefault(values.size, []).append(i)
+        self.prints = prints
+        self.by_size = {size: (found, np.stack([prints[i].sums for i in found])) for size, found in by_size.items()}
+        self.sizes = {values.size for values in prints}
+
+    def equal(self, values: Fingerprint) -> list[int]:
+        """Return the targets with the same values."""
+        if values.size not in self.by_size or not values.identifies:
+            return []
+        indices, sums = self.by_size[values.size]
+        return [indices[int(i)] for i in np.flatnonzero(values.matches(sums))]
+
+
+def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
+    """Run the JAX program with some values replaced by PyTorch's, and match its values."""
+    outputs = [(call.key, i) for call in trace.calls for i in range(len(call.outputs))]
+    prints = [op.values for op in trace.operations] + [x.values for call in trace.calls for x in call.outputs]
+    targets = _Targets(prints)
+    found: list[list[int]] = [[] for _ in prints]
+    values: dict[int, Value] = {}
+    inputs: list[frozenset[int]] = []
+
+    def seen(step: Step) -> Any:
+        inputs.extend(frozenset() for _ in range(step.number - len(inputs)))
+        inputs.append(step.inputs)
+        new = replaced.get(step.number)
+        array = np.asarray(step.array) if new is None else new[1].to_jax(new[0], step.array.shape)
+        if _may_match(array.shape, targets.sizes):
+            values[step.number] = value = Value(step.eqn, array.shape, Fingerprint.of(array))
+            for i in targets.equal(value.values):
+                found[i].append(step.number)
+        return None if new is None else array
+
+    run(program.closed, program.arguments, seen)
+    count = len(trace.operations)
+    return Matches(values, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)))
+
+
+def _may_match(shape: tuple[int, ...], sizes: Collection[int]) -> bool:
+    """Return whether an array of this shape has a wanted size, possibly after removing repetitions along axes."""
+    reachable = {1}
+    for n in shape:
+        reachable |= {size * n for size in reachable}
+    return not reachable.isdisjoint(sizes) and any(size > 1 for size in reachable)
+
+
+def located(call: ModuleCall, matches: Matches) -> list[int] | None:
+    """Return the number of a value of JAX for every output of a module call; None if one is missing."""
+    found = [matches.outputs[call.key, i] for i in range(len(call.outputs))]
+    return [numbers[0] for numbers in found] if found and all(found) else None

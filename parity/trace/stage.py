@@ -1,0 +1,250 @@
+"""The stage of a check that compares every module by its values, where JAX's modules do not correspond to PyTorch's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from parity.carry.arrays import first_line
+from parity.causes.find_cause import name_causes
+from parity.measure.gates import Gates, Row, rel_f
+from parity.pairing.match_calls import Pair
+from parity.recording.capture import ROOT, Call, Key
+from parity.report.findings import Cause
+from parity.runs.jax_side import JaxSide
+from parity.runs.torch_side import TorchSide
+from parity.trace.fingerprint import Fingerprint
+from parity.trace.layout import closest
+from parity.trace.locate import Difference, Located, captured, locate
+from parity.trace.match import Matches, located
+from parity.trace.program import Program, traced
+from parity.trace.regions import name, receiver, returned
+from parity.trace.torch_operations import ModuleCall, Tensor, TorchTrace, trace_torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """Result of the stage.
+
+    Attributes:
+        rows: A free row for every module whose output JAX computes, and a forced row for every difference.
+        layers: (name, PyTorch type) of the compared module calls, in the order in which they return.
+        absent: Modules whose outputs JAX does not compute by themselves.
+        causes: Causes of the differences, where they were found.
+        notes: What was not verified.
+    """
+
+    rows: tuple[Row, ...]
+    layers: tuple[tuple[str, str], ...]
+    absent: tuple[str, ...]
+    causes: tuple[Cause, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def located(self) -> bool:
+        """Whether a difference was found in the values of both models."""
+        return any(not row.passed for row in self.rows)
+
+    def merged(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows of the models' outputs and these.
+
+        A forced row of the model's output is left out if a difference was located: the model is not wrong by itself.
+        """
+        outer = [row for row in rows if not (self.located and row.mode == "forced" and row.kind == "output")]
+        return [*self.rows, *outer]
+
+
+def traced_rows(
+    ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray], gates: Gates, *, differ: bool
+) -> Traced:
+    """Compare all modules of `ours` with the values of `theirs`, both in float64.
+
+    Args:
+        differ: Whether the models' outputs differ: only then are the differences located.
+    """
+    try:
+        trace, program = trace_torch(ours, arrays), traced(theirs, arrays)
+    except Exception as error:  # third-party code may raise anything when it is followed
+        note = f"no module was compared, since the models cannot be followed step by step ({first_line(error)})"
+        return Traced((), (), (), (), (note,))
+    with theirs.switches():
+        found = locate(ours, arrays, trace, program, every=differ)
+        rows, absent = _equal_modules(ours, arrays, trace, program, found, gates)
+    notes: list[str] = []
+    causes: tuple[Cause, ...] = ()
+    if differ:
+        named = dict(_failing(trace, found, gates))
+        rows += named.values()
+        with ours.wide():
+            causes = _causes(ours, arrays, trace, found, rows, notes)
+        if not found.complete:
+            last = found.differences[-1].region.owner if found.differences else ROOT
+            notes.append(f"what follows {name(last) or 'the model'} was not compared, since it cannot be replaced")
+    modules = dict(ours.model.named_modules())
+    compared = {row.name for row in rows} | {name(difference.region.owner) for difference in found.differences}
+    layers = [(name(call.key), type(modules[call.key[0]]).__name__) for call in trace.calls]
+    return Traced(
+        tuple(rows), tuple(layer for layer in layers if layer[0] in compared), tuple(absent), causes, tuple(notes)
+    )
+
+
+def _equal_modules(
+    ours: TorchSide,
+    arrays: Sequence[np.ndarray],
+    trace: TorchTrace,
+    program: Program,
+    found: Located,
+    gates: Gates,
+) -> tuple[list[Row], list[str]]:
+    """Return a row for every module whose outputs were found, with relF in the layout that fits best; and the others."""
+    places = {call.key: located(call, found.first) for call in trace.calls if call.key != ROOT and call.outputs}
+    wanted = {key: numbers for key, numbers in places.items() if numbers}
+    absent = [f"{name(key)} of PyTorch" for key, numbers in places.items() if not numbers]
+    rows = []
+    for section in _sections(trace, wanted):
+        oracle = ours.forward(arrays, only=set(section))
+        values = captured(program, {}, {number for key in section for number in wanted[key]})
+        for key in section:
+            floats = [oracle[key].outputs[x.index] for x in _call(trace, key).outputs]
+            error = max(_error(values[n], x) for n, x in zip(wanted[key], floats, strict=True))
+            if error <= gates.f64:
+                rows.append(Row(name(key), "layer", "free", "float64", error, gates.f64))
+            else:
+                absent.append(f"{name(key)} of PyTorch: JAX has its numbers in another order")
+    return rows, absent
+
+
+SECTION_BYTES = 512 * 2**20
+"""Size of the values of one framework that are held at once."""
+
+
+def _sections(trace: TorchTrace, wanted: Mapping[Key, Sequence[int]]) -> Iterator[list[Key]]:
+    section: list[Key] = []
+    size = 0
+    for call in trace.calls:
+        if call.key in wanted:
+            needed = 8 * sum(math.prod(x.shape) for x in (*call.inputs, *call.outputs))
+            if section and size + needed > SECTION_BYTES:
+                yield section
+                section, size = [], 0
+            section.append(call.key)
+            size += needed
+    if section:
+        yield section
+
+
+def _call(trace: TorchTrace, key: Key) -> ModuleCall:
+    return next(call for call in trace.calls if call.key == key)
+
+
+def _error(value: np.ndarray, wanted: np.ndarray) -> float:
+    best = closest(value, wanted)
+    return math.inf if best is None else best[0]
+
+
+def _failing(trace: TorchTrace, found: Located, gates: Gates) -> Iterator[tuple[tuple[str, str], Row]]:
+    """Yield a failing row for every difference: what a module returns, or what it passes to an inner module."""
+    for difference in found.differences:
+        note = _note(trace, difference)
+        for place in _places(trace, difference):
+            where, kind = (place.call.key, "calls") if place.into else (place.call.key, "layer")
+            if where == ROOT:
+                kind = "output"
+            error = max(place.error, 2 * gates.f64)
+            yield (name(where), kind), Row(name(where), kind, "forced", "float64", error, gates.f64, note=note)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A wrong tensor: an input of a module (`into`), which its caller computed, or an output.
+
+    `value` and `right` are the value of JAX and PyTorch's in one layout; None if JAX has no such value. `tensor` is the
+    input or output; None if it is a result in between.
+    """
+
+    call: ModuleCall
+    into: bool
+    tensor: Tensor | None
+    value: np.ndarray | None
+    right: np.ndarray
+
+    @property
+    def error(self) -> float:
+        return math.inf if self.value is None else rel_f(self.value, self.right)
+
+    def as_in(self, tensor: np.ndarray) -> np.ndarray:
+        """Return the value in the layout in which the right value is `tensor`: a view of it."""
+        view = closest(self.right, tensor)
+        assert self.value is not None, "a value that JAX lacks has no layout"
+        return self.value.reshape(tensor.shape) if view is None else view[1].to_torch(self.value)
+
+
+def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
+    region, order = difference.region, difference.misplaced
+    owner = next((call for call in trace.calls if call.key == region.owner), None)
+    if order is not None:
+        size = order.wanted.size
+        taken = [x for x in owner.inputs if x.values.size == Fingerprint.of(order.wanted).size] if owner else []
+        if owner is not None and owner.key != ROOT and taken and size:
+            yield _Place(owner, True, taken[0], order.array, order.wanted)
+            return
+    for end in region.ends:
+        best = difference.best(end)
+        value = None if best is None else best.array
+        out, into = returned(trace, region, end), receiver(trace, region, end)
+        if out is not None:
+            yield _Place(out[0], False, out[1], value, difference.wanted[end])
+        elif into is not None:
+            yield _Place(into[0], True, into[1], value, difference.wanted[end])
+        elif owner is not None:
+            yield _Place(owner, False, None, value, difference.wanted[end])
+
+
+def _note(trace: TorchTrace, difference: Difference) -> str:
+    """Say where the difference is, in both programs."""
+    first = trace.operations[difference.region.operations[0]]
+    where = f" at {first.where}" if first.where else ""
+    lines = f", in JAX {', '.join(difference.lines[:6])}" if difference.lines else ""
+    what = "the right numbers in another order, first used by" if difference.misplaced else "first differs:"
+    return f"{what} {first.name}{where} in PyTorch{lines}"
+
+
+def _causes(
+    ours: TorchSide,
+    arrays: Sequence[np.ndarray],
+    trace: TorchTrace,
+    found: Located,
+    rows: Sequence[Row],
+    notes: list[str],
+) -> tuple[Cause, ...]:
+    """Search the causes of the differences, with JAX's values in PyTorch's layout as the wrong ones."""
+    gave: dict[Key, dict[int, _Place]] = {}
+    taken: dict[Key, dict[int, _Place]] = {}
+    for place in (place for difference in found.differences for place in _places(trace, difference)):
+        if place.value is not None and place.tensor is not None:
+            (taken if place.into else gave).setdefault(place.call.key, {})[place.tensor.index] = place
+    oracle = ours.forward(arrays, only=gave.keys() | taken.keys())
+    pairs = [_pair(ours.model, call, taken.get(call.key, {})) for call in trace.calls if _held(call, found.last, gave)]
+    calls = {}
+    for key in gave.keys() | taken.keys():
+        inputs = oracle[key].inputs or []
+        given = [taken[key][i].as_in(inputs[i]) for i in sorted(taken.get(key, {}))]
+        outputs = [gave[key][i].as_in(x) if i in gave.get(key, {}) else x for i, x in enumerate(oracle[key].outputs)]
+        calls[key] = Call(given, outputs)
+    return name_causes(ours.model, ours.inputs(arrays), pairs, calls, rows, notes, apply=ours.apply)
+
+
+def _held(call: ModuleCall, matches: Matches, wrong: Mapping[Key, object]) -> bool:
+    """Whether a module is judged by itself: its outputs are among JAX's values, or it is the one that is wrong."""
+    return call.key == ROOT or call.key in wrong or located(call, matches) is not None
+
+
+def _pair(model: torch.nn.Module, call: ModuleCall, taken: Mapping[int, object]) -> Pair:
+    inputs = tuple(sorted(taken))
+    outputs = max((x.index for x in call.outputs), default=-1) + 1
+    module = model.get_submodule(call.key[0])
+    return Pair(call.key, call.key, module, inputs, (None,) * len(inputs), (None,) * outputs)

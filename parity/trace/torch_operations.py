@@ -1,0 +1,203 @@
+"""Record every operation of a PyTorch model: its values as a fingerprint, its line, and what it was computed from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from parity.carry.convert import to_numpy
+from parity.recording.capture import Key
+from parity.recording.structure import tensors
+from parity.runs.torch_side import TorchSide
+from parity.trace.fingerprint import Fingerprint
+from parity.trace.source import torch_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One floating result of an operation.
+
+    Attributes:
+        name: Operation of PyTorch, e.g. "addmm".
+        where: File and line of the model's code.
+        owner: Call of the innermost module that runs the operation.
+        inputs: Indices of the operations whose results it uses.
+        shape: Shape of the result.
+        values: Fingerprint of the result.
+    """
+
+    name: str
+    where: str
+    owner: Key
+    inputs: frozenset[int]
+    shape: tuple[int, ...]
+    values: Fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A floating tensor that a module takes or returns, and the operations that computed it.
+
+    `index` is its position among all tensors that the module takes or returns.
+    """
+
+    index: int
+    operations: frozenset[int]
+    shape: tuple[int, ...]
+    values: Fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleCall:
+    """A call of a module: its tensors, and the range of the operations between its start and its end."""
+
+    key: Key
+    operations: range
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchTrace:
+    """All operations of one forward pass, in order, and the calls of the modules, in the order in which they return."""
+
+    operations: tuple[Operation, ...]
+    calls: tuple[ModuleCall, ...]
+
+    def users(self) -> list[list[int]]:
+        """Return for every operation the operations that use its result."""
+        found: list[list[int]] = [[] for _ in self.operations]
+        for i, operation in enumerate(self.operations):
+            for source in operation.inputs:
+                found[source].append(i)
+        return found
+
+
+def trace_torch(side: TorchSide, arrays: Sequence[np.ndarray]) -> TorchTrace:
+    """Run the model once without gradients and record its operations."""
+    recorder = _Recorder()
+    with recorder.hooks(side.model), torch.no_grad(), side.wide(), recorder:
+        side.apply(side.model, side.inputs(arrays))
+    return TorchTrace(tuple(recorder.operations), tuple(recorder.calls))
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """The floating tensors that an operation takes, as it takes them, and its result."""
+
+    given: tuple[np.ndarray, ...]
+    result: np.ndarray
+
+
+def operation_values(
+    side: TorchSide, arrays: Sequence[np.ndarray], wanted: Collection[int]
+) -> Mapping[int, Values]:
+    """Run the model again and return the values of the operations with these indices."""
+    recorder = _Recorder(frozenset(wanted))
+    with recorder.hooks(side.model), torch.no_grad(), side.wide(), recorder:
+        side.apply(side.model, side.inputs(arrays))
+    return recorder.kept
+
+
+MOST_RESULTS = 8
+"""Largest number of tensors that one operation returns."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Mode that records operations; with `wanted`, only the values of some of them."""
+
+    def __init__(self, wanted: frozenset[int] | None = None) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.operations: list[Operation] = []
+        self.calls: list[ModuleCall] = []
+        self.kept: dict[int, Values] = {}
+        self._count = 0
+        self._writers: dict[int, frozenset[int]] = {}
+        """Address of a storage -> the operations that computed what it holds; views share the storage of their base."""
+        self._open: list[tuple[Key, int, tuple[Tensor, ...]]] = [(("", 0), 0, ())]
+        self._calls_of: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.wanted is not None and not self.wanted.isdisjoint(range(self._count, self._count + MOST_RESULTS)):
+            given = tuple(to_numpy(x).copy() for x in _tensors((args, kwargs)) if _floats(x))  # it may work in place
+        else:
+            given = ()
+        output = func(*args, **kwargs)
+        if func.is_view:
+            return output
+        sources = frozenset().union(*(self._writers.get(_address(x), frozenset()) for x in _tensors((args, kwargs))))
+        results = _tensors(output)
+        where = torch_line() if results and self.wanted is None else ""
+        for x in results:
+            if not _floats(x):  # a mask or an index: what it was computed from counts as used by what uses it
+                self._writers[_address(x)] = sources
+                continue
+            index, self._count = self._count, self._count + 1
+            self._writers[_address(x)] = frozenset((index,))
+            if self.wanted is None:
+                name = func.overloadpacket.__name__
+                values = Fingerprint.of(to_numpy(x))
+                self.operations.append(Operation(name, where, self._open[-1][0], sources, tuple(x.shape), values))
+            elif index in self.wanted:
+                self.kept[index] = Values(given, to_numpy(x).copy())
+        return output
+
+    def _described(self, tree: Any) -> tuple[Tensor, ...]:
+        if self.wanted is not None:
+            return ()
+        with _disable_current_modes():
+            return tuple(self._tensor(i, x) for i, x in enumerate(tensors(tree)) if _floats(x))
+
+    def _tensor(self, index: int, tensor: torch.Tensor) -> Tensor:
+        writers = self._writers.get(_address(tensor), frozenset())
+        if len(writers) == 1:
+            (writer,) = writers
+            if math.prod(self.operations[writer].shape) == tensor.numel():  # a view of the whole result
+                return Tensor(index, writers, tuple(tensor.shape), self.operations[writer].values)
+        return Tensor(index, writers, tuple(tensor.shape), Fingerprint.of(to_numpy(tensor)))
+
+    @contextlib.contextmanager
+    def hooks(self, model: torch.nn.Module) -> Iterator[None]:
+        """Context manager that records which module is running."""
+        handles = []
+        names = {id(module): name for name, module in model.named_modules()}
+
+        def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            name = names[id(module)]
+            self._calls_of[name] = number = self._calls_of.get(name, -1) + 1
+            self._open.append(((name, number), self._count, self._described((args, kwargs))))
+
+        def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            key, start, inputs = self._open.pop()
+            if self.wanted is None:
+                self.calls.append(ModuleCall(key, range(start, self._count), inputs, self._described(output)))
+
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+def _floats(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 1
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
