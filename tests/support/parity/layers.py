@@ -41,7 +41,10 @@ def random(layer: torch.nn.Module) -> torch.nn.Module:
 def assert_the_same_layer(
     torch_layer: torch.nn.Module, adapter: Adapter, inputs: Sequence[np.ndarray], *, images: bool = False
 ) -> Ledger:
-    """Every tensor is carried there and back bit for bit, and both compute the same; `images`: JAX's have channels last."""
+    """Every tensor is carried there and back bit for bit, and both compute the same.
+
+    `images`: JAX's inputs and outputs have their channels last.
+    """
     random(torch_layer)
     ledger = torch_to_jax(torch_layer, adapter)
     state = torch_layer.state_dict()
