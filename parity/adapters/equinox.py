@@ -218,12 +218,9 @@ def _cell(layer: Any) -> Iterator[LeafRule]:
 
     for side in ("ih", "hh"):
         yield from (LeafRule(name, f"weight_{side}") for name in suffixed("", f"weight_{side}"))
-    yield from (LeafRule(name, "bias") for name in suffixed("", "bias_ih"))
-    for name in suffixed("", "bias_hh"):
-        if isinstance(layer, eqx.nn.LSTMCell):
-            yield LeafRule(name, "bias", added=True)
-        else:
-            yield LeafRule(name, "bias_n", None, (2, 3))
+    if isinstance(layer, eqx.nn.LSTMCell):  # a GRU's second bias would be added to a part of the first, and be bias_n
+        yield from (LeafRule(name, "bias") for name in suffixed("", "bias_ih"))
+        yield from (LeafRule(name, "bias", added=True) for name in suffixed("", "bias_hh"))
 
 
 def _alone(names: Sequence[str]) -> list[str]:

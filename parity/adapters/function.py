@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from parity.adapters.layouts import TRANSPOSED, join, kernel, matrix, vector
 from parity.adapters.weights import Weights, dotted, trained, values
 from parity.carry.program import Adapter, Program, Pure, Table
@@ -81,7 +83,13 @@ class _Call(Pure):
         self._f, self._weights = f, weights
 
     def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return self._f(self._weights.put(arrays), *args, **kwargs)
+        try:
+            return self._f(self._weights.put(arrays), *args, **kwargs)
+        except jax.errors.JAXTypeError as error:
+            line = (str(error).strip().splitlines() or [""])[0]
+            raise ValueError(
+                f"f cannot be traced by JAX: use jax.numpy and jax.lax on its arguments, as under jax.jit ({line})"
+            ) from error
 
 
 def table(names: Sequence[str]) -> Table:

@@ -24,16 +24,18 @@ AVERAGES = {"mean_ema": "running_mean", "var_ema": "running_var"}
 """Moving averages of a batch norm; the `average` of each is what evaluation uses."""
 
 
-def haiku(transformed: Any, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> HaikuAdapter:
+def haiku(
+    transformed: Any, params: Mapping[str, Any], state: Mapping[str, Any] | None = None, **apply_kwargs: Any
+) -> HaikuAdapter:
     """Present a Haiku model to `check`, `torch_to_jax` and all that takes a `flax.nnx.Module`.
 
-    It runs without random numbers (`rng=None`). What switches training mode off, such as `is_training=False`, belongs
-    into the transformed function.
+    It runs without random numbers (`rng=None`).
 
     Args:
         transformed: What `hk.transform` or `hk.transform_with_state` returned.
         params: What its `init` returned; may be abstract if weights are only carried over.
         state: The state of `hk.transform_with_state`, the second thing that its `init` returned.
+        apply_kwargs: Keyword arguments of every call, such as `is_training=False`.
 
     Returns:
         An adapter; its `params` and `state` hold the weights that `torch_to_jax` gave it.
@@ -54,20 +56,27 @@ def haiku(transformed: Any, params: Mapping[str, Any], state: Mapping[str, Any] 
         raise ValueError("transform_with_state needs its state: write parity.haiku(transformed, params, state)")
     if not with_state and state is not None:
         raise ValueError("hk.transform has no state: write parity.haiku(transformed, params), or transform_with_state")
-    return HaikuAdapter(transformed, params, state)
+    return HaikuAdapter(transformed, params, state, apply_kwargs)
 
 
 class HaikuAdapter(Adapter):
     """A transformed function, its `params` and its `state` (None: it has none)."""
 
-    def __init__(self, transformed: Any, params: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
-        self.transformed, self.params, self.state = transformed, params, state
+    def __init__(
+        self,
+        transformed: Any,
+        params: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+        apply_kwargs: Mapping[str, Any],
+    ) -> None:
+        self.transformed, self.params, self.state, self.apply_kwargs = transformed, params, state, dict(apply_kwargs)
 
     def as_nnx(self) -> Program:
         params, state = self._weights()
         variables = {name: trained(leaf)(leaf) for name, leaf in params.arrays.items()}
         variables |= {name: nnx.BatchStat(leaf) for name, leaf in state.arrays.items()}
-        pure = _Apply(self.transformed, params.without_arrays(), state.without_arrays(), self.state is not None)
+        own = None if self.state is None else state.without_arrays()
+        pure = _Apply(self.transformed, params.without_arrays(), own, self.apply_kwargs)
         return Program(variables, pure, table(tuple(variables)), "haiku")
 
     def update(self, program: Program) -> None:
@@ -92,23 +101,25 @@ def _name(path: KeyPath) -> str:
 
 
 class _Apply(Pure):
-    def __init__(self, transformed: Any, params: Weights, state: Weights, with_state: bool) -> None:
-        self._transformed, self._params, self._state, self._with_state = transformed, params, state, with_state
+    def __init__(
+        self, transformed: Any, params: Weights, state: Weights | None, apply_kwargs: Mapping[str, Any]
+    ) -> None:
+        self._transformed, self._params, self._state, self._kwargs = transformed, params, state, apply_kwargs
 
     def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         apply = self._transformed.apply
-        state = (self._state.put(arrays),) if self._with_state else ()
+        state = () if self._state is None else (self._state.put(arrays),)
         rng = (None,) if "rng" in inspect.signature(apply).parameters else ()
         try:
-            found = apply(self._params.put(arrays), *state, *rng, *args, **kwargs)
+            found = apply(self._params.put(arrays), *state, *rng, *args, **{**self._kwargs, **kwargs})
         except ValueError as error:
             if "non-None PRNGKey" not in str(error):
                 raise
             raise ValueError(
-                "the model draws random numbers: switch that off in the transformed function (dropout rate 0, "
+                "the model draws random numbers: pass what switches that off, as parity.haiku(transformed, params, "
                 "is_training=False)"
             ) from error
-        return found[0] if self._with_state else found
+        return found[0] if state else found
 
 
 # Rules
@@ -125,7 +136,7 @@ def table(names: Sequence[str]) -> Table:
     for path, children in inside.items():
         if {"query", "key", "value", "linear"} <= children:
             rules += attention(path, ("query", "key", "value", "linear"), weight="w", bias="b", in_out=True)
-        if {"input_to_hidden", "hidden_to_hidden"} <= children:
+        if {"linear", "linear_1"} <= children:
             rules += _vanilla(path)
     alone = [name for name in names if _is_average(name) and not name.endswith(".average")]
     return Table([*rules, *(rule for name in names for rule in _leaf(name))], alone)
@@ -149,8 +160,8 @@ def _leaf(name: str) -> Iterator[LeafRule]:
 
 
 def _vanilla(path: str) -> Iterator[LeafRule]:
-    """Yield the rules of `hk.VanillaRNN`, whose two layers are the matrices of `torch.nn.RNNCell`."""
-    for side, layer in (("ih", "input_to_hidden"), ("hh", "hidden_to_hidden")):
+    """Yield the rules of `hk.VanillaRNN` (with `double_bias`), whose two layers are those of `torch.nn.RNNCell`."""
+    for side, layer in (("ih", "linear"), ("hh", "linear_1")):
         for suffix in ("", "_l0"):
             yield LeafRule(join(path, f"weight_{side}{suffix}"), join(path, f"{layer}.w"), (1, 0))
             yield LeafRule(join(path, f"bias_{side}{suffix}"), join(path, f"{layer}.b"))

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.carry.convert import to_numpy
+from parity.carry.convert import as_dtype, to_numpy
+from parity.carry.program import Program
 from parity.measure.gates import rel_f
 from parity.pairing.match_calls import Pair
 from parity.report.findings import FormatRow
@@ -42,11 +43,14 @@ def format_rows(
     ours = TorchSide.of(torch_model, "float32")
     reference = _torch_output(ours.model, ours.inputs(arrays), root)
     inputs = jax_side.inputs(arrays)
+    half_given = inputs
+    if isinstance(jax_side.model, Program):
+        half_given = tuple(x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs)
 
     half_torch = copy.deepcopy(torch_model).to(torch.bfloat16).eval()
     half_inputs = tuple(x.to(torch.bfloat16) if x.is_floating_point() else x for x in ours.inputs(arrays))
     torch_error = rel_f(_torch_output(half_torch, half_inputs, root), reference)
-    error = rel_f(_jax_output(_computing_in(jax_side.model, jnp.bfloat16), inputs, "highest"), reference)
+    error = rel_f(_jax_output(_computing_in(jax_side.model, jnp.bfloat16), half_given, "highest"), reference)
     cap = RATIO * torch_error + BFLOAT16_ROUNDING
     rows = [FormatRow("output", "bfloat16", error, cap, torch_error)]
 
@@ -58,7 +62,12 @@ def format_rows(
 
 
 def _computing_in(model: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
-    """Return a copy that computes in `dtype` and keeps its parameters, by setting every module's `dtype` attribute."""
+    """Return a copy that computes in `dtype` and keeps its parameters, by setting every module's `dtype` attribute.
+
+    A `Program` computes in the format of its parameters and inputs, so its parameters are rounded, as PyTorch's.
+    """
+    if isinstance(model, Program):
+        return as_dtype(model, dtype)
     changed = nnx.clone(model)
     for _, module in nnx.iter_modules(changed):
         if hasattr(module, "dtype"):

@@ -39,6 +39,7 @@ from parity.pairing.shapes import Shapes
 from parity.proof.float32_leaks import gradient_leaks, leaks
 from parity.proof.module_derivatives import backward_rows
 from parity.proof.table_gates import TableGates, own_casts
+from parity.random_draws.in_program import refuse_draws
 from parity.recording.align import input_axes
 from parity.recording.capture import Call, Key
 from parity.recording.channels import Axes
@@ -104,7 +105,7 @@ class Proof:
         """Pair the tensors and calls of both models.
 
         Raises:
-            ValueError: Some have no partner, or the inputs are empty or not finite.
+            ValueError: Some have no partner, the inputs are empty or not finite, or a `Program` draws random numbers.
         """
         arguments = Arguments.of(inputs)
         refuse_compiled(torch_model)
@@ -129,6 +130,8 @@ class Proof:
             pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model, whole=True)
             notes.append(f"modules are compared by their values, since they do not correspond by name ({error})")
         notes += [note, _output_note(pairing)]
+        if isinstance(jax_model, Program):
+            refuse_draws(theirs.program(arguments.arrays)[0], jax_model.title)
         # In float64, so that casts to a lower precision show.
         ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
         theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)

@@ -18,8 +18,8 @@ from parity.trace.fingerprint import Fingerprint
 from parity.trace.jax_values import Step, run
 from parity.trace.layout import Layout, closest
 from parity.trace.match import Matches, Replaced, match
-from parity.trace.program import Program
 from parity.trace.order import Misplaced, equal_numbers, misplaced
+from parity.trace.program import Program
 from parity.trace.regions import Region, first_regions, missing
 from parity.trace.source import jax_line
 from parity.trace.torch_operations import TorchTrace, Values, operation_values
@@ -65,6 +65,11 @@ class Difference:
     wanted: Mapping[int, np.ndarray]
     misplaced: Misplaced | None = None
 
+    def chosen(self, attempt: int) -> Difference:
+        """Return the difference with the candidates that were chosen in this attempt first."""
+        moved = {op: [*c[attempt : attempt + 1], *c[:attempt], *c[attempt + 1 :]] for op, c in self.candidates.items()}
+        return self if self.misplaced else dataclasses.replace(self, candidates=moved)
+
     def best(self, operation: int) -> Candidate | None:
         return next(iter(self.candidates.get(operation, ())), None)
 
@@ -98,11 +103,12 @@ def locate(
             return Located(tuple(differences), first, matches, replaced, True)
         values = operation_values(side, arrays, {i for region in regions for i in region.operations})
         found = _differences(regions, trace, matches, program, replaced, values)
-        differences += found
         step = _replaced(found, trace, program, replaced)
+        chosen = 0 if step is None else step[0]
+        differences += [_with_lines(difference.chosen(chosen)) for difference in found]
         if step is None:
             break
-        replaced, matches = step
+        _, replaced, matches = step
     return Located(tuple(differences), first, matches, replaced, False)
 
 
@@ -125,8 +131,7 @@ def _differences(
     for region in regions:
         candidates = {op: _ranked(wanted[op], arrays, values[op].result) for op in region.operations if op in values}
         ends = {end: values[end].result for end in region.ends}
-        lines = _lines(region, candidates, matches, equal)
-        found.append(Difference(region, candidates, lines, matches, ends))
+        found.append(Difference(region, candidates, (), matches, ends))
     return [_with_order(difference, program, replaced, values) for difference in found]
 
 
@@ -165,7 +170,7 @@ def _similar(values: Fingerprint, matches: Matches, region: Region, equal: Colle
 
 
 def _computed_from(matches: Matches, known: Collection[int]) -> list[int]:
-    """Return, in order, what JAX computes from all of the values `known`, else from any of them; all if there are none."""
+    """Return, in order, what JAX computes from all of the values `known`, else from any; all if there are none."""
     if not known:
         return list(range(len(matches.inputs)))
     each = [matches.descend([number]) for number in known]
@@ -197,17 +202,30 @@ def _ranked(numbers: Sequence[int], arrays: Mapping[int, np.ndarray], wanted: np
     return sorted(found, key=lambda x: (float(f"{x.error:.3e}"), x.number))
 
 
-def _lines(
-    region: Region, candidates: Mapping[int, Sequence[Candidate]], matches: Matches, equal: Collection[int]
-) -> tuple[str, ...]:
-    """Return the lines of JAX between the equal values and the values that stand for the region's results."""
-    ends = {candidates[end][0].number for end in region.ends if candidates.get(end)}
+def _with_lines(difference: Difference) -> Difference:
+    """Add the lines of JAX between the equal values and the values that stand for the region's results."""
+    if difference.misplaced is not None:
+        return difference
+    region, matches = difference.region, difference.matches
+    best = {op: difference.best(op) for op in region.operations}
+    ends = {found.number for end in region.ends if (found := best[end]) is not None}
+    passed = [max(_equal(matches, number)) for number in sorted(ends & region.known)]
     before = _sources(matches, ends)
-    inside = [n for n in _computed_from(matches, region.known) if n in before and n in matches.values and n not in equal]
-    first = next((c[0].number for op in region.operations if (c := candidates.get(op)) and c[0].error < CLOSE), None)
-    numbers = ([] if first is None else [first]) + inside
-    lines = [jax_line(matches.values[number].eqn) for number in numbers]
-    return tuple(dict.fromkeys(line for line in lines if line))
+    equal = {number for numbers in matches.operations for number in numbers}
+    inside = [
+        n for n in _computed_from(matches, region.known) if n in before and n in matches.values and n not in equal
+    ]
+    first = [
+        x.number for op in region.operations if (x := best[op]) is not None and x.error < CLOSE and x.number in inside
+    ]
+    lines = [jax_line(matches.values[number].eqn) for number in (*passed, *first[:1], *inside)]
+    return dataclasses.replace(difference, lines=tuple(dict.fromkeys(line for line in lines if line)))
+
+
+def _equal(matches: Matches, number: int) -> list[int]:
+    """Return the values of JAX that are equal to this one."""
+    own = matches.values[number].values
+    return [n for n, x in matches.values.items() if x.values.size == own.size and bool(own.matches(x.values.sums))]
 
 
 CLOSE = 0.5
@@ -228,11 +246,14 @@ def _replaced(
     trace: TorchTrace,
     program: Program,
     replaced: Replaced,
-) -> tuple[dict[int, tuple[np.ndarray, Layout]], Matches] | None:
-    """Replace the ends of the regions by PyTorch's values and match again; None if no replacement explains more."""
+) -> tuple[int, dict[int, tuple[np.ndarray, Layout]], Matches] | None:
+    """Replace the ends of the regions by PyTorch's values and match again; None if no replacement explains more.
+
+    Also return which of the candidates was replaced.
+    """
     users = trace.users()
     following = {user for difference in differences for end in difference.region.ends for user in users[end]}
-    best: tuple[int, dict[int, tuple[np.ndarray, Layout]], Matches] | None = None
+    best: tuple[int, int, dict[int, tuple[np.ndarray, Layout]], Matches] | None = None
     for attempt in range(TRIES):
         new = dict(replaced)
         for difference in differences:
@@ -241,10 +262,10 @@ def _replaced(
             break
         found = match(trace, program, new)
         if following.isdisjoint(missing(trace, found)):
-            return new, found
+            return attempt, new, found
         explained = sum(map(bool, found.operations))
         if best is None or explained > best[0]:
-            best = explained, new, found
+            best = explained, attempt, new, found
     before = sum(map(bool, differences[0].matches.operations))
     return None if best is None or best[0] <= before + len(differences) else best[1:]
 

@@ -85,7 +85,7 @@ def traced_rows(
             last = found.differences[-1].region.owner if found.differences else ROOT
             notes.append(f"what follows {name(last) or 'the model'} was not compared, since it cannot be replaced")
     modules = dict(ours.model.named_modules())
-    compared = {row.name for row in rows} | {name(difference.region.owner) for difference in found.differences}
+    compared = {name(call.key) for call in trace.calls} if differ else {row.name for row in rows}
     layers = [(name(call.key), type(modules[call.key[0]]).__name__) for call in trace.calls]
     return Traced(
         tuple(rows), tuple(layer for layer in layers if layer[0] in compared), tuple(absent), causes, tuple(notes)
@@ -100,7 +100,7 @@ def _equal_modules(
     found: Located,
     gates: Gates,
 ) -> tuple[list[Row], list[str]]:
-    """Return a row for every module whose outputs were found, with relF in the layout that fits best; and the others."""
+    """Return a row for every module whose outputs were found, in the layout that fits best, and the other modules."""
     places = {call.key: located(call, found.first) for call in trace.calls if call.key != ROOT and call.outputs}
     wanted = {key: numbers for key, numbers in places.items() if numbers}
     absent = [f"{name(key)} of PyTorch" for key, numbers in places.items() if not numbers]

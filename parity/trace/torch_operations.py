@@ -96,9 +96,7 @@ class Values:
     result: np.ndarray
 
 
-def operation_values(
-    side: TorchSide, arrays: Sequence[np.ndarray], wanted: Collection[int]
-) -> Mapping[int, Values]:
+def operation_values(side: TorchSide, arrays: Sequence[np.ndarray], wanted: Collection[int]) -> Mapping[int, Values]:
     """Run the model again and return the values of the operations with these indices."""
     recorder = _Recorder(frozenset(wanted))
     with recorder.hooks(side.model), torch.no_grad(), side.wide(), recorder:

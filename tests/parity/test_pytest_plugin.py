@@ -59,6 +59,19 @@ def test_bad(parity):
     result.stdout.no_fnmatch_line("*in check*")
 
 
+def test_an_adapter_is_taken_in_place_of_a_flax_model(pytester: pytest.Pytester) -> None:
+    tests = """
+import parity as library
+
+def test_good(parity):
+    torch_model, jax_model = pair()
+    params = {"w": np.asarray(jax_model.kernel[...]), "b": np.asarray(jax_model.bias[...])}
+    adapter = library.function(lambda params, x: x @ params["w"] + params["b"][None], params)
+    assert parity.assert_parity(torch_model, adapter, INPUTS, level="forward").passed
+"""
+    run(pytester, tests).assert_outcomes(passed=1)
+
+
 def test_check_only_reports(pytester: pytest.Pytester) -> None:
     tests = """
 def test_bad(parity):

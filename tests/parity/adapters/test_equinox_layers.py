@@ -1,0 +1,167 @@
+"""Every layer of Equinox with a counterpart in PyTorch: carried both ways, and the same in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import parity
+from tests.support.parity.layers import assert_the_same_layer
+from tests.support.parity.pairs import images
+
+KEY = jax.random.key(0)
+Case = tuple[torch.nn.Module, eqx.Module, tuple[int, ...]]
+
+LAYERS: dict[str, Callable[[], Case]] = {
+    "Linear": lambda: (torch.nn.Linear(3, 5), eqx.nn.Linear(3, 5, key=KEY), (4, 3)),
+    "square Linear": lambda: (torch.nn.Linear(5, 5), eqx.nn.Linear(5, 5, key=KEY), (4, 5)),
+    "Conv1d": lambda: (torch.nn.Conv1d(3, 4, 3, padding=1), eqx.nn.Conv1d(3, 4, 3, padding=1, key=KEY), (2, 3, 9)),
+    "Conv2d, all sizes equal": lambda: (torch.nn.Conv2d(3, 3, 3), eqx.nn.Conv2d(3, 3, 3, key=KEY), (2, 3, 8, 6)),
+    "Conv2d, grouped": lambda: (
+        torch.nn.Conv2d(6, 4, 3, groups=2),
+        eqx.nn.Conv2d(6, 4, 3, groups=2, key=KEY),
+        (2, 6, 5, 7),
+    ),
+    "Conv3d": lambda: (torch.nn.Conv3d(2, 3, 3), eqx.nn.Conv3d(2, 3, 3, key=KEY), (2, 2, 4, 5, 6)),
+    "ConvTranspose1d": lambda: (
+        torch.nn.ConvTranspose1d(3, 4, 3, stride=2),
+        eqx.nn.ConvTranspose1d(3, 4, 3, stride=2, key=KEY),
+        (2, 3, 5),
+    ),
+    "ConvTranspose2d, all sizes equal": lambda: (
+        torch.nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1),
+        eqx.nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1, key=KEY),
+        (2, 3, 5, 6),
+    ),
+    "ConvTranspose3d": lambda: (
+        torch.nn.ConvTranspose3d(2, 3, (1, 2, 3)),
+        eqx.nn.ConvTranspose3d(2, 3, (1, 2, 3), key=KEY),
+        (2, 2, 4, 5, 6),
+    ),
+    "LayerNorm": lambda: (torch.nn.LayerNorm(6), eqx.nn.LayerNorm(6), (4, 6)),
+    "GroupNorm": lambda: (torch.nn.GroupNorm(2, 6), eqx.nn.GroupNorm(2, 6), (2, 6, 5, 4)),
+    "RMSNorm": lambda: (torch.nn.RMSNorm(6, eps=1e-5), eqx.nn.RMSNorm(6, eps=1e-5, use_bias=False), (4, 6)),
+    "PReLU": lambda: (torch.nn.PReLU(), eqx.nn.PReLU(0.3), (2, 3, 5)),
+    "PReLU of channels": lambda: (torch.nn.PReLU(3), eqx.nn.PReLU(jnp.ones((3, 1))), (2, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_carried_both_ways_and_computes_the_same(name: str):
+    torch_layer, layer, shape = LAYERS[name]()
+    ledger = assert_the_same_layer(torch_layer, parity.equinox(layer), [images(*shape).astype(np.float32)])
+    assert not ledger.notes
+
+
+def test_embedding():
+    """Equinox takes one token: mapped over a batch of them."""
+    adapter = parity.equinox(eqx.nn.Embedding(7, 3, key=KEY))
+    assert_the_same_layer(torch.nn.Embedding(7, 3), adapter, [np.array([0, 6, 2])])
+
+
+class Norm(eqx.Module):
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, mode: Any) -> None:
+        self.norm = eqx.nn.BatchNorm(6, "batch", mode=mode)
+
+    def __call__(self, x: jax.Array, state: eqx.nn.State) -> tuple[jax.Array, eqx.nn.State]:
+        return self.norm(x, state)
+
+
+class TorchNorm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("mode", ["ema", "batch"])
+@pytest.mark.parametrize("split", [True, False])
+def test_batch_norm_and_its_statistics(mode: str, split: bool):
+    if split:
+        model, state = eqx.nn.make_with_state(Norm)(mode)
+    else:
+        model = Norm(mode)  # holds the first values of its state too
+        state = eqx.nn.State(model)
+    adapter = parity.equinox(model, state=state)
+    held = f"norm.{'ema_state' if mode == 'ema' else 'batch_state'}_index"
+    ledger = assert_the_same_layer(TorchNorm(), adapter, [images(2, 6, 5, 4).astype(np.float32)])
+    assert {(entry.torch, entry.jax) for entry in ledger} == {
+        ("norm.weight", "norm.weight"),
+        ("norm.bias", "norm.bias"),
+        ("norm.running_mean", f"{held}.0"),
+        ("norm.running_var", f"{held}.1"),
+    }
+    assert len(ledger.jax_only) == 1
+
+
+class Attention(eqx.Module):
+    attn: eqx.nn.MultiheadAttention
+
+    def __init__(self, bias: bool) -> None:
+        own = {f"use_{name}_bias": bias for name in ("query", "key", "value", "output")}
+        self.attn = eqx.nn.MultiheadAttention(2, 6, key=KEY, **own)
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return self.attn(q, k, v)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention(bias: bool):
+    torch_layer = torch.nn.Module()
+    torch_layer.attn = torch.nn.MultiheadAttention(6, 2, batch_first=True, bias=bias)
+    torch_layer.forward = lambda *given: torch_layer.attn(*given)[0]  # type: ignore[method-assign]
+    q, k = images(2, 5, 6).astype(np.float32), images(2, 7, 6, seed=2).astype(np.float32)
+    assert_the_same_layer(torch_layer, parity.equinox(Attention(bias)), [q, k, k])
+
+
+class Cell(eqx.Module):
+    cell: eqx.Module
+
+    def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        if isinstance(self.cell, eqx.nn.LSTMCell):
+            return self.cell(x, (h, jnp.zeros_like(h)))[0]
+        return self.cell(x, h)  # type: ignore[operator]
+
+
+class TorchCell(torch.nn.Module):
+    def __init__(self, cell: torch.nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> Any:
+        return self.cell(x, (h, torch.zeros_like(h))) if isinstance(self.cell, torch.nn.LSTMCell) else self.cell(x, h)
+
+
+def test_lstm_cell():
+    torch_layer = TorchCell(torch.nn.LSTMCell(3, 4))
+    adapter = parity.equinox(Cell(eqx.nn.LSTMCell(3, 4, key=KEY)))
+    with pytest.raises(ValueError, match=r"bias_hh is not zero, and JAX has one bias"):
+        parity.torch_to_jax(torch_layer, adapter)
+    x, h = images(2, 3).astype(np.float32), images(2, 4, seed=2).astype(np.float32)
+    assert_the_same_layer(torch_layer, adapter, [x, h])
+
+
+def test_gru_cell():
+    """Without biases: Equinox's are another split of them."""
+    torch_layer = TorchCell(torch.nn.GRUCell(3, 4, bias=False))
+    adapter = parity.equinox(Cell(eqx.nn.GRUCell(3, 4, use_bias=False, key=KEY)))
+    x, h = images(2, 3).astype(np.float32), images(2, 4, seed=2).astype(np.float32)
+    assert_the_same_layer(torch_layer, adapter, [x, h])
+
+
+def test_sequential_has_no_extra_name_in_pytorch():
+    layers = [eqx.nn.Linear(3, 5, key=KEY), eqx.nn.Lambda(jnp.tanh), eqx.nn.Linear(5, 2, key=KEY)]
+    torch_model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    ledger = assert_the_same_layer(torch_model, parity.equinox(eqx.nn.Sequential(layers)), [images(4, 3)])
+    assert next(iter(ledger)).jax == "layers.0.weight"
