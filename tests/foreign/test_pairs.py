@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jax._src import source_info_util
+from jax.extend.core import jaxprs_in_params
 
 from tests.foreign.pairs import PAIRS
 from tests.foreign.pairs.common import ForeignPair, Side, named, torch_run
@@ -43,6 +46,15 @@ def in_training(model: Any, inputs: Any) -> dict[str, np.ndarray]:
     output = torch_run(model, inputs)
     buffers = {name: x for name, x in model.named_buffers() if not name.endswith("num_batches_tracked")}
     return output | {name: np.asarray(x) for name, x in buffers.items()}
+
+
+def source_lines(jaxpr: Any) -> Iterator[tuple[str, int]]:
+    """File and line of every operation, and of all that called it, also in programs inside this one."""
+    for equation in jaxpr.eqns:
+        for frame in source_info_util.user_frames(equation.source_info.traceback):
+            yield frame.file_name, frame.start_line
+        for inner in jaxprs_in_params(equation.params):
+            yield from source_lines(inner)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -82,6 +94,14 @@ def test_bugs_are_where_they_are_said_to_be(pair: ForeignPair):
     for bug in pair.bugs.values():
         assert bug.modules
         assert set(bug.modules) <= modules.keys()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=ids)
+def test_lines_of_bugs_compute_something(pair: ForeignPair):
+    """The program traced by JAX has an operation from each of them."""
+    for name, bug in pair.bugs.items():
+        program = pair.jax_side(models(pair, 0), name).program(pair.inputs(0), train=bug.training)
+        assert (pair.file, pair.line_of(name)) in set(source_lines(program.jaxpr)), name
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=ids)

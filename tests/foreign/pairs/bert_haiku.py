@@ -130,8 +130,8 @@ class MaskedAttention(hk.Module):
         b, n, _ = x.shape
         q, k, v = (hk.Linear(D, name=name)(x).reshape(b, n, H, D // H) for name in ("q", "k", "v"))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(D // H), k)
-        axes = (1, 3) if self.bug == "mask_of_queries" else (1, 2)
-        scores = jnp.where(jnp.expand_dims(mask, axes), scores, -1e9)  # bug: mask_of_queries
+        hidden = 1 - jnp.expand_dims(mask, (1, 3) if self.bug == "mask_of_queries" else (1, 2))
+        scores = scores + hidden * -10000.0  # bug: mask_of_queries
         axis = 2 if self.bug == "softmax_over_queries" else 3
         weights = jax.nn.softmax(scores, axis)  # bug: softmax_over_queries
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, D)
@@ -160,7 +160,7 @@ class Bert(hk.Module):
         x = hk.Embed(V, D, name="words")(input_ids) + places[None, : input_ids.shape[1]]
         x = layer_norm("norm_0")(x + hk.Embed(2, D, name="segments")(token_type_ids))
         for i in range(DEPTH):
-            x = Layer(self.bug if i == 1 else "", name=f"layer_{i}")(x, attention_mask == 1)
+            x = Layer(self.bug if i == 1 else "", name=f"layer_{i}")(x, attention_mask)
         return {"last_hidden_state": x, "pooler_output": jnp.tanh(hk.Linear(D, name="pool")(x[:, 0]))}
 
 

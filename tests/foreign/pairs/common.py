@@ -72,13 +72,19 @@ class Side:
 
     def run(self, inputs: Any) -> dict[str, np.ndarray]:
         """Return every output by name, in PyTorch's layout."""
-        return self._named(jax.jit(self._call())(self._weights(), *self._arguments(inputs), **_keywords(inputs)))
+        return self._named(jax.jit(self._call())(*self._given(inputs), **_keywords(inputs)))
 
     def run_train(self, inputs: Any) -> dict[str, np.ndarray]:
         """Return every output and the new running statistics in training mode."""
         assert self.train is not None
-        output, statistics = jax.jit(self.train)(self.weights, *self._arguments(inputs))
+        output, statistics = jax.jit(self.train)(*self._given(inputs))
         return self._named(output) | named(statistics)
+
+    def program(self, inputs: Any, train: bool = False) -> Any:
+        """Return the port traced by JAX, in evaluation or in training mode."""
+        call = self.train if train else self._call()
+        assert call is not None
+        return jax.make_jaxpr(call)(*self._given(inputs), **_keywords(inputs))
 
     def _weights(self) -> Any:
         """Return the weights apart from the code, so that seeds share one program."""
@@ -101,12 +107,14 @@ class Side:
         graph = nnx.graphdef(self.model)
         return lambda state, *args: nnx.merge(graph, state)(*args)
 
-    def _arguments(self, inputs: Any) -> list[jax.Array]:
+    def _given(self, inputs: Any) -> list[Any]:
+        """Return the weights and the positional inputs in the port's layout."""
         if isinstance(inputs, Mapping):
-            return []
+            return [self._weights()]
         axes = self.takes or (None,) * len(inputs)
         pairs = zip(inputs, axes, strict=True)
-        return [jnp.asarray(x if permutation is None else np.transpose(x, permutation)) for x, permutation in pairs]
+        arrays = [jnp.asarray(x if permutation is None else np.transpose(x, permutation)) for x, permutation in pairs]
+        return [self._weights(), *arrays]
 
     def _named(self, output: Any) -> dict[str, np.ndarray]:
         outputs = named(output)

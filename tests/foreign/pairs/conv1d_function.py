@@ -75,7 +75,7 @@ def pointwise(p: Params, x: jax.Array) -> jax.Array:
 
 def wavenet(params: Params, x: jax.Array, *, bug: str = "") -> jax.Array:
     x = causal(params["enter"], x)
-    total = 0.0
+    total: jax.Array | float = 0.0
     for i, (p, dilation) in enumerate(zip(params["layers"], DILATIONS, strict=True)):
         here = bug if i == 1 else ""
         z = causal(p["dilated"], x, dilation, late=1 if here == "shifted" else 0)  # bug: shifted

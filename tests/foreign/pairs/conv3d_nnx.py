@@ -61,7 +61,8 @@ class VideoNet(nnx.Module):
     def __init__(self, bug: str = "", *, rngs: nnx.Rngs) -> None:
         a, b = WIDTHS
         plan = ((2, a, 1), (a, b, 2), (b, b, 1))
-        self.bug, options = bug, {"use_bias": False, "rngs": rngs}
+        options: dict[str, Any] = {"use_bias": False, "rngs": rngs}
+        self.bug = bug
         self.spatial = nnx.List(
             [nnx.Conv(i, o, (1, 3, 3), (1, s, s), padding=((0, 0), (1, 1), (1, 1)), **options) for i, o, s in plan]
         )

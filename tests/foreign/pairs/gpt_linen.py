@@ -64,13 +64,14 @@ class TorchGPT(torch.nn.Module):
             }
         )
         self.lm_head = torch.nn.Linear(D, V, bias=False)
-        self.transformer.wte.weight = self.lm_head.weight
+        self.transformer["wte"].weight = self.lm_head.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.transformer.wte(ids) + self.transformer.wpe(torch.arange(ids.shape[1]))
-        for block in self.transformer.h:
+        parts: Any = self.transformer
+        x = parts.wte(ids) + parts.wpe(torch.arange(ids.shape[1]))
+        for block in parts.h:
             x = block(x)
-        return self.lm_head(self.transformer.ln_f(x))
+        return self.lm_head(parts.ln_f(x))
 
 
 class Attention(nn.Module):
@@ -80,12 +81,10 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         n = x.shape[1]
         q, k, v = (nn.DenseGeneral((H, D // H), name=name)(x) for name in ("query", "key", "value"))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (
-            1.0 if self.bug == "no_scale" else (D // H) ** -0.5
-        )  # bug: no_scale
+        scale = 1.0 if self.bug == "no_scale" else (D // H) ** -0.5
         causal = jnp.arange(n)[None, :] <= jnp.arange(n)[:, None]
-        weights = jax.nn.softmax(jnp.where(causal, scores, -1e30))
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        scores = jnp.where(causal, jnp.einsum("bqhd,bkhd->bhqk", q, k) * scale, -1e30)  # bug: no_scale
+        y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
         return nn.DenseGeneral(D, axis=(-2, -1), name="out")(y)
 
 

@@ -89,8 +89,8 @@ class GCN(eqx.Module):
         senders, receivers = edge_index
         x = jax.nn.softplus(self.first(x, senders, receivers))
         x = self.second(x, senders, receivers)
-        mean = x.sum(0) if self.bug == "sum_pool" else x.mean(0)  # bug: sum_pool
-        return self.head(jnp.concatenate([mean, x.max(0)])), x
+        nodes = 1 if self.bug == "sum_pool" else x.shape[0]
+        return self.head(jnp.concatenate([x.sum(0) / nodes, x.max(0)])), x  # bug: sum_pool
 
 
 def converted(model: Any, bug: str) -> GCN:

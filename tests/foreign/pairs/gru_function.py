@@ -46,13 +46,13 @@ Params = dict[str, Any]
 def gru(p: Params, xs: jax.Array, bug: str) -> jax.Array:
     """(B, T, D) -> (B, T, S)."""
 
+    un, cn = p["un"], p["cn"]
+
     def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         xr, xz, xn = jnp.split(x @ p["w"] + p["b"], 3, axis=1)
         r = jax.nn.sigmoid(xr + h @ p["ur"] + p["cr"])
         z = jax.nn.sigmoid(xz + h @ p["uz"] + p["cz"])
-        inner = (
-            (r * h) @ p["un"] + p["cn"] if bug == "reset_before" else r * (h @ p["un"] + p["cn"])
-        )  # bug: reset_before
+        inner = (r * h) @ un + cn if bug == "reset_before" else r * (h @ un + cn)  # bug: reset_before
         n = jnp.tanh(xn + inner)
         h = z * n + (1 - z) * h if bug == "update_swapped" else (1 - z) * n + z * h  # bug: update_swapped
         return h, h

@@ -64,9 +64,9 @@ class BidirectionalLayer(eqx.Module):
 
     def __call__(self, xs: jax.Array) -> jax.Array:
         there, back = self.forward.over(xs), self.backward.over(xs[::-1])
-        return jnp.concatenate(
-            [there, back if self.bug == "not_turned_back" else back[::-1]], -1
-        )  # bug: not_turned_back
+        if self.bug != "not_turned_back":
+            back = back[::-1]
+        return jnp.concatenate([there, back], -1)  # bug: not_turned_back
 
 
 class Tagger(eqx.Module):

@@ -76,7 +76,7 @@ def batch_norm(x: jax.Array, name: str) -> jax.Array:
 
 
 def relu6(x: jax.Array) -> jax.Array:
-    return jnp.minimum(jax.nn.relu(x), 6.0)
+    return jax.nn.relu(jnp.minimum(x, 6.0))
 
 
 def conv(x: jax.Array, width: int, size: int, name: str, stride: int = 1, groups: int = 1) -> jax.Array:
@@ -88,8 +88,8 @@ def conv(x: jax.Array, width: int, size: int, name: str, stride: int = 1, groups
 
 def squeeze_excite(x: jax.Array, name: str, bug: str) -> jax.Array:
     width = x.shape[-1]
-    s = x.sum((1, 2)) if bug == "sum_pool" else x.mean((1, 2))  # bug: sum_pool
-    s = hk.Linear(width // 4, name=f"{name}_squeeze")(s)
+    count = 1 if bug == "sum_pool" else x.shape[1] * x.shape[2]
+    s = hk.Linear(width // 4, name=f"{name}_squeeze")(x.sum((1, 2)) / count)  # bug: sum_pool
     s = hk.Linear(width, name=f"{name}_excite")(jax.nn.relu(s))
     gate = jax.nn.sigmoid(s) if bug == "soft_gate" else jnp.clip(s / 6 + 0.5, 0, 1)  # bug: soft_gate
     return x * gate[:, None, None, :]

@@ -92,16 +92,15 @@ class SparseMlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = x @ self.gate[...]
-        probabilities = jax.nn.softmax(
-            logits, axis=1 if self.bug == "softmax_over_tokens" else 2
-        )  # bug: softmax_over_tokens
+        axis = 1 if self.bug == "softmax_over_tokens" else 2
+        probabilities = jax.nn.softmax(logits, axis)  # bug: softmax_over_tokens
         best, chosen = jax.lax.top_k(probabilities, TOP)
-        best = best / (1.0 if self.bug == "not_normalized" else best.sum(-1, keepdims=True))  # bug: not_normalized
+        total = 1.0 if self.bug == "not_normalized" else best.sum(-1, keepdims=True)
         hot = jax.nn.one_hot(chosen, E, dtype=x.dtype)
         hidden = jnp.einsum("bnd,edf->bnef", x, self.up[...]) + self.up_bias[...]
         hidden = jax.nn.silu(hidden) if self.bug == "silu" else jax.nn.gelu(hidden, approximate=False)  # bug: silu
         outputs = jnp.einsum("bnef,efd->bned", hidden, self.down[...]) + self.down_bias[...]
-        y = jnp.einsum("bnke,bnk,bned->bnd", hot, best, outputs)
+        y = jnp.einsum("bnke,bnk,bned->bnd", hot, best / total, outputs)  # bug: not_normalized
         return y, E * jnp.sum(hot.sum(2).mean((0, 1)) * probabilities.mean((0, 1)))
 
 

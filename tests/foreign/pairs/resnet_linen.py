@@ -49,13 +49,14 @@ class TorchResNet(torch.nn.Module):
         for i, width in enumerate(WIDTHS):
             strides = [2 if i else 1] + [1] * (BLOCKS - 1)
             blocks = [BasicBlock(width if j else inside, width, stride) for j, stride in enumerate(strides)]
-            setattr(self, f"layer{i + 1}", torch.nn.Sequential(*blocks))
+            self.add_module(f"layer{i + 1}", torch.nn.Sequential(*blocks))
             inside = width
         self.avgpool, self.fc = torch.nn.AdaptiveAvgPool2d((1, 1)), torch.nn.Linear(inside, K)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer2(self.layer1(x))
+        for i in range(len(WIDTHS)):
+            x = self.get_submodule(f"layer{i + 1}")(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
@@ -167,7 +168,7 @@ def side(model: Any, bug: str) -> Side:
 
     def train(variables: Any, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         y, new = port.apply(variables, x, train=True, mutable=["batch_stats"])
-        statistics = {}
+        statistics: dict[str, jax.Array] = {}
         for name, other in torch_names().items():
             here: Any = new["batch_stats"]
             for part in name.split("/"):
