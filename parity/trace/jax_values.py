@@ -75,9 +75,8 @@ class _Run:
         self.seen, self.count = seen, 0
 
     def program(self, program: ClosedJaxpr | Jaxpr, given: Sequence[Held]) -> list[Held]:
-        closed = isinstance(program, ClosedJaxpr)
-        jaxpr: Any = program.jaxpr if closed else program
-        consts: Any = program.consts if closed else ()
+        jaxpr: Any = getattr(program, "jaxpr", program)
+        consts: Any = getattr(program, "consts", ())
         env: dict[Any, Held] = dict(zip(jaxpr.invars, given, strict=True))
         env.update(zip(jaxpr.constvars, map(Held, consts), strict=True))
         last = _last_uses(jaxpr)

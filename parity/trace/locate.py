@@ -27,7 +27,7 @@ from parity.trace.torch_operations import TorchTrace, Values, operation_values
 CANDIDATES = 12
 """Number of values of JAX that are compared in full with a missing value of PyTorch."""
 
-TRIES = 3
+TRIES = 4
 """Number of values of JAX that are tried in place of a missing value of PyTorch, the closest first."""
 
 MOST_RUNS = 200
@@ -129,7 +129,9 @@ def _differences(
     arrays = captured(program, replaced, {number for numbers in wanted.values() for number in numbers})
     found = []
     for region in regions:
-        candidates = {op: _ranked(wanted[op], arrays, values[op].result) for op in region.operations if op in values}
+        candidates = {
+            op: _ranked(wanted[op], arrays, values[op].result, region.known) for op in region.operations if op in values
+        }
         ends = {end: values[end].result for end in region.ends}
         found.append(Difference(region, candidates, (), matches, ends))
     return [_with_order(difference, program, replaced, values) for difference in found]
@@ -192,14 +194,20 @@ def captured(program: Program, replaced: Replaced, numbers: Collection[int]) -> 
     return found
 
 
-def _ranked(numbers: Sequence[int], arrays: Mapping[int, np.ndarray], wanted: np.ndarray) -> list[Candidate]:
-    """Return the candidates by relF; of equal ones, the first computed is first."""
+def _ranked(
+    numbers: Sequence[int], arrays: Mapping[int, np.ndarray], wanted: np.ndarray, known: Collection[int]
+) -> list[Candidate]:
+    """Return the candidates: the closest, then the operands (`known`), then the others by relF.
+
+    Of equally close ones, the first computed comes first.
+    """
     found = []
     for number in numbers:
         best = closest(arrays[number], wanted) if number in arrays and np.isfinite(arrays[number]).all() else None
         if best is not None:
             found.append(Candidate(number, best[0], best[1], best[1].to_torch(arrays[number])))
-    return sorted(found, key=lambda x: (float(f"{x.error:.3e}"), x.number))
+    found.sort(key=lambda x: (float(f"{x.error:.3e}"), x.number))
+    return found[:1] + sorted(found[1:], key=lambda x: x.number not in known)
 
 
 def _with_lines(difference: Difference) -> Difference:
