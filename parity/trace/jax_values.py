@@ -48,18 +48,16 @@ class Step:
         eqn: The equation.
         array: The result.
         inputs: Numbers of the results that it uses.
-        operands: Arrays that it uses.
     """
 
     number: int
     eqn: Any
     array: Any
     inputs: frozenset[int]
-    operands: tuple[Any, ...]
 
 
 Seen = Callable[[Step], "Any | None"]
-"""Function that sees every floating result; what it returns (None: nothing) replaces the result."""
+"""Function that sees every result; what it returns (None: nothing) replaces the result."""
 
 
 def run(closed: ClosedJaxpr, arguments: Sequence[Any], seen: Seen) -> list[Any]:
@@ -105,13 +103,12 @@ class _Run:
             return self.program(eqn.params["branches"][int(given[0].array)], given[1:])
         operands = tuple(x.array for x in given)
         inputs = frozenset().union(*(x.by for x in given))
-        return [self._result(eqn, x, inputs, operands) for x in _results(eqn, operands)]
+        return [self._result(eqn, x, inputs) for x in _results(eqn, operands)]
 
-    def _result(self, eqn: Any, array: Any, inputs: frozenset[int], operands: tuple[Any, ...]) -> Held:
+    def _result(self, eqn: Any, array: Any, inputs: frozenset[int]) -> Held:
         number, self.count = self.count, self.count + 1
-        if hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating):
-            new = self.seen(Step(number, eqn, array, inputs, operands))
-            array = array if new is None else np.asarray(new, array.dtype)
+        new = self.seen(Step(number, eqn, array, inputs))
+        array = array if new is None else np.asarray(new, array.dtype)
         return Held(array, frozenset((number,)))
 
     def _scan(self, params: Any, given: list[Held]) -> list[Held]:

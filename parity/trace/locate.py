@@ -98,9 +98,9 @@ def locate(
     replaced: dict[int, tuple[np.ndarray, Layout]] = {}
     differences: list[Difference] = []
     for _ in range(MOST_RUNS):
-        regions = first_regions(trace, matches)
-        if not regions:
+        if not first_regions(trace, matches):
             return Located(tuple(differences), first, matches, replaced, True)
+        regions = _computed_in_jax(trace, matches)
         values = operation_values(side, arrays, {i for region in regions for i in region.operations})
         found = _differences(regions, trace, matches, program, replaced, values)
         step = _replaced(found, trace, program, replaced)
@@ -112,6 +112,28 @@ def locate(
     return Located(tuple(differences), first, matches, replaced, False)
 
 
+def _computed_in_jax(trace: TorchTrace, matches: Matches) -> list[Region]:
+    """Return the first regions, past those of whose results JAX has nothing of the same size."""
+    first = regions = first_regions(trace, matches)
+    equal = _all_equal(matches)
+    absent = set[int]()
+    while regions:
+        found = [
+            region
+            for region in regions
+            if any(_similar(trace.operations[op].values, matches, region, equal) for op in region.operations)
+        ]
+        if found:
+            return found
+        absent |= {op for region in regions for op in region.operations}
+        regions = first_regions(trace, matches, absent)
+    return first
+
+
+def _all_equal(matches: Matches) -> set[int]:
+    return {number for numbers in matches.operations for number in numbers}
+
+
 def _differences(
     regions: Sequence[Region],
     trace: TorchTrace,
@@ -120,7 +142,7 @@ def _differences(
     replaced: Replaced,
     values: Mapping[int, Values],
 ) -> list[Difference]:
-    equal = {number for numbers in matches.operations for number in numbers}
+    equal = _all_equal(matches)
     wanted = {
         operation: _similar(trace.operations[operation].values, matches, region, equal)
         for region in regions
@@ -203,9 +225,10 @@ def _ranked(
     """
     found = []
     for number in numbers:
-        best = closest(arrays[number], wanted) if number in arrays and np.isfinite(arrays[number]).all() else None
+        best = closest(np.nan_to_num(arrays[number]), wanted) if number in arrays else None
         if best is not None:
-            found.append(Candidate(number, best[0], best[1], best[1].to_torch(arrays[number])))
+            error = best[0] if np.isfinite(arrays[number]).all() else math.inf
+            found.append(Candidate(number, error, best[1], best[1].to_torch(arrays[number])))
     found.sort(key=lambda x: (float(f"{x.error:.3e}"), x.number))
     return found[:1] + sorted(found[1:], key=lambda x: x.number not in known)
 
@@ -218,15 +241,11 @@ def _with_lines(difference: Difference) -> Difference:
     best = {op: difference.best(op) for op in region.operations}
     ends = {found.number for end in region.ends if (found := best[end]) is not None}
     passed = [max(_equal(matches, number)) for number in sorted(ends & region.known)]
-    before = _sources(matches, ends)
-    equal = {number for numbers in matches.operations for number in numbers}
-    inside = [
-        n for n in _computed_from(matches, region.known) if n in before and n in matches.values and n not in equal
-    ]
+    inside = sorted(_sources(matches, ends) - _sources(matches, _all_equal(matches)))
     first = [
         x.number for op in region.operations if (x := best[op]) is not None and x.error < CLOSE and x.number in inside
     ]
-    lines = [jax_line(matches.values[number].eqn) for number in (*passed, *first[:1], *inside)]
+    lines = [jax_line(matches.equations[number]) for number in (*passed, *first[:1], *inside)]
     return dataclasses.replace(difference, lines=tuple(dict.fromkeys(line for line in lines if line)))
 
 

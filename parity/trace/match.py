@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from parity.trace.fingerprint import Fingerprint
@@ -39,12 +40,14 @@ class Matches:
 
     Attributes:
         values: The values of JAX by number, those whose size occurs in PyTorch.
+        equations: For every number, the equation.
         inputs: For every number, those that it was computed from.
         operations: For every operation of PyTorch, the numbers of the equal values of JAX.
         outputs: The same for every output of every module call.
     """
 
     values: Mapping[int, Value]
+    equations: Sequence[Any]
     inputs: Sequence[frozenset[int]]
     operations: Sequence[Sequence[int]]
     outputs: Mapping[tuple[Any, int], Sequence[int]]
@@ -85,11 +88,14 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
     targets = _Targets(prints)
     found: list[list[int]] = [[] for _ in prints]
     values: dict[int, Value] = {}
+    equations: list[Any] = []
     inputs: list[frozenset[int]] = []
 
     def seen(step: Step) -> Any:
-        inputs.extend(frozenset() for _ in range(step.number - len(inputs)))
+        equations.append(step.eqn)
         inputs.append(step.inputs)
+        if not jnp.issubdtype(step.array.dtype, jnp.floating):
+            return None
         new = replaced.get(step.number)
         array = np.asarray(step.array) if new is None else new[1].to_jax(new[0], step.array.shape)
         if _may_match(array.shape, targets.sizes):
@@ -100,7 +106,7 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
 
     run(program.closed, program.arguments, seen)
     count = len(trace.operations)
-    return Matches(values, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)))
+    return Matches(values, equations, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)))
 
 
 def _may_match(shape: tuple[int, ...], sizes: Collection[int]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from parity.recording.capture import ROOT, Key
 from parity.trace.match import Matches
@@ -53,9 +53,12 @@ def _leading_to_outputs(trace: TorchTrace) -> set[int]:
     return found
 
 
-def first_regions(trace: TorchTrace, matches: Matches) -> list[Region]:
-    """Return the regions in which values first differ: nothing that they are computed from is missing."""
-    wrong = missing(trace, matches)
+def first_regions(trace: TorchTrace, matches: Matches, absent: Collection[int] = ()) -> list[Region]:
+    """Return the regions in which values first differ: nothing that they are computed from is missing.
+
+    `absent` are operations that JAX does not have; those that use their results are looked at in their place.
+    """
+    wrong = missing(trace, matches) - set(absent)
     behind = set[int]()
     """Operations computed from a missing one."""
     for i, operation in enumerate(trace.operations):
@@ -80,8 +83,23 @@ def _region(trace: TorchTrace, matches: Matches, start: int, wrong: set[int]) ->
             inside.append(i)
     users, outputs = trace.users(), {i for c in trace.calls if c.key == ROOT for x in c.outputs for i in x.operations}
     ends = [i for i in inside if i in outputs or any(user not in inside for user in users[i])]
-    known = [matches.operations[j][:1] for i in inside for j in trace.operations[i].inputs if j not in inside]
-    return Region(owner, tuple(inside), tuple(ends), frozenset(n for numbers in known for n in numbers))
+    return Region(owner, tuple(inside), tuple(ends), frozenset(_known(trace, matches, inside)))
+
+
+def _known(trace: TorchTrace, matches: Matches, inside: Sequence[int]) -> set[int]:
+    """Return the values of JAX that the operations are computed from, also through results that JAX does not have."""
+    found, seen = set[int](), set(inside)
+    waiting = [j for i in inside for j in trace.operations[i].inputs]
+    while waiting:
+        i = waiting.pop()
+        if i in seen:
+            continue
+        seen.add(i)
+        if matches.operations[i]:
+            found.add(matches.operations[i][0])
+        else:
+            waiting.extend(trace.operations[i].inputs)
+    return found
 
 
 def receiver(trace: TorchTrace, region: Region, end: int) -> tuple[ModuleCall, Tensor] | None:

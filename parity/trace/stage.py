@@ -186,10 +186,10 @@ class _Place:
 def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
     region, order = difference.region, difference.misplaced
     owner = next((call for call in trace.calls if call.key == region.owner), None)
-    if order is not None:
-        size = order.wanted.size
-        taken = [x for x in owner.inputs if x.values.size == Fingerprint.of(order.wanted).size] if owner else []
-        if owner is not None and owner.key != ROOT and taken and size:
+    if order is not None and owner is not None and owner.key != ROOT:
+        values = Fingerprint.of(order.wanted)
+        taken = [x for x in owner.inputs if x.values.size == values.size and values.matches(x.values.sums)]
+        if taken:
             yield _Place(owner, True, taken[0], order.array, order.wanted)
             return
     for end in region.ends:

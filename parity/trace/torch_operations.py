@@ -120,6 +120,8 @@ class _Recorder(TorchDispatchMode):
         self._count = 0
         self._writers: dict[int, frozenset[int]] = {}
         """Address of a storage -> the operations that computed what it holds; views share the storage of their base."""
+        self._parts: dict[tuple[int, int, int], frozenset[int]] = {}
+        """The same for views that show a part of a storage: address, offset and number of elements."""
         self._open: list[tuple[Key, int, tuple[Tensor, ...]]] = [(("", 0), 0, ())]
         self._calls_of: dict[str, int] = {}
 
@@ -130,17 +132,17 @@ class _Recorder(TorchDispatchMode):
         else:
             given = ()
         output = func(*args, **kwargs)
-        if func.is_view:
-            return output
-        sources = frozenset().union(*(self._writers.get(_address(x), frozenset()) for x in _tensors((args, kwargs))))
+        sources = frozenset().union(*map(self._computed_by, _tensors((args, kwargs))))
         results = _tensors(output)
+        if func.is_view:
+            results = [x for x in results if self._is_part(x)]
         where = torch_line() if results and self.wanted is None else ""
         for x in results:
             if not _floats(x):  # a mask or an index: what it was computed from counts as used by what uses it
-                self._writers[_address(x)] = sources
+                self._wrote(x, sources, view=func.is_view)
                 continue
             index, self._count = self._count, self._count + 1
-            self._writers[_address(x)] = frozenset((index,))
+            self._wrote(x, frozenset((index,)), view=func.is_view)
             if self.wanted is None:
                 name = func.overloadpacket.__name__
                 values = Fingerprint.of(to_numpy(x))
@@ -149,6 +151,25 @@ class _Recorder(TorchDispatchMode):
                 self.kept[index] = Values(given, to_numpy(x).copy())
         return output
 
+    def _computed_by(self, tensor: torch.Tensor) -> frozenset[int]:
+        """Return the operations that computed what a tensor holds."""
+        own = self._parts.get(_part(tensor))
+        return self._writers.get(_address(tensor), frozenset()) if own is None else own
+
+    def _is_part(self, tensor: torch.Tensor) -> bool:
+        """Whether a view shows only a part of its storage, and one that was not seen before."""
+        whole = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor.numel() < whole and _part(tensor) not in self._parts
+
+    def _wrote(self, tensor: torch.Tensor, by: frozenset[int], *, view: bool) -> None:
+        address = _address(tensor)
+        if view:
+            self._parts[_part(tensor)] = by
+            return
+        for part in [part for part in self._parts if part[0] == address]:
+            del self._parts[part]
+        self._writers[address] = by
+
     def _described(self, tree: Any) -> tuple[Tensor, ...]:
         if self.wanted is not None:
             return ()
@@ -156,7 +177,7 @@ class _Recorder(TorchDispatchMode):
             return tuple(self._tensor(i, x) for i, x in enumerate(tensors(tree)) if _floats(x))
 
     def _tensor(self, index: int, tensor: torch.Tensor) -> Tensor:
-        writers = self._writers.get(_address(tensor), frozenset())
+        writers = self._computed_by(tensor)
         if len(writers) == 1:
             (writer,) = writers
             if math.prod(self.operations[writer].shape) == tensor.numel():  # a view of the whole result
@@ -199,3 +220,7 @@ def _floats(tensor: torch.Tensor) -> bool:
 
 def _address(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _part(tensor: torch.Tensor) -> tuple[int, int, int]:
+    return _address(tensor), int(tensor.storage_offset()), tensor.numel()
