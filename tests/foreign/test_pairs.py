@@ -14,7 +14,7 @@ from jax._src import source_info_util
 from jax.extend.core import jaxprs_in_params
 
 from tests.foreign.pairs import PAIRS
-from tests.foreign.pairs.common import ForeignPair, Side, named, torch_run
+from tests.foreign.pairs.common import ForeignPair, Side, named, torch_outputs, torch_run
 
 pytestmark = pytest.mark.usefixtures("x64")
 EVALUATION = [(pair, bug) for pair in PAIRS for bug, mistake in pair.bugs.items() if not mistake.training]
@@ -62,6 +62,23 @@ def source_lines(jaxpr: Any) -> Iterator[tuple[str, int]]:
 def test_the_port_is_the_same_function(pair: ForeignPair, seed: int):
     model, inputs = models(pair, seed), pair.inputs(seed)
     assert difference(pair.jax_side(model, "").run(inputs), torch_run(model, inputs)) < 1e-12
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=ids)
+def test_the_gradients_are_the_same(pair: ForeignPair):
+    """In one random direction of all parameters together, which the conversion, being linear, takes to the port's."""
+    model, direction, inputs = models(pair, 0), copy.deepcopy(models(pair, 1)), pair.inputs(0)
+    for buffer in direction.buffers():
+        buffer.zero_()
+    slopes = pair.jax_side(model, "").derivative(pair.jax_side(direction, ""), inputs)
+    parameters = list(model.parameters())
+    for name, output in torch_outputs(model, inputs).items():
+        weights = np.random.RandomState(0).standard_normal(tuple(output.shape))
+        loss = (output * torch.from_numpy(weights)).sum()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+        pairs = zip(gradients, direction.parameters(), strict=True)
+        parts = np.array([(g * d).sum().item() for g, d in pairs if g is not None])
+        assert abs((slopes[name] * weights).sum() - parts.sum()) < 1e-12 * np.abs(parts).sum(), name
 
 
 @pytest.mark.parametrize(("pair", "bug"), EVALUATION, ids=ids)

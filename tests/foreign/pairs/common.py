@@ -74,11 +74,20 @@ class Side:
         """Return every output by name, in PyTorch's layout."""
         return self._named(jax.jit(self._call())(*self._given(inputs), **_keywords(inputs)))
 
+    def derivative(self, direction: Side, inputs: Any) -> dict[str, np.ndarray]:
+        """Return how fast every output changes if the weights move along those of another model's port."""
+
+        def call(weights: Any) -> Any:
+            return self._call()(weights, *self._given(inputs)[1:], **_keywords(inputs))
+
+        push = jax.jit(lambda weights, tangents: jax.jvp(call, (weights,), (tangents,))[1])
+        return self._named(push(self._weights(), direction._weights()))
+
     def run_train(self, inputs: Any) -> dict[str, np.ndarray]:
         """Return every output and the new running statistics in training mode."""
         assert self.train is not None
         output, statistics = jax.jit(self.train)(*self._given(inputs))
-        return self._named(output) | named(statistics)
+        return self._named(output) | {name: array(x) for name, x in statistics.items()}
 
     def program(self, inputs: Any, train: bool = False) -> Any:
         """Return the port traced by JAX, in evaluation or in training mode."""
@@ -117,7 +126,7 @@ class Side:
         return [self._weights(), *arrays]
 
     def _named(self, output: Any) -> dict[str, np.ndarray]:
-        outputs = named(output)
+        outputs = {name: array(x) for name, x in named(output).items()}
         return {k: x if self.returns is None else np.transpose(x, self.returns) for k, x in outputs.items()}
 
 
@@ -146,8 +155,8 @@ class ForeignPair:
         return number
 
 
-def named(output: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Flatten nested tuples, mappings and named tuples of tensors into arrays by their dotted names."""
+def named(output: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tuples, mappings and named tuples of tensors into tensors by their dotted names."""
     if hasattr(output, "_asdict"):
         output = output._asdict()
     if isinstance(output, tuple | list):
@@ -155,19 +164,23 @@ def named(output: Any, prefix: str = "") -> dict[str, np.ndarray]:
     if isinstance(output, Mapping):
         parts = [named(value, f"{prefix}{key}.") for key, value in output.items()]
         return {name: x for part in parts for name, x in part.items()}
-    return {prefix.removesuffix("."): array(output)}
+    return {prefix.removesuffix("."): output}
 
 
 def _keywords(inputs: Any) -> dict[str, jax.Array]:
     return {name: jnp.asarray(x) for name, x in inputs.items()} if isinstance(inputs, Mapping) else {}
 
 
-def torch_run(model: torch.nn.Module, inputs: Any) -> dict[str, np.ndarray]:
+def torch_outputs(model: torch.nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
     """Return every output of the PyTorch model by name."""
-    with torch.no_grad():
-        if isinstance(inputs, Mapping):
-            return named(model(**{name: torch.from_numpy(x) for name, x in inputs.items()}))
-        return named(model(*map(torch.from_numpy, inputs)))
+    if isinstance(inputs, Mapping):
+        return named(model(**{name: torch.from_numpy(x) for name, x in inputs.items()}))
+    return named(model(*map(torch.from_numpy, inputs)))
+
+
+def torch_run(model: torch.nn.Module, inputs: Any) -> dict[str, np.ndarray]:
+    """Return every output of the PyTorch model by name, as arrays."""
+    return {name: array(x) for name, x in torch_outputs(model, inputs).items()}
 
 
 # ---- random weights and inputs ----

@@ -37,7 +37,7 @@ class SqueezeExcitation(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1))))
-        return x * F.hardsigmoid(scale)
+        return x * (F.relu6(scale + 3) / 6)
 
 
 class InvertedResidual(torch.nn.Module):
