@@ -71,6 +71,14 @@ class Scope:
         return self.outer.source if self.outer is not None else None
 
     @functools.cached_property
+    def lines(self) -> tuple[tuple[str, int], ...]:
+        """File and line of the model's code, and of the model's code that called it."""
+        if self._own is not None:
+            frames = self._frames[self._own :]
+            return tuple((frame.file_name, frame.line_num) for frame in frames if not is_library(frame.file_name))
+        return self.outer.lines if self.outer is not None else ()
+
+    @functools.cached_property
     def library(self) -> bool:
         """Whether a library function added this operation on its own."""
         frames = self._frames[: self._own] if self._own is not None else self._until_jit()

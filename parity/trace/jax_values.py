@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from parity.precision.jax_casts import Scope
 from parity.trace.numpy_operations import evaluate
 
 ENTERED = frozenset(
@@ -46,12 +47,14 @@ class Step:
     Attributes:
         number: Position of the result in the run.
         eqn: The equation.
+        scope: Where it is in the source code.
         array: The result.
         inputs: Numbers of the results that it uses.
     """
 
     number: int
     eqn: Any
+    scope: Scope
     array: Any
     inputs: frozenset[int]
 
@@ -63,7 +66,7 @@ Seen = Callable[[Step], "Any | None"]
 def run(closed: ClosedJaxpr, arguments: Sequence[Any], seen: Seen) -> list[Any]:
     """Run a program with concrete arrays and return its results."""
     given = [Held(x) for x in arguments]
-    return [held.array for held in _Run(seen).program(closed, given)]
+    return [held.array for held in _Run(seen).program(closed, given, Scope())]
 
 
 class _Run:
@@ -72,7 +75,7 @@ class _Run:
     def __init__(self, seen: Seen) -> None:
         self.seen, self.count = seen, 0
 
-    def program(self, program: ClosedJaxpr | Jaxpr, given: Sequence[Held]) -> list[Held]:
+    def program(self, program: ClosedJaxpr | Jaxpr, given: Sequence[Held], scope: Scope) -> list[Held]:
         jaxpr: Any = getattr(program, "jaxpr", program)
         consts: Any = getattr(program, "consts", ())
         env: dict[Any, Held] = dict(zip(jaxpr.invars, given, strict=True))
@@ -84,40 +87,40 @@ class _Run:
 
         for i, eqn in enumerate(jaxpr.eqns):
             with eqn.ctx.manager:
-                found = self.equation(eqn, [read(atom) for atom in eqn.invars])
+                found = self.equation(eqn, [read(atom) for atom in eqn.invars], scope.at(eqn))
             env.update(zip(eqn.outvars, found, strict=True))
             for var in last.get(i, ()):
                 env.pop(var, None)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, eqn: Any, given: list[Held]) -> list[Held]:
+    def equation(self, eqn: Any, given: list[Held], scope: Scope) -> list[Held]:
         name = eqn.primitive.name
         if name in ENTERED:
             program = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
-            return self.program(program, given)
+            return self.program(program, given, scope)
         if name == "scan" and eqn.params["length"]:
-            return self._scan(eqn.params, given)
+            return self._scan(eqn.params, given, scope)
         if name == "while":
-            return self._while(eqn.params, given)
+            return self._while(eqn.params, given, scope)
         if name == "cond":
-            return self.program(eqn.params["branches"][int(given[0].array)], given[1:])
+            return self.program(eqn.params["branches"][int(given[0].array)], given[1:], scope)
         operands = tuple(x.array for x in given)
         inputs = frozenset().union(*(x.by for x in given))
-        return [self._result(eqn, x, inputs) for x in _results(eqn, operands)]
+        return [self._result(eqn, scope, x, inputs) for x in _results(eqn, operands)]
 
-    def _result(self, eqn: Any, array: Any, inputs: frozenset[int]) -> Held:
+    def _result(self, eqn: Any, scope: Scope, array: Any, inputs: frozenset[int]) -> Held:
         number, self.count = self.count, self.count + 1
-        new = self.seen(Step(number, eqn, array, inputs))
+        new = self.seen(Step(number, eqn, scope, array, inputs))
         array = array if new is None else np.asarray(new, array.dtype)
         return Held(array, frozenset((number,)))
 
-    def _scan(self, params: Any, given: list[Held]) -> list[Held]:
+    def _scan(self, params: Any, given: list[Held], scope: Scope) -> list[Held]:
         body, first, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
         consts, carry, xs = given[:first], given[first : first + carried], given[first + carried :]
         steps = range(params["length"])
         collected: list[list[Held]] = []
         for i in reversed(steps) if params["reverse"] else steps:
-            found = self.program(body, [*consts, *carry, *(Held(x.array[i], x.by) for x in xs)])
+            found = self.program(body, [*consts, *carry, *(Held(x.array[i], x.by) for x in xs)], scope)
             carry = found[:carried]
             collected.append(found[carried:])
         if params["reverse"]:
@@ -127,11 +130,11 @@ class _Run:
     def _stacked(self, steps: Sequence[Held]) -> Held:
         return Held(jnp.stack([x.array for x in steps]), frozenset().union(*(x.by for x in steps)))
 
-    def _while(self, params: Any, carry: list[Held]) -> list[Held]:
+    def _while(self, params: Any, carry: list[Held], scope: Scope) -> list[Held]:
         first, second = params["cond_nconsts"], params["body_nconsts"]
         asked, consts, carry = carry[:first], carry[first : first + second], carry[first + second :]
-        while bool(self.program(params["cond_jaxpr"], [*asked, *carry])[0].array):
-            carry = self.program(params["body_jaxpr"], [*consts, *carry])
+        while bool(self.program(params["cond_jaxpr"], [*asked, *carry], scope)[0].array):
+            carry = self.program(params["body_jaxpr"], [*consts, *carry], scope)
         return carry
 
 

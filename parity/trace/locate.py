@@ -166,7 +166,11 @@ def _with_order(
     first = difference.region.operations[0]
     best = difference.best(first)
     before = len(difference.matches.inputs) if best is None else best.number
-    equal = [equal_numbers(x, difference.matches, before) for x in values[first].given]
+    behind = None if best is None else _sources(difference.matches, {best.number})
+    equal = [
+        [n for n in equal_numbers(x, difference.matches, before) if behind is None or n in behind]
+        for x in values[first].given
+    ]
     arrays = captured(program, replaced, {number for numbers in equal for number in numbers})
     for tensor, numbers in zip(values[first].given, equal, strict=True):
         found = misplaced(tensor, numbers, arrays, difference.matches)
@@ -245,7 +249,7 @@ def _with_lines(difference: Difference) -> Difference:
     first = [
         x.number for op in region.operations if (x := best[op]) is not None and x.error < CLOSE and x.number in inside
     ]
-    lines = [jax_line(matches.equations[number]) for number in (*passed, *first[:1], *inside)]
+    lines = [jax_line(matches.scopes[number]) for number in (*passed, *first[:1], *inside)]
     return dataclasses.replace(difference, lines=tuple(dict.fromkeys(line for line in lines if line)))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from parity.precision.jax_casts import Scope
 from parity.trace.fingerprint import Fingerprint
 from parity.trace.jax_values import SAME_VALUES, Step, run
 from parity.trace.layout import Layout
@@ -40,14 +41,14 @@ class Matches:
 
     Attributes:
         values: The values of JAX by number, those whose size occurs in PyTorch.
-        equations: For every number, the equation.
+        scopes: For every number, where its equation is in the source code.
         inputs: For every number, those that it was computed from.
         operations: For every operation of PyTorch, the numbers of the equal values of JAX.
         outputs: The same for every output of every module call.
     """
 
     values: Mapping[int, Value]
-    equations: Sequence[Any]
+    scopes: Sequence[Scope]
     inputs: Sequence[frozenset[int]]
     operations: Sequence[Sequence[int]]
     outputs: Mapping[tuple[Any, int], Sequence[int]]
@@ -88,11 +89,11 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
     targets = _Targets(prints)
     found: list[list[int]] = [[] for _ in prints]
     values: dict[int, Value] = {}
-    equations: list[Any] = []
+    scopes: list[Scope] = []
     inputs: list[frozenset[int]] = []
 
     def seen(step: Step) -> Any:
-        equations.append(step.eqn)
+        scopes.append(step.scope)
         inputs.append(step.inputs)
         if not jnp.issubdtype(step.array.dtype, jnp.floating):
             return None
@@ -106,7 +107,7 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
 
     run(program.closed, program.arguments, seen)
     count = len(trace.operations)
-    return Matches(values, equations, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)))
+    return Matches(values, scopes, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)))
 
 
 def _may_match(shape: tuple[int, ...], sizes: Collection[int]) -> bool:

@@ -61,6 +61,6 @@ def misplaced(
         found = closest(arrays[number], wanted)
         if found is not None and found[0] <= SAME:
             break
-    lines = [jax_line(matches.equations[number]) for number in inside]
+    lines = [jax_line(matches.scopes[number]) for number in inside]
     array = arrays[last].reshape(wanted.shape)
     return Misplaced(last, array, wanted, layout, tuple(dict.fromkeys(line for line in lines if line)))

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from parity.precision.casts import is_library, place
+from parity.precision.jax_casts import Scope
 
 CALLERS = 2
 """Number of calling lines shown with a line."""
 
 
-def jax_line(eqn: Any) -> str:
+def jax_line(scope: Scope) -> str:
     """Return file and line of the model's code that made an equation, and of its callers; "" if there is none.
 
     For example "port.py:12 (called at port.py:40)".
     """
-    traceback = eqn.source_info.traceback
-    lines: list[str] = []
-    for frame in traceback.frames if traceback is not None else ():
-        if is_library(frame.file_name):
-            if lines and frame.file_name.startswith(OWN):
-                break  # what called the check
-            continue
-        lines.append(place(frame.file_name, frame.line_num))
-    called = [line for line in lines[1:] if line != lines[0]][:CALLERS]
+    lines = list(dict.fromkeys(place(file, line) for file, line in scope.lines))
+    called = lines[1 : 1 + CALLERS]
     return "".join(lines[:1]) + (f" (called at {', '.join(called)})" if called else "")
-
-
-OWN = str(Path(__file__).parents[1]) + "/"
 
 
 def torch_line() -> str:

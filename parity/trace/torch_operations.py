@@ -29,6 +29,7 @@ class Operation:
         where: File and line of the model's code.
         owner: Call of the innermost module that runs the operation.
         inputs: Indices of the operations whose results it uses.
+        numbers: Those among them whose numbers it uses, not only a mask or an index made from them.
         shape: Shape of the result.
         values: Fingerprint of the result.
     """
@@ -37,6 +38,7 @@ class Operation:
     where: str
     owner: Key
     inputs: frozenset[int]
+    numbers: frozenset[int]
     shape: tuple[int, ...]
     values: Fingerprint
 
@@ -72,10 +74,10 @@ class TorchTrace:
     calls: tuple[ModuleCall, ...]
 
     def users(self) -> list[list[int]]:
-        """Return for every operation the operations that use its result."""
+        """Return for every operation the operations that use its numbers."""
         found: list[list[int]] = [[] for _ in self.operations]
         for i, operation in enumerate(self.operations):
-            for source in operation.inputs:
+            for source in operation.numbers:
                 found[source].append(i)
         return found
 
@@ -132,7 +134,9 @@ class _Recorder(TorchDispatchMode):
         else:
             given = ()
         output = func(*args, **kwargs)
-        sources = frozenset().union(*map(self._computed_by, _tensors((args, kwargs))))
+        taken = _tensors((args, kwargs))
+        sources = frozenset().union(*map(self._computed_by, taken))
+        numbers = frozenset().union(*(self._computed_by(x) for x in taken if x.is_floating_point()))
         results = _tensors(output)
         if func.is_view:
             results = [x for x in results if self._is_part(x)]
@@ -146,7 +150,9 @@ class _Recorder(TorchDispatchMode):
             if self.wanted is None:
                 name = func.overloadpacket.__name__
                 values = Fingerprint.of(to_numpy(x))
-                self.operations.append(Operation(name, where, self._open[-1][0], sources, tuple(x.shape), values))
+                self.operations.append(
+                    Operation(name, where, self._open[-1][0], sources, numbers, tuple(x.shape), values)
+                )
             elif index in self.wanted:
                 self.kept[index] = Values(given, to_numpy(x).copy())
         return output
