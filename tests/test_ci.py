@@ -18,7 +18,7 @@ from tests.support.clean_env import ROOT, CleanEnv, copy_sources
 
 WORKFLOW, ACTION, PAGE = ROOT / ".github/workflows/ci.yml", ROOT / "action.yml", ROOT / "docs/ci.md"
 SCHEMAS = {WORKFLOW: "github-workflows", ACTION: "github-actions", ROOT / "CITATION.cff": "citation-file-format"}
-BUILTIN = {"mapfile", "pins", "test", "words", "words()", "SOURCE_DATE_EPOCH"}
+BUILTIN = {"export", "mapfile", "pins", "test", "words", "words()", "SOURCE_DATE_EPOCH"}
 EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 
 
