@@ -12,6 +12,7 @@ import tyro
 
 from t2t_common.io import cli
 from t2t_common.io.terminal import make_console, plain
+from t2t_parity.runner import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Convert:
 
 def main(args: Sequence[str], prog: str) -> int:
     """Run the command; return its exit code."""
-    return cli.run(lambda args: convert(cli.parse(Convert, args, prog=prog, description=Convert.__doc__ or "")), args)
+    return run(lambda: convert(cli.parse(Convert, args, prog=prog, description=Convert.__doc__ or "")))
 
 
 def convert(options: Convert) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from t2t_common.io import cli
 from t2t_common.io.files import check_target, write_text
 from t2t_common.io.terminal import make_console
+from t2t_parity.runner import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +25,20 @@ class SelftestOptions:
 def main(args: Sequence[str], prog: str) -> int:
     """Run the command; return its exit code."""
     description = SelftestOptions.__doc__ or ""
-    return cli.run(lambda args: selftest(cli.parse(SelftestOptions, args, prog=prog, description=description)), args)
+    return run(lambda: selftest(cli.parse(SelftestOptions, args, prog=prog, description=description)))
 
 
 def selftest(options: SelftestOptions) -> int:
     """Run the self-test, print its table and verdict, and return the exit code."""
-    from t2t_parity.selftest import run, table, verdict
+    from t2t_parity import selftest as known
 
     if options.json is not None:
         check_target(options.json)
     console = make_console()
     with console.status("selftest") as status:
-        outcome = run(seeds=options.seeds, workers=2, progress=status.update)
-    console.print(table(outcome))
-    console.print(verdict(outcome))
+        outcome = known.run(seeds=options.seeds, workers=2, progress=status.update)
+    console.print(known.table(outcome))
+    console.print(known.verdict(outcome))
     if options.json is not None:
         write_text(options.json, outcome.to_json())
     return cli.OK if outcome.passed else cli.FAILED

@@ -10,6 +10,7 @@ from t2t_common.io import cli
 from t2t_common.io.files import check_target
 from t2t_common.io.terminal import make_console, plain
 from t2t_config import MODELS
+from t2t_parity.runner import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SurveyOptions:
 def main(args: Sequence[str], prog: str) -> int:
     """Run the command; return its exit code."""
     description = SurveyOptions.__doc__ or ""
-    return cli.run(lambda args: survey(cli.parse(SurveyOptions, args, prog=prog, description=description)), args)
+    return run(lambda: survey(cli.parse(SurveyOptions, args, prog=prog, description=description)))
 
 
 def survey(options: SurveyOptions) -> int:

@@ -14,6 +14,7 @@ from t2t_common.io import cli
 from t2t_common.io.files import check_target, write_text
 from t2t_common.io.terminal import make_console, plain
 from t2t_config import Recipe
+from t2t_parity.runner import run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,9 +115,7 @@ def images(options: Train, shape: tuple[int, ...], step: int) -> tuple[list[np.n
 def main(args: Sequence[str], prog: str) -> int:
     """Run the command; return its exit code."""
     description = Train.__doc__ or ""
-    return cli.run(
-        lambda args: run_train(cli.parse(Train, args, prog=prog, description=description), make_console()), args
-    )
+    return run(lambda: run_train(cli.parse(Train, args, prog=prog, description=description), make_console()))
 
 
 def run_train(options: Train, console: Console) -> int:

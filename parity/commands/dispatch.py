@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> int:
     if "--version" in args:
         print(f"{DISTRIBUTION} {version()}")
         return OK
-    known = {**OWN, **installed.commands()}
+    known = OWN | {name: command for name, command in installed.commands().items() if name not in OWN}
     if not args or args[0] in ("-h", "--help"):
         print(listing(known))
         return OK

@@ -2,7 +2,8 @@
 
 Group `parity.commands`: the name of a command, and a function `main(args, prog) -> int`. It takes the arguments after
 the command's name and how the command is called ("python -m parity NAME"), and returns an exit code (see
-`parity.commands.process`). The first line of its docstring describes the command.
+`parity.commands.process`). The first line of its docstring describes the command. The commands of parity itself cannot
+be replaced.
 
 Group `parity.models`: models for `python -m parity check NAME` and `power NAME`. Either the name of a model, and a
 function without arguments that returns its `parity.Pair`; or any name, and `Models`: an object or a module with several
@@ -55,8 +56,21 @@ class Function:
 
 
 def commands() -> dict[str, Callable[[Sequence[str], str], int]]:
-    """Return the commands of installed packages, by name."""
-    return {point.name: _load(point) for point in entry_points("parity.commands")}
+    """Return the commands of installed packages, by name; one that cannot be loaded says so when it is run."""
+    return {point.name: _command(point) for point in entry_points("parity.commands")}
+
+
+def _command(point: EntryPoint) -> Callable[[Sequence[str], str], int]:
+    try:
+        return _load(point)
+    except ValueError as error:
+        problem = error
+
+    def broken(args: Sequence[str], prog: str) -> int:
+        raise problem
+
+    broken.__doc__ = f"({problem})"
+    return broken
 
 
 def models() -> list[Models]:

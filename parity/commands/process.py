@@ -6,6 +6,8 @@ The commands of this package write nothing but small files, at their end, so tha
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
 import re
@@ -27,6 +29,8 @@ _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|RES
 def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run `main` with the arguments of the process, and exit with its exit code; exit at once if it failed."""
     end_at_ctrl_c()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the encoding of the terminal lacks a character
     try:
         code = run(main, sys.argv[1:])
     except SystemExit:  # after --help
@@ -35,7 +39,7 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
         traceback.print_exc()
         code = FAILED
     if code != OK:
-        _end(code)
+        end(code)
     sys.exit(code)
 
 
@@ -83,14 +87,14 @@ def restore_ctrl_c() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     os.write(2, b"stopped\n")
-    _end(INTERRUPTED)
+    end(INTERRUPTED)
 
 
-def _end(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
     """End the process and its workers without waiting for anything."""
     for worker in multiprocessing.active_children():
         worker.kill()
-    if code != INTERRUPTED:
-        for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(RuntimeError, OSError):  # if Ctrl-C came while it was written to
             stream.flush()
     os._exit(code)

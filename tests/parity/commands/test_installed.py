@@ -146,9 +146,20 @@ def test_a_function_that_makes_no_sense(mine: Path, name: str, says: str, capsys
 
 
 def test_an_entry_point_that_cannot_be_loaded_is_named(mine: Path, capsys: pytest.CaptureFixture[str]):
-    (mine / "mine-1.0.dist-info/entry_points.txt").write_text("[parity.models]\nold = gone:pair\n")
+    points = "[parity.models]\nold = gone:pair\n[parity.commands]\nmore = gone:main\n"
+    (mine / "mine-1.0.dist-info/entry_points.txt").write_text(points)
     assert run("check", "my_norm") == 2
     assert "cannot load 'old' of the entry points 'parity.models', gone:pair" in complaint(capsys)
+    assert run("more") == 2
+    assert "cannot load 'more' of the entry points 'parity.commands', gone:main" in complaint(capsys)
+    assert run("--help") == 0
+    assert "  more      (cannot load 'more' of" in capsys.readouterr().out
+
+
+def test_a_command_of_parity_is_not_replaced(mine: Path, capsys: pytest.CaptureFixture[str]):
+    (mine / "mine-1.0.dist-info/entry_points.txt").write_text("[parity.commands]\nreport = mine:hello\n")
+    assert run("report", mine / "none.json") == 2
+    assert "no report at" in complaint(capsys)
 
 
 def test_a_checkout_needs_no_installation():
