@@ -47,14 +47,14 @@ lint: $(INSTALLED)  ## style and types
 docs: $(INSTALLED)  ## the site of docs/ into site/, warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml packaging/parity/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e packaging/parity -e ".[dev]"
 	touch $@
 
-$(DEMO): pyproject.toml constraints.txt  # less than the tests need; `make test` adds the rest to the same place
+$(DEMO): pyproject.toml packaging/parity/pyproject.toml constraints.txt  # less than the tests need; `make test` adds the rest to the same place
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e packaging/parity -e ".[demo]"
 	touch $@
 
 $(TIMM)/.installed: constraints-timm.txt
@@ -68,10 +68,10 @@ $(TPU)/.installed: pyproject.toml constraints.txt
 	$(TPU)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tpu]" hypothesis pytest
 	touch $@
 
-$(MIN)/.installed: pyproject.toml constraints-min.txt
+$(MIN)/.installed: pyproject.toml packaging/parity/pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv $(MIN)
 	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt \
-		-e ".[demo,hub,onnx,tensorboard]" filelock hypothesis jsonschema pytest pytest-xdist
+		-e packaging/parity -e ".[demo,hub,onnx,tensorboard]" filelock hypothesis jsonschema pytest pytest-xdist
 	touch $@
 
 $(NEWEST)/.installed: pyproject.toml constraints-newest.txt

@@ -21,8 +21,6 @@ import numpy as np
 import torch
 
 import parity
-from parity.ours.pair import make_pair
-from parity.ours.weight_files import convert
 from t2t_common.evaluation.accuracy import predict
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
@@ -33,6 +31,8 @@ from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.train import train
 from t2t_jax.training.step import make_forward
+from t2t_parity.pair import make_pair
+from t2t_parity.weight_files import convert
 
 
 def main(args: Sequence[str]) -> int:

@@ -1,16 +1,14 @@
 """Convert weights between PyTorch and JAX, and check that two models are equivalent.
 
 The package is model-agnostic: it takes any `torch.nn.Module` and any `flax.nnx.Module`; `linen`, `equinox`, `haiku` and
-`function` make one of a model of another JAX library, or of any function.
+`function` make one of a model of another JAX library, or of any function. What it exports, and with it PyTorch and JAX,
+is imported when it is first used.
 """
 
-import sys
+import importlib
+from typing import TYPE_CHECKING, Any
 
-if sys.argv[:1] == ["-m"]:  # `python -m parity`: the command line may depend on this project's own models
-    from parity.requirements import prepare_command
-
-    prepare_command()
-try:
+if TYPE_CHECKING:
     from parity.adapters.equinox import equinox
     from parity.adapters.function import function
     from parity.adapters.haiku import haiku
@@ -19,14 +17,11 @@ try:
     from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
     from parity.measure.gates import Gates, Row, rel_f
+    from parity.pair import Pair
     from parity.proof.check import assert_parity, check
     from parity.recording.inputs import Inputs
     from parity.report.report import Report
     from parity.runs.losses import Loss, cross_entropy, projection
-except ModuleNotFoundError as missing:
-    from parity.requirements import explanation
-
-    raise explanation(missing) from None
 
 __all__ = [
     "Entry",
@@ -35,6 +30,7 @@ __all__ = [
     "LeafRule",
     "Ledger",
     "Loss",
+    "Pair",
     "Report",
     "Row",
     "Rules",
@@ -52,3 +48,45 @@ __all__ = [
     "rel_f",
     "torch_to_jax",
 ]
+
+_WHERE = {
+    "parity.adapters.equinox": ("equinox",),
+    "parity.adapters.function": ("function",),
+    "parity.adapters.haiku": ("haiku",),
+    "parity.adapters.linen": ("linen",),
+    "parity.carry.convert": ("Entry", "Ledger", "build_ledger", "jax_to_torch", "torch_to_jax"),
+    "parity.carry.random_weights": ("randomize",),
+    "parity.carry.rules": ("LeafRule", "Rules"),
+    "parity.measure.gates": ("Gates", "Row", "rel_f"),
+    "parity.pair": ("Pair",),
+    "parity.proof.check": ("assert_parity", "check"),
+    "parity.recording.inputs": ("Inputs",),
+    "parity.report.report": ("Report",),
+    "parity.runs.losses": ("Loss", "cross_entropy", "projection"),
+}
+"""Module -> the names that are exported from it; as the imports above, which are for type checkers."""
+
+
+if not TYPE_CHECKING:  # to whom an unknown name is an error
+
+    def __getattr__(name: str) -> Any:
+        """Import an exported name when it is first used.
+
+        Raises:
+            ImportError: PyTorch, JAX or another package is not installed; the message says what to install.
+        """
+        module = next((module for module, names in _WHERE.items() if name in names), None)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            value = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            from parity.requirements import explanation
+
+            raise explanation(error) from None
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -28,11 +28,14 @@ BOTH = tuple(dict.fromkeys((*TORCH, *JAX)))
 NEEDS = {
     "t2t_torch": ("torch", TORCH),
     "t2t_jax": ("jax", JAX),
-    "parity": ("parity", BOTH),
+    "t2t_parity": ("parity", (*BOTH, "parity")),
     "t2t_common": ("jax", SHARED),
-    "the demo": ("demo", (*BOTH, "sklearn")),
+    "the demo": ("demo", (*BOTH, "parity", "sklearn")),
 }
 """Package -> the extra that it needs, and the modules that this installs, including those of the base package."""
+
+WITH_PARITY = ("parity", "demo")
+"""Extras that need the distribution torch-jax-parity."""
 
 NAMED = 3
 """Maximum number of missing modules that are named; the others are counted."""
@@ -42,10 +45,12 @@ MISUSED, INTERRUPTED = 2, 130
 
 
 def install_hint(extra: str) -> str:
-    """Return the command that installs an extra. The package is on no index, so the command is for a clone."""
+    """Return the command that installs an extra. The package is on no index, so the command is for a clone; neither
+    is `parity`, a distribution of its own from the same repository."""
     folder = _clone()
     where = "in a clone of the repository" if folder is None else f"in {folder}"
-    return f'pip install -e ".[{extra}]" ({where})'
+    parity = "-e packaging/parity " if extra in WITH_PARITY else ""
+    return f'pip install {parity}-e ".[{extra}]" ({where})'
 
 
 def missing(package: str) -> list[str]:

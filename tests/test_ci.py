@@ -18,7 +18,7 @@ from tests.support.clean_env import ROOT, CleanEnv, copy_sources
 
 WORKFLOW, ACTION, PAGE = ROOT / ".github/workflows/ci.yml", ROOT / "action.yml", ROOT / "docs/ci.md"
 SCHEMAS = {WORKFLOW: "github-workflows", ACTION: "github-actions", ROOT / "CITATION.cff": "citation-file-format"}
-BUILTIN = {"mapfile", "pins", "test", "words", "words()", "SOURCE_DATE_EPOCH"}
+BUILTIN = {"export", "mapfile", "pins", "test", "words", "words()", "SOURCE_DATE_EPOCH"}
 EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 
 
@@ -177,7 +177,7 @@ def test_the_action_keeps_pips_files_and_pins_versions(sources: Path):
 
 
 def test_the_action_fails_with_a_pair_that_differs_and_keeps_the_reports(env: CleanEnv, sources: Path, tmp_path: Path):
-    (test,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    test, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     wrong = "    jax_model.bias.set_value(jax_model.bias[...] + 1)\n"
     (tmp_path / "test_wrong.py").write_text(
         test.replace("    parity.assert_parity", f"{wrong}    parity.assert_parity")

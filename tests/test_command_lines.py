@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from parity.commands import installed
+from parity.commands.dispatch import OWN
 from t2t_common.io import cli
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("t2t_config", "t2t_common", "t2t_torch", "t2t_jax", "parity")
+PACKAGES = ("t2t_config", "t2t_common", "t2t_torch", "t2t_jax", "t2t_parity", "parity")
 EXPECTED = {"train", "evaluate", "predict", "export"}
 LISTS = {"t2t_jax", "t2t_torch"}
 """They list the commands of a package and run the one that is named (tests/common/io/test_commands.py)."""
@@ -52,8 +54,7 @@ def commands() -> list[list[str]]:
     found = []
     for program in (program for program in programs() if program not in LISTS):
         if program == "parity":
-            options = importlib.import_module("parity.__main__").Command
-            found += [[program, kind.__metadata__[0].name] for kind in options.__args__]
+            found += [[program, name] for name in (*OWN, *installed.commands())]
         else:
             found.append([program, "digits"] if program.endswith(".train") else [program])
     return found
@@ -76,7 +77,9 @@ ALL = commands()
 def test_the_programs_are_found():
     assert {f"t2t_torch.{name}" for name in EXPECTED} | {f"t2t_jax.{name}" for name in EXPECTED} <= set(programs())
     assert {"parity", "t2t_jax.data", "t2t_jax.compile"} <= set(programs())
-    assert ["parity", "doctor"] in ALL
+    assert [["parity", name] for name in ("check", "doctor", "convert", "selftest")] == [
+        command for command in ALL if command[-1] in ("check", "doctor", "convert", "selftest")
+    ]
 
 
 @pytest.fixture(autouse=True)

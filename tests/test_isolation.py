@@ -6,6 +6,7 @@ import ast
 import functools
 import graphlib
 import importlib
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -24,10 +25,6 @@ from parity.carry.rules import layer_rules
 from t2t_config import MODELS
 
 ROOT = Path(__file__).parents[1]
-FACE = {"ours", "selftest", "requirements"}
-"""The modules of parity that know our models."""
-
-
 ALONE = {"t2t_torch.timm_models"}
 """Needs timm, which is not installed here; tests/timm runs where JAX is not."""
 
@@ -66,7 +63,7 @@ def test_t2t_config_imports_the_standard_library_only():
 def test_t2t_common_imports_no_framework():
     found = imported(*modules_of("t2t_common"))
     assert {"t2t_common", "t2t_config", "PIL", "numpy"} <= found
-    assert not {"torch", "jax", "jaxlib", "flax", "t2t_torch", "t2t_jax", "parity"} & found
+    assert not {"torch", "jax", "jaxlib", "flax", "t2t_torch", "t2t_jax", "t2t_parity", "parity"} & found
 
 
 def test_t2t_jax_never_imports_torch():
@@ -83,8 +80,9 @@ def test_t2t_torch_never_imports_jax():
     assert not {"jax", "jaxlib", "flax", "optax", "orbax", "t2t_jax", "parity"} & found
 
 
-def test_the_engine_of_parity_knows_no_model():
-    engine = [name for name in modules_of("parity") if not set(name.split(".")[1:]) & FACE]
+def test_parity_knows_no_model():
+    """Nor anything else of T2T: it is a distribution of its own."""
+    engine = modules_of("parity")
     assert {"parity.proof.check", "parity.carry.convert", "parity.runs.jax_side", "parity.report.report"} <= set(engine)
     assert not {name for name in imported(*engine) if name.startswith("t2t_")}
     for name in engine:  # nor later, inside a function
@@ -95,9 +93,32 @@ def test_the_engine_of_parity_knows_no_model():
             assert not [n for n in names if n.startswith("t2t_")], name
 
 
+def test_importing_parity_imports_no_framework():
+    """Nor NumPy: what is exported is imported when it is first used."""
+    found = imported("parity", "parity.__main__", "pytest_parity")
+    assert {"parity", "pytest"} <= found
+    assert not {"torch", "jax", "jaxlib", "flax", "optax", "numpy", "rich"} & found
+
+
+def test_every_exported_name_is_found_where_the_table_says():
+    """The table, the imports for type checkers, and `__all__` are the same names."""
+    assert sorted(name for names in parity._WHERE.values() for name in names) == sorted(parity.__all__)
+    block = next(node for node in ast.parse(Path(parity.__file__).read_text()).body if isinstance(node, ast.If))
+    found = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    checked = {node.module: tuple(alias.name for alias in node.names) for node in found}
+    assert checked == parity._WHERE
+    for module, names in parity._WHERE.items():
+        for name in names:
+            assert getattr(parity, name) is getattr(importlib.import_module(module), name)
+            assert importlib.util.find_spec(f"parity.{name}") is None, "a submodule would take the place of the name"
+    assert set(parity.__all__) <= set(dir(parity))
+    with pytest.raises(AttributeError, match="no attribute 'chek'"):
+        parity.chek  # noqa: B018
+
+
 # ---- circles ----
 
-PACKAGES = ("t2t_config", "t2t_common", "t2t_torch", "t2t_jax", "parity")
+PACKAGES = ("t2t_config", "t2t_common", "t2t_torch", "t2t_jax", "t2t_parity", "parity")
 FILES = {name: path for package in PACKAGES for name, path in files_of(package).items()}
 
 
@@ -161,7 +182,7 @@ SLOW = {"parity", "t2t_jax", "t2t_torch"}
 
 def test_imports_inside_functions_are_of_what_is_slow_or_optional():
     """Commands import what is slow once they know what is asked; nothing else is imported late to hide a circle."""
-    commands = {name for name in FILES if name.startswith("parity.ours.") or name == "parity.__main__"}
+    commands = {name for name in FILES if name.startswith(("parity.commands.", "t2t_parity."))}
     for module in FILES.keys() - commands:
         late = imports(module) - imports(module, late=False)
         assert {name.split(".")[0] for name in late} <= SLOW | {"t2t_common"}, module

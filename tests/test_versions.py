@@ -17,6 +17,7 @@ from packaging.version import Version
 from tests.support.clean_env import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PARITY = tomllib.loads((ROOT / "packaging/parity/pyproject.toml").read_text())["project"]
 NOT_ON_DISK = {"torch": "2.13.0"}
 """Tested at another version than the lowest: constraints-min.txt says why."""
 
@@ -30,12 +31,16 @@ def pins(name: str) -> dict[str, Version]:
 
 
 def asked(*extras: str) -> dict[str, Requirement]:
-    """What the base and these extras ask for, by name, extras of our own resolved."""
+    """What the base and these extras ask for, by name, extras of our own and the dependencies of parity resolved."""
     listed = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
     found: dict[str, Requirement] = {}
     for requirement in map(Requirement, listed):
-        own = requirement.name == PROJECT["name"]
-        found |= asked(*requirement.extras) if own else {canonicalize_name(requirement.name): requirement}
+        if requirement.name == PROJECT["name"]:
+            found |= asked(*requirement.extras)
+        elif requirement.name == PARITY["name"]:
+            found |= {canonicalize_name(needed.name): needed for needed in map(Requirement, PARITY["dependencies"])}
+        else:
+            found[canonicalize_name(requirement.name)] = requirement
     return found
 
 
@@ -50,11 +55,12 @@ def make(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize(("target", "extra"), [("demo", "demo"), ("test", "dev"), ("lint", "dev"), ("docs", "dev")])
 def test_make_installs_what_the_target_needs(target: str, extra: str, tmp_path: Path):
-    for name in ("pyproject.toml", "constraints.txt"):
+    (tmp_path / "packaging/parity").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", "packaging/parity/pyproject.toml"):
         shutil.copy2(ROOT / name, tmp_path / name)
     done = make("-n", target, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"-e \"\.\[(.*?)\]\"", done.stdout) == [extra]
+    assert re.findall(r"-e packaging/parity -e \"\.\[(.*?)\]\"", done.stdout) == [extra]
     assert "-c constraints.txt" in done.stdout
 
 

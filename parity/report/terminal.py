@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -15,6 +16,9 @@ from parity.report.findings import Cause, Findings
 from parity.report.view import FAILED, INHERITED, INSIDE, OK, Node, describe, figure_text, place
 
 STYLES = {OK: "green", INHERITED: "yellow", INSIDE: "red", FAILED: "bold red"}
+STYLE = re.compile(r"(\x1b\[[\d;]*m)")
+"""What switches colours and styles on and off."""
+
 WIDE = 100
 """Minimum width in columns to show the modules' types and the error growth."""
 
@@ -37,7 +41,18 @@ def render(report: Findings, width: int | None = None, color: bool = False) -> s
     for note in report.notes:
         console.print(Text(f"NOTE {note}"), soft_wrap=True)
     console.print(Text(report.verdict, style="bold green" if report.passed else "bold red"), soft_wrap=True)
-    return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
+    return "".join(f"{_shown(line.rstrip(), color)}\n" for line in stream.getvalue().splitlines())
+
+
+def _shown(line: str, color: bool) -> str:
+    """Return `line` with unprintable characters escaped, which could control the terminal; names may have any."""
+    if line.isprintable():
+        return line
+    parts = STYLE.split(line) if color else [line]
+    return "".join(
+        part if color and STYLE.fullmatch(part) else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in part)
+        for part in parts
+    )
 
 
 def brief(report: Findings) -> str:

@@ -1,8 +1,4 @@
-"""Write text to a file atomically.
-
-`t2t_common.io.files` does the same for the models; the check does not import their packages, so that it can be used
-without them.
-"""
+"""Write text to a file atomically."""
 
 from __future__ import annotations
 
@@ -23,15 +19,9 @@ def saved(text: str, path: str | Path | None) -> str:
     if path is None:
         return text
     path = Path(path)
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"cannot write {path}: it is a device or a pipe, which a file would replace")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: create the folder {folder} first")
+    check_target(path)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{path.name}.") as scratch:
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as scratch:
             temporary = Path(scratch, path.name)
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             with temporary.open("rb+") as file:
@@ -40,3 +30,18 @@ def saved(text: str, path: str | Path | None) -> str:
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror or error}): free space, or choose another") from error
     return text
+
+
+def check_target(path: Path) -> None:
+    """Raise an error, before any work is done, if no file can be written at `path`.
+
+    Raises:
+        FileNotFoundError: The folder of `path` does not exist.
+        ValueError: `path` is a folder, a device or a pipe.
+    """
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot write {path}: it is a device or a pipe, which a file would replace")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.absolute().parent} first")

@@ -50,7 +50,8 @@ def main() -> NoReturn:
 
 def run(module: str) -> NoReturn:
     """Run a module of commands as `python -m` does, and end the process."""
-    prepare_command(module.partition(".")[0])
+    package = module.partition(".")[0]
+    prepare_command("t2t_parity" if package == "parity" else package)  # our models in it
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit()
 

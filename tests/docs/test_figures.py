@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import parity.ours.survey
+import t2t_parity.survey
 import t2t_torch
 import tools.benchmarks.scaling
 from t2t_config import MODELS, model_config, recipe
@@ -103,16 +103,14 @@ def test_the_authors_counts_are_ours(name: str, published: float):
 
 
 def test_figures_of_every_model_are_those_of_the_file():
-    figures = [parity.ours.survey.Figure(**figure) for figure in SURVEY["figures"]]
-    assert (ROOT / "docs" / "parity.md").read_text() == parity.ours.survey.as_markdown(figures, SURVEY["environment"])
+    figures = [t2t_parity.survey.Figure(**figure) for figure in SURVEY["figures"]]
+    assert (ROOT / "docs" / "parity.md").read_text() == t2t_parity.survey.as_markdown(figures, SURVEY["environment"])
 
 
 def test_a_row_of_the_figures_of_every_model():
     """Counts exactly, errors within three times: their order of summation differs between machines."""
-    kept = next(
-        parity.ours.survey.Figure(**figure) for figure in SURVEY["figures"] if figure["name"] == "t2t_vit_micro"
-    )
-    (found,) = parity.ours.survey.survey(["t2t_vit_micro"])
+    kept = next(t2t_parity.survey.Figure(**figure) for figure in SURVEY["figures"] if figure["name"] == "t2t_vit_micro")
+    (found,) = t2t_parity.survey.survey(["t2t_vit_micro"])
     assert (found.layers, found.passed, found.changes) == (kept.layers, kept.passed, kept.changes)
     for name in ("forced64", "free64", "logits64", "gradient64", "logits32_jax", "logits32_torch"):
         assert 1 / 3 < getattr(found, name) / getattr(kept, name) < 3, name

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import t2t_torch.evaluate
-from parity.ours.weight_files import convert
 from t2t_common.evaluation.accuracy import first_guess, predict
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
@@ -22,6 +21,7 @@ from t2t_jax.data import eval_batches, open_source
 from t2t_jax.evaluate import evaluate, load_for_evaluation
 from t2t_jax.state import load_arrays, model_arrays, split_model
 from t2t_jax.training.step import make_forward
+from t2t_parity.weight_files import convert
 from tests.support.small_data import VAL_IMAGES
 
 METADATA = {"model": "t2t_vit_micro", "img_size": 16, "in_chans": 1, "num_classes": 4, "mean": [0.4], "std": [0.2]}

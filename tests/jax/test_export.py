@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from parity.ours.pair import make_pair
 from t2t_common.evaluation.export_check import BATCHES, ExportError
 from t2t_common.io import cli
 from t2t_jax import export
 from t2t_jax.checkpoint import save_model
+from t2t_parity.pair import make_pair
 from tests.support.families import FAMILIES, SMALL
 
 CONVOLUTION: dict[str, Any] = {**SMALL, "tokens_type": "convolution"}

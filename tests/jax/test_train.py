@@ -16,7 +16,6 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from parity.ours.weight_files import convert
 from t2t_common.evaluation.accuracy import Accuracy, predict
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
@@ -37,6 +36,7 @@ from t2t_jax.train import prepare, train
 from t2t_jax.training.checkpoints import TrainingCheckpoints
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
 from t2t_jax.training.step import make_forward
+from t2t_parity.weight_files import convert
 from tests.support.small_data import VAL_IMAGES
 from tools.reliability.run_faults.runs import TIMES
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("parity", "t2t_common", "t2t_config", "t2t_jax", "t2t_torch")
+PACKAGES = ("t2t_common", "t2t_config", "t2t_jax", "t2t_parity", "t2t_torch")
+"""Those of t2t-vit; `parity` is a distribution of its own."""
 NEEDED = ("action.yml", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 
 
 def copy_sources(folder: Path) -> Path:
@@ -21,8 +22,8 @@ def copy_sources(folder: Path) -> Path:
     folder.mkdir()
     for name in (*NEEDED, "constraints.txt", "pytest_parity.py"):
         shutil.copy2(ROOT / name, folder / name)
-    for name in (*PACKAGES, "tests", "tools", "docs", "examples"):
-        shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
+    for name in (*PACKAGES, "packaging", "parity", "tests", "tools", "docs", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT, symlinks=True)
     return folder
 
 

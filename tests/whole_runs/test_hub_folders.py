@@ -14,11 +14,11 @@ from PIL import Image
 
 import t2t_jax
 import t2t_torch
-from parity.ours.weight_files import convert
 from t2t_common.io import cli
 from t2t_config.weights.hub import CONFIG, WEIGHTS, read_metadata
 from t2t_config.weights.metadata import to_text
 from t2t_jax.checkpoint import init_weights
+from t2t_parity.weight_files import convert
 
 NAME = "t2t_vit_micro"
 SIZES: dict[str, Any] = {"img_size": 16, "in_chans": 1, "num_classes": 4}

@@ -45,7 +45,7 @@ class Options:
 
 def t2t() -> tuple[Any, Any, Any]:
     """T2T-ViT-14 in small: all its kinds of modules, two blocks."""
-    from parity.ours.pair import make_pair
+    from t2t_parity.pair import make_pair
 
     arguments: dict[str, Any] = {
         "img_size": 32,
@@ -60,14 +60,14 @@ def t2t() -> tuple[Any, Any, Any]:
 
 def gpt() -> tuple[Any, Any, Any]:
     """Two sentences of five words."""
-    from parity.selftest.foreign import FOREIGN
+    from t2t_parity.selftest.foreign import FOREIGN
 
     return FOREIGN["gpt"].make(0)
 
 
 def bert() -> tuple[Any, Any, Any]:
     """Sentences without padding: the mask is all ones."""
-    from parity.selftest.foreign import FOREIGN
+    from t2t_parity.selftest.foreign import FOREIGN
 
     torch_model, jax_model, (ids, mask) = FOREIGN["bert"].make(0)
     return torch_model, jax_model, (np.maximum(ids, 1), np.ones_like(mask))
@@ -78,7 +78,7 @@ PAIRS: dict[str, Callable[[], tuple[Any, Any, Any]]] = {"t2t_vit_14": t2t, "gpt"
 
 def rules_of(name: str) -> Any:
     from parity.carry.rules import Rules
-    from parity.selftest.foreign import FOREIGN
+    from t2t_parity.selftest.foreign import FOREIGN
 
     return FOREIGN[name].rules if name in FOREIGN else Rules()
 

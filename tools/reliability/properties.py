@@ -69,7 +69,7 @@ DEFECTS = (
     ),
     Defect(
         "No images (a batch of 0) were a ZeroDivisionError in JAX, integer images a RuntimeError in PyTorch.",
-        "tests/parity/ours/test_pair.py::test_images_that_do_not_fit_are_the_same_error_in_both_frameworks",
+        "tests/t2t_parity/test_pair.py::test_images_that_do_not_fit_are_the_same_error_in_both_frameworks",
     ),
 )
 

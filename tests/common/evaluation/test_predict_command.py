@@ -18,13 +18,13 @@ from PIL import Image
 import t2t_jax.predict
 import t2t_torch
 import t2t_torch.predict
-from parity.ours.pair import make_pair
 from t2t_common.data.preprocess import Preprocess, evaluation_image
 from t2t_common.evaluation.predict_command import predict
 from t2t_common.io import cli
 from t2t_config.class_names import imagenet_classes
 from t2t_config.weights.metadata import describe_model, to_text
 from t2t_jax.checkpoint import save_model
+from t2t_parity.pair import make_pair
 from tests.common.data.test_preprocess import PHOTOGRAPHS
 
 Command = Callable[[Sequence[str]], int]

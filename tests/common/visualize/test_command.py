@@ -14,13 +14,13 @@ from PIL import Image
 import t2t_jax.visualize
 import t2t_torch
 import t2t_torch.visualize
-from parity.ours.pair import make_pair
 from t2t_common.data.preprocess import Preprocess, evaluation_image
 from t2t_common.io import cli
 from t2t_common.visualize import command
 from t2t_common.visualize.command import distinct_names, restore, sample_image
 from t2t_config.weights.metadata import describe_model, to_text
 from t2t_jax.checkpoint import save_model
+from t2t_parity.pair import make_pair
 from tests.common.data.test_preprocess import PHOTOGRAPHS
 
 Command = Callable[[Sequence[str]], int]

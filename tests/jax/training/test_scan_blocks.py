@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from parity.ours.weight_files import convert
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.run.loop import Run
 from t2t_config import Recipe
@@ -22,6 +21,7 @@ from t2t_jax.state import model_arrays
 from t2t_jax.train import prepare, train
 from t2t_jax.training.reporter import Reporter
 from t2t_jax.weights.torch_file import to_torch
+from t2t_parity.weight_files import convert
 from t2t_torch import read_state_dict
 
 STEPS = 20

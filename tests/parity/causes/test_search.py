@@ -18,8 +18,8 @@ from parity.causes.registry import ENTRIES
 from parity.measure.gates import Row
 from parity.pairing.match_calls import Pair
 from parity.recording.capture import Call, Key
-from parity.selftest.foreign import MISTAKES
-from parity.selftest.run import try_mutation
+from t2t_parity.selftest.foreign import MISTAKES
+from t2t_parity.selftest.run import try_mutation
 from tests.support.parity.named import ROOT, Function, Tensor, cause_of, double, draw, pair
 
 X = draw(2, 5, 6)

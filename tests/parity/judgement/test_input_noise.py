@@ -9,9 +9,9 @@ import torch
 from parity.judgement.input_noise import shake, shaken_gradients, shifted_gradients
 from parity.runs.losses import Loss
 from parity.runs.torch_side import TorchSide
-from parity.selftest.judge import judge
-from parity.selftest.pairs import make
-from parity.selftest.run import try_unmutated
+from t2t_parity.selftest.judge import judge
+from t2t_parity.selftest.pairs import make
+from t2t_parity.selftest.run import try_unmutated
 
 X = np.array([[1.0, 2.0], [3.0, -4.0]])
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 import parity
 from parity.power import PowerReport, power
-from parity.selftest.foreign import FOREIGN, decoders, encoders
+from t2t_parity.selftest.foreign import FOREIGN, decoders, encoders
 
 IDS = np.array([[3, 1, 7, 9, 4, 2], [5, 2, 8, 6, 10, 1]])
 WHOLE = np.ones_like(IDS)

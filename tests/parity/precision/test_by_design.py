@@ -16,7 +16,7 @@ from parity import check, torch_to_jax
 from parity.precision.by_design import Design, inexact
 from parity.precision.casts import Cast
 from parity.report.report import Report
-from parity.selftest.judge import judge
+from t2t_parity.selftest.judge import judge
 from tests.support.parity.float32_pairs import (
     TOKENS,
     WIDTH,

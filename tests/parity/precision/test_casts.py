@@ -10,7 +10,7 @@ from flax import nnx
 
 from parity import check
 from parity.precision.casts import is_library, place, wider
-from parity.selftest import forward
+from t2t_parity.selftest import forward
 
 
 def test_formats() -> None:

@@ -15,8 +15,8 @@ from parity import Gates, LeafRule, Report, Row, Rules, check, torch_to_jax
 from parity.proof.module_derivatives import backward_rows
 from parity.proof.stages import Proof
 from parity.report.findings import Cause
-from parity.selftest.mutation import Apply, calling
-from parity.selftest.pairs import fresh
+from t2t_parity.selftest.mutation import Apply, calling
+from t2t_parity.selftest.pairs import fresh
 
 stop = jax.lax.stop_gradient
 

@@ -84,3 +84,10 @@ def test_formats_and_training_are_shown() -> None:
 def test_colour_only_where_asked() -> None:
     assert "\x1b[" in failing().render(80, color=True)
     assert "\x1b[" not in failing().render(80)
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_names_cannot_control_the_terminal(color: bool):
+    text = dataclasses.replace(failing(), notes=("\x1b]0;title\x07\x1b[2J \u202e",)).render(200, color=color)
+    assert "NOTE \\x1b]0;title" in text
+    assert not [order for order in ("\x07", "\x1b]", "\x1b[2J", "\u202e") if order in text]

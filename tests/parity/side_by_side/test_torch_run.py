@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity.ours.weight_files import convert
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_config import Recipe
 from t2t_jax import create_model
@@ -16,6 +15,7 @@ from t2t_jax import evaluate as jax_evaluation
 from t2t_jax.checkpoint import init_weights, load_model_state
 from t2t_jax.state import model_arrays
 from t2t_jax.weights.torch_file import to_torch
+from t2t_parity.weight_files import convert
 from t2t_torch import evaluate as evaluation
 from t2t_torch import read_state_dict
 from t2t_torch.train import train

@@ -14,7 +14,7 @@ from flax import nnx
 from torch.nn import functional as F
 
 from parity import Rules
-from parity.selftest.pairs import BatchNorm
+from t2t_parity.selftest.pairs import BatchNorm
 from tests.support.parity.dropouts import (
     JAX,
     TORCH,

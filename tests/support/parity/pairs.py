@@ -11,7 +11,7 @@ from flax import nnx
 
 from parity import Rules, torch_to_jax
 from parity.carry.random_weights import randomize
-from parity.ours.pair import make_pair
+from t2t_parity.pair import make_pair
 
 
 def micro(seed: int = 0, **arguments: object) -> tuple[torch.nn.Module, nnx.Module]:

@@ -12,7 +12,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from parity.carry.convert import as_dtype
-from parity.ours.pair import make_pair
+from t2t_parity.pair import make_pair
 
 _SHARED = {"in_chans": st.integers(1, 4), "num_classes": st.integers(0, 3), "depth": st.integers(1, 2)}
 _SHARED |= {"mlp_ratio": st.sampled_from((0.5, 1.7, 4.0)), "qkv_bias": st.booleans()}

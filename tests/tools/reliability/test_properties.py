@@ -65,7 +65,7 @@ def test_the_files_with_properties_are_found():
     names = {str(path.relative_to(ROOT)) for path in files()}
     assert {
         "tests/parity/carry/test_convert.py",
-        "tests/parity/ours/test_pair.py",
+        "tests/t2t_parity/test_pair.py",
         "tests/jax/models/test_registry.py",
     } <= names
     assert "tests/parity/proof/test_check.py" not in names

@@ -151,7 +151,7 @@ _FOUND = (
     ),
     (
         "Damaged figures of a survey gave a KeyError.",
-        "tests/parity/ours/test_survey.py::test_figures_that_make_no_sense_are_named",
+        "tests/t2t_parity/test_survey.py::test_figures_that_make_no_sense_are_named",
     ),
     (
         "Brackets without end in a file of class names gave a RecursionError.",

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-OURS = ("t2t_common", "t2t_config", "t2t_jax", "t2t_torch", "parity")
+OURS = ("t2t_common", "t2t_config", "t2t_jax", "t2t_parity", "t2t_torch", "parity")
 LONGEST_MESSAGE = 1000
 
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn", "subprocess.Popen")

@@ -78,7 +78,7 @@ def survey() -> Reader:
     environment = {"versions": {"torch": "2.0"}, "jax_devices": ["cpu"]}
 
     def read(folder: Path) -> None:
-        from parity.ours.survey import write
+        from t2t_parity.survey import write
 
         write([], environment, folder / "parity.md")
 

@@ -22,7 +22,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from tools.reliability.fuzzing.judge import ForbiddenError, Watch, changed, complaint_of, process_state, snapshot
+from tools.reliability.fuzzing.judge import OURS, ForbiddenError, Watch, changed, complaint_of, process_state, snapshot
 from tools.reliability.fuzzing.mutate import Tree, write_tree
 from tools.reliability.fuzzing.reader import Reader, case_of, find_reader
 
@@ -149,11 +149,7 @@ def described(error: BaseException) -> str:
     """The error, and where in our code it comes from."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "reliability" not in frame.filename]
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    ours = [
-        frame
-        for frame in frames
-        if any(f"/{name}/" in frame.filename for name in ("t2t_common", "t2t_config", "t2t_jax", "t2t_torch", "parity"))
-    ]
+    ours = [frame for frame in frames if any(f"/{name}/" in frame.filename for name in OURS)]
     where += f" from {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
     return f"{type(error).__name__}: {' '.join(str(error)[:300].split())} ({where})"
 

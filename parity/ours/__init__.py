@@ -1,1 +1,0 @@
-"""Support for this project's own models: pairs by name, weight files, and commands."""
