@@ -36,8 +36,12 @@ def equinox(model: Any, batched: bool = False, *, state: Any = None) -> EquinoxA
 
     Raises:
         ValueError: `model` is not a callable Equinox module, or has a state that is not given.
+        ImportError: Equinox is not installed.
     """
-    import equinox as eqx
+    try:
+        import equinox as eqx
+    except ModuleNotFoundError as error:
+        raise ImportError("parity.equinox needs equinox: pip install equinox") from error
 
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], eqx.nn.State):
         raise ValueError("this is a model with its state: write parity.equinox(model, state=state)")
