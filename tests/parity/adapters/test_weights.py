@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -19,6 +21,16 @@ def test_arrays_are_taken_out_and_put_back():
     bare = weights.without_arrays()
     assert not any(isinstance(leaf, np.ndarray) for leaf in bare.leaves)
     np.testing.assert_array_equal(bare.put({"a.0": np.zeros(2), "b.w": np.zeros(2)})["a"][0], np.zeros(2))
+
+
+def test_an_array_in_parts():
+    weights = dataclasses.replace(Weights.of({"b": np.arange(6.0)}, dotted), parts={"b": 3})
+    assert {name: part.tolist() for name, part in weights.arrays.items()} == {
+        "b.0": [0.0, 1.0],
+        "b.1": [2.0, 3.0],
+        "b.2": [4.0, 5.0],
+    }
+    np.testing.assert_array_equal(weights.put(weights.arrays)["b"], np.arange(6.0))
 
 
 def test_names_are_unique():
