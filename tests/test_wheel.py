@@ -307,7 +307,9 @@ def test_an_extra_asks_for_what_its_packages_import(name: str | None, packages: 
     """Without a name: the distribution of parity."""
     anywhere = set().union(*map(extra, PROJECT["optional-dependencies"]))
     if name is None:
-        asked = anywhere = set(map(distribution, PARITY["dependencies"]))
+        asked = set(map(distribution, PARITY["dependencies"]))
+        optional = PARITY["optional-dependencies"].values()
+        anywhere = asked | {distribution(given) for extra in optional for given in extra}
     else:
         asked = extra(name)
     for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):

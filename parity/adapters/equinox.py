@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from parity.adapters.layouts import RANKS, attention, join, suffixed, vector
-from parity.adapters.weights import KeyPath, Weights, dotted, is_array, trained, values
+from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
 from parity.carry.program import Adapter, Program, Pure, Table
 from parity.carry.rules import LeafRule
 
@@ -36,8 +36,12 @@ def equinox(model: Any, batched: bool = False, *, state: Any = None) -> EquinoxA
 
     Raises:
         ValueError: `model` is not a callable Equinox module, or has a state that is not given.
+        ImportError: Equinox is not installed.
     """
-    import equinox as eqx
+    try:
+        import equinox as eqx
+    except ModuleNotFoundError as error:
+        raise ImportError("parity.equinox needs equinox: pip install equinox") from error
 
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], eqx.nn.State):
         raise ValueError("this is a model with its state: write parity.equinox(model, state=state)")
@@ -79,10 +83,13 @@ class EquinoxAdapter(Adapter):
 
     def _weights(self) -> Weights:
         """Return the model's arrays, without the first values of its state, which may be in it too."""
-        held = {id(x) for path, index in _indices(self.model) for x in jax.tree.leaves(index)}
-        found = {id(leaf) for leaf in jax.tree.leaves(self.model) if is_array(leaf)} - held
-        paths = {path for path, leaf in jax.tree_util.tree_flatten_with_path(self.model)[0] if id(leaf) in found}
-        return Weights.of(self.model, lambda path: dotted(path) if path in paths else None)
+        held = [path for path, _ in _indices(self.model)]
+
+        def name(path: KeyPath) -> str | None:
+            return None if any(path[: len(index)] == index for index in held) else dotted(path)
+
+        weights = Weights.of(self.model, name)
+        return dataclasses.replace(weights, parts=_gates(self.model))
 
     def _state_weights(self) -> Weights | None:
         """Return the arrays of the state, under the attribute that holds their index."""
@@ -133,6 +140,14 @@ def _needs_key(model: Any) -> bool:
     """Return whether the model takes `key` and has no default for it."""
     parameter = inspect.signature(type(model).__call__).parameters.get("key")
     return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _gates(model: Any) -> dict[str, int]:
+    """Return the biases of GRUs, which are taken gate by gate: PyTorch adds a second one to two of the three."""
+    import equinox as eqx
+
+    cells = (path for path, layer in _layers(model) if isinstance(layer, eqx.nn.GRUCell) and layer.use_bias)
+    return {join(path, "bias"): 3 for path in cells}
 
 
 # Rules
@@ -209,18 +224,22 @@ def _rules(layer: Any) -> Iterator[LeafRule]:
         case nn.MultiheadAttention():
             names = ("query_proj", "key_proj", "value_proj", "output_proj")
             yield from attention("", names, weight="weight", bias="bias", in_out=False)
-        case nn.LSTMCell() | nn.GRUCell():
-            yield from _cell(layer)
+        case nn.LSTMCell():
+            yield from _matrices()
+            yield from (LeafRule(name, "bias") for name in suffixed("", "bias_ih"))
+            yield from (LeafRule(name, "bias", added=True) for name in suffixed("", "bias_hh"))
+        case nn.GRUCell():
+            yield from _matrices()
+            for name in suffixed("", "bias_ih"):
+                yield from (LeafRule(name, f"bias.{i}", part=(i, 3)) for i in range(3))
+            for name in suffixed("", "bias_hh"):
+                yield from (LeafRule(name, f"bias.{i}", part=(i, 3), added=True) for i in range(2))
+                yield LeafRule(name, "bias_n", part=(2, 3))
 
 
-def _cell(layer: Any) -> Iterator[LeafRule]:
-    import equinox as eqx
-
+def _matrices() -> Iterator[LeafRule]:
     for side in ("ih", "hh"):
         yield from (LeafRule(name, f"weight_{side}") for name in suffixed("", f"weight_{side}"))
-    if isinstance(layer, eqx.nn.LSTMCell):  # a GRU's second bias would be added to a part of the first, and be bias_n
-        yield from (LeafRule(name, "bias") for name in suffixed("", "bias_ih"))
-        yield from (LeafRule(name, "bias", added=True) for name in suffixed("", "bias_hh"))
 
 
 def _alone(names: Sequence[str]) -> list[str]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.tree_util import GetAttrKey
 
 from parity.adapters.layouts import TRANSPOSED, join, kernel, matrix, vector
-from parity.adapters.weights import Weights, dotted, trained, values
+from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
 from parity.carry.program import Adapter, Program, Pure, Table
 from parity.carry.rules import LeafRule
 
@@ -54,12 +55,18 @@ def function(f: Callable[..., Any], params: Any) -> FunctionAdapter:
         raise ValueError(
             f"parity.function takes f and params, for f(params, *inputs), not a {type(f).__name__}{swapped}"
         )
-    weights = Weights.of(params, dotted)
+    weights = Weights.of(params, _name)
     if not weights.arrays:
         raise ValueError(
             f"params hold no array: parity.function(f, params) takes a pytree, not a {type(params).__name__}"
         )
     return FunctionAdapter(f, params)
+
+
+def _name(path: KeyPath) -> str:
+    """Return the name of an array, without the boxes of flax (the `value` of a variable in an `nnx.State`)."""
+    inner = path[:-1] if path and path[-1] == GetAttrKey("value") else path
+    return dotted(inner) or "params"
 
 
 class FunctionAdapter(Adapter):
@@ -69,13 +76,13 @@ class FunctionAdapter(Adapter):
         self.f, self.params = f, params
 
     def as_nnx(self) -> Program:
-        weights = Weights.of(self.params, lambda path: dotted(path) or "params")
+        weights = Weights.of(self.params, _name)
         variables = {name: trained(leaf)(leaf) for name, leaf in weights.arrays.items()}
         title = f"function {getattr(self.f, '__name__', type(self.f).__name__)}"
         return Program(variables, _Call(self.f, weights.without_arrays()), table(tuple(variables)), title)
 
     def update(self, program: Program) -> None:
-        self.params = Weights.of(self.params, lambda path: dotted(path) or "params").put(values(program))
+        self.params = Weights.of(self.params, _name).put(values(program))
 
 
 class _Call(Pure):

@@ -42,8 +42,12 @@ def haiku(
 
     Raises:
         ValueError: `transformed` is not a transformed function, or `params` and `state` are not its own.
+        ImportError: Haiku is not installed.
     """
-    import haiku as hk
+    try:
+        import haiku as hk
+    except ModuleNotFoundError as error:
+        raise ImportError("parity.haiku needs dm-haiku: pip install dm-haiku") from error
 
     if not isinstance(transformed, hk.Transformed | hk.TransformedWithState):
         kind = getattr(transformed, "__name__", type(transformed).__name__)

@@ -19,11 +19,15 @@ KeyPath = Sequence[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A pytree whose arrays have names (None: a leaf that stays as it is, such as a number or a generator's key)."""
+    """A pytree whose arrays have names (None: a leaf that stays as it is, such as a number or a generator's key).
+
+    `parts` are arrays that are taken as several: n equal ones along the first axis, called `name.0` and so on.
+    """
 
     names: tuple[str | None, ...]
     leaves: tuple[Any, ...]
     structure: Any
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, tree: Any, name: Callable[[KeyPath], str | None]) -> Weights:
@@ -41,17 +45,36 @@ class Weights:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        return {name: leaf for name, leaf in zip(self.names, self.leaves, strict=True) if name is not None}
+        found: dict[str, Any] = {}
+        for name, leaf in zip(self.names, self.leaves, strict=True):
+            if name is not None and name in self.parts:
+                found |= {f"{name}.{i}": part for i, part in enumerate(_split(leaf, self.parts[name]))}
+            elif name is not None:
+                found[name] = leaf
+        return found
 
     def put(self, arrays: Mapping[str, Any]) -> Any:
         """Return the tree with other arrays; all names have to be in `arrays`."""
+
+        def array(name: str) -> Any:
+            if name not in self.parts:
+                return arrays[name]
+            return jnp.concatenate([arrays[f"{name}.{i}"] for i in range(self.parts[name])])
+
         pairs = zip(self.names, self.leaves, strict=True)
-        return jax.tree.unflatten(self.structure, [leaf if name is None else arrays[name] for name, leaf in pairs])
+        return jax.tree.unflatten(self.structure, [leaf if name is None else array(name) for name, leaf in pairs])
 
     def without_arrays(self) -> Weights:
         """Return the same, without holding the arrays: they are given to `put`."""
         leaves = (None if name is not None else leaf for name, leaf in zip(self.names, self.leaves, strict=True))
         return dataclasses.replace(self, leaves=tuple(leaves))
+
+
+def _split(array: Any, count: int) -> list[Any]:
+    size = array.shape[0] // count
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return [jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)] * count
+    return [array[i * size : (i + 1) * size] for i in range(count)]
 
 
 def is_array(leaf: Any) -> bool:

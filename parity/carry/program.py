@@ -50,8 +50,17 @@ class Table:
     layers: Mapping[str, type] = dataclasses.field(default_factory=dict)
 
     def told(self, leaves: Mapping[type, Sequence[LeafRule]]) -> Iterator[LeafRule]:
-        """Yield the user's rules, given by layer type, with whole names; a rule for `Program` has whole names."""
+        """Yield the user's rules, given by layer type, with whole names; a rule for `Program` has whole names.
+
+        Raises:
+            ValueError: A layer type of another library is given, and the types of this program's layers are not known.
+        """
         for layer_type, rules in leaves.items():
+            if not self.layers and not issubclass(layer_type, nnx.Module):
+                raise ValueError(
+                    f"Rules(leaves={{{layer_type.__name__}: ...}}): the layer types of this model are not known; write "
+                    "rules with whole names for parity.adapters.Program, as LeafRule('fc.weight', 'fc.kernel', (1, 0))"
+                )
             paths = [path for path, layer in self.layers.items() if issubclass(layer, layer_type)]
             for path in paths + ([""] if layer_type is Program else []):
                 for rule in rules:

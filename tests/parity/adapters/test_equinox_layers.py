@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import parity
-from tests.support.parity.layers import assert_the_same_layer
+from tests.support.parity.layers import assert_the_same_layer, random
 from tests.support.parity.pairs import images
 
 KEY = jax.random.key(0)
@@ -143,21 +143,28 @@ class TorchCell(torch.nn.Module):
         return self.cell(x, (h, torch.zeros_like(h))) if isinstance(self.cell, torch.nn.LSTMCell) else self.cell(x, h)
 
 
-def test_lstm_cell():
-    torch_layer = TorchCell(torch.nn.LSTMCell(3, 4))
-    adapter = parity.equinox(Cell(eqx.nn.LSTMCell(3, 4, key=KEY)))
-    with pytest.raises(ValueError, match=r"bias_hh is not zero, and JAX has one bias"):
-        parity.torch_to_jax(torch_layer, adapter)
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_cells(kind: str, bias: bool):
+    torch_layer = TorchCell(getattr(torch.nn, kind)(3, 4, bias=bias))
+    adapter = parity.equinox(Cell(getattr(eqx.nn, kind)(3, 4, use_bias=bias, key=KEY)))
+    if bias:
+        with pytest.raises(ValueError, match=r"bias_hh is not zero, and JAX has one bias"):
+            parity.torch_to_jax(torch_layer, adapter)
     x, h = images(2, 3).astype(np.float32), images(2, 4, seed=2).astype(np.float32)
     assert_the_same_layer(torch_layer, adapter, [x, h])
+    if bias:
+        assert adapter.model.cell.bias.shape == ({"LSTMCell": 4, "GRUCell": 3}[kind] * 4,)  # type: ignore[attr-defined]
 
 
-def test_gru_cell():
-    """Without biases: Equinox's are another split of them."""
-    torch_layer = TorchCell(torch.nn.GRUCell(3, 4, bias=False))
-    adapter = parity.equinox(Cell(eqx.nn.GRUCell(3, 4, use_bias=False, key=KEY)))
-    x, h = images(2, 3).astype(np.float32), images(2, 4, seed=2).astype(np.float32)
-    assert_the_same_layer(torch_layer, adapter, [x, h])
+def test_the_gradient_of_both_biases_of_a_gru():
+    torch_layer, adapter = (
+        random(TorchCell(torch.nn.GRUCell(3, 4))),
+        parity.equinox(Cell(eqx.nn.GRUCell(3, 4, key=KEY))),
+    )
+    parity.torch_to_jax(torch_layer, adapter)
+    report = parity.assert_parity(torch_layer, adapter, (images(2, 3), images(2, 4, seed=2)))
+    assert "cell.bias_hh" in {row.name for row in report.rows if row.kind == "gradient"}
 
 
 def test_sequential_has_no_extra_name_in_pytorch():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import parity
 from parity import LeafRule, Rules
@@ -173,6 +174,24 @@ def test_what_is_given_stays_as_it_is_and_other_leaves_are_kept():
     assert adapter.params["steps"] == 2
     assert jnp.issubdtype(adapter.params["key"].dtype, jax.dtypes.prng_key)
     np.testing.assert_array_equal(adapter.params["w"], torch_model.weight.detach().T)
+
+
+def test_the_state_of_an_nnx_module():
+    """A model as an opaque function: its modules are not looked at."""
+    graphdef, state = nnx.split(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    torch_model = torch.nn.Linear(4, 3)
+    for params in (state, nnx.to_pure_dict(state)):
+        adapter = parity.function(lambda p, x: nnx.merge(graphdef, nnx.State(dict(p)))(x), params)
+        assert set(adapter.as_nnx().names) == {"kernel", "bias"}
+        assert_the_same_layer(torch_model.float(), adapter, [images(2, 4).astype(np.float32)])
+
+
+def test_one_array_as_params():
+    adapter = parity.function(lambda w, x: x @ w, np.zeros((4, 3), np.float32))
+    rules = Rules(leaves={Program: (LeafRule("weight", "params", (1, 0)),)})
+    torch_model = torch.nn.Linear(4, 3, bias=False)
+    parity.torch_to_jax(torch_model, adapter, rules=rules)
+    np.testing.assert_array_equal(adapter.params, torch_model.weight.detach().T)
 
 
 # ---- what cannot be compared ----

@@ -13,7 +13,7 @@ import torch
 from flax import linen as nn
 
 import parity
-from tests.support.parity.layers import assert_the_same_layer, last
+from tests.support.parity.layers import assert_the_same_layer, last, random
 from tests.support.parity.pairs import images
 
 Case = tuple[torch.nn.Module, nn.Module, tuple[int, ...], dict[str, Any]]
@@ -196,13 +196,32 @@ def test_cells(torch_cell: type[torch.nn.Module], cell: type[nn.RNNCellBase]):
     assert any("bias_hh has to be zero" in note for note in ledger.notes)
 
 
+class Lstm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = torch.nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cell(x)[0]
+
+
 def test_a_layer_of_one_cell():
     """torch.nn.LSTM calls its tensors weight_ih_l0 and so on."""
     module = nn.RNN(nn.LSTMCell(4), name="lstm")
     x = images(2, 5, 3).astype(np.float32)
     adapter = parity.linen(module, module.init(jax.random.key(0), x))
-    torch_layer = torch.nn.LSTM(3, 4, batch_first=True)
-    holder = torch.nn.Module()
-    holder.cell = torch_layer
-    holder.forward = lambda x: torch_layer(x)[0]  # type: ignore[method-assign]
-    assert_the_same_layer(holder, adapter, [x])
+    assert_the_same_layer(Lstm(), adapter, [x])
+
+
+def test_both_biases_of_pytorch_have_the_gradient_of_the_one_in_linen():
+    module = nn.RNN(nn.LSTMCell(4), name="lstm")
+    x = images(2, 5, 3)
+    adapter = parity.linen(module, module.init(jax.random.key(0), x))
+    holder = random(Lstm())
+    parity.torch_to_jax(holder, adapter)
+    report = parity.assert_parity(holder, adapter, x)
+    assert {"cell.bias_ih_l0", "cell.bias_hh_l0"} <= {row.name for row in report.rows if row.kind == "gradient"}
+    with torch.no_grad():
+        holder.cell.bias_hh_l0 += 1
+    report = parity.check(holder, adapter, x, level="forward")
+    assert "cell.bias_hh_l0" in {row.name for row in report.failures if row.kind == "weights"}

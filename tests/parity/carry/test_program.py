@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from parity.carry.copies import as_dtype
 from parity.carry.ledger import jax_variables
@@ -59,3 +59,10 @@ def test_rules_of_the_user_come_first():
     assert Rules(leaves={nnx.Linear: [own]}).leaf_rules(program()) == (LeafRule("a.kernel", "a.w"),)
     assert Rules(leaves={Program: [whole]}).leaf_rules(program()) == (whole,)
     assert Rules(leaves={nnx.Conv: [own]}).leaf_rules(program()) == (LeafRule("a.weight", "a.w"),)
+
+
+def test_a_layer_type_that_cannot_be_found_is_not_ignored():
+    model = Program({"a.w": nnx.Param(jnp.ones(3))}, Scale(), Table(), "scale")
+    with pytest.raises(ValueError, match=r"leaves=\{Dense: \.\.\.\}\): the layer types of this model are not known"):
+        Rules(leaves={linen.Dense: [LeafRule("weight", "kernel")]}).leaf_rules(model)
+    assert Rules(leaves={nnx.Linear: [LeafRule("weight", "kernel")]}).leaf_rules(model) == ()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
+import parity
 from parity import Rules
 from parity.pairing.match_calls import Pairing, pair_calls
 from parity.recording.align import input_axes
@@ -40,6 +41,15 @@ def test_every_module_of_ours_has_a_partner():
 def test_calls_of_one_module_are_told_apart():
     pairing = paired(*twice(), images(3, 6), images(3, 6))
     assert [pair.name for pair in pairing.pairs] == ["fc", "fc#2", "norm", ""]
+
+
+def test_of_a_program_only_the_model_itself_is_paired():
+    torch_model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    params = [{"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32)}]
+    adapter = parity.function(lambda p, x: jax.nn.relu(x @ p[0]["w"] + p[0]["b"][None]), params)
+    pairing = paired(torch_model, adapter.as_nnx(), images(2, 4))
+    assert [pair.name for pair in pairing.pairs] == [""]
+    assert pairing.unpaired == ()
 
 
 def test_layouts_are_found():

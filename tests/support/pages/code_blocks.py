@@ -8,6 +8,7 @@ import io
 import re
 from pathlib import Path
 
+import jax
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
@@ -42,7 +43,8 @@ def examples(path: Path) -> list[Example]:
     def execute(example: Example) -> None:
         example.namespace.setdefault("__name__", "page")  # where its classes say they are from
         before = dict(example.namespace)
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        # Readers have JAX's own settings.
+        with jax.numpy_rank_promotion("allow"), contextlib.redirect_stdout(io.StringIO()) as printed:
             run(example)
             for name, value in list(example.namespace.items()):
                 if name.startswith("test_") and value is not before.get(name):  # as pytest would
