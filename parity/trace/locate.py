@@ -223,9 +223,9 @@ def captured(program: Program, replaced: Replaced, numbers: Collection[int]) -> 
 def _ranked(
     numbers: Sequence[int], arrays: Mapping[int, np.ndarray], wanted: np.ndarray, known: Collection[int]
 ) -> list[Candidate]:
-    """Return the candidates: the closest, then the operands (`known`), then the others by relF.
+    """Return the candidates: those about as close as the closest, then the operands (`known`), then the others by relF.
 
-    Of equally close ones, the first computed comes first.
+    Of about equally close ones, the first computed comes first: later ones may be computed from it.
     """
     found = []
     for number in numbers:
@@ -233,8 +233,15 @@ def _ranked(
         if best is not None:
             error = best[0] if np.isfinite(arrays[number]).all() else math.inf
             found.append(Candidate(number, error, best[1], best[1].to_torch(arrays[number])))
-    found.sort(key=lambda x: (float(f"{x.error:.3e}"), x.number))
-    return found[:1] + sorted(found[1:], key=lambda x: x.number not in known)
+    found.sort(key=lambda x: (x.error, x.number))
+    limit = ABOUT * found[0].error if found else 0.0
+    near = sorted((x for x in found if x.error <= limit and x.number not in known), key=lambda x: x.number)
+    others = sorted((x for x in found if all(x is not y for y in near)), key=lambda x: x.number not in known)
+    return near + others
+
+
+ABOUT = 2.0
+"""Ratio of relF up to which two candidates are about as close."""
 
 
 def _with_lines(difference: Difference) -> Difference:
@@ -245,7 +252,7 @@ def _with_lines(difference: Difference) -> Difference:
     best = {op: difference.best(op) for op in region.operations}
     ends = {found.number for end in region.ends if (found := best[end]) is not None}
     passed = [max(_equal(matches, number)) for number in sorted(ends & region.known)]
-    inside = sorted(_sources(matches, ends) - _sources(matches, _all_equal(matches)))
+    inside = sorted(_sources(matches, ends) - _sources(matches, region.known) - _all_equal(matches))
     first = [
         x.number for op in region.operations if (x := best[op]) is not None and x.error < CLOSE and x.number in inside
     ]
