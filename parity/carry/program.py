@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 from flax import nnx
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ class Program(nnx.Module):
     @property
     def table(self) -> Table:
         return self._table.value
+
+    def require_numbers(self) -> None:
+        """Raise ValueError if a variable is abstract (`jax.eval_shape`) and was not filled."""
+        empty = [name for name in self._names if isinstance(getattr(self, name).get_value(), jax.ShapeDtypeStruct)]
+        if empty:
+            raise ValueError(f"{empty[0]} of JAX holds no numbers: initialise the model outside of jax.eval_shape")
 
     def compute_in(self, dtype: Any) -> None:
         """Let the function compute in `dtype`, whatever the library holds beside the weights."""

@@ -82,8 +82,10 @@ def check(
     start = time.perf_counter()
     tell("weights and modules")
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
-    if level == "train" and isinstance(jax_model, Program):
-        raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
+    if isinstance(jax_model, Program):
+        jax_model.require_numbers()
+        if level == "train":
+            raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
     proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])

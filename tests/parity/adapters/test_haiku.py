@@ -83,6 +83,15 @@ def test_a_model_without_state(keyless: bool):
     assert parity.check(torch_model, adapter, X, level="forward").passed
 
 
+def test_weights_that_are_abstract_are_refused():
+    """What PyTorch has is filled; the counters of the statistics are not."""
+    abstract = jax.eval_shape(lambda key: NET.init(key, X, True), KEY)
+    adapter, torch_model = parity.haiku(NET, *abstract), random(TorchNet())
+    parity.torch_to_jax(torch_model, adapter)
+    with pytest.raises(ValueError, match=r"norm\.mean_ema\.counter of JAX holds no numbers: initialise the model"):
+        parity.check(torch_model, adapter, X)
+
+
 def test_what_switches_training_off():
     adapter, torch_model = parity.haiku(NET, PARAMS, STATE, is_training=True), random(TorchNet())
     parity.torch_to_jax(torch_model, adapter)
