@@ -10,12 +10,9 @@ temporary name next to the final one and then renamed, so a checkpoint is either
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import math
 import os
 import shutil
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -101,7 +98,6 @@ def start_writing(
             folder is kept.
     """
     folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
-    _silence_orbax()
     names = contextlib.ExitStack()
     with writing(path), _swept_on_failure(folder, names):
         recover(path)
@@ -147,24 +143,6 @@ def _swept_on_failure(folder: Path, names: contextlib.ExitStack) -> Iterator[Non
             shutil.rmtree(folder, ignore_errors=True)
             threading.Event().wait(0.1)  # raises no error, even if the system clock changes
         raise
-
-
-@functools.cache
-def _silence_orbax() -> None:
-    """Suppress output from Orbax's threads: long tracebacks of an error that Orbax also raises.
-
-    Some of them are logged; the others come from writes that continue after another array has failed and that are no
-    longer awaited.
-    """
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
-    show = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
-            show(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:

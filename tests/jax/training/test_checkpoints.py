@@ -352,7 +352,10 @@ def test_another_error_does_not_hide_it(
 
 def test_a_disk_that_fills_up_in_the_background_spares_the_checkpoint_before(tmp_path: Path):
     before = f"""
+from t2t_jax.weights.orbax_messages import quiet_orbax
 from tests.jax.training.test_checkpoints import TrainingCheckpoints, numbers, state_at
+quiet = quiet_orbax()
+quiet.__enter__()  # as in the commands, to the end of the process
 checkpoints = TrainingCheckpoints({str(tmp_path)!r}, keep=1)
 checkpoints.save(state_at(1), numbers(), {{}})
 checkpoints.wait()
