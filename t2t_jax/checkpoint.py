@@ -25,6 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
 from t2t_common.io.files import ensure_writable
+from t2t_common.workdir.checkpoints import UNFINISHED
 from t2t_common.workdir.folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.shapes import saved_grid
 from t2t_config.text import reason
@@ -42,8 +43,6 @@ from t2t_jax.weights.orbax_paths import plain_path
 from t2t_jax.weights.replace_folder import exchange, recover, set_aside
 from t2t_jax.weights.torch_file import Weights, read_torch_file
 
-BEST = "best"
-SCRATCH = ".unfinished-"
 LIMIT_SECONDS = 1200.0
 """Timeout for writing one checkpoint. Orbax has the same limit, but uses the system clock, which may be set back."""
 MAX_EXPANSION = 100
@@ -97,7 +96,7 @@ def start_writing(
         ValueError: Writing failed (also raised by the returned function). No partial data remains, and an existing
             folder is kept.
     """
-    folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
+    folder = scratch or path.parent / f"{UNFINISHED}{uuid.uuid4().hex}"
     names = contextlib.ExitStack()
     with writing(path), _swept_on_failure(folder, names):
         recover(path)

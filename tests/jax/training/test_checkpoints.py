@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2t_common.run.save_policy import TOP1
+from t2t_common.workdir.checkpoints import TOP1, UNFINISHED
 from t2t_config import Recipe
 from t2t_jax import checkpoint
-from t2t_jax.checkpoint import CHECKPOINTS, SCRATCH, load_model_state, save_model
+from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
 from t2t_jax.parallel.processes import LostProcessError
 from t2t_jax.train import prepare
 from t2t_jax.training.checkpoints import TrainingCheckpoints
@@ -137,7 +137,7 @@ def test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both(
 
 
 def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
-    leftover = tmp_path / CHECKPOINTS / f"{SCRATCH}xyz"
+    leftover = tmp_path / CHECKPOINTS / f"{UNFINISHED}xyz"
     (leftover / "new" / "model").mkdir(parents=True)
     assert TrainingCheckpoints(tmp_path, keep=1).latest_step is None
     assert not leftover.exists()
