@@ -87,13 +87,3 @@ def best_guesses(logits_BxN: np.ndarray, k: int) -> np.ndarray:
     If there are fewer than `k` classes, all of them are returned.
     """
     return np.argsort(-logits_BxN, axis=-1, kind="stable")[:, :k]
-
-
-def count_top_k(logits_BxN: np.ndarray, labels_B: np.ndarray, k: int) -> int:
-    """Return the number of labels among the top `k` predictions."""
-    return int(np.sum(best_guesses(logits_BxN, k) == labels_B[:, None]))
-
-
-def first_guess(logits_BxN: np.ndarray) -> np.ndarray:
-    """Return the class (B,) with the largest logit."""
-    return best_guesses(logits_BxN, 1)[:, 0]
