@@ -81,6 +81,26 @@ def count(
     return total
 
 
+def count_accuracy(
+    forward: Forward,
+    arrays: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    sum_processes: Callable[[np.ndarray], np.ndarray],
+    confusion: np.ndarray | None = None,
+) -> Accuracy:
+    """Return exact counts over all real images in the `batches` of all processes; see `count` for the arguments.
+
+    Args:
+        sum_processes: Returns the sum of an array over all processes.
+    """
+    own = None if confusion is None else np.zeros_like(confusion)
+    counts = count(forward, arrays, batches, confusion=own)
+    if confusion is not None and own is not None:
+        confusion += sum_processes(own)
+    return Accuracy(*map(int, sum_processes(counts)))
+
+
 def best_guesses(logits_BxN: np.ndarray, k: int) -> np.ndarray:
     """Return the classes (B, k) of the `k` largest logits in descending order; ties are ordered by class index.
 

@@ -230,6 +230,12 @@ class Recipe:
         return {"aux_head": True} if self.aux_head else {}
 
     @property
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of `create_model` of both packages."""
+        names = ("img_size", "in_chans", "num_classes", "drop_rate", "attn_drop_rate", "drop_path_rate")
+        return {"name": self.model, **{name: getattr(self, name) for name in names}, **self.overrides}
+
+    @property
     def total_epochs(self) -> int:
         """Number of epochs of the whole run."""
         return self.epochs + self.cooldown_epochs

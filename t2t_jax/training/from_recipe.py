@@ -97,16 +97,6 @@ def build_sample(recipe: Recipe, *, mesh: AnyMesh) -> Sample:
 
 def build_model(recipe: Recipe) -> Any:
     """Return the initialized model of `recipe`, in evaluation mode."""
-    return create_model(
-        recipe.model,
-        img_size=recipe.img_size,
-        in_chans=recipe.in_chans,
-        num_classes=recipe.num_classes,
-        drop_rate=recipe.drop_rate,
-        attn_drop_rate=recipe.attn_drop_rate,
-        drop_path_rate=recipe.drop_path_rate,
-        dtype=jnp.bfloat16 if recipe.dtype == "bfloat16" else None,
-        rngs=nnx.Rngs(recipe.seed),
-        scan_blocks=recipe.scan_blocks,
-        **recipe.overrides,
-    )
+    dtype = jnp.bfloat16 if recipe.dtype == "bfloat16" else None
+    rngs = nnx.Rngs(recipe.seed)
+    return create_model(**recipe.model_arguments, dtype=dtype, rngs=rngs, scan_blocks=recipe.scan_blocks)

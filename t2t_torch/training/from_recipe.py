@@ -100,13 +100,4 @@ def build_model(recipe: Recipe) -> Any:
     """Return the model of `recipe`, initialized with its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return create_model(
-            recipe.model,
-            img_size=recipe.img_size,
-            in_chans=recipe.in_chans,
-            num_classes=recipe.num_classes,
-            drop_rate=recipe.drop_rate,
-            attn_drop_rate=recipe.attn_drop_rate,
-            drop_path_rate=recipe.drop_path_rate,
-            **recipe.overrides,
-        )
+        return create_model(**recipe.model_arguments)
