@@ -71,14 +71,14 @@ $(TPU)/.installed: pyproject.toml constraints.txt
 $(MIN)/.installed: pyproject.toml packaging/parity/pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv $(MIN)
 	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt \
-		-e packaging/parity -e ".[demo,hub,onnx,tensorboard]" filelock hypothesis jsonschema pytest pytest-xdist
+		-e packaging/parity -e ".[demo,hub,onnx,tensorboard]" hypothesis jsonschema pytest pytest-xdist
 	touch $@
 
 $(NEWEST)/.installed: pyproject.toml constraints-newest.txt
 	@test -n "$(PYTHON_NEWEST)" || { echo "test-newest needs Python 3.12 or 3.13 (PYTHON_NEWEST=/path/to/python)"; exit 1; }
 	$(PYTHON_NEWEST) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt \
-		-e ".[hub,jax,tensorboard]" filelock hypothesis pytest pytest-xdist scikit-learn
+		-e ".[hub,jax,tensorboard]" hypothesis pytest pytest-xdist scikit-learn
 	touch $@
 
 $(AUDIT)/.installed:

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 import parity
+from t2t_common.data import open_source
 from t2t_common.evaluation.accuracy import predict
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
 from t2t_common.io.terminal import make_console
 from t2t_config import recipe as named_recipe
-from t2t_jax.data import eval_batches, open_source
+from t2t_jax.data import eval_batches
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.train import train

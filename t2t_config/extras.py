@@ -18,7 +18,7 @@ from typing import NoReturn
 DISTRIBUTION = "t2t-vit"
 ROOT = Path(__file__).parents[1]
 
-SHARED = ("numpy", "jinja2", "markupsafe", "PIL", "rich", "safetensors", "tyro")
+SHARED = ("numpy", "filelock", "jinja2", "markupsafe", "PIL", "rich", "safetensors", "tyro")
 TORCH = ("torch", *SHARED)
 JAX = (
     *("jax", "flax", "optax", "chex", "orbax.checkpoint", "grain", "array_record", "google.protobuf", "absl"),

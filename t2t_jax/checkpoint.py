@@ -10,12 +10,9 @@ temporary name next to the final one and then renamed, so a checkpoint is either
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import math
 import os
 import shutil
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
 from t2t_common.io.files import ensure_writable
+from t2t_common.workdir.checkpoints import UNFINISHED
 from t2t_common.workdir.folder import CHECKPOINTS, is_step, latest_torch_file
 from t2t_config.shapes import saved_grid
 from t2t_config.text import reason
@@ -45,8 +43,6 @@ from t2t_jax.weights.orbax_paths import plain_path
 from t2t_jax.weights.replace_folder import exchange, recover, set_aside
 from t2t_jax.weights.torch_file import Weights, read_torch_file
 
-BEST = "best"
-SCRATCH = ".unfinished-"
 LIMIT_SECONDS = 1200.0
 """Timeout for writing one checkpoint. Orbax has the same limit, but uses the system clock, which may be set back."""
 MAX_EXPANSION = 100
@@ -100,8 +96,7 @@ def start_writing(
         ValueError: Writing failed (also raised by the returned function). No partial data remains, and an existing
             folder is kept.
     """
-    folder = scratch or path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
-    _silence_orbax()
+    folder = scratch or path.parent / f"{UNFINISHED}{uuid.uuid4().hex}"
     names = contextlib.ExitStack()
     with writing(path), _swept_on_failure(folder, names):
         recover(path)
@@ -147,24 +142,6 @@ def _swept_on_failure(folder: Path, names: contextlib.ExitStack) -> Iterator[Non
             shutil.rmtree(folder, ignore_errors=True)
             threading.Event().wait(0.1)  # raises no error, even if the system clock changes
         raise
-
-
-@functools.cache
-def _silence_orbax() -> None:
-    """Suppress output from Orbax's threads: long tracebacks of an error that Orbax also raises.
-
-    Some of them are logged; the others come from writes that continue after another array has failed and that are no
-    longer awaited.
-    """
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
-    show = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
-            show(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:

@@ -6,8 +6,8 @@ save_pretrained), counted exactly over all images.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,35 +16,31 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from t2t_common.evaluation.accuracy import Accuracy, count
-from t2t_common.evaluation.evaluate_command import EvaluateOptions, Result, labelled_for, new_confusion, show_result
+from t2t_common.data import Preprocess, open_source
+from t2t_common.evaluation.accuracy import count_accuracy
+from t2t_common.evaluation.evaluate_command import (
+    EvaluateOptions,
+    Result,
+    evaluate_command,
+    labelled_for,
+    new_confusion,
+)
 from t2t_common.evaluation.per_class import class_report
-from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.evaluation.weights_options import WeightsOptions, tell
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
 from t2t_common.io.terminal import bar, status
 from t2t_jax.checkpoint import check_described, load_metadata, load_weights
 from t2t_jax.create import create_model
-from t2t_jax.data import Preprocess, eval_batches, open_source
+from t2t_jax.data import eval_batches
 from t2t_jax.parallel.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
 from t2t_jax.state import Arrays, model_arrays, split_model
-from t2t_jax.training.step import Batch, make_forward
+from t2t_jax.training.step import make_forward
 
 Forward = Callable[[Arrays, Any], "jax.Array | np.ndarray"]
 
 
-def accuracy(
-    forward: Forward, arrays: Arrays, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
-) -> Accuracy:
-    """Return exact counts over all real images in `batches`, summed over all processes.
-
-    The arguments are those of `t2t_common.evaluation.accuracy.count`.
-    """
-    own = None if confusion is None else np.zeros_like(confusion)
-    counts = count(forward, arrays, batches, confusion=own)
-    if confusion is not None and own is not None:
-        confusion += sum_processes(own)
-    return Accuracy(*map(int, sum_processes(counts)))
+accuracy = functools.partial(count_accuracy, sum_processes=sum_processes)
+"""`count_accuracy` over the processes of this package."""
 
 
 def forward_on(mesh: Mesh, graphdef: nnx.GraphDef) -> Forward:
@@ -73,10 +69,7 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
         check_described(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
-    if report.is_notable:
-        print(report, file=sys.stderr)
-    if report.not_finite:
-        print(f"warning: {report.doubt}", file=sys.stderr)
+    tell(report)
     return model, how, saved
 
 
@@ -101,12 +94,7 @@ def evaluate(options: EvaluateOptions) -> Result:
 
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    description = (__doc__ or "").strip()
-    options = cli.parse(EvaluateOptions, args, prog="python -m t2t_jax.evaluate", description=description)
-    if options.json is not None:
-        check_target(options.json)
-    show_result(options, evaluate(options))
-    return cli.OK
+    return evaluate_command(args, "t2t_jax", __doc__ or "", evaluate)
 
 
 if __name__ == "__main__":

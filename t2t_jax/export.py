@@ -11,7 +11,6 @@ preprocessing) and `sha256.json` (digests of both). Load it with `load_exported`
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sys
 import zipfile
@@ -22,16 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from jax import export
 
-from t2t_common.evaluation.export_check import BATCHES, Agreement, ExportError, demand, sample_images
-from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.evaluation.export_check import BATCHES, Agreement, demand, sample_images
+from t2t_common.evaluation.export_command import export_command
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, replace_file
+from t2t_common.io.files import replace_file
 from t2t_common.io.sealed_exports import check_sealed, seal
-from t2t_common.io.terminal import status
 from t2t_common.io.zips import open_zip
 from t2t_config.weights.json_limits import parse
 from t2t_config.weights.metadata import describe_model
@@ -132,29 +129,16 @@ def _called(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(WeightsOptions):
-    """Command line options."""
-
-    out: tyro.conf.Positional[Path]
-    """File to write."""
-
-
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    description = (__doc__ or "").strip()
-    options = cli.parse(Options, args, prog="python -m t2t_jax.export", description=description)
-    check_target(options.out)
-    model, how, saved = load_for_evaluation(options)
-    known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(how)
-    try:
-        with status(f"writing {options.out}, and trying it"):
-            found = export_model(model, options.out, metadata=known)
-    except ExportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.FAILED
-    print(*found, f"{options.out}: {', '.join(PLATFORMS)}, any batch size", sep="\n")
-    return cli.OK
+    return export_command(
+        args,
+        "t2t_jax",
+        __doc__ or "",
+        load=load_for_evaluation,
+        export_model=export_model,
+        runs_on=f"{', '.join(PLATFORMS)}, any batch size",
+    )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from t2t_jax.training.optim import freeze
 from t2t_jax.training.profile import Watch
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
 from t2t_jax.training.step import init_state
+from t2t_jax.weights.orbax_messages import quiet_orbax
 
 
 def prepare(
@@ -200,7 +201,7 @@ class Options:
 def joined(options: Options) -> Iterator[bool]:
     """Join the run's processes; yield True in all of them, as all print."""
     join_processes(options.distributed)
-    with told_of_loss():
+    with quiet_orbax(), told_of_loss():
         yield True
 
 

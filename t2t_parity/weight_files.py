@@ -184,6 +184,7 @@ def carry_over(
     import t2t_torch
     from t2t_config.weights.metadata import CARRIED, describe_model, take_preprocessing, to_text
     from t2t_jax.checkpoint import save_model
+    from t2t_jax.weights.orbax_messages import quiet_orbax
 
     check_format(target)
     known = saved_metadata(source)
@@ -213,7 +214,8 @@ def carry_over(
     if Path(target).suffix in TORCH_SUFFIXES:
         t2t_torch.save_checkpoint(torch_model, target, metadata=to_text(metadata))
     else:
-        save_model(target, jax_model, metadata)
+        with quiet_orbax():
+            save_model(target, jax_model, metadata)
     changes = [f"{key} {how}" for key, how in report.resized.items()]
     changes += [f"{key} left out" for key in report.left_out]
     notes = [*_notes(source, report, said, torch_model.spec.name)]

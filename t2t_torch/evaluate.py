@@ -6,21 +6,23 @@ save_pretrained), counted exactly over all images.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from t2t_common.data import open_source
-from t2t_common.data.iterator import Batch
 from t2t_common.data.preprocess import Preprocess
-from t2t_common.evaluation.accuracy import Accuracy, Forward, count
-from t2t_common.evaluation.evaluate_command import EvaluateOptions, Result, labelled_for, new_confusion, show_result
+from t2t_common.evaluation.accuracy import count_accuracy
+from t2t_common.evaluation.evaluate_command import (
+    EvaluateOptions,
+    Result,
+    evaluate_command,
+    labelled_for,
+    new_confusion,
+)
 from t2t_common.evaluation.per_class import class_report
-from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.evaluation.weights_options import WeightsOptions, tell
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
 from t2t_common.io.terminal import bar, status
 from t2t_config.shapes import sizes_of
 from t2t_config.weights.metadata import from_text
@@ -32,19 +34,8 @@ from t2t_torch.training.from_recipe import compute_dtype
 from t2t_torch.training.processes import own_device, sum_processes
 from t2t_torch.training.step import make_forward
 
-
-def accuracy(
-    forward: Forward, arrays: Any, batches: Iterable[Batch], *, confusion: np.ndarray | None = None
-) -> Accuracy:
-    """Return exact counts over all real images in `batches`, summed over all processes.
-
-    The arguments are those of `t2t_common.evaluation.accuracy.count`.
-    """
-    own = None if confusion is None else np.zeros_like(confusion)
-    counts = count(forward, arrays, batches, confusion=own)
-    if confusion is not None and own is not None:
-        confusion += sum_processes(own)
-    return Accuracy(*map(int, sum_processes(counts)))
+accuracy = functools.partial(count_accuracy, sum_processes=sum_processes)
+"""`count_accuracy` over the processes of this package."""
 
 
 def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[str, Any]]:
@@ -64,10 +55,7 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:
         raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
-    if report.is_notable:
-        print(report, file=sys.stderr)
-    if report.not_finite:
-        print(f"warning: {report.doubt}", file=sys.stderr)
+    tell(report)
     return model.eval(), how, saved
 
 
@@ -90,12 +78,7 @@ def evaluate(options: EvaluateOptions) -> Result:
 
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    description = (__doc__ or "").strip()
-    options = cli.parse(EvaluateOptions, args, prog="python -m t2t_torch.evaluate", description=description)
-    if options.json is not None:
-        check_target(options.json)
-    show_result(options, evaluate(options))
-    return cli.OK
+    return evaluate_command(args, "t2t_torch", __doc__ or "", evaluate)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 
-from t2t_common.evaluation.export_check import BATCHES, Agreement, ExportError, demand, sample_images
-from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.evaluation.export_check import BATCHES, Agreement, demand, sample_images
+from t2t_common.evaluation.export_command import export_command
 from t2t_common.io import cli
 from t2t_common.io.files import check_target, replace_file
 from t2t_common.io.sealed_exports import check_sealed, seal
-from t2t_common.io.terminal import status
 from t2t_config.extras import install_hint
 from t2t_config.weights.digests import KEY
 from t2t_config.weights.metadata import describe_model, from_text, to_text
@@ -182,30 +180,21 @@ def _load_onnx(path: Path) -> ExportedModel:
     return ExportedModel(lambda images: session.run(None, {"images": images})[0], metadata)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(WeightsOptions):
-    """Command line options."""
-
-    out: tyro.conf.Positional[Path]
-    """File to write, .pt2 or .onnx."""
+def _check_target(path: Path) -> None:
+    _check_suffix(path)
+    check_target(path)
 
 
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    description = (__doc__ or "").strip()
-    options = cli.parse(Options, args, prog="python -m t2t_torch.export", description=description)
-    _check_suffix(options.out)
-    check_target(options.out)
-    model, how, saved = load_for_evaluation(options)
-    known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(how)
-    try:
-        with status(f"writing {options.out}, and trying it"):
-            found = export_model(model, options.out, metadata=known)
-    except ExportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.FAILED
-    print(*found, f"{options.out}: any batch size", sep="\n")
-    return cli.OK
+    return export_command(
+        args,
+        "t2t_torch",
+        __doc__ or "",
+        load=load_for_evaluation,
+        export_model=export_model,
+        check=_check_target,
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ import numpy as np
 from PIL import Image
 
 from t2t_config import ModelConfig, Recipe, model_config
+from t2t_config.bounds import check_bounds
 from t2t_config.shapes import to_pair
-
-LEAST_STD = 1e-6
-"""Minimum standard deviation; a smaller one would scale pixels to values that no model can handle."""
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -45,14 +43,9 @@ class Preprocess:
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.in_chans:
                 raise ValueError(f"{name} {getattr(self, name)} needs one figure for each of {self.in_chans} channels")
-            if not all(math.isfinite(figure) for figure in getattr(self, name)):
-                raise ValueError(f"{name} {getattr(self, name)} is not finite: give the figures of pixels in 0..1")
-        if min(self.std) < LEAST_STD:
-            raise ValueError(f"std {self.std} is not positive: pixels are divided by it; give figures above 0")
+        check_bounds({name: getattr(self, name) for name in ("img_size", "mean", "std", "crop_pct")})
         if self.in_chans not in (1, 3):
             raise ValueError(f"images have 1 or 3 channels, the model takes {self.in_chans}: choose another model")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct {self.crop_pct} is not a share: give a number above 0, up to 1")
         if self.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
 

@@ -81,19 +81,29 @@ def count(
     return total
 
 
+def count_accuracy(
+    forward: Forward,
+    arrays: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    sum_processes: Callable[[np.ndarray], np.ndarray],
+    confusion: np.ndarray | None = None,
+) -> Accuracy:
+    """Return exact counts over all real images in the `batches` of all processes; see `count` for the arguments.
+
+    Args:
+        sum_processes: Returns the sum of an array over all processes.
+    """
+    own = None if confusion is None else np.zeros_like(confusion)
+    counts = count(forward, arrays, batches, confusion=own)
+    if confusion is not None and own is not None:
+        confusion += sum_processes(own)
+    return Accuracy(*map(int, sum_processes(counts)))
+
+
 def best_guesses(logits_BxN: np.ndarray, k: int) -> np.ndarray:
     """Return the classes (B, k) of the `k` largest logits in descending order; ties are ordered by class index.
 
     If there are fewer than `k` classes, all of them are returned.
     """
     return np.argsort(-logits_BxN, axis=-1, kind="stable")[:, :k]
-
-
-def count_top_k(logits_BxN: np.ndarray, labels_B: np.ndarray, k: int) -> int:
-    """Return the number of labels among the top `k` predictions."""
-    return int(np.sum(best_guesses(logits_BxN, k) == labels_B[:, None]))
-
-
-def first_guess(logits_BxN: np.ndarray) -> np.ndarray:
-    """Return the class (B,) with the largest logit."""
-    return best_guesses(logits_BxN, 1)[:, 0]

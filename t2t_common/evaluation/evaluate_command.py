@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,8 @@ from t2t_common.data.readers.sources import Source, notes_of
 from t2t_common.evaluation.accuracy import Accuracy
 from t2t_common.evaluation.per_class import ClassAccuracy, as_text
 from t2t_common.evaluation.weights_options import WeightsOptions
-from t2t_common.io.files import write_text
+from t2t_common.io import cli
+from t2t_common.io.files import check_target, write_text
 from t2t_config.class_names import class_names, read_names
 
 
@@ -96,6 +97,15 @@ def new_confusion(num_classes: int) -> np.ndarray:
             f"num_classes {num_classes:,} is too large: counting what each class is taken for needs "
             f"{8 * num_classes**2 / 2**30:,.0f} GiB"
         ) from error
+
+
+def evaluate_command(args: Sequence[str], package: str, doc: str, evaluate: Callable[[EvaluateOptions], Result]) -> int:
+    """Run the command of `package`, described by `doc`, and return its exit code."""
+    options = cli.parse(EvaluateOptions, args, prog=f"python -m {package}.evaluate", description=doc.strip())
+    if options.json is not None:
+        check_target(options.json)
+    show_result(options, evaluate(options))
+    return cli.OK
 
 
 def show_result(options: EvaluateOptions, result: Result) -> None:

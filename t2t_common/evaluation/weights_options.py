@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from t2t_common.data.preprocess import Preprocess
 from t2t_config import model_config
+from t2t_config.weights.load_report import LoadReport
 from t2t_config.weights.untrusted import check_metadata
+
+
+def tell(report: LoadReport) -> None:
+    """Print what is notable about loaded weights on stderr."""
+    if report.is_notable:
+        print(report, file=sys.stderr)
+    if report.not_finite:
+        print(f"warning: {report.doubt}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

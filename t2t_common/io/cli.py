@@ -42,7 +42,6 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     Raises:
         ValueError: If tyro rejects the options; its message in one line.
     """
-    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
     options: dict[str, Any] = {} if default is None else {"default": default}
     prog = called(prog)
     options |= {"args": list(args), "prog": prog, "description": description}

@@ -123,11 +123,25 @@ def escaped_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+class ColourlessStream:
+    """Stream that is no terminal to libraries that write colours to terminals; otherwise it is the wrapped stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def unescaped_streams() -> Iterator[None]:
-    """Context manager for a library that writes its own escape sequences and no untrusted text."""
-    with (
-        contextlib.redirect_stdout(getattr(sys.stdout, "unescaped", sys.stdout)),
-        contextlib.redirect_stderr(getattr(sys.stderr, "unescaped", sys.stderr)),
-    ):
+    """Context manager for a library that writes its own escape sequences (no colours if NO_COLOR is set) and no
+    untrusted text."""
+    out, err = (getattr(stream, "unescaped", stream) for stream in (sys.stdout, sys.stderr))
+    if os.environ.get("NO_COLOR"):
+        out, err = ColourlessStream(out), ColourlessStream(err)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield

@@ -10,12 +10,10 @@ from typing import Any, Protocol
 from t2t_common.data.preprocess import Preprocess
 from t2t_common.evaluation.accuracy import Accuracy
 from t2t_common.run.reporter import Reporter
+from t2t_common.workdir.checkpoints import TOP1
 from t2t_common.workdir.interrupt import Interruption, RunInterruptedError
 from t2t_common.workdir.lock import Lock
 from t2t_config import Recipe
-
-TOP1 = "top1"
-"""Checkpoint metadata key: top-1 accuracy of the evaluation at its step; absent if there was no evaluation."""
 
 EPOCH_LOSS = "epoch_loss"
 """Checkpoint metadata key: sum and number of the losses so far, if the checkpoint was written within an epoch."""

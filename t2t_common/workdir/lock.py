@@ -1,4 +1,9 @@
-"""Lock of a workdir: only one run may use it, and a run that loses its workdir detects this."""
+"""Lock of a workdir: only one run may use it, and a run that loses its workdir detects this.
+
+The lock itself is filelock's `lock_descriptor`, on every system. Its `FileLock` would do for less than what
+tests/common/workdir/test_lock.py shows: it takes a hard link for its own file (and so we would write over another one),
+does not notice that its file is removed or replaced while it is held, and cannot be asked without creating the file.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from filelock import lock_descriptor
 
 LOCK_FILE = ".lock"
-
-_BEYOND = 1 << 30
-"""Offset of the locked byte on Windows, far past the text, as locked bytes cannot be read there."""
 
 _ATTEMPTS = 10
 """Attempts to take a lock whose file is repeatedly removed and recreated."""
@@ -85,10 +84,10 @@ class Lock:
         for attempt in range(_ATTEMPTS):
             file = _open(self._path)
             try:
-                if not _try_lock(file):
-                    file.seek(0)
-                    holder = file.read(200).strip() or "another process"
-                    raise ValueError(f"{self._workdir} is in use by {holder}: wait for it, or choose another --workdir")
+                if not lock_descriptor(file.fileno(), blocking=False):
+                    raise ValueError(
+                        f"{self._workdir} is in use by {_holder(file)}: wait for it, or choose another --workdir"
+                    )
                 if attempt + 1 < _ATTEMPTS and not _is_at(file, self._path):  # removed since it was opened
                     file.close()
                     continue
@@ -129,8 +128,9 @@ def is_locked(workdir: Path) -> bool:
     if not path.is_file() or path.is_symlink():  # without a lock file, no run ever used this folder
         return False
     try:
-        with path.open() as file:
-            return not _try_lock(file, shared=True)
+        # Some network file systems lock only files that are open for writing.
+        with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
+            return not lock_descriptor(file.fileno(), blocking=False)
     except OSError:
         return False
 
@@ -153,33 +153,16 @@ def _open(path: Path) -> IO[str]:
     raise ValueError(f"the lock {path} {what}: delete it")
 
 
+def _holder(file: IO[str]) -> str:
+    """Return the process that holds the lock, as it wrote in the file; Windows may not let others read it."""
+    with contextlib.suppress(OSError):
+        return file.read(200).strip() or "another process"
+    return "another process"
+
+
 def _is_at(file: IO[str], path: Path) -> bool:
     """Return whether `path` is still the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except OSError:
         return False
-
-
-def _try_lock(file: IO[str], *, shared: bool = False) -> bool:
-    """Try to take the lock without blocking and return whether this succeeded.
-
-    Raises:
-        OSError: The file system does not support locks.
-    """
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-    import msvcrt
-
-    file.seek(_BEYOND)
-    try:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except PermissionError:
-        return False
-    finally:
-        file.seek(0)
-    return True

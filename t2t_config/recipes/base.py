@@ -6,11 +6,9 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from t2t_config.bounds import check_bounds
 from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
-
-_LARGEST = 3.4e38
-"""Largest float32, rounded down."""
 
 
 class ExpectedClasses(int):
@@ -179,56 +177,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         model_config(self.model)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            figures = value if isinstance(value, tuple) else (value,)
-            right = all(abs(figure) <= _LARGEST for figure in figures if isinstance(figure, float))
-            _require(self, field.name, right, "must be finite in float32")
-        at_least_one = (
-            "img_size",
-            "epochs",
-            "batch_size",
-            "grad_accum_steps",
-            "log_every",
-            "eval_every",
-            "repeated_aug",
-        )
-        for name in (*at_least_one, "checkpoint_every", "keep_checkpoints"):
-            _require(self, name, getattr(self, name) >= 1, "must be at least 1")
-        not_negative = ("cooldown_epochs", "warmup_epochs", "weight_decay", "lr", "min_lr", "warmup_lr")
-        not_negative_either = ("seed", "data_threads", "max_shift", "max_zoom", "max_turn", "mixup", "cutmix")
-        token_figures = ("dense_weight", "mix_token")
-        input_figures = ("data_workers", "device_prefetch", "max_corrupt_images")
-        for name in (
-            *not_negative,
-            *not_negative_either,
-            *token_figures,
-            *input_figures,
-            "padding",
-            "backbone_lr_scale",
-        ):
-            _require(self, name, getattr(self, name) >= 0, "must not be negative")
-        _require(self, "eps", self.eps > 0, "must be positive")
-        _require(self, "std", self.std is None or min(self.std, default=0) > 0, "must be positive")
-        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate", "label_smoothing", "b1", "b2", "momentum"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
-        for name in ("hflip", "mixup_prob", "mixup_switch_prob", "re_prob"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
-        _require(self, "max_zoom", self.max_zoom < 1, "must lie in [0, 1)")
-        for name in ("ema_decay", "clip_grad", "crop_pct", "num_classes", "checkpoint_every_steps", "data_timeout"):
-            _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "must be positive")
-        _require(self, "ema_decay", self.ema_decay is None or self.ema_decay < 1, "must lie in (0, 1)")
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            _require(self, name, 0 < low <= high, "must be two positive figures, the smaller first")
+        values = {field.name: (getattr(self, field.name), str(field.type)) for field in dataclasses.fields(self)}
+        check_bounds({name: value for name, (value, kind) in values.items() if value is not None or "None" not in kind})
+        _require(self, "img_size", isinstance(self.img_size, int), "must be one number: training images are square")
+        _require(self, "num_classes", self.num_classes != 0, "must be positive: training needs a classifier")
         for name in ("mean", "std"):
-            figures = getattr(self, name)
-            _require(
-                self,
-                name,
-                figures is None or len(figures) == self.in_chans,
-                f"needs {self.in_chans} figure(s)",
-            )
+            numbers = getattr(self, name)
+            fits = numbers is None or len(numbers) == self.in_chans
+            _require(self, name, fits, f"needs a number for each of {self.in_chans} channels")
 
         if self.auto_augment is not None:
             try:
@@ -272,6 +228,12 @@ class Recipe:
     def overrides(self) -> dict[str, Any]:
         """Model arguments that not every model has."""
         return {"aux_head": True} if self.aux_head else {}
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of `create_model` of both packages."""
+        names = ("img_size", "in_chans", "num_classes", "drop_rate", "attn_drop_rate", "drop_path_rate")
+        return {"name": self.model, **{name: getattr(self, name) for name in names}, **self.overrides}
 
     @property
     def total_epochs(self) -> int:

@@ -49,8 +49,7 @@ def train_iterator(
     def batches_from(position: int) -> Iterator[Batch]:
         rest = batches.slice(slice(position, None)).to_iter_dataset(_read_options(recipe.data_threads))
         if recipe.data_workers:
-            if not flags.FLAGS.is_parsed():  # Grain's workers need absl flags, which only absl's main parses
-                flags.FLAGS.mark_as_parsed()
+            _allow_grain_flags()
             options = grain.MultiprocessingOptions(recipe.data_workers, per_worker_buffer_size=2)
             rest = rest.mp_prefetch(options, worker_init_fn=_begin_worker)
         return Patient(lambda: _begin(rest, recipe.data_workers), recipe.data_timeout)
@@ -87,6 +86,14 @@ def _begin(batches: grain.IterDataset, workers: int) -> Iterator[Batch]:
     if workers:
         leave_signals_to_the_run()
     return iter(batches)
+
+
+def _allow_grain_flags() -> None:
+    """Let Grain's workers read Grain's absl flags, which only absl's main parses; all other flags stay as they are."""
+    for module, own in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("grain."):
+            for flag in own:
+                flag.present = max(flag.present, 1)
 
 
 def _begin_worker(worker: int, workers: int) -> None:

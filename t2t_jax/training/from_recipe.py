@@ -15,7 +15,6 @@ from flax import nnx
 
 from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
-from t2t_config.shapes import soft_split_grids, to_pair
 from t2t_jax.create import create_model
 from t2t_jax.parallel.block_boundaries import on_one_cpu
 from t2t_jax.parallel.mesh import AnyMesh, check_batch, gather, split_batch
@@ -66,9 +65,9 @@ def build_step(
         tx,
         label_smoothing=recipe.label_smoothing,
         ema_decay=recipe.ema_decay,
-        mixup=build_mixup(recipe),
-        random_erasing=build_random_erasing(recipe),
-        token_labeling=build_token_labeling(recipe),
+        mixup=Mixup.of_recipe(recipe),
+        random_erasing=RandomErasing.of_recipe(recipe),
+        token_labeling=TokenLabeling.of_recipe(recipe),
         grad_accum_steps=recipe.grad_accum_steps,
         remat=recipe.remat,
         mesh=mesh if mesh.size > 1 else None,
@@ -83,7 +82,10 @@ def build_sample(recipe: Recipe, *, mesh: AnyMesh) -> Sample:
 
     Every process must call it and gets the same images.
     """
-    augment, devices = make_augment(build_mixup(recipe), build_random_erasing(recipe)), mesh if mesh.size > 1 else None
+    augment, devices = (
+        make_augment(Mixup.of_recipe(recipe), RandomErasing.of_recipe(recipe)),
+        mesh if mesh.size > 1 else None,
+    )
 
     @jax.jit
     def sample(batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
@@ -95,51 +97,6 @@ def build_sample(recipe: Recipe, *, mesh: AnyMesh) -> Sample:
 
 def build_model(recipe: Recipe) -> Any:
     """Return the initialized model of `recipe`, in evaluation mode."""
-    return create_model(
-        recipe.model,
-        img_size=recipe.img_size,
-        in_chans=recipe.in_chans,
-        num_classes=recipe.num_classes,
-        drop_rate=recipe.drop_rate,
-        attn_drop_rate=recipe.attn_drop_rate,
-        drop_path_rate=recipe.drop_path_rate,
-        dtype=jnp.bfloat16 if recipe.dtype == "bfloat16" else None,
-        rngs=nnx.Rngs(recipe.seed),
-        scan_blocks=recipe.scan_blocks,
-        **recipe.overrides,
-    )
-
-
-def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
-    """Return the token labeling of `recipe`, whose num_classes must be set; None if disabled."""
-    if not recipe.aux_head or recipe.num_classes is None:
-        return None
-    return TokenLabeling(
-        num_classes=recipe.num_classes,
-        grid=soft_split_grids(to_pair(recipe.img_size))[-1],
-        dense_weight=recipe.dense_weight,
-        mix_token=recipe.mix_token,
-        label_smoothing=recipe.label_smoothing,
-        group=recipe.mixup_group,
-    )
-
-
-def build_random_erasing(recipe: Recipe) -> RandomErasing | None:
-    """Return the random erasing of `recipe`; None if disabled."""
-    return RandomErasing(recipe.re_prob) if recipe.re_prob else None
-
-
-def build_mixup(recipe: Recipe) -> Mixup | None:
-    """Return the mixup and cutmix of `recipe`, whose num_classes must be set; None if disabled."""
-    if not recipe.mixes or recipe.num_classes is None:
-        return None
-    return Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob,
-        mode=recipe.mixup_mode,
-        label_smoothing=recipe.label_smoothing,
-        num_classes=recipe.num_classes,
-        group=recipe.mixup_group,
-    )
+    dtype = jnp.bfloat16 if recipe.dtype == "bfloat16" else None
+    rngs = nnx.Rngs(recipe.seed)
+    return create_model(**recipe.model_arguments, dtype=dtype, rngs=rngs, scan_blocks=recipe.scan_blocks)

@@ -8,12 +8,13 @@ is used: the same distribution with fixed shapes. Sampling and erasing are separ
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from t2t_config.recipes.batch_augmentation import ErasingSettings
 
 ATTEMPTS = 10
 """Number of rectangles to try; an image for which none fits is unchanged."""
@@ -34,30 +35,8 @@ class ErasingDraws(NamedTuple):
     """(B, H, W, C) Replacement pixels."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomErasing:
-    """timm's `RandomErasing(mode="pixel", max_count=1)`: replace one rectangle of an image by normal noise.
-
-    Raises:
-        ValueError: A parameter is out of range.
-    """
-
-    probability: float = 0.5
-    """Probability that an image is changed."""
-    min_area: float = 0.02
-    """Smallest area, as a share of the image."""
-    max_area: float = 1 / 3
-    """Largest area, as a share of the image."""
-    min_aspect: float = 0.3
-    """Smallest height / width; the largest is its inverse."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must lie in [0, 1], got {self.probability}")
-        if not 0 < self.min_area <= self.max_area:
-            raise ValueError(f"areas must be positive, the smaller first, got {self.min_area}, {self.max_area}")
-        if not 0 < self.min_aspect <= 1:
-            raise ValueError(f"min_aspect must lie in (0, 1], got {self.min_aspect}")
+class RandomErasing(ErasingSettings):
+    """timm's `RandomErasing(mode="pixel", max_count=1)`: replace one rectangle of an image by normal noise."""
 
     def __call__(self, images_BxHxWxC: jax.Array, key: jax.Array) -> jax.Array:
         """Erase random rectangles of `images_BxHxWxC` (normalized), sampled with `key`."""

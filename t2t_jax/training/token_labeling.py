@@ -7,12 +7,12 @@ Shapes: B batch, N tokens on a grid, C channels or classes, K labels of a cell, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
+from t2t_config.recipes.batch_augmentation import TokenLabelingSettings
 from t2t_jax.models.mix_token import MixToken, flip_groups
 from t2t_jax.training.loss import cross_entropy
 
@@ -145,20 +145,8 @@ def token_label_cross_entropy(
     return cross_entropy(logits_BxC, target_BxC) + dense_weight * token_loss
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenLabeling:
+class TokenLabeling(TokenLabelingSettings):
     """Token labeling in a training step: samples MixToken boxes and computes the loss from a batch's label maps."""
-
-    num_classes: int
-    grid: tuple[int, int]
-    """Numbers of rows and columns of the model's tokens."""
-    dense_weight: float = 0.5
-    """Weight of the token loss."""
-    mix_token: float = 1.0
-    """Both parameters of MixToken's beta distribution, 1 upstream; 0 turns it off."""
-    label_smoothing: float = 0.1
-    group: int | None = None
-    """Number of consecutive images that are paired with their flipped order; None for the whole batch."""
 
     def draw(self, key: jax.Array) -> MixToken | None:
         """Sample the MixToken exchange; None if MixToken is off."""

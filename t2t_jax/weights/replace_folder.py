@@ -1,4 +1,8 @@
-"""Replace a folder by another one atomically, which `os.replace` supports only for files."""
+"""Replace a folder by another one atomically, which `os.replace` supports only for files.
+
+Orbax deletes a folder before it writes it anew, so that a full disk or a kill leaves none
+(tests/jax/training/test_orbax_checkpointer.py).
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ schedule, step and the position in the data. `load_checkpoint` reads its weights
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from t2t_common.data.iterator import BatchIterator
-from t2t_common.io.files import ensure_writable, replace_file
-from t2t_common.run.save_policy import TOP1
-from t2t_common.workdir.folder import CHECKPOINTS, SUFFIX, Damaged, torch_steps
+from t2t_common.io.files import replace_file
+from t2t_common.workdir.checkpoints import CheckpointFolder
+from t2t_common.workdir.folder import SUFFIX, torch_steps
 from t2t_config.text import first_line
 from t2t_config.weights.metadata import from_text, to_text
 from t2t_torch.checkpoint_file import check_written
@@ -26,39 +25,15 @@ from t2t_torch.training.step import TrainState
 from t2t_torch.weights.digests import check_content, torch_bytes
 from t2t_torch.weights.safe_unpickle import read_pickle
 
-BEST = f"best{SUFFIX}"
 
+class TrainingCheckpoints(CheckpointFolder):
+    """Checkpoints of one run; a context manager, like its twin. Only the first process writes."""
 
-class TrainingCheckpoints:
-    """Checkpoints of one run; a context manager, like its twin.
-
-    Only one process, or one group of processes that train together, may use a workdir (see t2t_common/workdir/lock.py);
-    incomplete files of earlier runs are removed here. Only the first process writes.
-    """
+    suffix = SUFFIX
 
     def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool = False) -> None:
-        """
-        Args:
-            workdir: Folder of the run, created if needed.
-            keep: Number of latest checkpoints to keep.
-            keep_best: Whether to also keep the checkpoint with the highest `TOP1` in its metadata (the earliest in case
-                of a tie), with `checkpoints/best.pth` as a link to it.
-
-        Raises:
-            ValueError: The folder is not writable.
-        """
-        self._folder, self._keep, self._keeps_best = ensure_writable(Path(workdir) / CHECKPOINTS), keep, keep_best
-        self._top1: dict[int, float] = {}
-        self.damaged = Damaged(self._folder, SUFFIX, renames=process_index() == 0)
-        if keep_best:
-            for step in torch_steps(self._folder):
-                with self.damaged.noted(step):
-                    self._note_top1(step, _metadata(self._path(step)))
-        if process_index() == 0:
-            for leftover in self._folder.glob(f".*{SUFFIX}*"):  # of a run that was killed while writing
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            if keep_best:
-                self._link_best()
+        """See `CheckpointFolder`."""
+        super().__init__(workdir, keep=keep, keep_best=keep_best, leads=process_index() == 0)
 
     def __enter__(self) -> TrainingCheckpoints:
         return self
@@ -68,34 +43,13 @@ class TrainingCheckpoints:
     ) -> None:
         pass
 
-    @property
-    def latest_step(self) -> int | None:
-        """Step of the latest checkpoint; None if there is none."""
-        steps = [step for step in torch_steps(self._folder) if step not in self.damaged.steps]
-        return steps[-1] if steps else None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Metadata of the latest readable checkpoint; empty if there is no checkpoint.
-
-        Raises:
-            ValueError: All checkpoints are damaged.
-        """
-        return self.damaged.latest(lambda: self.latest_step, lambda step: _metadata(self._path(step)), {})
-
-    def is_best(self, top1: float) -> bool:
-        """Return whether a checkpoint with this accuracy would become the best one; False if the best is not kept."""
-        return self._keeps_best and top1 > max(self._top1.values(), default=-math.inf)
-
     def save(self, state: TrainState, iterator: BatchIterator, metadata: Mapping[str, Any]) -> None:
         """Save everything needed to resume the run.
 
         Raises:
             ValueError: It cannot be written; earlier checkpoints are unchanged.
         """
-        self.damaged.steps.pop(state.step, None)
-        if self._keeps_best:
-            self._note_top1(state.step, metadata)
+        self._begin(state.step, metadata)
         if process_index() > 0:
             return
         bundle = {
@@ -111,8 +65,7 @@ class TrainingCheckpoints:
         with replace_file(path) as temporary:
             temporary.write_bytes(torch_bytes(bundle))
             check_written(temporary, path, lambda: check_content(temporary, read_pickle(temporary)))
-        self._link_best()
-        self._forget_old()
+        self._finish()
 
     def wait(self) -> None:
         """Do nothing: the checkpoint is on disk when `save` returns."""
@@ -142,31 +95,24 @@ class TrainingCheckpoints:
             path = self._path(self.latest_step or 0)
             raise ValueError(f"cannot continue from {path} ({first_line(error)}): choose another --workdir") from error
 
-    def _path(self, step: int) -> Path:
-        return self._folder / f"{step}{SUFFIX}"
+    def _steps(self) -> list[int]:
+        return torch_steps(self._folder)
 
-    def _note_top1(self, step: int, metadata: Mapping[str, Any]) -> None:
-        if isinstance(top1 := metadata.get(TOP1), int | float):
-            self._top1[step] = top1
+    def _read_metadata(self, step: int) -> dict[str, Any]:
+        """Return the metadata of a checkpoint, without reading its tensors."""
+        path = self._path(step)
+        saved = read_pickle(path, mapped=True)
+        check_content(path, saved, {"metadata"})
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("metadata"), Mapping):
+            raise ValueError("is no checkpoint of a run: no metadata in it")
+        return from_text(saved["metadata"])
 
-    @property
-    def _best_step(self) -> int | None:
-        return min(self._top1, key=lambda step: (-self._top1[step], step), default=None)
+    def _remove(self, step: int) -> None:
+        self._path(step).unlink()
 
-    def _link_best(self) -> None:
-        link, successor = self._folder / BEST, self._folder / f".{BEST}"
-        if self._best_step is None:
-            link.unlink(missing_ok=True)
-        else:
-            successor.unlink(missing_ok=True)
-            successor.symlink_to(self._path(self._best_step).name)
-            successor.replace(link)
-
-    def _forget_old(self) -> None:
-        for step in torch_steps(self._folder)[: -self._keep]:
-            if step != self._best_step:
-                self._path(step).unlink()
-                self._top1.pop(step, None)
+    def _sweep(self) -> None:
+        for leftover in self._folder.glob(f".*{SUFFIX}*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -174,12 +120,3 @@ def _read(path: Path) -> dict[str, Any]:
     saved = read_pickle(path)
     check_content(path, saved)
     return saved
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a checkpoint of `TrainingCheckpoints`, without reading its tensors."""
-    saved = read_pickle(path, mapped=True)
-    check_content(path, saved, {"metadata"})
-    if not isinstance(saved, Mapping) or not isinstance(saved.get("metadata"), Mapping):
-        raise ValueError("is no checkpoint of a run: no metadata in it")
-    return from_text(saved["metadata"])

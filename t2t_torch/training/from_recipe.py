@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
-from t2t_config.shapes import soft_split_grids, to_pair
 from t2t_torch.create import create_model
 from t2t_torch.training.checkpointed_blocks import border_blocks
 from t2t_torch.training.compute_dtype import Computing
@@ -72,9 +71,9 @@ def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tup
         seed=recipe.seed,
         label_smoothing=recipe.label_smoothing,
         clip_grad=recipe.clip_grad,
-        mixup=build_mixup(recipe),
-        random_erasing=build_random_erasing(recipe),
-        token_labeling=build_token_labeling(recipe),
+        mixup=Mixup.of_recipe(recipe),
+        random_erasing=RandomErasing.of_recipe(recipe),
+        token_labeling=TokenLabeling.of_recipe(recipe),
         grad_accum_steps=recipe.grad_accum_steps,
     )
     return TrainState(model.eval(), optimizer, scheduler, average), step
@@ -83,7 +82,7 @@ def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tup
 def build_sample(recipe: Recipe) -> Sample:
     """Return (state, batch) -> the first images (B, H, W, C) of this process's part of a batch, augmented as in the
     next step, with labels or targets; on the CPU."""
-    augment = make_augment(recipe.seed, build_mixup(recipe), build_random_erasing(recipe))
+    augment = make_augment(recipe.seed, Mixup.of_recipe(recipe), RandomErasing.of_recipe(recipe))
 
     def sample(state: TrainState, batch: Batch) -> Batch:
         seen = augment(batch, state.step)
@@ -101,48 +100,4 @@ def build_model(recipe: Recipe) -> Any:
     """Return the model of `recipe`, initialized with its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return create_model(
-            recipe.model,
-            img_size=recipe.img_size,
-            in_chans=recipe.in_chans,
-            num_classes=recipe.num_classes,
-            drop_rate=recipe.drop_rate,
-            attn_drop_rate=recipe.attn_drop_rate,
-            drop_path_rate=recipe.drop_path_rate,
-            **recipe.overrides,
-        )
-
-
-def build_token_labeling(recipe: Recipe) -> TokenLabeling | None:
-    """Return the token labeling of `recipe`, whose num_classes must be set; None if disabled."""
-    if not recipe.aux_head or recipe.num_classes is None:
-        return None
-    return TokenLabeling(
-        num_classes=recipe.num_classes,
-        grid=soft_split_grids(to_pair(recipe.img_size))[-1],
-        dense_weight=recipe.dense_weight,
-        mix_token=recipe.mix_token,
-        label_smoothing=recipe.label_smoothing,
-        group=recipe.mixup_group,
-    )
-
-
-def build_random_erasing(recipe: Recipe) -> RandomErasing | None:
-    """Return the random erasing of `recipe`; None if disabled."""
-    return RandomErasing(recipe.re_prob) if recipe.re_prob else None
-
-
-def build_mixup(recipe: Recipe) -> Mixup | None:
-    """Return the mixup and cutmix of `recipe`, whose num_classes must be set; None if disabled."""
-    if not recipe.mixes or recipe.num_classes is None:
-        return None
-    return Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob,
-        mode=recipe.mixup_mode,
-        label_smoothing=recipe.label_smoothing,
-        num_classes=recipe.num_classes,
-        group=recipe.mixup_group,
-    )
+        return create_model(**recipe.model_arguments)

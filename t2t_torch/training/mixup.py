@@ -9,13 +9,13 @@ same result as timm for the same draws.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from t2t_config.recipes.batch_augmentation import MixupSettings
 from t2t_torch.models.mix_token import flip_groups
 from t2t_torch.training.loss import soft_targets
 
@@ -34,45 +34,13 @@ class MixupDraws(NamedTuple):
     """(D, 2) Row and column of the center of the box."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixup:
+class Mixup(MixupSettings):
     """timm's `Mixup`, with the same names and defaults.
 
     Each of the authors' GPUs mixes its own part of a batch. Here `group` says how large the parts are, so that a run
     does not depend on the number of processes; a process whose part consists of whole groups mixes without
     communication. In mode `batch`, all groups share the draws.
-
-    Raises:
-        ValueError: Neither mixup nor cutmix is on, or a parameter is out of range.
     """
-
-    mixup_alpha: float = 1.0
-    """Both parameters of mixup's beta distribution; 0 turns it off."""
-    cutmix_alpha: float = 0.0
-    """Both parameters of cutmix's beta distribution; 0 turns it off."""
-    prob: float = 1.0
-    """Probability of applying mixup or cutmix."""
-    switch_prob: float = 0.5
-    """Probability of cutmix if both are on."""
-    mode: Literal["batch", "pair", "elem"] = "batch"
-    """Whether draws are shared by the whole batch, by the two images of a pair, or not at all."""
-    label_smoothing: float = 0.1
-    """Share of the target distributed over all classes, for integer labels."""
-    num_classes: int = 1000
-    group: int | None = None
-    """Number of consecutive images that are paired with their flipped order; None for the whole batch."""
-
-    def __post_init__(self) -> None:
-        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or self.mixup_alpha == self.cutmix_alpha == 0:
-            alphas = f"mixup_alpha {self.mixup_alpha} and cutmix_alpha {self.cutmix_alpha}"
-            raise ValueError(f"{alphas} must not be negative, and one must be positive")
-        for name in ("prob", "switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.mode not in ("batch", "pair", "elem"):
-            raise ValueError(f"mode {self.mode!r} is not one of batch, pair, elem")
-        if self.group is not None and (self.group < 2 or self.group % 2):
-            raise ValueError(f"group must be even and positive, got {self.group}")
 
     def __call__(
         self, images_BxCxHxW: Tensor, labels: Tensor, rng: np.random.Generator, *, part: int = 0, parts: int = 1

@@ -8,13 +8,14 @@ is used: the same distribution. Sampling and erasing are separate, as in mixup.p
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from t2t_config.recipes.batch_augmentation import ErasingSettings
 
 ATTEMPTS = 10
 """Number of rectangles to try; an image for which none fits is unchanged."""
@@ -35,30 +36,8 @@ class ErasingDraws(NamedTuple):
     """(B, C, H, W) Replacement pixels; zeros for images that are not erased."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomErasing:
-    """timm's `RandomErasing(mode="pixel", max_count=1)`: replace one rectangle of an image by normal noise.
-
-    Raises:
-        ValueError: A parameter is out of range.
-    """
-
-    probability: float = 0.5
-    """Probability that an image is changed."""
-    min_area: float = 0.02
-    """Smallest area, as a share of the image."""
-    max_area: float = 1 / 3
-    """Largest area, as a share of the image."""
-    min_aspect: float = 0.3
-    """Smallest height / width; the largest is its inverse."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must lie in [0, 1], got {self.probability}")
-        if not 0 < self.min_area <= self.max_area:
-            raise ValueError(f"areas must be positive, the smaller first, got {self.min_area}, {self.max_area}")
-        if not 0 < self.min_aspect <= 1:
-            raise ValueError(f"min_aspect must lie in (0, 1], got {self.min_aspect}")
+class RandomErasing(ErasingSettings):
+    """timm's `RandomErasing(mode="pixel", max_count=1)`: replace one rectangle of an image by normal noise."""
 
     def __call__(self, images_BxCxHxW: Tensor, rng: np.random.Generator, *, part: int = 0, parts: int = 1) -> Tensor:
         """Erase random rectangles of `images_BxCxHxW` (normalized), sampled with `rng`.

@@ -74,6 +74,9 @@ def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path):
     before = f"""
 import numpy as np
 from t2t_jax.checkpoint import save_model
+from t2t_jax.weights.orbax_messages import quiet_orbax
+quiet = quiet_orbax()
+quiet.__enter__()  # as in the commands, to the end of the process
 arrays = {{f"a{{i}}": np.random.default_rng(i).random(50_000) for i in range(40)}}
 path = {str(tmp_path / "m")!r}
 """

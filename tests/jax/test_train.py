@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from t2t_common.data import open_source
 from t2t_common.evaluation.accuracy import Accuracy, predict
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
@@ -29,7 +30,7 @@ from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_jax import evaluate as evaluation
 from t2t_jax import train as training
 from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
-from t2t_jax.data import eval_batches, open_source
+from t2t_jax.data import eval_batches
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.state import model_arrays, split_model
 from t2t_jax.train import prepare, train

@@ -23,7 +23,7 @@ from t2t_jax.checkpoint import CHECKPOINTS
         (["digts"], "did you mean digits"),
         (["digits", "--lrr", "1"], "--lr"),
         (["digits", "--dtype", "float16"], "float16"),
-        (["digits", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["digits", "--batch-size", "0"], "batch_size 0 is not a whole number from 1"),
         (["imagenet_t2t_vit_7"], "add --data DIR"),
         (["imagenet_t2t_vit_7", "--auto-augment", "rand-x1"], "auto_augment 'x1' of 'rand-x1' is unknown"),
         (["imagenet_t2t_vit_7", "--batch-size", "7"], "batch_size must be even"),

@@ -264,8 +264,8 @@ def test_two_epochs_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["digits", "--init-from", "/nowhere"], "no checkpoint file at /nowhere"),
         (["digits", "--num-classes", "7"], "set --num-classes 10"),
         (["digits", "--frozen", "nothing"], "frozen: the model has no parameter 'nothing'"),
-        (["digits", "--lr", "inf"], "lr must be finite in float32, got inf"),
-        (["digits", "--std", "0"], "std must be positive, got (0.0,)"),
+        (["digits", "--lr", "inf"], "lr inf is not a number from 0 that is finite in float32"),
+        (["digits", "--std", "0"], "std (0.0,) is not positive: pixels are divided by it"),
         (["digits", "--num-classes", "2000000000"], "num_classes 2,000,000,000 is too large"),
     ],
 )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t2t_common.run.save_policy import TOP1
-from t2t_jax.checkpoint import BEST, CHECKPOINTS, SCRATCH, find_checkpoint, load_model_state
+from t2t_common.workdir.checkpoints import BEST, TOP1, UNFINISHED
+from t2t_jax.checkpoint import CHECKPOINTS, find_checkpoint, load_model_state
 from t2t_jax.training.checkpoints import TrainingCheckpoints
 from tests.jax.training.test_checkpoints import names, save_all, state_at
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_that_was_being_deleted_is_none(tmp_path: Path, monkeypatch
     original = shutil.rmtree
 
     def rmtree(path: Path, *args: Any, **kwargs: Any) -> None:
-        if Path(path).name == f"{SCRATCH}1":
+        if Path(path).name == f"{UNFINISHED}1":
             raise OSError("killed")
         original(path, *args, **kwargs)
 
@@ -63,6 +63,6 @@ def test_a_checkpoint_that_was_being_deleted_is_none(tmp_path: Path, monkeypatch
         patch.setattr(shutil, "rmtree", rmtree)
         with pytest.raises(ValueError, match=r"cannot write .*checkpoints \(killed\)"):
             save_all(checkpoints, {2: None})
-    assert names(tmp_path) == [f"{SCRATCH}1", "2"]
+    assert names(tmp_path) == [f"{UNFINISHED}1", "2"]
     assert TrainingCheckpoints(tmp_path, keep=1).latest_step == 2
     assert names(tmp_path) == ["2"]

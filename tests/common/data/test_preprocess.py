@@ -75,7 +75,7 @@ def test_sizes_are_written_one_way():
         ({"std": [0.2, 0.0, 0.2]}, r"std \(0.2, 0.0, 0.2\) is not positive: pixels are divided by it"),
         ({"std": [0.2, -0.1, 0.2]}, r"is not positive"),
         ({"std": [0.2, 1e-45, 0.2]}, r"is not positive"),
-        ({"std": [0.2, float("nan"), 0.2]}, r"std .* is not finite"),
+        ({"std": [0.2, float("nan"), 0.2]}, r"std .* is not positive"),
         ({"mean": [0.2, float("inf"), 0.2]}, r"mean .* is not finite"),
         ({"mean": [0.5]}, r"one figure for each of 3 channels"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t2t_common.evaluation.accuracy import Accuracy, count, count_top_k, first_guess, predict
+from t2t_common.evaluation.accuracy import Accuracy, best_guesses, count, predict
 
 
 @pytest.fixture
@@ -37,18 +37,22 @@ def test_the_filling_is_not_counted(logits: np.ndarray):
     assert str(counts).startswith(f"top-1 {counts.top1:.2f} % ({right.sum()} of 6)")
 
 
-def test_count_top_k(logits: np.ndarray):
+def hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
+    return int((best_guesses(logits, k) == labels[:, None]).sum())
+
+
+def test_the_best_guesses_hold_the_label(logits: np.ndarray):
     order = np.argsort(-logits, axis=1)
     labels = np.array([order[0, 0], order[1, 1], order[2, 4], order[3, 5], order[4, 9], order[5, 0]])
-    assert count_top_k(logits, labels, 1) == 2
-    assert count_top_k(logits, labels, 5) == 4
-    assert count_top_k(logits, labels, 50) == 6
+    assert hits(logits, labels, 1) == 2
+    assert hits(logits, labels, 5) == 4
+    assert hits(logits, labels, 50) == 6
 
 
 def test_ties_and_nan_are_not_counted_as_right():
-    assert count_top_k(np.zeros((1, 4)), np.array([3]), 1) == 0
-    assert count_top_k(np.array([[0.0, np.nan]]), np.array([1]), 1) == 0
+    assert hits(np.zeros((1, 4)), np.array([3]), 1) == 0
+    assert hits(np.array([[0.0, np.nan]]), np.array([1]), 1) == 0
 
 
 def test_of_equal_logits_the_lower_class_is_the_guess():
-    assert first_guess(np.array([[1.0, 2.0, 2.0], [np.nan, 0.0, 0.0]])).tolist() == [1, 1]
+    assert best_guesses(np.array([[1.0, 2.0, 2.0], [np.nan, 0.0, 0.0]]), 1).tolist() == [[1], [1]]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from t2t_common.evaluation.accuracy import Accuracy
-from t2t_common.run.save_policy import EPOCH_LOSS, TOP1, Saving, saved_by
+from t2t_common.run.save_policy import EPOCH_LOSS, Saving, saved_by
+from t2t_common.workdir.checkpoints import TOP1
 from t2t_common.workdir.interrupt import RunInterruptedError
 from t2t_common.workdir.lock import LostWorkdirError
 from t2t_config import Recipe

@@ -134,14 +134,12 @@ from pathlib import Path
 
 taken = set()
 
-def locking(descriptor, mode, count):
-    found = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
-    if found in taken:
-        raise PermissionError(13, "Permission denied")
-    taken.add(found)
+def lock_descriptor(descriptor, blocking):  # filelock's own, for Windows, cannot run here
+    found = os.fstat(descriptor).st_ino
+    return found not in taken and not taken.add(found)
 
 sys.modules["fcntl"] = None
-sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+sys.modules["filelock"] = types.SimpleNamespace(lock_descriptor=lock_descriptor)
 del os.uname, os.register_at_fork
 from t2t_common.workdir.lock import locked
 with locked(Path(sys.argv[1])) as lock:

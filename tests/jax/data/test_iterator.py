@@ -13,12 +13,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from t2t_common.data import Preprocess, open_source
 from t2t_common.data.examples import TRIES
 from t2t_common.data.images import UnreadableImageError, decode_image
 from t2t_common.data.readers.sources import EncodedSource
 from t2t_config import Recipe
 from t2t_jax import train as training
-from t2t_jax.data import Preprocess, TrainIterator, eval_batches, open_source, train_iterator
+from t2t_jax.data import TrainIterator, eval_batches, train_iterator
 from tests.support import small_data
 
 CLASSES = 10

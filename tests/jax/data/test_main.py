@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2t_common.data import open_source
 from t2t_common.io import cli
 from t2t_config import Recipe
-from t2t_jax.data import open_source
 from t2t_jax.data.__main__ import main
 from t2t_jax.data.bench import Bench, Rate, bench
 from tests.support.token_labels import write_labelled_folder

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2t_common.data import Preprocess, Source, open_source, steps_per_epoch
 from t2t_config import RECIPES
-from t2t_jax.data import Preprocess, Source, eval_batches, open_source, steps_per_epoch, train_iterator
+from t2t_jax.data import eval_batches, train_iterator
 from tests.support.small_data import SMALL
 
 HOW = Preprocess.of_recipe(SMALL)

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2t_common.run.save_policy import TOP1
+from t2t_common.workdir.checkpoints import TOP1, UNFINISHED
 from t2t_config import Recipe
 from t2t_jax import checkpoint
-from t2t_jax.checkpoint import CHECKPOINTS, SCRATCH, load_model_state, save_model
+from t2t_jax.checkpoint import CHECKPOINTS, load_model_state, save_model
 from t2t_jax.parallel.processes import LostProcessError
 from t2t_jax.train import prepare
 from t2t_jax.training.checkpoints import TrainingCheckpoints
@@ -137,7 +137,7 @@ def test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both(
 
 
 def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
-    leftover = tmp_path / CHECKPOINTS / f"{SCRATCH}xyz"
+    leftover = tmp_path / CHECKPOINTS / f"{UNFINISHED}xyz"
     (leftover / "new" / "model").mkdir(parents=True)
     assert TrainingCheckpoints(tmp_path, keep=1).latest_step is None
     assert not leftover.exists()
@@ -352,7 +352,10 @@ def test_another_error_does_not_hide_it(
 
 def test_a_disk_that_fills_up_in_the_background_spares_the_checkpoint_before(tmp_path: Path):
     before = f"""
+from t2t_jax.weights.orbax_messages import quiet_orbax
 from tests.jax.training.test_checkpoints import TrainingCheckpoints, numbers, state_at
+quiet = quiet_orbax()
+quiet.__enter__()  # as in the commands, to the end of the process
 checkpoints = TrainingCheckpoints({str(tmp_path)!r}, keep=1)
 checkpoints.save(state_at(1), numbers(), {{}})
 checkpoints.wait()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from t2t_common.data.iterator import BatchIterator
-from t2t_common.run.save_policy import TOP1
+from t2t_common.workdir.checkpoints import TOP1
 from t2t_torch import load_checkpoint, read_state_dict
 from t2t_torch.training.checkpoints import TrainingCheckpoints
 from t2t_torch.training.from_recipe import build_model, build_step
