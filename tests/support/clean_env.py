@@ -27,6 +27,10 @@ def copy_sources(folder: Path) -> Path:
     return folder
 
 
+OWN = ("t2t_vit", "torch_jax_parity", "__editable__")
+"""How the entries of this project in site-packages begin."""
+
+
 class CleanEnv:
     """A virtual environment without this package; with `outer`, it sees all others that the tests run with."""
 
@@ -35,8 +39,13 @@ class CleanEnv:
         self.bin = folder / "bin"
         if outer:
             (site,) = folder.glob("lib/python*/site-packages")
+            others = folder / "others"
+            others.mkdir()
+            for path in Path(sysconfig.get_path("purelib")).iterdir():
+                if not path.name.startswith(OWN):
+                    (others / path.name).symlink_to(path)
             # A path only: the .pth files there, of editable installs, are not read.
-            (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+            (site / "outer.pth").write_text(f"{others}\n")
 
     def environ(self, **variables: str) -> dict[str, str]:
         """Of its processes: this environment's Python first, no other place of modules, pip without a network."""
