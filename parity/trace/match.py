@@ -62,7 +62,7 @@ class Matches:
         return found
 
 
-class _Targets:
+class Targets:
     """Fingerprints to look for, by size."""
 
     def __init__(self, prints: Sequence[Fingerprint]) -> None:
@@ -73,6 +73,13 @@ class _Targets:
         self.prints = prints
         self.by_size = {size: (found, np.stack([prints[i].sums for i in found])) for size, found in by_size.items()}
         self.sizes = {values.size for values in prints}
+
+    def may_hold(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an array of this shape has a wanted size, possibly without repetitions along some axes."""
+        reachable = {1}
+        for n in shape:
+            reachable |= {size * n for size in reachable}
+        return max(reachable) > 1 and not reachable.isdisjoint(self.sizes)
 
     def equal(self, values: Fingerprint) -> list[int]:
         """Return the targets with the same values."""
@@ -86,7 +93,7 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
     """Run the JAX program with some values replaced by PyTorch's, and match its values."""
     outputs = [(call.key, i) for call in trace.calls for i in range(len(call.outputs))]
     prints = [op.values for op in trace.operations] + [x.values for call in trace.calls for x in call.outputs]
-    targets = _Targets(prints)
+    targets = Targets(prints)
     found: list[list[int]] = [[] for _ in prints]
     values: dict[int, Value] = {}
     scopes: list[Scope] = []
@@ -99,7 +106,7 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
             return None
         new = replaced.get(step.number)
         array = np.asarray(step.array) if new is None else new[1].to_jax(new[0], step.array.shape)
-        if _may_match(array.shape, targets.sizes):
+        if targets.may_hold(array.shape):
             values[step.number] = value = Value(step.eqn, array.shape, Fingerprint.of(array))
             for i in targets.equal(value.values):
                 found[i].append(step.number)
@@ -108,14 +115,6 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
     run(program.closed, program.arguments, seen)
     count = len(trace.operations)
     return Matches(values, scopes, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)))
-
-
-def _may_match(shape: tuple[int, ...], sizes: Collection[int]) -> bool:
-    """Return whether an array of this shape has a wanted size, possibly after removing repetitions along axes."""
-    reachable = {1}
-    for n in shape:
-        reachable |= {size * n for size in reachable}
-    return not reachable.isdisjoint(sizes) and any(size > 1 for size in reachable)
 
 
 def located(call: ModuleCall, matches: Matches) -> list[int] | None:

@@ -1,0 +1,81 @@
+"""Find the module whose derivative is wrong, where JAX's modules do not correspond to PyTorch's.
+
+The gradients of the loss by the outputs of PyTorch's modules are among the values of JAX's program that computes the
+gradients. Backwards from the loss, the first one that is missing was computed by the module that uses that output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from parity.measure.gates import Gates, Row
+from parity.recording.capture import ROOT, Key
+from parity.runs.jax_side import JaxSide
+from parity.runs.losses import Loss
+from parity.runs.torch_side import TorchSide
+from parity.trace.fingerprint import Fingerprint
+from parity.trace.jax_values import Step, run
+from parity.trace.match import Matches, Targets, located, match
+from parity.trace.program import Program, traced, traced_gradients
+from parity.trace.regions import name
+from parity.trace.source import jax_line
+from parity.trace.torch_operations import ModuleCall, TorchTrace, trace_torch
+
+
+def derivative_rows(
+    ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray], loss: Loss, rows: Sequence[Row], gates: Gates
+) -> list[Row]:
+    """Return a failing row for the modules at which the gradients of both models, in float64, first differ.
+
+    Call this if the models' outputs are equal and their gradients are not; `rows` are those of the gradients.
+    """
+    trace = trace_torch(ours, arrays)
+    keys = [call.key for call in trace.calls if call.key != ROOT and call.outputs]
+    gradients = ours.gradients(arrays, loss, activations=keys).activations
+    with theirs.switches():
+        found = _found(gradients, traced_gradients(theirs, arrays, loss))
+        wrong = [call for call in reversed(trace.calls) if call.key in gradients and call.key not in found]
+        matches = match(trace, traced(theirs, arrays), {}) if wrong else None
+    if matches is None:  # every activation's gradient is right: the wrong ones are those of single parameters
+        failed = [row.name for row in rows if row.kind == "gradient" and row.precision == "float64" and not row.passed]
+        owners = list(dict.fromkeys(path.rpartition(".")[0] for path in failed))
+        note = "the gradient of its own parameter differs"
+    else:
+        owners, lines = _users(trace, wrong[0]), _lines(wrong[0], matches)
+        where = f", in JAX {', '.join(lines)}" if lines else ""
+        note = f"the gradient by the output of {name(wrong[0].key)} differs, and no later one{where}"
+    return [Row(owner, "derivative", "forced", "float64", math.inf, gates.f64_gradient, note=note) for owner in owners]
+
+
+def _found(gradients: Mapping[Key, Sequence[np.ndarray]], program: Program) -> set[Key]:
+    """Return the calls whose gradients are among the values of the program, or cannot be recognised."""
+    places = [(key, Fingerprint.of(x)) for key, tensors in gradients.items() for x in tensors]
+    targets = Targets([values for _, values in places])
+    seen_ = {i for i, (_, values) in enumerate(places) if not values.identifies}
+
+    def seen(step: Step) -> None:
+        array = np.asarray(step.array)
+        if array.dtype.kind == "f" and targets.may_hold(array.shape):
+            seen_.update(targets.equal(Fingerprint.of(array)))
+
+    run(program.closed, program.arguments, seen)
+    return {key for key in gradients if all(i in seen_ for i, (other, _) in enumerate(places) if other == key)}
+
+
+def _users(trace: TorchTrace, call: ModuleCall) -> list[str]:
+    """Return the modules that compute with the output of a call: the innermost that run the operations."""
+    users = trace.users()
+    outputs = {i for tensor in call.outputs for i in tensor.operations}
+    owners = [trace.operations[user].owner for i in sorted(outputs) for user in users[i]]
+    return [name(owner) for owner in dict.fromkeys(owners)] or [name(ROOT)]
+
+
+def _lines(call: ModuleCall, matches: Matches) -> list[str]:
+    """Return the lines of the JAX code that use the output of a call."""
+    numbers = set(located(call, matches) or ())
+    users = [i for i, inputs in enumerate(matches.inputs) if not numbers.isdisjoint(inputs)]
+    lines = (jax_line(matches.scopes[i]) for i in users)
+    return list(dict.fromkeys(line for line in lines if line))[:4]
