@@ -140,33 +140,29 @@ ALIKE |= {"mean": "running_mean", "var": "running_var"}
 """What the leaf of a layer is called in JAX, and in PyTorch."""
 
 
+LEVELS = tuple(itertools.product(range(2), repeat=2))
+"""Which of the modules around two tensors are compared: the innermost ones, or those around them."""
+
+
 class Resolver:
     """Knows pairs of names, and chooses among the possible pairs of others."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.votes: collections.Counter[tuple[str, str]] = collections.Counter()
         for one, other in pairs:
-            self.add(one, other)
-
-    def add(self, one: str, other: str) -> None:
-        """Take a pair of tensors for certain: the modules around them belong together, too."""
-        self.votes.update((a, b) for i, a in enumerate(_around(one)) for j, b in enumerate(_around(other)) if i == j)
-
-    def neighbours(self, one: str, other: str) -> int:
-        """Return how many pairs the two modules that hold these tensors have in common, the innermost ones."""
-        return self.votes[one.rpartition(".")[0], other.rpartition(".")[0]]
+            ours, theirs = _around(one), _around(other)
+            self.votes.update((ours[i], theirs[j]) for i, j in LEVELS if i < len(ours) and j < len(theirs))
 
     def resolve(self, ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[tuple[int, int]], bool]:
-        """Pair the names of two lists of one length.
+        """Pair the names of two lists, as many as the shorter one has.
 
         Returns:
-            The positions of the pairs, and whether neighbours decided all of them.
+            The positions of the pairs, the likeliest first, and whether the modules around all of them, or equal names,
+            allow no other choice.
         """
         scores = {
             (i, j): (
-                sum(
-                    self.votes[a, b] / 2**k for k, (a, b) in enumerate(zip(_around(one), _around(other), strict=False))
-                ),
+                sum(self._votes(one, other, *level) / (1 + sum(level)) for level in LEVELS),
                 _leaf(one) == _leaf(other),
                 likeness(one, other),
                 -abs(i / len(ours) - j / len(theirs)),
@@ -181,21 +177,27 @@ class Resolver:
                 chosen.append((i, j))
                 free[0].remove(i)
                 free[1].remove(j)
-        return chosen, self.decides(ours, theirs, chosen)
+        return chosen, self._decides(ours, theirs, chosen)
 
-    def decides(self, ours: Sequence[str], theirs: Sequence[str], chosen: Sequence[tuple[int, int]]) -> bool:
-        """Return whether the modules around the names allow no other choice."""
-        for i, j in chosen:
-            own = self.neighbours(ours[i], theirs[j])
-            others = [self.neighbours(ours[i], theirs[b]) for a, b in chosen if a != i]
-            others += [self.neighbours(ours[a], theirs[j]) for a, b in chosen if a != i]
-            if not own or any(others):
-                return len(chosen) == 1
-        return True
+    def _votes(self, one: str, other: str, i: int, j: int) -> int:
+        """Return how many pairs the i-th module around one tensor and the j-th around the other have in common."""
+        ours, theirs = _around(one), _around(other)
+        return self.votes[ours[i], theirs[j]] if i < len(ours) and j < len(theirs) else 0
+
+    def _decides(self, ours: Sequence[str], theirs: Sequence[str], chosen: Sequence[tuple[int, int]]) -> bool:
+        if len(ours) == len(theirs) == 1:
+            return True
+        if len(ours) == len(theirs) and all(likeness(ours[i], theirs[j]) == 1 for i, j in chosen):
+            return len(set(ours)) == len(ours)
+        for level in LEVELS:
+            votes = {(i, j): self._votes(one, b, *level) for i, one in enumerate(ours) for j, b in enumerate(theirs)}
+            if all((count > 0) == (pair in chosen) for pair, count in votes.items()):
+                return True
+        return False
 
 
 def _around(name: str) -> list[str]:
-    """Return the paths of the modules around a tensor, innermost first."""
+    """Return the paths of the modules around a tensor, innermost first; the model itself is "" and tells nothing."""
     parts = name.split(".")[:-1]
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 

@@ -30,8 +30,8 @@ class Entry:
     index: int | None = None
     flip: tuple[int, ...] = ()
     split: tuple[int, ...] = ()
-    out_of: Box = ()
-    into: Box = ()
+    out_of: tuple[tuple[int, int, int], ...] = ()
+    into: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def of(
@@ -83,8 +83,8 @@ class Entry:
 
     def in_jax(self, array: np.ndarray) -> np.ndarray:
         """Return the part of a whole flax tensor that belongs to this entry, as a view."""
-        unit = array if self.index is None else array[self.index]
-        return unit[slices(self.into)]
+        unit = array if self.index is None else array[self.index, ...]
+        return unit[(*slices(self.into), ...)]
 
     def to_jax(self, array: np.ndarray) -> np.ndarray:
         """Convert PyTorch's whole tensor to the values of this entry in flax's layout."""

@@ -193,7 +193,7 @@ class _Pairer:
             _around(jax_name, self.layers),
             shape or (),
             jax_shape or (),
-            dtype_name(tensor),
+            "" if shape is None else dtype_name(tensor),
             index,
         )
         taken = self.taken.setdefault(jax_name, [])

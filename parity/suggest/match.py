@@ -18,7 +18,7 @@ from parity.carry.rules import LeafRule, slices
 from parity.measure.gates import rel_f
 from parity.suggest.pieces import Piece, Sides, assembled
 from parity.suggest.probe import JaxProbe, TorchProbe
-from parity.suggest.values import Class, classes, drawn, shared_values
+from parity.suggest.values import SIZES, Class, classes, drawn, shared_values
 
 AGREE = 1e-10
 """relF up to which outputs are equal."""
@@ -26,6 +26,10 @@ SAME = 1e-7
 """Largest difference of two gradients of partners, relative to their norm."""
 NOTHING = 1e-13
 """Norm of a gradient, relative to the largest, below which the tensor has no effect."""
+
+
+Group = tuple[list[Piece], list[Piece]]
+"""Pieces of both models with equal gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Matching:
     pairs: list[Pair] = dataclasses.field(default_factory=list)
     moves: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
     error: float = np.inf
+    size: float = SIZES[0]
 
     @classmethod
     def of(cls, torch: TorchProbe, jax: JaxProbe, sides: Sides, flipped: frozenset[str], seed: int) -> Matching:
@@ -59,12 +64,12 @@ class Matching:
     def values(self, more: Sequence[Pair] = ()) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return values of all tensors: pairs hold numbers of their own, all others those of their class."""
         ours, theirs = dict[Piece, np.ndarray](), dict[Piece, np.ndarray]()
-        taken = {id(piece) for pair in more for piece in (pair.ours, pair.theirs)}
+        taken = {piece for pair in more for piece in (pair.ours, pair.theirs)}
         for group in filter(_holds, self.classes):
-            for side, found in zip((ours, theirs), shared_values(group, self.draw), strict=True):
-                side.update({piece: value for piece, value in found.items() if id(piece) not in taken})
+            for side, found in zip((ours, theirs), shared_values(group, self.draw, self.size), strict=True):
+                side.update({piece: value for piece, value in found.items() if piece not in taken})
         for pair in (*self.pairs, *more):
-            ours[pair.ours] = drawn(pair.ours.shape, self.draw)
+            ours[pair.ours] = drawn(pair.ours.shape, self.draw, self.size)
             theirs[pair.theirs] = pair.rule.to_jax(ours[pair.ours], pair.theirs.shape)
         shapes = {n: tuple(x.shape) for n, x in self.torch.leaves.items()}
         jax_shapes = {n: tuple(self.jax.variables[n].shape) for n in self.jax.names}
@@ -108,17 +113,39 @@ class Matching:
 
     def match(self) -> list[str]:
         """Decide what can be decided; return the problems, one for each group of pieces that is left."""
+        doubts: list[str] = []
         while True:
-            groups = self._round()
-            if groups is None:
-                continue
+            groups = self._rounds()
             if not groups:
-                return self._without_effect()
-            if not self._break_tie(groups):
-                listed = [f"{_names(a)} of PyTorch may each be {_names(b)} of JAX" for a, b in groups]
-                return [f"ambiguous: {text}" for text in listed]
+                return doubts + self._without_effect()
+            group, certain = self._break_tie(groups)
+            if group is None:
+                return doubts + [_ambiguous(ours, theirs) for ours, theirs in groups]
+            known = len(self.pairs)
+            self._rounds()
+            inside = {*group[0], *group[1]}
+            # Where a choice decides other pieces, too, whole branches are exchangeable: either choice is right.
+            if not certain and all(pair.ours in inside for pair in self.pairs[known:]):
+                doubts.append(_ambiguous(*group))
 
-    def _round(self) -> list[tuple[list[Piece], list[Piece]]] | None:
+    def _rounds(self) -> list[Group]:
+        """Compare gradients until that decides nothing more; return the groups with equal gradients that are left."""
+        tied: list[Group] = []
+        for size in SIZES:
+            self.size = size
+            while self._left() and (groups := self._round()) is None:
+                pass
+            if not self._left():
+                break
+            tied = groups or tied
+        self.size = SIZES[0]
+        left = {piece for group in self.classes for piece in group.ours}
+        return [group for group in tied if group[0][0] in left]
+
+    def _left(self) -> bool:
+        return any(group.ours and group.theirs for group in self.classes)
+
+    def _round(self) -> list[Group] | None:
         """Compare the gradients once. Return None if pieces were paired; else the groups with equal gradients.
 
         Raises:
@@ -160,23 +187,28 @@ class Matching:
     def _layouts(self, gradient: np.ndarray, other: np.ndarray) -> list[LeafRule]:
         return fitting(gradient, other, error=SAME + self.still / float(np.linalg.norm(gradient)))
 
-    def _break_tie(self, groups: Sequence[tuple[list[Piece], list[Piece]]]) -> bool:
-        """Pair one piece of a group whose pieces are exchangeable, the likeliest by its name; False if none works."""
+    def _break_tie(self, groups: Sequence[Group]) -> tuple[Group | None, bool]:
+        """Pair one piece of a group whose pieces are exchangeable, the likeliest by its name.
+
+        Returns:
+            The group, None if no pair of any group leaves the outputs equal; and whether names decide it.
+        """
         resolver = self._resolver()
-        for ours, theirs in groups:
-            chosen = resolver.resolve([p.name for p in ours], [p.name for p in theirs])[0]
-            order = [chosen[0], *((chosen[0][0], j) for j in range(len(theirs)) if j != chosen[0][1])]
-            for i, j in order:
-                group = next(group for group in self.classes if ours[i] in group.ours)
+        found = [(resolver.resolve([p.path for p in a], [p.path for p in b]), (a, b)) for a, b in groups]
+        for (chosen, certain), tied in sorted(found, key=lambda item: not item[0][1]):
+            ours, theirs = tied
+            i, first = chosen[0]
+            group = next(group for group in self.classes if ours[i] in group.ours)
+            for j in sorted(range(len(theirs)), key=lambda j: j != first):
                 for rule in group.rules(ours[i].shape, theirs[j].shape)[:4]:
                     pair = Pair(ours[i], theirs[j], rule)
                     if self.agrees([pair]):
                         self._take(pair)
-                        return True
-        return False
+                        return tied, certain and j == first
+        return None, False
 
     def _resolver(self) -> Resolver:
-        return Resolver((pair.ours.name, pair.theirs.name) for pair in self.pairs)
+        return Resolver((pair.ours.path, pair.theirs.path) for pair in self.pairs)
 
     def _take(self, pair: Pair) -> None:
         self.pairs.append(pair)
@@ -194,7 +226,7 @@ class Matching:
                 if group.ours and group.theirs:
                     problems.append(_undecided(group))
                 continue
-            names = [p.name for p in group.ours], [p.name for p in group.theirs]
+            names = [p.path for p in group.ours], [p.path for p in group.theirs]
             chosen, clear = resolver.resolve(*names)
             if len(group.ours) > 1 and not clear:
                 problems.append(_undecided(group))
@@ -208,6 +240,10 @@ class Matching:
 
 def _holds(group: Class) -> bool:
     return bool(group.ours or group.theirs)
+
+
+def _ambiguous(ours: Sequence[Piece], theirs: Sequence[Piece]) -> str:
+    return f"ambiguous: {_names(ours)} of PyTorch may each be {_names(theirs)} of JAX, with the same outputs"
 
 
 def _undecided(group: Class) -> str:

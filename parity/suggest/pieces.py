@@ -37,6 +37,17 @@ class Piece:
         """The sizes of the axes in ascending order, without those of size 1."""
         return tuple(sorted(size for size in self.shape if size != 1))
 
+    @property
+    def path(self) -> str:
+        """The name, with the layer of a stack as a module, and a tensor that is cut as a module of its parts."""
+        modules, _, leaf = self.name.rpartition(".")
+        for axis, start, stop in self.box:
+            if axis == 0 and stop == start + 1:
+                modules = f"{modules}.#{start}" if modules else f"#{start}"
+            else:
+                modules, leaf = f"{modules}.{leaf}" if modules else leaf, f"#{start}"
+        return f"{modules}.{leaf}" if modules else leaf
+
     def cut(self, axis: int, lengths: Sequence[int]) -> list[Piece]:
         """Cut along one axis into parts of these lengths."""
         bounds = {a: (start, stop) for a, start, stop in self.box}

@@ -18,10 +18,15 @@ from parity.carry.ledger import identity, jax_variables
 from parity.carry.wrappers import state_of
 from parity.pairing.shapes import first_line
 from parity.recording.structure import tensors
+from parity.runs.compiled_blocks import compiler_options
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 
 Named = dict[str, np.ndarray]
+
+
+COMPILED = 40
+"""Largest number of operations that are not compiled together: a compiled model is a few."""
 
 
 class _DifferentiableStatistics(TorchFunctionMode):
@@ -116,22 +121,32 @@ class JaxProbe:
         self.names = [name for name, variable in self.variables.items() if _is_floating(variable)]
         self.output_shapes: list[tuple[int, ...]] = []
         self._parts = nnx.split(self.side.model)
+        self._both: Any = None
 
     def run(self, values: Mapping[str, np.ndarray], directions: Sequence[np.ndarray] = ()) -> tuple[Any, Named]:
         """Return the floating outputs, and the gradients of their products with `directions` by every variable.
 
-        The model runs operation by operation: it runs a few times only, which takes less time than compiling it.
+        The model is compiled once, unless it is a few compiled programs already.
         """
         with self.side.switches():
             own = {n: np.asarray(self.variables[n][...]) if n not in values else values[n] for n in self.names}
             given = {name: jnp.asarray(value, jnp.float64) for name, value in own.items()}
-            if not directions:
-                outputs = self._outputs(given)
-                self.output_shapes = [x.shape for x in outputs]
-                return [np.asarray(x) for x in outputs], {}
-            outputs, back = jax.vjp(self._outputs, given)
-            grads = back([jnp.asarray(c, x.dtype) for x, c in zip(outputs, directions, strict=True)])[0]
-            return [np.asarray(x) for x in outputs], {name: np.asarray(g) for name, g in grads.items()}
+            if self._both is None:
+                program, shapes = jax.make_jaxpr(self._outputs, return_shape=True)(given)
+                self.output_shapes = [x.shape for x in shapes]
+                self._both = self._outputs_and_gradients
+                if len(program.eqns) > COMPILED:
+                    options = compiler_options(self.side.model)
+                    self._both = jax.jit(self._both).lower(given, self._zeros()).compile(options)
+            outputs, grads = self._both(given, [jnp.asarray(c) for c in directions] or self._zeros())
+        return [np.asarray(x) for x in outputs], {name: np.asarray(g) for name, g in grads.items()}
+
+    def _zeros(self) -> list[jax.Array]:
+        return [jnp.zeros(shape) for shape in self.output_shapes]
+
+    def _outputs_and_gradients(self, values: dict[str, jax.Array], directions: list[jax.Array]) -> Any:
+        outputs, back = jax.vjp(self._outputs, values)
+        return outputs, back([c.astype(x.dtype) for x, c in zip(outputs, directions, strict=True)])[0]
 
     def _outputs(self, values: dict[str, jax.Array]) -> list[jax.Array]:
         graphdef, state = self._parts

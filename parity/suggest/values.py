@@ -12,6 +12,9 @@ from parity.carry.candidates import Shape, layouts
 from parity.carry.rules import LeafRule
 from parity.suggest.pieces import Piece, Sides
 
+SIZES = (0.4, 1.0, 0.05)
+"""Sizes of vectors, one after the other: with large biases, for example, an exponential may lose all effect."""
+
 MAX_SPREAD = 64
 """Largest number of rounds in which equal elements are found; layouts that need more are not all respected."""
 
@@ -51,29 +54,32 @@ def classes(sides: Sides, flipped: frozenset[str]) -> list[Class]:
     ]
 
 
-def shared_values(group: Class, draw: np.random.RandomState) -> tuple[dict[Piece, np.ndarray], dict[Piece, np.ndarray]]:
+def shared_values(
+    group: Class, draw: np.random.RandomState, size: float
+) -> tuple[dict[Piece, np.ndarray], dict[Piece, np.ndarray]]:
     """Return random values of all pieces of a class, equal in every layout that one could have in the other's shape.
 
-    A square matrix is symmetric, for example, so that it makes no difference whether JAX transposes it.
+    A square matrix is symmetric, for example, so that it makes no difference whether JAX transposes it. `size` is that
+    of vectors.
     """
     shapes = list(dict.fromkeys(p.shape for p in group.ours)), list(dict.fromkeys(p.shape for p in group.theirs))
     labels = _labels(group, shapes)
     total = 1 + max(int(x.max()) for side in labels for x in side.values())
     flat = any(len(piece.dims) < 2 for piece in (*group.ours, *group.theirs))
-    numbers = drawn((total,), draw) if flat else drawn(max(shapes[0] + shapes[1], key=len), draw, total)
+    numbers = drawn((total,) if flat else max(shapes[0] + shapes[1], key=len), draw, size, total)
     ours, theirs = ({shape: numbers[x] for shape, x in side.items()} for side in labels)
     return {p: ours[p.shape] for p in group.ours}, {p: theirs[p.shape] for p in group.theirs}
 
 
-def drawn(shape: Shape, draw: np.random.RandomState, count: int | None = None) -> np.ndarray:
-    """Draw values for a tensor of `shape`, or `count` of them: vectors are positive, matrices small by their fan-in.
+def drawn(shape: Shape, draw: np.random.RandomState, size: float = SIZES[0], count: int | None = None) -> np.ndarray:
+    """Draw values for a tensor of `shape`, or `count` of them: matrices are small by their fan-in.
 
-    A vector may be a variance.
+    Vectors are positive, since one may be a variance, and about `size` large.
     """
-    size = shape if count is None else (count,)
+    wanted = shape if count is None else (count,)
     if sum(axis != 1 for axis in shape) < 2:
-        return draw.uniform(0.5, 1.5, size)
-    return draw.standard_normal(size) * (0.7 / math.sqrt(math.prod(shape) / min(axis for axis in shape if axis != 1)))
+        return size * draw.uniform(0.5, 1.5, wanted)
+    return draw.standard_normal(wanted) * (0.7 / math.sqrt(math.prod(shape) / min(axis for axis in shape if axis != 1)))
 
 
 def _labels(group: Class, shapes: tuple[Sequence[Shape], Sequence[Shape]]) -> tuple[dict[Shape, np.ndarray], ...]:

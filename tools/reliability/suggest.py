@@ -221,8 +221,11 @@ def _images(size: int, count: int = 2) -> np.ndarray:
     return np.random.RandomState(0).standard_normal((count, 3, size, size)).astype(np.float32)
 
 
-def _twins(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: np.ndarray) -> Case:
-    partners = {entry.torch: (entry.jax, entry.jax_box) for entry in parity.build_ledger(torch_model, jax_model)}
+def _twins(
+    torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: np.ndarray, rules: parity.Rules | None = None
+) -> Case:
+    ledger = parity.build_ledger(torch_model, jax_model, rules)
+    partners = {entry.torch: (entry.jax, entry.jax_box) for entry in ledger}
     return Case(torch_model, Program(jax_model), partners, inputs)
 
 
@@ -233,7 +236,8 @@ def _resnet() -> Case:
         ours, theirs = importlib.import_module("resnet_torch"), importlib.import_module("resnet_jax")
     finally:
         sys.path.remove(folder)
-    return _twins(ours.ResNet(), theirs.ResNet(rngs=nnx.Rngs(0)), _images(16))
+    rules = parity.Rules(rename={r"\b(downsample|layers\.\d+)\.(\d+)": r"\1.layers.\2"})
+    return _twins(ours.ResNet(), theirs.ResNet(rngs=nnx.Rngs(0)), _images(16), rules)
 
 
 def _ours(name: str, size: int, **options: Any) -> Case:
@@ -249,7 +253,7 @@ def _decoder() -> Case:
 
 CASES: Mapping[str, Callable[[], Case]] = {
     "ResNet": _resnet,
-    "ViT": functools.partial(_ours, "vit_tiny_patch16_224", 32, embed_dim=16, depth=12, num_heads=2, num_classes=10),
+    "ViT": functools.partial(_ours, "deit_tiny_patch16_224", 32, embed_dim=16, depth=12, num_heads=2, num_classes=10),
     "T2T-ViT-14": functools.partial(_ours, "t2t_vit_14", 32, embed_dim=16, num_heads=2, num_classes=10),
     "decoder": _decoder,
 }
