@@ -23,6 +23,7 @@ try:
     from parity.recording.inputs import Inputs
     from parity.report.report import Report
     from parity.runs.losses import Loss, cross_entropy, projection
+    from parity.suggest.suggest import suggest_rules
 except ModuleNotFoundError as missing:
     from parity.requirements import explanation
 
@@ -50,5 +51,6 @@ __all__ = [
     "projection",
     "randomize",
     "rel_f",
+    "suggest_rules",
     "torch_to_jax",
 ]
