@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,14 @@ def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     return found
 
 
+class UnpairedTensorsError(ValueError):
+    """The tensors do not correspond by name: `problems` says why, `alone` are those of PyTorch without a partner."""
+
+    def __init__(self, message: str, problems: Sequence[str], alone: Sequence[str]) -> None:
+        super().__init__(message)
+        self.problems, self.alone = tuple(problems), tuple(alone)
+
+
 def build_ledger(
     source: torch.nn.Module | StateDict, jax_model: nnx.Module | Adapter, rules: Rules | None = None
 ) -> Ledger:
@@ -45,8 +53,8 @@ def build_ledger(
     DistributedDataParallel and torch.compile are ignored.
 
     Raises:
-        ValueError: Some tensors have no partner, claim the same partner, or have shapes that do not fit; all of them
-            are listed at once.
+        UnpairedTensorsError: (a ValueError) Some tensors have no partner, claim the same partner, or have shapes that
+            do not fit; all of them are listed at once.
     """
     model = unwrapped(source) if isinstance(source, torch.nn.Module) else None
     jax_model = jax_model.as_nnx() if isinstance(jax_model, Adapter) else jax_model
@@ -164,7 +172,9 @@ class _Pairer:
             if self.alone and jax_only:
                 advice.append("parity.suggest_rules(torch_model, jax_model, inputs) proposes the rules")
             text = f"{len(self.problems)} tensors cannot be carried over: " + "; ".join(self.problems)
-            raise ValueError(text + "".join(f" (hint: {hint})" for hint in advice))
+            text += "".join(f" (hint: {hint})" for hint in advice)
+            known = {*(entry.torch for entry in self.entries), *self.torch_only, *self.tied}
+            raise UnpairedTensorsError(text, self.problems, [name for name in self.state if name not in known])
         if self.prefix:
             self.notes.append(f"{self.prefix} before every name of PyTorch was left out")
         found = (self.entries, self.torch_only, jax_only, self.tied, self.notes)

@@ -86,6 +86,7 @@ def check(
         raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
+    rows += proof.missing
     proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
     forward = proof.forward(tell=tell)
