@@ -149,9 +149,14 @@ class _Matcher:
             self._parts()
         self._resolve()
         self._join_again()
+        self._whole(uneven=True)
+        self._resolve()
 
-    def _whole(self) -> None:
-        """Pair the units with equal fingerprints; where several have one, it is left to `_resolve`."""
+    def _whole(self, *, uneven: bool = False) -> None:
+        """Pair the units with equal fingerprints; where several have one, it is left to `_resolve`.
+
+        With `uneven`, also if one side has more of them than the other: a copy that the other side lacks.
+        """
         groups: dict[Any, tuple[list[Unit], list[Unit]]] = {}
         sizes = {unit.array.size for unit in self.ours} & {unit.array.size for unit in self.theirs}
         for side, units in enumerate((self.ours, self.theirs)):
@@ -161,7 +166,7 @@ class _Matcher:
         for one, other in groups.values():
             if len(one) == len(other) == 1:
                 self._pair(one[0], other[0])
-            elif one and other and len(one) == len(other):
+            elif one and other and (uneven or len(one) == len(other)):
                 self.unsure.append((one, other))
                 self._remove(*one, *other)
 
@@ -253,12 +258,13 @@ class _Matcher:
     def _resolve(self) -> None:
         """Pair the units whose values are equal to those of others."""
         resolver = Resolver([(one.name, other.name) for one, other, _ in self.pairs])
-        for one, other in sorted(self.unsure, key=lambda group: len(group[0])):
+        unsure, self.unsure = sorted(self.unsure, key=lambda group: len(group[0])), []
+        for one, other in unsure:
             chosen, clear = resolver.resolve([u.name for u in one], [u.name for u in other])
-            for i, j in chosen:
-                if not self._pair(one[i], other[j]):
-                    self.ours.append(one[i])
-                    self.theirs.append(other[j])
+            failed = [(i, j) for i, j in chosen if not self._pair(one[i], other[j])]
+            gone = [{pair[side] for pair in chosen if pair not in failed} for side in (0, 1)]
+            self.ours += [unit for i, unit in enumerate(one) if i not in gone[0]]
+            self.theirs += [unit for j, unit in enumerate(other) if j not in gone[1]]
             if not clear:
                 names = ", ".join(u.name for u in one[:MAX_LISTED]) + (", ..." if len(one) > MAX_LISTED else "")
                 self.notes.append(f"{names}: equal values, told apart by their names and order alone")
@@ -298,6 +304,7 @@ def _hashes(array: np.ndarray) -> np.ndarray:
     else:
         plain = np.ascontiguousarray(array) + array.dtype.type(0)  # -0 becomes 0
         bits = plain.view(np.uint32 if plain.itemsize == 4 else np.uint64).astype(np.uint64)
+    bits = np.atleast_1d(bits)  # arithmetic of NumPy's scalars warns of overflow
     bits = (bits + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
     bits ^= bits >> np.uint64(29)
     bits *= np.uint64(0x94D049BB133111EB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import math
 
 import numpy as np
@@ -139,15 +140,20 @@ def _by_value(
     found = {entry.torch for entry in ledger}, {entry.jax for entry in ledger}
     weights = _weights(torch_model)
     lost = [name for name in ledger.torch_only if name in weights and not matches(name, rules.torch_only)]
+    arrays = {name: np.asarray(variables[name][...]) for name in ledger.jax_only}
+    sums = _sums({name: to_numpy(state[name]) for name in lost}, arrays)
+    summed = {name for pair in sums for name in pair}
+    lost = [name for name in lost if name not in summed]
     sides = (
-        ({name: to_numpy(state[name]) for name in (*found[0], *lost)}, found[0]),
-        ({name: np.asarray(x[...]) for name, x in variables.items()}, found[1]),
+        ({name: to_numpy(state[name]) for name in (*found[0], *lost, *summed)}, found[0] | summed),
+        ({name: np.asarray(x[...]) for name, x in variables.items()}, found[1] | set(sums.values())),
     )
     if not found[0] & set(error.alone) or not all(_mostly(arrays, names) for arrays, names in sides):
         return None
     problems = "; ".join(error.problems[:LISTED]) + ("; ..." if len(error.problems) > LISTED else "")
     notes = [f"tensors are paired by their values, since their names do not correspond ({problems})"]
-    jax_only = [name for name in ledger.jax_only if not matches(name, rules.jax_only)]
+    told = (*rules.jax_only, *map(glob.escape, sums.values()))
+    jax_only = [name for name in ledger.jax_only if not matches(name, told)]
     if jax_only:
         notes.append(f"without a partner in PyTorch, so their gradients are not compared: {_listed(jax_only)} of JAX")
     buffers = [name for name in ledger.torch_only if name not in weights and not matches(name, TORCH_ONLY)]
@@ -156,6 +162,10 @@ def _by_value(
     why = "no tensor of JAX has its values, so its gradient is not compared either: converted wrongly, or folded"
     if jax_only:
         why += f" into one of {_listed(jax_only)}"
+    notes += [
+        f"{' + '.join(pair)} of PyTorch is one tensor in JAX, {name}: their gradients are not compared"
+        for pair, name in sums.items()
+    ]
     rows = [Row(name, "weights", "-", "as stored", math.inf, 0.0, note=why) for name in lost]
     texts = [note for note in ledger.notes if " has the values of no tensor of " not in note]
     return Tensors(dataclasses.replace(ledger, notes=tuple(texts)), tuple(rows), tuple(notes))
@@ -168,6 +178,26 @@ def _weights(model: torch.nn.Module) -> set[str]:
         if isinstance(module, torch.nn.modules.batchnorm._NormBase):
             found |= {f"{path}.{name}".strip(".") for name in ("running_mean", "running_var")}
     return found
+
+
+def _sums(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[tuple[str, str], str]:
+    """Return which two biases of a recurrent layer of PyTorch are one in JAX, which holds their sum."""
+    found: dict[tuple[str, str], str] = {}
+    for name, one in ours.items():
+        other = name.replace("bias_ih", "bias_hh")
+        if other == name or other not in ours or ours[other].shape != one.shape:
+            continue
+        total = one.astype(np.float64) + ours[other]
+        free = (other_name for other_name in theirs if other_name not in found.values())
+        equal = (name for name in free if theirs[name].size == total.size and _close(theirs[name].ravel(), total))
+        if (held := next(equal, None)) is not None:
+            found[name, other] = held
+    return found
+
+
+def _close(sums: np.ndarray, total: np.ndarray) -> bool:
+    """Return whether `total` was rounded to `sums`."""
+    return sums.dtype.kind == "f" and np.allclose(sums, total, rtol=0, atol=1e-6 * float(np.abs(total).max()))
 
 
 def _mostly(arrays: dict[str, np.ndarray], found: set[str]) -> bool:

@@ -43,6 +43,7 @@ def _broadcasting() -> Iterator[None]:
 def torch_model() -> torch.nn.Module:
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), Scaled(), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 4))
     parity.randomize(model, seed=0)
+    model[1].table = torch.linspace(1.0, 2.0, 5)
     return model.eval()
 
 
