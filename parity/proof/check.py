@@ -85,9 +85,9 @@ def check(
     if level == "train" and isinstance(jax_model, Program):
         raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
-    rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
+    rows = weight_rows(proof.ledger, proof.torch_model, jax_model, same_trainable=same_trainable)
     rows += proof.missing
-    proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
+    proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, proof.torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
     forward = proof.forward(tell=tell)
     if fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
@@ -126,7 +126,7 @@ def check(
     if formats:
         tell("reduced formats")
     format_figures = (
-        format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
+        format_rows(proof.torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
     )
     powers = power_of(proof, level, evaluation_loss, power, tell) if power else None
     return Report(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import glob
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from flax import nnx
 
 from parity.by_value.ledger import ledger_by_value
-from parity.carry.arrays import to_numpy
-from parity.carry.convert import Ledger, build_ledger, jax_variables
+from parity.carry.arrays import dtype_name, to_numpy, to_tensor
+from parity.carry.convert import Entry, Ledger, build_ledger, jax_variables
 from parity.carry.ledger import UnpairedTensorsError
 from parity.carry.program import Program
-from parity.carry.rules import TORCH_ONLY, Rules, matches
+from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
 from parity.carry.wrappers import refuse_compiled, state_of, tied_modules
 from parity.measure.gates import Row
 from parity.pairing.input_layouts import fitting_inputs
@@ -37,10 +39,12 @@ class Tensors:
     """The paired tensors of two models.
 
     Attributes:
+        torch_model: PyTorch's model; a copy if two of its biases are one in JAX: the copy holds them in the first.
         missing: A failing row for each weight of PyTorch whose values JAX does not hold.
         notes: What was assumed.
     """
 
+    torch_model: torch.nn.Module
     ledger: Ledger
     missing: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
@@ -67,6 +71,7 @@ def prepare(torch_model: torch.nn.Module, jax_model: nnx.Module, arguments: Argu
     """
     refuse_compiled(torch_model)
     tensors = paired_tensors(torch_model, jax_model, rules)
+    torch_model = tensors.torch_model
     rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(tensors.ledger, torch_model)))
     usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
     ours = TorchSide.as_configured(torch_model, arguments.apply)
@@ -118,7 +123,7 @@ def paired_tensors(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: R
         ValueError: See `build_ledger`. Pairing by values does not help: it finds less than half of the tensors.
     """
     try:
-        return Tensors(build_ledger(torch_model, jax_model, rules))
+        return Tensors(torch_model, build_ledger(torch_model, jax_model, rules))
     except UnpairedTensorsError as error:
         if rules.tensors or rules.leaves or rules.rename or rules.stacked:
             raise
@@ -163,12 +168,41 @@ def _by_value(
     if jax_only:
         why += f" into one of {_listed(jax_only)}"
     notes += [
-        f"{' + '.join(pair)} of PyTorch is one tensor in JAX, {name}: their gradients are not compared"
+        f"{' + '.join(pair)} of PyTorch is one tensor in JAX, {name}: compared with the sum in the first, and zeros in "
+        "the second"
         for pair, name in sums.items()
     ]
     rows = [Row(name, "weights", "-", "as stored", math.inf, 0.0, note=why) for name in lost]
     texts = [note for note in ledger.notes if " has the values of no tensor of " not in note]
-    return Tensors(dataclasses.replace(ledger, notes=tuple(texts)), tuple(rows), tuple(notes))
+    if sums:
+        torch_model = copy.deepcopy(torch_model)
+        ledger = _with_sums(ledger, torch_model, variables, sums)
+    return Tensors(torch_model, dataclasses.replace(ledger, notes=tuple(texts)), tuple(rows), tuple(notes))
+
+
+def _with_sums(
+    ledger: Ledger,
+    model: torch.nn.Module,
+    variables: Mapping[str, nnx.Variable],
+    sums: Mapping[tuple[str, str], str],
+) -> Ledger:
+    """Move each sum into the first of its two biases of `model`, and return the ledger with both of them."""
+    state, entries = model.state_dict(keep_vars=True), list(ledger.entries)
+    for pair, held in sums.items():
+        total, shape = np.asarray(variables[held][...]), tuple(variables[held].shape)
+        for name, added in zip(pair, (False, True), strict=True):
+            bias = state[name]
+            with torch.no_grad():
+                bias.zero_() if added else bias.copy_(to_tensor(total).reshape(bias.shape))
+            rule = LeafRule(name, held, reshape=True, added=added)
+            entries.append(Entry.of(rule, "", tuple(bias.shape), shape, dtype_name(bias)))
+    gone = {name for pair in sums for name in pair}
+    return dataclasses.replace(
+        ledger,
+        entries=tuple(entries),
+        torch_only=tuple(name for name in ledger.torch_only if name not in gone),
+        jax_only=tuple(name for name in ledger.jax_only if name not in sums.values()),
+    )
 
 
 def _weights(model: torch.nn.Module) -> set[str]:

@@ -107,7 +107,7 @@ class Proof:
         arguments = Arguments.of(inputs)
         found = prepare(torch_model, jax_model, arguments, rules)
         return cls(
-            torch_model,
+            found.tensors.torch_model,
             found.jax_model,
             arguments.arrays,
             found.axes,

@@ -136,6 +136,42 @@ def test_zeros_and_ones_do_not_count():
         checked(model, weights, lambda p, x: (x * p["g"] + p["b"]) @ p["w"] + p["c"])
 
 
+class Last(torch.nn.Module):
+    """The last output of a recurrent layer: (3, 6) as a sequence of one feature -> (3, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = torch.nn.RNN(1, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(x[..., None])[0][:, -1]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_sum_of_two_biases_is_one_tensor_in_jax(factor: float):
+    model = Last()
+    state = {name: x.detach().numpy() for name, x in model.rnn.named_parameters()}
+    bias = ((state["bias_ih_l0"] + state["bias_hh_l0"]) * factor).astype(np.float32)
+    weights = {"u": state["weight_ih_l0"].T, "v": state["weight_hh_l0"].T, "c": bias}
+
+    def f(p: Any, x: jax.Array) -> jax.Array:
+        h = jnp.zeros((3, 5), x.dtype)
+        for step in range(6):
+            h = jnp.tanh(x[:, step, None] @ p["u"] + h @ p["v"] + p["c"])
+        return h
+
+    before = model.rnn.bias_hh_l0.detach().clone()
+    report = checked(model, weights, f)
+    assert torch.equal(model.rnn.bias_hh_l0, before)
+    assert report.passed == (factor == 1)
+    if report.passed:
+        assert any("rnn.bias_ih_l0 + rnn.bias_hh_l0 of PyTorch is one tensor in JAX, c" in x for x in report.notes)
+        assert {"rnn.bias_ih_l0", "rnn.bias_hh_l0"} <= {row.name for row in report.rows if row.kind == "gradient"}
+    else:
+        rows = {row.name for row in report.failures if row.kind == "weights"}
+        assert rows == {"rnn.bias_ih_l0", "rnn.bias_hh_l0"}
+
+
 class Twin(nnx.Module):
     """The same names as in PyTorch, and one bias less."""
 
