@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from parity.recording.inputs import Inputs
     from parity.report.report import Report
     from parity.runs.losses import Loss, cross_entropy, projection
+    from parity.suggest.suggest import suggest_rules
 
 __all__ = [
     "Entry",
@@ -46,6 +47,7 @@ __all__ = [
     "projection",
     "randomize",
     "rel_f",
+    "suggest_rules",
     "torch_to_jax",
 ]
 
@@ -63,6 +65,7 @@ _WHERE = {
     "parity.recording.inputs": ("Inputs",),
     "parity.report.report": ("Report",),
     "parity.runs.losses": ("Loss", "cross_entropy", "projection"),
+    "parity.suggest.suggest": ("suggest_rules",),
 }
 """Module -> the names that are exported from it; as the imports above, which are for type checkers."""
 

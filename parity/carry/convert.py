@@ -13,10 +13,11 @@ from flax import nnx
 
 from parity.carry.arrays import converted, first_line, is_integer, same_numbers, to_numpy, to_tensor
 from parity.carry.copies import as_dtype
-from parity.carry.ledger import Entry, Ledger, build_ledger, identity, jax_variables
+from parity.carry.entries import Entry, Ledger
+from parity.carry.ledger import build_ledger, identity, jax_variables
 from parity.carry.model_types import jax_subject
 from parity.carry.program import Adapter, Program
-from parity.carry.rules import Rules
+from parity.carry.rules import Rules, slices
 from parity.carry.storage import raise_problems, unreadable, write
 from parity.carry.wrappers import StateDict, state_of, unwrapped
 
@@ -41,8 +42,8 @@ def jax_arrays(ledger: Ledger, tensors: Mapping[str, np.ndarray]) -> dict[str, n
     """Convert PyTorch's arrays by name to flax's arrays by name, assembling parts and stacked layers.
 
     Raises:
-        ValueError: Layers of one flax array have different dtypes, so the array could not hold all of them bit for
-            bit; or a tensor that PyTorch adds to another one is not zero.
+        ValueError: Parts of one flax array have different dtypes, so it could not hold all of them bit for bit; or a
+            tensor that PyTorch adds to another one is not zero.
     """
     found: dict[str, np.ndarray] = {}
     for entry in ledger:
@@ -55,10 +56,10 @@ def jax_arrays(ledger: Ledger, tensors: Mapping[str, np.ndarray]) -> dict[str, n
                     "PyTorch and set it to zero first, which computes the same"
                 )
             continue
-        if entry.index is None:
-            found[entry.jax] = array
+        if entry.jax_box:
+            entry.in_jax(_whole(found, entry.jax, entry.jax_shape, array))[...] = array
         else:
-            _whole(found, entry.jax, entry.jax_shape, array)[entry.index] = array
+            found[entry.jax] = array
     return found
 
 
@@ -78,13 +79,10 @@ def torch_arrays(ledger: Ledger, arrays: Mapping[str, np.ndarray], *, gradients:
         array = entry.to_torch(arrays[entry.jax])
         if entry.added and not gradients:
             array = np.zeros_like(array)
-        index, parts = entry.part
-        if parts == 1:
-            found[entry.torch] = array
+        if entry.torch_box:
+            _whole(found, entry.torch, entry.torch_shape, array)[slices(entry.torch_box)] = array
         else:
-            rows, *rest = entry.torch_shape
-            whole = _whole(found, entry.torch, entry.torch_shape, array)
-            whole.reshape(parts, rows // parts, *rest)[index] = array
+            found[entry.torch] = array
     return found
 
 

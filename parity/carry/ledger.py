@@ -4,94 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from flax import nnx
 
 from parity.carry.arrays import dtype_name
+from parity.carry.entries import Entry, Ledger
 from parity.carry.jax_names import all_names, expected, join
 from parity.carry.orientation import Choice, Matrix, choose, is_linear, oriented
 from parity.carry.program import Adapter, Program
-from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
+from parity.carry.rules import TORCH_ONLY, Box, LeafRule, Rules, box_shape, matches, overlap
 from parity.carry.wrappers import StateDict, hints, prefix_of, state_of, unwrapped
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A pair of tensors with the same values; may be a part of PyTorch's tensor or one layer of a stacked flax tensor.
-
-    `layer` is the flax layer type that owns the tensor, `axes` the permutation PyTorch -> JAX, `part` (i, n) the i-th
-    of n parts of PyTorch's tensor, `index` the position in flax's stacked tensor, `flip` the (flax) axes to reverse,
-    `added` whether PyTorch adds this tensor to the one that corresponds to flax's: it has to be zero.
-    """
-
-    torch: str
-    jax: str
-    layer: str
-    axes: tuple[int, ...] | None
-    torch_shape: tuple[int, ...]
-    jax_shape: tuple[int, ...]
-    dtype: str
-    part: tuple[int, int] = (0, 1)
-    index: int | None = None
-    flip: tuple[int, ...] = ()
-    added: bool = False
-
-    @property
-    def rule(self) -> LeafRule:
-        return LeafRule(self.torch, self.jax, self.axes, self.part, reshape=True, flip=self.flip)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the entry covers a whole tensor on both sides."""
-        return self.part[1] == 1 and self.index is None and not self.added
-
-    def to_jax(self, array: np.ndarray) -> np.ndarray:
-        """Convert PyTorch's whole tensor to the values of this entry in flax's layout."""
-        return self.rule.to_jax(array, self.jax_shape if self.index is None else self.jax_shape[1:])
-
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Convert the whole flax tensor to the values of this entry in PyTorch's layout."""
-        return self.rule.to_torch(array if self.index is None else array[self.index], self.torch_shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ledger:
-    """All tensors of both models, each once: `entries` are the pairs, the others deliberately have no partner.
-
-    `tied` lists PyTorch names whose tensor is an entry under another name; `notes` lists what was inferred rather than
-    given by rules.
-    """
-
-    entries: tuple[Entry, ...]
-    torch_only: tuple[str, ...] = ()
-    jax_only: tuple[str, ...] = ()
-    tied: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self.entries)
-
-    def __str__(self) -> str:
-        lines = [
-            f"{e.torch} {list(e.torch_shape)} <-> {e.jax} {list(e.jax_shape)}"
-            + (f" transposed {e.axes}" if e.axes else "")
-            + (f" flipped {e.flip}" if e.flip else "")
-            + (f" part {e.part[0] + 1} of {e.part[1]}" if e.part[1] > 1 else "")
-            + (f" layer {e.index}" if e.index is not None else "")
-            + (" added" if e.added else "")
-            + f" {e.dtype}"
-            for e in self.entries
-        ]
-        lines += [f"{name} only in PyTorch" for name in self.torch_only]
-        lines += [f"{name} only in JAX" for name in self.jax_only]
-        return "\n".join([*lines, *self.notes])
 
 
 def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -110,6 +36,14 @@ def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     return found
 
 
+class UnpairedTensorsError(ValueError):
+    """The tensors do not correspond by name: `problems` says why, `alone` are those of PyTorch without a partner."""
+
+    def __init__(self, message: str, problems: Sequence[str], alone: Sequence[str]) -> None:
+        super().__init__(message)
+        self.problems, self.alone = tuple(problems), tuple(alone)
+
+
 def build_ledger(
     source: torch.nn.Module | StateDict, jax_model: nnx.Module | Adapter, rules: Rules | None = None
 ) -> Ledger:
@@ -119,8 +53,8 @@ def build_ledger(
     DistributedDataParallel and torch.compile are ignored.
 
     Raises:
-        ValueError: Some tensors have no partner, claim the same partner, or have shapes that do not fit; all of them
-            are listed at once.
+        UnpairedTensorsError: (a ValueError) Some tensors have no partner, claim the same partner, or have shapes that
+            do not fit; all of them are listed at once.
     """
     model = unwrapped(source) if isinstance(source, torch.nn.Module) else None
     jax_model = jax_model.as_nnx() if isinstance(jax_model, Adapter) else jax_model
@@ -143,6 +77,7 @@ class _Pairer:
             *rules.jax_only,
             *map(glob.escape, jax_model.table.alone if isinstance(jax_model, Program) else ()),
         )
+        self.told = {name: given for name in state if (given := self._told(name))}
         modules = {} if torch_model is None else dict(torch_model.named_modules(remove_duplicate=False))
         self.partners, decided, notes = self._chosen(modules)
         self.transposed, self.notes = oriented(self._matrices(modules, decided))
@@ -152,8 +87,14 @@ class _Pairer:
         self.torch_only: list[str] = []
         self.tied: list[str] = []
         self.alone: list[str] = []
-        self.taken: dict[tuple[str, int | None], str] = {}
+        self.taken: dict[str, list[tuple[Box, str]]] = {}
         self.problems = [
+            f"Rules(tensors=...): JAX has no tensor {rule.jax}"
+            for rules_told in self.told.values()
+            for rule in rules_told
+            if rule.jax not in self.variables
+        ]
+        self.problems += [
             f"{name} of JAX holds a {type(variable.get_value()).__name__}, not an array"
             for name, variable in self.variables.items()
             if _shape(variable) is None and not matches(name, self.free)
@@ -162,23 +103,39 @@ class _Pairer:
     def _index(self, name: str) -> int | None:
         return self.rules.stack_index(name.removeprefix(self.prefix).rpartition(".")[0])[1]
 
+    def _told(self, name: str) -> list[LeafRule]:
+        """Return the rules in `Rules.tensors` for one PyTorch tensor, by its own name or by its name in a stack."""
+        own = name.removeprefix(self.prefix)
+        path, _, leaf = own.rpartition(".")
+        stacked = join(self.rules.stack_index(path)[0], leaf)
+        return self.rules.tensor_rules(own) or (self.rules.tensor_rules(stacked) if stacked != own else [])
+
     def _chosen(
         self, modules: Mapping[str, torch.nn.Module]
     ) -> tuple[dict[str, list[tuple[str, LeafRule]]], set[str], list[str]]:
         """Return the partners of every PyTorch tensor, each with one rule: see `choose`.
 
-        Also return the tensors whose matrix layout was decided so, and notes on those where it was assumed.
+        Those of `Rules.tensors` belong to nobody else. Also return the tensors whose matrix layout was decided so, and
+        notes on those where it was assumed.
         """
         choices = []
+        told = {rule.jax for rules in self.told.values() for rule in rules}
         for name, tensor in self.state.items():
+            if name in self.told:
+                continue
             layer = modules.get(name.removeprefix(self.prefix).rpartition(".")[0]) if modules else None
             layer = modules.get(name.rpartition(".")[0], layer)
             for jax_name, rules in self.wanted.get(self._place_in_jax(name), {}).items():
+                if jax_name in told:
+                    continue
                 jax_shape = _shape(self.variables[jax_name])
                 own = jax_shape if jax_shape is None or self._index(name) is None else jax_shape[1:]
                 choices.append(Choice(name, jax_name, tuple(rules), layer, _shape(tensor), own))
         found, decided, notes = choose(choices)
-        partners: dict[str, list[tuple[str, LeafRule]]] = {name: [] for name in self.state}
+        partners = {
+            name: [(rule.jax, rule) for rule in self.told.get(name, []) if rule.jax in self.variables]
+            for name in self.state
+        }
         for (name, jax_name), rule in found.items():
             partners[name].append((jax_name, rule))
         return partners, decided, notes
@@ -192,7 +149,7 @@ class _Pairer:
         """Yield the matrices of linear layers whose layout in JAX is known: the built-in rules apply to them."""
         for name, partners in self.partners.items():
             shape = _shape(self.state[name])
-            for jax_name, rule in partners if shape is not None and name not in decided else ():
+            for jax_name, rule in partners if shape is not None and name not in {*decided, *self.told} else ():
                 jax_shape = _shape(self.variables[jax_name])
                 if jax_shape is not None and is_linear(rule) and not self._is_told(jax_name):
                     own = jax_shape if self._index(name) is None else jax_shape[1:]
@@ -212,8 +169,12 @@ class _Pairer:
             self.problems.append("there is no tensor on either side")
         if self.problems:
             advice = hints(self.alone, [name for name in jax_only if not matches(name, self.free)])
+            if self.alone and jax_only:
+                advice.append("parity.suggest_rules(torch_model, jax_model, inputs) proposes the rules")
             text = f"{len(self.problems)} tensors cannot be carried over: " + "; ".join(self.problems)
-            raise ValueError(text + "".join(f" (hint: {hint})" for hint in advice))
+            text += "".join(f" (hint: {hint})" for hint in advice)
+            known = {*(entry.torch for entry in self.entries), *self.torch_only, *self.tied}
+            raise UnpairedTensorsError(text, self.problems, [name for name in self.state if name not in known])
         if self.prefix:
             self.notes.append(f"{self.prefix} before every name of PyTorch was left out")
         found = (self.entries, self.torch_only, jax_only, self.tied, self.notes)
@@ -235,7 +196,7 @@ class _Pairer:
             self.problems.append(f"{name} {list(shape)} of PyTorch has no partner in JAX")
             self.alone.append(name)
         else:
-            self.problems += _unlike_parts(name, partners)
+            self.problems += _unlike_parts(name, shape, partners)
         for jax_name, rule in partners:
             self._claim(name, jax_name, rule, index)
 
@@ -268,32 +229,37 @@ class _Pairer:
     def _claim(self, name: str, jax_name: str, rule: LeafRule, index: int | None) -> None:
         tensor = self.state[name]
         shape, jax_shape = _shape(tensor), _shape(self.variables[jax_name])
-        if self.transposed.get(name) is False and is_linear(rule):
+        if name not in self.told and self.transposed.get(name) is False and is_linear(rule):
             rule = dataclasses.replace(rule, axes=None if rule.axes == (1, 0) else (1, 0))
-        if (jax_name, index) in self.taken and not rule.added:
-            self.problems.append(f"{name} and {self.taken[jax_name, index]} of PyTorch both claim {jax_name}")
+        entry = Entry.of(
+            dataclasses.replace(rule, torch=name, jax=jax_name),
+            _around(jax_name, self.layers),
+            shape or (),
+            jax_shape or (),
+            "" if shape is None else dtype_name(tensor),
+            index,
+        )
+        taken = self.taken.setdefault(jax_name, [])
+        before = next((other for box, other in taken if overlap(box, entry.jax_box)), None)
+        if before is not None and not rule.added:
+            self.problems.append(f"{name} and {before} of PyTorch both claim {jax_name}")
         elif shape is not None and jax_shape is not None and not _fits(rule, shape, jax_shape, index):
             self.problems.append(f"{name} {list(shape)} does not fit {jax_name} {list(jax_shape)}")
         elif shape is not None and jax_shape is not None:
-            layer, like = _around(jax_name, self.layers), dtype_name(tensor)
-            shapes = shape, jax_shape
-            axes = None if rule.axes == tuple(range(len(rule.axes or ()))) else rule.axes
-            entry = Entry(name, jax_name, layer, axes, *shapes, like, rule.part, index, rule.flip, rule.added)
             self.entries.append(entry)
             self.notes += [f"{name} has to be zero in PyTorch: {jax_name} is one tensor in JAX"] if rule.added else []
-        if not rule.added:
-            self.taken.setdefault((jax_name, index), name)
+        if before is None and not rule.added:
+            taken.append((entry.jax_box, name))
 
     def _rest_of_jax(self) -> list[str]:
         """Return the JAX tensors without a partner; those that should have one are added to the problems."""
-        claimed = {jax_name for jax_name, _ in self.taken}
-        jax_only = [name for name in self.variables if name not in claimed]
+        jax_only = [name for name in self.variables if not self.taken.get(name)]
         self.problems += [
             f"{name} {list(shape)} of JAX has no partner in PyTorch"
             for name in jax_only
             if (shape := _shape(self.variables[name])) is not None and not matches(name, self.free)
         ]
-        self.problems += _incomplete(self.taken.keys(), self.variables)
+        self.problems += _incomplete(self.taken, self.variables)
         return jax_only
 
 
@@ -337,27 +303,35 @@ def _around(name: str, layers: Mapping[str, str]) -> str:
     return layers[name]
 
 
-def _unlike_parts(name: str, partners: list[tuple[str, LeafRule]]) -> list[str]:
+def _unlike_parts(name: str, shape: tuple[int, ...], partners: list[tuple[str, LeafRule]]) -> list[str]:
     """Return a problem unless `partners` together cover the tensor `name` exactly once."""
-    parts = [rule.part for _, rule in partners]
-    count = parts[0][1]
-    if sorted(parts) == [(i, count) for i in range(count)]:
+    if any(rule.part[1] > 1 and (not shape or shape[0] % rule.part[1]) for _, rule in partners):
+        return []  # it does not fit, which is said for each part
+    boxes = [rule.box(shape) for _, rule in partners]
+    again = any(overlap(box, other) for i, box in enumerate(boxes) for other in boxes[:i])
+    if not again and (0 in shape or _filled(shape, boxes) == math.prod(shape)):
         return []
     return [f"{name} of PyTorch is not whole, and once, in {', '.join(partner for partner, _ in partners)} of JAX"]
 
 
-def _incomplete(taken: Collection[tuple[str, int | None]], variables: Mapping[str, nnx.Variable]) -> list[str]:
-    """Return a problem for each stacked flax tensor that PyTorch fills only partly."""
-    filled: dict[tuple[str, int], set[int]] = {}
-    for name, index in taken:
-        shape = _shape(variables[name])
-        if index is not None and shape:
-            filled.setdefault((name, shape[0]), set()).update({index} & set(range(shape[0])))
-    return [
-        f"{name} of JAX has {layers} layers, PyTorch fills {len(indices)}"
-        for (name, layers), indices in filled.items()
-        if len(indices) != layers
-    ]
+def _filled(shape: tuple[int, ...], boxes: Iterable[Box]) -> int:
+    return sum(math.prod(box_shape(shape, box)) for box in boxes)
+
+
+def _incomplete(taken: Mapping[str, list[tuple[Box, str]]], variables: Mapping[str, nnx.Variable]) -> list[str]:
+    """Return a problem for each flax tensor that PyTorch fills only partly."""
+    found = []
+    for name, parts in taken.items():
+        shape, boxes = _shape(variables[name]), [box for box, _ in parts]
+        if not shape or not any(boxes) or 0 in shape:
+            continue
+        layers = {box[0][1] for box in boxes if box and box[0][0] == 0 and box[0][1] < shape[0]}
+        if all(len(box) == 1 and box[0][::2] == (0, box[0][1] + 1) for box in boxes):
+            if len(layers) != shape[0]:
+                found.append(f"{name} of JAX has {shape[0]} layers, PyTorch fills {len(layers)}")
+        elif (filled := _filled(shape, boxes)) != math.prod(shape):
+            found.append(f"{name} of JAX has {math.prod(shape)} elements, PyTorch fills {filled}")
+    return found
 
 
 def _modules(model: nnx.Module) -> list[tuple[str, nnx.Module]]:

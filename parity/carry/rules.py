@@ -13,22 +13,59 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from parity.carry.program import Program
 
+Box = tuple[tuple[int, int, int], ...]
+"""A contiguous part of a tensor: (axis, start, stop) for each axis that is not taken whole."""
 
-@dataclasses.dataclass(frozen=True)
+
+def slices(box: Box) -> tuple[slice, ...]:
+    """Return the index expression of a box."""
+    bounds = {axis: slice(start, stop) for axis, start, stop in box}
+    return tuple(bounds.get(axis, slice(None)) for axis in range(max(bounds, default=-1) + 1))
+
+
+def box_shape(shape: Sequence[int], box: Box) -> tuple[int, ...]:
+    """Return the shape of the part `box` of a tensor of `shape`."""
+    lengths = {axis: stop - start for axis, start, stop in box}
+    return tuple(lengths.get(axis, size) for axis, size in enumerate(shape))
+
+
+def is_inside(shape: Sequence[int], box: Box) -> bool:
+    """Return whether a tensor of `shape` has the part `box`."""
+    return all(axis < len(shape) and 0 <= start < stop <= shape[axis] for axis, start, stop in box)
+
+
+def overlap(first: Box, second: Box) -> bool:
+    """Return whether two boxes of one tensor have an element in common."""
+    bounds = {axis: (start, stop) for axis, start, stop in first}
+    return all(
+        axis not in bounds or (start < bounds[axis][1] and bounds[axis][0] < stop) for axis, start, stop in second
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class LeafRule:
     """A conversion rule between the tensors `torch` and `jax` (names relative to the layer).
 
-    jax = reshape(flip(transpose(part i of n of torch, split along its first axis; axes); flip)); `part` is (i, n),
-    (0, 1) for the whole tensor; `axes` None means no permutation; `flip` lists the axes, in flax's order, to reverse;
-    the reshape to the flax tensor's shape is applied only if `reshape`. If several rules have the same names, those
-    with `layer` are for PyTorch's layer types that start with it. `added`: PyTorch adds this tensor to the one that
-    corresponds to flax's, so it has to be zero.
+    jax[into] = reshape(flip(transpose(reshape(part of torch; split); axes); flip)). Every step is optional. If several
+    rules have the same names, they are alternatives.
+
+    Attributes:
+        axes: The permutation; None for no permutation.
+        part: (i, n): the i-th of n equal parts of PyTorch's tensor along its first axis; (0, 1) is the whole tensor.
+        reshape: Whether the result is reshaped to the shape of the flax tensor.
+        flip: The axes, in flax's order, to reverse.
+        split: A shape that (the part of) PyTorch's tensor is reshaped to first, to split axes.
+        out_of, into: The part of PyTorch's tensor that is read and of the flax tensor that is filled, where it is not
+            all of it: (axis, start, stop) for each axis that is cut.
+        layer: Of alternatives, those with `layer` are for PyTorch's layer types that start with it.
+        added: Whether PyTorch adds this tensor to the one that corresponds to flax's, so that it has to be zero.
     """
 
     torch: str
@@ -37,42 +74,68 @@ class LeafRule:
     part: tuple[int, int] = (0, 1)
     reshape: bool = False
     flip: tuple[int, ...] = ()
+    split: tuple[int, ...] = ()
+    out_of: Box = ()
+    into: Box = ()
     layer: str = ""
     added: bool = False
 
-    def to_jax(self, array: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
-        """Convert PyTorch's tensor to flax's, reshaped to `shape` if the rule reshapes."""
+    def __repr__(self) -> str:
+        """Return the call that makes this rule, without defaults."""
+        words = [_source(self.torch), _source(self.jax)]
+        for field in dataclasses.fields(self)[2:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                words.append(repr(value) if field.name == "axes" else f"{field.name}={value!r}")
+        return f"LeafRule({', '.join(words)})"
+
+    def box(self, shape: Sequence[int]) -> Box:
+        """Return the part of a PyTorch tensor of `shape` that is read."""
         index, parts = self.part
-        if parts > 1:
-            array = array.reshape(parts, array.shape[0] // parts, *array.shape[1:])[index]
+        if parts == 1:
+            return self.out_of
+        rows = shape[0] // parts
+        return (0, index * rows, (index + 1) * rows), *self.out_of
+
+    def to_jax(self, array: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
+        """Convert PyTorch's tensor to (this rule's part of) flax's, reshaped to `shape` if the rule reshapes."""
+        array = array[slices(self.box(array.shape))]
+        if self.split:
+            array = array.reshape(self.split)
         if self.axes is not None:
             array = array.transpose(self.axes)
         array = np.flip(array, self.flip)
         return _in_order(array if shape is None or not self.reshape else array.reshape(shape))
 
     def to_torch(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """Convert the flax tensor to PyTorch's tensor (of `shape`), or to this rule's part of it."""
+        """Convert (this rule's part of) the flax tensor to PyTorch's tensor (of `shape`), or to its part of it."""
         moved = self._moved(shape)
         array = np.flip(array.reshape(moved), self.flip)
-        return _in_order(array if self.axes is None else array.transpose(np.argsort(self.axes)))
+        array = array if self.axes is None else array.transpose(np.argsort(self.axes))
+        return _in_order(array.reshape(box_shape(shape, self.box(shape))) if self.split else array)
 
     def _moved(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of this rule's part of a PyTorch tensor of `shape`, with its axes in flax's order."""
-        own = (shape[0] // self.part[1], *shape[1:]) if self.part[1] > 1 else tuple(shape)
+        own = self.split or box_shape(shape, self.box(shape))
         return own if self.axes is None else tuple(own[axis] for axis in self.axes)
 
     def fits(self, shape: Sequence[int], jax_shape: Sequence[int]) -> bool:
-        """Return whether a PyTorch tensor of `shape` converts to a flax tensor of `jax_shape`."""
-        if self.axes is not None and len(self.axes) != len(shape):
+        """Return whether a PyTorch tensor of `shape` converts to (a part of) a flax tensor of `jax_shape`."""
+        rank = len(self.split or shape)
+        if self.axes is not None and len(self.axes) != rank:
             return False
-        if any(axis >= len(shape) for axis in self.flip):
+        if any(axis >= rank for axis in self.flip):
             return False
         if self.part[1] > 1 and (not shape or shape[0] % self.part[1]):
             return False
-        moved = self._moved(shape)
+        if not is_inside(shape, self.out_of) or not is_inside(jax_shape, self.into):
+            return False
+        if self.split and math.prod(self.split) != math.prod(box_shape(shape, self.box(shape))):
+            return False
+        moved, filled = self._moved(shape), box_shape(jax_shape, self.into)
         if self.reshape:
-            return math.prod(moved) == math.prod(jax_shape)
-        return moved == tuple(jax_shape)
+            return math.prod(moved) == math.prod(filled)
+        return moved == filled
 
 
 def _in_order(array: np.ndarray) -> np.ndarray:
@@ -137,9 +200,11 @@ TORCH_ONLY = ("num_batches_tracked", "*.num_batches_tracked")
 """Tensors without a partner in flax: the batch count of BatchNorm, which PyTorch uses only if momentum is None."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Rules:
     """Options for a pair of models beyond the built-in rules. Patterns are shell-style (`*`), names are dotted paths.
+
+    `print(rules)` shows the lines of Python that make them.
 
     Attributes:
         stacked: Maps the PyTorch path of a list of identical layers to the flax path of one layer whose tensors have a
@@ -151,6 +216,9 @@ class Rules:
         layouts: Maps patterns of module names to the axes that permute PyTorch's activation to JAX's; None for no
             permutation. "" is the model itself, "input 1" and "output 0" are its inputs and outputs.
         unpaired: Modules that may lack a partner although they have parameters.
+        tensors: Rules of single tensors, which take precedence over all others: `torch` is the whole name of a PyTorch
+            tensor, or a regular expression that matches whole names, and `jax` the whole name of the flax tensor, or a
+            replacement (`r"\1"`). Inside a stack, PyTorch's name is the one that `stacked` gives.
     """
 
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -160,6 +228,41 @@ class Rules:
     jax_only: Sequence[str] = ()
     layouts: Mapping[str, tuple[int, ...] | None] = dataclasses.field(default_factory=dict)
     unpaired: Sequence[str] = ()
+    tensors: Sequence[LeafRule] = ()
+
+    def __repr__(self) -> str:
+        """Return the call that makes these rules, without defaults."""
+        return self._text("", ", ")
+
+    def __str__(self) -> str:
+        """Return `repr(self)` with one line for each name and rule."""
+        return self._text("\n    ", ",\n        ")
+
+    def _text(self, indent: str, between: str) -> str:
+        words = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not value:
+                continue
+            named = isinstance(value, Mapping)
+            items = [f"{_source(k)}: {_source(v)}" for k, v in value.items()] if named else [*map(_source, value)]
+            inner = between.join(items)
+            if indent and len(items) > 1:
+                inner = f"{between[1:]}{inner},{indent}"
+            words.append(f"{field.name}={{{inner}}}" if named else f"{field.name}=[{inner}]")
+        if not indent or len(words) + sum(word.count("\n") for word in words) < 2:
+            return f"Rules({', '.join(words)})"
+        return f"Rules({''.join(f'{indent}{word},' for word in words)}\n)"
+
+    def tensor_rules(self, torch_name: str) -> list[LeafRule]:
+        """Return the rules in `tensors` for one PyTorch tensor, with the names filled in; an exact name comes first."""
+        exact = [rule for rule in self.tensors if rule.torch == torch_name]
+        if exact:
+            return exact
+        found = [(rule, re.fullmatch(rule.torch, torch_name)) for rule in self.tensors]
+        return [
+            dataclasses.replace(rule, torch=torch_name, jax=match.expand(rule.jax)) for rule, match in found if match
+        ]
 
     def jax_path(self, torch_path: str) -> str:
         """Return the flax path of a PyTorch module path."""
@@ -195,3 +298,15 @@ class Rules:
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Return whether `name` matches one of the shell-style `patterns`."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _source(value: Any) -> str:
+    """Return Python source of a part of `Rules`; a layer type of flax is written as `nnx.Linear`."""
+    if isinstance(value, type):
+        place = "nnx" if value.__module__.startswith("flax.nnx") else value.__module__
+        return f"{place}.{value.__qualname__}"
+    if isinstance(value, str) and "\\" in value and not value.endswith("\\") and '"' not in value:
+        return f'r"{value}"' if value.isprintable() else repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_source, value))}]"
+    return repr(value)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING:
-    from parity.carry.ledger import Ledger
+    from parity.carry.entries import Ledger
 
 StateDict = Mapping[str, torch.Tensor]
 

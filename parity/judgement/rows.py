@@ -64,7 +64,7 @@ def weight_rows(
             notes.append(f"{entry.dtype} in PyTorch, {variable.dtype} in JAX")
         if notes or entry.torch in different:
             theirs = np.asarray(jax.device_get(variable[...]))
-            given, wanted = theirs if entry.index is None else theirs[entry.index], entry.to_jax(to_numpy(value))
+            given, wanted = entry.in_jax(theirs), entry.to_jax(to_numpy(value))
             error = rel_f(given, wanted) if wanted.size else 0.0
             rows.append(Row(entry.torch, "weights", "-", entry.dtype, error, 0.0, note="; ".join(notes)))
     equal = len(ledger) - len(rows)
@@ -103,7 +103,7 @@ def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mo
             )
         if not value.numel():
             notes.append(f"{entry.torch} is empty: there is nothing to compare")
-        other = first.setdefault(identity(value), entry.torch) if entry.part[1] == 1 else entry.torch
+        other = first.setdefault(identity(value), entry.torch) if not entry.torch_box else entry.torch
         if other != entry.torch and value.requires_grad:
             notes.append(f"{entry.torch} is {other} in PyTorch (tied), and two tensors in JAX: trained, they will part")
     for side, names in frozen.items():

@@ -26,7 +26,7 @@ from flax import nnx
 from optax.schedules import InjectStatefulHyperparamsState
 
 from parity.carry.arrays import first_line
-from parity.carry.ledger import Entry, Ledger
+from parity.carry.entries import Entry, Ledger
 from parity.measure.gates import norm, relative
 from parity.optimizer_state.state import SLOTS, dotted_name, parameters
 

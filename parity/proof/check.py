@@ -87,8 +87,9 @@ def check(
         if level == "train":
             raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
-    rows = weight_rows(proof.ledger, torch_model, jax_model, same_trainable=same_trainable)
-    proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, torch_model, jax_model)])
+    rows = weight_rows(proof.ledger, proof.torch_model, jax_model, same_trainable=same_trainable)
+    rows += proof.missing
+    proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, proof.torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
     forward = proof.forward(tell=tell)
     if fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
@@ -102,6 +103,7 @@ def check(
         tell("every module, by its values")
         traced = proof.traced(forward)
         forward, causes = traced.merged(forward), traced.causes
+        proof.notes.extend(traced.notes)
     rows += forward
     if fails(rows, mode="forced") and not (traced and traced.located):
         tell("causes")
@@ -118,7 +120,7 @@ def check(
         unsure = fails(gradients, precision="float64") or bool(proof.tables.apart)
         if unsure and not fails(rows, mode="forced"):
             tell("derivative of every module")
-            derivatives, found = proof.derivatives()
+            derivatives, found = proof.derivatives(evaluation_loss, gradients)
             rows, causes = rows + derivatives, causes + found
     if level == "train":
         tell("training mode")
@@ -127,7 +129,7 @@ def check(
     if formats:
         tell("reduced formats")
     format_figures = (
-        format_rows(torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
+        format_rows(proof.torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
     )
     powers = power_of(proof, level, evaluation_loss, power, tell) if power else None
     return Report(

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.carry.convert import Ledger, build_ledger
-from parity.carry.program import Program
+from parity.carry.convert import Ledger
 from parity.carry.rules import Rules
-from parity.carry.wrappers import refuse_compiled, tied_modules
 from parity.causes import find_causes, find_single_causes
 from parity.causes.precision.leaks import believable, leak_causes
 from parity.judgement.input_noise import output_errors, shake, shaken_gradients, shifted_gradients
@@ -32,24 +30,22 @@ from parity.judgement.small_elements import SmallOnes, small_gradients, small_on
 from parity.judgement.unverified import cancelled, unverified_gradients, unverified_layers, unverified_zeros
 from parity.measure import cancellation
 from parity.measure.gates import Gates, Row
-from parity.pairing.input_layouts import fitting_inputs
-from parity.pairing.match_calls import Pair, Pairing, UnpairedError, aligned, pair_calls, with_design
+from parity.pairing.match_calls import Pair, Pairing, aligned
 from parity.pairing.repeated_calls import paired_by_value
 from parity.pairing.shapes import Shapes
 from parity.proof.float32_leaks import gradient_leaks, leaks
 from parity.proof.module_derivatives import backward_rows
+from parity.proof.prepare import prepare
 from parity.proof.table_gates import TableGates, own_casts
-from parity.random_draws.in_program import refuse_draws
-from parity.recording.align import input_axes
 from parity.recording.capture import Call, Key
 from parity.recording.channels import Axes
 from parity.recording.inputs import Apply, Arguments, positional
-from parity.recording.transformations import has_paths, with_paths
 from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide, Run
 from parity.runs.losses import Loss, default_loss
 from parity.runs.memory import release
 from parity.runs.torch_side import Arrays, Gradients, TorchSide
+from parity.trace.backward import derivative_rows
 from parity.trace.stage import Traced, traced_rows
 from parity.training_mode.train_mode import training_rows
 
@@ -91,6 +87,8 @@ class Proof:
     """Notes on what the stages so far did not verify."""
     by_values: bool = False
     """Whether the modules are compared by their values, since they do not correspond by name: see `parity.trace`."""
+    missing: tuple[Row, ...] = ()
+    """Failing rows: weights of PyTorch that JAX does not hold."""
 
     @classmethod
     def of(
@@ -108,47 +106,21 @@ class Proof:
             ValueError: Some have no partner, the inputs are empty or not finite, or a `Program` draws random numbers.
         """
         arguments = Arguments.of(inputs)
-        refuse_compiled(torch_model)
-        ledger = build_ledger(torch_model, jax_model, rules)
-        rules = dataclasses.replace(rules, unpaired=(*rules.unpaired, *tied_modules(ledger, torch_model)))
-        usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
-        ours = TorchSide.as_configured(torch_model, arguments.apply)
-        theirs = JaxSide.as_configured(jax_model, ours.precision, usual, arguments.apply)
-        notes: list[str | None] = []
-        if not ours.runs(arguments.arrays):
-            notes.append(f"not compared as configured, since PyTorch's model does not run in {ours.precision} here")
-            ours = TorchSide.of(torch_model, "float32", apply=arguments.apply)
-            theirs = JaxSide.of(jax_model, "float32", usual, apply=arguments.apply)
-        theirs, note = fitting_inputs(ours, theirs, arguments.arrays, rules)
-        if has_paths(theirs.model):
-            jax_model = with_paths(jax_model)
-        by_values = isinstance(jax_model, Program)
-        try:
-            pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model, whole=by_values)
-        except UnpairedError as error:
-            by_values = True
-            pairing = pair_calls(ours, theirs, arguments.arrays, rules, torch_model, whole=True)
-            notes.append(f"modules are compared by their values, since they do not correspond by name ({error})")
-        notes += [note, _output_note(pairing)]
-        if isinstance(jax_model, Program):
-            refuse_draws(theirs.program(arguments.arrays)[0], jax_model.title)
-        # In float64, so that casts to a lower precision show.
-        ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
-        theirs = JaxSide.of(jax_model, "float64", theirs.input_axes, apply=arguments.apply)
-        pairing = with_design(pairing, ours, theirs, arguments.arrays, torch_model)
+        found = prepare(torch_model, jax_model, arguments, rules)
         return cls(
-            torch_model,
-            jax_model,
+            found.tensors.torch_model,
+            found.jax_model,
             arguments.arrays,
-            tuple(theirs.input_axes),
-            ledger,
-            pairing,
-            rules,
+            found.axes,
+            found.tensors.ledger,
+            found.pairing,
+            found.rules,
             gates,
             memory,
             arguments.apply,
-            [text for text in notes if text is not None],
-            by_values,
+            found.notes,
+            found.by_values,
+            found.tensors.missing,
         )
 
     def in_other_order(self) -> Proof | None:
@@ -333,10 +305,15 @@ class Proof:
         # A proven cast replaces all other causes of its module.
         return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
-    def derivatives(self) -> tuple[list[Row], tuple[Cause, ...]]:
-        """Compare every module's own derivative and find the causes: see `parity.proof.module_derivatives`."""
+    def derivatives(self, loss: Loss, rows: Sequence[Row]) -> tuple[list[Row], tuple[Cause, ...]]:
+        """Compare every module's own derivative and find the causes: see `parity.proof.module_derivatives`.
+
+        By values, only the modules are found at which the gradients (`rows`) first differ: see `parity.trace.backward`.
+        """
         release()
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
+        if self.by_values and fails(rows, precision="float64"):
+            return derivative_rows(ours, theirs, self.arrays, loss, rows, self.gates), ()
         with ours.wide():
             rows, causes = backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
         self.notes.extend(cancelled([row.name for row in rows if row.gate > self.gates.f64_gradient]))
@@ -374,13 +351,6 @@ class Proof:
                 break
             chosen.append(pair)
         return chosen
-
-
-def _output_note(pairing: Pairing) -> str | None:
-    """Return a note on the layout of the model's outputs if it differs from PyTorch's."""
-    axes = pairing.root.output_axes if pairing.comparable else ()
-    moved = [f"output {i} with its channels last, {own}" for i, own in enumerate(axes) if own is not None]
-    return f"JAX's model returns {', '.join(moved)}" if moved else None
 
 
 def _leak_rows(found: Mapping[str, str]) -> list[Row]:

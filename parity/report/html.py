@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.carry.convert import Entry
+from parity.carry.rules import Box
 from parity.measure.gates import Row
 from parity.report import view
 from parity.report.charts import depth_chart, gradient_charts, trajectory_charts
@@ -211,10 +212,17 @@ def _carried(entry: Entry) -> str:
     ways = [
         f"part {part + 1} of {parts}" if parts > 1 else "",
         f"axes {', '.join(map(str, entry.axes))}" if entry.axes is not None else "",
+        f"split {_shape(entry.split)}" if entry.split else "",
+        f"from {_box(entry.out_of)}" if entry.out_of else "",
         f"layer {entry.index} of the stack" if entry.index is not None else "",
+        f"into {_box(entry.into)}" if entry.into else "",
         "added, zero" if entry.added else "",
     ]
     return "; ".join(filter(None, ways)) or "as it is"
+
+
+def _box(box: Box) -> str:
+    return ", ".join(f"{start}:{stop} of axis {axis}" for axis, start, stop in box)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -1,0 +1,1 @@
+"""Pairing of tensors by their values, in whichever layout."""

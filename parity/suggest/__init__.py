@@ -1,0 +1,1 @@
+"""Proposal of the rules that pair the tensors of two models with different names, order and weights."""
