@@ -210,4 +210,4 @@ def _leaf(name: str) -> str:
 def likeness(one: str, other: str) -> float:
     """Return how alike two names are, from 0 to 1."""
     words = [[*re.findall(r"[a-z]+|\d+", name.rpartition(".")[0].lower()), _leaf(name)] for name in (one, other)]
-    return difflib.SequenceMatcher(None, *words, autojunk=False).ratio()
+    return difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).ratio()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -96,7 +97,7 @@ def _first_that_agrees(ours: TorchProbe, theirs: JaxProbe, seed: int) -> Matchin
     )
 
 
-def _ways(ours: TorchProbe, theirs: JaxProbe) -> list[Sides]:
+def _ways(ours: TorchProbe, theirs: JaxProbe) -> Iterator[Sides]:
     """Return the ways to cut both models into pieces of the same sizes, the likeliest first."""
     jax_pieces = tuple(Piece(name, tuple(theirs.variables[name].shape)) for name in theirs.names)
 

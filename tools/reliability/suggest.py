@@ -241,7 +241,10 @@ def _resnet() -> Case:
 
 
 def _ours(name: str, size: int, **options: Any) -> Case:
-    models = [package.create_model(name, img_size=size, **options) for package in (t2t_torch, t2t_jax)]
+    models = (
+        t2t_torch.create_model(name, img_size=size, **options),
+        t2t_jax.create_model(name, img_size=size, **options),
+    )
     return _twins(*models, _images(size, 1))
 
 
