@@ -112,6 +112,15 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
 
 def _renames(known: Sequence[Known], modules: Mapping[str, nnx.Module]) -> Iterator[tuple[dict[str, str], list[Known]]]:
     """Yield ways to rename modules, each with the rules that it does not replace."""
+    for depth in (1, 2, 3):
+        roots: dict[str, list[list[str]]] = {}
+        for one in known:
+            modules_around = one.rule.torch.split(".")[:-1]
+            if len(modules_around) >= depth:
+                roots.setdefault(".".join(modules_around[:depth]), []).append(one.rule.jax.split(".")[:-1])
+        found = {path: ".".join(_common(places)) for path, places in roots.items()}
+        changed = [(path, place) for path, place in found.items() if path != place]
+        yield {rf"^{pattern}(?=\.|$)": new for pattern, new in _templates(changed)}, []
     by_module: dict[str, list[Known]] = {}
     for one in known:
         by_module.setdefault(one.rule.torch.rpartition(".")[0], []).append(one)
@@ -123,11 +132,11 @@ def _renames(known: Sequence[Known], modules: Mapping[str, nnx.Module]) -> Itera
             paths[path] = place
         else:
             rest += own
-    changed = {path: place for path, place in paths.items() if path != place}
-    heads = dict(_head(path, place) for path, place in changed.items())
+    changed = [(path, place) for path, place in paths.items() if path != place]
+    heads = dict(_head(path, place) for path, place in changed)
     yield {f"^{pattern}\\.": f"{new}." for pattern, new in _templates(heads.items())}, rest
     yield {rf"^{pattern}(?=\.|$)": new for pattern, new in _templates(heads.items())}, rest
-    yield {f"^{pattern}$": new for pattern, new in _templates(changed.items())}, rest
+    yield {f"^{pattern}$": new for pattern, new in _templates(changed)}, rest
 
 
 def _head(path: str, place: str) -> tuple[str, str]:
