@@ -10,6 +10,7 @@ if sys.argv[:1] == ["-m"]:  # `python -m parity`: the command line may depend on
 
     prepare_command()
 try:
+    from parity.carry.by_value import ledger_by_value
     from parity.carry.convert import Entry, Ledger, build_ledger, jax_to_torch, torch_to_jax
     from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
@@ -39,6 +40,7 @@ __all__ = [
     "check",
     "cross_entropy",
     "jax_to_torch",
+    "ledger_by_value",
     "projection",
     "randomize",
     "rel_f",

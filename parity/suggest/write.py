@@ -51,10 +51,15 @@ def shortest(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) 
             for tensors in (_patterns(rest), [k.rule for k in rest]):
                 tries.append(dataclasses.replace(own, rename=renames, tensors=tensors))
         tries.append(dataclasses.replace(own, tensors=_patterns(units)))
-    for attempt in sorted(tries, key=lambda found: len(found.rename) + len(found.tensors) + len(found.stacked)):
+    for attempt in sorted(tries, key=_length):
         if _gives(torch_model, jax_model, attempt, wanted):
             return attempt
     return rules
+
+
+def _length(rules: Rules) -> tuple[int, int]:
+    """Return how many lines the rules take, and how many characters."""
+    return len(rules.rename) + len(rules.tensors) + len(rules.stacked), len(repr(rules))
 
 
 def _explicit(known: Known) -> LeafRule:

@@ -156,7 +156,7 @@ def test_tensors_that_no_output_tells_apart_are_ambiguous():
     with pytest.raises(ValueError, match="ambiguous") as error:
         suggest_rules(Torch(), model, X)
     assert all(f"{name} [{D}]" in str(error.value) for name in ("fc.bias", "more", "a", "b"))
-    assert "LeafRule('fc.weight', 'w', (1, 0))" in str(error.value)
+    assert 'LeafRule("fc.weight", "w", (1, 0))' in str(error.value)
 
 
 def test_exchangeable_branches_are_paired_consistently():
