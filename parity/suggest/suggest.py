@@ -56,6 +56,7 @@ def suggest_rules(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: A
     """
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     refuse_compiled(torch_model)
+    _refuse_complex(torch_model, jax_model)
     arguments = Arguments.of(inputs)
     ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
     usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
@@ -70,6 +71,15 @@ def suggest_rules(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: A
         raise ValueError("; ".join(problems) + f"; all else is {rules!r}" * bool(matching.pairs))
     _prove(torch_probe, jax_probe, matching, torch_model, jax_model, rules, seed)
     return shortest(torch_model, jax_model, rules)
+
+
+def _refuse_complex(torch_model: torch.nn.Module, jax_model: nnx.Module) -> None:
+    names = [name for name, x in state_of(torch_model).items() if x.is_complex()]
+    names += [
+        n for n, x in jax_variables(jax_model).items() if np.issubdtype(getattr(x, "dtype", bool), np.complexfloating)
+    ]
+    if names:
+        raise ValueError(f"{names[0]} is complex: rules are proposed for models with real tensors only")
 
 
 def _first_that_agrees(ours: TorchProbe, theirs: JaxProbe, seed: int) -> Matching:

@@ -95,9 +95,7 @@ def _stacks(known: Sequence[Known]) -> tuple[dict[str, str], list[Known]]:
     stacked, found, gone = dict[str, str](), list[Known](), set[str]()
     for path, members in layers.items():
         root = _common([one.rule.jax.split(".")[:-1] for _, _, one in members])
-        if not root:
-            continue
-        stacked[path] = ".".join(root)
+        stacked[path] = ".".join(root) or path
         for _, rest, one in members:
             into = tuple((axis - 1, start, stop) for axis, start, stop in one.rule.into[1:])
             rule = dataclasses.replace(one.rule, torch=f"{stacked[path]}.{rest}", into=into, reshape=True)

@@ -223,3 +223,11 @@ def test_the_error_of_a_check_names_the_function():
     model = Function(lambda x, a, b, c, d: x, a=(D, D), b=(D,), c=(D, D), d=(D,))
     with pytest.raises(ValueError, match=r"parity\.suggest_rules\(torch_model, jax_model, inputs\) proposes the rules"):
         parity.check(TorchMlp(), model, X)
+
+
+def test_complex_tensors_are_refused():
+    torch_model = TorchMlp()
+    torch_model.register_buffer("wave", torch.zeros(3, dtype=torch.complex64))
+    model = Function(lambda x, a, b, c, d: x, a=(D, D), b=(D,), c=(D, D), d=(D,))
+    with pytest.raises(ValueError, match="wave is complex"):
+        suggest_rules(torch_model, model, X)
