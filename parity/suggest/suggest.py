@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from parity.carry.arrays import is_integer, to_numpy
-from parity.carry.candidates import Resolver
+from parity.carry.candidates import likeness
 from parity.carry.ledger import build_ledger, jax_variables
 from parity.carry.model_types import jax_subject, torch_subject
 from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
@@ -68,7 +68,8 @@ def suggest_rules(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: A
     problems = matching.match()
     rules = _explicit(matching, fixed, torch_model)
     if problems:
-        raise ValueError("; ".join(problems) + f"; all else is {rules!r}" * bool(matching.pairs))
+        certain = Rules(tensors=rules.tensors)
+        raise ValueError("; ".join(problems) + f"; all else is {certain!r}" * bool(matching.pairs))
     _prove(torch_probe, jax_probe, matching, torch_model, jax_model, rules, seed)
     return shortest(torch_model, jax_model, rules)
 
@@ -151,12 +152,13 @@ def _integers(torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[tuple
         n: to_numpy(x) for n, x in state_of(torch_model).items() if not x.is_floating_point() and not x.is_complex()
     }
     theirs = {n: np.asarray(x[...]) for n, x in jax_variables(jax_model).items() if _is_whole(x)}
-    found, resolver = [], Resolver()
+    found = []
     for name, value in ours.items():
         same = [n for n, x in theirs.items() if x.shape == value.shape and np.array_equal(x, value)]
         if same and not matches(name, TORCH_ONLY):
-            found.append((name, same[resolver.resolve([name], same[:1])[0][0][1]]))
-            del theirs[found[-1][1]]
+            partner = max(same, key=lambda other: likeness(name, other))
+            found.append((name, partner))
+            del theirs[partner]
     return found
 
 

@@ -231,3 +231,27 @@ def test_complex_tensors_are_refused():
     model = Function(lambda x, a, b, c, d: x, a=(D, D), b=(D,), c=(D, D), d=(D,))
     with pytest.raises(ValueError, match="wave is complex"):
         suggest_rules(torch_model, model, X)
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_a_square_matrix_without_effect(layer: bool):
+    """Its layout is known if its layer is; otherwise it is said to be unknown."""
+
+    class Torch(TorchMlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Linear(D, D, bias=False)
+
+    class Jax(nnx.Module):
+        def __init__(self) -> None:
+            self.a, self.b = nnx.Linear(D, D, rngs=nnx.Rngs(0)), nnx.Linear(D, D, rngs=nnx.Rngs(0))
+            self.rest = nnx.Linear(D, D, use_bias=False, rngs=nnx.Rngs(0)) if layer else nnx.Param(jnp.ones((D, D)))
+
+        def __call__(self, x):
+            return self.b(jnp.tanh(self.a(x)))
+
+    if layer:
+        assert outputs_agree(Torch(), Jax(), suggest_rules(Torch(), Jax(), X))
+    else:
+        with pytest.raises(ValueError, match=r"unused\.weight \[6, 6\] of PyTorch, whose layout is unknown"):
+            suggest_rules(Torch(), Jax(), X)
