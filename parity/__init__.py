@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from parity.adapters.function import function
     from parity.adapters.haiku import haiku
     from parity.adapters.linen import linen
+    from parity.by_value.ledger import ledger_by_value
     from parity.carry.convert import Entry, Ledger, build_ledger, jax_to_torch, torch_to_jax
     from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
@@ -43,6 +44,7 @@ __all__ = [
     "function",
     "haiku",
     "jax_to_torch",
+    "ledger_by_value",
     "linen",
     "projection",
     "randomize",
@@ -56,6 +58,7 @@ _WHERE = {
     "parity.adapters.function": ("function",),
     "parity.adapters.haiku": ("haiku",),
     "parity.adapters.linen": ("linen",),
+    "parity.by_value.ledger": ("ledger_by_value",),
     "parity.carry.convert": ("Entry", "Ledger", "build_ledger", "jax_to_torch", "torch_to_jax"),
     "parity.carry.random_weights": ("randomize",),
     "parity.carry.rules": ("LeafRule", "Rules"),

@@ -219,7 +219,7 @@ class _Matcher:
             found.append(step)
             start += (step[1] if small_side == 0 else step[0]).array.shape[axis]
         self.pairs += found
-        self._remove(large, *((one, other)[small_side] for one, other, _ in found))
+        self._remove(large, *(one if small_side == 0 else other for one, other, _ in found))
         return True
 
     @staticmethod

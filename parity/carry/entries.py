@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -86,8 +87,8 @@ class Entry:
 
     def in_jax(self, array: np.ndarray) -> np.ndarray:
         """Return the part of a whole flax tensor that belongs to this entry, as a view."""
-        unit = array if self.index is None else array[self.index, ...]
-        return unit[slices(self.into)] if self.into else unit
+        index: tuple[Any, ...] = slices(self.into) if self.index is None else (self.index, *slices(self.into))
+        return array[(*index, ...)]
 
     def to_jax(self, array: np.ndarray) -> np.ndarray:
         """Convert PyTorch's whole tensor to the values of this entry in flax's layout."""

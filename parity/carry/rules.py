@@ -305,8 +305,8 @@ def _source(value: Any) -> str:
     if isinstance(value, type):
         place = "nnx" if value.__module__.startswith("flax.nnx") else value.__module__
         return f"{place}.{value.__qualname__}"
-    if isinstance(value, str) and "\\" in value and not value.endswith("\\") and '"' not in value:
-        return f'r"{value}"' if value.isprintable() else repr(value)
+    if isinstance(value, str) and value.isprintable() and '"' not in value and not value.endswith("\\"):
+        return f'r"{value}"' if "\\" in value else f'"{value}"'
     if isinstance(value, list):
         return f"[{', '.join(map(_source, value))}]"
     return repr(value)

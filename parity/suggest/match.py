@@ -12,9 +12,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from flax import nnx
 
 from parity.by_value.candidates import Resolver, fitting
-from parity.carry.rules import LeafRule, slices
+from parity.carry.jax_names import every_path
+from parity.carry.rules import LeafRule, layer_rules, slices
 from parity.measure.gates import rel_f
 from parity.suggest.pieces import Piece, Sides, assembled
 from parity.suggest.probe import JaxProbe, TorchProbe
@@ -30,6 +32,10 @@ NOTHING = 1e-13
 
 Group = tuple[list[Piece], list[Piece]]
 """Pieces of both models with equal gradients."""
+
+
+CLEAR = 100.0
+"""Multiple of that norm from which a tensor needs a partner: below it, rounding could hide the partner's effect."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,18 +161,17 @@ class Matching:
         if not all(np.isfinite(x).all() for x in (*mine.values(), *other.values())):
             raise ValueError("the gradients hold NaN or infinity at random weights, so no rules can be proposed")
         self.still = NOTHING * max((float(np.linalg.norm(x)) for x in mine.values()), default=0.0)
-        self.moving = {p for x in (mine, other) for p, g in x.items() if np.linalg.norm(g) > self.still}
+        norms = {p: float(np.linalg.norm(g)) for x in (mine, other) for p, g in x.items()}
         before, tied, alone = len(self.pairs), [], list[str]()
         for position, group in enumerate(self.classes):
-            ours = [p for p in group.ours if p in self.moving]
-            theirs = [p for p in group.theirs if p in self.moving]
+            ours, theirs = ([p for p in side if norms[p] > self.still] for side in (group.ours, group.theirs))
             near = _candidates([mine[p] for p in ours], [other[p] for p in theirs], self.still)
             seen = set[int]()
             decided: list[Pair] = []
             for i, partners in enumerate(near):
                 rivals = [k for k, others in enumerate(near) if others == partners]
                 if not partners:
-                    alone.append(f"{_name(ours[i])} of PyTorch")
+                    alone += [f"{_name(ours[i])} of PyTorch"] * (norms[ours[i]] > CLEAR * self.still)
                 elif len(partners) == 1 and len(rivals) == 1:
                     rules = self._layouts(mine[ours[i]], other[theirs[partners[0]]])
                     if rules:
@@ -177,7 +182,9 @@ class Matching:
                     seen.update(rivals)
                     tied.append(([ours[k] for k in rivals], [theirs[k] for k in partners]))
             used = {k for partners in near for k in partners}
-            alone += [f"{_name(p)} of JAX" for k, p in enumerate(theirs) if k not in used]
+            alone += [
+                f"{_name(p)} of JAX" for k, p in enumerate(theirs) if k not in used and norms[p] > CLEAR * self.still
+            ]
             self.pairs += decided
             self.classes[position] = _without(group, decided)
         if alone:
@@ -220,6 +227,7 @@ class Matching:
         Pieces of one side only stay in `classes`.
         """
         problems = []
+        modules = {path: node for path, node in every_path(self.jax.side.model) if isinstance(node, nnx.Module)}
         for group in list(self.classes):
             resolver = self._resolver()
             if len(group.ours) != len(group.theirs):
@@ -232,9 +240,17 @@ class Matching:
                 problems.append(_undecided(group))
                 continue
             for i, j in chosen:
-                rules = group.rules(group.ours[i].shape, group.theirs[j].shape)
-                if rules:
-                    self._take(Pair(group.ours[i], group.theirs[j], rules[0]))
+                one, other = group.ours[i], group.theirs[j]
+                rules = group.rules(one.shape, other.shape)
+                path, _, leaf = other.name.rpartition(".")
+                known = (
+                    [rule.axes for rule in layer_rules(modules[path]) if rule.jax == leaf] if path in modules else []
+                )
+                usual = [rule for rule in rules if rule.axes in known and not rule.flip] or rules
+                if len(usual) == 1:
+                    self._take(Pair(one, other, usual[0]))
+                else:
+                    problems.append(f"ambiguous: no output depends on {_name(one)} of PyTorch, whose layout is unknown")
         return problems
 
 

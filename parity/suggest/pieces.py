@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -16,6 +17,8 @@ from parity.carry.rules import Box, slices
 
 MAX_CUTS = 16
 """Largest number of ways to cut that are tried."""
+MAX_STEPS = 8
+"""Largest number of shapes that are cut."""
 MAX_PARTS = 8
 """Largest number of parts of a fused tensor."""
 
@@ -28,11 +31,11 @@ class Piece:
     shape: Shape
     box: Box = ()
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def dims(self) -> Shape:
         """The sizes of the axes in ascending order, without those of size 1."""
         return tuple(sorted(size for size in self.shape if size != 1))
@@ -73,30 +76,29 @@ Sides = tuple[tuple[Piece, ...], tuple[Piece, ...]]
 """The pieces of PyTorch's and of JAX's model."""
 
 
-def balanced(sides: Sides) -> list[Sides]:
-    """Return the sides, with fused and stacked tensors cut so that both have as many pieces of each size.
+def balanced(sides: Sides) -> Iterator[Sides]:
+    """Yield the sides with fused and stacked tensors cut so that both have as many pieces of each size.
 
-    Returns:
-        The ways to do so, the likeliest first; the closest one if sizes cannot be brought to agree.
+    The likeliest way comes first. If sizes cannot be brought to agree, only the closest way is yielded.
     """
-    found: dict[Sides, None] = {}
     queue, seen = [(_excess(sides), 0, sides)], {sides}
-    closest = queue[0]
+    closest, found = queue[0], 0
     for _ in range(20 * MAX_CUTS):
-        if not queue or len(found) == MAX_CUTS:
+        if not queue or found == MAX_CUTS:
             break
         queue.sort(key=lambda item: item[:2])
         excess, steps, now = queue.pop(0)
         closest = min(closest, (excess, steps, now), key=lambda item: item[:2])
         if excess == 0:
-            found[now] = None
-            continue
-        if steps < 8:
+            found += 1
+            yield now
+        elif steps < MAX_STEPS:
             for other in _steps(now):
                 if other not in seen and (left := _excess(other)) <= excess:
                     seen.add(other)
                     queue.append((left, steps + 1, other))
-    return list(found) or [closest[2]]
+    if not found:
+        yield closest[2]
 
 
 def _surplus(sides: Sides) -> dict[int, int]:

@@ -17,6 +17,8 @@ from parity.carry.arrays import to_numpy
 from parity.carry.ledger import identity, jax_variables
 from parity.carry.wrappers import state_of
 from parity.pairing.shapes import first_line
+from parity.precision.jax_casts import casts
+from parity.precision.wide_jax import widened
 from parity.recording.structure import tensors
 from parity.runs.compiled_blocks import compiler_options
 from parity.runs.jax_side import JaxSide
@@ -134,8 +136,11 @@ class JaxProbe:
             if self._both is None:
                 program, shapes = jax.make_jaxpr(self._outputs, return_shape=True)(given)
                 self.output_shapes = [x.shape for x in shapes]
-                self._both = self._outputs_and_gradients
-                if len(program.eqns) > COMPILED:
+                narrow = any(True for _ in casts(program, self.side.precision))
+                # The precision of a port is not judged here: softmax in float32, for example, runs in float64, too.
+                both = self._outputs_and_gradients
+                self._both = widened(both, self.side.precision, lambda cast: True) if narrow else both
+                if narrow or len(program.eqns) > COMPILED:
                     options = compiler_options(self.side.model)
                     self._both = jax.jit(self._both).lower(given, self._zeros()).compile(options)
             outputs, grads = self._both(given, [jnp.asarray(c) for c in directions] or self._zeros())

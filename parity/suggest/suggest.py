@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.by_value.candidates import Resolver
+from parity.by_value.candidates import likeness
 from parity.carry.arrays import is_integer, to_numpy
 from parity.carry.ledger import build_ledger, jax_variables
 from parity.carry.model_types import jax_subject, torch_subject
@@ -58,6 +59,7 @@ def suggest_rules(
     """
     torch_model, jax_model = torch_subject(torch_model), jax_subject(jax_model)
     refuse_compiled(torch_model)
+    _refuse_complex(torch_model, jax_model)
     arguments = Arguments.of(inputs)
     ours = TorchSide.of(torch_model, "float64", apply=arguments.apply)
     usual = tuple(input_axes(x.ndim) for x in arguments.arrays)
@@ -69,9 +71,19 @@ def suggest_rules(
     problems = matching.match()
     rules = _explicit(matching, fixed, torch_model)
     if problems:
-        raise ValueError("; ".join(problems) + f"; all else is {rules!r}" * bool(matching.pairs))
+        certain = Rules(tensors=rules.tensors)
+        raise ValueError("; ".join(problems) + f"; all else is {certain!r}" * bool(matching.pairs))
     _prove(torch_probe, jax_probe, matching, torch_model, jax_model, rules, seed)
     return shortest(torch_model, jax_model, rules)
+
+
+def _refuse_complex(torch_model: torch.nn.Module, jax_model: nnx.Module) -> None:
+    names = [name for name, x in state_of(torch_model).items() if x.is_complex()]
+    names += [
+        n for n, x in jax_variables(jax_model).items() if np.issubdtype(getattr(x, "dtype", bool), np.complexfloating)
+    ]
+    if names:
+        raise ValueError(f"{names[0]} is complex: rules are proposed for models with real tensors only")
 
 
 def _first_that_agrees(ours: TorchProbe, theirs: JaxProbe, seed: int) -> Matching:
@@ -99,7 +111,7 @@ def _first_that_agrees(ours: TorchProbe, theirs: JaxProbe, seed: int) -> Matchin
     )
 
 
-def _ways(ours: TorchProbe, theirs: JaxProbe) -> list[Sides]:
+def _ways(ours: TorchProbe, theirs: JaxProbe) -> Iterator[Sides]:
     """Return the ways to cut both models into pieces of the same sizes, the likeliest first."""
     jax_pieces = tuple(Piece(name, tuple(theirs.variables[name].shape)) for name in theirs.names)
 
@@ -143,12 +155,13 @@ def _integers(torch_model: torch.nn.Module, jax_model: nnx.Module) -> list[tuple
         n: to_numpy(x) for n, x in state_of(torch_model).items() if not x.is_floating_point() and not x.is_complex()
     }
     theirs = {n: np.asarray(x[...]) for n, x in jax_variables(jax_model).items() if _is_whole(x)}
-    found, resolver = [], Resolver()
+    found = []
     for name, value in ours.items():
         same = [n for n, x in theirs.items() if x.shape == value.shape and np.array_equal(x, value)]
         if same and not matches(name, TORCH_ONLY):
-            found.append((name, same[resolver.resolve([name], same[:1])[0][0][1]]))
-            del theirs[found[-1][1]]
+            partner = max(same, key=lambda other: likeness(name, other))
+            found.append((name, partner))
+            del theirs[partner]
     return found
 
 

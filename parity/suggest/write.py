@@ -52,10 +52,15 @@ def shortest(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) 
             for tensors in (_patterns(rest), [k.rule for k in rest]):
                 tries.append(dataclasses.replace(own, rename=renames, tensors=tensors))
         tries.append(dataclasses.replace(own, tensors=_patterns(units)))
-    for attempt in sorted(tries, key=lambda found: len(found.rename) + len(found.tensors) + len(found.stacked)):
+    for attempt in sorted(tries, key=_length):
         if _gives(torch_model, jax_model, attempt, wanted):
             return attempt
     return rules
+
+
+def _length(rules: Rules) -> tuple[int, int]:
+    """Return how many lines the rules take, and how many characters."""
+    return len(rules.rename) + len(rules.tensors) + len(rules.stacked), len(repr(rules))
 
 
 def _explicit(known: Known) -> LeafRule:
@@ -91,9 +96,7 @@ def _stacks(known: Sequence[Known]) -> tuple[dict[str, str], list[Known]]:
     stacked, found, gone = dict[str, str](), list[Known](), set[str]()
     for path, members in layers.items():
         root = _common([one.rule.jax.split(".")[:-1] for _, _, one in members])
-        if not root:
-            continue
-        stacked[path] = ".".join(root)
+        stacked[path] = ".".join(root) or path
         for _, rest, one in members:
             into = tuple((axis - 1, start, stop) for axis, start, stop in one.rule.into[1:])
             rule = dataclasses.replace(one.rule, torch=f"{stacked[path]}.{rest}", into=into, reshape=True)
@@ -113,6 +116,15 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
 
 def _renames(known: Sequence[Known], modules: Mapping[str, nnx.Module]) -> Iterator[tuple[dict[str, str], list[Known]]]:
     """Yield ways to rename modules, each with the rules that it does not replace."""
+    for depth in (1, 2, 3):
+        roots: dict[str, list[list[str]]] = {}
+        for one in known:
+            modules_around = one.rule.torch.split(".")[:-1]
+            if len(modules_around) >= depth:
+                roots.setdefault(".".join(modules_around[:depth]), []).append(one.rule.jax.split(".")[:-1])
+        found = {path: ".".join(_common(places)) for path, places in roots.items()}
+        changed = [(path, place) for path, place in found.items() if path != place]
+        yield {rf"^{pattern}(?=\.|$)": new for pattern, new in _templates(changed)}, []
     by_module: dict[str, list[Known]] = {}
     for one in known:
         by_module.setdefault(one.rule.torch.rpartition(".")[0], []).append(one)
@@ -124,11 +136,11 @@ def _renames(known: Sequence[Known], modules: Mapping[str, nnx.Module]) -> Itera
             paths[path] = place
         else:
             rest += own
-    changed = {path: place for path, place in paths.items() if path != place}
-    heads = dict(_head(path, place) for path, place in changed.items())
+    changed = [(path, place) for path, place in paths.items() if path != place]
+    heads = dict(_head(path, place) for path, place in changed)
     yield {f"^{pattern}\\.": f"{new}." for pattern, new in _templates(heads.items())}, rest
     yield {rf"^{pattern}(?=\.|$)": new for pattern, new in _templates(heads.items())}, rest
-    yield {f"^{pattern}$": new for pattern, new in _templates(changed.items())}, rest
+    yield {f"^{pattern}$": new for pattern, new in _templates(changed)}, rest
 
 
 def _head(path: str, place: str) -> tuple[str, str]:

@@ -127,10 +127,11 @@ _OTHER: dict[str, Callable[..., Any]] = {
 def evaluate(eqn: Any, given: Sequence[Any]) -> list[np.ndarray] | None:
     """Return the results of an equation; None if this table does not have its operation for these dtypes."""
     name = eqn.primitive.name
-    arrays = [np.asarray(x) for x in given if hasattr(x, "dtype") or isinstance(x, int | float | bool)]
     results = [v.aval for v in eqn.outvars]
-    dtypes = {np.dtype(x.dtype) if hasattr(x, "dtype") else None for x in (*arrays, *results)}
-    if len(arrays) != len(given) or not dtypes <= DTYPES or not _has(name, arrays):
+    if not all(_plain(x) for x in (*given, *results)):
+        return None
+    arrays = [np.asarray(x) for x in given]
+    if not _has(name, arrays):
         return None
     with np.errstate(all="ignore"):
         if name in _OTHER:
@@ -139,6 +140,14 @@ def evaluate(eqn: Any, given: Sequence[Any]) -> list[np.ndarray] | None:
             found = (_ELEMENTWISE.get(name) or _FLOATS.get(name) or _LOGICAL[name])(*arrays)
         listed = found if isinstance(found, list) else [found]
         return [np.asarray(x).astype(aval.dtype, copy=False) for x, aval in zip(listed, results, strict=True)]
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value is a number, or has a dtype that NumPy has too: keys of random numbers have others."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return isinstance(value, int | float)
+    return isinstance(dtype, np.dtype) and dtype in DTYPES
 
 
 def _has(name: str, arrays: Sequence[np.ndarray]) -> bool:

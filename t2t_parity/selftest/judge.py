@@ -45,8 +45,9 @@ def judge(
         causes = proof.causes([row for row in rows if not is_small(row)])
         loss = proof.default_loss
         if backward and loss is not None:
-            rows += proof.gradients(loss)
-            found, named = proof.derivatives()
+            gradients = proof.gradients(loss)
+            found, named = proof.derivatives(loss, gradients)
+            rows += gradients
             rows, causes = rows + found, causes + named
         if float32:
             rows += proof.forward32()

@@ -52,6 +52,11 @@ SECTIONS = {
         "Random models, written in both frameworks by one generator, half of them with one mistake in flax's half. A "
         "right pair has to be equal, a wrong one different wherever the mistake changes what the model does.",
     ),
+    "suggest": (
+        "Rules proposed",
+        "Models whose tensors lie in random order under names without meaning: `parity.suggest_rules` has to find "
+        "which is which, or say that it is ambiguous.",
+    ),
     "mutation": (
         "Mutants killed",
         "The proof itself, with one thing changed at a time: the tests have to notice. What survived is explained.",
@@ -72,6 +77,7 @@ HEADLINES = {
     "something in silence",
     "properties": "{examples:,} examples, {counterexamples:,} of them against a property",
     "pairs": "{pairs:,} pairs: {false pass:,} false passes, {false alarm:,} false alarms, {crash:,} crashes",
+    "suggest": "{forms:,} scrambled models: {right:,} right, {ambiguous:,} ambiguous, {wrong:,} wrong",
     "mutation": "{killed:,} of {mutants:,} killed, {explained:,} explained, {unexplained:,} unexplained",
     "coverage": "parity {packages[parity][percent]:.1f} %, t2t_torch {packages[t2t_torch][percent]:.1f} %, "
     "t2t_jax {packages[t2t_jax][percent]:.1f} %",

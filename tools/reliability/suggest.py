@@ -33,7 +33,7 @@ from t2t_common.io import cli
 from t2t_common.io.files import check_target
 from tools.reliability import record
 
-RIGHT, AMBIGUOUS, WRONG, REFUSED = "right", "ambiguous", "wrong", "refused"
+OUTCOMES = RIGHT, AMBIGUOUS, WRONG, REFUSED = "right", "ambiguous", "wrong", "refused"
 DIM, HEADS, WORDS, LENGTH, LAYERS = 16, 2, 20, 7, 12
 
 
@@ -296,9 +296,9 @@ def figures(found: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, Any]:
         counts = collections.Counter(outcome for outcome, _ in results)
         table[name] = {
             "forms": len(results),
-            **{outcome: counts[outcome] for outcome in (RIGHT, AMBIGUOUS, WRONG, REFUSED)},
+            **{outcome: counts[outcome] for outcome in OUTCOMES},
         }
-    return {"forms": sum(total.values()), "wrong": total[WRONG], "right": total[RIGHT], "by model": table}
+    return {"forms": sum(total.values()), **{name: total[name] for name in OUTCOMES}, "by model": table}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity import LeafRule, Rules, torch_to_jax
+from parity import LeafRule, Rules, build_ledger, torch_to_jax
 from parity.carry.random_weights import randomize
 from parity.carry.rules import layer_rules, matches
 from parity.recording.align import channels_last
@@ -278,3 +278,71 @@ def test_what_lies_in_a_stack():
 def test_patterns_are_shell_style():
     assert matches("blocks.3.attn", ["*.attn"])
     assert not matches("blocks.3.attn.qkv", ["*.attn", "head"])
+
+
+# ---- rules of single tensors ----
+
+
+class Bare(nnx.Module):
+    """Tensors that belong to no layer."""
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        for name, shape in shapes.items():
+            setattr(self, name, nnx.Param(jnp.zeros(shape)))
+
+
+def test_tensors_fuse_into_a_part():
+    state = {f"h.{i}.{n}": torch.randn(4, 4) for i in range(2) for n in "qk"}
+    rules = Rules(
+        tensors=[
+            LeafRule(r"h\.(\d+)\.q", r"qk\1", (1, 0), into=((1, 0, 4),)),
+            LeafRule(r"h\.(\d+)\.k", r"qk\1", (1, 0), into=((1, 4, 8),)),
+        ]
+    )
+    model = Bare(qk0=(4, 8), qk1=(4, 8))
+    torch_to_jax(state, model, rules=rules)
+    for i in range(2):
+        expected = np.concatenate([state[f"h.{i}.{n}"].numpy().T for n in "qk"], axis=1)
+        np.testing.assert_array_equal(getattr(model, f"qk{i}")[...], expected)
+
+
+def test_tensors_in_a_stack():
+    state = {f"h.{i}.w": torch.randn(3, 5) for i in range(2)}
+    model = Bare(w=(2, 5, 3))
+    torch_to_jax(state, model, rules=Rules(stacked={"h": "layers"}, tensors=[LeafRule("layers.w", "w", (1, 0))]))
+    np.testing.assert_array_equal(model.w[...], np.stack([state[f"h.{i}.w"].numpy().T for i in range(2)]))
+
+
+def test_an_exact_name_comes_before_a_pattern():
+    rules = Rules(tensors=[LeafRule(r"(.*)", r"\1_"), LeafRule("a.b", "c")])
+    assert [rule.jax for rule in rules.tensor_rules("a.b")] == ["c"]
+    assert [rule.jax for rule in rules.tensor_rules("b")] == ["b_"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ([LeafRule("a", "x"), LeafRule("b", "x")], "a and b of PyTorch both claim x"),
+        ([LeafRule("a", "x", into=((0, 0, 2),)), LeafRule("b", "y")], r"a \[4\] does not fit x \[4\]"),
+        ([LeafRule("a", "x", out_of=((0, 0, 2),), into=((0, 0, 2),)), LeafRule("b", "y")], "a of PyTorch is not whole"),
+        ([LeafRule("a", "x"), LeafRule("b", "z")], "JAX has no tensor z"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_said(tensors, message):
+    with pytest.raises(ValueError, match=message):
+        build_ledger({"a": torch.zeros(4), "b": torch.zeros(4)}, Bare(x=(4,), y=(4,)), Rules(tensors=tensors))
+
+
+def test_rules_print_as_the_lines_that_make_them():
+    rules = Rules(
+        rename={r"^h\.(\d+)\.": r"layers_\1."},
+        leaves={nnx.Linear: (LeafRule("weight", "kernel"),)},
+        torch_only=["mask"],
+        tensors=[LeafRule(r"h\.(\d+)\.q", r"qk\1", (1, 0), into=((1, 0, 4),)), LeafRule("a", "b")],
+    )
+    for text in (str(rules), repr(rules)):
+        assert eval(text, {"Rules": Rules, "LeafRule": LeafRule, "nnx": nnx}) == rules
+    assert str(Rules()) == "Rules()"
+    assert r'LeafRule(r"h\.(\d+)\.q", r"qk\1", (1, 0), into=((1, 0, 4),))' in str(rules)
+    assert "\n" not in repr(rules)
+    assert len(str(rules).splitlines()) > 5
