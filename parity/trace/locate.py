@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
 from parity.trace.jax_values import Step, run
 from parity.trace.layout import Layout, closest
 from parity.trace.match import Matches, Replaced, match
 from parity.trace.order import Misplaced, equal_numbers, misplaced
 from parity.trace.program import Program
-from parity.trace.regions import Region, first_regions, missing
+from parity.trace.regions import Region, first_regions, known_behind, missing
 from parity.trace.source import jax_line
 from parity.trace.torch_operations import TorchTrace, Values, operation_values
 
@@ -66,9 +65,15 @@ class Difference:
     misplaced: Misplaced | None = None
 
     def chosen(self, attempt: int) -> Difference:
-        """Return the difference with the candidates that were chosen in this attempt first."""
-        moved = {op: [*c[attempt : attempt + 1], *c[:attempt], *c[attempt + 1 :]] for op, c in self.candidates.items()}
-        return self if self.misplaced else dataclasses.replace(self, candidates=moved)
+        """Return the difference with those candidates first that were put in the place of its ends in this attempt."""
+        if self.misplaced:
+            return self
+        moved = dict(self.candidates)
+        for end in self.region.ends:
+            if found := moved.get(end):
+                chosen = found[min(attempt, len(found) - 1)]
+                moved[end] = [chosen, *(x for x in found if x is not chosen)]
+        return dataclasses.replace(self, candidates=moved)
 
     def best(self, operation: int) -> Candidate | None:
         return next(iter(self.candidates.get(operation, ())), None)
@@ -118,11 +123,7 @@ def _computed_in_jax(trace: TorchTrace, matches: Matches) -> list[Region]:
     equal = _all_equal(matches)
     absent = set[int]()
     while regions:
-        found = [
-            region
-            for region in regions
-            if any(_similar(trace.operations[op].values, matches, region, equal) for op in region.operations)
-        ]
+        found = [region for region in regions if any(_similar(op, trace, matches, equal) for op in region.operations)]
         if found:
             return found
         absent |= {op for region in regions for op in region.operations}
@@ -144,15 +145,15 @@ def _differences(
 ) -> list[Difference]:
     equal = _all_equal(matches)
     wanted = {
-        operation: _similar(trace.operations[operation].values, matches, region, equal)
-        for region in regions
-        for operation in region.operations
+        operation: _similar(operation, trace, matches, equal) for region in regions for operation in region.operations
     }
     arrays = captured(program, replaced, {number for numbers in wanted.values() for number in numbers})
     found = []
     for region in regions:
         candidates = {
-            op: _ranked(wanted[op], arrays, values[op].result, region.known) for op in region.operations if op in values
+            op: _ranked(wanted[op], arrays, values[op].result, known_behind(trace, matches, [op]))
+            for op in region.operations
+            if op in values
         }
         ends = {end: values[end].result for end in region.ends}
         found.append(Difference(region, candidates, (), matches, ends))
@@ -179,9 +180,10 @@ def _with_order(
     return difference
 
 
-def _similar(values: Fingerprint, matches: Matches, region: Region, equal: Collection[int]) -> list[int]:
-    """Return the values of JAX that may stand for a missing one: computed from the same, of the same size."""
-    behind = _computed_from(matches, region.known)
+def _similar(operation: int, trace: TorchTrace, matches: Matches, equal: Collection[int]) -> list[int]:
+    """Return the values of JAX that may stand for a missing result: computed from the same, of the same size."""
+    values, known = trace.operations[operation].values, known_behind(trace, matches, [operation])
+    behind = _computed_from(matches, known)
     numbers = [n for n in behind if n in matches.values and n not in equal]
     numbers = [n for n in numbers if matches.values[n].values.size == values.size]
 
@@ -193,7 +195,7 @@ def _similar(values: Fingerprint, matches: Matches, region: Region, equal: Colle
 
     nearest = set(sorted(numbers, key=distance)[:CANDIDATES]) | set(numbers[:CANDIDATES])
     # Where JAX lacks an operation, an operand takes the place of its result.
-    passed = {n for n in region.known if matches.values[n].values.size == values.size}
+    passed = {n for n in known if matches.values[n].values.size == values.size}
     return sorted(nearest | passed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from parity.recording.capture import ROOT, Key
 from parity.trace.match import Matches
@@ -83,13 +83,13 @@ def _region(trace: TorchTrace, matches: Matches, start: int, wrong: set[int]) ->
             inside.append(i)
     users, outputs = trace.users(), {i for c in trace.calls if c.key == ROOT for x in c.outputs for i in x.operations}
     ends = [i for i in inside if i in outputs or any(user not in inside for user in users[i])]
-    return Region(owner, tuple(inside), tuple(ends), frozenset(_known(trace, matches, inside)))
+    return Region(owner, tuple(inside), tuple(ends), known_behind(trace, matches, inside))
 
 
-def _known(trace: TorchTrace, matches: Matches, inside: Sequence[int]) -> set[int]:
+def known_behind(trace: TorchTrace, matches: Matches, operations: Collection[int]) -> frozenset[int]:
     """Return the values of JAX that the operations are computed from, also through results that JAX does not have."""
-    found, seen = set[int](), set(inside)
-    waiting = [j for i in inside for j in trace.operations[i].inputs]
+    found, seen = set[int](), set(operations)
+    waiting = [j for i in operations for j in trace.operations[i].inputs]
     while waiting:
         i = waiting.pop()
         if i in seen:
@@ -99,7 +99,7 @@ def _known(trace: TorchTrace, matches: Matches, inside: Sequence[int]) -> set[in
             found.add(matches.operations[i][0])
         else:
             waiting.extend(trace.operations[i].inputs)
-    return found
+    return frozenset(found)
 
 
 def receiver(trace: TorchTrace, region: Region, end: int) -> tuple[ModuleCall, Tensor] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from parity.carry.convert import to_numpy
@@ -109,6 +110,12 @@ def operation_values(side: TorchSide, arrays: Sequence[np.ndarray], wanted: Coll
 MOST_RESULTS = 8
 """Largest number of tensors that one operation returns."""
 
+UNWRITTEN = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"})
+"""Operations whose result has no values yet."""
+
+OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
+"""Operations that do not use what their first tensor held before."""
+
 
 class _Recorder(TorchDispatchMode):
     """Mode that records operations; with `wanted`, only the values of some of them."""
@@ -120,10 +127,13 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[ModuleCall] = []
         self.kept: dict[int, Values] = {}
         self._count = 0
-        self._writers: dict[int, frozenset[int]] = {}
-        """Address of a storage -> the operations that computed what it holds; views share the storage of their base."""
-        self._parts: dict[tuple[int, int, int], frozenset[int]] = {}
-        """The same for views that show a part of a storage: address, offset and number of elements."""
+        self._writers: dict[StorageWeakRef, frozenset[int]] = {}
+        """Storage -> the operations that computed what it holds; views share the storage of their base.
+
+        An address would not do: after a storage is freed, another one may have its address.
+        """
+        self._parts: dict[StorageWeakRef, dict[tuple[int, int], frozenset[int]]] = {}
+        """The same for views that show a part of a storage, by offset and number of elements."""
         self._open: list[tuple[Key, int, tuple[Tensor, ...]]] = [(("", 0), 0, ())]
         self._calls_of: dict[str, int] = {}
 
@@ -134,10 +144,11 @@ class _Recorder(TorchDispatchMode):
         else:
             given = ()
         output = func(*args, **kwargs)
-        taken = _tensors((args, kwargs))
+        name = func.overloadpacket.__name__
+        taken = _tensors((args, kwargs))[1 if name in OVERWRITING else 0 :]
         sources = frozenset().union(*map(self._computed_by, taken))
         numbers = frozenset().union(*(self._computed_by(x) for x in taken if x.is_floating_point()))
-        results = _tensors(output)
+        results = [] if name in UNWRITTEN else _tensors(output)
         if func.is_view:
             results = [x for x in results if self._is_part(x)]
         where = torch_line() if results and self.wanted is None else ""
@@ -148,7 +159,6 @@ class _Recorder(TorchDispatchMode):
             index, self._count = self._count, self._count + 1
             self._wrote(x, frozenset((index,)), view=func.is_view)
             if self.wanted is None:
-                name = func.overloadpacket.__name__
                 values = Fingerprint.of(to_numpy(x))
                 self.operations.append(
                     Operation(name, where, self._open[-1][0], sources, numbers, tuple(x.shape), values)
@@ -159,22 +169,24 @@ class _Recorder(TorchDispatchMode):
 
     def _computed_by(self, tensor: torch.Tensor) -> frozenset[int]:
         """Return the operations that computed what a tensor holds."""
-        own = self._parts.get(_part(tensor))
-        return self._writers.get(_address(tensor), frozenset()) if own is None else own
+        storage = _storage(tensor)
+        own = self._parts.get(storage, {}).get(_part(tensor))
+        return self._writers.get(storage, frozenset()) if own is None else own
 
     def _is_part(self, tensor: torch.Tensor) -> bool:
         """Whether a view shows only a part of its storage, and one that was not seen before."""
-        whole = tensor.untyped_storage().nbytes() // tensor.element_size()
-        return tensor.numel() < whole and _part(tensor) not in self._parts
+        return _shows_part(tensor) and _part(tensor) not in self._parts.get(_storage(tensor), {})
 
     def _wrote(self, tensor: torch.Tensor, by: frozenset[int], *, view: bool) -> None:
-        address = _address(tensor)
+        storage = _storage(tensor)
         if view:
-            self._parts[_part(tensor)] = by
+            self._parts.setdefault(storage, {})[_part(tensor)] = by
             return
-        for part in [part for part in self._parts if part[0] == address]:
-            del self._parts[part]
-        self._writers[address] = by
+        self._parts.pop(storage, None)  # views that overlap may have changed
+        if _shows_part(tensor):
+            self._parts[storage] = {_part(tensor): by}
+            by |= self._writers.get(storage, frozenset())
+        self._writers[storage] = by
 
     def _described(self, tree: Any) -> tuple[Tensor, ...]:
         if self.wanted is not None:
@@ -224,9 +236,14 @@ def _floats(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 1
 
 
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _storage(tensor: torch.Tensor) -> StorageWeakRef:
+    """Return a key of a tensor's storage, which keeps its identity but not its memory."""
+    return StorageWeakRef(tensor.untyped_storage())
 
 
-def _part(tensor: torch.Tensor) -> tuple[int, int, int]:
-    return _address(tensor), int(tensor.storage_offset()), tensor.numel()
+def _shows_part(tensor: torch.Tensor) -> bool:
+    return tensor.numel() < tensor.untyped_storage().nbytes() // tensor.element_size()
+
+
+def _part(tensor: torch.Tensor) -> tuple[int, int]:
+    return int(tensor.storage_offset()), tensor.numel()
