@@ -178,6 +178,10 @@ def _way(rule: LeafRule) -> str:
     return moved + (f", flipped along {rule.flip}" if rule.flip else "")
 
 
+ASSUMED = "does not decide its layout"
+"""Part of the notes on layouts that were assumed."""
+
+
 def _assumption(leaf: str, way: str, pairs: list[tuple[Choice, LeafRule]]) -> str:
     (first, other), more = pairs[0], len(pairs) - 2
     names = ", ".join(choice.torch for choice, _ in pairs[:2]) + (f" and {more} more" if more > 0 else "")
@@ -185,6 +189,6 @@ def _assumption(leaf: str, way: str, pairs: list[tuple[Choice, LeafRule]]) -> st
     flip = f", flip={other.flip}" if other.flip else ""
     rule = f"LeafRule({first.torch!r}, {first.jax!r}{axes}{flip})"
     return (
-        f"the shape of {names} does not decide its layout: taken {way}, by the name {leaf} in JAX; if that is wrong, "
+        f"the shape of {names} {ASSUMED}: taken {way}, by the name {leaf} in JAX; if that is wrong, "
         f"write Rules(leaves={{parity.adapters.Program: ({rule},)}})"
     )

@@ -58,6 +58,8 @@ class Scope:
         found = next((i for i, frame in enumerate(self._frames) if not is_library(frame.file_name)), None)
         if self.outer is None or self.outer.source is None or found is None:
             return found
+        if self.outer.eqn is not None and self.outer.eqn.primitive.name not in ("jit", "pjit"):
+            return found  # the body of a loop or branch, which is traced for it
         file, function, _ = self.outer.source
         callers = {(frame.file_name, frame.function_name) for frame in self._frames[found:]}
         return found if (file, function) in callers else None

@@ -16,6 +16,7 @@ from parity.by_value.ledger import ledger_by_value
 from parity.carry.arrays import dtype_name, to_numpy, to_tensor
 from parity.carry.convert import Entry, Ledger, build_ledger, jax_variables
 from parity.carry.ledger import UnpairedTensorsError
+from parity.carry.orientation import ASSUMED
 from parity.carry.program import Program
 from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
 from parity.carry.wrappers import refuse_compiled, state_of, tied_modules
@@ -123,7 +124,8 @@ def paired_tensors(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: R
         ValueError: See `build_ledger`. Pairing by values does not help: it finds less than half of the tensors.
     """
     try:
-        return Tensors(torch_model, build_ledger(torch_model, jax_model, rules))
+        ledger = build_ledger(torch_model, jax_model, rules)
+        return Tensors(torch_model, _oriented(ledger, torch_model, jax_model))
     except UnpairedTensorsError as error:
         if rules.tensors or rules.leaves or rules.rename or rules.stacked:
             raise
@@ -131,6 +133,23 @@ def paired_tensors(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: R
         if found is None:
             raise
         return found
+
+
+def _oriented(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> Ledger:
+    """Let the values decide the layout of the square matrices of a `Program`, which was assumed by their names."""
+    if not isinstance(jax_model, Program):
+        return ledger
+    state, variables = state_of(torch_model), jax_variables(jax_model)
+    entries, decided = [], True
+    for entry in ledger:
+        if entry.is_whole and len(entry.torch_shape) == 2 and len(set(entry.torch_shape + entry.jax_shape)) == 1:
+            ours, theirs = to_numpy(state[entry.torch]), np.asarray(variables[entry.jax][...])
+            other = dataclasses.replace(entry, axes=None if entry.axes == (1, 0) else (1, 0))
+            entry = next((e for e in (entry, other) if np.array_equal(e.to_jax(ours), theirs)), entry)
+            decided = decided and np.array_equal(entry.to_jax(ours), theirs)
+        entries.append(entry)
+    notes = tuple(note for note in ledger.notes if not (decided and ASSUMED in note))
+    return dataclasses.replace(ledger, entries=tuple(entries), notes=notes)
 
 
 def _by_value(

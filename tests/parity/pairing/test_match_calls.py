@@ -19,11 +19,15 @@ from tests.support.parity.pairs import FlaxTwice, carried, images, micro, resnet
 
 
 def paired(
-    torch_model: torch.nn.Module, jax_model: nnx.Module, *arrays: np.ndarray, rules: Rules | None = None
+    torch_model: torch.nn.Module,
+    jax_model: nnx.Module,
+    *arrays: np.ndarray,
+    rules: Rules | None = None,
+    whole: bool = False,
 ) -> Pairing:
     axes = [input_axes(x.ndim) for x in arrays]
     sides = TorchSide.of(torch_model, "float64"), JaxSide.of(jax_model, "float64", axes)
-    return pair_calls(*sides, arrays, rules or Rules())
+    return pair_calls(*sides, arrays, rules or Rules(), whole=whole)
 
 
 def test_every_module_of_ours_has_a_partner():
@@ -43,11 +47,11 @@ def test_calls_of_one_module_are_told_apart():
     assert [pair.name for pair in pairing.pairs] == ["fc", "fc#2", "norm", ""]
 
 
-def test_of_a_program_only_the_model_itself_is_paired():
+def test_as_a_whole_only_the_model_itself_is_paired():
     torch_model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
     params = [{"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32)}]
     adapter = parity.function(lambda p, x: jax.nn.relu(x @ p[0]["w"] + p[0]["b"][None]), params)
-    pairing = paired(torch_model, adapter.as_nnx(), images(2, 4))
+    pairing = paired(torch_model, adapter.as_nnx(), images(2, 4), whole=True)
     assert [pair.name for pair in pairing.pairs] == [""]
     assert pairing.unpaired == ()
 
