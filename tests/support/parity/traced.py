@@ -69,7 +69,12 @@ def zero_linear(n: int, m: int) -> dict[str, np.ndarray]:
 
 def zeros() -> dict[str, Any]:
     norm = {"scale": np.zeros(DIM), "b": np.zeros(DIM)}
-    block: dict[str, Any] = {"norm1": norm, "norm2": norm, "fc1": zero_linear(DIM, 2 * DIM), "fc2": zero_linear(2 * DIM, DIM)}
+    block: dict[str, Any] = {
+        "norm1": norm,
+        "norm2": norm,
+        "fc1": zero_linear(DIM, 2 * DIM),
+        "fc2": zero_linear(2 * DIM, DIM),
+    }
     block["attn"] = {"qkv": zero_linear(DIM, 3 * DIM), "proj": zero_linear(DIM, DIM)}
     blocks = {str(i): block for i in range(DEPTH)}
     return {"blocks": blocks, "head": zero_linear(DIM, CLASSES)}
