@@ -172,7 +172,7 @@ def test_operations_on_one_array_of_integers(name: str, dtype: str):
 
 
 @pytest.mark.parametrize("name", BINARY)
-@pytest.mark.parametrize("dtype", (*FLOATS, *WHOLE, "bool"))
+@pytest.mark.parametrize("dtype", [*FLOATS, *WHOLE, "bool"])
 def test_operations_on_two_arrays(name: str, dtype: str):
     function = BINARY[name]
     x, y = values(dtype, 3, 4), values(dtype, 3, 4, seed=1)
@@ -201,7 +201,7 @@ def test_not():
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, i) for name, cases in OTHER.items() for i in range(len(cases))])
-@pytest.mark.parametrize("dtype", (*FLOATS, *WHOLE, "bool"))
+@pytest.mark.parametrize("dtype", [*FLOATS, *WHOLE, "bool"])
 def test_other_operations(name: str, case: int, dtype: str):
     if dtype == "bool" and name not in (
         *("broadcast_in_dim", "concatenate", "convert_element_type", "reshape", "rev", "slice", "split", "squeeze"),
@@ -227,7 +227,7 @@ def test_floats_outside_the_range_of_integers(dtype: str):
         )
 
 
-@pytest.mark.parametrize("dtype", (*FLOATS, "int32"))
+@pytest.mark.parametrize("dtype", [*FLOATS, "int32"])
 @pytest.mark.parametrize(
     ("x", "y", "numbers"),
     [

@@ -251,7 +251,8 @@ def test_modules_and_their_calls():
         (("", 0), "tanh"),
         (("norm", 0), "native_layer_norm"),
     ] + [(("norm", 0), "native_layer_norm")] * (len(found.operations) - 4)  # mean and deviation
-    assert first.operations == range(0, 1) and second.operations == range(1, 2)
+    assert first.operations == range(0, 1)
+    assert second.operations == range(1, 2)
     assert whole.operations == range(0, len(found.operations))
     assert second.inputs[0].operations == first.outputs[0].operations == {0}
     assert last.outputs[0].operations == whole.outputs[0].operations == {3}
