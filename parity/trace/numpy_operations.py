@@ -6,6 +6,7 @@ would spend most of its time on that. Operations that are not in this table, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,16 +83,18 @@ def _split(x: np.ndarray, *, sizes: Any, axis: int, **_: Any) -> list[np.ndarray
     return np.split(x, np.cumsum(sizes)[:-1], axis)
 
 
-def _dot_general(x: np.ndarray, y: np.ndarray, *, dimension_numbers: Any, **_: Any) -> np.ndarray:
+def _dot_general(
+    x: np.ndarray, y: np.ndarray, *, dimension_numbers: Any, preferred_element_type: Any = None, **_: Any
+) -> np.ndarray:
     """Multiply matrices; the result has the batch axes first, then the free axes of x and of y."""
     (contracted, of_y), (batch, batch_of_y) = dimension_numbers
     free = [i for i in range(x.ndim) if i not in contracted and i not in batch]
     free_of_y = [i for i in range(y.ndim) if i not in of_y and i not in batch_of_y]
-    lead = [x.shape[i] for i in batch]
-    terms = int(np.prod([x.shape[i] for i in contracted], dtype=int))
-    a = x.transpose([*batch, *free, *contracted]).reshape([*lead, -1, terms] if terms else [*lead, 0, 0])
-    b = y.transpose([*batch_of_y, *of_y, *free_of_y]).reshape([*lead, terms, -1] if terms else [*lead, 0, 0])
-    return np.matmul(a, b).reshape([*lead, *(x.shape[i] for i in free), *(y.shape[i] for i in free_of_y)])
+    lead, terms = [x.shape[i] for i in batch], [x.shape[i] for i in contracted]
+    rows, columns = [x.shape[i] for i in free], [y.shape[i] for i in free_of_y]
+    a = x.transpose([*batch, *free, *contracted]).reshape([*lead, math.prod(rows), math.prod(terms)])
+    b = y.transpose([*batch_of_y, *of_y, *free_of_y]).reshape([*lead, math.prod(terms), math.prod(columns)])
+    return np.matmul(a, b, dtype=preferred_element_type).reshape([*lead, *rows, *columns])
 
 
 def _cumsum(x: np.ndarray, *, axis: int, reverse: bool, **_: Any) -> np.ndarray:
@@ -128,10 +131,10 @@ def evaluate(eqn: Any, given: Sequence[Any]) -> list[np.ndarray] | None:
     """Return the results of an equation; None if this table does not have its operation for these dtypes."""
     name = eqn.primitive.name
     results = [v.aval for v in eqn.outvars]
-    if not all(_plain(x) for x in (*given, *results)):
+    if not all(_numbers(x) for x in (*given, *results)):
         return None
     arrays = [np.asarray(x) for x in given]
-    if not _has(name, arrays):
+    if not _has(name, arrays, [x.dtype for x in results]):
         return None
     with np.errstate(all="ignore"):
         if name in _OTHER:
@@ -142,19 +145,18 @@ def evaluate(eqn: Any, given: Sequence[Any]) -> list[np.ndarray] | None:
         return [np.asarray(x).astype(aval.dtype, copy=False) for x, aval in zip(listed, results, strict=True)]
 
 
-def _plain(value: Any) -> bool:
-    """Return whether a value is a number, or has a dtype that NumPy has too: keys of random numbers have others."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        return isinstance(value, int | float)
-    return isinstance(dtype, np.dtype) and dtype in DTYPES
+def _numbers(x: Any) -> bool:
+    """Whether a value or its type is of numbers that NumPy computes with as JAX does: no keys, no bfloat16."""
+    return getattr(x, "dtype", None) in DTYPES or isinstance(x, int | float)
 
 
-def _has(name: str, arrays: Sequence[np.ndarray]) -> bool:
+def _has(name: str, arrays: Sequence[np.ndarray], dtypes: Sequence[np.dtype]) -> bool:
     if name in _ELEMENTWISE:
         return True
     if name in _FLOATS or name in ("integer_pow", "dot_general"):
         return all(x.dtype.kind == "f" for x in arrays)
+    if name == "convert_element_type":  # of floats beyond the range of integers, XLA makes the largest integer
+        return arrays[0].dtype.kind != "f" or dtypes[0].kind != "i"
     if name in _LOGICAL:
         return all(x.dtype == bool for x in arrays)
     if name == "select_n":

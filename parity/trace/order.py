@@ -22,6 +22,7 @@ class Misplaced:
         array: The value, in the shape of PyTorch's tensor.
         wanted: PyTorch's tensor.
         layout: The layout in which the two are closest.
+        once_right: Whether JAX has the numbers in the right order before.
         lines: Lines of the JAX code that rearrange the numbers.
     """
 
@@ -29,6 +30,7 @@ class Misplaced:
     array: np.ndarray
     wanted: np.ndarray
     layout: Layout
+    once_right: bool
     lines: tuple[str, ...]
 
 
@@ -55,12 +57,13 @@ def misplaced(
     if best is not None and best[0] <= SAME:
         return None
     layout = Layout((wanted.size,), (0,), wanted.shape) if best is None else best[1]
-    inside = [last]
+    inside, once_right = [last], False
     for number in reversed(numbers[:-1]):
         inside.insert(0, number)
         found = closest(arrays[number], wanted)
         if found is not None and found[0] <= SAME:
+            once_right = True
             break
     lines = [jax_line(matches.scopes[number]) for number in inside]
     array = arrays[last].reshape(wanted.shape)
-    return Misplaced(last, array, wanted, layout, tuple(dict.fromkeys(line for line in lines if line)))
+    return Misplaced(last, array, wanted, layout, once_right, tuple(dict.fromkeys(line for line in lines if line)))

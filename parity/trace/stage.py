@@ -189,6 +189,10 @@ def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
     if order is not None and owner is not None and owner.key != ROOT:
         values = Fingerprint.of(order.wanted)
         taken = [x for x in owner.inputs if x.values.size == values.size and values.matches(x.values.sums)]
+        made = None if order.once_right or not taken else _maker(trace, owner, taken[0])
+        if made is not None:
+            yield _Place(made[0], False, made[1], order.array, order.wanted)
+            return
         if taken:
             yield _Place(owner, True, taken[0], order.array, order.wanted)
             return
@@ -202,6 +206,15 @@ def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
             yield _Place(into[0], True, into[1], value, difference.wanted[end])
         elif owner is not None:
             yield _Place(owner, False, None, value, difference.wanted[end])
+
+
+def _maker(trace: TorchTrace, taker: ModuleCall, tensor: Tensor) -> tuple[ModuleCall, Tensor] | None:
+    """Return the module call, and which of its outputs it is, that `taker` takes as it is; None if there is none."""
+    for call in trace.calls:
+        for output in call.outputs if call.operations.stop <= taker.operations.start and call.key[0] else ():
+            if output.operations == tensor.operations and output.shape == tensor.shape:
+                return call, output
+    return None
 
 
 def _note(trace: TorchTrace, difference: Difference) -> str:

@@ -69,7 +69,12 @@ def zero_linear(n: int, m: int) -> dict[str, np.ndarray]:
 
 def zeros() -> dict[str, Any]:
     norm = {"scale": np.zeros(DIM), "b": np.zeros(DIM)}
-    block: dict[str, Any] = {"norm1": norm, "norm2": norm, "fc1": zero_linear(DIM, 2 * DIM), "fc2": zero_linear(2 * DIM, DIM)}
+    block: dict[str, Any] = {
+        "norm1": norm,
+        "norm2": norm,
+        "fc1": zero_linear(DIM, 2 * DIM),
+        "fc2": zero_linear(2 * DIM, DIM),
+    }
     block["attn"] = {"qkv": zero_linear(DIM, 3 * DIM), "proj": zero_linear(DIM, DIM)}
     blocks = {str(i): block for i in range(DEPTH)}
     return {"blocks": blocks, "head": zero_linear(DIM, CLASSES)}
@@ -132,10 +137,23 @@ class Sides:
 
     @classmethod
     def of(
-        cls, model: torch.nn.Module, function: Callable[..., Any], params: Any, *arrays: np.ndarray, rules: Any = None
+        cls,
+        model: torch.nn.Module,
+        function: Callable[..., Any],
+        params: Any,
+        *arrays: np.ndarray,
+        rules: parity.Rules | None = None,
+        tied: bool = False,
     ) -> Sides:
-        """Fill a PyTorch model with random weights and give them to a function of JAX."""
+        """Fill a PyTorch model with random weights and give them to a function of JAX.
+
+        With `tied`, all modules of one type and shape have equal weights.
+        """
         parity.randomize(model)
+        if tied:
+            first: dict[Any, torch.Tensor] = {}
+            for name, p in model.named_parameters():
+                p.data = first.setdefault((name.rsplit(".")[-1], p.shape), p.data).clone()
         jax_model = parity.function(function, params)
         parity.torch_to_jax(model, jax_model, rules=rules)
         axes = [tuple(range(x.ndim)) for x in arrays]
