@@ -226,6 +226,26 @@ def test_wrapped_programs(wrap: Callable[..., Any]):
     assert_equal(Sides.of(Transformer(), function, zeros(), tokens()))
 
 
+class Residual(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = torch.nn.Linear(DIM, 2 * DIM), torch.nn.Linear(2 * DIM, DIM)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc2(torch.nn.functional.gelu(self.fc1(x)))
+
+
+def test_the_cause_is_named_where_jax_has_no_output_of_the_module_that_is_called():
+    def function(p: Any, x: jax.Array) -> jax.Array:
+        y = jax.nn.gelu(jnp.einsum("bnc,cd->dnb", x, p["fc1"]["w"]) + p["fc1"]["b"][:, None, None])
+        return x + jnp.einsum("dnb,dc->bnc", y, p["fc2"]["w"]) + p["fc2"]["b"]
+
+    params = {"fc1": zero_linear(DIM, 2 * DIM), "fc2": zero_linear(2 * DIM, DIM)}
+    found = Sides.of(Residual(), function, params, tokens()).stage()
+    assert [(row.name, row.kind) for row in failing(found)] == [("fc2", "calls")]
+    assert [cause.description.split(" (")[0] for cause in found.causes] == ["gelu -> tanh gelu"]
+
+
 # ---- inputs and outputs ----
 
 
