@@ -44,7 +44,7 @@ def check(
     same_trainable: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Check whether both models are equivalent: weights, every layer, output, loss, every gradient.
+    """Check whether both models are equivalent: weights, every layer or module, output, loss, every gradient.
 
     Copies of the models run in evaluation mode; the models themselves are not modified.
 

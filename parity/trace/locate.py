@@ -227,7 +227,8 @@ def _ranked(
 ) -> list[Candidate]:
     """Return the candidates: those about as close as the closest, then the operands (`known`), then the others by relF.
 
-    Of about equally close ones, the first computed comes first: later ones may be computed from it.
+    Of about equally close ones, the first computed comes first: later ones may be computed from it. The operands are
+    among the first `TRIES`: where JAX lacks an operation, other values may be closer by chance.
     """
     found = []
     for number in numbers:
@@ -237,9 +238,10 @@ def _ranked(
             found.append(Candidate(number, error, best[1], best[1].to_torch(arrays[number])))
     found.sort(key=lambda x: (x.error, x.number))
     limit = ABOUT * found[0].error if found else 0.0
+    operands = [x for x in found if x.number in known]
     near = sorted((x for x in found if x.error <= limit and x.number not in known), key=lambda x: x.number)
-    others = sorted((x for x in found if all(x is not y for y in near)), key=lambda x: x.number not in known)
-    return near + others
+    ranked = [*near[: max(TRIES - len(operands), 1)], *operands, *near, *found]
+    return list({x.number: x for x in ranked}.values())  # each once, where it comes first
 
 
 ABOUT = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -240,10 +240,11 @@ def _causes(
     for place in (place for difference in found.differences for place in _places(trace, difference)):
         if place.value is not None and place.tensor is not None:
             (taken if place.into else gave).setdefault(place.call.key, {})[place.tensor.index] = place
-    oracle = ours.forward(arrays, only=gave.keys() | taken.keys())
-    pairs = [_pair(ours.model, call, taken.get(call.key, {})) for call in trace.calls if _held(call, found.last, gave)]
+    wrong = gave.keys() | taken.keys()
+    oracle = ours.forward(arrays, only=wrong)
+    pairs = [_pair(ours.model, call, taken.get(call.key, {})) for call in trace.calls if _held(call, found.last, wrong)]
     calls = {}
-    for key in gave.keys() | taken.keys():
+    for key in wrong:
         inputs = oracle[key].inputs or []
         given = [taken[key][i].as_in(inputs[i]) for i in sorted(taken.get(key, {}))]
         outputs = [gave[key][i].as_in(x) if i in gave.get(key, {}) else x for i, x in enumerate(oracle[key].outputs)]
@@ -251,8 +252,8 @@ def _causes(
     return name_causes(ours.model, ours.inputs(arrays), pairs, calls, rows, notes, apply=ours.apply)
 
 
-def _held(call: ModuleCall, matches: Matches, wrong: Mapping[Key, object]) -> bool:
-    """Whether a module is judged by itself: its outputs are among JAX's values, or it is the one that is wrong."""
+def _held(call: ModuleCall, matches: Matches, wrong: Collection[Key]) -> bool:
+    """Whether a module is judged by itself: its outputs are among JAX's values, or its own tensors are wrong."""
     return call.key == ROOT or call.key in wrong or located(call, matches) is not None
 
 

@@ -21,6 +21,8 @@ from parity.judgement.rows import FLOAT64_NOISE, ZERO_BY_STRUCTURE
 from parity.judgement.small_elements import FLOOR, LOOSER
 from parity.measure.gates import Gates
 from parity.side_by_side.trajectory import TrainingGates
+from parity.trace.fingerprint import TOLERANCE
+from parity.trace.locate import MOST_RUNS
 from t2t_common.data import images, open_source
 from t2t_common.io import cli
 from t2t_common.run_page import confusion, writer
@@ -171,6 +173,7 @@ FIGURES: dict[str, list[str]] = {
         f"## [{PROJECT['version']}]",
     ],
     "CONTRIBUTING.md": ["Files of up to 400 lines"],
+    "docs/any_program.md": [f"may differ by {TOLERANCE:.0e} of", f"at most {MOST_RUNS} in all"],
     "docs/architecture.md": [f"exit code {cli.MISUSED}"],
     "docs/ci.md": [
         f"the Python to set up, {PYTHON} or later",

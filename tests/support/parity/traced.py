@@ -101,7 +101,7 @@ def block(p: Any, x: jax.Array, wrong: str = "") -> jax.Array:
     y = attention(p["attn"], normed(p["norm1"], x, wrong), wrong)
     x = y if wrong == "residual" else x + y  # residual
     y = linear(p["fc1"], normed(p["norm2"], x, ""))
-    y = jax.nn.gelu(y, approximate=wrong == "gelu")  # gelu
+    y = jnp.log(y) if wrong == "nan" else jax.nn.gelu(y, approximate=wrong == "gelu")  # gelu
     return x + linear(p["fc2"], y)
 
 
