@@ -18,6 +18,8 @@ class SelftestOptions:
 
     seeds: int = 40
     """Number of seeds for which every unmodified pair must pass."""
+    opaque: bool = False
+    """Give the JAX models as functions without modules; only forward passes and gradients are checked then."""
     json: Path | None = None
     """File for all outcomes as JSON."""
 
@@ -36,7 +38,7 @@ def selftest(options: SelftestOptions) -> int:
         check_target(options.json)
     console = make_console()
     with console.status("selftest") as status:
-        outcome = known.run(seeds=options.seeds, workers=2, progress=status.update)
+        outcome = known.run(seeds=options.seeds, workers=2, opaque=options.opaque, progress=status.update)
     console.print(known.table(outcome))
     console.print(known.verdict(outcome))
     if options.json is not None:

@@ -17,12 +17,11 @@ from parity.judgement.rows import (
     weight_notes,
     weight_rows,
 )
-from parity.judgement.small_elements import is_small
 from parity.measure.gates import Gates
 from parity.power import power_of
+from parity.proof.layers import derivatives_needed, judged_layers
 from parity.proof.reduced_formats import format_rows
 from parity.proof.stages import MEMORY, Proof, fails
-from parity.report.findings import Cause
 from parity.report.report import Report
 from parity.runs.losses import Loss
 
@@ -97,17 +96,8 @@ def check(
         again = other.forward(tell=tell)
         if sum(not row.passed for row in again) < sum(not row.passed for row in forward):
             proof, forward = other, again
-    causes: tuple[Cause, ...] = ()
-    traced = None
-    if proof.by_values:
-        tell("every module, by its values")
-        traced = proof.traced(forward)
-        forward, causes = traced.merged(forward), traced.causes
-        proof.notes.extend(traced.notes)
-    rows += forward
-    if fails(rows, mode="forced") and not (traced and traced.located):
-        tell("causes")
-        causes = proof.causes([row for row in rows if not is_small(row)])  # relF does not resolve small elements
+    layers = judged_layers(proof, rows, forward, tell)
+    rows, causes = layers.rows, layers.causes
     if not proof.pairing.comparable and level != "forward":
         proof.notes.append("gradients and training mode were not compared, since the outputs cannot be")
         level, formats = "forward", False
@@ -116,9 +106,7 @@ def check(
         tell("gradients")
         gradients = proof.gradients(evaluation_loss)
         rows += gradients
-        # A wrong gradient does not locate its cause. If the forward pass is right, the module derivatives do.
-        unsure = fails(gradients, precision="float64") or bool(proof.tables.apart)
-        if unsure and not fails(rows, mode="forced"):
+        if derivatives_needed(proof, rows, gradients):
             tell("derivative of every module")
             derivatives, found = proof.derivatives(evaluation_loss, gradients)
             rows, causes = rows + derivatives, causes + found
@@ -135,8 +123,8 @@ def check(
     return Report(
         rows=tuple(rows),
         ledger=proof.ledger,
-        layers=(*(traced.layers if traced else ()), *((p.name, type(p.module).__name__) for p in proof.pairing.pairs)),
-        unpaired=(*proof.pairing.unpaired, *(traced.absent if traced else ())),
+        layers=layers.names(proof),
+        unpaired=layers.unpaired(proof),
         causes=causes,
         formats=tuple(format_figures),
         notes=proof.all_notes,

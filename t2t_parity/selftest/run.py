@@ -57,6 +57,9 @@ FULL_SEEDS = 4
 TRAINED_SEEDS = 1
 """Number of these draws also checked in training mode if it differs; few, as it must be compiled."""
 
+OPAQUE = ("forward", "gradient")
+"""Groups of mutations that are also run with the JAX model as a function; the others need its modules."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -142,13 +145,16 @@ def run(
     families: Sequence[str] = PAIRS,
     gates: Gates | None = None,
     workers: int = 1,
+    opaque: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Selftest:
     """Check every mutation, and `seeds` unmutated draws of each pair in `families`.
 
-    `workers` is the number of processes; with more than one, `mutations` must be a subset of MUTATIONS.
+    `workers` is the number of processes; with more than one, `mutations` must be a subset of MUTATIONS. With `opaque`,
+    the JAX models are given as functions, and only the mutations of the groups in OPAQUE are run.
     """
     start, tell = time.perf_counter(), progress or (lambda line: None)
+    mutations = [mutation for mutation in mutations if not opaque or mutation.group in OPAQUE]
     # Mutations of one pair share compiled operations, so they stay in one task.
     together: dict[str, list[str]] = {}
     for mutation in mutations:
@@ -156,9 +162,9 @@ def run(
     pairs = sorted(
         {**together, **dict.fromkeys(families if seeds else ())}, key=lambda pair: -len(together.get(pair, ()))
     )
-    tasks = [Task(pair, tuple(together.get(pair, ())), seeds * (pair in families), gates) for pair in pairs]
+    tasks = [Task(pair, tuple(together.get(pair, ())), seeds * (pair in families), gates, opaque) for pair in pairs]
     outcomes: list[Outcome] = []
-    correct: list[tuple[str, str | None]] = [try_correct(trial) for trial in CORRECT]
+    correct: list[tuple[str, str | None]] = [] if opaque else [try_correct(trial) for trial in CORRECT]
     known = {mutation.name: mutation for mutation in mutations}
     for done, (found, unmutated) in enumerate(_results(tasks, known, workers), 1):
         outcomes += found
@@ -178,6 +184,7 @@ class Task:
     mutations: tuple[str, ...]
     seeds: int
     gates: Gates | None
+    opaque: bool = False
 
 
 Result = tuple[list[Outcome], list[tuple[str, str | None]]]
@@ -207,15 +214,15 @@ def _start_worker(programs: str) -> None:
 def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) -> Result:
     known = known or {mutation.name: mutation for mutation in MUTATIONS}
     mutations = [known[name] for name in task.mutations]
-    outcomes = [try_trial(m) if isinstance(m, Trial) else try_mutation(m, task.gates) for m in mutations]
-    return outcomes, [try_unmutated(task.pair, seed, task.gates) for seed in range(task.seeds)]
+    outcomes = [try_trial(m) if isinstance(m, Trial) else try_mutation(m, task.gates, opaque=task.opaque) for m in mutations]
+    return outcomes, [try_unmutated(task.pair, seed, task.gates, opaque=task.opaque) for seed in range(task.seeds)]
 
 
-def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
+def try_mutation(mutation: Mutation, gates: Gates | None = None, *, opaque: bool = False) -> Outcome:
     """Insert the mistake into a new copy of its pair and check it."""
     start = time.perf_counter()
     try:
-        report = _judged(mutation, gates)
+        report = _judged(mutation, gates, opaque)
     except Exception as error:  # a crash is not a detection; a ValueError rejects the pair
         return _raised(mutation, error, time.perf_counter() - start)
     module = report.first_divergence
@@ -235,7 +242,7 @@ def try_mutation(mutation: Mutation, gates: Gates | None = None) -> Outcome:
     )
 
 
-def _judged(mutation: Mutation, gates: Gates | None) -> Report:
+def _judged(mutation: Mutation, gates: Gates | None, opaque: bool) -> Report:
     torch_model, jax_model, inputs = fresh(mutation.pair)
     with mutation.apply(jax_model) or contextlib.nullcontext():
         return judge(
@@ -245,6 +252,7 @@ def _judged(mutation: Mutation, gates: Gates | None) -> Report:
             rules=rules_of(mutation.pair),
             backward=mutation.group == "gradient",
             training=mutation.group == "train",
+            opaque=opaque,
             gates=gates,
         )
 
@@ -298,10 +306,11 @@ def _margin(report: Report) -> float:
     return max((row.error / (row.gate or exact) for row in failed), default=0.0)
 
 
-def try_unmutated(family: str, seed: int, gates: Gates | None = None) -> tuple[str, str | None]:
+def try_unmutated(family: str, seed: int, gates: Gates | None = None, *, opaque: bool = False) -> tuple[str, str | None]:
     """Check a correct pair with weights and inputs drawn from `seed`; return (name, false alarm or None)."""
-    name, every, training = f"{family}, seed {seed}", seed < FULL_SEEDS, seed < TRAINED_SEEDS and trains(family)
+    name, every, training = f"{family}, seed {seed}", seed < FULL_SEEDS, not opaque and seed < TRAINED_SEEDS and trains(family)
     options: dict[str, Any] = {"rules": rules_of(family), "backward": every, "float32": every, "training": training}
+    options["opaque"] = opaque
     try:
         report = judge(*make(family, seed), gates=gates, **options)
     except Exception as error:  # a correct pair that is rejected or crashes is also a false alarm
