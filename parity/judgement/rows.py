@@ -16,6 +16,7 @@ from parity.carry.arrays import is_integer, numpy_dtype
 from parity.carry.convert import Ledger, jax_variables, state_equal, to_numpy
 from parity.carry.ledger import identity
 from parity.judgement.loss_gate import loss_error, loss_rows
+from parity.judgement.named_outputs import with_outputs
 from parity.judgement.small_elements import Small, SmallOnes, with_error
 from parity.measure.gates import BY_CHANCE, HUGE, Gates, Row, norm, real_numbers, rel_f, relative
 from parity.measure.layer_rounding import own_terms, summed
@@ -159,6 +160,7 @@ def layer_rows(
         floor = noise[pair.jax] * FLOAT64_NOISE if noise else None
         hidden = small[pair.jax] if small else Call([], [])
         row = _row(pair, _kind(pair), mode, call.outputs, reference.outputs, gate, floor)
+        row = with_outputs(row, pair, call.outputs, reference.outputs)
         rows.append(_with_small(row, hidden.outputs, call.outputs))
         if mode in ("forced", "train") and pair.torch[0] and reference.inputs is not None:
             row = _row(pair, "calls", mode, call.inputs or [], reference.inputs, gates.f64)

@@ -18,7 +18,8 @@ from parity.precision.wide_torch import own_tables, wide
 from parity.recording.align import closest_axes, fitting_axes
 from parity.recording.capture import ROOT, Call, Key
 from parity.recording.channels import Axes
-from parity.recording.structure import difference
+from parity.recording.output_names import tensor_names
+from parity.recording.structure import Form, difference
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 
@@ -28,6 +29,7 @@ class Pair:
     """One call on both sides, with the layouts of its tensors.
 
     `inputs` are the indices of PyTorch's tensors that correspond to JAX's, in order; None: they cannot be matched.
+    `output_names` are the names of the model's outputs, if it has several.
     """
 
     torch: Key
@@ -36,6 +38,7 @@ class Pair:
     inputs: tuple[int, ...] | None
     input_axes: tuple[Axes, ...]
     output_axes: tuple[Axes, ...]
+    output_names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,6 +62,7 @@ class Pairing:
         configured: (module, description) of calls whose results differ in dtype, as the models are configured.
         idle: Modules whose own weights PyTorch's model does not use on these inputs.
         design: Narrow formats that are used by design.
+        forms: Structures of what the models themselves return.
     """
 
     pairs: tuple[Pair, ...]
@@ -68,6 +72,7 @@ class Pairing:
     configured: tuple[tuple[str, str], ...] = ()
     idle: tuple[str, ...] = ()
     design: Design = dataclasses.field(default_factory=Design)
+    forms: tuple[Form, Form] | None = None
 
     @property
     def comparable(self) -> bool:
@@ -183,7 +188,21 @@ def pair_calls(
         if (how := _configured(pair, ours.calls[pair.torch], theirs[pair.jax])) is not None
     ]
     idle = [path for path in ours.idle if not matches(path, rules.unpaired)]
-    return Pairing(tuple(pairs), tuple(sorted(unpaired)), ours.calls, tuple(different), tuple(configured), tuple(idle))
+    return Pairing(
+        tuple(pairs),
+        tuple(sorted(unpaired)),
+        ours.calls,
+        tuple(different),
+        tuple(configured),
+        tuple(idle),
+        forms=_forms(ours.calls, theirs),
+    )
+
+
+def _forms(ours: Mapping[Key, Shapes], theirs: Mapping[Key, Shapes]) -> tuple[Form, Form] | None:
+    """Return the structures of what the models themselves return."""
+    a, b = (calls[ROOT].form if ROOT in calls else None for calls in (ours, theirs))
+    return None if a is None or b is None else (a, b)
 
 
 def _configured(pair: Pair, ours: Shapes, theirs: Shapes) -> str | None:
@@ -294,7 +313,7 @@ class _Draft:
             ValueError: The outputs differ in structure or shape.
             _SideResultError: PyTorch's layer returns additional results.
         """
-        _check_structure(module, ours, theirs)
+        _check_structure(key, module, ours, theirs)
         rule = next((axes for pattern, axes in rules.layouts.items() if matches(key[0], [pattern])), "find")
         layer = module if key != ROOT else None
         outputs = [
@@ -310,7 +329,8 @@ class _Draft:
                 )
         except ValueError:
             inputs, choices = None, []
-        return cls(Pair(key, partner, module, inputs, (), ()), choices, outputs)
+        names = tuple(tensor_names(ours.form)) if key == ROOT and ours.form and len(outputs) > 1 else ()
+        return cls(Pair(key, partner, module, inputs, (), (), names), choices, outputs)
 
     def decided(self, values: tuple[Call, Call] | None) -> Pair:
         """Return the pair with the layouts under which the tensors are closest, where several fit."""
@@ -323,7 +343,7 @@ class _Draft:
         return dataclasses.replace(self.pair, input_axes=input_axes, output_axes=output_axes)
 
 
-def _check_structure(module: torch.nn.Module, ours: Shapes, theirs: Shapes) -> None:
+def _check_structure(key: Key, module: torch.nn.Module, ours: Shapes, theirs: Shapes) -> None:
     found = difference(ours.form, theirs.form) if ours.form and theirs.form else None
     if found is None:
         return
@@ -331,7 +351,7 @@ def _check_structure(module: torch.nn.Module, ours: Shapes, theirs: Shapes) -> N
         if len(ours.outputs) == 1:
             return  # (output, None): need_weights=False
         raise _SideResultError("PyTorch returns the attention weights too")
-    raise ValueError(found)
+    raise ValueError(f"{found} (choose what is compared: torch_call=, jax_call=)" if key == ROOT else found)
 
 
 def _own_rule(name: str, rules: Rules, otherwise: Axes | str) -> Axes | str:

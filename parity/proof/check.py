@@ -22,6 +22,7 @@ from parity.power import power_of
 from parity.proof.layers import derivatives_needed, judged_layers
 from parity.proof.reduced_formats import format_rows
 from parity.proof.stages import MEMORY, Proof, fails
+from parity.recording.own_calls import Call, jax_called, torch_called
 from parity.report.report import Report
 from parity.runs.losses import Loss
 
@@ -41,6 +42,8 @@ def check(
     memory: float = MEMORY,
     power: bool | float = False,
     same_trainable: bool = False,
+    torch_call: Call | None = None,
+    jax_call: Call | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Check whether both models are equivalent: weights, every layer or module, output, loss, every gradient.
@@ -67,6 +70,9 @@ def check(
             budget in forward passes of the model.
         same_trainable: Also require that the same tensors are trained on both sides. By default, a part that is
             frozen on one side only is a note, since flax models are usually frozen in the optimizer.
+        torch_call, jax_call: How each model is called, if not both as `model(*inputs)`: functions
+            `torch_call(model, *inputs)` and `jax_call(model, *inputs)` (inputs given by name are passed by name) that
+            run the model and return what is compared. An adapter is given as a function of the same weights.
         progress: Function called with a line of text before each stage.
 
     Returns:
@@ -85,6 +91,7 @@ def check(
         jax_model.require_numbers()
         if level == "train":
             raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
+    torch_model, jax_model = torch_called(torch_model, torch_call), jax_called(jax_model, jax_call)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
     rows = weight_rows(proof.ledger, proof.torch_model, jax_model, same_trainable=same_trainable)
     rows += proof.missing

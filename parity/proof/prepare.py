@@ -27,6 +27,8 @@ from parity.random_draws.in_program import refuse_draws
 from parity.recording.align import input_axes
 from parity.recording.channels import Axes
 from parity.recording.inputs import Arguments
+from parity.recording.output_names import aligned_by_order, with_names
+from parity.recording.own_calls import jax_called, torch_called
 from parity.recording.transformations import has_paths, with_paths
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
@@ -65,11 +67,26 @@ class Prepared:
 
 
 def prepare(torch_model: torch.nn.Module, jax_model: nnx.Module, arguments: Arguments, rules: Rules) -> Prepared:
-    """Pair the tensors and calls of both models.
+    """Pair the tensors and calls of both models, and align their outputs: by name, else by order.
 
     Raises:
         ValueError: Some have no partner, the inputs are empty or not finite, or a `Program` draws random numbers.
     """
+    found = _prepare(torch_model, jax_model, arguments, rules)
+    forms = found.pairing.forms
+    if forms is None or not aligned_by_order(*forms):
+        return found
+    if not found.pairing.comparable:
+        # The order of a sequence need not be the alphabetical order of the names on the other side.
+        torch_model = torch_called(torch_model, lambda model, *x, **names: with_names(model(*x, **names), forms[1]))
+        jax_model = jax_called(jax_model, lambda model, *x, **names: with_names(model(*x, **names), forms[0]))
+        found = _prepare(torch_model, jax_model, arguments, rules)
+    if found.pairing.comparable:
+        found.notes.append("some outputs have names on one side only: they are aligned by order")
+    return found
+
+
+def _prepare(torch_model: torch.nn.Module, jax_model: nnx.Module, arguments: Arguments, rules: Rules) -> Prepared:
     refuse_compiled(torch_model)
     tensors = paired_tensors(torch_model, jax_model, rules)
     torch_model = tensors.torch_model

@@ -24,7 +24,10 @@ Rebuild = Callable[[Sequence[Any]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A container: names of its items (sorted, except in a sequence), their values, and a function to rebuild it."""
+    """A container: names of its items (sorted, except in a sequence), their values, and a function to rebuild it.
+
+    `declared` are the names in the order in which a mapping or record declares them.
+    """
 
     kind: Kind
     names: tuple[Any, ...]
@@ -42,7 +45,7 @@ def is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor | jax.Array)
 
 
-def _node(tree: Any) -> Node | None:
+def node(tree: Any) -> Node | None:
     """Return `tree` as a container; None for a leaf."""
     if (
         tree is None
@@ -115,10 +118,10 @@ def _registered(tree: Any) -> Node | None:
 
 def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
     """Return all leaves in order, and a function that rebuilds the tree from other leaves."""
-    node = _node(tree)
-    if node is None:
+    own = node(tree)
+    if own is None:
         return [tree], lambda leaves: leaves[0]
-    parts = [flatten(value) for value in node.values]
+    parts = [flatten(value) for value in own.values]
     sizes = [len(leaves) for leaves, _ in parts]
 
     def rebuild(leaves: Sequence[Any]) -> Any:
@@ -126,7 +129,7 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
         for (_, make), size in zip(parts, sizes, strict=True):
             values.append(make(leaves[start : start + size]))
             start += size
-        return node.rebuild(values)
+        return own.rebuild(values)
 
     return [leaf for leaves, _ in parts for leaf in leaves], rebuild
 
@@ -148,12 +151,25 @@ def with_tensors(tree: Any, new: Sequence[Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """The structure of a tree: "tensor", "None", "value" (a number or string, in `value`), "object", or a container."""
+    """The structure of a tree: "tensor", "None", "value" (a number or string, in `value`), "object", or a container.
+
+    `declared` are the names of the items of a mapping or record that are not None, in the order of declaration.
+    """
 
     kind: str
     parts: tuple[tuple[Any, Form], ...] = ()
     value: Any = None
-    in_order: bool = True
+    declared: tuple[Any, ...] = ()
+
+    @property
+    def present(self) -> tuple[tuple[Any, Form], ...]:
+        """The items that are not None."""
+        return tuple((name, part) for name, part in self.parts if part.kind != "None")
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the items are declared in the order in which they are flattened."""
+        return self.kind == "sequence" or self.declared == tuple(name for name, _ in self.present)
 
     def __str__(self) -> str:
         if self.kind == "mapping":
@@ -167,10 +183,11 @@ class Form:
 
 def form(tree: Any) -> Form:
     """Return the structure of a module's output."""
-    node = _node(tree)
-    if node is not None:
-        parts = tuple((name, form(value)) for name, value in zip(node.names, node.values, strict=True))
-        return Form(node.kind, parts, in_order=node.declared in ((), node.names))
+    own = node(tree)
+    if own is not None:
+        parts = tuple((name, form(value)) for name, value in zip(own.names, own.values, strict=True))
+        present = {name for name, part in parts if part.kind != "None"}
+        return Form(own.kind, parts, declared=tuple(name for name in own.declared if name in present))
     if is_tensor(tree):
         return Form("tensor")
     if tree is None:
@@ -180,17 +197,20 @@ def form(tree: Any) -> Form:
     return Form("object")
 
 
+NAMED = ("mapping", "record")
+"""Kinds of containers whose items have names."""
+
+
 def difference(ours: Form, theirs: Form, where: str = "the output") -> str | None:
     """Describe how PyTorch's and JAX's structures differ; None if they agree.
 
-    Mappings and records are compared by name, sequences by position; a record also agrees with a sequence if its fields
-    are declared in alphabetical order.
+    Mappings and records are compared by name; with a sequence, by position, if their names are declared in alphabetical
+    order. An item that is None counts as absent.
     """
-    named = ("mapping", "record")
-    if ours.kind in named and theirs.kind in named:
+    if ours.kind in NAMED and theirs.kind in NAMED:
         return _names_differ(ours, theirs, where)
-    containers = (*named, "sequence")
-    if ours.kind in containers and theirs.kind in containers and "mapping" not in (ours.kind, theirs.kind):
+    containers = (*NAMED, "sequence")
+    if ours.kind in containers and theirs.kind in containers:
         return _sequences_differ(ours, theirs, where)
     if ours.kind != theirs.kind:
         return f"{where} is {ours} in PyTorch, {theirs} in JAX"
@@ -200,21 +220,18 @@ def difference(ours: Form, theirs: Form, where: str = "the output") -> str | Non
 
 
 def _names_differ(ours: Form, theirs: Form, where: str) -> str | None:
-    mine, other = (tuple(name for name, _ in form.parts) for form in (ours, theirs))
-    if mine != other:
+    mine, other = (dict(form.present) for form in (ours, theirs))
+    if mine.keys() != other.keys():
         texts = [", ".join(map(repr, names)) or "nothing" for names in (mine, other)]
         return f"{where} holds {texts[0]} in PyTorch, {texts[1]} in JAX"
-    found = (difference(a, b, f"{where}[{name!r}]") for (name, a), (_, b) in zip(ours.parts, theirs.parts, strict=True))
-    return next(filter(None, found), None)
+    return next(filter(None, (difference(mine[name], other[name], f"{where}[{name!r}]") for name in mine)), None)
 
 
 def _sequences_differ(ours: Form, theirs: Form, where: str) -> str | None:
-    if len(ours.parts) != len(theirs.parts):
+    if len(ours.present) != len(theirs.present):
         return f"{where} is {ours} in PyTorch, {theirs} in JAX"
     if not (ours.in_order and theirs.in_order):
         return f"{where} is {ours} in PyTorch, {theirs} in JAX: return the same names on both sides"
-    found = (
-        difference(a, b, f"{where}[{i}]")
-        for i, ((_, a), (_, b)) in enumerate(zip(ours.parts, theirs.parts, strict=True))
-    )
+    pairs = zip(ours.present, theirs.present, strict=True)
+    found = (difference(a, b, f"{where}[{name!r}]") for (name, a), (_, b) in pairs)
     return next(filter(None, found), None)

@@ -67,11 +67,13 @@ def test_by_name_whatever_the_order() -> None:
         ((one(1), None), one(1)),
         ((one(1), None), (one(1), one(1))),
         ((one(1), one(1)), (one(1),)),
-        ({"a": one(1)}, (one(1),)),
+        ({"a": one(1), "b": None}, (one(1), one(1))),
+        ({"b": one(1), "a": one(1)}, (one(1), one(1))),
         (one(1), {"a": one(1)}),
         ((one(1), 3), (one(1), 4)),
         (Pair(one(1), one(1)), (one(1), one(1))),
-        ({"a": {"b": one(1)}}, {"a": (one(1),)}),
+        ({"a": {"b": one(1)}}, {"a": one(1)}),
+        ({"a": one(1), "b": None}, {"a": one(1), "b": one(1)}),
     ],
 )
 def test_what_differs_is_said(ours: Any, theirs: Any) -> None:
@@ -89,6 +91,11 @@ def test_what_differs_is_said(ours: Any, theirs: Any) -> None:
         (Record(one(1)), Pair(jnp.ones(2), None)),
         ({"a": (one(1), "text", 2)}, {"a": [jnp.ones(2), "text", 2]}),
         (object(), object()),
+        ({"a": one(1), "b": None}, {"a": jnp.ones(2)}),
+        (Record(one(1)), {"second": jnp.ones(2)}),
+        ((one(1), None, one(1)), (jnp.ones(2), jnp.ones(2))),
+        ({"a": {"b": one(1)}}, {"a": (jnp.ones(2),)}),
+        (Record(one(1)), (jnp.ones(2),)),
     ],
 )
 def test_what_is_alike_is_taken(ours: Any, theirs: Any) -> None:
