@@ -65,8 +65,12 @@ Seen = Callable[[Step], "Any | None"]
 
 def run(closed: ClosedJaxpr, arguments: Sequence[Any], seen: Seen) -> list[Any]:
     """Run a program with concrete arrays and return its results."""
-    given = [Held(x) for x in arguments]
-    return [held.array for held in _Run(seen).program(closed, given, Scope())]
+    return [held.array for held in run_held(closed, arguments, seen)]
+
+
+def run_held(closed: ClosedJaxpr, arguments: Sequence[Any], seen: Seen) -> list[Held]:
+    """Run a program with concrete arrays and return its results with their numbers."""
+    return _Run(seen).program(closed, [Held(x) for x in arguments], Scope())
 
 
 class _Run:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.recording.capture import ROOT
 from parity.runs.torch_side import TorchSide
 from parity.trace.jax_values import Step, run
 from parity.trace.layout import Layout, closest
@@ -102,26 +103,31 @@ def locate(
         return Located((), first, matches, {}, True)
     replaced: dict[int, tuple[np.ndarray, Layout]] = {}
     differences: list[Difference] = []
+    users, results = trace.users(), set[int]()
+    """Operations of the regions from which nothing follows but the model's output."""
     for _ in range(MOST_RUNS):
-        if not first_regions(trace, matches):
+        if not first_regions(trace, matches, results):
             return Located(tuple(differences), first, matches, replaced, True)
-        regions = _computed_in_jax(trace, matches)
+        regions = _computed_in_jax(trace, matches, results)
         values = operation_values(side, arrays, {i for region in regions for i in region.operations})
         found = _differences(regions, trace, matches, program, replaced, values)
-        step = _replaced(found, trace, program, replaced)
+        last = [x for x in found if not x.misplaced and not any(users[end] for end in x.region.ends)]
+        results |= {operation for difference in last for operation in difference.region.operations}
+        others = [x for x in found if x not in last]
+        step = _replaced(others, trace, program, replaced) if others else (0, replaced, matches)
         chosen = 0 if step is None else step[0]
-        differences += [_with_lines(difference.chosen(chosen)) for difference in found]
+        differences += [_with_lines(x if x in last else x.chosen(chosen)) for x in found]
         if step is None:
             break
         _, replaced, matches = step
     return Located(tuple(differences), first, matches, replaced, False)
 
 
-def _computed_in_jax(trace: TorchTrace, matches: Matches) -> list[Region]:
-    """Return the first regions, past those of whose results JAX has nothing of the same size."""
-    first = regions = first_regions(trace, matches)
+def _computed_in_jax(trace: TorchTrace, matches: Matches, results: Collection[int]) -> list[Region]:
+    """Return the first regions, past `results` and those of whose results JAX has nothing of the same size."""
+    first = regions = first_regions(trace, matches, results)
     equal = _all_equal(matches)
-    absent = set[int]()
+    absent = set(results)
     while regions:
         found = [region for region in regions if any(_similar(op, trace, matches, equal) for op in region.operations)]
         if found:
@@ -147,6 +153,10 @@ def _differences(
     wanted = {
         operation: _similar(operation, trace, matches, equal) for region in regions for operation in region.operations
     }
+    for end in _outputs(trace).intersection(wanted):
+        size = trace.operations[end].values.size
+        same = (n for n in matches.returned if n in matches.values and matches.values[n].values.size == size)
+        wanted[end] = sorted({*wanted[end], *same})
     arrays = captured(program, replaced, {number for numbers in wanted.values() for number in numbers})
     found = []
     for region in regions:
@@ -155,9 +165,16 @@ def _differences(
             for op in region.operations
             if op in values
         }
+        for end in _outputs(trace).intersection(candidates):  # what JAX returns is known to be the model's output
+            candidates[end].sort(key=lambda x: x.number not in matches.returned)
         ends = {end: values[end].result for end in region.ends}
         found.append(Difference(region, candidates, (), matches, ends))
     return [_with_order(difference, program, replaced, values) for difference in found]
+
+
+def _outputs(trace: TorchTrace) -> set[int]:
+    """Return the operations whose results the model returns."""
+    return {i for call in trace.calls if call.key == ROOT for tensor in call.outputs for i in tensor.operations}
 
 
 def _with_order(
@@ -255,8 +272,10 @@ def _with_lines(difference: Difference) -> Difference:
     region, matches = difference.region, difference.matches
     best = {op: difference.best(op) for op in region.operations}
     ends = {found.number for end in region.ends if (found := best[end]) is not None}
+    equal = _all_equal(matches)
     passed = [max(_equal(matches, number)) for number in sorted(ends & region.known)]
-    inside = sorted(_sources(matches, ends) - _sources(matches, region.known) - _all_equal(matches))
+    passed += sorted((ends & equal) - region.known)
+    inside = sorted(_sources(matches, ends) - _sources(matches, region.known) - equal)
     first = [
         x.number for op in region.operations if (x := best[op]) is not None and x.error < CLOSE and x.number in inside
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from parity.precision.jax_casts import Scope
 from parity.trace.fingerprint import Fingerprint
-from parity.trace.jax_values import SAME_VALUES, Step, run
+from parity.trace.jax_values import SAME_VALUES, Step, run_held
 from parity.trace.layout import Layout
 from parity.trace.program import Program
 from parity.trace.torch_operations import ModuleCall, TorchTrace
@@ -45,6 +45,7 @@ class Matches:
         inputs: For every number, those that it was computed from.
         operations: For every operation of PyTorch, the numbers of the equal values of JAX.
         outputs: The same for every output of every module call.
+        returned: Numbers of what the program returns.
     """
 
     values: Mapping[int, Value]
@@ -52,6 +53,7 @@ class Matches:
     inputs: Sequence[frozenset[int]]
     operations: Sequence[Sequence[int]]
     outputs: Mapping[tuple[Any, int], Sequence[int]]
+    returned: Sequence[int] = ()
 
     def descend(self, numbers: Collection[int]) -> set[int]:
         """Return everything that was computed from the values `numbers`, and these."""
@@ -112,9 +114,10 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
                 found[i].append(step.number)
         return None if new is None else array
 
-    run(program.closed, program.arguments, seen)
+    held = run_held(program.closed, program.arguments, seen)
     count = len(trace.operations)
-    return Matches(values, scopes, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)))
+    returned = tuple(number for x in held for number in x.by if len(x.by) == 1)
+    return Matches(values, scopes, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)), returned)
 
 
 def located(call: ModuleCall, matches: Matches) -> list[int] | None:

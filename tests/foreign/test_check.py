@@ -21,9 +21,9 @@ BUGS = [
 ]
 
 
-def check(pair: ForeignPair, bug: str = "") -> parity.Report:
+def check(pair: ForeignPair, bug: str = "", level: str = "gradients") -> parity.Report:
     model = pair.torch_model(0)
-    return parity.check(model, pair.jax_side(model, bug).adapter(), pair.inputs(0), level="gradients")
+    return parity.check(model, pair.jax_side(model, bug).adapter(), pair.inputs(0), level=level)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
@@ -34,7 +34,7 @@ def test_right_ports_pass(pair: ForeignPair):
 
 @pytest.mark.parametrize(("pair", "bug"), BUGS)
 def test_bugs_are_located(pair: ForeignPair, bug: str):
-    report = check(pair, bug)
+    report = check(pair, bug, level="forward")
     assert not report.passed
     assert report.first_divergence in pair.bugs[bug].modules, str(report)
     assert f"{Path(pair.file).name}:{pair.line_of(bug)}" in str(report)

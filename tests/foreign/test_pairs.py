@@ -57,7 +57,7 @@ def source_lines(jaxpr: Any) -> Iterator[tuple[str, int]]:
             yield from source_lines(inner)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 @pytest.mark.parametrize("pair", PAIRS, ids=ids)
 def test_the_port_is_the_same_function(pair: ForeignPair, seed: int):
     model, inputs = models(pair, seed), pair.inputs(seed)
@@ -87,7 +87,7 @@ def test_every_bug_changes_the_result(pair: ForeignPair, bug: str):
     assert difference(pair.jax_side(model, bug).run(inputs), torch_run(model, inputs)) > 1e-9
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 @pytest.mark.parametrize("pair", TRAINED, ids=ids)
 def test_the_port_is_the_same_in_training_mode(pair: ForeignPair, seed: int):
     model, inputs = models(pair, seed), pair.inputs(seed)
