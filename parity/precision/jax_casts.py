@@ -62,7 +62,15 @@ class Scope:
             return found  # the body of a loop or branch, which is traced for it
         file, function, _ = self.outer.source
         callers = {(frame.file_name, frame.function_name) for frame in self._frames[found:]}
-        return found if (file, function) in callers else None
+        return found if self._inside or (file, function) in callers else None
+
+    @functools.cached_property
+    def _inside(self) -> bool:
+        """Whether the stack frames begin in the function that is compiled by itself, not in its caller's caller."""
+        if self.outer is None or not self._frames or not self.outer._frames:
+            return False
+        first, other = self._frames[-1], self.outer._frames[-1]
+        return (first.file_name, first.function_name) != (other.file_name, other.function_name)
 
     @functools.cached_property
     def source(self) -> tuple[str, str, int] | None:
@@ -77,7 +85,8 @@ class Scope:
         """File and line of the model's code, and of the model's code that called it."""
         if self._own is not None:
             frames = self._frames[self._own :]
-            return tuple((frame.file_name, frame.line_num) for frame in frames if not is_library(frame.file_name))
+            own = tuple((frame.file_name, frame.line_num) for frame in frames if not is_library(frame.file_name))
+            return (*own, *self.outer.lines) if self._inside and self.outer is not None else own
         return self.outer.lines if self.outer is not None else ()
 
     @functools.cached_property

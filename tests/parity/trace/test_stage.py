@@ -226,6 +226,19 @@ def test_wrapped_programs(wrap: Callable[..., Any]):
     assert_equal(Sides.of(Transformer(), function, zeros(), tokens()))
 
 
+def test_a_mistake_in_a_block_that_is_compiled_by_itself_has_its_line():
+    compiled = jax.jit(lambda p, x: block(p, x, "scale"))
+
+    def forward(params: Any, x: jax.Array) -> jax.Array:
+        for i in range(DEPTH):
+            x = compiled(params["blocks"][str(i)], x)
+        return linear(params["head"], x.mean(1))
+
+    rows = failing(Sides.of(Transformer(), forward, zeros(), tokens()).stage())
+    assert [row.name for row in rows] == [f"blocks.{i}.attn.proj" for i in range(DEPTH)]
+    assert all(f"in JAX {line_of('scale')}" in row.note for row in rows)
+
+
 class Residual(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
