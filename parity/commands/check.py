@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from parity.commands import named
-from parity.commands.options import Parser, amount, level
+from parity.commands.options import Parser, amount, level, reference
 from parity.commands.show import add_targets, make_console, show, targets_of
 
 
@@ -32,7 +32,7 @@ def main(args: Sequence[str], prog: str) -> int:
             formats=options.formats,
             memory=options.memory,
             progress=lambda stage: status.update(f"{name}: {stage}"),
-            **pair.options,
+            **dict(pair.options) | ({"reference": options.reference} if options.reference else {}),
         )
     report = dataclasses.replace(report, settings={**report.settings, "name": options.name})
     return show(report, targets, console)
@@ -60,6 +60,14 @@ def _parse(args: Sequence[str], prog: str, models: named.Models | None) -> argpa
         metavar="FLOAT",
         default=2.5,
         help="Memory limit in GiB for models and activations; more memory speeds up the check of a large model.",
+    )
+    parser.add_argument(
+        "--reference",
+        type=reference,
+        metavar="{torch,jax}",
+        default=None,
+        help="Which model is right by definition; the other is the port, which is judged. Without it: as the pair "
+        "says, else torch.",
     )
     add_targets(parser, "html", "json", "junit")
     if models is not None:

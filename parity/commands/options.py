@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 LEVELS = ("forward", "gradients", "train")
 """Levels of `parity.check`."""
 
+REFERENCES = ("torch", "jax")
+"""Sides of `parity.check`."""
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Ends the text of every option with its default, and that of every argument with "(required)"."""
@@ -82,6 +85,15 @@ def amount(text: str) -> float:
 
 def level(text: str) -> str:
     """Parse a level of `parity.check`."""
-    if text not in LEVELS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(LEVELS)}")
+    return _one_of(LEVELS, text)
+
+
+def reference(text: str) -> str:
+    """Parse the side that is the reference of `parity.check`."""
+    return _one_of(REFERENCES, text)
+
+
+def _one_of(known: Sequence[str], text: str) -> str:
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
     return text

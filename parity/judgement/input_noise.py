@@ -59,9 +59,9 @@ def shifted_gradients(
 
 
 def output_errors(wanted: Call, given: Call, axes: Sequence[Axes]) -> list[np.ndarray]:
-    """Return JAX's float32 outputs minus PyTorch's float64 outputs, in PyTorch's layout.
+    """Return the port's float32 outputs minus PyTorch's float64 outputs, in PyTorch's layout.
 
-    `axes` are the permutations from PyTorch's layout to JAX's.
+    `axes` are the permutations from PyTorch's layout to that of `given`.
     """
     back = [None if own is None else np.argsort(own) for own in axes]
     found = [a if own is None else a.transpose(own) for a, own in zip(given.outputs, back, strict=True)]

@@ -11,26 +11,26 @@ from parity.runs.torch_side import Gradients
 
 
 def loss_rows(
-    oracle: Gradients, ours: Gradients, theirs: Gradients, gates: Gates, mode: str, shaken: Gradients | None = None
+    oracle: Gradients, base: Gradients, port: Gradients, gates: Gates, mode: str, shaken: Gradients | None = None
 ) -> list[Row]:
-    """Compare the float32 losses of both frameworks with the float64 oracle's and with each other.
+    """Compare the float32 losses of the reference (`base`) and the port with the float64 oracle's and with each other.
 
     The error of the loss is the propagated error of the outputs, sum_i g_i d_i, with output errors d_i and g = dL/dy.
     Outputs may have a relative error of `f32_logits` at scale r = rms(y); independent errors of that size sum to
-    f32_logits * ||g|| r. With the errors d of PyTorch's own outputs, the expected error of the loss is
-    sqrt(sum (g_i d_i)^2); the measured error of the loss is a single number that may be small by chance.
+    f32_logits * ||g|| r. With the errors d of the reference's own outputs (known if it is PyTorch), the expected error
+    of the loss is sqrt(sum (g_i d_i)^2); the measured error of the loss is a single number that may be small by chance.
     """
     size = loss_scale(oracle)
-    torch_loss, jax_loss, between = (
-        relative(abs(a.loss - b.loss), size) for a, b in ((ours, oracle), (theirs, oracle), (theirs, ours))
+    base_loss, port_loss, between = (
+        relative(abs(a.loss - b.loss), size) for a, b in ((base, oracle), (port, oracle), (port, base))
     )
-    spread = max(_spread(run, oracle) for run in (ours, shaken or ours)) / size if size else 0.0
+    spread = max(_spread(run, oracle) for run in (base, shaken or base)) / size if size else 0.0
     handed_on = gates.f32_logits * _reach(oracle) / size if size else 0.0
     limit = max(gates.f32_loss, min(handed_on, gates.f32_logits), BY_CHANCE * spread)
-    gate = gates.float32(max(torch_loss, spread), 1, limit)
+    gate = gates.float32(max(base_loss, spread), 1, limit)
     return [
-        Row("loss", "loss", mode, "float32", jax_loss, gate, torch_loss),
-        Row("loss", "loss", "between", "float32", between, limit if gate <= limit else gate + torch_loss),
+        Row("loss", "loss", mode, "float32", port_loss, gate, base_loss),
+        Row("loss", "loss", "between", "float32", between, limit if gate <= limit else gate + base_loss),
     ]
 
 

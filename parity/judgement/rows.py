@@ -18,7 +18,7 @@ from parity.carry.ledger import identity
 from parity.judgement.loss_gate import loss_error, loss_rows
 from parity.judgement.named_outputs import with_outputs
 from parity.judgement.small_elements import Small, SmallOnes, with_error
-from parity.measure.gates import BY_CHANCE, HUGE, Gates, Row, norm, real_numbers, rel_f, relative
+from parity.measure.gates import BY_CHANCE, HUGE, Gates, Reference, Row, norm, real_numbers, rel_f, relative
 from parity.measure.layer_rounding import own_terms, summed
 from parity.pairing.match_calls import Pair, Pairing
 from parity.recording.capture import Call, Key
@@ -206,8 +206,13 @@ def float32_rows(
     mode: str,
     gates: Gates,
     noise: Mapping[Key, float] | None = None,
+    *,
+    reference: Reference = "torch",
 ) -> list[Row]:
-    """Compare both frameworks in float32 with the float64 oracle and, in free mode, with each other."""
+    """Compare both frameworks in float32 with the float64 oracle and, in free mode, with each other.
+
+    The gate of the port's error depends on the reference's error.
+    """
     rows = []
     terms = last = 0
     narrowest = sys.maxsize
@@ -218,26 +223,25 @@ def float32_rows(
             terms = own
         elif own:  # in free mode, a layer also carries the rounding of the preceding sum
             terms, last = max(own, last), own
-        torch_error, _ = distance(ours.outputs, wanted.outputs)
-        error, note = distance(theirs.outputs, wanted.outputs)
+        base, port = (ours, theirs) if reference == "torch" else (theirs, ours)
+        base_error, _ = distance(base.outputs, wanted.outputs)
+        error, note = distance(port.outputs, wanted.outputs)
         limit = gates.f32_between if pair.torch[0] else gates.f32_logits
         floor = noise[pair.jax] if noise else None
-        allowed = max(
-            limit, BY_CHANCE * max(x for x in (0.0, floor, torch_error) if x is not None and math.isfinite(x))
-        )
-        size = min(_independent(wanted, mode), equally_large(ours.outputs, wanted.outputs))
+        allowed = max(limit, BY_CHANCE * max(x for x in (0.0, floor, base_error) if x is not None and math.isfinite(x)))
+        size = min(_independent(wanted, mode), equally_large(base.outputs, wanted.outputs))
         if mode == "free":  # an error of few numbers (squeeze-and-excitation gates) spreads to many
             size = narrowest = min(size, narrowest)
-        gate = gates.float32(torch_error, size, allowed, terms=terms)
+        gate = gates.float32(base_error, size, allowed, terms=terms)
         gate = max(gate, flushed(wanted.outputs))
         growth = None
         if mode == "free" and wanted.inputs:
-            before, _ = distance(theirs.inputs or [], wanted.inputs)
+            before, _ = distance(port.inputs or [], wanted.inputs)
             growth = error / before if before > 0 and math.isfinite(before) else None
-        rows.append(Row(pair.name, _kind(pair), mode, "float32", error, gate, torch_error, note, floor, growth))
+        rows.append(Row(pair.name, _kind(pair), mode, "float32", error, gate, base_error, note, floor, growth))
         if mode == "free":
             between, note = distance(theirs.outputs, ours.outputs)
-            limit = limit if gate <= limit else gate + torch_error  # errors of both frameworks add up
+            limit = limit if gate <= limit else gate + base_error  # errors of both frameworks add up
             rows.append(Row(pair.name, _kind(pair), "between", "float32", between, limit, note=note))
     return rows
 
@@ -301,8 +305,8 @@ def gradient_rows(
 
 def float32_gradient_rows(
     oracle: Gradients,
-    ours: Gradients,
-    theirs: Gradients,
+    base: Gradients,
+    port: Gradients,
     gates: Gates,
     *,
     names: Mapping[Key, str] | None = None,
@@ -312,16 +316,17 @@ def float32_gradient_rows(
 ) -> list[Row]:
     """Compare loss and gradients of both frameworks in float32 with the float64 oracle.
 
-    `shaken` is a float64 run of PyTorch with inputs and parameters perturbed by one float32 rounding each; it shows
-    where large terms cancel. `shifted` is a run whose loss receives JAX's float32 outputs: since outputs have gates
-    of their own, the gradient error that they cause is added to the gradient's gate.
+    `base` is the reference, whose errors determine the gates of the port's. `shaken` is a float64 run of PyTorch with
+    inputs and parameters perturbed by one float32 rounding each; it shows where large terms cancel. `shifted` is a run
+    whose loss receives the port's float32 outputs: since outputs have gates of their own, the gradient error that they
+    cause is added to the gradient's gate.
     """
-    rows = loss_rows(oracle, ours, theirs, gates, mode, shaken)
-    torch_errors, jax_errors = _gradient_errors(ours, oracle, names), _gradient_errors(theirs, oracle, names)
+    rows = loss_rows(oracle, base, port, gates, mode, shaken)
+    base_errors, port_errors = _gradient_errors(base, oracle, names), _gradient_errors(port, oracle, names)
     noise, handed_on = (_gradient_errors(run, oracle, None) if run else {} for run in (shaken, shifted))
-    sizes = _gradient_sizes(oracle, ours, names)
-    for (name, kind), error in jax_errors.items():
-        own = torch_errors[name, kind]
+    sizes = _gradient_sizes(oracle, base, names)
+    for (name, kind), error in port_errors.items():
+        own = base_errors[name, kind]
         known = noise.get((name, kind), 0.0)
         limit = max(gates.f32_between, _by_chance(known, own))
         gate = gates.float32(own, sizes[name, kind], limit, floor=gates.f32_gradient_floor)
@@ -350,16 +355,14 @@ def _gradient_errors(
     return errors
 
 
-def _gradient_sizes(
-    reference: Gradients, ours: Gradients, names: Mapping[Key, str] | None
-) -> dict[tuple[str, str], int]:
-    """Return the effective number of errors in each of PyTorch's gradients: see `equally_large`."""
-    sizes = {(name, "gradient"): equally_large([ours.params[name]], [g]) for name, g in reference.params.items()}
-    pairs = enumerate(zip(ours.inputs, reference.inputs, strict=True))
+def _gradient_sizes(oracle: Gradients, base: Gradients, names: Mapping[Key, str] | None) -> dict[tuple[str, str], int]:
+    """Return the effective number of errors in each gradient of the reference: see `equally_large`."""
+    sizes = {(name, "gradient"): equally_large([base.params[name]], [g]) for name, g in oracle.params.items()}
+    pairs = enumerate(zip(base.inputs, oracle.inputs, strict=True))
     sizes |= {(f"input {i}", "gradient"): equally_large([a], [b]) for i, (a, b) in pairs}
     return sizes | {
         (name, "activation gradient"): min(
-            equally_large([a], [b]) for a, b in zip(ours.activations[key], reference.activations[key], strict=True)
+            equally_large([a], [b]) for a, b in zip(base.activations[key], oracle.activations[key], strict=True)
         )
         for key, name in (names or {}).items()
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,13 +87,17 @@ remainder of large terms does it reach the limit of a tensor.
 """
 
 
+Reference = Literal["torch", "jax"]
+"""Which side is right by definition: the other one, the port, is judged."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Gates:
     """The largest errors that still count as equal (docs: How equality is judged).
 
-    In float64 the two frameworks are compared directly. In float32 each is compared with the float64 oracle, and
-    JAX's error may be at most `f32_ratio` times PyTorch's, plus a few roundings; see `float32` for tensors of few
-    numbers and for long sums.
+    In float64 the two frameworks are compared directly. In float32 each is compared with the float64 oracle, and the
+    port's error may be at most `f32_ratio` times the reference's, plus a few roundings; see `float32` for tensors of
+    few numbers and for long sums. The reference is PyTorch, unless `parity.check(reference="jax")` says otherwise.
     """
 
     f64: float = 1e-13
@@ -109,14 +113,14 @@ class Gates:
         """Return the gate for the error of one float32 tensor to the oracle (derivation: docs, How equality is judged).
 
         Args:
-            own: PyTorch's error to the oracle.
+            own: The reference's error to the oracle.
             size: Number of elements of the tensor (or of the earlier one whose error it inherits). If there are few,
-                PyTorch's error is sometimes small by chance: the ratio then rises to 2 * 10^(6 / size), which is above
-                3 for fewer than 35 elements, as long as the gate stays below `limit`.
+                the reference's error is sometimes small by chance: the ratio then rises to 2 * 10^(6 / size), which is
+                above 3 for fewer than 35 elements, as long as the gate stays below `limit`.
             limit: Gate for the difference between the two float32 runs.
             floor: A few roundings; `f32_floor` by default.
             terms: Number of products summed per element. Adding them left to right costs 0.3 * sqrt(terms) roundings;
-                twice that, plus twice PyTorch's error for the inherited part, passes below `limit`.
+                twice that, plus twice the reference's error for the inherited part, passes below `limit`.
         """
         floor = self.f32_floor if floor is None else floor
         by_chance = 2 * 10 ** (6 / size) * own + floor
@@ -138,10 +142,12 @@ class Row:
         mode: "forced" (correct inputs), "free", "train" (training mode, shared draws), "between" (difference of the
             two float32 runs), or "-".
         precision: "float64" or "float32".
-        error: relF of JAX to PyTorch (float64) or to the float64 oracle (float32). Where the note says that relF is
-            not sensitive to the elements in question, their own error (see `parity.judgement.small_elements`).
+        error: relF of JAX to PyTorch (float64), or of the port to the float64 oracle (float32; the port is JAX, or
+            PyTorch with reference="jax"). Where the note says that relF is not sensitive to the elements in question,
+            their own error (see `parity.judgement.small_elements`).
         gate: The largest error that passes.
-        torch_error: relF of PyTorch's float32 run to the oracle; None in float64.
+        torch_error: relF of the reference's float32 run to the oracle (PyTorch's, or JAX's with reference="jax"); None
+            in float64.
         note: Reason of a failure that the error does not show.
         noise: relF caused by a rounding-size change of the input alone (free layers and output); smaller errors are
             not significant.

@@ -12,12 +12,13 @@ from flax import nnx
 from parity.carry.model_types import jax_subject, torch_subject
 from parity.carry.program import Adapter, Program, title_of
 from parity.carry.rules import Rules
+from parity.causes.other_reference import of_pytorch
 from parity.judgement.rows import (
     pairing_rows,
     weight_notes,
     weight_rows,
 )
-from parity.measure.gates import Gates
+from parity.measure.gates import Gates, Reference
 from parity.power import power_of
 from parity.proof.layers import derivatives_needed, judged_layers
 from parity.proof.reduced_formats import format_rows
@@ -27,6 +28,7 @@ from parity.report.report import Report
 from parity.runs.losses import Loss
 
 LEVELS = ("forward", "gradients", "train")
+REFERENCES = ("torch", "jax")
 
 
 def check(
@@ -42,6 +44,7 @@ def check(
     memory: float = MEMORY,
     power: bool | float = False,
     same_trainable: bool = False,
+    reference: Reference = "torch",
     torch_call: Call | None = None,
     jax_call: Call | None = None,
     progress: Callable[[str], None] | None = None,
@@ -70,6 +73,9 @@ def check(
             budget in forward passes of the model.
         same_trainable: Also require that the same tensors are trained on both sides. By default, a part that is
             frozen on one side only is a note, since flax models are usually frozen in the optimizer.
+        reference: Which model is right by definition, "torch" or "jax"; the other is the port. It decides what a
+            difference is called, not what counts as one in float64: in float32 the port's error may be about as large
+            as the reference's. Casts to float32 in PyTorch alone are judged in float32 only.
         torch_call, jax_call: How each model is called, if not both as `model(*inputs)`: functions
             `torch_call(model, *inputs)` and `jax_call(model, *inputs)` (inputs given by name are passed by name) that
             run the model and return what is compared. An adapter is given as a function of the same weights.
@@ -83,6 +89,8 @@ def check(
     """
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is not one of {', '.join(LEVELS)}")
+    if reference not in REFERENCES:
+        raise ValueError(f"reference {reference!r} is not one of {', '.join(REFERENCES)}")
     tell = progress or (lambda stage: None)
     start = time.perf_counter()
     tell("weights and modules")
@@ -92,7 +100,7 @@ def check(
         if level == "train":
             raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
     torch_model, jax_model = torch_called(torch_model, torch_call), jax_called(jax_model, jax_call)
-    proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory)
+    proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory, reference)
     rows = weight_rows(proof.ledger, proof.torch_model, jax_model, same_trainable=same_trainable)
     rows += proof.missing
     proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, proof.torch_model, jax_model)])
@@ -124,7 +132,9 @@ def check(
     if formats:
         tell("reduced formats")
     format_figures = (
-        format_rows(proof.torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root) if formats else ()
+        format_rows(proof.torch_model, proof.jax_side("float32"), proof.arrays, proof.pairing.root, reference)
+        if formats
+        else ()
     )
     powers = power_of(proof, level, evaluation_loss, power, tell) if power else None
     return Report(
@@ -132,12 +142,13 @@ def check(
         ledger=proof.ledger,
         layers=layers.names(proof),
         unpaired=layers.unpaired(proof),
-        causes=causes,
+        causes=causes if reference == "torch" else tuple(map(of_pytorch, causes)),
         formats=tuple(format_figures),
         notes=proof.all_notes,
         power=powers,
         settings={
             "level": level,
+            "reference": reference,
             "torch_model": type(torch_model).__name__,
             "jax_model": title_of(jax_model),
             "input_shapes": [list(x.shape) for x in proof.arrays],

@@ -19,7 +19,7 @@ from flax import nnx
 
 from parity.carry.convert import as_dtype, to_numpy
 from parity.carry.program import Program
-from parity.measure.gates import rel_f
+from parity.measure.gates import Reference, rel_f
 from parity.pairing.match_calls import Pair
 from parity.report.findings import FormatRow
 from parity.runs.jax_side import JaxSide
@@ -31,17 +31,22 @@ RATIO = 3.0
 
 
 def format_rows(
-    torch_model: torch.nn.Module, jax_side: JaxSide, arrays: Sequence[np.ndarray], root: Pair
+    torch_model: torch.nn.Module,
+    jax_side: JaxSide,
+    arrays: Sequence[np.ndarray],
+    root: Pair,
+    reference: Reference = "torch",
 ) -> list[FormatRow]:
     """Return one row per reduced format: relF of JAX and of PyTorch to the float32 run at highest precision.
 
-    `jax_side` is the float32 side; `root` gives the layout of the output.
+    `jax_side` is the float32 side; `root` gives the layout of the output. The device's default products are JAX's, so
+    they are not measured if JAX is the reference.
     """
     tensors = [*torch_model.parameters(), *torch_model.buffers()]
     if any(x.is_complex() for x in tensors) or any(np.iscomplexobj(x) for x in arrays):
         raise ValueError("complex numbers have no format below complex64: check without formats (--formats)")
     ours = TorchSide.of(torch_model, "float32")
-    reference = _torch_output(ours.model, ours.inputs(arrays), root)
+    wanted = _torch_output(ours.model, ours.inputs(arrays), root)
     inputs = jax_side.inputs(arrays)
     half_given = inputs
     if isinstance(jax_side.model, Program):
@@ -49,8 +54,10 @@ def format_rows(
 
     half_torch = copy.deepcopy(torch_model).to(torch.bfloat16).eval()
     half_inputs = tuple(x.to(torch.bfloat16) if x.is_floating_point() else x for x in ours.inputs(arrays))
-    torch_error = rel_f(_torch_output(half_torch, half_inputs, root), reference)
-    error = rel_f(_jax_output(_computing_in(jax_side.model, jnp.bfloat16), half_given, "highest"), reference)
+    torch_error = rel_f(_torch_output(half_torch, half_inputs, root), wanted)
+    error = rel_f(_jax_output(_computing_in(jax_side.model, jnp.bfloat16), half_given, "highest"), wanted)
+    if reference == "jax":
+        return [FormatRow("output", "bfloat16", torch_error, RATIO * error + BFLOAT16_ROUNDING, error)]
     cap = RATIO * torch_error + BFLOAT16_ROUNDING
     rows = [FormatRow("output", "bfloat16", error, cap, torch_error)]
 

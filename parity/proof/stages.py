@@ -29,7 +29,7 @@ from parity.judgement.rows import (
 from parity.judgement.small_elements import SmallOnes, small_gradients, small_ones, with_small_gradients
 from parity.judgement.unverified import cancelled, unverified_gradients, unverified_layers, unverified_zeros
 from parity.measure import cancellation
-from parity.measure.gates import Gates, Row
+from parity.measure.gates import Gates, Reference, Row
 from parity.pairing.match_calls import Pair, Pairing, aligned
 from parity.pairing.repeated_calls import paired_by_value
 from parity.pairing.shapes import Shapes
@@ -89,6 +89,8 @@ class Proof:
     """Whether the modules are compared by their values, since they do not correspond by name: see `parity.trace`."""
     missing: tuple[Row, ...] = ()
     """Failing rows: weights of PyTorch that JAX does not hold."""
+    reference: Reference = "torch"
+    """The side that is right by definition: its float32 errors determine the gates of the other's."""
 
     @classmethod
     def of(
@@ -99,6 +101,7 @@ class Proof:
         rules: Rules,
         gates: Gates,
         memory: float = MEMORY,
+        reference: Reference = "torch",
     ) -> Proof:
         """Pair the tensors and calls of both models.
 
@@ -121,6 +124,7 @@ class Proof:
             found.notes,
             found.by_values,
             found.tensors.missing,
+            reference,
         )
 
     def in_other_order(self) -> Proof | None:
@@ -250,11 +254,12 @@ class Proof:
         torch_keys = {pair.torch for pair in section}
         own = _in_jax(section, ours.forward(self.arrays, only=torch_keys))
         free = theirs(False)
-        rows = float32_rows(section, references, own, free, "free", self.gates, noise)
+        rows = float32_rows(section, references, own, free, "free", self.gates, noise, reference=self.reference)
         del own, free
         forced = {key: Call(call.inputs if key in torch_keys else None, call.outputs) for key, call in oracle.items()}
         own = _in_jax(section, ours.forward(self.arrays, forced, only=torch_keys))
-        return rows + float32_rows(section, references, own, theirs(True), "forced", self.gates)
+        forced32 = theirs(True)
+        return rows + float32_rows(section, references, own, forced32, "forced", self.gates, reference=self.reference)
 
     def gradients(self, loss: Loss) -> list[Row]:
         """Compare the loss and the gradients of parameters, inputs and outer modules' outputs in both precisions."""
@@ -270,7 +275,8 @@ class Proof:
         release()
         ours, theirs = self._both_gradients("float32", loss, chosen)
         found = with_small_gradients(rows, suspects, [ours])
-        found += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names)
+        roles = (ours, theirs) if self.reference == "torch" else (theirs, ours)
+        found += float32_gradient_rows(wanted, *roles, self.gates, names=names)
         if not fails(found):
             return self._judged(found)
         # Measured only if it can change the verdict: the effect of rounding the inputs and parameters.
@@ -279,12 +285,15 @@ class Proof:
         if not fails(rows, precision="float64"):  # the outputs of a wrong model do not measure rounding
             shifted = shifted_gradients(self.torch_side("float64"), self.arrays, loss, self._output_errors())
         rows = with_small_gradients(rows, suspects, [ours, shaken])
-        rows += float32_gradient_rows(wanted, ours, theirs, self.gates, names=names, shaken=shaken, shifted=shifted)
+        rows += float32_gradient_rows(wanted, *roles, self.gates, names=names, shaken=shaken, shifted=shifted)
         return self._judged(rows)
 
     def _output_errors(self) -> list[np.ndarray]:
         root = self.pairing.root
         wanted = self.torch_side("float64").forward(self.arrays, only={root.torch})[root.torch]
+        if self.reference == "jax":
+            given = self.torch_side("float32").forward(self.arrays, only={root.torch})[root.torch]
+            return output_errors(wanted, given, (None,) * len(wanted.outputs))
         given = self.jax_side("float32").forward(self.arrays, only={root.jax})[root.jax]
         return output_errors(wanted, given, root.output_axes)
 
@@ -301,7 +310,10 @@ class Proof:
         proven = leak_causes(*shared, self.gates)
         with shared[0].wide():
             found = believable(find_causes(*shared, self.notes), self.pairing, rows)
-            found += find_single_causes(shared[0], self.jax_side("float32"), *shared[2:], self.notes)
+            if self.reference == "torch":
+                found += find_single_causes(shared[0], self.jax_side("float32"), *shared[2:], self.notes)
+            elif fails(rows, mode="forced", precision="float32"):
+                self.notes.append("causes in float32 alone are looked for only if PyTorch is the reference")
         # A proven cast replaces all other causes of its module.
         return (*(cause for cause in found if cause.module not in proven), *proven.values())
 
@@ -323,7 +335,9 @@ class Proof:
         """Compare training mode with shared random draws and find the causes (`parity.training_mode`)."""
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
-        rows, causes = training_rows(self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design)
+        rows, causes = training_rows(
+            self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design, self.reference
+        )
         return self._judged(rows), causes
 
     def _both_gradients(self, precision: str, loss: Loss, chosen: Collection[Pair]) -> tuple[Gradients, Gradients]:

@@ -13,19 +13,24 @@ from parity.report.view import place
 ZERO = "Zero is drawn at the bottom edge, infinity at the top; failed figures are ringed."
 
 
+STYLES = {"JAX": "jax32", "PyTorch": "torch32"}
+"""Style of the float32 series of each framework."""
+
+
 def depth_chart(report: Findings) -> Markup | None:
     """Plot the error of every layer in order of computation; None without layers."""
     names = [name for name, _ in report.layers]
     rows = [row for row in report.rows if row.kind in ("layer", "output")]
     double, forced = _by_name(rows, "float64", "free"), _by_name(rows, "float64", "forced")
     single = _by_name(rows, "float32", "free")
+    port, base = report.sides
     series = [
         _errors("float64, free", "free64", names, double, "dot"),
         _errors("float64, on correct inputs", "forced64", names, forced, "ring", line=False),
         _noise("float64 noise floor", "noise64", names, double),
         _gate("float64 gate", "gate64", names, double),
-        _errors("float32 JAX", "jax32", names, single, "square"),
-        _own("float32 PyTorch", "torch32", names, single, "cross"),
+        _errors(f"float32 {port}", STYLES[port], names, single, "square"),
+        _own(f"float32 {base}", STYLES[base], names, single, "cross"),
         _noise("float32 noise floor", "noise32", names, single),
         _gate("float32 gate", "gate32", names, single),
     ]
@@ -39,6 +44,7 @@ def depth_chart(report: Findings) -> Markup | None:
 
 def gradient_charts(report: Findings) -> Iterator[Markup]:
     """Plot the measured gradient errors of parameters and inputs, of activations, and in training mode."""
+    port, base = report.sides
     for kind, mode, what in (
         ("gradient", "free", "parameter and input"),
         ("activation gradient", "free", "activation"),
@@ -50,8 +56,8 @@ def gradient_charts(report: Findings) -> Iterator[Markup]:
         series = [
             _errors("float64", "free64", names, double, "dot", line=False),
             _gate("float64 gate", "gate64", names, double),
-            _errors("float32 JAX", "jax32", names, single, "square", line=False),
-            _own("float32 PyTorch", "torch32", names, single, "cross", line=False),
+            _errors(f"float32 {port}", STYLES[port], names, single, "square", line=False),
+            _own(f"float32 {base}", STYLES[base], names, single, "cross", line=False),
             _gate("float32 gate", "gate32", names, single),
         ]
         caption = f"Relative Frobenius error of the gradient of every {what}. {ZERO}"

@@ -34,11 +34,12 @@ class Cause:
 
 @dataclasses.dataclass(frozen=True)
 class FormatRow:
-    """Error in a reduced format: relF of JAX (`error`) and of PyTorch to the float32 run at highest precision.
+    """Error in a reduced format: relF to the float32 run at highest precision.
 
     Attributes:
         name: Measured quantity, for example "logits".
         format: Name of the format: "bfloat16", "tf32", ...
+        error, torch_error: Of the port and of the reference: JAX and PyTorch, or exchanged with reference="jax".
         cap: Largest error that passes.
     """
 
@@ -121,6 +122,11 @@ class Findings:
         return bool(self.layers) and bool(self.rows) and self.failed_count == 0
 
     @property
+    def sides(self) -> tuple[str, str]:
+        """Names of the port, which is judged, and of the reference."""
+        return ("PyTorch", "JAX") if self.settings.get("reference") == "jax" else ("JAX", "PyTorch")
+
+    @property
     def failures(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if not row.passed)
 
@@ -186,7 +192,8 @@ class Findings:
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
         if self.failures and all(row.kind == "configuration" for row in self.failures):
             return f"DIFFERENT: the algorithm is equal, the configuration is not: {self.failures[0].note}"
-        return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}"
+        side = "; JAX is the reference" if self.settings.get("reference") == "jax" else ""
+        return f"{'EQUAL' if self.passed else 'DIFFERENT'}: {self.tally}{where}{side}"
 
     def worst(self, kind: str, precision: str, mode: str | None = None) -> Row | None:
         """Return the row with the largest ratio of error to gate."""

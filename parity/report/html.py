@@ -130,15 +130,17 @@ def _failures(report: Findings) -> Markup | None:
     """Return the root failures, and all other failures in a collapsed section."""
     if not report.failures:
         return None
-    guilty = view.culprits(report)
+    guilty, reference = view.culprits(report), report.sides[1]
     rest = [row for row in report.failures if row not in set(guilty)]
-    parts = [_failure_table("What fails on correct inputs" if rest else "What fails", guilty)]
+    parts = [_failure_table("What fails on correct inputs" if rest else "What fails", guilty, reference)]
     if rest:
-        parts.append(_folded(f"{len(rest)} more, which may follow from these", _failure_table("What fails too", rest)))
+        parts.append(
+            _folded(f"{len(rest)} more, which may follow from these", _failure_table("What fails too", rest, reference))
+        )
     return join(parts)
 
 
-def _failure_table(caption: str, failed: Sequence[Row]) -> Markup:
+def _failure_table(caption: str, failed: Sequence[Row], reference: str) -> Markup:
     rows = [
         (
             place(row.name),
@@ -154,7 +156,7 @@ def _failure_table(caption: str, failed: Sequence[Row]) -> Markup:
     ]
     if len(failed) > MOST_FAILURES:
         caption += f"; the first {MOST_FAILURES} of {len(failed)}, the JSON report holds all"
-    columns = ("where", "check", "precision", "error", "gate", "PyTorch", "noise", "note")
+    columns = ("where", "check", "precision", "error", "gate", reference, "noise", "note")
     return _table(caption, columns, rows)
 
 
@@ -167,7 +169,7 @@ def _training(report: Findings) -> Markup | None:
 def _formats(report: Findings) -> Markup | None:
     rows = [(_status(row.passed), row.name, row.format, row.error, row.torch_error, row.cap) for row in report.formats]
     caption = "Relative Frobenius error to the float32 run at highest precision"
-    columns = ("verdict", "measured", "format", "JAX", "PyTorch", "cap")
+    columns = ("verdict", "measured", "format", *report.sides, "cap")
     return _table(caption, columns, rows, [not row.passed for row in report.formats]) if rows else None
 
 

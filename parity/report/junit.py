@@ -44,8 +44,10 @@ def _by_kind(report: Findings) -> dict[tuple[str, str], list[Row]]:
 
 def _case(report: Findings, kind: str, name: str, rows: Sequence[Row]) -> ET.Element:
     failed = [row for row in rows if not row.passed]
-    message = describe(failed[0]) if failed else ""
-    return _testcase(report, kind, name, "\n".join(map(describe, rows)), not failed, message)
+    reference = report.sides[1]
+    message = describe(failed[0], reference) if failed else ""
+    figures = "\n".join(describe(row, reference) for row in rows)
+    return _testcase(report, kind, name, figures, not failed, message)
 
 
 def _testcase(report: Findings, kind: str, name: str, figures: str, passed: bool, message: str = "") -> ET.Element:

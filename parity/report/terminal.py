@@ -115,7 +115,7 @@ def _summary(report: Findings) -> Table:
 
 
 def _formats(report: Findings) -> Table:
-    table = _table("Reduced precision, relF to float32", "measured", "format", "JAX", "PyTorch", "cap", "")
+    table = _table("Reduced precision, relF to float32", "measured", "format", *report.sides, "cap", "")
     for row in report.formats:
         status = OK if row.passed else FAILED
         figures = map(figure_text, (row.error, row.torch_error, row.cap))
@@ -127,7 +127,7 @@ def _failures(report: Findings, most: int) -> list[str]:
     """Return a line for each root failure (at most `most`), and the number of further failures."""
     shown = view.culprits(report)[:most]
     rest = len(report.failures) - len(shown)
-    return [f"FAILED {describe(row)}" for row in shown] + ([f"... and {rest} more"] if rest else [])
+    return [f"FAILED {describe(row, report.sides[1])}" for row in shown] + ([f"... and {rest} more"] if rest else [])
 
 
 def cause_lines(causes: Sequence[Cause]) -> list[str]:

@@ -46,12 +46,15 @@ class Figure:
         return f"{self.precision.replace('float', 'f')} {self.label}"
 
 
+PORT, REFERENCE = "port", "reference"
+"""Stand for the two frameworks in a column's label."""
+
 FIGURES = (
     Figure("float64", "forced", "forced", "error"),
     Figure("float64", "free", "free", "error"),
     Figure("float64", "noise", "free", "noise"),
-    Figure("float32", "JAX", "free", "error"),
-    Figure("float32", "PyTorch", "free", "torch_error"),
+    Figure("float32", PORT, "free", "error"),
+    Figure("float32", REFERENCE, "free", "torch_error"),
     Figure("float32", "noise", "free", "noise"),
     Figure("float32", "growth", "free", "growth"),
 )
@@ -139,10 +142,11 @@ def culprits(report: Findings) -> tuple[Row, ...]:
 
 
 def visible_figures(report: Findings) -> tuple[Figure, ...]:
-    """Return the columns that are not empty."""
+    """Return the columns that are not empty, with the names of both frameworks."""
+    names = dict(zip((PORT, REFERENCE), report.sides, strict=True))
     rows = [row for row in report.rows if row.kind in ("layer", "output")]
     return tuple(
-        f
+        dataclasses.replace(f, label=names.get(f.label, f.label))
         for f in FIGURES
         if any((r.precision, r.mode) == (f.precision, f.mode) and getattr(r, f.attribute) is not None for r in rows)
     )
@@ -197,12 +201,12 @@ def figure_text(value: float | None) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def describe(row: Row) -> str:
-    """Return one measurement as a line: place, kind, error against gate, PyTorch's error, noise and note."""
+def describe(row: Row, reference: str = "PyTorch") -> str:
+    """Return one measurement as a line: place, kind, error against gate, the reference's error, noise and note."""
     relation = "<=" if row.error <= row.gate else ">"
     parts = [f"{place(row.name)} [{row.kind}, {row.mode}, {row.precision}]: {row.error:.2e} {relation} {row.gate:.1e}"]
     if row.torch_error is not None:
-        parts.append(f"(PyTorch {row.torch_error:.1e})")
+        parts.append(f"({reference} {row.torch_error:.1e})")
     if row.noise is not None:
         parts.append(f"(noise {row.noise:.1e})")
     return " ".join([*parts, row.note]).rstrip()

@@ -25,7 +25,7 @@ from parity.carry.rules import Rules
 from parity.causes.training.steps import statistics_cause
 from parity.judgement.input_noise import output_errors, shaken_gradients, shifted_gradients
 from parity.judgement.rows import float32_gradient_rows, gradient_rows, layer_rows
-from parity.measure.gates import Gates, Row, rel_f
+from parity.measure.gates import Gates, Reference, Row, rel_f
 from parity.pairing.match_calls import Pairing, pair_calls
 from parity.pairing.shapes import first_line
 from parity.precision.by_design import Design
@@ -58,13 +58,14 @@ def training_rows(
     loss: Loss | None = None,
     apply: Apply = positional,
     design: Design | None = None,
+    reference: Reference = "torch",
 ) -> tuple[list[Row], tuple[Cause, ...]]:
     """Compare the distributions of random draws, and with shared draws loss, gradients and updated buffers.
 
     Returns:
         The rows, and the causes of failures as far as they can be determined.
     """
-    run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply, design)
+    run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply, design, reference)
     try:
         pairing = run.paired(rules)
         matching, rows = run.draws(rules)
@@ -110,6 +111,7 @@ class _Training:
     gates: Gates
     apply: Apply = positional
     design: Design | None = None
+    reference: Reference = "torch"
 
     def torch_side(self, precision: str) -> TorchSide:
         return TorchSide.of(self.torch_model, precision, training=True, apply=self.apply, design=self.design)
@@ -155,7 +157,8 @@ class _Training:
     ) -> list[Row]:
         """Compare loss and gradients in float32 with float64. `holds`: whether the float64 comparison passed."""
         found = self._gradients("float32", loss, ours, theirs)
-        rows = float32_gradient_rows(oracle, *found, self.gates, mode="train")
+        roles = found if self.reference == "torch" else found[::-1]
+        rows = float32_gradient_rows(oracle, *roles, self.gates, mode="train")
         if all(row.passed for row in rows):
             return rows
         # Measured only if it can change the verdict, as in evaluation mode.
@@ -164,9 +167,14 @@ class _Training:
         if holds:
             root = pairing.root
             wanted = side().forward(self.arrays, only={root.torch}, draws=ours)[root.torch]
-            given = self.jax_side("float32").forward(self.arrays, only={root.jax}, draws=theirs)[root.jax]
-            shifted = shifted_gradients(side(), self.arrays, loss, output_errors(wanted, given, root.output_axes), ours)
-        return float32_gradient_rows(oracle, *found, self.gates, mode="train", shaken=shaken, shifted=shifted)
+            if self.reference == "torch":
+                given = self.jax_side("float32").forward(self.arrays, only={root.jax}, draws=theirs)[root.jax]
+                errors = output_errors(wanted, given, root.output_axes)
+            else:
+                given = self.torch_side("float32").forward(self.arrays, only={root.torch}, draws=ours)[root.torch]
+                errors = output_errors(wanted, given, (None,) * len(wanted.outputs))
+            shifted = shifted_gradients(side(), self.arrays, loss, errors, ours)
+        return float32_gradient_rows(oracle, *roles, self.gates, mode="train", shaken=shaken, shifted=shifted)
 
     def layers(self, pairing: Pairing, ours: Handed, theirs: Handed) -> list[Row]:
         """Compare every module's output for the reference's inputs in float64; return the failing rows."""
