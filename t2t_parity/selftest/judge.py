@@ -79,7 +79,8 @@ def judge(
 def as_function(jax_model: nnx.Module) -> Program:
     """Return the model in evaluation mode as a function of its weights, without modules."""
     jax_model.eval()
-    graphdef, draws, weights = nnx.split(jax_model, nnx.RngState, ...)
+    parts: Any = nnx.split(jax_model, nnx.RngState, ...)
+    graphdef, draws, weights = parts
 
     def model(weights: nnx.State, *args: Any, **kwargs: Any) -> Any:
         return nnx.merge(graphdef, draws, weights)(*args, **kwargs)
