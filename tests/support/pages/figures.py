@@ -21,6 +21,7 @@ from parity.judgement.rows import FLOAT64_NOISE, ZERO_BY_STRUCTURE
 from parity.judgement.small_elements import FLOOR, LOOSER
 from parity.measure.gates import Gates
 from parity.side_by_side.trajectory import TrainingGates
+from parity.suggest.match import AGREE
 from parity.trace.fingerprint import TOLERANCE
 from parity.trace.locate import MOST_RUNS
 from t2t_common.data import images, open_source
@@ -232,6 +233,7 @@ FIGURES: dict[str, list[str]] = {
         "show 0 and still fail",
         f"flax's epsilon is {default(nnx.LayerNorm, 'epsilon')}",
         f"at most {WORDS[int(GATES.f32_ratio)]} times as far",
+        f"all outputs agree to {power(AGREE)} in float64",
     ],
     "docs/checkpoints.md": [
         "the size and the SHA-384",
