@@ -188,15 +188,8 @@ def pair_calls(
         if (how := _configured(pair, ours.calls[pair.torch], theirs[pair.jax])) is not None
     ]
     idle = [path for path in ours.idle if not matches(path, rules.unpaired)]
-    return Pairing(
-        tuple(pairs),
-        tuple(sorted(unpaired)),
-        ours.calls,
-        tuple(different),
-        tuple(configured),
-        tuple(idle),
-        forms=_forms(ours.calls, theirs),
-    )
+    found = Pairing(tuple(pairs), tuple(sorted(unpaired)), ours.calls, tuple(different), tuple(configured), tuple(idle))
+    return dataclasses.replace(found, forms=_forms(ours.calls, theirs))
 
 
 def _forms(ours: Mapping[Key, Shapes], theirs: Mapping[Key, Shapes]) -> tuple[Form, Form] | None:

@@ -100,6 +100,16 @@ class TestOptions:
     run(pytester, tests, "--strict-markers").assert_outcomes(passed=2)
 
 
+def test_calls_and_the_reference_are_options(pytester: pytest.Pytester) -> None:
+    tests = """
+@pytest.mark.parity(level="forward", reference="jax")
+def test_options(parity):
+    calls = {"torch_call": lambda m, x: {"y": m(x)}, "jax_call": lambda m, x: {"y": m(x), "z": None}}
+    assert parity.assert_parity(*pair(), INPUTS, **calls).settings["reference"] == "jax"
+"""
+    run(pytester, tests).assert_outcomes(passed=1)
+
+
 def test_a_marker_takes_names_only(pytester: pytest.Pytester) -> None:
     tests = """
 @pytest.mark.parity("forward")
