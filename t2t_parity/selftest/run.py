@@ -214,7 +214,9 @@ def _start_worker(programs: str) -> None:
 def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) -> Result:
     known = known or {mutation.name: mutation for mutation in MUTATIONS}
     mutations = [known[name] for name in task.mutations]
-    outcomes = [try_trial(m) if isinstance(m, Trial) else try_mutation(m, task.gates, opaque=task.opaque) for m in mutations]
+    outcomes = [
+        try_trial(m) if isinstance(m, Trial) else try_mutation(m, task.gates, opaque=task.opaque) for m in mutations
+    ]
     return outcomes, [try_unmutated(task.pair, seed, task.gates, opaque=task.opaque) for seed in range(task.seeds)]
 
 
@@ -306,9 +308,15 @@ def _margin(report: Report) -> float:
     return max((row.error / (row.gate or exact) for row in failed), default=0.0)
 
 
-def try_unmutated(family: str, seed: int, gates: Gates | None = None, *, opaque: bool = False) -> tuple[str, str | None]:
+def try_unmutated(
+    family: str, seed: int, gates: Gates | None = None, *, opaque: bool = False
+) -> tuple[str, str | None]:
     """Check a correct pair with weights and inputs drawn from `seed`; return (name, false alarm or None)."""
-    name, every, training = f"{family}, seed {seed}", seed < FULL_SEEDS, not opaque and seed < TRAINED_SEEDS and trains(family)
+    name, every, training = (
+        f"{family}, seed {seed}",
+        seed < FULL_SEEDS,
+        not opaque and seed < TRAINED_SEEDS and trains(family),
+    )
     options: dict[str, Any] = {"rules": rules_of(family), "backward": every, "float32": every, "training": training}
     options["opaque"] = opaque
     try:
