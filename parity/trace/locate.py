@@ -183,6 +183,8 @@ def _with_order(
     """Look at the order of the numbers that the region's first operation is computed from."""
     first = difference.region.operations[0]
     best = difference.best(first)
+    if best is not None and best.number in difference.region.known:  # an operand, not a version of the result
+        best = None
     before = len(difference.matches.inputs) if best is None else best.number
     behind = None if best is None else _sources(difference.matches, {best.number})
     equal = [

@@ -50,6 +50,7 @@ def misplaced(
     wanted: np.ndarray, numbers: Sequence[int], arrays: Mapping[int, np.ndarray], matches: Matches
 ) -> Misplaced | None:
     """Return the last value of JAX with the numbers of `wanted`, if they are in another order; None if they are not."""
+    numbers = [number for number in numbers if arrays[number].size == wanted.size]  # not those without repetitions
     if not numbers:
         return None
     last = numbers[-1]

@@ -126,6 +126,22 @@ def _called_by(trace: TorchTrace, owner: Key) -> Iterator[ModuleCall]:
             yield call
 
 
+def outermost(trace: TorchTrace, call: ModuleCall, tensor: Tensor) -> tuple[ModuleCall, Tensor]:
+    """Return the outermost module that takes this tensor and passes it to `call`, and the input that it is.
+
+    The module that calls it computed the tensor, or chose it.
+    """
+    found, given = call, tensor
+    for around in trace.calls:
+        inside = around.operations.start <= call.operations.start and call.operations.stop <= around.operations.stop
+        if around.key == ROOT or not inside or len(around.operations) < len(found.operations):
+            continue
+        same = (x for x in around.inputs if x.operations == tensor.operations and x.values.size == tensor.values.size)
+        if (own := next(same, None)) is not None:
+            found, given = around, own
+    return found, given
+
+
 def returned(trace: TorchTrace, region: Region, end: int) -> tuple[ModuleCall, Tensor] | None:
     """Return the call that owns the region, and the output that the result of `end` is; None if it is none."""
     call = next((call for call in trace.calls if call.key == region.owner), None)

@@ -22,7 +22,7 @@ from parity.trace.layout import closest
 from parity.trace.locate import Difference, Located, captured, locate
 from parity.trace.match import Matches, located
 from parity.trace.program import Program, traced
-from parity.trace.regions import name, receiver, returned
+from parity.trace.regions import name, outermost, receiver, returned
 from parity.trace.torch_operations import ModuleCall, Tensor, TorchTrace, trace_torch
 
 
@@ -194,7 +194,8 @@ def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
             yield _Place(made[0], False, made[1], order.array, order.wanted)
             return
         if taken:
-            yield _Place(owner, True, taken[0], order.array, order.wanted)
+            call, tensor = outermost(trace, owner, taken[0])
+            yield _Place(call, True, tensor, order.array, order.wanted)
             return
     for end in region.ends:
         best = difference.best(end)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import torch
 from flax import nnx
 
@@ -77,12 +78,20 @@ def judge(
 
 
 def as_function(jax_model: nnx.Module) -> Program:
-    """Return the model in evaluation mode as a function of its weights, without modules."""
+    """Return the model in evaluation mode as a function of its weights, without modules.
+
+    It computes in the dtype of its weights, as the models of the pairs do; layers of flax hold a dtype of their own.
+    """
     jax_model.eval()
     parts: Any = nnx.split(jax_model, nnx.RngState, ...)
     graphdef, draws, weights = parts
 
     def model(weights: nnx.State, *args: Any, **kwargs: Any) -> Any:
-        return nnx.merge(graphdef, draws, weights)(*args, **kwargs)
+        dtype = jnp.result_type(*(x.dtype for x in jax.tree.leaves(weights) if jnp.issubdtype(x.dtype, jnp.floating)))
+        merged = nnx.merge(graphdef, draws, weights)
+        for _, module in nnx.iter_modules(merged):
+            if getattr(module, "dtype", None) is not None:
+                module.dtype = dtype
+        return merged(*args, **kwargs)
 
     return parity.function(model, weights).as_nnx()

@@ -160,6 +160,23 @@ def test_a_mistake_in_a_foreign_pair_is_caught_and_named(name: str) -> None:
     assert found.modules_named == found.causes_named == 1, found.outcomes
 
 
+OPAQUE_SAMPLE = (
+    "ReLU for GELU",
+    "LayerNorm eps 1e-5 in ViT",
+    "v, q, k for q, k, v",
+    "padding SAME",
+    "wavenet: residual missing",
+)
+
+
+def test_mistakes_are_named_in_functions_without_modules() -> None:
+    found = run(chosen(*OPAQUE_SAMPLE, "kernel rotated"), seeds=1, families=("vit",), opaque=True)
+    assert [outcome.mutation for outcome in found.outcomes] == list(OPAQUE_SAMPLE)  # the others need modules
+    assert found.passed, found
+    assert found.modules_named == found.causes_named == 1
+    assert found.correct_runs == 1
+
+
 def test_mutations_leave_no_trace() -> None:
     softmax, concatenate = jax.nn.softmax, jnp.concatenate
     run(chosen("softmax over the queries", "distillation token first"), seeds=0)
