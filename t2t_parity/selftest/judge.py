@@ -89,6 +89,7 @@ def as_function(jax_model: nnx.Module) -> Program:
     def model(weights: nnx.State, *args: Any, **kwargs: Any) -> Any:
         dtype = jnp.result_type(*(x.dtype for x in jax.tree.leaves(weights) if jnp.issubdtype(x.dtype, jnp.floating)))
         merged = nnx.merge(graphdef, draws, weights)
+        module: Any
         for _, module in nnx.iter_modules(merged):
             if getattr(module, "dtype", None) is not None:
                 module.dtype = dtype
