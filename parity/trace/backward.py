@@ -7,9 +7,10 @@ gradients. Backwards from the loss, the first one that is missing was computed b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from parity.measure.gates import Gates, Row
 from parity.recording.capture import ROOT, Key
@@ -35,19 +36,37 @@ def derivative_rows(
     trace = trace_torch(ours, arrays)
     keys = [call.key for call in trace.calls if call.key != ROOT and call.outputs]
     gradients = ours.gradients(arrays, loss, activations=keys).activations
+    own = [row for row in rows if row.kind == "gradient" and row.precision == "float64"]
+    right = {row.name for row in own if row.passed}
     with theirs.switches():
         found = _found(gradients, traced_gradients(theirs, arrays, loss))
-        wrong = [call for call in reversed(trace.calls) if call.key in gradients and call.key not in found]
+        missing = [call for call in reversed(trace.calls) if call.key in gradients and call.key not in found]
+        wrong = [call for call in missing if not _trained_right(ours.model, call, right)]
         matches = match(trace, traced(theirs, arrays), {}) if wrong else None
     if matches is None:  # every activation's gradient is right: the wrong ones are those of single parameters
-        failed = [row.name for row in rows if row.kind == "gradient" and row.precision == "float64" and not row.passed]
-        owners = list(dict.fromkeys(path.rpartition(".")[0] for path in failed))
-        note = "the gradient of its own parameter differs"
+        owners = list(dict.fromkeys(row.name.rpartition(".")[0] for row in own if not row.passed))
+        note = "the gradient of its own parameter differs" + _padding(ours.model, owners)
     else:
         owners, lines = _users(trace, wrong[0]), _lines(wrong[0], matches)
         where = f", in JAX {', '.join(lines)}" if lines else ""
         note = f"the gradient by the output of {name(wrong[0].key)} differs, and no later one{where}"
     return [Row(owner, "derivative", "forced", "float64", math.inf, gates.f64_gradient, note=note) for owner in owners]
+
+
+def _trained_right(model: torch.nn.Module, call: ModuleCall, right: Collection[str]) -> bool:
+    """Return whether a module has parameters and their gradients are right: then so is that by its output.
+
+    JAX need not compute that one, for example if a table of positions is repeated for every example.
+    """
+    path = f"{call.key[0]}." if call.key[0] else ""
+    names = [f"{path}{name}" for name, _ in model.get_submodule(call.key[0]).named_parameters()]
+    return bool(names) and all(name in right for name in names)
+
+
+def _padding(model: torch.nn.Module, paths: Sequence[str]) -> str:
+    tables = (model.get_submodule(path) for path in paths)
+    rows = {x.padding_idx for x in tables if isinstance(x, torch.nn.Embedding) and x.padding_idx is not None}
+    return "".join(f" (PyTorch does not train row {row}: padding_idx)" for row in sorted(rows))
 
 
 def _found(gradients: Mapping[Key, Sequence[np.ndarray]], program: Program) -> set[Key]:

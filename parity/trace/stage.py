@@ -17,7 +17,7 @@ from parity.recording.capture import ROOT, Call, Key
 from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
+from parity.trace.fingerprint import Fingerprint, distinct
 from parity.trace.layout import closest
 from parity.trace.locate import Difference, Located, captured, locate
 from parity.trace.match import Matches, located
@@ -142,7 +142,9 @@ def _call(trace: TorchTrace, key: Key) -> ModuleCall:
 
 
 def _error(value: np.ndarray, wanted: np.ndarray) -> float:
-    best = closest(value, wanted)
+    if value.size != wanted.size:  # one of the two is repeated, for example for every example of a batch
+        value, wanted = distinct(value), distinct(wanted)
+    best = closest(value, wanted) if value.size == wanted.size else None
     return math.inf if best is None else best[0]
 
 
