@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from flax import nnx
 
+from parity.carry.arrays import first_line
 from parity.carry.model_types import jax_subject, torch_subject
 from parity.carry.program import Adapter, Program, title_of
 from parity.carry.rules import Rules
@@ -105,7 +106,10 @@ def check(
     rows += proof.missing
     proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, proof.torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
-    forward = proof.forward(tell=tell)
+    try:
+        forward = proof.forward(tell=tell)
+    except TypeError as error:  # of a model that mixes 32-bit and 64-bit numbers, for example
+        raise ValueError(f"the models do not run in float64: {first_line(error)}") from error
     if fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
         tell("calls of one module in another order")
         again = other.forward(tell=tell)
