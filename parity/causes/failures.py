@@ -34,7 +34,8 @@ class Wrong:
             return None
         arrays = [x.detach().cpu().numpy() for x in tensors]
         if self.site is None:
-            found, axes = arrays, self.pair.output_axes
+            chosen = range(len(arrays)) if self.pair.outputs is None else self.pair.outputs
+            found, axes = [arrays[i] for i in chosen if i < len(arrays)], self.pair.output_axes
         else:
             chosen = self.pair.inputs or ()
             if max(chosen, default=0) >= len(arrays):

@@ -29,7 +29,7 @@ class Pair:
     """One call on both sides, with the layouts of its tensors.
 
     `inputs` are the indices of PyTorch's tensors that correspond to JAX's, in order; None: they cannot be matched.
-    `output_names` are the names of the model's outputs, if it has several.
+    `outputs` are the same for the outputs; None: all. `output_names` are the names of the model's outputs, if several.
     """
 
     torch: Key
@@ -39,6 +39,7 @@ class Pair:
     input_axes: tuple[Axes, ...]
     output_axes: tuple[Axes, ...]
     output_names: tuple[str, ...] = ()
+    outputs: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:

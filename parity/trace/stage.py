@@ -68,12 +68,12 @@ def traced_rows(
     """
     try:
         trace, program = trace_torch(ours, arrays), traced(theirs, arrays)
-    except Exception as error:  # third-party code may raise anything when it is followed
+        with theirs.switches():
+            found = locate(ours, arrays, trace, program, every=differ)
+            rows, absent = _equal_modules(ours, arrays, trace, program, found, gates)
+    except Exception as error:  # third-party code, and operations of every kind, may raise anything when followed
         note = f"no module was compared, since the models cannot be followed step by step ({first_line(error)})"
         return Traced((), (), (), (), (note,))
-    with theirs.switches():
-        found = locate(ours, arrays, trace, program, every=differ)
-        rows, absent = _equal_modules(ours, arrays, trace, program, found, gates)
     notes: list[str] = []
     causes: tuple[Cause, ...] = ()
     if differ:
@@ -245,13 +245,13 @@ def _causes(
             (taken if place.into else gave).setdefault(place.call.key, {})[place.tensor.index] = place
     wrong = gave.keys() | taken.keys()
     oracle = ours.forward(arrays, only=wrong)
-    pairs = [_pair(ours.model, call, taken.get(call.key, {})) for call in trace.calls if _held(call, found.last, wrong)]
+    held = [call for call in trace.calls if _held(call, found.last, wrong)]
+    pairs = [_pair(ours.model, call, taken.get(call.key, {}), gave.get(call.key)) for call in held]
     calls = {}
     for key in wrong:
-        inputs = oracle[key].inputs or []
+        inputs, outputs = oracle[key].inputs or [], oracle[key].outputs
         given = [taken[key][i].as_in(inputs[i]) for i in sorted(taken.get(key, {}))]
-        outputs = [gave[key][i].as_in(x) if i in gave.get(key, {}) else x for i, x in enumerate(oracle[key].outputs)]
-        calls[key] = Call(given, outputs)
+        calls[key] = Call(given, [gave[key][i].as_in(outputs[i]) for i in sorted(gave.get(key, {}))])
     return name_causes(ours.model, ours.inputs(arrays), pairs, calls, rows, notes, apply=ours.apply)
 
 
@@ -260,8 +260,12 @@ def _held(call: ModuleCall, matches: Matches, wrong: Collection[Key]) -> bool:
     return call.key == ROOT or call.key in wrong or located(call, matches) is not None
 
 
-def _pair(model: torch.nn.Module, call: ModuleCall, taken: Mapping[int, object]) -> Pair:
+def _pair(
+    model: torch.nn.Module, call: ModuleCall, taken: Mapping[int, object], gave: Mapping[int, object] | None
+) -> Pair:
+    """Return a pair whose wrong inputs and outputs, by index, are the ones to explain; all outputs if none is wrong."""
     inputs = tuple(sorted(taken))
-    outputs = max((x.index for x in call.outputs), default=-1) + 1
-    module = model.get_submodule(call.key[0])
-    return Pair(call.key, call.key, module, inputs, (None,) * len(inputs), (None,) * outputs)
+    outputs = None if gave is None else tuple(sorted(gave))
+    count = max((x.index for x in call.outputs), default=-1) + 1 if outputs is None else len(outputs)
+    axes = (None,) * len(inputs), (None,) * count
+    return Pair(call.key, call.key, model.get_submodule(call.key[0]), inputs, *axes, outputs=outputs)
