@@ -15,13 +15,14 @@ import numpy as np
 
 from parity.recording.capture import ROOT
 from parity.runs.torch_side import TorchSide
+from parity.trace.difference import Candidate, Difference, all_equal, sources, with_lines
+from parity.trace.fingerprint import Fingerprint
 from parity.trace.jax_values import Step, run
 from parity.trace.layout import Layout, closest
 from parity.trace.match import Matches, Replaced, match
 from parity.trace.order import Misplaced, equal_numbers, misplaced
 from parity.trace.program import Program
 from parity.trace.regions import Region, first_regions, known_behind, missing
-from parity.trace.source import jax_line
 from parity.trace.torch_operations import TorchTrace, Values, operation_values
 
 CANDIDATES = 12
@@ -32,52 +33,6 @@ TRIES = 4
 
 MOST_RUNS = 200
 """Maximum number of runs of the JAX program."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A value of JAX that may stand for one of PyTorch's: its number, relF, and its array in PyTorch's layout."""
-
-    number: int
-    error: float
-    layout: Layout
-    array: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """A region of operations that differs by itself.
-
-    Attributes:
-        region: The operations of PyTorch.
-        candidates: For each of its operations, the values of JAX that are closest, the closest first.
-        lines: Lines of the JAX code that compute the region, in order, the first that differs first.
-        matches: The values of JAX when the region was found.
-        wanted: PyTorch's results of the region's ends.
-        misplaced: The value that the region is computed from, if JAX has its numbers in another order: then that is
-            the difference.
-    """
-
-    region: Region
-    candidates: Mapping[int, Sequence[Candidate]]
-    lines: tuple[str, ...]
-    matches: Matches
-    wanted: Mapping[int, np.ndarray]
-    misplaced: Misplaced | None = None
-
-    def chosen(self, attempt: int) -> Difference:
-        """Return the difference with those candidates first that were put in the place of its ends in this attempt."""
-        if self.misplaced:
-            return self
-        moved = dict(self.candidates)
-        for end in self.region.ends:
-            if found := moved.get(end):
-                chosen = found[min(attempt, len(found) - 1)]
-                moved[end] = [chosen, *(x for x in found if x is not chosen)]
-        return dataclasses.replace(self, candidates=moved)
-
-    def best(self, operation: int) -> Candidate | None:
-        return next(iter(self.candidates.get(operation, ())), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +71,7 @@ def locate(
         others = [x for x in found if x not in last]
         step = _replaced(others, trace, program, replaced) if others else (0, replaced, matches)
         chosen = 0 if step is None else step[0]
-        differences += [_with_lines(x if x in last else x.chosen(chosen)) for x in found]
+        differences += [with_lines(x if x in last else x.chosen(chosen)) for x in found]
         if step is None:
             break
         _, replaced, matches = step
@@ -126,7 +81,7 @@ def locate(
 def _computed_in_jax(trace: TorchTrace, matches: Matches, results: Collection[int]) -> list[Region]:
     """Return the first regions, past `results` and those of whose results JAX has nothing of the same size."""
     first = regions = first_regions(trace, matches, results)
-    equal = _all_equal(matches)
+    equal = all_equal(matches)
     absent = set(results)
     while regions:
         found = [region for region in regions if any(_similar(op, trace, matches, equal) for op in region.operations)]
@@ -137,10 +92,6 @@ def _computed_in_jax(trace: TorchTrace, matches: Matches, results: Collection[in
     return first
 
 
-def _all_equal(matches: Matches) -> set[int]:
-    return {number for numbers in matches.operations for number in numbers}
-
-
 def _differences(
     regions: Sequence[Region],
     trace: TorchTrace,
@@ -149,7 +100,7 @@ def _differences(
     replaced: Replaced,
     values: Mapping[int, Values],
 ) -> list[Difference]:
-    equal = _all_equal(matches)
+    equal = all_equal(matches)
     wanted = {
         operation: _similar(operation, trace, matches, equal) for region in regions for operation in region.operations
     }
@@ -186,17 +137,53 @@ def _with_order(
     if best is not None and best.number in difference.region.known:  # an operand, not a version of the result
         best = None
     before = len(difference.matches.inputs) if best is None else best.number
-    behind = None if best is None else _sources(difference.matches, {best.number})
+    behind = None if best is None else sources(difference.matches, {best.number})
     equal = [
         [n for n in equal_numbers(x, difference.matches, before) if behind is None or n in behind]
         for x in values[first].given
     ]
-    arrays = captured(program, replaced, {number for numbers in equal for number in numbers})
+    others = _others(difference, best, values[first].given)
+    arrays = captured(program, replaced, {*others, *(number for numbers in equal for number in numbers)})
     for tensor, numbers in zip(values[first].given, equal, strict=True):
         found = misplaced(tensor, numbers, arrays, difference.matches)
         if found is not None:
             return dataclasses.replace(difference, misplaced=found, lines=found.lines)
+    for number, tensor in others.items():
+        fitting = closest(arrays[number], tensor)
+        if fitting is not None:
+            instead = Misplaced(number, fitting[1].to_torch(arrays[number]), tensor, fitting[1], False, ())
+            return dataclasses.replace(difference, instead=instead)
     return difference
+
+
+def _others(difference: Difference, best: Candidate | None, given: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+    """Return the equal value that JAX's version of the first operation is computed from, if it is not the right one.
+
+    It is mapped to the tensor of PyTorch that it takes the place of.
+    """
+    matches, known = difference.matches, difference.region.known
+    if best is None or not known or not known.isdisjoint(sources(matches, {best.number})):
+        return {}
+    found: dict[int, np.ndarray] = {}
+    for tensor in given:
+        size = Fingerprint.of(tensor).size
+        if any(matches.values[n].values.size == size for n in known):
+            nearest = _boundary(matches, best.number, all_equal(matches))
+            found.update({n: tensor for n in nearest if n in matches.values and matches.values[n].values.size == size})
+    return found if len(found) == 1 else {}
+
+
+def _boundary(matches: Matches, number: int, equal: Collection[int]) -> set[int]:
+    """Return the equal values that a value is computed from, without any equal value in between."""
+    found, seen, waiting = set[int](), set[int](), [number]
+    while waiting:
+        for source in matches.inputs[waiting.pop()]:
+            if source in equal:
+                found.add(source)
+            elif source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return found
 
 
 def _similar(operation: int, trace: TorchTrace, matches: Matches, equal: Collection[int]) -> list[int]:
@@ -205,6 +192,10 @@ def _similar(operation: int, trace: TorchTrace, matches: Matches, equal: Collect
     behind = _computed_from(matches, known)
     numbers = [n for n in behind if n in matches.values and n not in equal]
     numbers = [n for n in numbers if matches.values[n].values.size == values.size]
+    if not numbers:  # JAX may give the operation another value of the same size
+        sizes = {matches.values[n].values.size for n in known}
+        numbers = [n for n, x in matches.values.items() if n not in equal and x.values.size == values.size]
+        numbers = [n for n in numbers if not sizes.isdisjoint(_sizes(matches, _boundary(matches, n, equal)))]
 
     def distance(number: int) -> float:
         other = matches.values[number].values
@@ -216,6 +207,10 @@ def _similar(operation: int, trace: TorchTrace, matches: Matches, equal: Collect
     # Where JAX lacks an operation, an operand takes the place of its result.
     passed = {n for n in known if matches.values[n].values.size == values.size}
     return sorted(nearest | passed)
+
+
+def _sizes(matches: Matches, numbers: Collection[int]) -> set[int]:
+    return {matches.values[n].values.size for n in numbers if n in matches.values}
 
 
 def _computed_from(matches: Matches, known: Collection[int]) -> list[int]:
@@ -265,43 +260,6 @@ def _ranked(
 
 ABOUT = 2.0
 """Ratio of relF up to which two candidates are about as close."""
-
-
-def _with_lines(difference: Difference) -> Difference:
-    """Add the lines of JAX between the equal values and the values that stand for the region's results."""
-    if difference.misplaced is not None:
-        return difference
-    region, matches = difference.region, difference.matches
-    best = {op: difference.best(op) for op in region.operations}
-    ends = {found.number for end in region.ends if (found := best[end]) is not None}
-    equal = _all_equal(matches)
-    passed = [max(_equal(matches, number)) for number in sorted(ends & region.known)]
-    passed += sorted((ends & equal) - region.known)
-    inside = sorted(_sources(matches, ends) - _sources(matches, region.known) - equal)
-    first = [
-        x.number for op in region.operations if (x := best[op]) is not None and x.error < CLOSE and x.number in inside
-    ]
-    lines = [jax_line(matches.scopes[number]) for number in (*passed, *first[:1], *inside)]
-    return dataclasses.replace(difference, lines=tuple(dict.fromkeys(line for line in lines if line)))
-
-
-def _equal(matches: Matches, number: int) -> list[int]:
-    """Return the values of JAX that are equal to this one."""
-    own = matches.values[number].values
-    return [n for n, x in matches.values.items() if x.values.size == own.size and bool(own.matches(x.values.sums))]
-
-
-CLOSE = 0.5
-"""relF up to which a value of JAX is taken for the wrong version of PyTorch's."""
-
-
-def _sources(matches: Matches, numbers: Collection[int]) -> set[int]:
-    """Return everything that these values are computed from, and these."""
-    found = set(numbers)
-    for number in reversed(range(len(matches.inputs))):
-        if number in found:
-            found |= matches.inputs[number]
-    return found
 
 
 def _replaced(

@@ -186,12 +186,12 @@ class _Place:
 
 
 def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
-    region, order = difference.region, difference.misplaced
+    region, order = difference.region, difference.misplaced or difference.instead
     owner = next((call for call in trace.calls if call.key == region.owner), None)
     if order is not None and owner is not None and owner.key != ROOT:
         values = Fingerprint.of(order.wanted)
         taken = [x for x in owner.inputs if x.values.size == values.size and values.matches(x.values.sums)]
-        made = None if order.once_right or not taken else _maker(trace, owner, taken[0])
+        made = None if order.once_right or not taken or difference.instead else _maker(trace, owner, taken[0])
         if made is not None:
             yield _Place(made[0], False, made[1], order.array, order.wanted)
             return
@@ -225,7 +225,11 @@ def _note(trace: TorchTrace, difference: Difference) -> str:
     first = trace.operations[difference.region.operations[0]]
     where = f" at {first.where}" if first.where else ""
     lines = f", in JAX {', '.join(difference.lines[:6])}" if difference.lines else ""
-    what = "the right numbers in another order, first used by" if difference.misplaced else "first differs:"
+    what = "first differs:"
+    if difference.misplaced:
+        what = "the right numbers in another order, first used by"
+    elif difference.instead:
+        what = "another value is given to"
     return f"{what} {first.name}{where} in PyTorch{lines}"
 
 
