@@ -322,7 +322,7 @@ def test_an_exact_name_comes_before_a_pattern():
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ([LeafRule("a", "x"), LeafRule("b", "x")], "a and b of PyTorch both claim x"),
+        ([LeafRule("a", "x"), LeafRule("b", "x")], "(a and b|b and a) of PyTorch both claim x"),
         ([LeafRule("a", "x", into=((0, 0, 2),)), LeafRule("b", "y")], r"a \[4\] does not fit x \[4\]"),
         ([LeafRule("a", "x", out_of=((0, 0, 2),), into=((0, 0, 2),)), LeafRule("b", "y")], "a of PyTorch is not whole"),
         ([LeafRule("a", "x"), LeafRule("b", "z")], "JAX has no tensor z"),
