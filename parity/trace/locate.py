@@ -227,10 +227,10 @@ def captured(program: Program, replaced: Replaced, numbers: Collection[int]) -> 
 
     def seen(step: Step) -> Any:
         new = replaced.get(step.number)
-        array = np.asarray(step.array, np.float64) if new is None else new[1].to_jax(new[0], step.array.shape)
+        array = None if new is None else new[1].to_jax(new[0], step.array.shape)
         if step.number in numbers:
-            found[step.number] = array
-        return None if new is None else array
+            found[step.number] = np.asarray(step.array, np.float64) if array is None else array
+        return array
 
     run(program.closed, program.arguments, seen)
     return found
