@@ -16,7 +16,11 @@ RAMP = np.arange(256).reshape(16, 16)
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 def test_16_bits(tmp_path: Path, name: str):
-    Image.fromarray((RAMP * 257).astype(np.uint16)).save(tmp_path / name)
+    numbers = (RAMP * 257).astype(np.uint16)
+    if name == "a.pgm":  # Pillow 10 reads, but does not write it: big-endian numbers after a line of text each
+        (tmp_path / name).write_bytes(b"P5\n16 16\n65535\n" + numbers.astype(">u2").tobytes())
+    else:
+        Image.fromarray(numbers).save(tmp_path / name)
     with Image.open(tmp_path / name) as image:
         assert np.asarray(image).max() == 65535
     found = open_image(tmp_path / name)
