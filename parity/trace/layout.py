@@ -95,8 +95,9 @@ def _probe(size: int) -> np.ndarray:
 
 
 def _promising(value: np.ndarray, wanted: np.ndarray, best: float) -> bool:
-    scale = float(np.linalg.norm(wanted)) or 1.0
-    return bool(np.linalg.norm(value - wanted) / scale <= 4 * best + 1e-12)
+    with np.errstate(over="ignore", invalid="ignore"):  # masks hold the largest numbers that there are
+        scale = float(np.linalg.norm(wanted)) or 1.0
+        return bool(np.linalg.norm(value - wanted) / scale <= 4 * best + 1e-12)
 
 
 def same_values(value: np.ndarray, wanted: np.ndarray) -> float:
