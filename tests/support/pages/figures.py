@@ -174,7 +174,7 @@ FIGURES: dict[str, list[str]] = {
         f"## [{PROJECT['version']}]",
     ],
     "CONTRIBUTING.md": ["Files of up to 400 lines"],
-    "docs/any_program.md": [f"may differ by {TOLERANCE:.0e} of", f"at most {MOST_RUNS} in all"],
+    "docs/any_program.md": [f"may differ by {TOLERANCE:.0e} of", f"at most {MOST_RUNS} times"],
     "docs/architecture.md": [f"exit code {cli.MISUSED}"],
     "docs/ci.md": [
         f"the Python to set up, {PYTHON} or later",
