@@ -12,7 +12,7 @@ from typing import Any
 
 from flax import nnx
 
-from parity.adapters.layouts import attention, join, kernel, matrix, vector
+from parity.adapters.layouts import attention, children_of, join, kernel, matrix, vector
 from parity.adapters.weights import KeyPath, Weights, key_name, trained, values
 from parity.carry.program import Adapter, Program, Pure, Table
 from parity.carry.rules import LeafRule
@@ -131,13 +131,8 @@ class _Apply(Pure):
 
 def table(names: Sequence[str]) -> Table:
     """Return the rules for these names."""
-    inside: dict[str, set[str]] = {}
-    for name in names:
-        parts = name.split(".")
-        for end in range(len(parts)):
-            inside.setdefault(".".join(parts[:end]), set()).add(parts[end])
     rules: list[LeafRule] = []
-    for path, children in inside.items():
+    for path, children in children_of(names).items():
         if {"query", "key", "value", "linear"} <= children:
             rules += attention(path, ("query", "key", "value", "linear"), weight="w", bias="b", in_out=True)
         if {"linear", "linear_1"} <= children:

@@ -5,7 +5,7 @@ Layouts: O out, I in, K spatial. PyTorch's convolutions are O I K.., its transpo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from parity.carry.rules import LeafRule
 
@@ -14,6 +14,16 @@ RANKS = (1, 2, 3)
 
 TRANSPOSED = "ConvTranspose"
 """Start of the names of PyTorch's transposed convolutions."""
+
+
+def children_of(names: Sequence[str]) -> dict[str, set[str]]:
+    """Map every path around the dotted `names` to what it contains."""
+    inside: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for end in range(len(parts)):
+            inside.setdefault(".".join(parts[:end]), set()).add(parts[end])
+    return inside
 
 
 def join(path: str, leaf: str) -> str:

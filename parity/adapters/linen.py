@@ -14,7 +14,7 @@ import jax
 from flax import errors, nnx
 from flax import linen as nn
 
-from parity.adapters.layouts import attention, fused, join, kernel, matrix, suffixed, vector
+from parity.adapters.layouts import attention, children_of, fused, join, kernel, matrix, suffixed, vector
 from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
 from parity.carry.copies import linen_as_dtype
 from parity.carry.program import Adapter, Program, Pure, Table
@@ -150,12 +150,7 @@ def _line(error: Exception) -> str:
 
 def table(names: Sequence[str]) -> Table:
     """Return the rules for these names."""
-    inside: dict[str, set[str]] = {}
-    for name in names:
-        parts = name.split(".")
-        for end in range(len(parts)):
-            inside.setdefault(".".join(parts[:end]), set()).add(parts[end])
-    rules = [rule for path, children in inside.items() for rule in _layer(path, children)]
+    rules = [rule for path, children in children_of(names).items() for rule in _layer(path, children)]
     return Table([*rules, *(rule for name in names for rule in _leaf(name))])
 
 
