@@ -108,8 +108,8 @@ def check(
     rows += pairing_rows(proof.pairing)
     try:
         forward = proof.forward(tell=tell)
-    except TypeError as error:  # of a model that mixes 32-bit and 64-bit numbers, for example
-        raise ValueError(f"the models do not run in float64: {first_line(error)}") from error
+    except TypeError as error:  # for example of a model that mixes 32-bit and 64-bit numbers, in float64 only
+        raise ValueError(f"the models cannot be run in both float64 and float32: {first_line(error)}") from error
     if fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
         tell("calls of one module in another order")
         again = other.forward(tell=tell)

@@ -98,8 +98,3 @@ def _promising(value: np.ndarray, wanted: np.ndarray, best: float) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):  # masks hold the largest numbers that there are
         scale = float(np.linalg.norm(wanted)) or 1.0
         return bool(np.linalg.norm(value - wanted) / scale <= 4 * best + 1e-12)
-
-
-def same_values(value: np.ndarray, wanted: np.ndarray) -> float:
-    """Return relF of the sorted values: 0 if both hold the same numbers in any order."""
-    return rel_f(np.sort(value, axis=None), np.sort(wanted, axis=None))

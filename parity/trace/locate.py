@@ -1,7 +1,7 @@
-"""Locate every difference between a PyTorch model and a JAX program, in one pass over the model's modules.
+"""Locate every difference between a PyTorch model and a JAX program.
 
 The values of both are matched. Where they first differ, the value that JAX computes in place of PyTorch's is replaced
-by PyTorch's, and the program runs again: what still differs is wrong by itself.
+by PyTorch's, and the program runs again: what still differs is wrong by itself. This is repeated until nothing differs.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def locate(
         return Located((), first, matches, {}, True)
     replaced: dict[int, tuple[np.ndarray, Layout]] = {}
     differences: list[Difference] = []
-    users, results = trace.users(), set[int]()
-    """Operations of the regions from which nothing follows but the model's output."""
+    users = trace.users()
+    results = set[int]()  # operations of regions from which nothing follows but the model's output
     for _ in range(MOST_RUNS):
         if not first_regions(trace, matches, results):
             return Located(tuple(differences), first, matches, replaced, True)

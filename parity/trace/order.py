@@ -15,14 +15,16 @@ from parity.trace.source import jax_line
 
 @dataclasses.dataclass(frozen=True)
 class Misplaced:
-    """A value that JAX computes with, and PyTorch's tensor with the same numbers in another order.
+    """A value that JAX computes with, and the tensor that PyTorch computes with in its place.
+
+    Both hold the same numbers in another order, or (`Difference.instead`) they are two different results.
 
     Attributes:
         number: Number of the value in JAX.
         array: The value, in the shape of PyTorch's tensor.
         wanted: PyTorch's tensor.
         layout: The layout in which the two are closest.
-        once_right: Whether JAX has the numbers in the right order before.
+        once_right: Whether the numbers are in the right order in an earlier value of JAX.
         lines: Lines of the JAX code that rearrange the numbers.
     """
 

@@ -59,8 +59,7 @@ def first_regions(trace: TorchTrace, matches: Matches, absent: Collection[int] =
     `absent` are operations that JAX does not have; those that use their results are looked at in their place.
     """
     wrong = missing(trace, matches) - set(absent)
-    behind = set[int]()
-    """Operations computed from a missing one."""
+    behind = set[int]()  # operations that are computed from a missing one
     for i, operation in enumerate(trace.operations):
         if any(source in wrong or source in behind for source in operation.inputs):
             behind.add(i)

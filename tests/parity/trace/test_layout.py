@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.trace.layout import MOST_AXES, SAME, closest, layouts, same_values
+from parity.trace.layout import MOST_AXES, SAME, closest, layouts
 
 
 def values(*shape: int) -> np.ndarray:
@@ -68,13 +68,12 @@ def test_heads_that_are_merged_wrongly_have_no_layout():
     wrong = heads.reshape(2, 5, 12)
     error, _ = closest(wrong, right)
     assert error > 0.5
-    assert same_values(wrong, right) == 0
+    assert np.array_equal(np.sort(wrong, axis=None), np.sort(right, axis=None))
 
 
 def test_a_flipped_axis_has_no_layout():
     x = values(4, 5)
     assert closest(x[::-1], x)[0] > 0.5
-    assert same_values(x[::-1], x) == 0
 
 
 def test_axes_of_one_element_do_not_matter():
