@@ -18,7 +18,7 @@ from parity.carry.convert import Entry, Ledger, build_ledger, jax_variables
 from parity.carry.ledger import UnpairedTensorsError
 from parity.carry.orientation import ASSUMED
 from parity.carry.program import Program
-from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
+from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches, slices
 from parity.carry.wrappers import refuse_compiled, state_of, tied_modules
 from parity.measure.gates import Row
 from parity.pairing.input_layouts import fitting_inputs
@@ -141,8 +141,8 @@ def paired_tensors(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: R
         ValueError: See `build_ledger`. Pairing by values does not help: it finds less than half of the tensors.
     """
     try:
-        ledger = build_ledger(torch_model, jax_model, rules)
-        return Tensors(torch_model, _oriented(ledger, torch_model, jax_model))
+        ledger = _oriented(build_ledger(torch_model, jax_model, rules), torch_model, jax_model)
+        return _with_added(ledger, torch_model, jax_model)
     except UnpairedTensorsError as error:
         if rules.tensors or rules.leaves or rules.rename or rules.stacked:
             raise
@@ -167,6 +167,30 @@ def _oriented(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Modul
         entries.append(entry)
     notes = tuple(note for note in ledger.notes if not (decided and ASSUMED in note))
     return dataclasses.replace(ledger, entries=tuple(entries), notes=notes)
+
+
+def _with_added(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Module) -> Tensors:
+    """Where JAX holds the rounded sum of two biases of PyTorch, compare with that sum in the first and zeros in the
+    second: rounding the sum is no mistake of the port.
+    """
+    if not any(entry.added for entry in ledger):
+        return Tensors(torch_model, ledger)
+    variables, first = jax_variables(jax_model), {entry.jax: entry for entry in ledger if not entry.added}
+    model, names = copy.deepcopy(torch_model), dict[str, None]()
+    state = model.state_dict(keep_vars=True)
+    for entry in (entry for entry in ledger if entry.added):
+        owner, held = first[entry.jax], np.asarray(variables[entry.jax][...])
+        sum_of, rest = (state[e.torch].detach()[slices(e.torch_box)] for e in (owner, entry))
+        total = to_numpy(sum_of).astype(np.float64) + to_numpy(rest)
+        if to_numpy(rest).any() and _close(owner.to_torch(held).reshape(total.shape), total):
+            sum_of.copy_(to_tensor(owner.to_torch(held)).reshape(sum_of.shape))
+            rest.zero_()
+            names[f"{owner.torch} + {entry.torch}"] = None
+    if not names:
+        return Tensors(torch_model, ledger)
+    note = f"{', '.join(names)}: one tensor in JAX, compared with the sum in the first, and zeros in the second"
+    texts = tuple(text for text in ledger.notes if " has to be zero in PyTorch: " not in text)
+    return Tensors(model, dataclasses.replace(ledger, notes=texts), (), (note,))
 
 
 def _by_value(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 
 import parity
 from parity import Report, Rules
@@ -181,6 +181,55 @@ class Twin(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.b(self.a(x))
+
+
+class TorchCell(torch.nn.Module):
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.cell: Any = kind(4, 5)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        found = self.cell(x, (h, h) if isinstance(self.cell, torch.nn.LSTMCell) else h)
+        return found[0] if isinstance(found, tuple) else found
+
+
+class LinenCell(linen.Module):
+    kind: Any
+
+    @linen.compact
+    def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        cell = self.kind(5, name="cell")
+        return cell((h, h) if self.kind is linen.OptimizedLSTMCell else h, x)[1]
+
+
+@pytest.mark.parametrize("gate", [None, 0])
+@pytest.mark.parametrize(
+    ("kind", "linen_kind", "summed", "gates"),
+    [(torch.nn.LSTMCell, linen.OptimizedLSTMCell, 20, "hi"), (torch.nn.GRUCell, linen.GRUCell, 10, "ir")],
+)
+def test_biases_that_a_port_has_added_under_equal_names(
+    kind: Any, linen_kind: Any, summed: int, gates: str, gate: int | None
+):
+    """The rounded sum is right; with an error in one gate (`gate`) it is not. The user's model keeps its biases."""
+    model = TorchCell(kind)
+    parity.randomize(model)
+    x, h = np.random.RandomState(0).standard_normal((3, 4)), np.random.RandomState(1).standard_normal((3, 5))
+    added = TorchCell(kind)
+    added.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        added.cell.bias_ih[:summed] += added.cell.bias_hh[:summed]
+        added.cell.bias_hh[:summed] = 0
+    module = LinenCell(linen_kind)
+    jax_model = parity.linen(module, module.init(jax.random.key(0), x, h))
+    parity.torch_to_jax(added, jax_model)
+    variables = jax.tree.map(lambda value: value, jax_model.variables)
+    if gate is not None:
+        variables["params"]["cell"][gates]["bias"] += 1e-3
+    before = model.cell.bias_hh.detach().clone()
+    report = parity.check(model, parity.linen(module, variables), (x, h))
+    assert report.passed == (gate is None), str(report)
+    assert torch.equal(model.cell.bias_hh, before)
+    assert any("cell.bias_ih + cell.bias_hh: one tensor in JAX" in note for note in report.notes)
 
 
 def test_a_missing_tensor_under_equal_names_is_an_error():
