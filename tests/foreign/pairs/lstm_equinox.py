@@ -101,7 +101,7 @@ def with_short_biases(model: TorchTagger) -> TorchTagger:
     """Round the biases to few bits, so that the sum of two is a float32 number."""
     for name, parameter in model.lstm.named_parameters():
         if name.startswith("bias"):
-            parameter.data = (parameter.data * 2**10).round() / 2**10
+            parameter.data = (parameter.data * 2**20).round() / 2**20
     return model
 
 
