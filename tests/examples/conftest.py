@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+import tests.support.inner_runs  # noqa: F401  (before any inner run)
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Imported before any inner run: it forgets what it imported first, and jax cannot be imported twice.
+import tests.support.inner_runs  # noqa: F401  (before any inner run)
 from parity import Report
 
 pytest_plugins = ["pytester"]
