@@ -28,8 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE|DIR",
-        help="Weights: .pth, .pth.tar, .safetensors or an Orbax folder. Default: random weights that leave no layer "
-        "neutral.",
+        help="Weights: .pth, .pth.tar, .safetensors or an Orbax folder. (default: random weights under which every "
+        "error shows)",
     )
     group.add_argument(
         "--fresh",
@@ -42,11 +42,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar="PIXELS",
-        help="Image size in pixels: one number for a square, or height and width. Default: that of the model or "
-        "checkpoint.",
+        help="Image size in pixels: one number for a square, or height and width. (default: that of the model or "
+        "checkpoint)",
     )
-    group.add_argument("--in-chans", type=positive, metavar="INT", help="Number of input channels.")
-    group.add_argument("--num-classes", type=natural, metavar="INT", help="Number of classes of the head.")
+    group.add_argument(
+        "--in-chans",
+        type=positive,
+        metavar="INT",
+        help="Number of input channels. (default: that of the model or checkpoint)",
+    )
+    group.add_argument(
+        "--num-classes",
+        type=natural,
+        metavar="INT",
+        help="Number of classes of the head. (default: that of the model or checkpoint)",
+    )
     group.add_argument("--batch", type=positive, metavar="INT", default=2, help="Number of images in the batch.")
     group.add_argument(
         "--scan-blocks",

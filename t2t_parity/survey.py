@@ -95,13 +95,14 @@ def as_markdown(figures: Sequence[Figure], environment: Mapping[str, Any]) -> st
     """Return the page: how and in which environment the results were measured, and the table."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     lines = [
-        "# Figures of every model",
+        "# Results for every model",
         "",
-        "Written by `python -m parity survey --out docs/parity.md`; the worst relative Frobenius error of each kind,",
-        "on powered random weights, batch 2, at the model's own image size. In float64 JAX is measured against",
-        "PyTorch (gates: layers and logits 1e-13, gradients 1e-12), in float32 each framework against float64.",
+        "Written by `python -m parity survey --out docs/parity.md`. The numbers are the largest relative Frobenius",
+        "errors of each kind, with random weights (`parity.randomize`), batch size 2 and the model's own image size.",
+        "In float64, JAX is compared with PyTorch (gates: layers and logits 1e-13, gradients 1e-12); in float32, each",
+        "framework is compared with the float64 run.",
         "",
-        f"Made with {versions}, on {', '.join(environment['jax_devices'])}.",
+        f"Measured with {versions}, on {', '.join(environment['jax_devices'])}.",
         "",
         "| " + " | ".join(title for title, _ in COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
@@ -138,5 +139,5 @@ def _read(path: Path, environment: Mapping[str, Any]) -> list[Figure]:
         figures = [Figure(**figure) for figure in saved["figures"]]
         as_markdown(figures, environment)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{path} holds no figures of a survey ({readable(str(error))}): delete it") from error
+        raise ValueError(f"{path} does not hold the results of a survey ({readable(str(error))}): delete it") from error
     return figures if same else []

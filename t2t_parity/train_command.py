@@ -32,15 +32,15 @@ class Train:
     name: Annotated[str, tyro.conf.Positional]
     """Name of the model, as listed by t2t_torch.list_models()."""
     recipe: str | None = None
-    """Recipe in t2t_config.RECIPES, for example cifar10_t2t_vit_14. Default: the model's ImageNet recipe."""
+    """Recipe in t2t_config.RECIPES, for example cifar10_t2t_vit_14; None uses the model's ImageNet recipe."""
     steps: int = 20
     """Number of optimizer steps; the recipe's schedule is rescaled to this length."""
     lr: float | None = None
-    """Peak learning rate. Default: that of the recipe."""
+    """Peak learning rate; None uses the recipe's."""
     weight_decay: float | None = None
-    """Weight decay. Default: that of the recipe."""
+    """Weight decay; None uses the recipe's."""
     img_size: int | None = None
-    """Side of the square images in pixels. Default: that of the model."""
+    """Side of the square images in pixels; None uses the model's."""
     num_classes: int = 10
     """Number of classes of the head."""
     batch: int = 2

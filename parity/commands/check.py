@@ -66,8 +66,8 @@ def _parse(args: Sequence[str], prog: str, models: named.Models | None) -> argpa
         type=reference,
         metavar="{torch,jax}",
         default=None,
-        help="Which model is right by definition; the other is the port, which is judged. Without it: as the pair "
-        "says, else torch.",
+        help="Which model is the reference, correct by definition; the other one is the port. (default: the "
+        "setting of the pair, else torch)",
     )
     add_targets(parser, "html", "json", "junit")
     if models is not None:

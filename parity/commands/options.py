@@ -16,13 +16,15 @@ REFERENCES = ("torch", "jax")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Ends the text of every option with its default, and that of every argument with "(required)"."""
+    """Ends the text of an option with its default, unless the text does, and that of an argument with "(required)"."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action, argparse._HelpAction):
             return action.help
         if (not action.option_strings and action.nargs is None) or (action.required and action.option_strings):
             return f"{action.help} (required)"
+        if action.help is not None and action.help.endswith(")") and "(default: " in action.help:
+            return action.help  # it describes what None stands for
         return super()._get_help_string(action)
 
 

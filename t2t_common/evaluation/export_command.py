@@ -22,7 +22,7 @@ class ExportOptions(WeightsOptions):
     """Command-line options."""
 
     out: tyro.conf.Positional[Path]
-    """File to write; from PyTorch .pt2 or .onnx."""
+    """File to write. From PyTorch, its suffix is .pt2 or .onnx and selects the format."""
 
 
 def export_command(
@@ -51,7 +51,7 @@ def export_command(
     model, how, saved = load(options)
     known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(how)
     try:
-        with status(f"writing {options.out}, and trying it"):
+        with status(f"writing and verifying {options.out}"):
             found = export_model(model, options.out, metadata=known)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import inspect
 import io
 import multiprocessing
 import os
@@ -44,7 +45,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
     prog = called(prog)
-    options |= {"args": list(args), "prog": prog, "description": description}
+    options |= {"args": list(args), "prog": prog, "description": inspect.cleandoc(description)}
     with registry():
         try:
             with unescaped_streams(), contextlib.redirect_stderr(io.StringIO()):  # --help is coloured

@@ -14,19 +14,19 @@ from typing import NoReturn
 from t2t_config.extras import prepare_command
 
 BOTH = {
-    "train": "train a model, or continue its run",
-    "evaluate": "top-1 and top-5 of weights, over a set of images",
-    "predict": "the best classes of images",
-    "visualize": "where a model looks, as pictures",
+    "train": "train a model, or resume a run",
+    "evaluate": "compute the top-1 and top-5 accuracy of a checkpoint",
+    "predict": "classify images",
+    "visualize": "visualize the attention and features of a model",
 }
 COMMANDS = {
     "t2t_jax": {
         **BOTH,
-        "export": "weights as StableHLO that runs without this package",
-        "compile": "the training step for a TPU that need not be there: memory, communication",
-        "data": "measure how fast a folder of images is read, or write it as shards",
+        "export": "export a model as StableHLO, which runs without this package",
+        "compile": "compile the training step for a TPU that is not attached; report memory and communication",
+        "data": "benchmark the input pipeline, or write a data set as shards",
     },
-    "t2t_torch": {**BOTH, "export": "weights as ONNX or .pt2"},
+    "t2t_torch": {**BOTH, "export": "export a model as ONNX or .pt2"},
 }
 """Package -> its commands and their descriptions."""
 
@@ -51,7 +51,7 @@ def main() -> NoReturn:
 def run(module: str) -> NoReturn:
     """Run a module of commands as `python -m` does, and end the process."""
     package = module.partition(".")[0]
-    prepare_command("t2t_parity" if package == "parity" else package)  # our models in it
+    prepare_command("t2t_parity" if package == "parity" else package)  # the command includes our models
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit()
 
@@ -68,7 +68,7 @@ def listing(package: str) -> str:
     """Return the listing of a package's commands, one per line."""
     width = max(map(len, COMMANDS[package]))
     rows = [f"  {name:<{width}}  {text}" for name, text in COMMANDS[package].items()]
-    call = f"python -m {package}.COMMAND --help shows the options of one"
+    call = f"python -m {package}.COMMAND --help shows the options of a command"
     return "\n".join([f"usage: python -m {package} COMMAND [OPTIONS]", "", *rows, "", call])
 
 

@@ -1,9 +1,10 @@
-"""Placeholders for option values in help texts: FILE, DIR, NAME instead of the types of the fields."""
+"""Help texts of options: placeholders such as FILE, DIR and NAME instead of types, and no line breaks of the source."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import tyro
@@ -19,7 +20,7 @@ from tyro.constructors import (
 NAMES = {
     **dict.fromkeys(("html", "json", "junit", "classes", "hlo", "case"), "FILE"),
     **dict.fromkeys(("workdir", "token_labels", "write"), "DIR"),
-    **dict.fromkeys(("checkpoint", "init_from", "source", "target"), "FILE|DIR"),
+    **dict.fromkeys(("checkpoint", "init_from"), "FILE|DIR"),
     **dict.fromkeys(("model", "name", "recipe", "topology"), "NAME"),
     **dict.fromkeys(("names", "frozen"), "NAME ..."),
     "auto_augment": "POLICY",
@@ -28,12 +29,15 @@ NAMES = {
     "images": "IMAGE ...",
     "img_size": "PIXELS",
     "mesh": "AXIS=N,...",
+    "out": "OUT",
+    "source": "SRC",
+    "target": "DST",
 }
 """Field name -> placeholder of its value, in all commands."""
 
 
 def registry() -> ConstructorRegistry:
-    """Return tyro's registry with rules that give the fields of dataclasses readable placeholders."""
+    """Return tyro's registry with rules that give the fields of dataclasses readable help texts."""
     rules = ConstructorRegistry()
     asked: list[Any] = []
 
@@ -54,13 +58,25 @@ def registry() -> ConstructorRegistry:
 
 
 def _named(field: StructFieldSpec) -> StructFieldSpec:
+    field = dataclasses.replace(field, helptext=_one_line(field.helptext))
     found = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(field.type, set()))
     if not isinstance(found, PrimitiveConstructorSpec) or found.metavar == "{True,False}":
         return field
     name = NAMES.get(field.name) or readable(found.metavar)
     name += " [PIXELS]" if name == "PIXELS" and found.nargs != 1 else ""  # or height and width
-    kind: Any = Annotated[field.type, tyro.conf.arg(metavar=name)]
+    hint = "(default: none)" if field.default == () else None
+    kind: Any = Annotated[field.type, tyro.conf.arg(metavar=name, help_behavior_hint=hint)]
     return dataclasses.replace(field, type=kind)
+
+
+def _one_line(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
+    """Return a function that returns the help text without line breaks; as in tyro, it may be a function itself."""
+
+    def joined() -> str | None:
+        found = text() if callable(text) else text
+        return None if found is None else " ".join(found.split())
+
+    return joined
 
 
 def readable(metavar: str) -> str:

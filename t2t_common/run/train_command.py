@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -43,6 +44,7 @@ def run_command(
         names = f"recipes: {', '.join(RECIPES)}"
         if not args:
             raise ValueError(f"the recipe is missing: {program} RECIPE; {names}")
+        names = textwrap.fill(names, width=100, subsequent_indent="  ", break_on_hyphens=False)
         print(f"{doc}\n{names}\n\n{program} RECIPE --help shows a recipe and its options")
         return cli.OK
     name = args[0]

@@ -1,10 +1,10 @@
-"""python -m t2t_jax.data RECIPE_OR_DATA --bench [--data DIR] [--step-ms MS] [--json FILE]
+"""python -m t2t_jax.data SRC --bench [--data DIR] [--step-ms MS] [--json FILE]
 
-python -m t2t_jax.data DATA --write FOLDER [--format tar|arrayrecord]
+python -m t2t_jax.data SRC --write FOLDER [--format tar|arrayrecord]
 
 Benchmark the input pipeline: images per second by number of threads and worker processes, and time per stage.
 With --step-ms, the time of one training step, also report whether the input can feed the device (exit code 1 if not).
-Or write all images of DATA ("digits" or a folder) to shards, which can be used for training and evaluation.
+Or write all images of SRC ("digits" or a folder) to shards, which can be used for training and evaluation.
 """
 
 from __future__ import annotations

@@ -60,6 +60,6 @@ def test_figures_of_other_versions_are_dropped(tmp_path: Path) -> None:
 )
 def test_figures_that_make_no_sense_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "parity.json").write_text(text)
-    with pytest.raises(ValueError, match=r"parity.json holds no figures of a survey"):
+    with pytest.raises(ValueError, match=r"parity.json does not hold the results of a survey"):
         write([figure("t2t_vit_7")], ENVIRONMENT, tmp_path / "parity.md")
     assert (tmp_path / "parity.json").read_text() == text

@@ -1,4 +1,4 @@
-"""FILE, DIR, NAME: what help texts call the values of options."""
+"""Help texts of options: placeholders of values, and no line breaks of the source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ class Options:
     img_size: int | tuple[int, int] | None = None
     """How large."""
     flag: bool = False
-    """Or not."""
+    """Or
+    not."""
+    names: tuple[str, ...] = ()
+    """All of them
+    without any."""
 
 
 def test_values_have_the_names_of_what_they_are(capsys: pytest.CaptureFixture[str]):
@@ -45,6 +49,16 @@ def test_values_have_the_names_of_what_they_are(capsys: pytest.CaptureFixture[st
     }
     expected = {"--inner.model NAME", "--json FILE", "--workdir DIR", "--mean FLOAT ...", "--flag, --no-flag"}
     assert expected | {"--img-size PIXELS [PIXELS]"} <= lines
+
+
+def test_help_texts_have_no_line_breaks_of_the_source_and_no_empty_default(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.parse(Options, ["--help"], prog="do", description="It.\n\n    And more.")
+    text = capsys.readouterr().out
+    assert re.search(r"Or not\. \(default: False\)", text)
+    assert "All of them without any." in text
+    assert "(default: )" not in text
+    assert "\nAnd more." in text
 
 
 def test_what_is_parsed_does_not_change():
