@@ -65,12 +65,12 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
     path = options.weights
     with status(f"loading {path}"):
         saved = load_metadata(path)
-        arguments, how = options.choose(saved)
+        arguments, preprocess = options.choose(saved)
         check_described(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
     tell(report)
-    return model, how, saved
+    return model, preprocess, saved
 
 
 def evaluate(options: EvaluateOptions) -> Result:
@@ -80,14 +80,14 @@ def evaluate(options: EvaluateOptions) -> Result:
         FileNotFoundError, ValueError: The checkpoint or the data cannot be used; the message gives the reason.
     """
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
-    model, how, saved = load_for_evaluation(options, dtype=dtype)
+    model, preprocess, saved = load_for_evaluation(options, dtype=dtype)
     source = open_source(options.data, "val", model.num_classes)
     source, names = labelled_for(model.num_classes, source, options, saved)
     mesh = make_mesh()
     forward = forward_on(mesh, split_model(model)[0])
     batch_size = -(-options.batch_size // mesh.size) * mesh.size
     confusion = new_confusion(len(names))
-    batches = bar(eval_batches(source, how, batch_size), "evaluating", -(-len(source) // batch_size))
+    batches = bar(eval_batches(source, preprocess, batch_size), "evaluating", -(-len(source) // batch_size))
     counts = accuracy(forward, put_tree(model_arrays(model), mesh), batches, confusion=confusion)
     return Result(counts, class_report(confusion, names))
 

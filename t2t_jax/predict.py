@@ -23,9 +23,9 @@ def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(PredictOptions, args, prog="python -m t2t_jax.predict", description=description)
-    model, how, saved = load_for_evaluation(options)
+    model, preprocess, saved = load_for_evaluation(options)
     forward, arrays = make_forward(split_model(model)[0]), model_arrays(model)
-    show_predictions(options, how, lambda images: np.asarray(forward(arrays, images)), model.num_classes, saved)
+    show_predictions(options, preprocess, lambda images: np.asarray(forward(arrays, images)), model.num_classes, saved)
     return cli.OK
 
 

@@ -69,7 +69,7 @@ def prepare(
     check_recipe(recipe, devices)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     data = open_data(recipe)
-    recipe, how = data.recipe, data.how
+    recipe, preprocess = data.recipe, data.preprocess
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)
@@ -99,13 +99,15 @@ def prepare(
     state = init_state(params, buffers, tx, seed=recipe.seed, average=recipe.ema_decay is not None)
     return Run(
         recipe=recipe,
-        how=how,
+        preprocess=preprocess,
         class_names=train_source.class_names,
         classes=classes_with_images(train_source, val_source),
         data=identity,
         ran_on=ran_on(devices),
         steps_per_epoch=data.steps_per_epoch,
-        iterator=train_iterator(train_source, recipe, how, put=functools.partial(put_batch, mesh=devices), **processes),
+        iterator=train_iterator(
+            train_source, recipe, preprocess, put=functools.partial(put_batch, mesh=devices), **processes
+        ),
         state=put_tree(state, devices),
         train_step=train_step,
         inspected=lambda inspect_gradients: build(inspect_gradients=inspect_gradients)[1],
@@ -113,7 +115,7 @@ def prepare(
         evaluate=lambda arrays, confusion=None: accuracy(
             forward,
             arrays,
-            eval_batches(val_source, how, recipe.batch_size, **reading, **processes),
+            eval_batches(val_source, preprocess, recipe.batch_size, **reading, **processes),
             confusion=confusion,
         ),
         started_from=started_from,

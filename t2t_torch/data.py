@@ -29,7 +29,7 @@ FORKSERVER.set_forkserver_preload(["t2t_common.data.fork_server", __name__])  # 
 def train_iterator(
     source: Source,
     recipe: Recipe,
-    how: Preprocess,
+    preprocess: Preprocess,
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -45,13 +45,13 @@ def train_iterator(
     Args:
         source: Training images.
         recipe: Recipe; its batch_size is the global batch size.
-        how: Preprocessing: input size and normalization.
+        preprocess: Preprocessing: input size and normalization.
         process_index: Index of this process.
         process_count: Number of processes.
         put: Function that moves a batch to the device; `recipe.device_prefetch` batches are moved ahead of time. None
             does not move batches.
     """
-    examples = TrainExamples(source, recipe, how, process_index=process_index, process_count=process_count)
+    examples = TrainExamples(source, recipe, preprocess, process_index=process_index, process_count=process_count)
 
     def batches_from(position: int) -> Iterator[Batch]:
         steps = range(position, examples.steps)
@@ -63,7 +63,7 @@ def train_iterator(
 
 def eval_batches(
     source: Source,
-    how: Preprocess,
+    preprocess: Preprocess,
     batch_size: int,
     *,
     threads: int = 4,
@@ -81,7 +81,7 @@ def eval_batches(
     Raises:
         ValueError: An image cannot be read (the message names it), or no batch arrived for `timeout` seconds.
     """
-    examples = EvalExamples(source, how, batch_size, process_index=process_index, process_count=process_count)
+    examples = EvalExamples(source, preprocess, batch_size, process_index=process_index, process_count=process_count)
     return Patient(lambda: _batches(examples, range(len(examples) // examples.rows), threads, workers), timeout)
 
 

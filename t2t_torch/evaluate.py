@@ -49,14 +49,14 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         checkpoint = read_checkpoint(path, use_ema=options.ema)
         saved = sizes_of({name: tensor.shape for name, tensor in checkpoint.state_dict.items()})
         saved |= from_text(checkpoint.metadata)
-        arguments, how = options.choose(saved)
+        arguments, preprocess = options.choose(saved)
         check_described(arguments, find_checkpoint(path))
         model = create_model(**arguments)
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:
         raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
     tell(report)
-    return model.eval(), how, saved
+    return model.eval(), preprocess, saved
 
 
 def evaluate(options: EvaluateOptions) -> Result:
@@ -65,13 +65,15 @@ def evaluate(options: EvaluateOptions) -> Result:
     Raises:
         FileNotFoundError, ValueError: The checkpoint or the data cannot be used; the message gives the reason.
     """
-    model, how, saved = load_for_evaluation(options)
+    model, preprocess, saved = load_for_evaluation(options)
     source = open_source(options.data, "val", model.num_classes)
     source, names = labelled_for(model.num_classes, source, options, saved)
     model.to(own_device())
     forward = make_forward(model, dtype=compute_dtype(options.dtype))
     confusion = new_confusion(len(names))
-    batches = bar(eval_batches(source, how, options.batch_size), "evaluating", -(-len(source) // options.batch_size))
+    batches = bar(
+        eval_batches(source, preprocess, options.batch_size), "evaluating", -(-len(source) // options.batch_size)
+    )
     counts = accuracy(forward, model.state_dict(), batches, confusion=confusion)
     return Result(counts, class_report(confusion, names))
 

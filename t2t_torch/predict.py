@@ -22,7 +22,7 @@ def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(PredictOptions, args, prog="python -m t2t_torch.predict", description=description)
-    model, how, saved = load_for_evaluation(options)
+    model, preprocess, saved = load_for_evaluation(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
 
@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
         images = torch.from_numpy(images_BxHxWxC).permute(0, 3, 1, 2).contiguous()
         return model(images.to(device)).cpu().numpy()
 
-    show_predictions(options, how, forward, model.num_classes, saved)
+    show_predictions(options, preprocess, forward, model.num_classes, saved)
     return cli.OK
 
 

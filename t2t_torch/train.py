@@ -73,7 +73,7 @@ def prepare(
     check_recipe(recipe, process_count())
     processes = {"process_index": process_index(), "process_count": process_count()}
     data = open_data(recipe)
-    recipe, how = data.recipe, data.how
+    recipe, preprocess = data.recipe, data.preprocess
 
     def put(batch: Batch) -> Batch:
         moved = {name: array.to(device, non_blocking=True) for name, array in batch.items()}
@@ -100,20 +100,20 @@ def prepare(
     }
     return Run(
         recipe=recipe,
-        how=how,
+        preprocess=preprocess,
         class_names=train_source.class_names,
         classes=classes_with_images(train_source, val_source),
         data=identity,
         ran_on={"processes": process_count(), "devices": process_count(), "kind": device_kind()},
         steps_per_epoch=data.steps_per_epoch,
-        iterator=train_iterator(train_source, recipe, how, put=put, **processes),
+        iterator=train_iterator(train_source, recipe, preprocess, put=put, **processes),
         state=state,
         train_step=lambda state, batch: (state, train_step(state, batch)),
         sample=build_sample(recipe),
         evaluate=lambda arrays, confusion=None: accuracy(
             forward,
             arrays,
-            eval_batches(val_source, how, recipe.batch_size, **reading, **processes),
+            eval_batches(val_source, preprocess, recipe.batch_size, **reading, **processes),
             confusion=confusion,
         ),
         started_from=started_from,

@@ -90,12 +90,12 @@ def main(args: Sequence[str]) -> int:
     description = (__doc__ or "").partition("\n\nTwin")[0]
     options = cli.parse(VisualizeOptions, args, prog="python -m t2t_torch.visualize", description=description)
     if options.checkpoint is not None:
-        model, how, saved = load_for_evaluation(options)
+        model, preprocess, saved = load_for_evaluation(options)
     else:
-        arguments, how = options.fresh()
+        arguments, preprocess = options.fresh()
         torch.manual_seed(0)
         model, saved = create_model(**arguments).eval(), {}
-    visualize(options, how, saved, model, make_look(model))
+    visualize(options, preprocess, saved, model, make_look(model))
     return cli.OK
 
 

@@ -81,20 +81,20 @@ class TrainExamples:
     """
 
     def __init__(
-        self, source: Source, recipe: Recipe, how: Preprocess, *, process_index: int = 0, process_count: int = 1
+        self, source: Source, recipe: Recipe, preprocess: Preprocess, *, process_index: int = 0, process_count: int = 1
     ) -> None:
         """
         Args:
             source: Training images.
             recipe: Recipe; its batch_size is the global batch size of all processes.
-            how: Preprocessing of the model.
+            preprocess: Preprocessing of the model.
             process_index: Index of this process.
             process_count: Number of processes.
 
         Raises:
             ValueError: If there is less than one batch, or the processes cannot share it evenly.
         """
-        self._source, self._recipe, self._how = source, recipe, how
+        self._source, self._recipe, self._preprocess = source, recipe, preprocess
         self._mine = rows_of_process(recipe.batch_size, process_index, process_count)
         self._steps_per_epoch = steps_per_epoch(source, recipe.batch_size)
         self.rows, self.steps = len(self._mine), self._steps_per_epoch * recipe.total_epochs
@@ -116,7 +116,7 @@ class TrainExamples:
         index = int(epoch_order(recipe.seed, epoch, len(self._source))[place])
         key = (recipe.seed, epoch, index, *((copy,) if recipe.repeated_aug > 1 else ()))
         (image, label, label_map), unreadable = _first_readable(self._source, index, key)
-        example = augmented_example(image, label_map, self._how, recipe, np.random.default_rng(key))
+        example = augmented_example(image, label_map, self._preprocess, recipe, np.random.default_rng(key))
         return {**example, "label": np.asarray(label, np.int32), UNREADABLE: unreadable}
 
 
@@ -126,12 +126,12 @@ def read_labelled(source: Source, index: int) -> tuple[Image.Image, int, LabelMa
 
 
 def augmented_example(
-    image: Image.Image, label_map: LabelMap | None, how: Preprocess, recipe: Recipe, rng: np.random.Generator
+    image: Image.Image, label_map: LabelMap | None, preprocess: Preprocess, recipe: Recipe, rng: np.random.Generator
 ) -> Example:
     """Return {"image": (H, W, C)}, and with a label map the entries of `labelled_example`."""
     if label_map is None:
-        return {"image": training_image(image, how, recipe, rng)}
-    return labelled_example(image, label_map, how, recipe, rng)
+        return {"image": training_image(image, preprocess, recipe, rng)}
+    return labelled_example(image, label_map, preprocess, recipe, rng)
 
 
 def _first_readable(
@@ -162,10 +162,10 @@ class EvalExamples:
     """
 
     def __init__(
-        self, source: Source, how: Preprocess, batch_size: int, *, process_index: int = 0, process_count: int = 1
+        self, source: Source, preprocess: Preprocess, batch_size: int, *, process_index: int = 0, process_count: int = 1
     ) -> None:
         """Initialise; raises ValueError if the processes cannot share a batch evenly."""
-        self._source, self._how, self._batch_size = source, how, batch_size
+        self._source, self._preprocess, self._batch_size = source, preprocess, batch_size
         self._mine = rows_of_process(batch_size, process_index, process_count)
         self.rows = len(self._mine)
 
@@ -180,8 +180,8 @@ class EvalExamples:
         step, row = divmod(int(number), self.rows)
         index = step * self._batch_size + self._mine[row]
         if index >= len(self._source):
-            nothing = np.zeros((*self._how.size, self._how.in_chans), np.float32)
+            nothing = np.zeros((*self._preprocess.size, self._preprocess.in_chans), np.float32)
             return {"image": nothing, "label": np.asarray(0, np.int32), "mask": np.asarray(False)}
         image, label = self._source[index]
-        pixels = evaluation_image(image, self._how)
+        pixels = evaluation_image(image, self._preprocess)
         return {"image": pixels, "label": np.asarray(label, np.int32), "mask": np.asarray(True)}

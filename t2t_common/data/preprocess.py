@@ -83,36 +83,36 @@ class Preprocess:
         return cls(in_chans=in_chans, **chosen)
 
 
-def evaluation_image(image: Image.Image, how: Preprocess) -> np.ndarray:
+def evaluation_image(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """Resize to cover floor(img_size / crop_pct) with the aspect ratio kept, centre crop, normalise; (H, W, C)."""
-    image = convert(image, how)
-    size = covering_size(image.size, how)
+    image = convert(image, preprocess)
+    size = covering_size(image.size, preprocess)
     if size != image.size:
-        image = image.resize(size, RESAMPLING[how.interpolation])
-    height, width = how.size
+        image = image.resize(size, RESAMPLING[preprocess.interpolation])
+    height, width = preprocess.size
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-    return normalise(image.crop((left, top, left + width, top + height)), how)
+    return normalise(image.crop((left, top, left + width, top + height)), preprocess)
 
 
-def covering_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+def covering_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
     """Return the (width, height) to which an image of `size` (width, height) is resized before the crop.
 
     timm rounds in two ways: as torchvision's `Resize` for a square target, else as its own `ResizeKeepRatio`.
     """
     width, height = size
-    tall, wide = (math.floor(side / how.crop_pct) for side in how.size)
+    tall, wide = (math.floor(side / preprocess.crop_pct) for side in preprocess.size)
     if tall == wide:
         return (wide, wide * height // width) if width <= height else (wide * width // height, wide)
     ratio = min(height / tall, width / wide)
     return round(width / ratio), round(height / ratio)
 
 
-def convert(image: Image.Image, how: Preprocess) -> Image.Image:
+def convert(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """Convert `image` to RGB, or to gray for one channel."""
-    return image.convert("L" if how.in_chans == 1 else "RGB")
+    return image.convert("L" if preprocess.in_chans == 1 else "RGB")
 
 
-def normalise(image: Image.Image, how: Preprocess) -> np.ndarray:
+def normalise(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """Return (pixels / 255 - mean) / std in float32; (H, W, C)."""
-    pixels_HxWxC = np.asarray(image, np.float32).reshape(*how.size, how.in_chans) / np.float32(255)
-    return (pixels_HxWxC - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
+    pixels_HxWxC = np.asarray(image, np.float32).reshape(*preprocess.size, preprocess.in_chans) / np.float32(255)
+    return (pixels_HxWxC - np.asarray(preprocess.mean, np.float32)) / np.asarray(preprocess.std, np.float32)

@@ -123,21 +123,21 @@ def with_token_labels(images: Source, recipe: Recipe) -> Source:
 
 
 def labelled_example(
-    image: Image.Image, label_map: LabelMap, how: Preprocess, recipe: Recipe, rng: np.random.Generator
+    image: Image.Image, label_map: LabelMap, preprocess: Preprocess, recipe: Recipe, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Augment a training image and its map together: image (H, W, C), label_scores, label_classes (K, h, w), crop (4,).
 
     As upstream, RandAugment comes before the crop: the map covers the whole image, so both undergo the same geometric
     operations. The random parameters are the same as for an image without a map.
     """
-    image = convert(image, how)
+    image = convert(image, preprocess)
     draws = draw_crop(image.size, recipe, rng)
     width, height = image.size
     left, top, right, bottom = draws.box
-    image = augmented(image, how, recipe, draws).crop(draws.box).resize(how.size[::-1], draws.resample)
+    image = augmented(image, preprocess, recipe, draws).crop(draws.box).resize(preprocess.size[::-1], draws.resample)
     label_map = augmented_map(label_map, recipe, draws)
     return {
-        "image": normalise(image, how),
+        "image": normalise(image, preprocess),
         "label_scores": label_map.scores,
         "label_classes": label_map.classes,
         "crop": np.array([top / height, bottom / height, left / width, right / width], np.float32),

@@ -48,8 +48,8 @@ def export_command(
     """
     options = cli.parse(ExportOptions, args, prog=f"python -m {package}.export", description=doc.strip())
     check(options.out)
-    model, how, saved = load(options)
-    known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(how)
+    model, preprocess, saved = load(options)
+    known = {key: value for key, value in saved.items() if key != "model"} | dataclasses.asdict(preprocess)
     try:
         with status(f"writing and verifying {options.out}"):
             found = export_model(model, options.out, metadata=known)

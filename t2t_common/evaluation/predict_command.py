@@ -63,7 +63,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    paths: Sequence[Path], how: Preprocess, forward: Forward, names: Sequence[str], *, top: int, batch_size: int
+    paths: Sequence[Path], preprocess: Preprocess, forward: Forward, names: Sequence[str], *, top: int, batch_size: int
 ) -> Iterator[Prediction]:
     """Yield the `top` classes of each image, in the order of `paths`; all batches have the same size.
 
@@ -72,10 +72,10 @@ def predict(
     """
     for start in range(0, len(paths), batch_size):
         chosen = paths[start : start + batch_size]
-        images = np.zeros((min(batch_size, len(paths)), *how.size, how.in_chans), np.float32)
+        images = np.zeros((min(batch_size, len(paths)), *preprocess.size, preprocess.in_chans), np.float32)
         with status(f"{start} of {len(paths)} images"):
             for image, path in zip(images, chosen, strict=False):
-                image[...] = evaluation_image(open_image(path), how)
+                image[...] = evaluation_image(open_image(path), preprocess)
             found = forward(images)[: len(chosen)]
         for path, logits in zip(chosen, found, strict=True):
             yield Prediction(path, best_classes(logits, names, top))
@@ -90,13 +90,13 @@ def best_classes(logits: np.ndarray, names: Sequence[str], top: int) -> list[Gue
 
 
 def show_predictions(
-    options: PredictOptions, how: Preprocess, forward: Forward, num_classes: int, saved: Mapping[str, Any]
+    options: PredictOptions, preprocess: Preprocess, forward: Forward, num_classes: int, saved: Mapping[str, Any]
 ) -> None:
     """Classify the images in `options`, print the predictions, and write them to the JSON file, if requested.
 
     Args:
         options: Command-line options.
-        how: Preprocessing of the images.
+        preprocess: Preprocessing of the images.
         forward: Forward function of the model.
         num_classes: Number of outputs of the model.
         saved: Metadata of the checkpoint, for the class names.
@@ -112,7 +112,7 @@ def show_predictions(
     names = class_names(num_classes, file=options.classes, saved=saved.get("class_names"))
     found = []
     paths = find_images(options.images)
-    for prediction in predict(paths, how, forward, names, top=options.top, batch_size=options.batch_size):
+    for prediction in predict(paths, preprocess, forward, names, top=options.top, batch_size=options.batch_size):
         print(escaped(str(prediction.image)))
         for guess in prediction.guesses:
             print(f"  {100 * guess.probability:6.2f} %  {guess.name}")
@@ -120,5 +120,9 @@ def show_predictions(
             {"image": str(prediction.image), "top": [dataclasses.asdict(guess) for guess in prediction.guesses]}
         )
     if options.json is not None:
-        facts = {"checkpoint": str(options.checkpoint), "preprocessing": dataclasses.asdict(how), "predictions": found}
+        facts = {
+            "checkpoint": str(options.checkpoint),
+            "preprocessing": dataclasses.asdict(preprocess),
+            "predictions": found,
+        }
         write_text(options.json, json.dumps(facts, indent=1) + "\n")

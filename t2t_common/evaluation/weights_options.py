@@ -75,8 +75,12 @@ class WeightsOptions:
         if name is None:
             raise ValueError(f"{self.checkpoint} does not say which model it is: add --model NAME")
         known = {**saved, **{field: value for field, value in vars(self).items() if value is not None}}
-        how = Preprocess.of_model(model_config(name), known)
+        preprocess = Preprocess.of_model(model_config(name), known)
         arguments: dict[str, Any] = {"aux_head": True} if known.get("aux_head") else {}
         arguments |= known.get("overrides") or {}
-        arguments |= {"img_size": how.img_size, "in_chans": how.in_chans, "num_classes": known.get("num_classes")}
-        return {"name": name, **arguments}, how
+        arguments |= {
+            "img_size": preprocess.img_size,
+            "in_chans": preprocess.in_chans,
+            "num_classes": known.get("num_classes"),
+        }
+        return {"name": name, **arguments}, preprocess

@@ -14,7 +14,7 @@ from t2t_config import Recipe
 
 def start_block(
     recipe: Recipe,
-    how: Preprocess,
+    preprocess: Preprocess,
     weights: Mapping[str, Any],
     *,
     steps_per_epoch: int,
@@ -26,7 +26,7 @@ def start_block(
 
     Args:
         recipe: Recipe of the run, with its data and number of classes set.
-        how: Preprocessing, which defines the model's input.
+        preprocess: Preprocessing, which defines the model's input.
         weights: Arrays of the model by name.
         steps_per_epoch: Full batches per epoch.
         first_step: Steps already completed.
@@ -34,11 +34,11 @@ def start_block(
         workdir: Folder of the run.
     """
     numbers = sum(math.prod(array.shape) for array in weights.values())
-    height, width = how.size
+    height, width = preprocess.size
     last_step = recipe.total_epochs * steps_per_epoch
     return [
         f"model     {recipe.model}, {numbers:,} weights, {recipe.num_classes} classes, {recipe.dtype}",
-        f"data      {recipe.data}, {height}x{width}x{how.in_chans}, {steps_per_epoch:,} steps of {recipe.batch_size} "
+        f"data      {recipe.data}, {height}x{width}x{preprocess.in_chans}, {steps_per_epoch:,} steps of {recipe.batch_size} "
         "images an epoch",
         f"run       {recipe.total_epochs} epochs, steps {first_step + 1:,} to {last_step:,}, {recipe.optimizer}, "
         f"lr {recipe.lr:g}, seed {recipe.seed}, on {devices}",

@@ -36,7 +36,7 @@ class Run:
     """Components of a run that is ready to start.
 
     Attributes:
-        how: Preprocessing of the images.
+        preprocess: Preprocessing of the images.
         classes: Classes that have images in the data.
         data: Identity of the data, see t2t_common/data/fingerprint.py.
         ran_on: Number of processes and devices, and kind of device.
@@ -51,7 +51,7 @@ class Run:
     """
 
     recipe: Recipe
-    how: Preprocess
+    preprocess: Preprocess
     class_names: list[str] | None
     classes: set[int]
     data: dict[str, Any]
@@ -69,7 +69,7 @@ class Run:
     @property
     def metadata(self) -> dict[str, Any]:
         """Checkpoint metadata: how to rebuild the model and its input; recipe, data and devices."""
-        return run_metadata(self.recipe, self.how, self.class_names, data=self.data, ran_on=self.ran_on)
+        return run_metadata(self.recipe, self.preprocess, self.class_names, data=self.data, ran_on=self.ran_on)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,9 @@ def say_what_starts(
     """Print the start of the log: a summary of the run, its first step or initial weights, notes and warnings."""
     if first_step < last_step:
         begun = {"first_step": first_step, "steps_per_epoch": run.steps_per_epoch}
-        lines = start_block(run.recipe, run.how, run.state.raw, workdir=workdir, devices=reporter.devices, **begun)
+        lines = start_block(
+            run.recipe, run.preprocess, run.state.raw, workdir=workdir, devices=reporter.devices, **begun
+        )
         reporter.start(lines)
     if first_step == last_step:
         reporter.say(f"the run in {workdir} is finished: all {last_step} steps are done")

@@ -18,14 +18,14 @@ class Data:
 
     Attributes:
         recipe: Recipe with the number of classes of the head filled in.
-        how: Preprocessing of the images.
+        preprocess: Preprocessing of the images.
         note: Note for the user if the head has another number of classes than the recipe; else None.
     """
 
     recipe: Recipe
     train: Source
     val: Source
-    how: Preprocess
+    preprocess: Preprocess
     steps_per_epoch: int
     note: str | None
 

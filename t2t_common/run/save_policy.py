@@ -27,7 +27,7 @@ RAN_ON = "ran_on"
 
 def run_metadata(
     recipe: Recipe,
-    how: Preprocess,
+    preprocess: Preprocess,
     class_names: list[str] | None,
     *,
     data: Mapping[str, Any] | None = None,
@@ -38,7 +38,7 @@ def run_metadata(
     if class_names is not None:
         facts["class_names"] = class_names
     facts |= {name: fact for name, fact in ((DATA, data), (RAN_ON, ran_on)) if fact is not None}
-    everything = {**facts, **dataclasses.asdict(how), "recipe": dataclasses.asdict(recipe)}
+    everything = {**facts, **dataclasses.asdict(preprocess), "recipe": dataclasses.asdict(recipe)}
     return json.loads(json.dumps(everything))  # tuples become lists, as after reading the JSON back
 
 

@@ -117,15 +117,15 @@ def bench(
     Raises:
         ValueError: If there are fewer images than one batch, or images cannot be read.
     """
-    how = Preprocess.of_recipe(recipe)
-    decode, augment, batch = _split_time(source, recipe, how, seconds)
-    rates = tuple(Rate(*setting, _throughput(source, recipe, how, *setting, seconds)) for setting in settings)
+    preprocess = Preprocess.of_recipe(recipe)
+    decode, augment, batch = _split_time(source, recipe, preprocess, seconds)
+    rates = tuple(Rate(*setting, _throughput(source, recipe, preprocess, *setting, seconds)) for setting in settings)
     needed = None if step_ms is None else 1000 * recipe.batch_size / processes / step_ms
     cores = available_cores()
     return Bench(len(source), recipe.batch_size, decode, augment, batch, rates, cores, needed)
 
 
-def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float) -> tuple[float, float, float]:
+def _split_time(source: Source, recipe: Recipe, preprocess: Preprocess, seconds: float) -> tuple[float, float, float]:
     """Return the milliseconds per image for decoding, augmenting and batching, on this thread."""
     order = np.random.default_rng(0).permutation(len(source))
     spent, count = np.zeros(3), 0
@@ -138,7 +138,7 @@ def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float)
             except UnreadableImageError:
                 continue  # reported when whole batches are measured
             decoded = time.perf_counter()
-            example = augmented_example(image, label_map, how, recipe, np.random.default_rng((0, index)))
+            example = augmented_example(image, label_map, preprocess, recipe, np.random.default_rng((0, index)))
             images.append(example["image"])
             spent[:2] += decoded - start, time.perf_counter() - decoded
         start = time.perf_counter()
@@ -149,11 +149,13 @@ def _split_time(source: Source, recipe: Recipe, how: Preprocess, seconds: float)
     return tuple((1000 * spent / count).tolist())
 
 
-def _throughput(source: Source, recipe: Recipe, how: Preprocess, threads: int, workers: int, seconds: float) -> float:
+def _throughput(
+    source: Source, recipe: Recipe, preprocess: Preprocess, threads: int, workers: int, seconds: float
+) -> float:
     """Return the images per second of `train_iterator`."""
     size = min(recipe.batch_size, MEASURED_BATCH)
     changed = dataclasses.replace(recipe, data_threads=threads, data_workers=workers, batch_size=size, epochs=ENDLESS)
-    iterator = train_iterator(source, changed, how)
+    iterator = train_iterator(source, changed, preprocess)
     # Every thread prepares one batch at a time, so batches arrive in bursts: only whole bursts are counted.
     burst, buffered = max(1, threads) * max(1, workers), 3 * max(1, threads) * max(1, workers)
     try:

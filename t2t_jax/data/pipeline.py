@@ -22,7 +22,7 @@ from t2t_jax.data.iterator import Batch, TrainIterator
 def train_iterator(
     source: Source,
     recipe: Recipe,
-    how: Preprocess,
+    preprocess: Preprocess,
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -37,13 +37,13 @@ def train_iterator(
     Args:
         source: Training images.
         recipe: Training recipe; its batch_size is the total over all processes.
-        how: Preprocessing of the model's input.
+        preprocess: Preprocessing of the model's input.
         process_index: Index of this process, e.g. `jax.process_index()`.
         process_count: Number of processes.
         put: Function that transfers a batch to the device, e.g. `jax.device_put`; `recipe.device_prefetch` batches are
             prefetched. None: batches remain NumPy arrays.
     """
-    examples = TrainExamples(source, recipe, how, process_index=process_index, process_count=process_count)
+    examples = TrainExamples(source, recipe, preprocess, process_index=process_index, process_count=process_count)
     batches = grain.MapDataset.source(examples).batch(examples.rows, drop_remainder=True)
 
     def batches_from(position: int) -> Iterator[Batch]:
@@ -60,7 +60,7 @@ def train_iterator(
 
 def eval_batches(
     source: Source,
-    how: Preprocess,
+    preprocess: Preprocess,
     batch_size: int,
     *,
     threads: int = 4,
@@ -77,7 +77,7 @@ def eval_batches(
     Raises:
         ValueError: If an image cannot be read (the message names it), or no batch arrives within `timeout` seconds.
     """
-    examples = EvalExamples(source, how, batch_size, process_index=process_index, process_count=process_count)
+    examples = EvalExamples(source, preprocess, batch_size, process_index=process_index, process_count=process_count)
     dataset = grain.MapDataset.source(examples).batch(examples.rows, drop_remainder=True)
     return Patient(lambda: iter(dataset.to_iter_dataset(_read_options(threads))), timeout)
 

@@ -25,22 +25,24 @@ class PadCropDraws(NamedTuple):
     flip: bool
 
 
-def draw_pad_crop(size: tuple[int, int], how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> PadCropDraws:
+def draw_pad_crop(
+    size: tuple[int, int], preprocess: Preprocess, recipe: Recipe, rng: np.random.Generator
+) -> PadCropDraws:
     """Sample the random parameters for an image of `size` (width, height); all crop positions are equally likely."""
-    (height, width), resized = how.size, _resized(size, how)
-    border = int(min(how.size) * recipe.padding)
+    (height, width), resized = preprocess.size, _resized(size, preprocess)
+    border = int(min(preprocess.size) * recipe.padding)
     left = rng.integers(-border, resized[0] + border - width, endpoint=True)
     top = rng.integers(-border, resized[1] + border - height, endpoint=True)
     return PadCropDraws(int(left), int(top), bool(rng.random() < recipe.hflip))
 
 
-def pad_cropped(image: Image.Image, how: Preprocess, draws: PadCropDraws) -> Image.Image:
+def pad_cropped(image: Image.Image, preprocess: Preprocess, draws: PadCropDraws) -> Image.Image:
     """Return the augmented image at the model's input size; pixels outside the resized image are black."""
-    height, width = how.size
-    image = image.resize(_resized(image.size, how), RESAMPLING[how.interpolation])
+    height, width = preprocess.size
+    image = image.resize(_resized(image.size, preprocess), RESAMPLING[preprocess.interpolation])
     image = image.crop((draws.left, draws.top, draws.left + width, draws.top + height))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws.flip else image
 
 
-def _resized(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
-    return covering_size(size, dataclasses.replace(how, crop_pct=1.0))
+def _resized(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    return covering_size(size, dataclasses.replace(preprocess, crop_pct=1.0))

@@ -33,16 +33,16 @@ class CropDraws(NamedTuple):
     """RandAugment operations."""
 
 
-def training_image(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def training_image(image: Image.Image, preprocess: Preprocess, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
     """Augment `image` as `recipe` says, with randomness from `rng` only, and normalise it; (H, W, C)."""
     if recipe.augment == "none":
-        return evaluation_image(image, how)
-    image = convert(image, how)
+        return evaluation_image(image, preprocess)
+    image = convert(image, preprocess)
     if recipe.augment == "affine":
-        return normalise(_random_affine(image, how, recipe, rng), how)
+        return normalise(_random_affine(image, preprocess, recipe, rng), preprocess)
     if recipe.augment == "pad_crop":
-        return normalise(pad_cropped(image, how, draw_pad_crop(image.size, how, recipe, rng)), how)
-    return normalise(cropped(image, how, recipe, draw_crop(image.size, recipe, rng)), how)
+        return normalise(pad_cropped(image, preprocess, draw_pad_crop(image.size, preprocess, recipe, rng)), preprocess)
+    return normalise(cropped(image, preprocess, recipe, draw_crop(image.size, recipe, rng)), preprocess)
 
 
 def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -> CropDraws:
@@ -57,20 +57,20 @@ def draw_crop(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -
     return CropDraws(box, resample, flip, [] if config is None else draw_layers(config, rng, choice))
 
 
-def cropped(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
+def cropped(image: Image.Image, preprocess: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
     """Crop, resize, flip and apply RandAugment; return the image at the model's input size."""
     # Crop before resizing: with `box`, PIL would let pixels outside the crop influence its edges.
-    return augmented(image.crop(draws.box).resize(how.size[::-1], draws.resample), how, recipe, draws)
+    return augmented(image.crop(draws.box).resize(preprocess.size[::-1], draws.resample), preprocess, recipe, draws)
 
 
-def augmented(image: Image.Image, how: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
+def augmented(image: Image.Image, preprocess: Preprocess, recipe: Recipe, draws: CropDraws) -> Image.Image:
     """Apply flip and RandAugment; the size is unchanged."""
     if draws.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     config = randaugment(recipe.auto_augment)
     if config is None:
         return image
-    return apply_layers(image, draws.layers, limit=config.limit, fill=fill_colour(how.mean))
+    return apply_layers(image, draws.layers, limit=config.limit, fill=fill_colour(preprocess.mean))
 
 
 @functools.cache
@@ -99,10 +99,10 @@ def _draw_box(
     return left, top, left + w, top + h
 
 
-def _random_affine(image: Image.Image, how: Preprocess, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
+def _random_affine(image: Image.Image, preprocess: Preprocess, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
     """Rotate, zoom and shift the resized image about its centre; areas outside the image are background (0)."""
-    side, _ = how.size  # recipes use square images
-    image = image.resize((side, side), RESAMPLING[how.interpolation])
+    side, _ = preprocess.size  # recipes use square images
+    image = image.resize((side, side), RESAMPLING[preprocess.interpolation])
     turn = math.radians(rng.uniform(-recipe.max_turn, recipe.max_turn))
     zoom = 1 + rng.uniform(-recipe.max_zoom, recipe.max_zoom)
     dx, dy = side * rng.uniform(-recipe.max_shift, recipe.max_shift, 2)
