@@ -53,10 +53,10 @@ def main(args: Sequence[str]) -> int:
     console.print(f"{len(ledger)} tensors, bit for bit: {workdir} -> {weights}")
 
     console.rule("3. Evaluate both on the held-out images")
-    model, how, _ = load_for_evaluation(EvaluateOptions(checkpoint=workdir, data="digits"))
-    batches = list(eval_batches(open_source("digits", "val"), how, 60))
+    model, preprocess, _ = load_for_evaluation(EvaluateOptions(checkpoint=workdir, data="digits"))
+    batches = list(eval_batches(open_source("digits", "val"), preprocess, 60))
     in_jax = predict(make_forward(split_model(model)[0]), model_arrays(model), batches)
-    sizes = {"img_size": how.img_size, "in_chans": how.in_chans, "num_classes": model.num_classes}
+    sizes = {"img_size": preprocess.img_size, "in_chans": preprocess.in_chans, "num_classes": model.num_classes}
     torch_model, jax_model = make_pair(recipe.model, checkpoint=str(weights), **sizes)
     torch_model.eval()
     with torch.no_grad():

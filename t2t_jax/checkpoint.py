@@ -37,7 +37,7 @@ from t2t_config.weights.untrusted import ALWAYS, check_size, check_table, making
 from t2t_jax.models.registry import make_model
 from t2t_jax.models.scan_blocks import unstack_arrays
 from t2t_jax.state import load_arrays, model_arrays
-from t2t_jax.weights.adapt import fit
+from t2t_jax.weights.adapt import adapt_weights
 from t2t_jax.weights.digests import array_digests, check_folder, copies_of, read_back
 from t2t_jax.weights.orbax_paths import plain_path
 from t2t_jax.weights.replace_folder import exchange, recover, set_aside
@@ -263,7 +263,9 @@ def _load(
     else:
         found = load_model_state(path, use_ema=use_ema)
     try:
-        fitted = fit(found.arrays, model, source_grid or _saved_grid(found), fresh_classifiers=fresh_classifiers)
+        fitted = adapt_weights(
+            found.arrays, model, source_grid or _saved_grid(found), fresh_classifiers=fresh_classifiers
+        )
         load_arrays(model, fitted.weights, fresh=fitted.missing)
     except ValueError as error:
         theirs = found.metadata.get("model")

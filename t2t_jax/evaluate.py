@@ -26,7 +26,7 @@ from t2t_common.evaluation.evaluate_command import (
     new_confusion,
 )
 from t2t_common.evaluation.per_class import class_report
-from t2t_common.evaluation.weights_options import WeightsOptions, tell
+from t2t_common.evaluation.weights_options import WeightsOptions, warn_about
 from t2t_common.io import cli
 from t2t_common.io.terminal import bar, status
 from t2t_jax.checkpoint import check_described, load_metadata, load_weights
@@ -69,7 +69,7 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
         check_described(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
-    tell(report)
+    warn_about(report)
     return model, preprocess, saved
 
 

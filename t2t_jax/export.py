@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jax import export
 
-from t2t_common.evaluation.export_check import BATCHES, Agreement, demand, sample_images
+from t2t_common.evaluation.export_check import BATCHES, Agreement, check_agreement, sample_images
 from t2t_common.evaluation.export_command import export_command
 from t2t_common.io import cli
 from t2t_common.io.files import replace_file
@@ -88,7 +88,7 @@ def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | 
             file.writestr(PROGRAM, exported.serialize())
             file.writestr(METADATA, json.dumps(facts, indent=1) + "\n")
         seal(temporary)
-        return demand(_compare(load_exported(temporary), forward, state, sample_images(shape)))
+        return check_agreement(_compare(load_exported(temporary), forward, state, sample_images(shape)))
 
 
 def _compare(exported: ExportedModel, forward: Any, state: nnx.State, images: np.ndarray) -> list[Agreement]:

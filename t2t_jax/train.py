@@ -31,14 +31,14 @@ from t2t_jax.data import eval_batches, train_iterator
 from t2t_jax.evaluate import accuracy, forward_on
 from t2t_jax.parallel.interrupt import Interruption
 from t2t_jax.parallel.mesh import join_processes, make_mesh, put_batch, put_tree
-from t2t_jax.parallel.processes import checked_data, ran_on, told_of_loss
+from t2t_jax.parallel.processes import check_same_data, detect_lost_process, ran_on
 from t2t_jax.state import split_model
 from t2t_jax.training.checkpoints import TrainingCheckpoints
 from t2t_jax.training.divergence import explain
 from t2t_jax.training.from_recipe import build_model, build_sample, build_step, check_recipe
-from t2t_jax.training.init_from import begun_classes, start_from
+from t2t_jax.training.init_from import saved_classes, start_from
 from t2t_jax.training.optim import freeze
-from t2t_jax.training.profile import Watch
+from t2t_jax.training.profile import LoggingOptions
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
 from t2t_jax.training.step import init_state
 from t2t_jax.weights.orbax_messages import quiet_orbax
@@ -77,7 +77,7 @@ def prepare(
     if init_from is not None:
         started_from, head = start_from(model, init_from, fresh_head=fresh_head)
         started_from.check_finite()
-    identity = checked_data(data_identity(data.train, data.val))
+    identity = check_same_data(data_identity(data.train, data.val))
     train_source, val_source, notes = for_run(data.train, data.val, data.num_classes, begun=class_names, head=head)
     forward = forward_on(devices, split_model(model)[0])
     model.train()
@@ -110,7 +110,7 @@ def prepare(
         ),
         state=put_tree(state, devices),
         train_step=train_step,
-        inspected=lambda inspect_gradients: build(inspect_gradients=inspect_gradients)[1],
+        inspectable_step=lambda inspect_gradients: build(inspect_gradients=inspect_gradients)[1],
         sample=build_sample(recipe, mesh=devices),
         evaluate=lambda arrays, confusion=None: accuracy(
             forward,
@@ -130,11 +130,11 @@ def train(
     init_from: str | Path | None = None,
     fresh_head: bool = False,
     mesh: str | None = None,
-    watch: Watch | None = None,
+    logging: LoggingOptions | None = None,
 ) -> Accuracy:
     """Train `recipe` in `workdir`, or resume the run in it, and return the final accuracy.
 
-    Args: See `prepare`; `watch` holds the monitoring options.
+    Args: See `prepare`; `logging` holds the logging options.
 
     Raises:
         FileNotFoundError, ValueError: The data, the initial weights or the workdir cannot be used.
@@ -144,13 +144,13 @@ def train(
     """
     backend = Backend(
         package="t2t_jax",
-        leads=jax.process_index() == 0,
+        is_main_process=jax.process_index() == 0,
         prepare=functools.partial(prepare, init_from=init_from, fresh_head=fresh_head, mesh=mesh),
-        begun_classes=begun_classes,
+        saved_classes=saved_classes,
         interruption=Interruption,
         open_checkpoints=TrainingCheckpoints,
         checkpoint_names=lambda folder: map(str, checkpoint_steps(folder)),
-        make_reporter=functools.partial(Reporter, watch=watch),
+        make_reporter=functools.partial(Reporter, logging=logging),
         around=explained,
     )
     return loop.train(recipe, workdir, backend)
@@ -162,14 +162,16 @@ def explained(begin: Callable[..., Run], checkpoints: TrainingCheckpoints, workd
     `t2t_jax.training.divergence`), and report if another process has died.
     """
     try:
-        with told_of_loss():
+        with detect_lost_process():
             yield
     except TrainingDivergedError as error:
         try:
             checkpoints.wait()
             run = begin(checkpoints.metadata.get("class_names"))
             done = loop.resume(run, checkpoints, workdir)
-            finding = explain(run.train_step, run.inspected, run.state, run.iterator, done=done, broken=error.step)
+            finding = explain(
+                run.train_step, run.inspectable_step, run.state, run.iterator, done=done, broken=error.step
+            )
         except Exception as failure:  # still report the divergence
             finding = f"what went first cannot be told ({failure})"
         raise TrainingDivergedError(f"{error}; {finding}", error.step) from error
@@ -190,7 +192,7 @@ class Options:
     """Train a new classifier, even if the initial weights have one that fits."""
     workdir: Path | None = None
     """Folder of the run; None uses workdir/RECIPE."""
-    watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
+    logging: tyro.conf.OmitArgPrefixes[LoggingOptions] = dataclasses.field(default_factory=LoggingOptions)
     mesh: str | None = None
     """Mesh axis sizes for data and FSDP parallelism, such as data=4,fsdp=2; None uses all devices for data
     parallelism."""
@@ -203,7 +205,7 @@ class Options:
 def joined(options: Options) -> Iterator[bool]:
     """Join the run's processes; yield True in all of them, as all print."""
     join_processes(options.distributed)
-    with quiet_orbax(), told_of_loss():
+    with quiet_orbax(), detect_lost_process():
         yield True
 
 
@@ -217,7 +219,7 @@ def main(args: Sequence[str]) -> int:
             init_from=options.init_from,
             fresh_head=options.fresh_head,
             mesh=options.mesh,
-            watch=options.watch,
+            logging=options.logging,
         )
 
     return run_command(

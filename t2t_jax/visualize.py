@@ -25,10 +25,10 @@ from t2t_jax.create import create_model
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.models.scan_blocks import unstack_blocks
 from t2t_jax.models.t2t_vit_ghost import AttentionGhost
-from t2t_jax.ops.float32_einsum import wide_einsum
+from t2t_jax.ops.float32_einsum import float32_einsum
 
 
-class Watched(nnx.Module):
+class RecordedModule(nnx.Module):
     """Wrapper that calls `module` without `rngs` (evaluation) and sows `note(module, input, output)` as "seen"."""
 
     def __init__(self, module: Any, note: Callable[[Any, jax.Array, jax.Array], jax.Array]) -> None:
@@ -47,20 +47,20 @@ def attention_weights(attn: Any, x: jax.Array) -> jax.Array:
         q, k = attn._heads(q, attn.cheap_operation_q(q)), attn._heads(k, attn.cheap_operation_k(k))
     else:
         q, k, _ = attn.qkv(x).reshape(*x.shape[:2], 3, attn.num_heads, -1).transpose(2, 0, 3, 1, 4)
-    return jax.nn.softmax(wide_einsum("bhnd,bhmd->bhnm", q * attn.scale, k), axis=-1)
+    return jax.nn.softmax(float32_einsum("bhnd,bhmd->bhnm", q * attn.scale, k), axis=-1)
 
 
-def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
+def make_feature_extractor(model: Any) -> Callable[[np.ndarray], Inside]:
     """Return a function that computes the activations of `model` (in evaluation mode) for a preprocessed image
     (H, W, C); it is compiled once."""
     stages = stage_grids(model)
     watched = unstack_blocks(nnx.clone(model))
     for name in stages:
         layer = getattr(watched.tokens_to_token, name)
-        setattr(watched.tokens_to_token, name, Watched(layer, lambda layer, x, output: output))
+        setattr(watched.tokens_to_token, name, RecordedModule(layer, lambda layer, x, output: output))
     blocks = {f"blocks.{i}": block for i, block in enumerate(watched.blocks) if hasattr(block, "attn")}
     for block in blocks.values():
-        block.attn = Watched(block.attn, lambda attn, x, output: attention_weights(attn, x))
+        block.attn = RecordedModule(block.attn, lambda attn, x, output: attention_weights(attn, x))
     graphdef, state = nnx.split(watched)
 
     @jax.jit
@@ -92,7 +92,7 @@ def main(args: Sequence[str]) -> int:
     else:
         arguments, preprocess = options.fresh()
         model, saved = create_model(**arguments), {}
-    visualize(options, preprocess, saved, model, make_look(model))
+    visualize(options, preprocess, saved, model, make_feature_extractor(model))
     return cli.OK
 
 

@@ -29,7 +29,7 @@ from t2t_torch.checkpoint_file import (
     save_checkpoint,
 )
 from t2t_torch.models.registry import make_model
-from t2t_torch.weights.adapt import fit
+from t2t_torch.weights.adapt import adapt_weights
 from t2t_torch.weights.positions import resize_pos_embed
 
 
@@ -54,12 +54,12 @@ def load_checkpoint(
     """
     checkpoint = read_checkpoint(path, use_ema=use_ema)
     try:
-        fitted = fit(checkpoint.state_dict, model, source_grid or _saved_grid(checkpoint))
+        fitted = adapt_weights(checkpoint.state_dict, model, source_grid or _saved_grid(checkpoint))
     except ValueError as error:
         raise ValueError(
             f"{path} does not fit this {type(model).__name__}: {error}; {_looks_like(checkpoint.state_dict)}"
         ) from None
-    model.load_state_dict(fitted.weights, strict=False)  # `fit` has checked names and shapes
+    model.load_state_dict(fitted.weights, strict=False)  # `adapt_weights` has checked names and shapes
     take_preprocessing(model, from_text(checkpoint.metadata), classes="head.weight" in fitted.weights)
     return LoadReport(
         str(path),

@@ -17,7 +17,7 @@ from t2t_common.data.examples import EvalExamples, Example, TrainExamples
 from t2t_common.data.iterator import Batch, BatchIterator
 from t2t_common.data.preprocess import Preprocess
 from t2t_common.data.readers.sources import Source
-from t2t_common.data.timeout import Patient
+from t2t_common.data.timeout import TimeoutIterator
 from t2t_common.data.workers import end_with_the_run, leave_signals_to_the_run
 from t2t_config import Recipe
 
@@ -55,7 +55,9 @@ def train_iterator(
 
     def batches_from(position: int) -> Iterator[Batch]:
         steps = range(position, examples.steps)
-        return Patient(lambda: _batches(examples, steps, recipe.data_threads, recipe.data_workers), recipe.data_timeout)
+        return TimeoutIterator(
+            lambda: _batches(examples, steps, recipe.data_threads, recipe.data_workers), recipe.data_timeout
+        )
 
     ahead = 0 if put is None else recipe.device_prefetch
     return BatchIterator(batches_from, Unreadable(source, recipe.max_corrupt_images), put=put, ahead=ahead)
@@ -82,7 +84,7 @@ def eval_batches(
         ValueError: An image cannot be read (the message names it), or no batch arrived for `timeout` seconds.
     """
     examples = EvalExamples(source, preprocess, batch_size, process_index=process_index, process_count=process_count)
-    return Patient(lambda: _batches(examples, range(len(examples) // examples.rows), threads, workers), timeout)
+    return TimeoutIterator(lambda: _batches(examples, range(len(examples) // examples.rows), threads, workers), timeout)
 
 
 class _Rows:

@@ -21,7 +21,7 @@ from t2t_common.evaluation.evaluate_command import (
     new_confusion,
 )
 from t2t_common.evaluation.per_class import class_report
-from t2t_common.evaluation.weights_options import WeightsOptions, tell
+from t2t_common.evaluation.weights_options import WeightsOptions, warn_about
 from t2t_common.io import cli
 from t2t_common.io.terminal import bar, status
 from t2t_config.shapes import sizes_of
@@ -55,7 +55,7 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:
         raise ValueError(f"{path} has no weights for {', '.join(report.missing)}: leave --num-classes to the file")
-    tell(report)
+    warn_about(report)
     return model.eval(), preprocess, saved
 
 

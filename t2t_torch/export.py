@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from t2t_common.evaluation.export_check import BATCHES, Agreement, demand, sample_images
+from t2t_common.evaluation.export_check import BATCHES, Agreement, check_agreement, sample_images
 from t2t_common.evaluation.export_command import export_command
 from t2t_common.io import cli
 from t2t_common.io.files import check_target, replace_file
@@ -84,7 +84,7 @@ def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | 
         else:
             _save_onnx(program, images, batch, plain, facts)
         seal(plain)
-        found = demand(_compare(load_exported(plain), model, sample_images(shape)))
+        found = check_agreement(_compare(load_exported(plain), model, sample_images(shape)))
         plain.rename(temporary)
         return found
 

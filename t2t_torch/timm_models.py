@@ -24,7 +24,7 @@ from t2t_config.shapes import saved_grid
 from t2t_config.weights.layouts import to_official
 from t2t_torch.checkpoint_file import pick_entry
 from t2t_torch.create import create_model
-from t2t_torch.weights.adapt import fit
+from t2t_torch.weights.adapt import adapt_weights
 
 REFUSED = {
     "features_only": "there is no pyramid of features; num_classes=0 gives the class token's features, "
@@ -73,7 +73,7 @@ def filter_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[s
     weights, _ = to_official(pick_entry("the checkpoint", state_dict, use_ema=True).state_dict)
     positions = weights["pos_embed"].shape[1] - 1 if "pos_embed" in weights else 0
     _, *img_size = cast(Any, model).pretrained_cfg["input_size"]
-    return dict(fit(weights, model, saved_grid(img_size, positions)).weights)
+    return dict(adapt_weights(weights, model, saved_grid(img_size, positions)).weights)
 
 
 def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -85,7 +85,7 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         name,
         pretrained,
         pretrained_filter_fn=filter_state_dict,
-        pretrained_strict=False,  # `fit` has checked every name; a head for other classes is not loaded
+        pretrained_strict=False,  # `adapt_weights` has checked every name; a head for other classes is not loaded
         **kwargs,
     )
 

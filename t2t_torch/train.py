@@ -27,7 +27,7 @@ from t2t_common.io import cli
 from t2t_common.run import loop
 from t2t_common.run.loop import Backend, Run
 from t2t_common.run.open_data import open_data
-from t2t_common.run.options import Watch
+from t2t_common.run.options import LoggingOptions
 from t2t_common.run.peak_flops import run_peak
 from t2t_common.run.reporter import Reporter
 from t2t_common.run.train_command import run_command
@@ -37,11 +37,11 @@ from t2t_torch.data import eval_batches, train_iterator
 from t2t_torch.evaluate import accuracy
 from t2t_torch.training.checkpoints import TrainingCheckpoints
 from t2t_torch.training.from_recipe import build_model, build_sample, build_step, check_recipe, compute_dtype
-from t2t_torch.training.init_from import begun_classes, start_from
+from t2t_torch.training.init_from import saved_classes, start_from
 from t2t_torch.training.optim import freeze
 from t2t_torch.training.processes import (
     Interruption,
-    checked_data,
+    check_same_data,
     joined_processes,
     own_device,
     process_count,
@@ -85,7 +85,7 @@ def prepare(
     if init_from is not None:
         started_from, head = start_from(model, init_from, fresh_head=fresh_head)
         started_from.check_finite()
-    identity = checked_data(data_identity(data.train, data.val))
+    identity = check_same_data(data_identity(data.train, data.val))
     train_source, val_source, notes = for_run(data.train, data.val, data.num_classes, begun=class_names, head=head)
     freeze(model, recipe.frozen or ())
     model.to(device)
@@ -127,32 +127,32 @@ def train(
     *,
     init_from: str | Path | None = None,
     fresh_head: bool = False,
-    watch: Watch | None = None,
+    logging: LoggingOptions | None = None,
 ) -> Accuracy:
     """Train `recipe` in `workdir`, or resume the run in it, and return the final accuracy.
 
-    Args: See `prepare`; `watch` holds the monitoring options.
+    Args: See `prepare`; `logging` holds the logging options.
 
     Raises:
         FileNotFoundError, ValueError: The data, the initial weights or the workdir cannot be used.
         TrainingDivergedError: Loss or gradient is no longer finite; earlier checkpoints are intact.
         RunInterruptedError: The run was asked to stop (see `Interruption`) and is saved; the same call resumes it.
     """
-    watch = watch or Watch()
+    logging = logging or LoggingOptions()
     backend = Backend(
         package="t2t_torch",
-        leads=process_index() == 0,
+        is_main_process=process_index() == 0,
         prepare=functools.partial(prepare, init_from=init_from, fresh_head=fresh_head),
-        begun_classes=begun_classes,
+        saved_classes=saved_classes,
         interruption=Interruption,
         open_checkpoints=TrainingCheckpoints,
         checkpoint_names=lambda folder: (f"{step}{SUFFIX}" for step in torch_steps(folder)),
         make_reporter=functools.partial(
             Reporter,
-            watch=watch,
-            peak=run_peak(device_kind(), process_count(), watch.peak_tflops),
+            logging=logging,
+            peak_flops=run_peak(device_kind(), process_count(), logging.peak_tflops),
             devices=f"{process_count()} × {device_kind()}",
-            leads=process_index() == 0,
+            is_main_process=process_index() == 0,
         ),
     )
     return loop.train(recipe, workdir, backend)
@@ -177,7 +177,7 @@ class Options:
     """Train a new classifier, even if the initial weights have one that fits."""
     workdir: Path | None = None
     """Folder of the run; None uses workdir/RECIPE_torch."""
-    watch: tyro.conf.OmitArgPrefixes[Watch] = dataclasses.field(default_factory=Watch)
+    logging: tyro.conf.OmitArgPrefixes[LoggingOptions] = dataclasses.field(default_factory=LoggingOptions)
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def main(args: Sequence[str]) -> int:
             workdir,
             init_from=options.init_from,
             fresh_head=options.fresh_head,
-            watch=options.watch,
+            logging=options.logging,
         )
 
     return run_command(

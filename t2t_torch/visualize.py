@@ -37,7 +37,7 @@ def attention_weights(attn: Any, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def watching(
+def recording(
     modules: dict[str, nn.Module], note: Callable[[nn.Module, Tensor, Tensor], Tensor]
 ) -> Iterator[dict[str, np.ndarray]]:
     """While open, store note(module, input, output) for the first image of every call of `modules`, by name."""
@@ -58,7 +58,7 @@ def watching(
             handle.remove()
 
 
-def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
+def make_feature_extractor(model: Any) -> Callable[[np.ndarray], Inside]:
     """Return a function that computes the activations of `model` (in evaluation mode, on the CPU) for a preprocessed
     image (H, W, C)."""
     stages = stage_grids(model)
@@ -69,8 +69,8 @@ def make_look(model: Any) -> Callable[[np.ndarray], Inside]:
     def look(image_HxWxC: np.ndarray) -> Inside:
         images = torch.from_numpy(image_HxWxC)[None].permute(0, 3, 1, 2).contiguous()
         with (
-            watching(layers, lambda layer, x, output: output if output.ndim == 3 else output.movedim(1, -1)) as tokens,
-            watching(attns, lambda attn, x, output: attention_weights(attn, x)) as attention,
+            recording(layers, lambda layer, x, output: output if output.ndim == 3 else output.movedim(1, -1)) as tokens,
+            recording(attns, lambda attn, x, output: attention_weights(attn, x)) as attention,
         ):
             logits = model(images)
         return Inside(
@@ -95,7 +95,7 @@ def main(args: Sequence[str]) -> int:
         arguments, preprocess = options.fresh()
         torch.manual_seed(0)
         model, saved = create_model(**arguments).eval(), {}
-    visualize(options, preprocess, saved, model, make_look(model))
+    visualize(options, preprocess, saved, model, make_feature_extractor(model))
     return cli.OK
 
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 _END = object()
 
 
-class Patient(Iterator[T], Generic[T]):
+class TimeoutIterator(Iterator[T], Generic[T]):
     """Iterator that waits at most `seconds` for each item of another one.
 
     The inner iterator is created and advanced in a separate thread, one item at a time and only on request. If it

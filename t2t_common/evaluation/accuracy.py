@@ -73,7 +73,7 @@ def count(
     total = np.zeros(3, np.int64)
     for batch in batches:
         logits, labels = predict(forward, arrays, [batch])
-        guesses_Bx5 = best_guesses(logits, 5)
+        guesses_Bx5 = top_classes(logits, 5)
         hits_Bx5 = guesses_Bx5 == labels[:, None]
         if confusion is not None:
             np.add.at(confusion, (labels, guesses_Bx5[:, 0]), 1)
@@ -101,7 +101,7 @@ def count_accuracy(
     return Accuracy(*map(int, sum_processes(counts)))
 
 
-def best_guesses(logits_BxN: np.ndarray, k: int) -> np.ndarray:
+def top_classes(logits_BxN: np.ndarray, k: int) -> np.ndarray:
     """Return the classes (B, k) of the `k` largest logits in descending order; ties are ordered by class index.
 
     If there are fewer than `k` classes, all of them are returned.

@@ -11,7 +11,7 @@ tokens for matrix products to run at full speed. Of 2, 4, 8 and 16 images, 4 wer
 PyTorch the effect shows with large batches."""
 
 
-def cached_parts(batch: int, height: int, width: int, *, cores: int) -> int:
+def num_chunks(batch: int, height: int, width: int, *, cores: int) -> int:
     """Return the number of equal parts into which a CPU should split `batch` images of height x width pixels.
 
     Each part has at most the pixels of two 224 x 224 images per core, and more than half of that, since smaller matrix

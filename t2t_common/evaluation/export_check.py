@@ -58,7 +58,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def demand(found: list[Agreement]) -> list[Agreement]:
+def check_agreement(found: list[Agreement]) -> list[Agreement]:
     """Return `found` if all agreements hold.
 
     Raises:

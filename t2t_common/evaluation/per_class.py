@@ -12,7 +12,7 @@ from t2t_config.text import escaped
 
 
 @dataclasses.dataclass(frozen=True)
-class Mistaken:
+class Confusion:
     """Number of images that were misclassified as this class."""
 
     index: int
@@ -28,7 +28,7 @@ class ClassAccuracy:
     name: str
     images: int
     correct: int
-    mistaken_for: tuple[Mistaken, ...]
+    mistaken_for: tuple[Confusion, ...]
 
     @property
     def accuracy(self) -> float | None:
@@ -52,7 +52,7 @@ def class_report(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[ClassA
     for index, row in enumerate(confusion_NxN):
         others = np.flatnonzero(row)
         order = others[np.argsort(-row[others], kind="stable")].tolist()
-        mistaken = tuple(Mistaken(other, names[other], int(row[other])) for other in order if other != index)
+        mistaken = tuple(Confusion(other, names[other], int(row[other])) for other in order if other != index)
         found.append(ClassAccuracy(index, names[index], int(row.sum()), int(row[index]), mistaken))
     return sorted(found, key=lambda one: (one.accuracy is None, one.accuracy, -one.images, one.index))
 

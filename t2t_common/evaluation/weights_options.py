@@ -14,7 +14,7 @@ from t2t_config.weights.load_report import LoadReport
 from t2t_config.weights.untrusted import check_metadata
 
 
-def tell(report: LoadReport) -> None:
+def warn_about(report: LoadReport) -> None:
     """Print what is notable about loaded weights on stderr."""
     if report.is_notable:
         print(report, file=sys.stderr)

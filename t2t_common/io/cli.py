@@ -33,7 +33,7 @@ OK, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED, CUT_OFF = 130, 141
 """Exit codes as in a shell: 128 plus the number of the signal, SIGINT and SIGPIPE."""
 
-WIDE = 10_000
+NO_WRAP = 10_000
 """Terminal width at which tyro does not wrap any line of its output."""
 
 
@@ -61,7 +61,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str, de
 def _refusal(kind: Any, options: dict[str, Any]) -> str:
     """Return what tyro prints about invalid options, with unwrapped lines."""
     complaint = io.StringIO()
-    with unescaped_streams(), contextlib.redirect_stderr(complaint), _columns(WIDE), contextlib.suppress(SystemExit):
+    with unescaped_streams(), contextlib.redirect_stderr(complaint), _columns(NO_WRAP), contextlib.suppress(SystemExit):
         tyro.cli(kind, **options)
     return complaint.getvalue()
 
@@ -116,7 +116,7 @@ def _run(main: Callable[[Sequence[str]], int], args: Sequence[str], interrupted:
     except ValueError as error:
         return _complain(str(error))
     except Exception as error:
-        if not _tells_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         reason = first_line(error)
         return _complain(f"out of memory ({reason[:200]}): choose a smaller --batch-size, image size or model")
@@ -182,7 +182,7 @@ def run_and_end(main: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
-def _tells_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Return whether `error` reports a lack of memory; PyTorch on the CPU and XLA have no exception type for it."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 

@@ -26,7 +26,7 @@ KEPT = "\n\t"
 """Control characters that may go to a terminal; a carriage return is allowed only at the start of the text."""
 
 
-class LastingConsole(Console):
+class PipeSafeConsole(Console):
     """Console that becomes silent once its output pipe is closed, as when SIGTERM also ends the `tee` behind a run."""
 
     def on_broken_pipe(self) -> None:

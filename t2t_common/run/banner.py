@@ -38,8 +38,8 @@ def start_block(
     last_step = recipe.total_epochs * steps_per_epoch
     return [
         f"model     {recipe.model}, {numbers:,} weights, {recipe.num_classes} classes, {recipe.dtype}",
-        f"data      {recipe.data}, {height}x{width}x{preprocess.in_chans}, {steps_per_epoch:,} steps of {recipe.batch_size} "
-        "images an epoch",
+        f"data      {recipe.data}, {height}x{width}x{preprocess.in_chans}, "
+        f"{steps_per_epoch:,} steps of {recipe.batch_size} images an epoch",
         f"run       {recipe.total_epochs} epochs, steps {first_step + 1:,} to {last_step:,}, {recipe.optimizer}, "
         f"lr {recipe.lr:g}, seed {recipe.seed}, on {devices}",
         f"workdir   {workdir}, a line here and in {METRICS_FILE} every {recipe.log_every} steps",

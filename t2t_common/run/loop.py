@@ -45,7 +45,7 @@ class Run:
         train_step: (state, batch) -> (state, metrics).
         sample: (state, batch) -> a few images as the model sees them in training.
         evaluate: (weights, confusion matrix to add to, or None) -> accuracy on the validation images.
-        inspected: Makes a training step that can be inspected (see `t2t_jax.training.divergence`); None if it cannot.
+        inspectable_step: Makes a training step that reports non-finite values (see `t2t_jax.training.divergence`), or None.
         started_from: Report on the weights loaded before the first step, if any.
         notes: Notes for the user before the first step: order of the classes, ignored files, size of the head.
     """
@@ -62,7 +62,7 @@ class Run:
     train_step: Callable[[Any, Any], tuple[Any, Any]]
     sample: Callable[[Any, Any], Any]
     evaluate: Callable[..., Accuracy]
-    inspected: Any = None
+    inspectable_step: Any = None
     started_from: LoadReport | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -78,9 +78,9 @@ class Backend:
 
     Attributes:
         package: Package that reads and writes the checkpoints of the workdir.
-        leads: Whether this process holds the lock of the workdir.
+        is_main_process: Whether this process holds the lock of the workdir.
         prepare: (recipe, class_names=...) -> the run before its first step.
-        begun_classes: workdir -> class names of the run saved there; None if nothing was saved.
+        saved_classes: workdir -> class names of the run saved there; None if nothing was saved.
         interruption: Context manager that records SIGTERM and Ctrl-C.
         open_checkpoints: `TrainingCheckpoints` of the framework.
         checkpoint_names: folder -> names of the checkpoints in it.
@@ -89,9 +89,9 @@ class Backend:
     """
 
     package: Literal["t2t_jax", "t2t_torch"]
-    leads: bool
+    is_main_process: bool
     prepare: Callable[..., Run]
-    begun_classes: Callable[[str | Path], list[str] | None]
+    saved_classes: Callable[[str | Path], list[str] | None]
     interruption: Callable[[], AbstractContextManager[Any]]
     open_checkpoints: Callable[..., AbstractContextManager[Any]]
     checkpoint_names: Callable[[Path], Iterable[str]]
@@ -117,12 +117,12 @@ def train(recipe: Recipe, workdir: str | Path, backend: Backend) -> Accuracy:
     def prepare(class_names: list[str] | None) -> Run:
         return backend.prepare(recipe, class_names=class_names)
 
-    run = prepare(backend.begun_classes(workdir))
+    run = prepare(backend.saved_classes(workdir))
     workdir = ensure_writable(workdir)
     result = lock = None
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(backend.interruption())
-        if backend.leads:
+        if backend.is_main_process:
             lock = stack.enter_context(locked(workdir))
         check_workdir(workdir, backend.package)
         recipe = run.recipe
@@ -136,7 +136,7 @@ def train(recipe: Recipe, workdir: str | Path, backend: Backend) -> Accuracy:
         stack.enter_context(backend.around(prepare, checkpoints, workdir))
         run.iterator.unreadable.say = reporter.say
         reporter.continue_epoch(checkpoints.metadata.get(EPOCH_LOSS, (0.0, 0)))
-        say_what_starts(run, backend, reporter, workdir, first_step, last_step)
+        report_start(run, backend, reporter, workdir, first_step, last_step)
         saving = Saving(run, reporter, checkpoints, interruption, lock)
         for epoch in range(first_step // run.steps_per_epoch, recipe.total_epochs):
             train_epoch(run, epoch, reporter, saving, first_step)
@@ -182,7 +182,7 @@ def make_reporter(run: Run, backend: Backend, workdir: Path, first_step: int, la
     )
 
 
-def say_what_starts(
+def report_start(
     run: Run, backend: Backend, reporter: Reporter, workdir: Path, first_step: int, last_step: int
 ) -> None:
     """Print the start of the log: a summary of the run, its first step or initial weights, notes and warnings."""

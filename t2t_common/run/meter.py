@@ -18,12 +18,12 @@ class Meter:
         images_per_step: int,
         *,
         flops_per_image: int = 0,
-        peak: float | None = None,
+        peak_flops: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`peak` is the total peak of all devices in FLOP/s; without it, MFU is not reported."""
+        """`peak_flops` is the total peak of all devices in FLOP/s; without it, MFU is not reported."""
         self._images_per_step = images_per_step
-        self._mfu_per_rate = None if peak is None else flops_per_image / peak
+        self._mfu_per_rate = None if peak_flops is None else flops_per_image / peak_flops
         self._clock = clock
         self._compiled = False
         self._running_since: float | None = None

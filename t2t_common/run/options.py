@@ -9,7 +9,7 @@ from t2t_common.workdir.writers import Service, require
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class LoggingOptions:
     """Command-line options for logging."""
 
     log: tuple[Service, ...] = ()

@@ -27,9 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as Eta
 from rich.text import Text
 
-from t2t_common.io.terminal import LastingConsole, make_console, plain
+from t2t_common.io.terminal import PipeSafeConsole, make_console, plain
 from t2t_common.run.meter import Meter
-from t2t_common.run.options import Watch
+from t2t_common.run.options import LoggingOptions
 from t2t_common.run_page import RunPage
 from t2t_common.workdir.errors import TrainingDivergedError
 from t2t_common.workdir.writers import METRICS_FILE, Writer, open_writers
@@ -63,11 +63,11 @@ class Reporter:
         batch_size: int,
         log_every: int,
         flops_per_image: int = 0,
-        peak: float | None = None,
+        peak_flops: float | None = None,
         config: Mapping[str, Any] | None = None,
-        watch: Watch | None = None,
+        logging: LoggingOptions | None = None,
         devices: str = "",
-        leads: bool = True,
+        is_main_process: bool = True,
     ) -> None:
         """
         Args:
@@ -77,27 +77,27 @@ class Reporter:
             batch_size: Global batch size, over all processes.
             log_every: Steps between two log lines.
             flops_per_image: Training FLOPs per image.
-            peak: Total peak of all devices in FLOP/s; without it, MFU is not reported.
+            peak_flops: Total peak of all devices in FLOP/s; without it, MFU is not reported.
             config: Configuration of the run, for Weights & Biases and the report page.
-            watch: Logging options.
+            logging: Logging options.
             devices: Description of the devices.
-            leads: Whether this is the first process.
+            is_main_process: Whether this is the first process.
         """
-        watch = watch or Watch()
+        logging = logging or LoggingOptions()
         self._log_every, self._last_step, self.devices = log_every, last_step, devices
         self._pending: collections.deque[tuple[int, Mapping[str, Any], dict[str, Any]]] = collections.deque()
         self._loss_sum, self._loss_count = 0.0, 0  # since the last flush
-        self._console = make_console(LastingConsole, highlight=False, soft_wrap=True, quiet=not leads)
+        self._console = make_console(PipeSafeConsole, highlight=False, soft_wrap=True, quiet=not is_main_process)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), Eta())
         self._bar = _Bar(TextColumn("step"), *columns, console=self._console)
         self._bar.disable = not self._console.is_terminal
         self._task = self._bar.add_task("steps", total=last_step, completed=first_step)
-        self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak=peak)
+        self._meter = Meter(batch_size, flops_per_image=flops_per_image, peak_flops=peak_flops)
         self._warned: set[str] = set()
         self._writers: list[Writer] = []
         self._page: RunPage | None = None
-        if leads:
-            self._writers = open_writers(workdir, watch.log, first_step=first_step, config=config or {}, say=self.say)
+        if is_main_process:
+            self._writers = open_writers(workdir, logging.log, first_step=first_step, config=config or {}, say=self.say)
             self._page = RunPage(
                 workdir,
                 first_step=first_step,

@@ -89,7 +89,7 @@ def evaluation_warnings(
     due = epoch + 1 >= max(2, recipe.warmup_epochs + 1, math.ceil(recipe.total_epochs / 10))
     is_due = due or epoch + 1 == recipe.total_epochs
     return {
-        "strangers": _strangers(confusion_NxN, in_data, names),
+        "strangers": _absent_classes(confusion_NxN, in_data, names),
         "chance": _chance(confusion_NxN, names) if is_due else None,
     }
 
@@ -98,7 +98,7 @@ def _name(index: int, names: Sequence[str] | None) -> str:
     return readable(names[index]) if names is not None and index < len(names) else f"class {index}"
 
 
-def _strangers(confusion_NxN: np.ndarray, in_data: Collection[int], names: Sequence[str] | None) -> str | None:
+def _absent_classes(confusion_NxN: np.ndarray, in_data: Collection[int], names: Sequence[str] | None) -> str | None:
     """Return a warning if classes without images in the data are predicted."""
     guesses = confusion_NxN.sum(axis=0)
     found = [int(index) for index in np.argsort(-guesses, kind="stable") if guesses[index] and index not in in_data]

@@ -33,26 +33,26 @@ class CheckpointFolder(abc.ABC):
     suffix = ""
     """File name suffix after the step."""
 
-    def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool, leads: bool) -> None:
+    def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool, is_main_process: bool) -> None:
         """
         Args:
             workdir: Folder of the run, created if needed.
             keep: Number of latest checkpoints to keep.
             keep_best: Whether to also keep the checkpoint with the highest `TOP1` in its metadata (the earliest in case
                 of a tie), with a link `checkpoints/best` to it.
-            leads: Whether this is the first process, the only one that changes the folder here.
+            is_main_process: Whether this is the first process, the only one that changes the folder here.
 
         Raises:
             ValueError: The folder is not writable.
         """
         self._folder, self._keep, self._keeps_best = ensure_writable(Path(workdir) / CHECKPOINTS), keep, keep_best
         self._top1: dict[int, float] = {}
-        self.damaged = Damaged(self._folder, self.suffix, renames=leads)
+        self.damaged = Damaged(self._folder, self.suffix, renames=is_main_process)
         if keep_best:
             for step in self._steps():
                 with self.damaged.noted(step):
                     self._note_top1(step, self._read_metadata(step))
-        if leads:
+        if is_main_process:
             self._sweep()
             if keep_best:
                 self._link_best()

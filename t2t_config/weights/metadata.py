@@ -33,7 +33,7 @@ CARRIED = ("mean", "std", "crop_pct", "interpolation", "class_names")
 """Keys kept with a model whose weights were loaded: its preprocessing and the meaning of its outputs."""
 
 
-TOLD_BY_MODELS = ("in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate")
+READ_FROM_MODEL = ("in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate")
 """Arguments of `create_model` that can be read from the model, or do not affect its output in evaluation mode."""
 
 
@@ -53,8 +53,8 @@ class ModelSpec:
 
     @classmethod
     def of(cls, name: str, overrides: Mapping[str, Any]) -> ModelSpec:
-        """Return the spec of a call of `create_model`, by official name, without the arguments in TOLD_BY_MODELS."""
-        kept = ((key, _hashable(value)) for key, value in overrides.items() if key not in TOLD_BY_MODELS)
+        """Return the spec of a call of `create_model`, by official name, without the arguments in READ_FROM_MODEL."""
+        kept = ((key, _hashable(value)) for key, value in overrides.items() if key not in READ_FROM_MODEL)
         return cls(ALIASES.get(name, name), tuple(kept))
 
 

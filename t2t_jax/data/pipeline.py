@@ -13,7 +13,7 @@ from t2t_common.data.corrupt import Unreadable
 from t2t_common.data.examples import EvalExamples, TrainExamples
 from t2t_common.data.preprocess import Preprocess
 from t2t_common.data.readers.sources import Source
-from t2t_common.data.timeout import Patient
+from t2t_common.data.timeout import TimeoutIterator
 from t2t_common.data.workers import end_with_the_run, leave_signals_to_the_run
 from t2t_config import Recipe
 from t2t_jax.data.iterator import Batch, TrainIterator
@@ -52,7 +52,7 @@ def train_iterator(
             _allow_grain_flags()
             options = grain.MultiprocessingOptions(recipe.data_workers, per_worker_buffer_size=2)
             rest = rest.mp_prefetch(options, worker_init_fn=_begin_worker)
-        return Patient(lambda: _begin(rest, recipe.data_workers), recipe.data_timeout)
+        return TimeoutIterator(lambda: _begin(rest, recipe.data_workers), recipe.data_timeout)
 
     ahead = 0 if put is None else recipe.device_prefetch
     return TrainIterator(batches_from, Unreadable(source, recipe.max_corrupt_images), put=put, ahead=ahead)
@@ -79,7 +79,7 @@ def eval_batches(
     """
     examples = EvalExamples(source, preprocess, batch_size, process_index=process_index, process_count=process_count)
     dataset = grain.MapDataset.source(examples).batch(examples.rows, drop_remainder=True)
-    return Patient(lambda: iter(dataset.to_iter_dataset(_read_options(threads))), timeout)
+    return TimeoutIterator(lambda: iter(dataset.to_iter_dataset(_read_options(threads))), timeout)
 
 
 def _begin(batches: grain.IterDataset, workers: int) -> Iterator[Batch]:

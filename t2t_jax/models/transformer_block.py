@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from t2t_jax.models.layers import GELU, Dropout, DropPath, Identity, LayerNorm, Linear
-from t2t_jax.ops.float32_einsum import wide_einsum
+from t2t_jax.ops.float32_einsum import float32_einsum
 from t2t_jax.ops.softmax import softmax_product
 
 
@@ -46,7 +46,7 @@ def dot_product_attention(
 
     The softmax is computed in at least float32.
     """
-    attn = wide_einsum("bhnd,bhmd->bhnm", q * scale, k)
+    attn = float32_einsum("bhnd,bhmd->bhnm", q * scale, k)
     if isinstance(attn_drop, Identity) or attn_drop.deterministic:
         x = softmax_product(attn, v)
     else:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def wide_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def float32_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Return `einsum(a, b)` in at least float32, as input of a softmax.
 
     The gradient is rounded to the factors' dtype before it is multiplied with them. Otherwise both products of the

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from t2t_jax.ops.float32_einsum import wide_einsum
+from t2t_jax.ops.float32_einsum import float32_einsum
 from t2t_jax.ops.platform import on_cpu, takes_tpu_kernels
 
 
@@ -91,7 +91,7 @@ def attention_by_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     rows = math.ceil(N / count)
 
     def attend(q_BxRxD: jax.Array) -> jax.Array:
-        return softmax_product(wide_einsum("brd,bmd->brm", q_BxRxD, k), v)
+        return softmax_product(float32_einsum("brd,bmd->brm", q_BxRxD, k), v)
 
     if count == 1:
         return attend(q)

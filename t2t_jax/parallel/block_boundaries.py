@@ -17,7 +17,7 @@ from t2t_jax.ops.platform import on_cpu
 from t2t_jax.parallel.mesh import AnyMesh, split_batch
 
 
-class Bordered(nnx.Module):
+class WrappedBlock(nnx.Module):
     """Wrapper of `block` that splits its output (B, N, C) over the devices of `mesh`.
 
     With `remat`, only the block's input is saved for the backward pass; all inside is recomputed (arXiv 1604.06174).
@@ -37,22 +37,22 @@ class Bordered(nnx.Module):
             return split_batch(nnx.jit(run)(self.block, x, rngs), self.mesh)
 
 
-class BorderedStack(nnx.Module):
-    """`Bordered` for every block of a stack (see scan_blocks.py), inside its scan."""
+class WrappedStack(nnx.Module):
+    """`WrappedBlock` for every block of a stack (see scan_blocks.py), inside its scan."""
 
     def __init__(self, blocks: nnx.Module, mesh: AnyMesh | None, remat: bool) -> None:
         self.blocks, self.mesh, self.remat = blocks, mesh, remat
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return run_blocks(self.blocks, x, rngs, each=lambda block: Bordered(block, self.mesh, self.remat, False))
+        return run_blocks(self.blocks, x, rngs, each=lambda block: WrappedBlock(block, self.mesh, self.remat, False))
 
 
 def _call(block: Callable[..., jax.Array], x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     return block(x, rngs)
 
 
-def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = False, fence: bool = False) -> Any:
-    """Wrap every block and both layers of the T2T module of `model` in `Bordered`, in place.
+def wrap_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = False, fence: bool = False) -> Any:
+    """Wrap every block and both layers of the T2T module of `model` in `WrappedBlock`, in place.
 
     This changes the paths of its tensors, so use it only on a model that a step has just merged. A model without
     `blocks` is unchanged. Stacked blocks need no fence, because their scan acts as one.
@@ -60,13 +60,13 @@ def border_blocks(model: Any, mesh: AnyMesh | None = None, *, remat: bool = Fals
     if (mesh is None and not remat and not fence) or not hasattr(model, "blocks"):
         return model
     if isinstance(model.blocks, nnx.List):
-        model.blocks = nnx.List([Bordered(block, mesh, remat, fence) for block in model.blocks])
+        model.blocks = nnx.List([WrappedBlock(block, mesh, remat, fence) for block in model.blocks])
     else:
-        model.blocks = nnx.List([BorderedStack(model.blocks, mesh, remat)])
+        model.blocks = nnx.List([WrappedStack(model.blocks, mesh, remat)])
     tokens = getattr(model, "tokens_to_token", None)
     for name in ("attention1", "attention2"):
         if hasattr(tokens, name):
-            setattr(tokens, name, Bordered(getattr(tokens, name), mesh, remat, fence))
+            setattr(tokens, name, WrappedBlock(getattr(tokens, name), mesh, remat, fence))
     return model
 
 

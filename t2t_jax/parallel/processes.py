@@ -27,19 +27,19 @@ class LostProcessError(ValueError):
 
 
 @contextlib.contextmanager
-def told_of_loss() -> Iterator[None]:
+def detect_lost_process() -> Iterator[None]:
     """Raise `LostProcessError` if another process has died."""
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, LostProcessError) or not _tells_of_loss(error):
+        if jax.process_count() == 1 or isinstance(error, LostProcessError) or not _is_process_loss(error):
             raise
         raise LostProcessError(
             f"another process of this run is gone ({reason(error)}): start all of them again, and the run continues"
         ) from error
 
 
-def _tells_of_loss(error: BaseException) -> bool:
+def _is_process_loss(error: BaseException) -> bool:
     while not SIGNS.search(str(error)):
         if error.__cause__ is None:
             return False
@@ -47,7 +47,7 @@ def _tells_of_loss(error: BaseException) -> bool:
     return True
 
 
-def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
+def check_same_data(identity: dict[str, Any]) -> dict[str, Any]:
     """Return `identity`, the identity of this process's data, if it is the same in all processes.
 
     Raises:

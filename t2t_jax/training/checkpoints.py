@@ -46,7 +46,7 @@ class TrainingCheckpoints(CheckpointFolder):
         """See `CheckpointFolder`."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        super().__init__(workdir, keep=keep, keep_best=keep_best, leads=jax.process_index() == 0)
+        super().__init__(workdir, keep=keep, keep_best=keep_best, is_main_process=jax.process_index() == 0)
 
     def __enter__(self) -> TrainingCheckpoints:
         return self

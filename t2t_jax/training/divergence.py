@@ -28,7 +28,7 @@ Inspected = Callable[[Callable[[Arrays], None]], TrainStep]
 
 def explain(
     train_step: TrainStep,
-    inspected: Inspected,
+    inspectable_step: Inspected,
     state: TrainState,
     batches: Iterator[Batch],
     *,
@@ -39,7 +39,7 @@ def explain(
 
     Args:
         train_step: Training step of the run.
-        inspected: Makes the step that computes the same and is inspected while it is traced.
+        inspectable_step: Makes the step that computes the same and is inspected while it is traced.
         state: State after step `done`.
         batches: Batches from step `done` + 1 on.
         done: Number of steps completed in `state`.
@@ -54,7 +54,7 @@ def explain(
     ]
     seen = Findings()
     with _calls(seen.note_output):
-        _, metrics = inspected(seen.note_gradients)(state, batch)
+        _, metrics = inspectable_step(seen.note_gradients)(state, batch)
         jax.block_until_ready(metrics)
         jax.effects_barrier()
     parts = [f"{few(before)} before the step"] if before else []

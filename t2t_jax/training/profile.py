@@ -1,4 +1,4 @@
-"""Monitoring options and profiling of a run; they do not affect its results."""
+"""Logging options and profiling of a run; they do not affect its results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARM_UP_STEPS, TRACED_STEPS = 3, 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch(options.Watch):
+class LoggingOptions(options.LoggingOptions):
     """Command line options."""
 
     profile: bool = False

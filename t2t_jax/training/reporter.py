@@ -12,22 +12,32 @@ import jax
 from t2t_common.run import reporter
 from t2t_common.run.peak_flops import run_peak
 from t2t_common.run.reporter import METRICS_FILE, TrainingDivergedError
-from t2t_jax.training.profile import Trace, Watch
+from t2t_jax.training.profile import LoggingOptions, Trace
 
 __all__ = ["METRICS_FILE", "Reporter", "TrainingDivergedError"]
 
 
 class Reporter(reporter.Reporter):
-    """Reporter that gets the arguments `peak`, `devices` and `leads` of its base class from JAX."""
+    """Reporter that gets the arguments `peak_flops`, `devices` and `is_main_process` of its base class from JAX."""
 
-    def __init__(self, workdir: Path, *, first_step: int, watch: Watch | None = None, **options: Any) -> None:
-        watch = watch or Watch()
+    def __init__(
+        self, workdir: Path, *, first_step: int, logging: LoggingOptions | None = None, **options: Any
+    ) -> None:
+        logging = logging or LoggingOptions()
         devices = jax.devices()
-        peak = run_peak(devices[0].device_kind, len(devices), watch.peak_tflops)
-        leads = jax.process_index() == 0
+        peak_flops = run_peak(devices[0].device_kind, len(devices), logging.peak_tflops)
+        is_main_process = jax.process_index() == 0
         named = f"{len(devices)} × {devices[0].device_kind}"
-        super().__init__(workdir, first_step=first_step, watch=watch, peak=peak, devices=named, leads=leads, **options)
-        self._trace = Trace(workdir, first_step=first_step) if watch.profile else None
+        super().__init__(
+            workdir,
+            first_step=first_step,
+            logging=logging,
+            peak_flops=peak_flops,
+            devices=named,
+            is_main_process=is_main_process,
+            **options,
+        )
+        self._trace = Trace(workdir, first_step=first_step) if logging.profile else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from t2t_common.evaluation.cpu_chunks import available_cores, cached_parts
+from t2t_common.evaluation.cpu_chunks import available_cores, num_chunks
 from t2t_jax.models.scan_blocks import unstack_arrays, unstack_blocks
 from t2t_jax.ops.platform import traced_on
-from t2t_jax.parallel.block_boundaries import border_blocks, on_one_cpu
+from t2t_jax.parallel.block_boundaries import on_one_cpu, wrap_blocks
 from t2t_jax.parallel.mesh import AnyMesh, gather, scatter, split_batch
 from t2t_jax.state import Arrays, merge_model
 from t2t_jax.training.loss import cross_entropy
@@ -146,7 +146,7 @@ def make_train_step(
 
     def loss_fn(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> jax.Array:
         model = merge_model(graphdef, {**params, **buffers})
-        model = border_blocks(unstack_blocks(model) if inspected else model, mesh, remat=remat, fence=fenced)
+        model = wrap_blocks(unstack_blocks(model) if inspected else model, mesh, remat=remat, fence=fenced)
         if token_labeling is not None:
             mix = token_labeling.draw(jax.random.fold_in(key, MIX_TOKEN))
             outputs = split_batch(model(batch["image"], rngs=nnx.Rngs(dropout=key), mix=mix), mesh)
@@ -204,14 +204,14 @@ def make_forward(
     """
 
     def logits_of(arrays: Arrays, image_BxHxWxC: jax.Array) -> jax.Array:
-        model = border_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh, fence=on_one_cpu(mesh))
+        model = wrap_blocks(merge_model(graphdef, gather(arrays, mesh)), mesh, fence=on_one_cpu(mesh))
         logits = split_batch(model(image_BxHxWxC), mesh)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def forward(arrays: Arrays, image_BxHxWxC: jax.Array | np.ndarray) -> jax.Array:
         images = jnp.asarray(image_BxHxWxC)
         in_parts = images.ndim == 4 and on_one_cpu(mesh)
-        parts = cached_parts(*images.shape[:3], cores=available_cores()) if in_parts else 1
+        parts = num_chunks(*images.shape[:3], cores=available_cores()) if in_parts else 1
         if parts == 1:
             return logits_of(arrays, images)
         logits = jax.lax.map(functools.partial(logits_of, arrays), images.reshape(parts, -1, *images.shape[1:]))

@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class AdaptedWeights:
     """Weights adapted to a model, and the changes made (see `LoadReport`)."""
 
     weights: Arrays
@@ -30,13 +30,13 @@ class Fitted:
     missing: tuple[str, ...]
 
 
-def fit(
+def adapt_weights(
     arrays: Mapping[str, np.ndarray],
     model: nnx.Module,
     source_grid: tuple[int, int] | None = None,
     *,
     fresh_classifiers: bool = True,
-) -> Fitted:
+) -> AdaptedWeights:
     """Return `arrays` adapted to `model`; both are unchanged. `load_arrays` checks that all other arrays match.
 
     Args:
@@ -67,7 +67,7 @@ def fit(
         fresh_classifiers=fresh_classifiers,
     )
     left_out = tuple(names[name] for name in adapted.left_out)
-    return Fitted(
+    return AdaptedWeights(
         {name: array for name, array in arrays.items() if name not in left_out} | from_torch(adapted.changed),
         {names[name]: how for name, how in adapted.resized.items()},
         left_out,

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 
-class Bordered(nn.Module):
+class CheckpointedBlock(nn.Module):
     """`block` with gradient checkpointing (arXiv 1604.06174): only its input is stored for the backward pass."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -30,18 +30,18 @@ class Bordered(nn.Module):
         return functional_call(self.block, weights, (x,))
 
 
-def border_blocks(model: nn.Module, *, remat: bool = False) -> nn.Module:
+def checkpoint_blocks(model: nn.Module, *, remat: bool = False) -> nn.Module:
     """Return a copy of `model` that shares its parameters; with `remat`, every block and both layers of the T2T module
-    are wrapped in `Bordered`.
+    are wrapped in `CheckpointedBlock`.
 
     Wrapping changes the names of the tensors. A model without `blocks` is not wrapped.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    bordered: Any = copy.deepcopy(model, shared)
-    if remat and hasattr(bordered, "blocks"):
-        bordered.blocks = nn.ModuleList(Bordered(block) for block in bordered.blocks)
-        tokens = getattr(bordered, "tokens_to_token", None)
+    copied: Any = copy.deepcopy(model, shared)
+    if remat and hasattr(copied, "blocks"):
+        copied.blocks = nn.ModuleList(CheckpointedBlock(block) for block in copied.blocks)
+        tokens = getattr(copied, "tokens_to_token", None)
         for name in ("attention1", "attention2"):
             if hasattr(tokens, name):
-                setattr(tokens, name, Bordered(getattr(tokens, name)))
-    return bordered
+                setattr(tokens, name, CheckpointedBlock(getattr(tokens, name)))
+    return copied

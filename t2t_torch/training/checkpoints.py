@@ -33,7 +33,7 @@ class TrainingCheckpoints(CheckpointFolder):
 
     def __init__(self, workdir: str | Path, *, keep: int, keep_best: bool = False) -> None:
         """See `CheckpointFolder`."""
-        super().__init__(workdir, keep=keep, keep_best=keep_best, leads=process_index() == 0)
+        super().__init__(workdir, keep=keep, keep_best=keep_best, is_main_process=process_index() == 0)
 
     def __enter__(self) -> TrainingCheckpoints:
         return self

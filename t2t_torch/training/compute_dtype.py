@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-WIDE = "w"
+UNROUNDED = "w"
 """Name of the performer's random features, which are used in float32 exponentials; they are never rounded."""
 
 
@@ -21,10 +21,10 @@ def in_dtype(arrays: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[st
     """Return a model's `arrays` (by dotted name) rounded to `dtype`, differentiably; None leaves them unchanged."""
     if dtype is None:
         return dict(arrays)
-    return {name: x if name.rpartition(".")[2] == WIDE else x.to(dtype) for name, x in arrays.items()}
+    return {name: x if name.rpartition(".")[2] == UNROUNDED else x.to(dtype) for name, x in arrays.items()}
 
 
-class Computing(nn.Module):
+class WithComputeDtype(nn.Module):
     """Wrapper that rounds the weights of `model` to `dtype` in every call; (B, C, H, W) -> output of the model.
 
     `options` are passed to the model (`mix`).

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from t2t_common.run_page.samples import COUNT
 from t2t_config import Recipe
 from t2t_torch.create import create_model
-from t2t_torch.training.checkpointed_blocks import border_blocks
-from t2t_torch.training.compute_dtype import Computing
+from t2t_torch.training.checkpointed_blocks import checkpoint_blocks
+from t2t_torch.training.compute_dtype import WithComputeDtype
 from t2t_torch.training.mixup import Mixup
 from t2t_torch.training.optim import Ema, recipe_optimizer
 from t2t_torch.training.processes import process_count
@@ -62,12 +62,12 @@ def build_step(recipe: Recipe, model: nn.Module, *, steps_per_epoch: int) -> tup
     """
     optimizer, scheduler = recipe_optimizer(recipe, model, steps_per_epoch=steps_per_epoch)
     average = None if recipe.ema_decay is None else Ema(model, recipe.ema_decay)
-    trained = border_blocks(model, remat=recipe.remat).train()
-    computing: nn.Module = Computing(trained, compute_dtype(recipe.dtype))
+    trained = checkpoint_blocks(model, remat=recipe.remat).train()
+    forward_model: nn.Module = WithComputeDtype(trained, compute_dtype(recipe.dtype))
     if process_count() > 1:
-        computing = DistributedDataParallel(computing)
+        forward_model = DistributedDataParallel(forward_model)
     step = make_train_step(
-        computing,
+        forward_model,
         seed=recipe.seed,
         label_smoothing=recipe.label_smoothing,
         clip_grad=recipe.clip_grad,

@@ -38,7 +38,7 @@ def start_from(model: Any, path: str | Path, *, fresh_head: bool = False) -> tup
     return report, list(map(str, names)) if isinstance(names, list) else []
 
 
-def begun_classes(workdir: str | Path) -> list[str] | None:
+def saved_classes(workdir: str | Path) -> list[str] | None:
     """Return the class names in the latest readable checkpoint of the run in `workdir`; None if it has none."""
     folder = Path(workdir) / CHECKPOINTS
     steps = torch_steps(folder)

@@ -78,7 +78,7 @@ def sum_processes(counts: np.ndarray) -> np.ndarray:
     return total.numpy()
 
 
-def checked_data(identity: dict[str, Any]) -> dict[str, Any]:
+def check_same_data(identity: dict[str, Any]) -> dict[str, Any]:
     """Return `identity`, the fingerprint of this process's data, after checking that all processes have the same.
 
     Raises:

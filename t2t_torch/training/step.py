@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from t2t_common.evaluation.cpu_chunks import cached_parts
+from t2t_common.evaluation.cpu_chunks import num_chunks
 from t2t_torch.training.compute_dtype import in_dtype
 from t2t_torch.training.loss import cross_entropy
 from t2t_torch.training.mixup import Mixup
@@ -76,7 +76,7 @@ def make_augment(seed: int, mixup: Mixup | None, random_erasing: RandomErasing |
 
 
 def make_train_step(
-    computing: nn.Module,
+    forward_model: nn.Module,
     *,
     seed: int,
     label_smoothing: float = 0.0,
@@ -92,8 +92,8 @@ def make_train_step(
     the loss is the mean of their losses.
 
     Args:
-        computing: Module in training mode that maps images to logits with the parameters of the state's model (see
-            `Computing`); wrapped in DistributedDataParallel if several processes train together.
+        forward_model: Module in training mode that maps images to logits with the parameters of the state's model (see
+            `WithComputeDtype`); wrapped in DistributedDataParallel if several processes train together.
         seed: Seed for all random numbers.
         label_smoothing: Label smoothing for integer labels; `mixup` has its own.
         clip_grad: Maximum global norm of the gradients; None disables clipping.
@@ -109,8 +109,8 @@ def make_train_step(
     def loss_fn(batch: Batch, key: tuple[int, ...]) -> Tensor:
         if token_labeling is not None:
             mix = token_labeling.draw(np.random.default_rng(key))
-            return token_labeling.loss(computing(batch["image"], mix=mix), batch, mix)
-        outputs = computing(batch["image"])
+            return token_labeling.loss(forward_model(batch["image"], mix=mix), batch, mix)
+        outputs = forward_model(batch["image"])
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         losses = [cross_entropy(logits, batch["label"], smoothing=label_smoothing) for logits in heads]
         return sum(losses[1:], losses[0]) / len(losses)
@@ -123,7 +123,7 @@ def make_train_step(
             is_last = part + 1 == grad_accum_steps
             # Every grad_accum_steps-th image, so that each process already holds its share of every micro-batch.
             mine = {name: array[part::grad_accum_steps] for name, array in batch.items()}
-            with _drawing((seed, step, part, process_index()), device), _gathering(computing, is_last):
+            with _seeded((seed, step, part, process_index()), device), _gradient_sync(forward_model, is_last):
                 loss = loss_fn(mine, (seed, step, MIX_TOKEN, part)) / grad_accum_steps
                 loss.backward()
             total = total + loss.detach()
@@ -147,7 +147,7 @@ def make_train_step(
 
 
 @contextlib.contextmanager
-def _drawing(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
+def _seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """Seed PyTorch's generators with `key` while open, and restore their state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -155,10 +155,10 @@ def _drawing(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
         yield
 
 
-def _gathering(computing: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+def _gradient_sync(forward_model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Return a context that synchronizes gradients only in the last micro-batch's backward pass, once per step."""
-    if isinstance(computing, DistributedDataParallel) and not is_last:
-        return computing.no_sync()
+    if isinstance(forward_model, DistributedDataParallel) and not is_last:
+        return forward_model.no_sync()
     return contextlib.nullcontext()
 
 
@@ -180,7 +180,7 @@ def make_forward(
     def forward(arrays: Mapping[str, Tensor], image_BxHxWxC: Tensor | np.ndarray) -> np.ndarray:
         images = torch.as_tensor(image_BxHxWxC).to(device).permute(0, 3, 1, 2).contiguous()
         B, _, H, W = images.shape
-        parts = cached_parts(B, H, W, cores=torch.get_num_threads()) if device.type == "cpu" else 1
+        parts = num_chunks(B, H, W, cores=torch.get_num_threads()) if device.type == "cpu" else 1
         weights = in_dtype(arrays, dtype)
         found = [functional_call(model, weights, (part.to(dtype or part.dtype),)) for part in images.chunk(parts)]
         logits = torch.cat(found)

@@ -22,7 +22,7 @@ StateDict = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class AdaptedWeights:
     """Weights adapted to a model, and the changes made (see `LoadReport`)."""
 
     weights: StateDict
@@ -31,7 +31,9 @@ class Fitted:
     missing: tuple[str, ...]
 
 
-def fit(state_dict: Mapping[str, Tensor], model: nn.Module, source_grid: tuple[int, int] | None = None) -> Fitted:
+def adapt_weights(
+    state_dict: Mapping[str, Tensor], model: nn.Module, source_grid: tuple[int, int] | None = None
+) -> AdaptedWeights:
     """Return `state_dict` adapted to `model`; both are unchanged. Changed tensors get the wider of both dtypes.
 
     Raises:
@@ -62,7 +64,7 @@ def fit(state_dict: Mapping[str, Tensor], model: nn.Module, source_grid: tuple[i
     for name, value in adapted.changed.items():
         weights[name] = torch.from_numpy(value).to(dtype_of(name))
     _check_fit(weights, {name: value for name, value in own.items() if name not in adapted.missing})
-    return Fitted(weights, adapted.resized, adapted.left_out, adapted.missing)
+    return AdaptedWeights(weights, adapted.resized, adapted.left_out, adapted.missing)
 
 
 def _check_fit(weights: StateDict, own: StateDict) -> None:

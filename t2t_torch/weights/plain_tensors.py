@@ -15,7 +15,7 @@ BEYOND_NUMPY = re.compile(r"float[48]_|bits|u?int[1-7]$")
 """Names of dtypes that NumPy does not have; bfloat16 is allowed, as it is widened where necessary."""
 
 
-def hindrance(tensor: Tensor) -> str | None:
+def why_not_plain(tensor: Tensor) -> str | None:
     """Return why a tensor is not plain and how to convert it; None if it is plain."""
     if is_traceable_wrapper_subclass(tensor):
         return f"is a {type(tensor).__name__}, whose numbers lie elsewhere: save a plain tensor"
@@ -39,7 +39,7 @@ def hindrance(tensor: Tensor) -> str | None:
 
 def check_plain(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError if any tensors are not plain; the message explains the first and names the others."""
-    found = {name: text for name, tensor in tensors.items() if (text := hindrance(tensor)) is not None}
+    found = {name: text for name, tensor in tensors.items() if (text := why_not_plain(tensor)) is not None}
     if not found:
         return
     first, *others = found

@@ -279,7 +279,7 @@ def _content_size(content: Any, depth: int = 2) -> int:
     if isinstance(content, Array):
         return 0 if content.numpy is None else content.numpy.nbytes
     if isinstance(content, dict) and depth:
-        sizes = {id(value): _content_size(value, depth - 1) for value in _apart(content)}
+        sizes = {id(value): _content_size(value, depth - 1) for value in _distinct(content)}
         return sum(sizes[id(value)] for value in content.values())
     return _content_size(content[1], depth) if _is_named_array(content) else 0
 
@@ -290,12 +290,12 @@ def _with_tensors(content: Any, depth: int = 2) -> Any:
         array = content.numpy
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))  # a copy: bytes are read-only
     if isinstance(content, dict) and depth:
-        found = {id(value): _with_tensors(value, depth - 1) for value in _apart(content)}
+        found = {id(value): _with_tensors(value, depth - 1) for value in _distinct(content)}
         return {key: found[id(value)] for key, value in content.items() if key != PADDLE_NAMES}
     return _with_tensors(content[1]) if _is_named_array(content) else content
 
 
-def _apart(content: dict[Any, Any]) -> list[Any]:
+def _distinct(content: dict[Any, Any]) -> list[Any]:
     """Return the values without duplicates (by identity), so that a repeated dictionary is processed only once."""
     return list({id(value): value for value in content.values()}.values())
 

@@ -12,7 +12,7 @@ import torch
 
 import t2t_torch.evaluate
 from t2t_common.data import open_source
-from t2t_common.evaluation.accuracy import best_guesses, predict
+from t2t_common.evaluation.accuracy import predict, top_classes
 from t2t_common.evaluation.evaluate_command import EvaluateOptions
 from t2t_common.io import cli
 from t2t_jax import create_model
@@ -56,7 +56,7 @@ def test_every_image_gets_pytorchs_logits(checkpoint: Path, idx_folder: Path, ba
     assert ours.logits.shape == theirs.shape == (VAL_IMAGES, 4)
     error = np.linalg.norm(ours.logits - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
     assert error.max() < 3e-6
-    np.testing.assert_array_equal(best_guesses(ours.logits, 1)[:, 0], theirs.argmax(axis=1))
+    np.testing.assert_array_equal(top_classes(ours.logits, 1)[:, 0], theirs.argmax(axis=1))
     result = evaluate(EvaluateOptions(checkpoint=checkpoint, data=str(idx_folder), batch_size=batch_size))
     assert result.accuracy.images == VAL_IMAGES
     assert result.accuracy.top1_correct == (theirs.argmax(axis=1) == ours.labels).sum()

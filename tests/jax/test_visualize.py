@@ -12,7 +12,7 @@ from flax import nnx
 
 import t2t_jax
 from t2t_common.visualize.inside import covered_size
-from t2t_jax.visualize import attention_weights, make_look
+from t2t_jax.visualize import attention_weights, make_feature_extractor
 from tests.support.families import FAMILIES
 from tests.support.jax_models import abstract, normal
 
@@ -56,7 +56,7 @@ def test_the_weights_are_those_that_the_layer_uses(kind: str):
 @pytest.mark.usefixtures("uncompiled")
 def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
     model = made(kind)
-    found = make_look(model)(image())
+    found = make_feature_extractor(model)(image())
     tokens = model.num_prefix_tokens + model.grid_size[0] * model.grid_size[1]
     blocks = {f"blocks.{i}": block for i, block in enumerate(model.blocks) if hasattr(block, "attn")}
     assert list(found.attention) == list(blocks)
@@ -77,7 +77,12 @@ def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
 
 @pytest.mark.usefixtures("uncompiled")
 def test_dense_models_have_attention_in_some_of_their_blocks_only():
-    assert list(make_look(made("dense"))(image()).attention) == ["blocks.0", "blocks.2", "blocks.4", "blocks.6"]
+    assert list(make_feature_extractor(made("dense"))(image()).attention) == [
+        "blocks.0",
+        "blocks.2",
+        "blocks.4",
+        "blocks.6",
+    ]
 
 
 def test_tokens_stand_for_whole_patches():
@@ -89,7 +94,7 @@ def test_tokens_stand_for_whole_patches():
 def test_every_image_is_looked_at_anew_and_the_model_stays_as_it_was():
     model = made("performer", scan_blocks=True)
     before = nnx.split(model)
-    look = make_look(model)
+    look = make_feature_extractor(model)
     first, second = look(image()), look(image(2))
     assert not np.array_equal(first.attention["blocks.0"], second.attention["blocks.0"])
     np.testing.assert_array_equal(look(image()).attention["blocks.0"], first.attention["blocks.0"])

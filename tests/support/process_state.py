@@ -136,11 +136,11 @@ def call_parity(scratch: Path) -> None:
 def options(scratch: Path) -> None:
     """Parse the options of a command."""
     from t2t_common.io import cli
-    from t2t_common.run.options import Watch
+    from t2t_common.run.options import LoggingOptions
 
-    cli.parse(Watch, ["--peak-tflops", "1"], prog="nothing", description="nothing")
+    cli.parse(LoggingOptions, ["--peak-tflops", "1"], prog="nothing", description="nothing")
     with contextlib.suppress(ValueError):
-        cli.parse(Watch, ["--peak-flops", "1"], prog="nothing", description="nothing")
+        cli.parse(LoggingOptions, ["--peak-flops", "1"], prog="nothing", description="nothing")
 
 
 ACTIONS: dict[str, Callable[[Path], None]] = {

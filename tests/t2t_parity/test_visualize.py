@@ -33,8 +33,8 @@ def test_the_same_figures(kind: str):
     name, arguments = FAMILIES[kind]
     torch_model, jax_model = make_pair(name, **arguments)
     nnx.update(jax_model, jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), nnx.state(jax_model)))
-    ours = t2t_torch.visualize.make_look(torch_model.eval().double())(image(np.float64))
-    theirs = t2t_jax.visualize.make_look(jax_model)(image(np.float64))
+    ours = t2t_torch.visualize.make_feature_extractor(torch_model.eval().double())(image(np.float64))
+    theirs = t2t_jax.visualize.make_feature_extractor(jax_model)(image(np.float64))
     assert (ours.grid, ours.num_prefix_tokens) == (theirs.grid, theirs.num_prefix_tokens)
     for a, b in (
         (ours.attention, theirs.attention),
@@ -58,7 +58,10 @@ def test_the_same_pictures(kind: str):
     torch_model, jax_model = make_pair(name, **arguments)
     pixels = image(np.float32)
     seen = restore(pixels, Preprocess((32, 48), 3, (0.5,) * 3, (0.5,) * 3, 1.0, "bicubic"))
-    looks = (t2t_torch.visualize.make_look(torch_model.eval()), t2t_jax.visualize.make_look(jax_model))
+    looks = (
+        t2t_torch.visualize.make_feature_extractor(torch_model.eval()),
+        t2t_jax.visualize.make_feature_extractor(jax_model),
+    )
     drawn = [[*draw_image(inside, seen), draw_positions(inside)] for inside in (look(pixels) for look in looks)]
     for ours, theirs in zip(*drawn, strict=True):
         assert (ours.name, ours.text, ours.ends) == (theirs.name, theirs.text, theirs.ends)

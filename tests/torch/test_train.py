@@ -31,7 +31,7 @@ from t2t_torch import evaluate as evaluation
 from t2t_torch import train as training
 from t2t_torch.train import prepare, train
 from t2t_torch.training.checkpoints import TrainingCheckpoints
-from t2t_torch.training.compute_dtype import Computing
+from t2t_torch.training.compute_dtype import WithComputeDtype
 from tests.support.small_data import VAL_IMAGES
 from tools.reliability.run_faults.runs import TIMES
 
@@ -162,13 +162,13 @@ def test_a_killed_run_continues_bit_for_bit(finished: tuple[Path, Accuracy], rec
 
 def test_the_images_of_the_page_are_those_that_the_step_sees(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
     mixing = {"mixup": 0.8, "cutmix": 1.0, "mixup_mode": "elem", "re_prob": 0.5, "batch_size": 16}
-    run, seen, compute = prepare(dataclasses.replace(recipe, **mixing)), [], Computing.forward
+    run, seen, compute = prepare(dataclasses.replace(recipe, **mixing)), [], WithComputeDtype.forward
 
-    def forward(self: Computing, images: torch.Tensor, **options: Any) -> Any:
+    def forward(self: WithComputeDtype, images: torch.Tensor, **options: Any) -> Any:
         seen.append(images.permute(0, 2, 3, 1))
         return compute(self, images, **options)
 
-    monkeypatch.setattr(Computing, "forward", forward)
+    monkeypatch.setattr(WithComputeDtype, "forward", forward)
     for step in range(2):
         batch = next(run.iterator)
         sample = run.sample(run.state, batch)

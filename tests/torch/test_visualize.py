@@ -10,7 +10,7 @@ import torch
 
 import t2t_torch
 from t2t_common.visualize.inside import covered_size
-from t2t_torch.visualize import attention_weights, make_look
+from t2t_torch.visualize import attention_weights, make_feature_extractor
 from tests.support.families import FAMILIES
 
 
@@ -42,7 +42,7 @@ def test_the_weights_are_those_that_the_layer_uses(kind: str):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
     model = made(kind)
-    found = make_look(model)(image())
+    found = make_feature_extractor(model)(image())
     tokens = model.num_prefix_tokens + model.grid_size[0] * model.grid_size[1]
     blocks = {f"blocks.{i}": block for i, block in enumerate(model.blocks) if hasattr(block, "attn")}
     assert list(found.attention) == list(blocks)
@@ -63,7 +63,12 @@ def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
 
 
 def test_dense_models_have_attention_in_some_of_their_blocks_only():
-    assert list(make_look(made("dense"))(image()).attention) == ["blocks.0", "blocks.2", "blocks.4", "blocks.6"]
+    assert list(make_feature_extractor(made("dense"))(image()).attention) == [
+        "blocks.0",
+        "blocks.2",
+        "blocks.4",
+        "blocks.6",
+    ]
 
 
 def test_tokens_stand_for_whole_patches():
@@ -73,7 +78,7 @@ def test_tokens_stand_for_whole_patches():
 
 
 def test_every_image_is_looked_at_anew_and_no_hook_stays():
-    look = make_look(model := made("performer"))
+    look = make_feature_extractor(model := made("performer"))
     first, second = look(image()), look(image(2))
     assert not np.array_equal(first.attention["blocks.0"], second.attention["blocks.0"])
     np.testing.assert_array_equal(look(image()).attention["blocks.0"], first.attention["blocks.0"])

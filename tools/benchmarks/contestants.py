@@ -81,9 +81,9 @@ def t2t_jax(setup: Setup, task: Task, *, grad_accum_steps: int = 1) -> Call:
 
 def t2t_jax_in_parts(setup: Setup, task: Task) -> Call:
     """A step that adds up the gradients of as many parts of its batch as evaluation computes it in."""
-    from t2t_common.evaluation.cpu_chunks import available_cores, cached_parts
+    from t2t_common.evaluation.cpu_chunks import available_cores, num_chunks
 
-    parts = cached_parts(setup.batch, setup.img_size, setup.img_size, cores=available_cores())
+    parts = num_chunks(setup.batch, setup.img_size, setup.img_size, cores=available_cores())
     return t2t_jax(setup, task, grad_accum_steps=parts)
 
 

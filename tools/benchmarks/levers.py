@@ -33,7 +33,7 @@ from t2t_jax.aot.topology import tpu_topology
 from t2t_jax.compile import ENVIRONMENT
 from t2t_jax.models import layers, token_transformer, transformer_block
 from t2t_jax.ops import softmax
-from t2t_jax.ops.float32_einsum import wide_einsum
+from t2t_jax.ops.float32_einsum import float32_einsum
 from t2t_jax.ops.platform import ONE_DEVICE, batch_on, traced_for
 from t2t_jax.ops.tpu_attention import kernel_attention
 from t2t_jax.state import Arrays, merge_model, split_model
@@ -96,20 +96,20 @@ def as_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plain_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """As `wide_einsum`, with the gradients that autodiff makes: of float32 factors."""
+    """As `float32_einsum`, with the gradients that autodiff makes: of float32 factors."""
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
 def divided_after(attn: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(attn) v whose sums divide the product, D numbers for each token in place of M."""
     exp = jnp.exp(attn - jax.lax.stop_gradient(attn.max(axis=-1, keepdims=True)))
-    product = wide_einsum("...nm,...md->...nd", exp.astype(v.dtype), v)
+    product = float32_einsum("...nm,...md->...nd", exp.astype(v.dtype), v)
     return (product / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
 def all_at_once(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v of one head."""
-    return softmax.softmax_product(wide_einsum("bnd,bmd->bnm", q, k), v)
+    return softmax.softmax_product(float32_einsum("bnd,bmd->bnm", q, k), v)
 
 
 def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, *_: Any) -> jax.Array:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2t_common.evaluation.cpu_chunks import cached_parts
+from t2t_common.evaluation.cpu_chunks import num_chunks
 from t2t_common.io import cli
 from t2t_common.io.files import write_text
 from tools.benchmarks.chart import chart
@@ -155,7 +155,7 @@ def render(results: Path = RESULTS) -> str:
         versions=_versions(speed["tasks"]["training"]["contestants"]),
         speed="\n".join(_speed(speed["tasks"])),
         targets="\n".join(_targets(speed["tasks"])),
-        parts=cached_parts(batch, side, side, cores=speed["machine"]["cores"]),
+        parts=num_chunks(batch, side, side, cores=speed["machine"]["cores"]),
         rounds=len(speed["tasks"]["inference"]["contestants"]["t2t_jax"]["seconds"]),
         scaling_model=scaling["options"]["model"],
         scaling_batch=scaling["options"]["batch"],

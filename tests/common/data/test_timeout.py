@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from t2t_common.data.timeout import Patient
+from t2t_common.data.timeout import TimeoutIterator
 
 NEVER_ENDS = """
 import time
@@ -22,12 +22,12 @@ from t2t_common.data import timeout
 pool = ThreadPoolExecutor(1)
 def items():
     yield pool.submit(time.sleep, 600).result()
-cli.run_and_end(lambda args: next(timeout.Patient(items, 0.1)))
+cli.run_and_end(lambda args: next(timeout.TimeoutIterator(items, 0.1)))
 """
 
 
 def test_items_come_in_order_and_end():
-    assert list(Patient(lambda: iter(range(5)), 10)) == list(range(5))
+    assert list(TimeoutIterator(lambda: iter(range(5)), 10)) == list(range(5))
 
 
 def test_nothing_is_read_before_it_is_asked_for():
@@ -38,7 +38,7 @@ def test_nothing_is_read_before_it_is_asked_for():
             made.append(number)
             yield number
 
-    patient = Patient(items, 10)
+    patient = TimeoutIterator(items, 10)
     assert made == []
     assert next(patient) == 0
     time.sleep(0.05)
@@ -49,7 +49,7 @@ def test_nothing_is_read_before_it_is_asked_for():
 def test_an_item_that_does_not_come_ends_the_wait():
     hangs = threading.Event()
     start = time.monotonic()
-    patient = Patient(lambda: iter([1, 2] if hangs.wait() else []), 0.2)
+    patient = TimeoutIterator(lambda: iter([1, 2] if hangs.wait() else []), 0.2)
     try:
         with pytest.raises(ValueError, match=r"no batch of images came for 0.2 s: check the disk .* command again"):
             next(patient)
@@ -77,7 +77,7 @@ def test_a_worker_that_is_stopped_is_killed():
         yield 1
 
     with pytest.raises(ValueError, match="no batch"):
-        next(Patient(items, 0.5))
+        next(TimeoutIterator(items, 0.5))
     assert ended.wait(60)  # no second join: of two threads that wait for one process, one may find none to wait for
     assert started[0].exitcode == -signal.SIGKILL
     assert stranger.is_alive()
@@ -97,7 +97,7 @@ def test_what_a_worker_died_of_is_one_line(error: Exception, reason: str):
         yield 1
         raise error
 
-    patient = Patient(items, 10)
+    patient = TimeoutIterator(items, 10)
     assert next(patient) == 1
     with pytest.raises(ValueError, match=rf"broke off \({reason}\): give the same command again"):
         next(patient)
@@ -109,11 +109,11 @@ def test_errors_of_the_data_stay_as_they_are():
         yield 1
 
     with pytest.raises(ValueError, match=r"^cannot read x\.jpg$"):
-        next(Patient(items, 10))
+        next(TimeoutIterator(items, 10))
 
 
 def test_who_forgets_an_iterator_ends_its_thread():
-    patient = Patient(lambda: iter(range(5)), 10)
+    patient = TimeoutIterator(lambda: iter(range(5)), 10)
     next(patient)
     thread = patient._thread
     del patient

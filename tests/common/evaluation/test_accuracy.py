@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t2t_common.evaluation.accuracy import Accuracy, best_guesses, count, predict
+from t2t_common.evaluation.accuracy import Accuracy, count, predict, top_classes
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_filling_is_not_counted(logits: np.ndarray):
 
 
 def hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
-    return int((best_guesses(logits, k) == labels[:, None]).sum())
+    return int((top_classes(logits, k) == labels[:, None]).sum())
 
 
 def test_the_best_guesses_hold_the_label(logits: np.ndarray):
@@ -55,4 +55,4 @@ def test_ties_and_nan_are_not_counted_as_right():
 
 
 def test_of_equal_logits_the_lower_class_is_the_guess():
-    assert best_guesses(np.array([[1.0, 2.0, 2.0], [np.nan, 0.0, 0.0]]), 1).tolist() == [[1], [1]]
+    assert top_classes(np.array([[1.0, 2.0, 2.0], [np.nan, 0.0, 0.0]]), 1).tolist() == [[1], [1]]

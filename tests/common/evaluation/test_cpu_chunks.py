@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from t2t_common.evaluation.cpu_chunks import available_cores, cached_parts
+from t2t_common.evaluation.cpu_chunks import available_cores, num_chunks
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from t2t_common.evaluation.cpu_chunks import available_cores, cached_parts
     ],
 )
 def test_a_part_has_two_images_a_core(batch: int, side: int, cores: int, size: int):
-    parts = cached_parts(batch, side, side, cores=cores)
+    parts = num_chunks(batch, side, side, cores=cores)
     assert batch / parts == size
 
 

@@ -22,7 +22,7 @@ def run(meter: Meter, clock: Clock, steps: int, *, wait: float, compute: float) 
 
 def test_rates_leave_out_compilation_and_pauses():
     clock = Clock()
-    meter = Meter(32, flops_per_image=1000, peak=128_000.0, clock=clock)
+    meter = Meter(32, flops_per_image=1000, peak_flops=128_000.0, clock=clock)
     assert meter.rates() == {}
     run(meter, clock, 1, wait=0.5, compute=60.0)
     assert meter.rates() == {}

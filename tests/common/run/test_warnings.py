@@ -37,8 +37,8 @@ def test_a_warm_up_that_takes_the_run_is_told(changes: dict[str, int], text: str
     told = schedule_warnings(recipe, 100)["warm-up"]
     assert told is not None
     assert text in told
-    peak = max(epoch_lr(recipe, epoch) for epoch in range(recipe.total_epochs))
-    assert f"comes to {peak:.2e} at most, not to 5.00e-04" in told
+    peak_flops = max(epoch_lr(recipe, epoch) for epoch in range(recipe.total_epochs))
+    assert f"comes to {peak_flops:.2e} at most, not to 5.00e-04" in told
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ class Checkpoints(CheckpointFolder):
 
     suffix = ".txt"
 
-    def __init__(self, workdir: Path, keep: int = 1, *, keep_best: bool = True, leads: bool = True) -> None:
-        super().__init__(workdir, keep=keep, keep_best=keep_best, leads=leads)
+    def __init__(self, workdir: Path, keep: int = 1, *, keep_best: bool = True, is_main_process: bool = True) -> None:
+        super().__init__(workdir, keep=keep, keep_best=keep_best, is_main_process=is_main_process)
 
     def save(self, step: int, top1: float | None = None) -> None:
         self._begin(step, {} if top1 is None else {TOP1: top1})
@@ -83,9 +83,9 @@ def test_a_damaged_one_is_left_out_and_set_aside(tmp_path: Path):
         _ = Checkpoints(tmp_path).metadata
 
 
-@pytest.mark.parametrize("leads", [True, False])
-def test_only_the_first_process_removes_what_was_left(leads: bool, tmp_path: Path):
+@pytest.mark.parametrize("is_main_process", [True, False])
+def test_only_the_first_process_removes_what_was_left(is_main_process: bool, tmp_path: Path):
     (tmp_path / CHECKPOINTS).mkdir()
     (tmp_path / CHECKPOINTS / f"{UNFINISHED}1").touch()
-    Checkpoints(tmp_path, leads=leads)
-    assert names(tmp_path) == ([] if leads else [f"{UNFINISHED}1"])
+    Checkpoints(tmp_path, is_main_process=is_main_process)
+    assert names(tmp_path) == ([] if is_main_process else [f"{UNFINISHED}1"])

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2t_jax.ops.float32_einsum import wide_einsum
+from t2t_jax.ops.float32_einsum import float32_einsum
 
 PRODUCT = "bnd,bmd->bnm"
 
@@ -22,7 +22,7 @@ def gradients(product, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array
 def test_float32_is_einsum():
     a, b = factors(jnp.float32)
     plain = lambda a, b: jnp.einsum(PRODUCT, a, b)  # noqa: E731
-    wide = lambda a, b: wide_einsum(PRODUCT, a, b)  # noqa: E731
+    wide = lambda a, b: float32_einsum(PRODUCT, a, b)  # noqa: E731
     chex.assert_trees_all_equal(wide(a, b), plain(a, b))
     chex.assert_trees_all_equal(gradients(wide, a, b), gradients(plain, a, b))
 
@@ -30,10 +30,10 @@ def test_float32_is_einsum():
 def test_bfloat16_sums_in_float32_and_takes_its_gradient_in_bfloat16():
     a, b = factors(jnp.bfloat16)
     exact = jnp.einsum(PRODUCT, a.astype(jnp.float32), b.astype(jnp.float32))
-    found = wide_einsum(PRODUCT, a, b)
+    found = float32_einsum(PRODUCT, a, b)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
-    wide = lambda a, b: wide_einsum(PRODUCT, a, b)  # noqa: E731
+    wide = lambda a, b: float32_einsum(PRODUCT, a, b)  # noqa: E731
     exact_grads = gradients(wide, a.astype(jnp.float32), b.astype(jnp.float32))
     for grad, expected in zip(gradients(wide, a, b), exact_grads, strict=True):
         assert grad.dtype == jnp.bfloat16

@@ -18,7 +18,7 @@ from t2t_jax import create_model
 from t2t_jax import train as training
 from t2t_jax.checkpoint import load_model_state, save_model
 from t2t_jax.train import prepare, train
-from t2t_jax.training.init_from import begun_classes
+from t2t_jax.training.init_from import saved_classes
 
 NAMES = ["10", "2", "9"]
 """In the order of runs of old."""
@@ -117,9 +117,9 @@ def test_a_run_that_goes_on_needs_no_classifier_any_more(small: Recipe, tmp_path
     path = weights(tmp_path / "w", ["a", "b", "c"])
     workdir = tmp_path / "run"
     weights(workdir, NAMES)
-    assert begun_classes(workdir) == NAMES
-    assert begun_classes(tmp_path / "nowhere") is None
-    assert prepare(small, init_from=path, class_names=begun_classes(workdir)).metadata["class_names"] == NAMES
+    assert saved_classes(workdir) == NAMES
+    assert saved_classes(tmp_path / "nowhere") is None
+    assert prepare(small, init_from=path, class_names=saved_classes(workdir)).metadata["class_names"] == NAMES
 
 
 def test_a_damaged_checkpoint_does_not_hide_the_classes(tmp_path: Path):
@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_does_not_hide_the_classes(tmp_path: Path):
     for path in [latest, *latest.rglob("*")]:
         if path.is_file():
             path.write_bytes(b"")
-    assert begun_classes(tmp_path) == NAMES
+    assert saved_classes(tmp_path) == NAMES
     assert older.exists()
 
 

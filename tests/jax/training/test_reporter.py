@@ -15,14 +15,14 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from t2t_common.workdir.writers import JsonLines, require
-from t2t_jax.training.profile import TRACED_STEPS, WARM_UP_STEPS, Watch
+from t2t_jax.training.profile import TRACED_STEPS, WARM_UP_STEPS, LoggingOptions
 from t2t_jax.training.reporter import Reporter, TrainingDivergedError
 
 
-def drive(workdir: Path, *, steps: range = range(1, 7), watch: Watch | None = None, **options: Any) -> None:
+def drive(workdir: Path, *, steps: range = range(1, 7), logging: LoggingOptions | None = None, **options: Any) -> None:
     """A run of `steps` with loss 1 / step."""
     first = {"first_step": steps[0] - 1, "last_step": steps[-1], "batch_size": 8, "log_every": 2}
-    with Reporter(workdir, **{**first, **options}, watch=watch) as reporter:
+    with Reporter(workdir, **{**first, **options}, logging=logging) as reporter:
         for step in steps:
             with reporter.waiting():
                 pass
@@ -36,7 +36,7 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def test_the_lines_of_metrics_jsonl(tmp_path: Path):
-    drive(tmp_path, watch=Watch(peak_tflops=1e-6), flops_per_image=100)
+    drive(tmp_path, logging=LoggingOptions(peak_tflops=1e-6), flops_per_image=100)
     *steps, epoch = lines(tmp_path)
     assert [line["step"] for line in steps] == [2, 4, 6]
     for line in steps:
@@ -98,7 +98,7 @@ def test_a_warning_is_said_once_and_stands_on_the_page_until_it_ends(
 def test_the_figures_below_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
     monkeypatch.setenv("COLUMNS", "160")
-    drive(tmp_path, watch=Watch(peak_tflops=1.0), flops_per_image=100)
+    drive(tmp_path, logging=LoggingOptions(peak_tflops=1.0), flops_per_image=100)
     shown = capsys.readouterr().out
     for text in ("6/6", "loss 0.1667", "lr 5.00e-01", "gradient 1", "images/s", "MFU", "waits for data"):
         assert text in shown, text
@@ -153,7 +153,7 @@ cli.run_and_end(main)
 
 
 def test_a_profile_holds_the_steps_after_the_warm_up(tmp_path: Path):
-    drive(tmp_path, steps=range(21, 34), watch=Watch(profile=True))
+    drive(tmp_path, steps=range(21, 34), logging=LoggingOptions(profile=True))
     (path,) = (tmp_path / "profile").rglob("*.xplane.pb")
     content = path.read_bytes()
     assert b"StepTraceAnnotation" in content or b"train" in content
@@ -161,7 +161,7 @@ def test_a_profile_holds_the_steps_after_the_warm_up(tmp_path: Path):
 
 
 def test_a_profile_of_a_run_that_ends_in_between(tmp_path: Path):
-    drive(tmp_path, steps=range(1, 6), watch=Watch(profile=True))
+    drive(tmp_path, steps=range(1, 6), logging=LoggingOptions(profile=True))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -183,7 +183,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_gets_every_figure(tmp_path: Path):
-    drive(tmp_path, watch=Watch(log=("tensorboard",)))
+    drive(tmp_path, logging=LoggingOptions(log=("tensorboard",)))
     found = scalars(tmp_path / "tensorboard")
     assert found.keys() == {"loss", "grad_norm", "lr", "epoch", "epoch_loss", "images_per_second", "data_wait"}
     assert found["loss"] == [(step, pytest.approx(1 / step)) for step in (2, 4, 6)]
@@ -222,7 +222,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
 
 def test_wandb_gets_every_figure_and_the_recipe(tmp_path: Path, runs: list[Run]):
-    drive(tmp_path, watch=Watch(log=("wandb",)), config={"model": "m"})
+    drive(tmp_path, logging=LoggingOptions(log=("wandb",)), config={"model": "m"})
     (run,) = runs
     assert run.options["config"] == {"model": "m"}
     assert (run.options["name"], run.options["dir"]) == (tmp_path.name, str(tmp_path))
@@ -234,8 +234,8 @@ def test_wandb_gets_every_figure_and_the_recipe(tmp_path: Path, runs: list[Run])
 
 
 def test_a_continued_run_goes_on_in_the_same_wandb_run(tmp_path: Path, runs: list[Run]):
-    drive(tmp_path, watch=Watch(log=("wandb",)))
-    drive(tmp_path, watch=Watch(log=("wandb",)), steps=range(5, 9))
+    drive(tmp_path, logging=LoggingOptions(log=("wandb",)))
+    drive(tmp_path, logging=LoggingOptions(log=("wandb",)), steps=range(5, 9))
     assert runs[0].options["id"] == runs[1].options["id"]
     assert {run.options["resume"] for run in runs} == {"allow"}
 
@@ -243,7 +243,9 @@ def test_a_continued_run_goes_on_in_the_same_wandb_run(tmp_path: Path, runs: lis
 def test_wandb_hears_of_a_failure(tmp_path: Path, runs: list[Run]):
     with (
         pytest.raises(KeyError),
-        Reporter(tmp_path, first_step=0, last_step=1, batch_size=1, log_every=1, watch=Watch(log=("wandb",))),
+        Reporter(
+            tmp_path, first_step=0, last_step=1, batch_size=1, log_every=1, logging=LoggingOptions(log=("wandb",))
+        ),
     ):
         raise KeyError
     assert runs[0].exit_code == 1
@@ -252,7 +254,7 @@ def test_wandb_hears_of_a_failure(tmp_path: Path, runs: list[Run]):
 @pytest.mark.parametrize(("service", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
 def test_a_missing_package_is_named(service: Any, package: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
-    for attempt in (lambda: require(service), lambda: Watch(log=(service,))):
+    for attempt in (lambda: require(service), lambda: LoggingOptions(log=(service,))):
         with pytest.raises(ValueError, match=f"pip install {package}"):
             attempt()
 
@@ -266,4 +268,4 @@ def test_neither_is_imported_unless_asked_for(tmp_path: Path, monkeypatch: pytes
 
 def test_a_peak_has_to_be_positive():
     with pytest.raises(ValueError, match="peak_tflops must be positive and finite, got 0"):
-        Watch(peak_tflops=0)
+        LoggingOptions(peak_tflops=0)

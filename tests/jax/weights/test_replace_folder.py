@@ -69,12 +69,12 @@ def test_nobody_ever_finds_none(tmp_path: Path):
     done = threading.Event()
     missing = 0
 
-    def watch() -> None:
+    def logging() -> None:
         nonlocal missing
         while not done.is_set():
             missing += not (tmp_path / "b").exists()
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=logging)
     watcher.start()
     for _ in range(3000):
         replace_folder.exchange(tmp_path / "a", tmp_path / "b")

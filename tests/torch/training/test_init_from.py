@@ -18,7 +18,7 @@ from t2t_torch import create_model, save_checkpoint
 from t2t_torch import train as training
 from t2t_torch.checkpoint import read_checkpoint
 from t2t_torch.train import prepare, train
-from t2t_torch.training.init_from import begun_classes
+from t2t_torch.training.init_from import saved_classes
 
 NAMES = ["10", "2", "9"]
 """In the order of runs of old."""
@@ -117,16 +117,16 @@ def test_a_run_that_goes_on_needs_no_classifier_any_more(small: Recipe, tmp_path
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
     weights(workdir / "checkpoints" / "8.pth", NAMES)
-    assert begun_classes(workdir) == NAMES
-    assert begun_classes(tmp_path / "nowhere") is None
-    assert prepare(small, init_from=path, class_names=begun_classes(workdir)).metadata["class_names"] == NAMES
+    assert saved_classes(workdir) == NAMES
+    assert saved_classes(tmp_path / "nowhere") is None
+    assert prepare(small, init_from=path, class_names=saved_classes(workdir)).metadata["class_names"] == NAMES
 
 
 def test_a_damaged_checkpoint_does_not_hide_the_classes(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
     older, latest = (weights(tmp_path / "checkpoints" / name, NAMES) for name in ("2.pth", "10.pth"))
     latest.write_bytes(b"")
-    assert begun_classes(tmp_path) == NAMES
+    assert saved_classes(tmp_path) == NAMES
     assert older.exists()
 
 

@@ -104,12 +104,12 @@ def test_processes_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch):
     def gather(digests: list[Any], own: bytes) -> None:
         digests[:] = [digest_of({"train": 1}), own]
 
-    assert processes.checked_data({"train": 2}) == {"train": 2}
+    assert processes.check_same_data({"train": 2}) == {"train": 2}
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    assert processes.checked_data({"train": 1}) == {"train": 1}
+    assert processes.check_same_data({"train": 1}) == {"train": 1}
     with pytest.raises(ValueError, match="the data of process 1 are not those of process 0: give all the same --data"):
-        processes.checked_data({"train": 2})
+        processes.check_same_data({"train": 2})
 
 
 def test_recipes_that_processes_cannot_share_are_refused():

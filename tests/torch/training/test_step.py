@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from t2t_common.evaluation import cpu_chunks
 from t2t_config import Recipe
 from t2t_torch import create_model
-from t2t_torch.training.compute_dtype import Computing
+from t2t_torch.training.compute_dtype import WithComputeDtype
 from t2t_torch.training.from_recipe import build_model, build_step
 from t2t_torch.training.optim import freeze
 from t2t_torch.training.step import TrainState, make_forward
@@ -156,7 +156,7 @@ def test_bfloat16_computes_in_it_and_trains_float32():
     model = build_model(BASE)
     for name, module in model.named_modules():
         module.register_forward_hook(lambda m, i, output, name=name: seen.setdefault(name, set()).add(output.dtype))
-    Computing(model, torch.bfloat16)(batch()["image"])
+    WithComputeDtype(model, torch.bfloat16)(batch()["image"])
     assert set().union(*seen.values()) == {torch.bfloat16}
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from parity.carry.random_weights import randomize
 from t2t_torch import create_model
-from t2t_torch.weights.adapt import fit
+from t2t_torch.weights.adapt import adapt_weights
 from tests.support.golden import rel_f
 
 # ---- channels ----
@@ -35,7 +35,7 @@ def images(in_chans: int) -> torch.Tensor:
 
 def adapted(source: nn.Module, name: str, in_chans: int, **arguments: object) -> nn.Module:
     net = model(name, in_chans, **arguments)
-    net.load_state_dict(fit(source.state_dict(), net).weights)
+    net.load_state_dict(adapt_weights(source.state_dict(), net).weights)
     return net
 
 
@@ -53,7 +53,7 @@ def test_the_same_image_in_other_channels_gives_the_same(name: str, arguments: d
 @pytest.mark.parametrize(("name", "arguments"), FIRST_LAYERS)
 def test_one_channel_in_float32_is_as_good_as_float32_gets(name: str, arguments: dict):
     source, net = model(name, 3, **arguments), model(name, 1, **arguments)
-    fitted = fit({key: value.float() for key, value in source.state_dict().items()}, net.float()).weights
+    fitted = adapt_weights({key: value.float() for key, value in source.state_dict().items()}, net.float()).weights
     assert {value.dtype for value in fitted.values()} == {torch.float32}
     net.load_state_dict(fitted)
     x = images(1).float()
@@ -76,7 +76,7 @@ def test_neither_weights_nor_model_are_changed():
         model("t2t_vit_micro", 1, tokens_type="transformer"),
     )
     before = [{key: value.clone() for key, value in m.state_dict().items()} for m in (source, net)]
-    fit(source.state_dict(), net)
+    adapt_weights(source.state_dict(), net)
     for m, old in zip((source, net), before, strict=True):
         assert all(torch.equal(value, old[key]) for key, value in m.state_dict().items())
 
@@ -86,4 +86,4 @@ def test_a_first_layer_of_no_whole_windows_is_left_to_the_check(wrong: int):
     weights = model("t2t_vit_micro", 3).state_dict()
     weights["tokens_to_token.attention1.norm1.weight"] = torch.ones(wrong)
     with pytest.raises(ValueError, match=r"attention1\.norm1\.weight \(\d+,\) in place of \(49,\)"):
-        fit(weights, model("t2t_vit_micro", 1))
+        adapt_weights(weights, model("t2t_vit_micro", 1))
