@@ -6,6 +6,7 @@ Shapes: B batch, N tokens, C channels, H W image or grid of tokens. Images are N
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,28 +64,29 @@ class T2TModule(nnx.Module):
             self.project = Conv(token_dim, embed_dim, *SOFT_SPLITS[2], **spec)
             return
 
-        make_attention: Callable[[int], nnx.Module]
+        attention: Callable[..., nnx.Module]
         if tokens_type == "performer":
-            make_attention = lambda dim: TokenPerformer(dim, token_dim, drop=performer_drop_rate, **spec)  # noqa: E731
+            attention = functools.partial(TokenPerformer, in_dim=token_dim, drop=performer_drop_rate, **spec)
         elif tokens_type == "transformer":
-            make_attention = lambda dim: TokenTransformer(dim, token_dim, **spec)  # noqa: E731
+            attention = functools.partial(TokenTransformer, in_dim=token_dim, **spec)
         else:
             raise ValueError(f"tokens_type {tokens_type!r} is not one of performer, transformer, convolution")
         self.soft_split0, self.soft_split1, self.soft_split2 = (Unfold(*split) for split in SOFT_SPLITS)
-        self.attention1 = make_attention(in_chans * 7 * 7)
-        self.attention2 = make_attention(token_dim * 3 * 3)
+        self.attention1 = attention(dim=in_chans * 7 * 7)
+        self.attention2 = attention(dim=token_dim * 3 * 3)
         self.project = Linear(token_dim * 3 * 3, embed_dim, **spec)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         if self.tokens_type == "convolution":
             x = self.project(self.soft_split1(self.soft_split0(x)))
             return jax.lax.collapse(x, 1, 3)
-        x = self.soft_split0(x)
-        x = self.attention1(x, rngs)
-        x = self.soft_split1(_as_image(x, self.grids[0]))
-        x = self.attention2(x, rngs)
-        x = self.soft_split2(_as_image(x, self.grids[1]))
-        return self.project(x)
+        # The shapes in comments are those of images of 224 x 224 pixels.
+        x = self.soft_split0(x)  # (B, 56 * 56, in_chans * 7 * 7)
+        x = self.attention1(x, rngs)  # (B, 56 * 56, token_dim)
+        x = self.soft_split1(_as_image(x, self.grids[0]))  # (B, 28 * 28, token_dim * 3 * 3)
+        x = self.attention2(x, rngs)  # (B, 28 * 28, token_dim)
+        x = self.soft_split2(_as_image(x, self.grids[1]))  # (B, 14 * 14, token_dim * 3 * 3)
+        return self.project(x)  # (B, 14 * 14, embed_dim)
 
 
 def _as_image(x: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -100,6 +100,38 @@ def step_key(key: jax.Array, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(key), step)
 
 
+LossFn = Callable[[Arrays, Arrays, Batch, jax.Array], jax.Array]
+"""(params, buffers, batch, key) -> mean loss over the batch."""
+ValueAndGrad = Callable[[Arrays, Arrays, Batch, jax.Array], tuple[jax.Array, Arrays]]
+"""The same arguments -> the loss, and its gradients with respect to `params`."""
+
+
+def accumulated_value_and_grad(loss_fn: LossFn, grad_accum_steps: int, mesh: AnyMesh | None = None) -> ValueAndGrad:
+    """Return `jax.value_and_grad(loss_fn)`, computed for `grad_accum_steps` micro-batches one after the other.
+
+    Loss and gradients are the means over the micro-batches; each has a key of its own.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn)
+    if grad_accum_steps == 1:
+        return value_and_grad
+
+    def accumulated(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> tuple[jax.Array, Arrays]:
+        def add(total: tuple[jax.Array, Arrays], part: tuple[jax.Array, Batch]):
+            index, micro_batch = part
+            part_key = jax.random.fold_in(key, jnp.uint32(ACCUMULATION) - index)
+            result = value_and_grad(params, buffers, split_batch(micro_batch, mesh), part_key)
+            return jax.tree.map(jnp.add, total, result), None
+
+        # Every grad_accum_steps-th image: each device then holds its share of a micro-batch in its share of the batch.
+        micro_batches = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(value_and_grad, params, buffers, batch, key))
+        indices = jnp.arange(grad_accum_steps, dtype=jnp.uint32)
+        total, _ = jax.lax.scan(add, zeros, (indices, micro_batches))
+        return jax.tree.map(lambda x: x / grad_accum_steps, total)
+
+    return accumulated
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     tx: optax.GradientTransformation,
@@ -156,29 +188,19 @@ def make_train_step(
         losses = [cross_entropy(logits, batch["label"], smoothing=label_smoothing) for logits in heads]
         return sum(losses[1:], losses[0]) / len(losses)
 
-    def value_and_grad(params: Arrays, buffers: Arrays, batch: Batch, key: jax.Array) -> tuple[jax.Array, Arrays]:
-        if grad_accum_steps == 1:
-            return jax.value_and_grad(loss_fn)(params, buffers, batch, key)
-
-        def add(total: tuple[jax.Array, Arrays], part: tuple[jax.Array, Batch]):
-            part_key = jax.random.fold_in(key, jnp.uint32(ACCUMULATION) - part[0])
-            result = jax.value_and_grad(loss_fn)(params, buffers, split_batch(part[1], mesh), part_key)
-            return jax.tree.map(jnp.add, total, result), None
-
-        # Every grad_accum_steps-th image: each device then holds its share of a micro-batch in its share of the batch.
-        parts = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(jax.value_and_grad(loss_fn), params, buffers, batch, key))
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(grad_accum_steps, dtype=jnp.uint32), parts))
-        return jax.tree.map(lambda x: x / grad_accum_steps, total)
+    value_and_grad = accumulated_value_and_grad(loss_fn, grad_accum_steps, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        # --- Augmentation ---
         key = step_key(state.key, state.step)
         batch = split_batch(augment(split_batch(batch, mesh), key), mesh)
+        # --- Loss and gradients ---
         params, buffers = gather((state.params, state.buffers), mesh)
         loss, grads = value_and_grad(params, buffers, batch, key)
         grads = scatter(grads, mesh)
         if inspect_gradients is not None:
             inspect_gradients(unstack_arrays(grads))
+        # --- Update ---
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

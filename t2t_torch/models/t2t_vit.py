@@ -6,6 +6,7 @@ Shapes: B batch, N tokens, C channels, H W image or grid of tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -50,29 +51,30 @@ class T2TModule(nn.Module):
             self.project = nn.Conv2d(token_dim, embed_dim, *SOFT_SPLITS[2])
             return
 
-        make_attention: Callable[[int], nn.Module]
+        attention: Callable[..., nn.Module]
         if tokens_type == "performer":
-            make_attention = lambda dim: TokenPerformer(dim, token_dim, drop=performer_drop_rate)  # noqa: E731
+            attention = functools.partial(TokenPerformer, in_dim=token_dim, drop=performer_drop_rate)
         elif tokens_type == "transformer":
-            make_attention = lambda dim: TokenTransformer(dim, token_dim)  # noqa: E731
+            attention = functools.partial(TokenTransformer, in_dim=token_dim)
         else:
             raise ValueError(f"tokens_type {tokens_type!r} is not one of performer, transformer, convolution")
         self.soft_split0, self.soft_split1, self.soft_split2 = (
             nn.Unfold(kernel, stride=stride, padding=padding) for kernel, stride, padding in SOFT_SPLITS
         )
-        self.attention1 = make_attention(in_chans * 7 * 7)
-        self.attention2 = make_attention(token_dim * 3 * 3)
+        self.attention1 = attention(dim=in_chans * 7 * 7)
+        self.attention2 = attention(dim=token_dim * 3 * 3)
         self.project = nn.Linear(token_dim * 3 * 3, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.tokens_type == "convolution":
             return self.project(self.soft_split1(self.soft_split0(x))).flatten(2).transpose(1, 2)
-        x = self.soft_split0(x).transpose(1, 2)
-        x = self.attention1(x)
-        x = self.soft_split1(_as_image(x, self.grids[0])).transpose(1, 2)
-        x = self.attention2(x)
-        x = self.soft_split2(_as_image(x, self.grids[1])).transpose(1, 2)
-        return self.project(x)
+        # The shapes in comments are those of images of 224 x 224 pixels.
+        x = self.soft_split0(x).transpose(1, 2)  # (B, 56 * 56, in_chans * 7 * 7)
+        x = self.attention1(x)  # (B, 56 * 56, token_dim)
+        x = self.soft_split1(_as_image(x, self.grids[0])).transpose(1, 2)  # (B, 28 * 28, token_dim * 3 * 3)
+        x = self.attention2(x)  # (B, 28 * 28, token_dim)
+        x = self.soft_split2(_as_image(x, self.grids[1])).transpose(1, 2)  # (B, 14 * 14, token_dim * 3 * 3)
+        return self.project(x)  # (B, 14 * 14, embed_dim)
 
 
 def _as_image(x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -122,20 +122,23 @@ def make_train_step(
         for part in range(grad_accum_steps):
             is_last = part + 1 == grad_accum_steps
             # Every grad_accum_steps-th image, so that each process already holds its share of every micro-batch.
-            mine = {name: array[part::grad_accum_steps] for name, array in batch.items()}
+            micro_batch = {name: array[part::grad_accum_steps] for name, array in batch.items()}
             with _seeded((seed, step, part, process_index()), device), _gradient_sync(forward_model, is_last):
-                loss = loss_fn(mine, (seed, step, MIX_TOKEN, part)) / grad_accum_steps
+                loss = loss_fn(micro_batch, (seed, step, MIX_TOKEN, part)) / grad_accum_steps
                 loss.backward()
             total = total + loss.detach()
         return total
 
     def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+        # --- Augmentation, loss and gradients ---
         state.optimizer.zero_grad()
         loss = backward(augment(batch, state.step), state.step)
+        # --- Clipping ---
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip_grad is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+        # --- Update ---
         state.optimizer.step()
         state.scheduler.step()
         if state.ema is not None:

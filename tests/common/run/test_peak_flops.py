@@ -22,8 +22,8 @@ from t2t_common.run.peak_flops import peak_tflops, run_peak
         ("cpu", None),
     ],
 )
-def test_the_longest_name_wins_and_others_are_unknown(kind: str, peak_flops: float | None):
-    assert peak_tflops(kind) == peak_flops
+def test_the_longest_name_wins_and_others_are_unknown(kind: str, peak: float | None):
+    assert peak_tflops(kind) == peak
 
 
 def test_the_peak_of_a_run_is_that_of_all_devices():
