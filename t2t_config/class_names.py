@@ -97,5 +97,5 @@ def read_names(file: Path) -> list[str]:
     ) as error:  # not UTF-8, not JSON, or an index is missing
         raise ValueError(f"cannot read the class names in {file} ({error}): one per line, or a JSON list") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} holds no JSON list of names: write one name for each class")
+        raise ValueError(f"{file} does not contain a JSON list of names: write one name for each class")
     return names

@@ -164,7 +164,7 @@ def model_config(name: str) -> ModelConfig:
         ValueError: If the name is unknown; the message suggests the closest ones.
     """
     if not isinstance(name, str):
-        raise ValueError(f"the name of a model is a text, not {name!r}: see list_models()")
+        raise ValueError(f"the name of a model is a string, not {name!r}: see list_models()")
     config = MODELS.get(ALIASES.get(name, name))
     if config is None:
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)

@@ -47,7 +47,9 @@ class RandAugmentConfig:
         """
         kind, *parts = text.split("-")
         if kind != "rand":
-            raise ValueError(f"{text!r} is no RandAugment: begin with 'rand', as in rand-m9-mstd0.5-inc1")
+            raise ValueError(
+                f"{text!r} is not a RandAugment configuration: begin with 'rand', as in rand-m9-mstd0.5-inc1"
+            )
         figures: dict[str, Any] = {}
         for part in parts:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)

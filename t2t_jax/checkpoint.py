@@ -67,7 +67,7 @@ def save_model(
     """
     path = Path(path).absolute()
     if path.exists() and not _is_checkpoint(path):
-        raise ValueError(f"{path} exists and is no checkpoint folder: choose another name")
+        raise ValueError(f"{path} exists and is not a checkpoint folder: choose another name")
     ensure_writable(path.parent)
     if isinstance(model_or_arrays, nnx.Module):
         model_or_arrays = model_arrays(model_or_arrays)
@@ -126,7 +126,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:  # Orbax uses the system clock
-        remedy = "look after the disk and the system's time, then give the same command again"
+        remedy = "check the disk and the system clock, then run the same command again"
         raise ValueError(f"cannot write {path} ({reason(error)}): {remedy}") from error
     except Exception as error:
         raise ValueError(f"cannot write {path} ({reason(error)}): free space, or choose another folder") from error
@@ -171,7 +171,7 @@ def load_model_state(path: str | Path, *, use_ema: bool = True) -> Weights:
             compare(digests[item], array_digests(arrays))
         metadata = dict(saved.custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything, from tensorstore upwards
-        raise ValueError(f"cannot read the weights in {folder} ({reason(error)}): get it again") from error
+        raise ValueError(f"cannot read the weights in {folder} ({reason(error)}): get another copy") from error
     verified = "" if digests is None else SHA256
     return Weights(unstack_arrays(arrays), metadata, item, item == "ema", "Orbax", verified)
 
@@ -201,7 +201,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         with plain_path(folder) as place:
             return dict(ocp.metadata(place, checkpointable_name="model").custom_metadata or {})
     except Exception as error:  # damaged files raise almost anything
-        raise ValueError(f"cannot read the metadata in {folder} ({reason(error)}): get it again") from error
+        raise ValueError(f"cannot read the metadata in {folder} ({reason(error)}): get another copy") from error
 
 
 def check_described(arguments: Mapping[str, Any], path: str | Path) -> None:

@@ -134,7 +134,7 @@ class Report:
         else:
             lines += self._compiled_lines()
         ratio = f"{self.product_flops / self.analytic_flops:.4f} of the analytic {self.analytic_flops:.4g}"
-        counted = f"; {self.flops:.4g} with all that runs element by element" if self.flops else ""
+        counted = f"; {self.flops:.4g} including elementwise operations" if self.flops else ""
         lines.append(f"FLOPs a step     {self.product_flops:.4g} in matrix products, {ratio}{counted}")
         found = "; ".join(f"{count} {kind}" for kind, count in self.products.items())
         lines.append(f"matrix products  {found}; float32 outside the performer: {self.float32_products}")
@@ -219,7 +219,7 @@ def compile_step(options: Options) -> tuple[Report, str]:
         count = len(devices.devices)
         shape = mesh_shape(options.mesh, count)
         if math.prod(shape) != count:
-            raise ValueError(f"mesh {options.mesh!r} leaves some of the {count} devices unused: name all of them")
+            raise ValueError(f"mesh {options.mesh!r} leaves some of the {count} devices unused: use all of them")
         mesh = topologies.make_mesh(devices, shape, AXES)
     recipe = recipe_of(options, mesh.size)
     check_recipe(recipe, mesh)

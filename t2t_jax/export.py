@@ -74,7 +74,7 @@ def export_model(model: Any, path: str | Path, *, metadata: Mapping[str, Any] | 
     graphdef, state = nnx.split(model)
     size = sum(array.nbytes for array in jax.tree.leaves(state))
     if size > MAX_BYTES:
-        raise ValueError(f"the model has {size / 2**30:.1f} GiB, an export takes up to 2: choose a smaller one")
+        raise ValueError(f"the model has {size / 2**30:.1f} GiB, an export is limited to 2: choose a smaller one")
 
     def forward(images: jax.Array, state: nnx.State = state) -> jax.Array:
         return nnx.merge(graphdef, state)(images)
@@ -125,7 +125,7 @@ def _called(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(
-            f"{path} is no exported model ({type(error).__name__}): make it with t2t_jax.export"
+            f"{path} is not an exported model ({type(error).__name__}): create it with t2t_jax.export"
         ) from error
 
 

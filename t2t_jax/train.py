@@ -173,7 +173,7 @@ def explained(begin: Callable[..., Run], checkpoints: TrainingCheckpoints, workd
                 run.train_step, run.inspectable_step, run.state, run.iterator, done=done, broken=error.step
             )
         except Exception as failure:  # still report the divergence
-            finding = f"what went first cannot be told ({failure})"
+            finding = f"the first non-finite module could not be determined ({failure})"
         raise TrainingDivergedError(f"{error}; {finding}", error.step) from error
 
 

@@ -53,7 +53,7 @@ def load_into(
     for key in report.left_out:
         shape = tuple(state[key].shape)
         if key.endswith(".weight") and (len(shape) != 2 or 0 in shape):  # not a head for other classes
-            raise ValueError(f"{path} has {key} {shape}, which is no classifier: get it again, or save it without")
+            raise ValueError(f"{path} has {key} {shape}, which is no classifier: get another copy, or save it without")
     kept = {key: tensor for key, tensor in state.items() if key not in (*report.resized, *report.left_out)}
     _check_bits(path, torch_model, kept)
     return report
@@ -193,7 +193,7 @@ def carry_over(
     said = known.get("model")
     name = name or said
     if name is None:
-        raise ValueError(f"{source} does not say which model it is: add --model NAME")
+        raise ValueError(f"{source} does not name its model: add --model NAME")
     torch_model: Any = t2t_torch.create_model(name, **sizes)
     report = load_into(torch_model, source, name, use_ema=use_ema, **sizes)
     if report.left_out and "num_classes" not in asked:

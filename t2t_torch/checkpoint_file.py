@@ -129,7 +129,7 @@ def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def damaged(path: Path, reason: DamagedError) -> ValueError:
     """Return the error for a file that was changed since it was saved."""
-    return ValueError(f"{path} is damaged or was changed ({reason}): get it again, or save its weights anew")
+    return ValueError(f"{path} is damaged or was changed ({reason}): get another copy, or save its weights anew")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -143,7 +143,9 @@ def _read_safetensors(path: Path) -> Checkpoint:
         raise damaged(path, error) from error
     except safetensors.SafetensorError as error:
         reason = readable(str(error), 200)
-        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({reason}): get it again") from error
+        raise ValueError(
+            f"{path} is truncated, corrupt or not a safetensors file ({reason}): get another copy"
+        ) from error
     return Checkpoint(state_dict, metadata=metadata, verified=verified)
 
 
@@ -220,4 +222,6 @@ def check_written(temporary: Path, path: Path, read: Callable[[], str]) -> None:
         reason = "its digests are missing"
     except ValueError as error:
         reason = str(error).replace(str(temporary), path.name)
-    raise ValueError(f"cannot write {path} (read back, it is not what was written: {reason}): choose another disk")
+    raise ValueError(
+        f"cannot write {path} (read back, it differs from what was written: {reason}): choose another disk"
+    )

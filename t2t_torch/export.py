@@ -99,7 +99,7 @@ def _save_onnx(
 ) -> None:
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size > MAX_BYTES:
-        raise ValueError(f"the model has {size / 2**30:.1f} GiB, an ONNX file takes up to 2: export to .pt2")
+        raise ValueError(f"the model has {size / 2**30:.1f} GiB, an ONNX file is limited to 2: export to .pt2")
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": batch}
     with _needs_onnx(), _quiet():
         exported = torch.onnx.export(program, (images,), dynamo=True, verbose=False, **names)
@@ -156,7 +156,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         raise
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(
-            f"{path} is no exported model ({type(error).__name__}): make it with t2t_torch.export"
+            f"{path} is not an exported model ({type(error).__name__}): create it with t2t_torch.export"
         ) from error
 
 

@@ -97,5 +97,5 @@ def reference(text: str) -> str:
 
 def _one_of(known: Sequence[str], text: str) -> str:
     if text not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(known)}")
     return text

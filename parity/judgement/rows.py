@@ -106,7 +106,9 @@ def weight_notes(ledger: Ledger, torch_model: torch.nn.Module, jax_model: nnx.Mo
             notes.append(f"{entry.torch} is empty: there is nothing to compare")
         other = first.setdefault(identity(value), entry.torch) if not entry.torch_box else entry.torch
         if other != entry.torch and value.requires_grad:
-            notes.append(f"{entry.torch} is {other} in PyTorch (tied), and two tensors in JAX: trained, they will part")
+            notes.append(
+                f"{entry.torch} is {other} in PyTorch (tied), and two tensors in JAX: they will diverge in training"
+            )
     for side, names in frozen.items():
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         notes.append(f"frozen in {side} alone: {listed} (no failure unless same_trainable=True)")

@@ -50,7 +50,7 @@ def unverified_gradients(wanted: Gradients, given: Gradients) -> list[str]:
 
 def unverified_zeros(names: Sequence[str]) -> list[str]:
     """Return a note on tensors that are zero up to rounding on both sides (`parity.measure.cancellation`)."""
-    return _note("not verified, since zero but for rounding on both sides", dict.fromkeys(names))
+    return _note("not verified, since zero up to rounding on both sides", dict.fromkeys(names))
 
 
 def cancelled(names: Sequence[str]) -> list[str]:

@@ -82,7 +82,7 @@ def optimizer_to_jax(
         said = () if steps is None else (f"steps={steps} was passed",)
         problems.append(f"one count of steps is needed, found {', '.join((*each, *said))}")
     elif not taken and theirs.counts:
-        problems.append("optax counts steps and this PyTorch optimiser does not: pass steps=")
+        problems.append("optax counts steps and this PyTorch optimizer does not: pass steps=")
     _raise([*problems, *conflicts])
     arrays = {slot: jax_arrays(_within(ledger, moments), moments) for slot, moments in ours.moments.items()}
 
@@ -253,4 +253,4 @@ def _like(leaf: Any, array: np.ndarray) -> jax.Array:
 
 def _raise(problems: list[str]) -> None:
     if problems:
-        raise ValueError(f"{len(problems)} things cannot be carried over: " + "; ".join(problems))
+        raise ValueError(f"{len(problems)} parts of the state cannot be converted: " + "; ".join(problems))

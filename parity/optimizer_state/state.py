@@ -74,7 +74,7 @@ def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> To
     """
     if type(optimizer) not in SLOTS:
         known = ", ".join(kind.__name__ for kind in SLOTS)
-        raise ValueError(f"the state of {type(optimizer).__name__} cannot be carried, that of {known} can")
+        raise ValueError(f"the state of {type(optimizer).__name__} cannot be converted, that of {known} can")
     slots = SLOTS[type(optimizer)]
     memory = TorchMemory({slot: {} for slot in slots.values()}, {}, [])
     for group, parameter in parameters(optimizer):
@@ -83,7 +83,7 @@ def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> To
             continue
         name = names.get(id(parameter))
         if name is None:
-            memory.problems.append(f"a parameter {list(parameter.shape)} of PyTorch's optimiser is not in the model")
+            memory.problems.append(f"a parameter {list(parameter.shape)} of PyTorch's optimizer is not in the model")
             continue
         unknown = [key for key, value in state.items() if value is not None and key not in ("step", *slots)]
         memory.problems += [f"{key} of {name} has no partner in optax" for key in unknown]

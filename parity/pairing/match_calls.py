@@ -181,7 +181,7 @@ def pair_calls(
         raise UnpairedError(f"{len(problems)} modules cannot be compared: " + "; ".join(problems))
     pairs = _decided(drafts, torch_side, jax_side, arrays)
     unpaired += [
-        f"the inputs of {_label(x.torch)}: other tensors come in on either side" for x in pairs if x.inputs is None
+        f"the inputs of {_label(x.torch)}: the two sides receive different tensors" for x in pairs if x.inputs is None
     ]
     configured = [
         (pair.name, how)

@@ -97,7 +97,7 @@ def _layout_hint(torch_shape: tuple[int, ...], jax_shape: tuple[int, ...]) -> st
         return ""
     usual = channels_last(len(torch_shape))
     axes = usual if _moved(torch_shape, usual) == jax_shape else "..."
-    return f" (the same numbers in another layout? then say so: Rules(layouts={{NAME: {axes}}}))"
+    return f" (the same numbers in another layout? then add Rules(layouts={{NAME: {axes}}}))"
 
 
 def closest_axes(candidates: Sequence[Axes], torch_array: np.ndarray, jax_array: np.ndarray) -> Axes:

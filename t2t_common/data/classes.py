@@ -13,7 +13,7 @@ from t2t_common.data.token_labels import TokenLabelSource
 from t2t_config.class_names import both_lists, imagenet_classes, match_classes
 from t2t_config.text import escaped
 
-BY_NUMBER = "label N of the data is taken for output N of the model"
+BY_NUMBER = "label N of the data is used as output N of the model"
 
 
 class MappedSource:
@@ -125,9 +125,9 @@ def for_run(
         if begun is not None and source.class_names is not None:
             if match_classes(source.class_names, begun) is None:
                 lists = both_lists(begun, source.class_names, (f"{len(begun)} of the run", "those of the data"))
-                raise ValueError(f"the run was begun with other classes ({lists}): choose another --workdir")
+                raise ValueError(f"the run was started with other classes ({lists}): choose another --workdir")
             found, told = in_order(source, begun)
-            told = [f"classes are numbered as the run began: {in_words(begun)}"] if told else []
+            told = [f"classes are numbered as at the start of the run: {in_words(begun)}"] if told else []
         elif begun is None and head is not None:
             try:
                 found, told = for_head(source, num_classes, list(head))

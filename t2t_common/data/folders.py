@@ -53,9 +53,9 @@ def open_image_folder(root: Path, split: Split) -> FolderSource:
         inner = folders_in(root)
         if len(inner) == 1 and not has_images(root / inner[0]) and folders_in(root / inner[0]):
             folder = root / inner[0]  # a single folder of folders is not a class
-            notes.append(f"taking {folder} for the data: it is the only folder in {root}")
+            notes.append(f"using {folder} as the data: it is the only folder in {root}")
     elif folder.name.lower() != split:
-        notes.append(f"taking {folder} for the {'training' if split == 'train' else 'validation'} images")
+        notes.append(f"using {folder} as the {'training' if split == 'train' else 'validation'} images")
     classes, class_names, order = ordered_classes(root, train or folder)
     known = set(classes)
     strangers = sorted((name for name in folders_in(folder) if name not in known), key=natural_key)
@@ -126,9 +126,9 @@ def _passed_over(source: FolderSource, folder: Path) -> list[str]:
     loose = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     loose = [path for path in loose if not is_system_file(path.name)]
     if loose:
-        notes.append(f"passed over {len(loose)} images in {folder} itself, which are in no class folder")
+        notes.append(f"skipped {len(loose)} images in {folder} itself, which are in no class folder")
     if source.skipped:
-        notes.append(f"passed over in the class folders of {folder}: {as_text(source.skipped)}")
+        notes.append(f"skipped in the class folders of {folder}: {as_text(source.skipped)}")
     return notes
 
 

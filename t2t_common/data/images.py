@@ -35,7 +35,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
             there = f", only {as_text(skipped)}" if skipped else ""
             raise ValueError(f"no images in {path}{there}: expected {', '.join(IMAGE_SUFFIXES)} files")
         if skipped:
-            print(f"passed over in {path}: {as_text(skipped)}", file=sys.stderr)
+            print(f"skipped in {path}: {as_text(skipped)}", file=sys.stderr)
         found += images
     return found
 

@@ -50,13 +50,13 @@ class TimeoutIterator(Iterator[T], Generic[T]):
         except queue.Empty:
             self._give_up()
             raise ValueError(
-                f"no batch of images came for {self._seconds:g} s: check the disk that they are on, then give the same "
-                "command again"
+                f"no batch of images arrived for {self._seconds:g} s: check the disk that they are on, then run the "
+                "same command again"
             ) from None
         if isinstance(error, RuntimeError | EOFError | OSError):  # from Grain, PyTorch or a pipe if a worker has died
             reason = first_line(error)
             raise ValueError(
-                f"reading the images broke off ({reason}): give the same command again; if memory is short, lower "
+                f"reading the images failed ({reason}): run the same command again; if memory is short, lower "
                 "--data-workers"
             ) from error
         if error is not None:

@@ -118,7 +118,7 @@ def with_token_labels(images: Source, recipe: Recipe) -> Source:
     if not recipe.aux_head or recipe.num_classes is None:
         return images
     if recipe.token_labels is None:
-        raise ValueError("this recipe learns from label maps: add --token-labels DIR")
+        raise ValueError("this recipe needs label maps: add --token-labels DIR")
     return TokenLabelSource(images, recipe.token_labels, recipe.num_classes)
 
 

@@ -94,7 +94,7 @@ def new_confusion(num_classes: int) -> np.ndarray:
         return np.zeros((num_classes, num_classes), np.int64)
     except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
         raise ValueError(
-            f"num_classes {num_classes:,} is too large: counting what each class is taken for needs "
+            f"num_classes {num_classes:,} is too large: the confusion matrix needs "
             f"{8 * num_classes**2 / 2**30:,.0f} GiB"
         ) from error
 

@@ -34,7 +34,7 @@ class Agreement:
     def of(cls, exported: np.ndarray, model: np.ndarray, oracle: np.ndarray) -> Agreement:
         """Compare the logits of the exported model, the model in float32 and the model in float64, all of one shape."""
         if not exported.shape == model.shape == oracle.shape:
-            raise ExportError(f"the exported model gives {exported.shape} in place of {model.shape}")
+            raise ExportError(f"the exported model gives {exported.shape} instead of {model.shape}")
         return cls(len(oracle), _distance(exported, oracle), _distance(model, oracle), _distance(exported, model))
 
     @property

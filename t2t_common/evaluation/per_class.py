@@ -60,7 +60,7 @@ def class_report(confusion_NxN: np.ndarray, names: Sequence[str]) -> list[ClassA
 def as_text(report: Sequence[ClassAccuracy]) -> str:
     """Format a table of accuracy, images, class, and most frequent confusions."""
     width = max([len("class"), *(len(_short(one.name)) for one in report)])
-    lines = [f"{'top-1':>8}  {'images':>6}  {'class':<{width}}  most often taken for"]
+    lines = [f"{'top-1':>8}  {'images':>6}  {'class':<{width}}  most often confused with"]
     for one in report:
         share = "-" if one.accuracy is None else f"{one.accuracy:.2f} %"
         others = ", ".join(f"{_short(other.name)} ({other.images})" for other in one.mistaken_for[:3])

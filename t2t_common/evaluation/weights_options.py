@@ -56,7 +56,7 @@ class WeightsOptions:
             ValueError: No checkpoint was given.
         """
         if self.checkpoint is None:
-            raise ValueError("weights are needed, random ones predict nothing: add --checkpoint PATH")
+            raise ValueError("weights are required: add --checkpoint PATH")
         return self.checkpoint
 
     def choose(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocess]:
@@ -73,7 +73,7 @@ class WeightsOptions:
             raise ValueError(f"cannot use {self.checkpoint}: {error}") from error
         name = self.model or saved.get("model")
         if name is None:
-            raise ValueError(f"{self.checkpoint} does not say which model it is: add --model NAME")
+            raise ValueError(f"{self.checkpoint} does not name its model: add --model NAME")
         known = {**saved, **{field: value for field, value in vars(self).items() if value is not None}}
         preprocess = Preprocess.of_model(model_config(name), known)
         arguments: dict[str, Any] = {"aux_head": True} if known.get("aux_head") else {}

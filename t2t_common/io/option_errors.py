@@ -94,7 +94,7 @@ def _choice(told: str) -> str | None:
     found = re.search(r"invalid choice '(.*?)' for argument '?(.*?)'?\. Expected one of \((.*?)\)\.", told)
     if found is not None:
         choices = [name for name in re.findall(r"'([^']*)'", found[3]) if name != "None"]
-        return f"{_name(found[2])}: {found[1]!r} is none of {', '.join(choices)}"
+        return f"{_name(found[2])}: {found[1]!r} is not one of {', '.join(choices)}"
     found = re.search(r"Missing value for argument (.*?)\. Expected", told)
     if found is None:
         return None

@@ -100,7 +100,7 @@ def _made(name: str, arg: Any, taken: list[_Entry], budget: int) -> _Entry:
         return (1, _Object()) if name in _EMPTY else _LEAF
     places = 1 + sum(places for places, _ in taken)
     if places > budget:
-        raise pickle.UnpicklingError("an object used again and again")
+        raise pickle.UnpicklingError("an object that expands by repeated use")
     inner = taken[1:] if name in _FILLS else taken
     made = taken[0][1] if name in _FILLS and taken[0] is not _LEAF else _Object()
     if name == "BUILD" and made.code:
@@ -110,5 +110,5 @@ def _made(name: str, arg: Any, taken: list[_Entry], budget: int) -> _Entry:
         for _, held in inner:
             held.inside = held is not _LEAF[1]
     if made.depth > MAX_DEPTH:
-        raise pickle.UnpicklingError(f"objects within objects, more than {MAX_DEPTH} deep")
+        raise pickle.UnpicklingError(f"objects nested more than {MAX_DEPTH} levels deep")
     return places, made

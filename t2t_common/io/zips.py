@@ -74,7 +74,7 @@ def _directory(file: IO[bytes]) -> tuple[int, int]:
             limits = (0xFFFF,) * 4 + (0xFFFFFFFF,) * 2
             same = all(b in (a, most) for a, b, most in zip(wide, narrow, limits, strict=True))
             if mark != b"PK\x06\x06" or (length, place, disks) != (_END64.size - 12, end, 1) or not same:
-                raise zipfile.BadZipFile("its two ends contradict each other")
+                raise zipfile.BadZipFile("its end records contradict each other")
             disk, first, here, count, size, start = wide
     if disk or first or here != count or start + size != end:
         raise zipfile.BadZipFile("its central directory is not where it should be")
@@ -84,15 +84,15 @@ def _directory(file: IO[bytes]) -> tuple[int, int]:
 def _check_names(members: list[zipfile.ZipInfo]) -> None:
     names = [info.orig_filename.lower() for info in members]
     if len(set(names)) != len(names):
-        raise zipfile.BadZipFile("two members have one name")
+        raise zipfile.BadZipFile("two members have the same name")
     if any("\0" in name for name in names):
-        raise zipfile.BadZipFile("a name has a zero in it")
+        raise zipfile.BadZipFile("a name contains a null byte")
     if any(info.flag_bits & _ENCRYPTED for info in members):
         raise zipfile.BadZipFile("a member is encrypted")
     if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
-        raise zipfile.BadZipFile("a member is packed in an unusual way")
+        raise zipfile.BadZipFile("a member uses an unknown compression method")
     if any(info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size for info in members):
-        raise zipfile.BadZipFile("a member that is not packed has two sizes")
+        raise zipfile.BadZipFile("an uncompressed member has two sizes")
 
 
 def _check_places(file: IO[bytes], members: list[zipfile.ZipInfo], end: int) -> None:
@@ -105,10 +105,10 @@ def _check_places(file: IO[bytes], members: list[zipfile.ZipInfo], end: int) -> 
         name = file.read(name_length)
         text = name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
         if signature != b"PK\x03\x04" or text != info.orig_filename or method != info.compress_type:
-            raise zipfile.BadZipFile("a member says of itself what the central directory does not")
+            raise zipfile.BadZipFile("the header of a member contradicts the central directory")
         at = info.header_offset + _LOCAL.size + name_length + extra_length + info.compress_size
     if at > end:
-        raise zipfile.BadZipFile("a member ends behind the central directory")
+        raise zipfile.BadZipFile("a member ends after the central directory")
 
 
 def _read(file: IO[bytes], kind: struct.Struct, place: int) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ def _read(file: IO[bytes], kind: struct.Struct, place: int) -> tuple[Any, ...]:
     file.seek(place)
     data = file.read(kind.size)
     if len(data) != kind.size:
-        raise zipfile.BadZipFile("it is cut off")
+        raise zipfile.BadZipFile("it is truncated")
     return kind.unpack(data)
 
 

@@ -47,7 +47,7 @@ def open_data(recipe: Recipe) -> Data:
         FileNotFoundError, ValueError: There are no data or they do not match the recipe; the message says why.
     """
     if recipe.data is None:
-        raise ValueError("this recipe has no data of its own: add --data DIR")
+        raise ValueError("this recipe needs data: add --data DIR")
     train = open_source(recipe.data, "train", recipe.num_classes)
     val = open_source(recipe.data, "val", recipe.num_classes)
     num_classes = head_classes(recipe, train, val)

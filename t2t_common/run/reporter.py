@@ -199,7 +199,7 @@ class Reporter:
         broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if broken:
             raise TrainingDivergedError(
-                f"step {step}: {' and '.join(broken)}: lower --lr or set --clip-grad 1; the last checkpoint is sound",
+                f"step {step}: {' and '.join(broken)}: lower --lr or set --clip-grad 1; the last checkpoint is valid",
                 step,
             )
         self._meter.step()

@@ -15,11 +15,11 @@ from t2t_common.workdir.record import Record
 from t2t_config import ExpectedClasses, Recipe, recipe_changes
 from t2t_config.text import few, readable
 
-OTHER_DATA = "put the data back as they were, or choose another --workdir"
+OTHER_DATA = "restore the data, or choose another --workdir"
 
 LOST_DATA = (
-    "this run was begun before the identity of its data was recorded, so they are not compared: they have to be those "
-    "that it was begun with"
+    "this run was started before the identity of its data was recorded, so they are not compared: they have to be "
+    "those that it was started with"
 )
 
 
@@ -147,14 +147,14 @@ def _device_changes(there: Any, here: Mapping[str, Any]) -> list[str]:
     """Return a note if processes or devices have changed, and whether results can still be bitwise identical."""
     if not isinstance(there, dict) or not there or there == here:
         return []
-    change = f"this run goes on with {describe(here)}; up to here it had {readable(describe(there), 200)}"
+    change = f"this run continues with {describe(here)}; so far it had {readable(describe(there), 200)}"
     if {**there, "processes": 0} == {**here, "processes": 0}:
-        bits = "the arrays are split as before, so its bits can be the same"
+        bits = "the arrays are split as before, so the results can be bitwise identical"
     else:
-        bits = "sums are rounded in another order, so its bits cannot be the same as without the change"
+        bits = "sums are rounded in another order, so the results cannot be bitwise identical to those without it"
     # In JAX, which has a mesh, random numbers for a batch do not depend on which process computes its parts.
     by_process = "mesh" not in here and there.get("processes") != here["processes"]
-    drawn = ", and each process draws masks of dropout of its own" if by_process else ""
+    drawn = ", and each process draws its own dropout masks" if by_process else ""
     return [f"{change}: every image still comes once in an epoch; {bits}{drawn}"]
 
 

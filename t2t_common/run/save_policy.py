@@ -124,5 +124,5 @@ class Saving:
         if asked_by and step < last_step:
             self._checkpoints.wait()
             raise RunInterruptedError(
-                f"stopped by {asked_by}, saved at step {step} of {last_step}: the same command continues"
+                f"stopped by {asked_by}, saved at step {step} of {last_step}: run the same command to resume"
             )

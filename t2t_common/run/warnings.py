@@ -36,8 +36,8 @@ def _warm_up(recipe: Recipe) -> str | None:
     longer = recipe.warmup_epochs >= recipe.total_epochs
     what = f"the run of {recipe.total_epochs} epochs" if longer else f"--epochs {recipe.epochs}"
     return (
-        f"a warm-up of {recipe.warmup_epochs} epochs leaves nothing of {what}: the learning rate comes to {peak:.2e} "
-        f"at most, not to {recipe.lr:.2e}: lower --warmup-epochs, or raise --epochs"
+        f"a warm-up of {recipe.warmup_epochs} epochs leaves nothing of {what}: the learning rate reaches at most "
+        f"{peak:.2e}, not {recipe.lr:.2e}: lower --warmup-epochs, or raise --epochs"
     )
 
 
@@ -46,7 +46,7 @@ def _average(recipe: Recipe, steps: int) -> str | None:
         return None
     rest = -math.expm1(math.log(WELL_KEPT) / steps)
     return (
-        f"the average of the weights, which is what is evaluated, still holds {100 * kept:.4g} % of the initial ones "
+        f"the moving average of the weights, which is evaluated, still contains {100 * kept:.4g} % of the initial ones "
         f"after all {steps} steps: lower --ema-decay, such as to {1 - float(f'{rest:.1g}'):g}, or set --ema-decay None"
     )
 
@@ -106,7 +106,7 @@ def _absent_classes(confusion_NxN: np.ndarray, in_data: Collection[int], names: 
         return None
     count, images = int(guesses[found].sum()), int(guesses.sum())
     return (
-        f"{count} of {images} validation images are taken for classes of which the data have no image "
+        f"{count} of {images} validation images are predicted as classes of which the data have no image "
         f"({few([_name(index, names) for index in found])}): the head has {len(guesses)} classes, the data "
         f"{len(in_data)}: check --data and --num-classes"
     )

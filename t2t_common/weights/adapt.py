@@ -239,6 +239,6 @@ def _adapt_soft_split(read: Read, shapes: Shapes, own: Shapes) -> tuple[dict[str
         fitted = np.ones(window), np.ones(window), folded
     else:
         fitted = _repeat(scale, new), _repeat(shift, new), _adapt(weight, new)
-    norm = f"{old} -> {new} channels ({'taken into the next layer' if new == 1 else 'repeated'})"
+    norm = f"{old} -> {new} channels ({'folded into the next layer' if new == 1 else 'repeated'})"
     changed = {name: value.reshape(own[name]) for name, value in zip(names, fitted, strict=True)}
     return changed, {names[0]: norm, names[1]: norm, names[2]: _how(old, new)}

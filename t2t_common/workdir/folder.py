@@ -100,7 +100,7 @@ class Damaged:
                 return found
         if self.steps:
             step, reason = max(self.steps.items())
-            raise ValueError(f"cannot read {self._path(step)}, nor one before ({reason}): choose another --workdir")
+            raise ValueError(f"cannot read {self._path(step)}, or any before it ({reason}): choose another --workdir")
         return otherwise
 
     @contextlib.contextmanager
@@ -112,7 +112,7 @@ class Damaged:
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, UnfitError) or isinstance(error.__cause__, MemoryError | PermissionError):
                 raise
-            reason = first_line(error).removesuffix(": get it again")
+            reason = first_line(error).removesuffix(": get another copy")
             self.steps[step] = readable(reason.replace(f"{self._path(step)} ", ""), 200)
 
     def _set_aside(self) -> None:
@@ -122,7 +122,7 @@ class Damaged:
                 path.rename(aside)
                 del self.steps[step]
             self.lines.append(
-                f"checkpoint {path} is damaged ({reason}): set aside as {aside.name}, the run uses the one before"
+                f"checkpoint {path} is damaged ({reason}): renamed to {aside.name}, the run uses the previous one"
             )
 
     def _path(self, step: int) -> Path:
@@ -156,14 +156,14 @@ def check_beginning(workdir: Path, *, saved_by: int) -> None:
     if strangers := not_recognised(workdir, ()):
         names = ", ".join(repr(name) for name in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
         raise ValueError(
-            f"{workdir / CHECKPOINTS} has no checkpoint, but {names}: give them their names again (the number of the "
+            f"{workdir / CHECKPOINTS} has no checkpoint, but {names}: restore their names (the number of the "
             "step), or choose another --workdir"
         )
     log = workdir / METRICS_FILE
     if (step := last_step(log)) > saved_by:
         raise ValueError(
             f"{workdir / CHECKPOINTS} has no checkpoint, but {log} goes up to step {step}: put the checkpoints back, "
-            "choose another --workdir, or move the log away to begin at step 1"
+            "choose another --workdir, or move the log away to start at step 1"
         )
 
 
@@ -172,6 +172,6 @@ def note_not_recognised(workdir: Path, names: Iterable[str]) -> str | None:
     strangers = [repr(name) for name in not_recognised(workdir, names)]
     if not strangers:
         return None
-    return f"not recognised as checkpoints, and left alone: {', '.join(strangers[:5])}" + (
+    return f"not recognised as checkpoints, and ignored: {', '.join(strangers[:5])}" + (
         f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
     )

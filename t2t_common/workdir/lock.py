@@ -61,19 +61,19 @@ class Lock:
             return None
         if not self._workdir.is_dir():
             raise LostWorkdirError(
-                f"{self._workdir} was deleted while the run went on: nothing more can be written there; start again, "
-                "with another --workdir if need be"
+                f"{self._workdir} was deleted during the run: nothing more can be written there; start again, "
+                "if necessary with another --workdir"
             )
         try:
             file = self._take()
         except ValueError as error:
             raise LostWorkdirError(
-                f"the lock {self._path} was removed while the run went on, and is not to be had again ({error}); this "
+                f"the lock {self._path} was removed during the run, and cannot be taken again ({error}); this "
                 "run ends here"
             ) from error
         self.release()
         self._file = file
-        return f"the lock {self._path} was removed while the run went on: taken again; do not delete it"
+        return f"the lock {self._path} was removed during the run: taken again; do not delete it"
 
     def release(self) -> None:
         """Release the lock."""
@@ -138,7 +138,7 @@ def is_locked(workdir: Path) -> bool:
 def _open(path: Path) -> IO[str]:
     """Open the lock file, creating it if needed. Links are refused, as their target would be overwritten."""
     if path.is_symlink():
-        raise ValueError(f"the lock {path} is a link to another file, which would be written over: delete the link")
+        raise ValueError(f"the lock {path} is a link to another file, which would be overwritten: delete the link")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         number = os.open(path, flags, 0o666)
@@ -149,7 +149,7 @@ def _open(path: Path) -> IO[str]:
     if stat.S_ISREG(found.st_mode) and found.st_nlink < 2:
         return os.fdopen(number, "r+", encoding="utf-8", errors="replace")
     os.close(number)
-    what = "has another name elsewhere, a hard link" if stat.S_ISREG(found.st_mode) else "is no plain file"
+    what = "has a hard link" if stat.S_ISREG(found.st_mode) else "is not a regular file"
     raise ValueError(f"the lock {path} {what}: delete it")
 
 

@@ -67,7 +67,7 @@ def continue_lines(path: Path, step: int) -> list[str]:
     if step == 0 and lines:
         old = _aside(path, OLD, [line.text for line in lines])
         path.unlink()
-        return [f"{path.name} is of a run that left no checkpoint: kept as {old.name}, as this one begins at step 1"]
+        return [f"{path.name} belongs to a run without a checkpoint: kept as {old.name}, as this run starts at step 1"]
     damaged = _damaged(lines, step)
     strangers = {line.number for line in damaged}
     texts = []

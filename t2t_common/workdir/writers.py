@@ -119,8 +119,8 @@ class JsonLines:
             )
         if not self._path.parent.is_dir():
             raise LostWorkdirError(
-                f"{self._path.parent} was deleted while the run went on: nothing more can be written there; start "
-                "again, with another --workdir if need be"
+                f"{self._path.parent} was deleted during the run: nothing more can be written there; start "
+                "again, if necessary with another --workdir"
             )
         raise LostWorkdirError(
             f"{self._path} was deleted while the run wrote it, and {self._put_back()}: the same command continues the "

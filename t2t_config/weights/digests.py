@@ -74,7 +74,7 @@ def compare(saved: Any, found: Digests) -> None:
         DamagedError: If a digest differs, is missing or is additional; the message lists some names, but not the file.
     """
     if not isinstance(saved, Mapping) or not all(isinstance(text, str) for pair in saved.items() for text in pair):
-        raise DamagedError("its digests are no digests")
+        raise DamagedError("its digests are invalid")
     problems = {
         "not as saved (SHA-256)": [name for name in found if name in saved and saved[name] != found[name]],
         "missing": [name for name in saved if name not in found],
@@ -109,7 +109,7 @@ def open_texts(metadata: Mapping[str, str], tensors: Callable[[], Digests]) -> t
     try:
         saved = json.loads(metadata[KEY])
     except (ValueError, RecursionError):
-        raise DamagedError("its digests are no digests") from None
+        raise DamagedError("its digests are invalid") from None
     compare(saved, _with_metadata(texts, tensors()))
     return texts, SHA256
 

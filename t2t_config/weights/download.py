@@ -102,8 +102,8 @@ class _Part:
         self.forget()
         if self._restarts > RESTARTS:
             raise ValueError(
-                f"cannot download {self._url}: {self._restarts} times it broke off and could not go on, or was another "
-                "file by then: try again later, or download it by other means"
+                f"cannot download {self._url}: {self._restarts} times it was interrupted and could not be "
+                "resumed, or the file had changed: try again later, or download it by other means"
             )
 
 
@@ -141,7 +141,7 @@ def cached_download(
     folder = cache_dir() if folder is None else Path(folder)
     path = folder / _name_of(url)
     if not is_safe(url):
-        raise ValueError(f"{readable(url)} is not asked: give an address that starts with https://")
+        raise ValueError(f"{readable(url)} is not allowed: give an address that starts with https://")
     digests = {"sha256": sha256, "sha384": sha384}
     wanted = _Wanted(url, num_bytes, {name: digest.lower() for name, digest in digests.items() if digest})
     if _is_whole(path, wanted):
@@ -244,13 +244,13 @@ def _complete(wanted: _Wanted, path: Path, part: _Part, show: bool) -> None:
     else:
         then = "and load that file" if wanted.num_bytes is None and not wanted.digests else f"to {path}"
         raise ValueError(
-            f"cannot download {wanted.url} ({readable(reason)}): {part.size:,} bytes have arrived, call again to go on "
-            f"from there, or download it by other means {then}"
+            f"cannot download {wanted.url} ({readable(reason)}): {part.size:,} bytes have arrived, call again to "
+            f"resume from there, or download it by other means {then}"
         )
     os.fsync(part.file.fileno())
     if wrong := wanted.wrong_digest(part.path):
         part.forget()
-        raise ValueError(f"{wanted.url} gave another file than expected ({wrong}): try again")
+        raise ValueError(f"{wanted.url} sent another file than expected ({wrong}): try again")
     path.unlink(missing_ok=True)  # so that the recorded values never stand beside an older file
     _note(path, wanted.url, part.size)
     os.replace(part.path, path)
@@ -283,7 +283,7 @@ def _fetch(wanted: _Wanted, part: _Part, show: bool) -> None:
         total = wanted.num_bytes if total is None else total
         if total is None and not answer.chunked:
             raise ValueError(
-                f"{wanted.url}: the server does not tell the file's size, so that a broken one would not show"
+                f"{wanted.url}: the server does not announce the size, so a truncated file would not be detected"
             )
         _check_space(wanted, part, total)
         part.note(_version(answer), total)

@@ -78,7 +78,7 @@ def read_metadata(folder: str | Path) -> Metadata:
     try:
         config = parse((Path(folder) / CONFIG).read_text(encoding="utf-8"))
         if isinstance(config, dict) and KEY in config and config.pop(KEY) != of_json(config):
-            raise ValueError(f"it is not as it was saved: get it again; if you changed it, take {KEY!r} out of it")
+            raise ValueError(f"it is not as it was saved: get another copy; if you changed it, take {KEY!r} out of it")
         return from_config(config)
     except ValueError as error:
         raise ValueError(f"cannot read {Path(folder) / CONFIG}: {error}") from error
@@ -120,7 +120,7 @@ def fetch(
         return found.parent
     except _failures(hub) as error:
         raise ValueError(
-            f"{repo_or_folder} is neither a folder nor a model that the hub gives ({first_line(error)})"
+            f"{repo_or_folder} is neither a folder nor a model on the hub ({first_line(error)})"
         ) from error
 
 

@@ -54,4 +54,4 @@ def plain_names(hub: Any) -> Iterator[None]:
 
 def _check(kind: str, name: str | None) -> None:
     if name is not None and not _PLAIN.fullmatch(name):
-        raise ValueError(f"the hub's {kind} {readable(name)!r} is no name of a file, so it is refused")
+        raise ValueError(f"the hub's {kind} {readable(name)!r} is not a file name, so it is refused")

@@ -18,7 +18,7 @@ def parse(text: str | bytes) -> Any:
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError(f"brackets within brackets, more than {MAX_DEPTH} deep") from None
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
     check_depth(value)
     return value
 
@@ -29,5 +29,5 @@ def check_depth(value: Any) -> None:
     while level := [item for item in level if isinstance(item, dict | list | tuple | set)]:
         depth += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"brackets within brackets, more than {MAX_DEPTH} deep")
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]

@@ -54,7 +54,7 @@ class LoadReport:
         """One line that names the weights that are not finite; '' if all are."""
         if not self.not_finite:
             return ""
-        return f"{self.path} holds NaN or infinity in {few(self.not_finite)}: what it computes may mean nothing"
+        return f"{self.path} holds NaN or infinity in {few(self.not_finite)}: its outputs may be meaningless"
 
     def check_finite(self) -> None:
         """Check that all weights are finite, before training or other use of them.
@@ -64,7 +64,7 @@ class LoadReport:
         """
         if self.not_finite:
             raise ValueError(
-                f"{self.path} holds NaN or infinity in {few(self.not_finite)}: nothing can be trained from that, take "
+                f"{self.path} holds NaN or infinity in {few(self.not_finite)}: it cannot be trained, use "
                 "an earlier checkpoint"
             )
 
@@ -81,7 +81,7 @@ class LoadReport:
         """
         if self.missing and not fresh_classifiers:
             raise ValueError(
-                f"{self.path} lacks {few(self.missing)}: get it again, or give the num_classes of your own data to "
+                f"{self.path} lacks {few(self.missing)}: get another copy, or give the num_classes of your own data to "
                 "train a new classifier"
             )
         if self.resized or self.left_out or self.missing:
@@ -94,16 +94,16 @@ class LoadReport:
         source = f"entry {self.entry!r} ({kind} weights)" if self.entry else "a bare state dict"
         lines = [f"{self.path}: {len(self.loaded)} tensors loaded from {source}, {self.layout} layout"]
         if self.prefix:
-            lines.append(f"  names without the prefix {self.prefix!r} that a wrapper put before each")
+            lines.append(f"  names without the prefix {self.prefix!r} of a wrapper")
         if self.ignored:
-            lines.append(f"  ignored, counters of a tool and no weights: {few(self.ignored)}")
+            lines.append(f"  ignored, counters that are not weights: {few(self.ignored)}")
         lines += [f"  resized: {name} {how}" for name, how in self.resized.items()]
         if self.left_out:
             lines.append(f"  left out of the file: {', '.join(self.left_out)}")
         if self.missing:
             lines.append(f"  kept as they were in the model: {', '.join(self.missing)}")
         if not self.verified:
-            lines.append("  carries no digests: a bit that changed since it was saved would not be noticed")
+            lines.append("  has no digests: a change since it was saved would not be detected")
         return "\n".join(lines)
 
 

@@ -100,7 +100,7 @@ def describe_model(model: Any, known: Mapping[str, Any] | None = None) -> Metada
     """
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
-        raise ValueError(f"this {type(model).__name__} does not tell its name: make it with create_model")
+        raise ValueError(f"this {type(model).__name__} has no known name: create it with create_model")
     known = dict(known or {})
     if known.get("model") not in (None, spec.name):
         raise ValueError(f"the metadata are of {known['model']}, the model is {spec.name}: pass those of the model")

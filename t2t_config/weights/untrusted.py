@@ -112,4 +112,4 @@ def making(path: Path) -> Iterator[None]:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:
         reason = readable(first_line(error), 200)
-        raise ValueError(f"{path} describes no model that can be made ({reason}): get it again") from error
+        raise ValueError(f"{path} describes an invalid model ({reason}): get another copy") from error

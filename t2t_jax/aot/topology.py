@@ -30,7 +30,9 @@ def topology_name(name: str) -> str:
     """
     name = ALIASES.get(name, name)
     if not re.fullmatch(r"v\d+[a-z]*:\d+(x\d+){1,2}", name):
-        raise ValueError(f"topology {name!r} is not understood: write it as v5e:4x4, or choose of {', '.join(ALIASES)}")
+        raise ValueError(
+            f"topology {name!r} is not understood: write it as v5e:4x4, or choose one of {', '.join(ALIASES)}"
+        )
     return name
 
 

@@ -68,7 +68,7 @@ class Options:
     def check(self) -> None:
         """Raise ValueError if an option is invalid or options contradict each other."""
         if self.bench == (self.write is not None):
-            raise ValueError("say what to do: --bench, or --write FOLDER")
+            raise ValueError("nothing to do: add --bench, or --write FOLDER")
         for name in ("seconds", "processes", "step_ms", "batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -116,7 +116,7 @@ def _recipe(options: Options) -> Recipe:
         batch_size=options.batch_size or recipe.batch_size,
     )
     if recipe.data is None:
-        raise ValueError("this recipe has no data of its own: add --data DIR")
+        raise ValueError("this recipe needs data: add --data DIR")
     return recipe
 
 

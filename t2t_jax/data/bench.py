@@ -89,8 +89,8 @@ class Bench:
             verdict = "feeds the device" if self.feeds else "cannot feed the device"
             lines += [
                 "",
-                f"{verdict}: {self.best.images_per_second:,.0f} images/s, the step takes {self.needed:,.0f}; "
-                f"about {self.cores_needed:.1f} cores like these would do",
+                f"{verdict}: {self.best.images_per_second:,.0f} images/s, a step needs {self.needed:,.0f}; "
+                f"about {self.cores_needed:.1f} such cores are needed",
             ]
         return "\n".join(lines)
 

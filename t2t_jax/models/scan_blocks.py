@@ -41,7 +41,9 @@ def stack_blocks(model: Any) -> Any:
             block.drop_path.rate = rates
     graphdefs, states = zip(*(nnx.split(block) for block in blocks), strict=True)
     if any(graphdef != graphdefs[0] for graphdef in graphdefs) or len({_shapes(state) for state in states}) > 1:
-        raise ValueError(f"the blocks of {type(model).__name__} are not alike, so no scan can run them: leave it out")
+        raise ValueError(
+            f"the blocks of {type(model).__name__} differ, so they cannot run in a scan: use scan_blocks=False"
+        )
     model.blocks = nnx.merge(graphdefs[0], jax.tree.map(lambda *tensors: jnp.stack(tensors), *states))
     return model
 

@@ -75,7 +75,7 @@ def make_mesh(text: str | None = None) -> Mesh:
     devices = jax.devices()
     shape = mesh_shape(text, len(devices))
     if jax.process_count() > 1 and math.prod(shape) != len(devices):
-        raise ValueError(f"mesh {text!r} leaves some of the {len(devices)} devices unused: name all of them")
+        raise ValueError(f"mesh {text!r} leaves some of the {len(devices)} devices unused: use all of them")
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
 
 
@@ -105,7 +105,7 @@ def check_batch(
         smaller = math.gcd(own, group)
         remedy = f"--mixup-group {smaller}, or another " if smaller % 2 == 0 else "another "
         raise ValueError(
-            f"mixup_group {group} does not divide the {own} images of each device, so that images would travel "
+            f"mixup_group {group} does not divide the {own} images of each device, so that images would be exchanged "
             f"between devices: choose {remedy}batch size or mesh"
         )
 

@@ -35,7 +35,7 @@ def detect_lost_process() -> Iterator[None]:
         if jax.process_count() == 1 or isinstance(error, LostProcessError) or not _is_process_loss(error):
             raise
         raise LostProcessError(
-            f"another process of this run is gone ({reason(error)}): start all of them again, and the run continues"
+            f"another process of this run has died ({reason(error)}): start all of them again to resume the run"
         ) from error
 
 

@@ -36,7 +36,9 @@ def freeze(
             )
         if not any(_is_under(key, name) for key in known):
             modules = ", ".join(dict.fromkeys(key.partition(".")[0] for key in known))
-            raise ValueError(f"frozen: the model has no parameter {name!r} nor a module with some; it has {modules}")
+            raise ValueError(
+                f"frozen: the model has no parameter {name!r} nor a module with parameters; it has {modules}"
+            )
     still = {key: p for key, p in params.items() if any(_is_under(key, name) for name in names)}
     return {key: p for key, p in params.items() if key not in still}, {**buffers, **still}
 

@@ -85,7 +85,9 @@ def _read_safetensors(path: Path) -> Weights:
         tensors = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
         reason = readable(str(error), 200)
-        raise ValueError(f"{path} is truncated, corrupt or no safetensors file ({reason}): get it again") from error
+        raise ValueError(
+            f"{path} is truncated, corrupt or not a safetensors file ({reason}): get another copy"
+        ) from error
     arrays = {}
     for name, tensor in sorted(tensors):  # the library's order differs between calls
         if tensor["dtype"] not in DTYPES:
@@ -96,7 +98,7 @@ def _read_safetensors(path: Path) -> Weights:
         metadata, verified = open_texts(metadata, lambda: array_digests(arrays))
     except DamagedError as error:
         raise ValueError(
-            f"{path} is damaged or was changed ({error}): get it again, or save its weights anew"
+            f"{path} is damaged or was changed ({error}): get another copy, or save its weights anew"
         ) from error
     own = unwrap(arrays)
     try:

@@ -47,7 +47,7 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
         smaller = math.gcd(own, group)
         remedy = f"--mixup-group {smaller}, or another " if smaller % 2 == 0 else "another "
         raise ValueError(
-            f"mixup_group {group} does not divide the {own} images of each process, so that images would travel "
+            f"mixup_group {group} does not divide the {own} images of each process, so that images would be exchanged "
             f"between processes: choose {remedy}batch size or number of processes"
         )
 

@@ -26,7 +26,9 @@ def freeze(model: nn.Module, names: Collection[str]) -> None:
         chosen = [p for key, p in known.items() if key == name or key.startswith(f"{name}.")]
         if not chosen:
             modules = ", ".join(dict.fromkeys(key.partition(".")[0] for key in known))
-            raise ValueError(f"frozen: the model has no parameter {name!r} nor a module with some; it has {modules}")
+            raise ValueError(
+                f"frozen: the model has no parameter {name!r} nor a module with parameters; it has {modules}"
+            )
         for p in chosen:
             p.requires_grad_(False)
 

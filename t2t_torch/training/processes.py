@@ -44,7 +44,7 @@ def joined_processes() -> Iterator[None]:
             raise
         reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]  # without gloo's source location and advice
         raise ValueError(
-            f"another process of this run is gone ({reason}): start all of them again, and the run continues"
+            f"another process of this run has died ({reason}): start all of them again to resume the run"
         ) from error
     finally:
         if dist.is_initialized():

@@ -30,7 +30,7 @@ def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _of(name: str, tensor: Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-        raise ValueError(f"{name} is no dense tensor with numbers: make it one first")
+        raise ValueError(f"{name} is not a dense tensor with data: convert it first")
     whole = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     dtype = str(tensor.dtype).removeprefix("torch.")
     return of_tensor(name, dtype, tensor.shape, whole.reshape(-1).view(torch.uint8).numpy())

@@ -18,7 +18,7 @@ BEYOND_NUMPY = re.compile(r"float[48]_|bits|u?int[1-7]$")
 def why_not_plain(tensor: Tensor) -> str | None:
     """Return why a tensor is not plain and how to convert it; None if it is plain."""
     if is_traceable_wrapper_subclass(tensor):
-        return f"is a {type(tensor).__name__}, whose numbers lie elsewhere: save a plain tensor"
+        return f"is a {type(tensor).__name__}, which does not hold its own data: save a plain tensor"
     if tensor.is_quantized:
         return "is quantised: save its .dequantize()"
     if tensor.is_nested:

@@ -180,7 +180,9 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
         except _TooLargeError as error:
             raise ValueError(str(error)) from None
         except DamagedError as error:
-            raise ValueError(f"{path} is truncated, corrupt or no PyTorch file ({error}): get it again") from error
+            raise ValueError(
+                f"{path} is truncated, corrupt or not a PyTorch file ({error}): get another copy"
+            ) from error
         except Exception as error:  # damaged bytes raise almost anything: KeyError, EOFError, OSError ...
             code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if code:
@@ -191,7 +193,7 @@ def read_pickle(path: Path, *, mapped: bool = False) -> Any:
             if "must be imported to load nested" in str(error):  # raised by PyTorch for nested tensors
                 raise ValueError(f"{path} holds nested tensors: save their .to_padded_tensor(0)") from error
             raise ValueError(
-                f"{path} is truncated, corrupt or no PyTorch file ({type(error).__name__}): get it again"
+                f"{path} is truncated, corrupt or not a PyTorch file ({type(error).__name__}): get another copy"
             ) from error
 
 
@@ -263,7 +265,7 @@ def has_crc32(path: Path) -> bool:
 def _check_expansion(path: Path, content: int, size: int) -> None:
     if content > MAX_EXPANSION * size:
         raise _TooLargeError(
-            f"{path} unpacks to {content:,} bytes from {size:,}, so it is refused: no checkpoint is packed like that"
+            f"{path} unpacks to {content:,} bytes from {size:,}, so it is refused: no checkpoint compresses that well"
         )
 
 

@@ -152,7 +152,7 @@ class DryRun(pickle._Unpickler):
         self._check(math.prod(sizes) * itemsize)
         last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if 0 not in sizes and (last + 1) * itemsize > storage.numel * storage.itemsize:
-            raise pickle.UnpicklingError("a tensor that does not lie in its storage")
+            raise pickle.UnpicklingError("a tensor that exceeds its storage")
         return _Tensor(math.prod(sizes))
 
     def _quantised(self, storage: Any, offset: Any, sizes: Any, *_: Any) -> _Tensor:

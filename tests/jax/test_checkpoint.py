@@ -122,7 +122,7 @@ def test_a_checkpoint_set_aside_when_the_process_died_is_found_again(tmp_path: P
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("all of it")
-    with pytest.raises(ValueError, match="is no checkpoint folder"):
+    with pytest.raises(ValueError, match="is not a checkpoint folder"):
         save_model(tmp_path, {"a": np.ones(2)})
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
 

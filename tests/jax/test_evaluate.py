@@ -65,7 +65,7 @@ def test_every_image_gets_pytorchs_logits(checkpoint: Path, idx_folder: Path, ba
 def test_every_class(checkpoint: Path, idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     args = ["--checkpoint", str(checkpoint), "--data", str(idx_folder), "--batch-size", "8"]
     assert cli.run(evaluation.main, [*args, "--json", str(tmp_path / "r.json")]) == 0
-    assert "most often taken for" not in capsys.readouterr().out
+    assert "most often confused with" not in capsys.readouterr().out
     facts = json.loads((tmp_path / "r.json").read_text())
     classes: list[dict[str, Any]] = facts["classes"]
     assert {one["name"] for one in classes} == {"upper left", "upper right", "lower left", "lower right"}

@@ -94,13 +94,13 @@ def test_damaged_and_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(FileNotFoundError, match="no exported model"):
         export.load_exported(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="is no exported model"):
+    with pytest.raises(ValueError, match="is not an exported model"):
         export.load_exported(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(export.PROGRAM, bytes(10_000_000))
         archive.writestr(export.METADATA, "{}")
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *args: pytest.fail("it was unpacked"))
-    with pytest.raises(ValueError, match="is no exported model"):
+    with pytest.raises(ValueError, match="is not an exported model"):
         export.load_exported(path)
     path.write_bytes(b"nonsense")
     monkeypatch.setattr(export, "MAX_BYTES", 1000)

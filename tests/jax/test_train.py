@@ -149,7 +149,7 @@ def test_a_run_that_gets_sigterm_saves_and_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(Reporter, "step", step)
-        with pytest.raises(RunInterruptedError, match="stopped by SIGTERM, saved at step 20 of 40: the same command"):
+        with pytest.raises(RunInterruptedError, match="by SIGTERM, saved at step 20 of 40: run the same command"):
             train(recipe, tmp_path)
     assert TrainingCheckpoints(tmp_path, keep=2, keep_best=True).latest_step == 20
     assert metrics(tmp_path)[-1]["step"] == 20

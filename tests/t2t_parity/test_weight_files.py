@@ -323,7 +323,7 @@ def test_what_was_taken_off_and_which_weights_were_taken_is_told(tmp_path: Path,
 def test_the_source_tells_its_model(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]):
     code, _, err = command(capsys, source, tmp_path / "a.pth")
     assert code == 2
-    assert err == f"error: {source} does not say which model it is: add --model NAME\n"
+    assert err == f"error: {source} does not name its model: add --model NAME\n"
     convert(source, tmp_path / "folder", NAME)
     for first, second in (("folder", "a.safetensors"), ("a.safetensors", "b.pth"), ("b.pth", "again")):
         code, out, _ = command(capsys, tmp_path / first, tmp_path / second)

@@ -91,7 +91,7 @@ def test_damaged_and_other_files(tmp_path: Path):
         with pytest.raises(FileNotFoundError, match="no exported model"):
             export.load_exported(path)
         path.write_bytes(b"nonsense")
-        with pytest.raises(ValueError, match="is no exported model"):
+        with pytest.raises(ValueError, match="is not an exported model"):
             export.load_exported(path)
     with pytest.raises(ValueError, match=r"has to end with .pt2 or .onnx"):
         export.export_model(micro(), tmp_path / "model.zip")
@@ -99,7 +99,7 @@ def test_damaged_and_other_files(tmp_path: Path):
 
 def test_onnx_has_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(export, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"an ONNX file takes up to 2: export to .pt2"):
+    with pytest.raises(ValueError, match=r"an ONNX file is limited to 2: export to .pt2"):
         export.export_model(micro(), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -189,7 +189,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path):
         pass  # its port is closed now
     pushed, fetched = ask(hub, UNREACHABLE, tmp_path).splitlines()
     assert re.fullmatch(r"cannot push to me/micro \(.*refused.*\): check the connection and HF_ENDPOINT", pushed)
-    assert fetched.startswith("me/micro is neither a folder nor a model that the hub gives (")
+    assert fetched.startswith("me/micro is neither a folder nor a model on the hub (")
 
 
 def test_to_the_hub_and_back(tmp_path: Path):
@@ -208,7 +208,7 @@ def test_to_the_hub_and_back(tmp_path: Path):
         assert hub.messages == ["first", "Upload model"]
         assert refused.startswith("cannot push to me/micro (")
         assert "401" in refused
-        assert unknown.startswith("me/none is neither a folder nor a model that the hub gives (")
+        assert unknown.startswith("me/none is neither a folder nor a model on the hub (")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,9 @@ def test_a_configuration_that_changed_is_refused(tmp_path: Path):
     t2t_torch.save_pretrained(make(), tmp_path, metadata={"class_names": ["cat", "dog", "owl"]})
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"owl"', '"owm"'))
-    with pytest.raises(ValueError, match=r"config\.json: it is not as it was saved: get it again; if you changed it"):
+    with pytest.raises(
+        ValueError, match=r"config\.json: it is not as it was saved: get another copy; if you changed it"
+    ):
         t2t_torch.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["sha256"]

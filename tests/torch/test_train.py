@@ -138,7 +138,7 @@ def test_a_run_that_gets_sigterm_saves_and_continues(
     """In the middle of epoch 3; the step that it came in is done and saved."""
     with monkeypatch.context() as patch:
         patch.setattr(Reporter, "step", interrupt(20, lambda: signal.raise_signal(signal.SIGTERM)))
-        with pytest.raises(RunInterruptedError, match="stopped by SIGTERM, saved at step 20 of 40: the same command"):
+        with pytest.raises(RunInterruptedError, match="by SIGTERM, saved at step 20 of 40: run the same command"):
             train(recipe, tmp_path)
     assert metrics(tmp_path)[-1]["step"] == 20
     continue_and_compare(recipe, tmp_path, finished)
@@ -224,7 +224,7 @@ def test_evaluate_counts_what_training_counted(
         assert sum(one["correct"] for one in facts["classes"]) == result.top1_correct
         shown = capsys.readouterr().out
         assert f"({result.top1_correct} of {VAL_IMAGES})" in shown
-        assert "most often taken for" in shown
+        assert "most often confused with" in shown
 
 
 def test_a_run_starts_from_another(finished: tuple[Path, Accuracy], recipe: Recipe, tmp_path: Path):

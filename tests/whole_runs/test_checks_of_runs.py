@@ -79,7 +79,7 @@ def test_a_run_from_before_there_were_identities_goes_on_and_says_so(
     said = capsys.readouterr().out.replace("\n", " ")
     assert "continuing at step 1 of 40" in said
     assert said.count("note: ") == 1
-    assert "begun before the identity of its data was recorded" in said
+    assert "started before the identity of its data was recorded" in said
     assert run.metadata["data_identity"]["train"]["images"] == 64
     assert run.metadata["ran_on"]["processes"] == 1
 
@@ -103,7 +103,7 @@ def test_own_photographs_get_a_head_of_their_own(
     said = capsys.readouterr().out.replace("\n", " ")
     assert "note: the head has 2 classes, as the data; the recipe is for data of 1000" in said
     assert "warning: a warm-up of 10 epochs leaves nothing of the run of 1 epochs" in said
-    assert "warning: the average of the weights, which is what is evaluated, still holds 100 % of the initial" in said
+    assert "warning: the moving average of the weights, which is evaluated, still contains 100 % of the initial" in said
     page = (tmp_path / "run" / PAGE_FILE).read_text()
     assert page.count("<li>a warm-up of 10 epochs") == page.count("<li>the average of the weights") == 1
 
@@ -121,7 +121,7 @@ def test_guesses_that_cannot_be_right_are_said(
     package.train(dataclasses.replace(recipe, num_classes=40, **one_epoch), tmp_path)
     said = capsys.readouterr().out.replace("\n", " ")
     assert "note: the head has 40 classes, the data 4, as --num-classes says" in said
-    assert "validation images are taken for classes of which the data have no image (class " in said
+    assert "validation images are predicted as classes of which the data have no image (class " in said
     assert "is no better than chance: always class 0 would have 25.00 %" in said
     record = Record.read(tmp_path)
     assert record is not None

@@ -150,7 +150,7 @@ def test_a_run_without_maps_is_one_line_and_exit_code_2(
 ):
     given = ["imagenet_t2t_vit_24_token_labeling", "--data", recipe.data or "", "--workdir", str(tmp_path / "run")]
     for more, message in (
-        ([], "this recipe learns from label maps: add --token-labels DIR"),
+        ([], "this recipe needs label maps: add --token-labels DIR"),
         (["--token-labels", str(tmp_path / "none")], "check --token-labels"),
         (["--cutmix", "1.0"], "cutmix must be 0 with aux_head"),
     ):

@@ -53,7 +53,7 @@ def data_changes(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
         change(shutil.copytree(lab.data, data))
         with lab.start(workdir, data=data, log=data.name) as run:
             # Other names of classes are seen first: they decide what the outputs of the head stand for.
-            refused = f"^error: ({workdir} holds a run on other data|the run was begun with other classes)"
+            refused = f"^error: ({workdir} holds a run on other data|the run was started with other classes)"
             yield clear_end(run, refused, SECONDS)
 
 

@@ -102,9 +102,9 @@ def count_records(path: Path) -> int:
         count = reader.num_records()
         reader.close()
     except RuntimeError as error:
-        raise ValueError(f"cannot read {path} ({reason(error)}): get it again") from error
+        raise ValueError(f"cannot read {path} ({reason(error)}): get another copy") from error
     if not count:  # truncated files report 0 as well
-        raise ValueError(f"{path} is empty or truncated: get it again")
+        raise ValueError(f"{path} is empty or truncated: get another copy")
     return count
 
 

@@ -57,7 +57,7 @@ def _open_source(data: str | Path, split: Split, num_classes: int | None) -> Sou
     root = _root_of(given)
     source = _open_root(root, split, num_classes)
     if root != given:
-        note = f"taking {root} for the data: {given} holds nothing else"
+        note = f"using {root} as the data: {given} contains nothing else"
         source.notes = [note, *getattr(source, "notes", ())]  # type: ignore[attr-defined]
     return source
 

@@ -46,7 +46,7 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int
             "together: expected (N, H, W) and (N,)"
         )
     if 0 in images.shape[1:]:
-        raise ValueError(f"the images in {image_file} are {images.shape[1]}x{images.shape[2]}: get the file again")
+        raise ValueError(f"the images in {image_file} are {images.shape[1]}x{images.shape[2]}: get another copy of it")
     known = [read_idx(path) for path in _files(folder, "*labels*idx1*")]
     return images, labels.astype(np.int32), 1 + max(int(values.max(initial=0)) for values in known)
 
@@ -80,14 +80,14 @@ def read_idx(path: Path) -> np.ndarray:
     data = path.read_bytes()
     data = _unpacked(path, data) if data[:2] == b"\x1f\x8b" else data
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is no IDX file of bytes (it begins with {data[:4].hex()!r}): get it again")
+        raise ValueError(f"{path} is not an IDX file of bytes (it begins with {data[:4].hex()!r}): get another copy")
     if data[3] > MOST_AXES:
-        raise ValueError(f"{path} is damaged: it would have {data[3]} axes: get it again")
+        raise ValueError(f"{path} is damaged: it would have {data[3]} axes: get another copy")
     start = 4 + 4 * data[3]
     shape = struct.unpack(f">{data[3]}I", data[4:start].ljust(4 * data[3], b"\0"))
     if len(data) - start != math.prod(shape):
         raise ValueError(
-            f"{path} is truncated or damaged: {len(data)} bytes do not hold an array of shape {shape}: get it again"
+            f"{path} is truncated or damaged: {len(data)} bytes do not hold an array of shape {shape}: get another copy"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
@@ -99,7 +99,7 @@ def _unpacked(path: Path, data: bytes) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             content = file.read(limit + 1)
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}): get it again") from error
+        raise ValueError(f"{path} is truncated or damaged ({error}): get another copy") from error
     if len(content) > limit:
         raise ValueError(f"{path} unpacks to more than {limit:,} bytes, so it is refused")
     return content
@@ -128,11 +128,11 @@ def read_cifar(folder: Path, classes: Literal[10, 100], split: str) -> tuple[np.
             raise ValueError(f"no {path.name} in {folder}: the binary version of CIFAR has {', '.join(names)}")
         data = np.fromfile(path, np.uint8)
         if not len(data) or len(data) % record:
-            raise ValueError(f"{path} is truncated: {len(data)} bytes are no multiple of {record}: get it again")
+            raise ValueError(f"{path} is truncated: {len(data)} bytes are not a multiple of {record}: get another copy")
         parts.append(data.reshape(-1, record))
         largest = int(parts[-1][:, label_bytes - 1].max())
         if largest >= classes:
-            raise ValueError(f"{path} has label {largest}, beyond {classes - 1}: get it again")
+            raise ValueError(f"{path} has label {largest}, beyond {classes - 1}: get another copy")
     records = np.concatenate(parts)
     images = records[:, label_bytes:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), records[:, label_bytes - 1].astype(np.int32), classes

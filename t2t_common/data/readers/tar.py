@@ -103,7 +103,7 @@ class TarSource(EncodedSource):
         except OSError as error:
             raise ValueError(f"cannot read {path} ({error.strerror or error}): check the disk") from error
         if len(data) != size:
-            raise ValueError(f"{path} has become shorter since it was opened: get it again")
+            raise ValueError(f"{path} has become shorter since it was opened: get another copy")
         return data, label
 
     def name(self, index: int) -> str:
@@ -189,7 +189,7 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
         if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, ".cls", ".json"):
             continue
         if member.offset_data + member.size > end:
-            raise ValueError(f"{path} is truncated within {readable(member.name)}: get it again")
+            raise ValueError(f"{path} is truncated within {readable(member.name)}: get another copy")
         if suffix in IMAGE_SUFFIXES:
             if key in images:
                 raise ValueError(f"{path} has two images {readable(key)}: keep one")

@@ -78,7 +78,7 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         _, dtype, key, _, _ = pid
         if self._read:  # repeated reads would let a small file exhaust the memory
-            raise pickle.UnpicklingError("it has several tensors")
+            raise pickle.UnpicklingError("it contains several tensors")
         self._read = True
         return np.frombuffer(self._archive.read(self._members[f"data/{key}"]), dtype)
 
@@ -87,6 +87,6 @@ def _rebuild(storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: 
     """Return the part of `storage` that a tensor shows; `strides` are in elements, not bytes."""
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if min((offset, *shape, *strides)) < 0 or 0 in shape or last >= len(storage) or math.prod(shape) > len(storage):
-        raise pickle.UnpicklingError("its tensor does not lie in its storage")
+        raise pickle.UnpicklingError("its tensor exceeds its storage")
     steps = tuple(stride * storage.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)

@@ -104,7 +104,7 @@ def test_what_cannot_be_compared_is_told(names: list[str] | None, saved: list[st
     source = data(names, 2)
     found, notes = for_head(source, 2, saved)
     assert found is source
-    assert notes == [f"{note}: label N of the data is taken for output N of the model"]
+    assert notes == [f"{note}: label N of the data is used as output N of the model"]
 
 
 def test_published_weights_know_imagenets_classes():
@@ -127,8 +127,8 @@ def test_published_weights_know_imagenets_classes():
 def test_a_run_goes_on_as_it_began():
     train, val, notes = for_run(data(["2", "10"]), data(["2", "10"]), 2, begun=["10", "2"], head=None)
     assert (labels(train), labels(val), train.class_names) == ([1, 0], [1, 0], ["10", "2"])
-    assert notes == ["classes are numbered as the run began: 0 10, 1 2"]
-    with pytest.raises(ValueError, match=r"begun with other classes .2 of the run: 10, 3; those of the data: 2, 10"):
+    assert notes == ["classes are numbered as at the start of the run: 0 10, 1 2"]
+    with pytest.raises(ValueError, match=r"started with other classes .2 of the run: 10, 3; those of the data: 2, 10"):
         for_run(data(["2", "10"]), data(["2", "10"]), 2, begun=["10", "3"], head=None)
 
 

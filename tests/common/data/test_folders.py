@@ -106,8 +106,8 @@ def test_what_is_passed_over_is_told(tmp_path: Path):
     said = notes(source)
     assert "no images in 1 class folders of " in said
     assert ": emu" in said
-    assert "passed over 1 images in " in said
-    assert f"passed over in the class folders of {tmp_path / 'train'}: 1 .heic, 1 system files" in said
+    assert "skipped 1 images in " in said
+    assert f"skipped in the class folders of {tmp_path / 'train'}: 1 .heic, 1 system files" in said
 
 
 def test_class_folders_may_be_links(tmp_path: Path):
@@ -134,7 +134,7 @@ def test_names_of_splits(tmp_path: Path, name: str):
     tree(tmp_path, *classes(["cat", "dog"]), *classes(["dog"], name))
     val = open_source(tmp_path, "val")
     assert labels(val) == {2: 1}
-    assert (f"taking {tmp_path / name} for the validation images" in notes(val)) == (name.lower() != "val")
+    assert (f"using {tmp_path / name} as the validation images" in notes(val)) == (name.lower() != "val")
     assert len(open_source(tmp_path, "train")) == 2
 
 
@@ -145,7 +145,7 @@ def test_a_root_one_level_too_high(tmp_path: Path, above: str):
     for split, count in (("train", 2), ("val", 1)):
         source = open_source(tmp_path, split)  # type: ignore[arg-type]
         assert (len(source), source.class_names) == (count, ["cat", "dog"])
-        assert f"taking {tmp_path / above} for the data" in notes(source)
+        assert f"using {tmp_path / above} as the data" in notes(source)
 
 
 def test_class_folders_one_level_deeper(tmp_path: Path):

@@ -51,7 +51,7 @@ def test_an_item_that_does_not_come_ends_the_wait():
     start = time.monotonic()
     patient = TimeoutIterator(lambda: iter([1, 2] if hangs.wait() else []), 0.2)
     try:
-        with pytest.raises(ValueError, match=r"no batch of images came for 0.2 s: check the disk .* command again"):
+        with pytest.raises(ValueError, match=r"no batch of images arrived for 0.2 s: check the disk .* command again"):
             next(patient)
         assert 0.2 <= time.monotonic() - start < 10
     finally:
@@ -99,7 +99,7 @@ def test_what_a_worker_died_of_is_one_line(error: Exception, reason: str):
 
     patient = TimeoutIterator(items, 10)
     assert next(patient) == 1
-    with pytest.raises(ValueError, match=rf"broke off \({reason}\): give the same command again"):
+    with pytest.raises(ValueError, match=rf"failed \({reason}\): run the same command again"):
         next(patient)
 
 
@@ -125,4 +125,4 @@ def test_a_process_ends_although_a_thread_hangs():
     """Python itself would wait for the thread."""
     done = subprocess.run([sys.executable, "-c", NEVER_ENDS], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no batch of images came for 0.1 s")
+    assert done.stderr.startswith("error: no batch of images arrived for 0.1 s")

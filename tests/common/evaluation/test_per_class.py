@@ -33,7 +33,7 @@ def test_worst_first_with_what_they_are_taken_for():
 def test_the_table():
     assert as_text(class_report(CONFUSION, NAMES)) == "\n".join(
         [
-            "   top-1  images  class     most often taken for",
+            "   top-1  images  class     most often confused with",
             " 25.00 %       8  goldfish  cock (4), tench (2)",
             " 90.00 %      10  tench     goldfish (1)",
             "100.00 %       5  cock",

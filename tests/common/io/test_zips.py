@@ -63,7 +63,7 @@ def test_one_name_twice():
     file = io.BytesIO(zipped(MEMBERS))
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("archive/data.pkl", b"other")
-    with pytest.raises(zipfile.BadZipFile, match="two members have one name"):
+    with pytest.raises(zipfile.BadZipFile, match="two members have the same name"):
         read(file.getvalue())
 
 

@@ -112,7 +112,7 @@ def test_a_run_of_old_on_more_images_is_refused(steps: dict[str, int], last_step
         ),
         (ALONE | {"mesh": {"data": 1, "fsdp": 1}, "kind": "H200"}, ("1 × H200", "its bits cannot be the same")),
         (ALONE | MESH | {"processes": 2}, ("2 processes", "its bits can be the same")),
-        (ALONE | {"processes": 2, "devices": 2}, ("2 processes, 2 × cpu;", "draws masks of dropout of its own")),
+        (ALONE | {"processes": 2, "devices": 2}, ("2 processes, 2 × cpu;", "draws its own dropout masks")),
     ],
 )
 def test_other_devices_are_told_of(here: dict[str, Any], texts: tuple[str, ...] | None, tree: Path, tmp_path: Path):
@@ -180,7 +180,7 @@ def test_what_is_told_is_of_the_checkpoint_that_was_taken(tree: Path, tmp_path: 
     assert resume(run, checkpoints, tmp_path, restore) == 3
     assert run.notes[0] == "6 is damaged"
     assert len(run.notes) == 2
-    assert "up to here it had 2 processes" in run.notes[1]
+    assert "so far it had 2 processes" in run.notes[1]
     checkpoints.there = {3: metadata(tree, lr=1.0)}
     with pytest.raises(ValueError, match="of another recipe"):
         resume(run, checkpoints, tmp_path, lambda: pytest.fail("it was restored"))

@@ -37,8 +37,8 @@ def test_a_warm_up_that_takes_the_run_is_told(changes: dict[str, int], text: str
     told = schedule_warnings(recipe, 100)["warm-up"]
     assert told is not None
     assert text in told
-    peak_flops = max(epoch_lr(recipe, epoch) for epoch in range(recipe.total_epochs))
-    assert f"comes to {peak_flops:.2e} at most, not to 5.00e-04" in told
+    peak = max(epoch_lr(recipe, epoch) for epoch in range(recipe.total_epochs))
+    assert f"reaches at most {peak:.2e}, not 5.00e-04" in told
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_an_average_that_cannot_move_is_told_and_the_remedy_works(decay: float, 
     recipe = dataclasses.replace(RECIPE, ema_decay=decay, epochs=2, warmup_epochs=0)
     told = schedule_warnings(recipe, steps // 2)["average"]
     assert told is not None
-    assert f"still holds {kept} % of the initial ones after all {steps} steps" in told
+    assert f"still contains {kept} % of the initial ones after all {steps} steps" in told
     better = dataclasses.replace(recipe, ema_decay=float(told.split("such as to ")[1].split(",")[0]))
     assert schedule_warnings(better, steps // 2)["average"] is None
     assert schedule_warnings(dataclasses.replace(recipe, ema_decay=None), steps // 2)["average"] is None

@@ -79,7 +79,7 @@ def test_a_damaged_one_is_left_out_and_set_aside(tmp_path: Path):
     assert again.metadata == {TOP1: 50.0}
     assert names(tmp_path) == ["1.txt", f"{BEST}.txt", "damaged-2.txt"]
     (tmp_path / CHECKPOINTS / "1.txt").write_text("no number")
-    with pytest.raises(ValueError, match="nor one before"):
+    with pytest.raises(ValueError, match="or any before it"):
         _ = Checkpoints(tmp_path).metadata
 
 

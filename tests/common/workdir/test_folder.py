@@ -62,7 +62,7 @@ def test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew(tm
     with pytest.raises(ValueError, match=r"has no checkpoint, but '.*16.*': give them their names again"):
         check_beginning(tmp_path, saved_by=8)
     note = note_not_recognised(tmp_path, ["8.pth"])
-    assert note == f"not recognised as checkpoints, and left alone: {name!r}"
+    assert note == f"not recognised as checkpoints, and ignored: {name!r}"
 
 
 @pytest.mark.parametrize("name", ["damaged-12", "damaged-12.pth", "damaged-12-1.pth"])

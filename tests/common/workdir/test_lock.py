@@ -93,7 +93,7 @@ def test_a_link_is_never_followed(tmp_path: Path):
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / LOCK_FILE)
-    with pytest.raises(ValueError, match="is no plain file: delete it"), locked(tmp_path):
+    with pytest.raises(ValueError, match="is not a regular file: delete it"), locked(tmp_path):
         pass
 
 
@@ -103,7 +103,7 @@ def test_a_lock_that_is_removed_is_taken_again_and_told(tmp_path: Path):
         (tmp_path / LOCK_FILE).unlink()
         said = lock.check()
         assert said is not None
-        assert "was removed while the run went on: taken again" in said
+        assert "was removed during the run: taken again" in said
         assert lock.check() is None
         with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of"), locked(tmp_path):
             pass
@@ -123,7 +123,7 @@ def test_a_workdir_that_is_gone_is_told_of(tmp_path: Path):
     with locked(workdir) as lock:
         (workdir / LOCK_FILE).unlink()
         workdir.rmdir()
-        with pytest.raises(LostWorkdirError, match="run was deleted while the run went on"):
+        with pytest.raises(LostWorkdirError, match="run was deleted during the run"):
             lock.check()
     assert not workdir.exists()
 

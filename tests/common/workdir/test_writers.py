@@ -86,7 +86,7 @@ def test_the_log_of_a_run_without_a_checkpoint_is_kept(tmp_path: Path):
         assert len(said) == times
     assert path.with_name("metrics.jsonl.old").read_bytes() == 2 * (before + b"\n")
     assert said[0] == (
-        "metrics.jsonl is of a run that left no checkpoint: kept as metrics.jsonl.old, as this one begins at step 1"
+        "metrics.jsonl belongs to a run without a checkpoint: kept as metrics.jsonl.old, as this run starts at step 1"
     )
 
 
@@ -107,7 +107,7 @@ def test_a_log_that_is_deleted_after_the_last_line_is_told_of_at_the_end(tmp_pat
     lines = JsonLines(workdir / "metrics.jsonl", first_step=0)
     lines.write({"step": 1})
     shutil.rmtree(workdir)
-    with pytest.raises(LostWorkdirError, match="run was deleted while the run went on"):
+    with pytest.raises(LostWorkdirError, match="run was deleted during the run"):
         lines.close(None)
     JsonLines(tmp_path / "metrics.jsonl", first_step=0).close(ValueError("why the run ended"))
     assert not workdir.exists()

@@ -44,7 +44,7 @@ def test_a_name_that_is_no_name_is_refused(tmp_path: Path, name: str, kind: str)
         if kind == "commit of a file that is not there":
             hub.repos["me/micro"] = {}
         said = ask(hub, FETCH, tmp_path / "a" / "b" / "home")
-    assert f"refused: me/micro is neither a folder nor a model that the hub gives (the hub's {kind[:4]}" in said
-    assert "is no name of a file, so it is refused)" in said
+    assert f"refused: me/micro is neither a folder nor a model on the hub (the hub's {kind[:4]}" in said
+    assert "is not a file name, so it is refused)" in said
     assert [name for name in files(tmp_path) if "escaped" in name or "micro" in name] == []
     assert not Path("/tmp/t2t-escaped").exists()

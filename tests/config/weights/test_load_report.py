@@ -43,7 +43,7 @@ def test_what_is_missing_is_refused_unless_it_was_asked_for():
 
 def test_what_was_compared_with_nothing_says_so():
     assert "w.pth: 1 tensors loaded" in str(EXACT)
-    assert "carries no digests: a bit that changed" in str(EXACT)
+    assert "has no digests: a change since" in str(EXACT)
     for verified in ("sha256", "crc32"):
         assert len(str(dataclasses.replace(EXACT, verified=verified)).splitlines()) == 1
 
@@ -70,7 +70,7 @@ def test_weights_that_are_no_numbers_are_named():
     ("change", "says"),
     [
         ({"prefix": "model."}, "names without the prefix 'model.'"),
-        ({"ignored": ("n_averaged",)}, "ignored, counters of a tool and no weights: n_averaged"),
+        ({"ignored": ("n_averaged",)}, "ignored, counters that are not weights: n_averaged"),
     ],
 )
 def test_what_was_taken_off_is_told(change: dict[str, object], says: str):

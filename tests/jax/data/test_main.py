@@ -86,7 +86,7 @@ def test_time_goes_where_it_is_spent():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["digits"], "say what to do: --bench, or --write FOLDER"),
+        (["digits"], "nothing to do: add --bench, or --write FOLDER"),
         (["digits", "--bench", "--write", "x"], "say what to do"),
         (["nowhere", "--bench"], "'nowhere' is neither a folder nor a recipe"),
         (["imagenet_t2t_vit_14", "--bench"], "no data of its own: add --data DIR"),

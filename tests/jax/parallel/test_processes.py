@@ -21,11 +21,11 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two")
 def test_a_lost_process_is_told_of():
     with (
-        pytest.raises(LostProcessError, match=r"is gone \(UNKNOWN: Gloo.*: start all of them again"),
+        pytest.raises(LostProcessError, match=r"has died \(UNKNOWN: Gloo.*: start all of them again"),
         detect_lost_process(),
     ):
         raise jax.errors.JaxRuntimeError(GLOO)
-    with pytest.raises(LostProcessError, match=r"is gone \(cannot write x\)"), detect_lost_process():
+    with pytest.raises(LostProcessError, match=r"has died \(cannot write x\)"), detect_lost_process():
         raise ValueError("cannot write x") from RuntimeError("UNAVAILABLE: from the coordination service")
 
 

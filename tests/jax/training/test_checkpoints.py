@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_is_named_on_resume(tmp_path: Path):
     cut_short(tmp_path / CHECKPOINTS / "1" / "train")
     for _ in range(2):
         checkpoints = TrainingCheckpoints(tmp_path, keep=2)
-        with pytest.raises(ValueError, match=r"cannot read .*checkpoints/1, nor one before \(train/.*: choose"):
+        with pytest.raises(ValueError, match=r"cannot read .*checkpoints/1, or any before it \(train/.*: choose"):
             checkpoints.restore(state_at(0), numbers())
     assert names(tmp_path) == ["1"]
 
@@ -192,7 +192,7 @@ def test_a_run_falls_back_to_the_checkpoint_before(item: str, tmp_path: Path):
     assert names(tmp_path) == ["1", "damaged-2", "damaged-3"]
     for line, step in zip(sorted(checkpoints.damaged.lines), (2, 3), strict=True):
         assert line.startswith(f"checkpoint {tmp_path}/{CHECKPOINTS}/{step} is damaged (")
-        assert line.endswith(f"): set aside as damaged-{step}, the run uses the one before")
+        assert line.endswith(f"): renamed to damaged-{step}, the run uses the previous one")
         assert "\n" not in line
     save_all(checkpoints, {3: None})
     assert TrainingCheckpoints(tmp_path, keep=3).metadata == {}

@@ -210,5 +210,7 @@ def test_that_it_cannot_be_told_does_not_hide_the_divergence(
     monkeypatch.setattr(training, "explain", fail)
     monkeypatch.setattr(training, "build_model", lambda recipe: Net())
     hot = dataclasses.replace(recipe, lr=1e30, warmup_epochs=0, clip_grad=None)
-    with pytest.raises(TrainingDivergedError, match=r"lower --lr.*what went first cannot be told \(no memory\)"):
+    with pytest.raises(
+        TrainingDivergedError, match=r"lower --lr.*first non-finite module could not be determined \(no memory\)"
+    ):
         train(hot, tmp_path)

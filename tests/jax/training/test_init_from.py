@@ -101,7 +101,7 @@ def test_a_run_goes_on_in_the_order_in_which_it_began(
     capsys.readouterr()
     train(small, stopped)
     said = capsys.readouterr().out
-    assert "classes are numbered as the run began: 0 10, 1 2, 2 9" in said
+    assert "classes are numbered as at the start of the run: 0 10, 1 2, 2 9" in said
     assert "continuing at step 3 of 6" in said
     record = Record.read(stopped)
     assert record is not None

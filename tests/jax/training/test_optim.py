@@ -153,7 +153,7 @@ def test_the_backbone_has_a_rate_of_its_own():
 
 
 def test_what_cannot_be_frozen_is_refused():
-    with pytest.raises(ValueError, match="no parameter 'hea' nor a module with some; it has blocks, head"):
+    with pytest.raises(ValueError, match="no parameter 'hea' nor a module with parameters; it has blocks, head"):
         freeze({"blocks.0.kernel": jnp.ones(1), "head.kernel": jnp.ones(1)}, {}, ("hea",))
     with pytest.raises(ValueError, match=r"'blocks\.0' is part of a stack: name a part of all blocks"):
         freeze({"blocks.fc1.kernel": jnp.ones((2, 1))}, {}, ("blocks.0",))

@@ -104,7 +104,7 @@ def test_a_truncated_file(tmp_path: Path, length: int):
     t2t_torch.save_checkpoint(micro(), tmp_path / "m.safetensors")
     content = (tmp_path / "m.safetensors").read_bytes()
     (tmp_path / "m.safetensors").write_bytes(content[:length])
-    with pytest.raises(ValueError, match=r"m\.safetensors is truncated, corrupt or no safetensors file") as error:
+    with pytest.raises(ValueError, match=r"m\.safetensors is truncated, corrupt or not a safetensors file") as error:
         read_torch_file(tmp_path / "m.safetensors")
     assert "\n" not in str(error.value)
 

@@ -148,7 +148,7 @@ def test_everything_that_has_no_partner_is_listed():
     params = split_model(jax_model)[1]
     del params["layers.1.kernel"]
     state = optax.chain(optax.ema(0.9), optax.adam(0.1)).init({**params, "extra": jnp.ones(2)})
-    with pytest.raises(ValueError, match="cannot be carried over") as caught:
+    with pytest.raises(ValueError, match="cannot be converted") as caught:
         optimizer_to_jax(optimizer, torch_model, state, ledger)
     message = str(caught.value)
     for part in (

@@ -54,7 +54,7 @@ def _run_hidden(path: Path) -> None:
 
 
 def _named(path: Path) -> object:
-    raise ValueError(f"{path} is damaged: get it again")
+    raise ValueError(f"{path} is damaged: get another copy")
 
 
 def well() -> Reader:

@@ -23,7 +23,7 @@ def test_a_run_whose_worker_hangs_ends_and_is_continued_bit_for_bit(tmp_path: Pa
     assert (row["times"], row["survived"], row["lines_that_differ"], row["arrays_that_differ"]) == (1, 1, 0, [])
     assert row["lines_compared"] == 3 * 8 + 3 + 1
     assert 30 < row["most_seconds_until_the_last_words"] + 2 < 80
-    assert row["last_words"][0].startswith("no batch of images came for 30 s")
+    assert row["last_words"][0].startswith("no batch of images arrived for 30 s")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:5000])
     for _ in range(2):
         checkpoints = TrainingCheckpoints(tmp_path, keep=2)
-        with pytest.raises(ValueError, match=r"cannot read .*1.pth, nor one before \(.*choose another --workdir"):
+        with pytest.raises(ValueError, match=r"cannot read .*1.pth, or any before it \(.*choose another --workdir"):
             _ = checkpoints.metadata
     assert files(tmp_path) == {"1.pth"}
 
@@ -144,7 +144,7 @@ def test_a_run_falls_back_to_the_checkpoint_before(reads_metadata: bool, member:
     assert sorted(checkpoints.damaged.lines) == checkpoints.damaged.lines[::-1]
     for line, step in zip(checkpoints.damaged.lines, (3, 2), strict=True):
         assert line.startswith(f"checkpoint {tmp_path}/checkpoints/{step}.pth is damaged (")
-        assert line.endswith(f"): set aside as damaged-{step}.pth, the run uses the one before")
+        assert line.endswith(f"): renamed to damaged-{step}.pth, the run uses the previous one")
         assert "\n" not in line
     checkpoints.save(states[3], numbers(), METADATA | {"of": 3})
     assert TrainingCheckpoints(tmp_path, keep=3).metadata["of"] == 3
@@ -189,7 +189,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", bad_disk)
-        with pytest.raises(ValueError, match=r"cannot write .*2.pth \(read back, it is not what was written: "):
+        with pytest.raises(ValueError, match=r"cannot write .*2.pth \(read back, it differs from what was written: "):
             checkpoints.save(states[1], numbers(), METADATA)
     assert files(tmp_path) == {"1.pth"}
 

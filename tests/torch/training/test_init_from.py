@@ -99,7 +99,7 @@ def test_a_run_goes_on_in_the_order_in_which_it_began(
     capsys.readouterr()
     train(started, stopped)
     said = capsys.readouterr().out
-    assert "classes are numbered as the run began: 0 10, 1 2, 2 9" in said
+    assert "classes are numbered as at the start of the run: 0 10, 1 2, 2 9" in said
     whole, other = (read_checkpoint(folder) for folder in (tmp_path / "whole", stopped))
     assert all(torch.equal(value, other.state_dict[name]) for name, value in whole.state_dict.items())
     record = Record.read(stopped)

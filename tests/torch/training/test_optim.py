@@ -65,7 +65,7 @@ def test_groups_by_rate_and_decay():
 
 
 def test_what_cannot_be_frozen_is_refused():
-    with pytest.raises(ValueError, match="no parameter 'hea' nor a module with some; it has weight, bias"):
+    with pytest.raises(ValueError, match="no parameter 'hea' nor a module with parameters; it has weight, bias"):
         freeze(nn.Linear(2, 2), ("hea",))
 
 

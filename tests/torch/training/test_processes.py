@@ -85,9 +85,9 @@ def test_all_stop_after_the_step_in_which_one_was_asked(monkeypatch: pytest.Monk
             RuntimeError(
                 "[/third_party/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:18327. This is typical"
             ),
-            r"another process of this run is gone \(Connection closed by peer \[127.0.0.1\]:18327\): start all of them",
+            r"process of this run has died \(Connection closed by peer \[127.0.0.1\]:18327\): start all of them",
         ),
-        (dist.DistBackendError("NCCL communicator was aborted"), r"is gone \(NCCL communicator was aborted\)"),
+        (dist.DistBackendError("NCCL communicator was aborted"), r"has died \(NCCL communicator was aborted\)"),
         (RuntimeError("shapes do not match"), "^shapes do not match$"),
     ],
 )

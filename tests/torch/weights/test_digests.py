@@ -37,7 +37,7 @@ def test_name_dtype_shape_and_numbers_count() -> None:
     }
     assert len(found) == 5
     assert tensor_digests({"a": x[::2]}) == tensor_digests({"a": x[::2].clone()})
-    with pytest.raises(ValueError, match="a is no dense tensor"):
+    with pytest.raises(ValueError, match="a is not a dense tensor"):
         tensor_digests({"a": x.to_sparse()})
 
 

@@ -70,7 +70,7 @@ def timeout_leaves_nobody(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
     with lab.start(workdir, "--data-workers=2", f"--data-timeout={WORKER_TIMEOUT}") as run:
         run.await_lines(3)
         os.kill(run.children()[0], signal.SIGSTOP)
-        ended = clear_end(run, f"^error: no batch of images came for {WORKER_TIMEOUT} s", SECONDS + WORKER_TIMEOUT)
+        ended = clear_end(run, f"^error: no batch of images arrived for {WORKER_TIMEOUT} s", SECONDS + WORKER_TIMEOUT)
         wait_for_nobody(run)
         yield ended
 

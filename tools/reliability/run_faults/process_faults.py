@@ -40,7 +40,7 @@ def worker_hangs(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
     with lab.start(workdir, "--data-workers=2", f"--data-timeout={WORKER_TIMEOUT}") as run:
         run.await_lines(8)
         os.kill(run.children()[0], signal.SIGSTOP)
-        yield clear_end(run, f"^error: no batch of images came for {WORKER_TIMEOUT} s", SECONDS + WORKER_TIMEOUT)
+        yield clear_end(run, f"^error: no batch of images arrived for {WORKER_TIMEOUT} s", SECONDS + WORKER_TIMEOUT)
 
 
 def killed_beside_worker(lab: Lab, workdir: Path) -> Iterator[Ended | None]:

@@ -26,7 +26,7 @@ def lock_taken(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
         run.await_lines(3)
         (workdir / LOCK_FILE).unlink()
         other = Lock(workdir)
-        ended = clear_end(run, "^error: the lock .* was removed while the run went on", SECONDS)
+        ended = clear_end(run, "^error: the lock .* was removed during the run", SECONDS)
         other.release()
         yield ended
 
@@ -37,7 +37,7 @@ def workdir_gone(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
     with lab.start(workdir) as run:
         run.await_lines(3)
         workdir.rename(elsewhere)
-        ended = clear_end(run, "^error: (.* was deleted while the run went on|cannot write )", SECONDS)
+        ended = clear_end(run, "^error: (.* was deleted during the run|cannot write )", SECONDS)
     if workdir.exists():
         raise NotSurvivedError(f"made anew: {sorted(path.name for path in workdir.rglob('*'))}")
     elsewhere.rename(workdir)

@@ -91,7 +91,7 @@ def test_no_images_at_all(tmp_path: Path, split: str):
 def test_images_without_pixels(tmp_path: Path, shape: tuple[int, ...]):
     write_idx_folder(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros(shape)))
-    with pytest.raises(ValueError, match=f"train-images-idx3-ubyte are {shape[1]}x{shape[2]}: get the file again"):
+    with pytest.raises(ValueError, match=f"train-images-idx3-ubyte are {shape[1]}x{shape[2]}: get another copy of it"):
         open_source(tmp_path, "train")
 
 

@@ -269,7 +269,7 @@ def test_records_that_make_no_sense_are_named(tmp_path: Path):
     with pytest.raises(UnreadableImageError, match=r"train.array_record\[2\]"):
         source[2]
     path.write_bytes(path.read_bytes()[:66_000])
-    with pytest.raises(ValueError, match=r"train.array_record.*get it again"):
+    with pytest.raises(ValueError, match=r"train.array_record.*get another copy"):
         open_source(tmp_path, "train")
     path.write_bytes(path.read_bytes()[:30_000])
     with pytest.raises(ValueError, match=r"train.array_record"):
