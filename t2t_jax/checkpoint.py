@@ -204,7 +204,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"cannot read the metadata in {folder} ({reason(error)}): get another copy") from error
 
 
-def check_described(arguments: Mapping[str, Any], path: str | Path) -> None:
+def check_model_arguments(arguments: Mapping[str, Any], path: str | Path) -> None:
     """Raise ValueError if `create_model(**arguments)` fails or its model is too large for the checkpoint at `path`."""
     path = latest_torch_file(path)
     files = [path] if path.is_file() else [file for file in find_checkpoint(path).rglob("*") if file.is_file()]

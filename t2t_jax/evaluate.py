@@ -29,7 +29,7 @@ from t2t_common.evaluation.per_class import class_report
 from t2t_common.evaluation.weights_options import WeightsOptions, warn_about
 from t2t_common.io import cli
 from t2t_common.io.terminal import bar, status
-from t2t_jax.checkpoint import check_described, load_metadata, load_weights
+from t2t_jax.checkpoint import check_model_arguments, load_metadata, load_weights
 from t2t_jax.create import create_model
 from t2t_jax.data import eval_batches
 from t2t_jax.parallel.mesh import local_rows, make_mesh, put_batch, put_tree, sum_processes
@@ -66,7 +66,7 @@ def load_for_evaluation(options: WeightsOptions, *, dtype: Any = None) -> tuple[
     with status(f"loading {path}"):
         saved = load_metadata(path)
         arguments, preprocess = options.choose(saved)
-        check_described(arguments, path)
+        check_model_arguments(arguments, path)
         model = create_model(**arguments, dtype=dtype)
         report = load_weights(model, path, use_ema=options.ema)
     warn_about(report)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from t2t_common.weights.hub_models import load_model, save_model
 from t2t_config.weights.hub import fetch, upload
-from t2t_jax.checkpoint import check_described, init_weights
+from t2t_jax.checkpoint import check_model_arguments, init_weights
 from t2t_jax.create import create_model
 from t2t_jax.state import model_arrays
 from t2t_jax.weights.torch_file import save_safetensors
@@ -103,7 +103,7 @@ def from_pretrained(
             weights cannot be adapted to the requested sizes.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    return load_model(folder, arguments, check=check_described, create=create_model, load=init_weights)
+    return load_model(folder, arguments, check=check_model_arguments, create=create_model, load=init_weights)
 
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]

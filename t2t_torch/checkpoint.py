@@ -77,7 +77,7 @@ def load_checkpoint(
     )
 
 
-def check_described(arguments: Mapping[str, Any], path: Path) -> None:
+def check_model_arguments(arguments: Mapping[str, Any], path: Path) -> None:
     """Raise ValueError if `create_model(**arguments)` fails or its model is too large for the file at `path`."""
     with making(path):
         num_bytes = path.stat().st_size

@@ -26,7 +26,7 @@ from t2t_common.io import cli
 from t2t_common.io.terminal import bar, status
 from t2t_config.shapes import sizes_of
 from t2t_config.weights.metadata import from_text
-from t2t_torch.checkpoint import check_described, load_checkpoint, read_checkpoint
+from t2t_torch.checkpoint import check_model_arguments, load_checkpoint, read_checkpoint
 from t2t_torch.checkpoint_file import find_checkpoint
 from t2t_torch.create import create_model
 from t2t_torch.data import eval_batches
@@ -50,7 +50,7 @@ def load_for_evaluation(options: WeightsOptions) -> tuple[Any, Preprocess, dict[
         saved = sizes_of({name: tensor.shape for name, tensor in checkpoint.state_dict.items()})
         saved |= from_text(checkpoint.metadata)
         arguments, preprocess = options.choose(saved)
-        check_described(arguments, find_checkpoint(path))
+        check_model_arguments(arguments, find_checkpoint(path))
         model = create_model(**arguments)
         report = load_checkpoint(model, path, use_ema=options.ema)
     if report.missing:

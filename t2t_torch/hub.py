@@ -15,7 +15,7 @@ from torch import nn
 
 from t2t_common.weights.hub_models import load_model, save_model
 from t2t_config.weights.hub import fetch, upload
-from t2t_torch.checkpoint import check_described, load_checkpoint, save_checkpoint
+from t2t_torch.checkpoint import check_model_arguments, load_checkpoint, save_checkpoint
 from t2t_torch.create import create_model
 
 
@@ -107,7 +107,7 @@ def from_pretrained(
             weights cannot be adapted to the requested sizes.
     """
     folder = fetch(repo_or_folder, revision=revision, cache_dir=cache_dir, token=token)
-    model = load_model(folder, arguments, check=check_described, create=create_model, load=load_checkpoint)
+    model = load_model(folder, arguments, check=check_model_arguments, create=create_model, load=load_checkpoint)
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from parity.runs.losses import Loss
 from parity.runs.torch_side import Gradients, TorchSide
 
 
-def shake(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]:
+def perturbed(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]:
     """Return the arrays with every value multiplied by 1 + 2^-24 or 1 - 2^-24 at random (half a float32 ulp)."""
     draw = np.random.RandomState(seed)
     return tuple(
@@ -25,7 +25,7 @@ def shake(arrays: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, ...]
     )
 
 
-def shaken_gradients(
+def perturbed_gradients(
     side: TorchSide, arrays: Sequence[np.ndarray], loss: Loss, draws: Handed | None = None
 ) -> Gradients:
     """Compute loss and gradients after perturbing the inputs and all parameters; `side.model` is modified in place."""
@@ -35,7 +35,7 @@ def shaken_gradients(
             if param.is_floating_point() or param.is_complex():
                 signs = torch.randint(0, 2, param.shape, generator=draw).to(param.device) * 2 - 1
                 param.mul_(1 + 2.0**-24 * signs)
-    return side.gradients(shake(arrays), loss, draws=draws)
+    return side.gradients(perturbed(arrays), loss, draws=draws)
 
 
 def shifted_gradients(

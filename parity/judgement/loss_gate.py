@@ -11,7 +11,7 @@ from parity.runs.torch_side import Gradients
 
 
 def loss_rows(
-    oracle: Gradients, base: Gradients, port: Gradients, gates: Gates, mode: str, shaken: Gradients | None = None
+    oracle: Gradients, base: Gradients, port: Gradients, gates: Gates, mode: str, perturbed_run: Gradients | None = None
 ) -> list[Row]:
     """Compare the float32 losses of the reference (`base`) and the port with the float64 oracle's and with each other.
 
@@ -24,7 +24,7 @@ def loss_rows(
     base_loss, port_loss, between = (
         relative(abs(a.loss - b.loss), size) for a, b in ((base, oracle), (port, oracle), (port, base))
     )
-    spread = max(_spread(run, oracle) for run in (base, shaken or base)) / size if size else 0.0
+    spread = max(_spread(run, oracle) for run in (base, perturbed_run or base)) / size if size else 0.0
     handed_on = gates.f32_logits * _reach(oracle) / size if size else 0.0
     limit = max(gates.f32_loss, min(handed_on, gates.f32_logits), BY_CHANCE * spread)
     gate = gates.float32(max(base_loss, spread), 1, limit)

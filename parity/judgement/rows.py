@@ -195,9 +195,9 @@ def _row(
     return Row(pair.name, kind, mode, "float64", error, gate, note=note, noise=noise)
 
 
-def noise_floor(pairs: Sequence[Pair], oracle: Arrays, shaken: Arrays) -> dict[Key, float]:
+def noise_floor(pairs: Sequence[Pair], oracle: Arrays, perturbed_run: Arrays) -> dict[Key, float]:
     """Return relF per JAX call between the oracle and a run on inputs perturbed by one float32 rounding."""
-    return {pair.jax: distance(shaken[pair.torch].outputs, oracle[pair.torch].outputs)[0] for pair in pairs}
+    return {pair.jax: distance(perturbed_run[pair.torch].outputs, oracle[pair.torch].outputs)[0] for pair in pairs}
 
 
 def float32_rows(
@@ -313,19 +313,19 @@ def float32_gradient_rows(
     *,
     names: Mapping[Key, str] | None = None,
     mode: str = "free",
-    shaken: Gradients | None = None,
+    perturbed_run: Gradients | None = None,
     shifted: Gradients | None = None,
 ) -> list[Row]:
     """Compare loss and gradients of both frameworks in float32 with the float64 oracle.
 
-    `base` is the reference, whose errors determine the gates of the port's. `shaken` is a float64 run of PyTorch with
-    inputs and parameters perturbed by one float32 rounding each; it shows where large terms cancel. `shifted` is a run
-    whose loss receives the port's float32 outputs: since outputs have gates of their own, the gradient error that they
-    cause is added to the gradient's gate.
+    `base` is the reference, whose errors determine the gates of the port's. `perturbed_run` is a float64 run of PyTorch
+    with inputs and parameters perturbed by one float32 rounding each; it shows where large terms cancel. `shifted` is a
+    run whose loss receives the port's float32 outputs: since outputs have gates of their own, the gradient error that
+    they cause is added to the gradient's gate.
     """
-    rows = loss_rows(oracle, base, port, gates, mode, shaken)
+    rows = loss_rows(oracle, base, port, gates, mode, perturbed_run)
     base_errors, port_errors = _gradient_errors(base, oracle, names), _gradient_errors(port, oracle, names)
-    noise, handed_on = (_gradient_errors(run, oracle, None) if run else {} for run in (shaken, shifted))
+    noise, handed_on = (_gradient_errors(run, oracle, None) if run else {} for run in (perturbed_run, shifted))
     sizes = _gradient_sizes(oracle, base, names)
     for (name, kind), error in port_errors.items():
         own = base_errors[name, kind]

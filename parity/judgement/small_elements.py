@@ -8,8 +8,8 @@ grouped into bands of the scale
 
 kappa_i is the measured noise of the element in units of 2^-24: the deviation from the float64 oracle of PyTorch's
 float32 run, and of a float64 run on inputs perturbed by one float32 rounding. It reflects the size of the terms that
-cancel in the element, so cancellation does not count as an error. For the choice of the constants see the docs, "How
-equality is judged".
+cancel in the element, so cancellation does not count as an error. For the choice of the constants see the docs,
+"Tolerances".
 """
 
 from __future__ import annotations

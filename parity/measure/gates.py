@@ -93,7 +93,7 @@ Reference = Literal["torch", "jax"]
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """The largest errors that still count as equal (docs: How equality is judged).
+    """The largest errors that still count as equal (docs: Tolerances).
 
     In float64 the two frameworks are compared directly. In float32 each is compared with the float64 oracle, and the
     port's error may be at most `f32_ratio` times the reference's, plus a few roundings; see `float32` for tensors of
@@ -110,7 +110,7 @@ class Gates:
     f32_loss: float = 1e-6
 
     def float32(self, own: float, size: int, limit: float, *, floor: float | None = None, terms: int = 0) -> float:
-        """Return the gate for the error of one float32 tensor to the oracle (derivation: docs, How equality is judged).
+        """Return the gate for the error of one float32 tensor to the oracle (derivation: docs, Tolerances).
 
         Args:
             own: The reference's error to the oracle.

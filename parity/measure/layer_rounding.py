@@ -1,6 +1,6 @@
 """Number of float32 roundings that a layer's own arithmetic may cost, where PyTorch's own error does not show it.
 
-The unit is a left-to-right sum of products: k of them cost 0.3 sqrt(k) roundings (docs, How equality is judged).
+The unit is a left-to-right sum of products: k of them cost 0.3 sqrt(k) roundings (docs, Tolerances).
 
 - Layers with weights sum as many products as their fan-in.
 - Normalization subtracts a mean of k numbers. Its rounding error, relative to the result, is larger by the ratio of

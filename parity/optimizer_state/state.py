@@ -36,7 +36,7 @@ Moments = dict[str, dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass
-class TorchMemory:
+class TorchState:
     """The state of a PyTorch optimizer; `steps` per parameter, if it counts them."""
 
     moments: Moments
@@ -45,7 +45,7 @@ class TorchMemory:
 
 
 @dataclasses.dataclass
-class OptaxMemory:
+class OptaxState:
     """The leaves of an optax state by kind; hyperparameters that follow a schedule are excluded."""
 
     moments: dict[str, dict[str, Any]]
@@ -64,7 +64,7 @@ def parameter_names(model: torch.nn.Module, known: Collection[str]) -> dict[int,
     return found
 
 
-def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> TorchMemory:
+def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> TorchState:
     """Read the state of `optimizer`: zeros for parameters without state; frozen parameters are skipped.
 
     `names` are those of `parameter_names`.
@@ -76,48 +76,48 @@ def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> To
         known = ", ".join(kind.__name__ for kind in SLOTS)
         raise ValueError(f"the state of {type(optimizer).__name__} cannot be converted, that of {known} can")
     slots = SLOTS[type(optimizer)]
-    memory = TorchMemory({slot: {} for slot in slots.values()}, {}, [])
+    result = TorchState({slot: {} for slot in slots.values()}, {}, [])
     for group, parameter in parameters(optimizer):
         state = optimizer.state.get(parameter, {})
         if not parameter.requires_grad and not state:
             continue
         name = names.get(id(parameter))
         if name is None:
-            memory.problems.append(f"a parameter {list(parameter.shape)} of PyTorch's optimizer is not in the model")
+            result.problems.append(f"a parameter {list(parameter.shape)} of PyTorch's optimizer is not in the model")
             continue
         unknown = [key for key, value in state.items() if value is not None and key not in ("step", *slots)]
-        memory.problems += [f"{key} of {name} has no partner in optax" for key in unknown]
-        memory.problems += [f"{option} of {name}'s group has no partner in optax" for option in _foreign(group)]
+        result.problems += [f"{key} of {name} has no partner in optax" for key in unknown]
+        result.problems += [f"{option} of {name}'s group has no partner in optax" for option in _foreign(group)]
         if "momentum_buffer" in slots and not group["momentum"]:
             continue
         for key, slot in slots.items():
             value = state.get(key)
-            memory.moments[slot][name] = to_numpy(torch.zeros_like(parameter) if value is None else value)
+            result.moments[slot][name] = to_numpy(torch.zeros_like(parameter) if value is None else value)
         if "exp_avg" in slots:
-            memory.steps[name] = int(state.get("step", 0))
-    memory.moments = {slot: moments for slot, moments in memory.moments.items() if moments}
-    return memory
+            result.steps[name] = int(state.get("step", 0))
+    result.moments = {slot: moments for slot, moments in result.moments.items() if moments}
+    return result
 
 
-def read_optax(opt_state: optax.OptState) -> OptaxMemory:
+def read_optax(opt_state: optax.OptState) -> OptaxState:
     """Read the leaves of `opt_state` by kind; those that PyTorch cannot represent are added to the problems."""
-    memory = OptaxMemory({}, [], [], [])
+    result = OptaxState({}, [], [], [])
 
     def read(slot: str, name: str, leaf: Any) -> Any:
         if slot == "count":
-            memory.counts.append(leaf)
+            result.counts.append(leaf)
         elif slot == "hyperparam":
-            memory.hyperparams.append((name, leaf))
+            result.hyperparams.append((name, leaf))
         elif slot == "unknown":
-            memory.problems.append(f"{name} of optax's state has no partner in PyTorch")
-        elif name in memory.moments.setdefault(slot, {}):
-            memory.problems.append(f"optax's state holds {slot} of {name} twice")
+            result.problems.append(f"{name} of optax's state has no partner in PyTorch")
+        elif name in result.moments.setdefault(slot, {}):
+            result.problems.append(f"optax's state holds {slot} of {name} twice")
         else:
-            memory.moments[slot][name] = leaf
+            result.moments[slot][name] = leaf
         return leaf
 
     walk(opt_state, read)
-    return memory
+    return result
 
 
 def walk(state: Any, visit: Visit) -> Any:

@@ -18,7 +18,7 @@ from parity.carry.convert import Ledger
 from parity.carry.rules import Rules
 from parity.causes import find_causes, find_single_causes
 from parity.causes.precision.leaks import believable, leak_causes
-from parity.judgement.input_noise import output_errors, shake, shaken_gradients, shifted_gradients
+from parity.judgement.input_noise import output_errors, perturbed, perturbed_gradients, shifted_gradients
 from parity.judgement.rows import (
     float32_gradient_rows,
     float32_rows,
@@ -180,11 +180,11 @@ class Proof:
                 references = self._references(section, oracle)
                 keys = {pair.jax for pair in section}
                 runs = {p: jax_side(p).both(pool, self.arrays, references, only=keys) for p in precisions}
-                shaken = double.forward(shake(self.arrays), only={pair.torch for pair in section})
-                noise = noise_floor(section, oracle, shaken)
+                perturbed_run = double.forward(perturbed(self.arrays), only={pair.torch for pair in section})
+                noise = noise_floor(section, oracle, perturbed_run)
                 if "float64" in precisions:
-                    small = self._small(section, references, shaken, torch_side("float32"))
-                    del shaken
+                    small = self._small(section, references, perturbed_run, torch_side("float32"))
+                    del perturbed_run
                     rows += self._section64(runs.pop("float64"), section, references, noise, small)
                     self.notes.extend(unverified_layers(section, references))
                 if "float32" in precisions:
@@ -221,10 +221,10 @@ class Proof:
         weights = 8 * sum(math.prod(entry.torch_shape) for entry in self.ledger)
         return max((self.memory * 2**30 - 5.5 * weights) / 1.6, SECTION_BYTES)
 
-    def _small(self, section: list[Pair], references: Arrays, shaken: Arrays, ours: TorchSide) -> SmallOnes:
+    def _small(self, section: list[Pair], references: Arrays, perturbed_run: Arrays, ours: TorchSide) -> SmallOnes:
         """Return the elements that relF does not resolve, with the measured noise of each."""
         own = ours.forward(self.arrays, only={pair.torch for pair in section})
-        draws = [_in_jax(section, calls) for calls in (own, shaken)]
+        draws = [_in_jax(section, calls) for calls in (own, perturbed_run)]
         return small_ones({pair.jax: references[pair.jax] for pair in section}, draws, self.gates.f64)
 
     def _section64(
@@ -280,12 +280,14 @@ class Proof:
         if not fails(found):
             return self._judged(found)
         # Measured only if it can change the verdict: the effect of rounding the inputs and parameters.
-        shaken = shaken_gradients(self.torch_side("float64"), self.arrays, loss)
+        perturbed_run = perturbed_gradients(self.torch_side("float64"), self.arrays, loss)
         shifted = None
         if not fails(rows, precision="float64"):  # the outputs of a wrong model do not measure rounding
             shifted = shifted_gradients(self.torch_side("float64"), self.arrays, loss, self._output_errors())
-        rows = with_small_gradients(rows, suspects, [ours, shaken])
-        rows += float32_gradient_rows(wanted, *roles, self.gates, names=names, shaken=shaken, shifted=shifted)
+        rows = with_small_gradients(rows, suspects, [ours, perturbed_run])
+        rows += float32_gradient_rows(
+            wanted, *roles, self.gates, names=names, perturbed_run=perturbed_run, shifted=shifted
+        )
         return self._judged(rows)
 
     def _output_errors(self) -> list[np.ndarray]:

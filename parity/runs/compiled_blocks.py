@@ -1,8 +1,8 @@
-"""Run a flax model in separately compiled pieces, where identical pieces share one program.
+"""Run a flax model in separately compiled blocks, where identical blocks share one program.
 
 Most of a deep model, and of its compile time, is a list of identical blocks. The modules that contain such a list
-run operation by operation, and the blocks and their siblings are the pieces. A model without identical blocks is a
-single piece, as is one that does something pieces do not support (`UnfitError`).
+run operation by operation; the blocks in it, and their siblings, are compiled. A model without identical blocks is
+compiled as a whole, as is one whose blocks cannot be separated (`SeparationError`).
 
 On CPU the LLVM optimization passes are disabled: they are not allowed to change any rounding, and take longer than
 they save. They only pay off for convolutions: as plain loops, the one of ViT's patch embedding takes minutes.
@@ -30,19 +30,24 @@ from parity.recording.structure import Rebuild, flatten, tensors, with_tensors
 from parity.recording.transformations import has_paths, watched
 
 Work = Callable[[nnx.Module, Any, Any, Any], Any]
-"""Function computed in a piece, of its module, arguments, keyword arguments and further arrays. It is hashable, and
+"""Function that is compiled, of a block's module, arguments, keyword arguments and further arrays. It is hashable, and
 equal functions compute the same.
 """
 
 
-class UnfitError(Exception):
-    """A piece is called twice, has a submodule that is called from outside, changes its variables, takes a module as
-    argument, or has unhashable attributes (a dict, a set), so that identical pieces cannot be recognized.
+class SeparationError(Exception):
+    """The blocks of a model cannot be compiled separately.
+
+    One of them is called twice, has a submodule that is called from outside, changes its variables, takes a module as
+    argument, or has unhashable attributes (a dict, a set), so that identical blocks cannot be recognized.
     """
 
 
-def piece_names(model: nnx.Module) -> frozenset[str]:
-    """Return the paths of the modules that are pieces; {""} for the whole model, e.g. if modules store their paths."""
+def block_names(model: nnx.Module) -> frozenset[str]:
+    """Return the paths of the modules that are compiled separately; {""} for the whole model.
+
+    The whole model is compiled, for example, if its modules store their paths.
+    """
     if has_paths(model):
         return frozenset({""})
     modules = dict(nnx.iter_modules(model))
@@ -83,18 +88,18 @@ def compiler_options(model: nnx.Module) -> dict[str, Any]:
     return {"xla_backend_optimization_level": 0}
 
 
-class Pieces:
-    """The pieces of one model, in one precision.
+class CompiledBlocks:
+    """The blocks of one model, in one precision.
 
-    The model is first traced inside `jax.eval_shape`, which starts compiling each distinct piece; then it runs.
+    The model is first traced inside `jax.eval_shape`, which starts compiling each distinct block; then it runs.
     """
 
     def __init__(self, names: Collection[str], pool: Executor, *, gradients: bool = False) -> None:
         """
         Args:
-            names: Paths of the pieces, see `piece_names`.
+            names: Paths of the blocks, see `block_names`.
             pool: Threads used for compiling.
-            gradients: Whether the model runs inside `jax.grad`. The backward pass of a piece recomputes its forward
+            gradients: Whether the model runs inside `jax.grad`. The backward pass of a block recomputes its forward
                 pass, so that its intermediate values need no memory before.
         """
         self.names = frozenset(names)
@@ -112,10 +117,10 @@ class Pieces:
         """Compute `work(module, args, kwargs, given)`, compiled.
 
         Raises:
-            UnfitError: Compiling the piece would change the result; raised while tracing.
+            SeparationError: Compiling the block would change the result; raised while tracing.
         """
         if any(opaque(x) for x in jax.tree.leaves((args, kwargs), is_leaf=opaque)):
-            raise UnfitError
+            raise SeparationError
         graphdef, state = nnx.split(module)
         leaves, tree = jax.tree.flatten((state, args, kwargs, given))
         arrays = [x for x in leaves if _is_array(x)]
@@ -135,7 +140,7 @@ class Pieces:
         try:
             hash(parts)
         except TypeError:
-            raise UnfitError from None
+            raise SeparationError from None
         return parts
 
 
@@ -144,7 +149,7 @@ _ARRAY = object()
 
 
 class _Program:
-    """The program of one piece, built from its first call and shared by all identical calls."""
+    """The program of one block, built from its first call and shared by all identical calls."""
 
     def __init__(self, work: Work, graphdef: Any, tree: Any, fixed: Mapping[int, Any], *, may_change: bool) -> None:
         self._work, self._graphdef, self._tree, self._fixed = work, graphdef, tree, fixed
@@ -164,7 +169,7 @@ class _Program:
         found, rebuild = flatten(self._work(module, args, kwargs, given))
         after = jax.tree.leaves(nnx.state(module))
         if not self._may_change and any(a is not b for a, b in zip(before, after, strict=True)):
-            raise UnfitError
+            raise SeparationError
         self._form = rebuild, [_ARRAY if _is_array(x) else x for x in found]
         return [jnp.asarray(x) for x in found if _is_array(x)]
 
@@ -228,34 +233,34 @@ class _Program:
         return run([x for x, moving in zip(arrays, moves, strict=True) if moving])
 
 
-def begin(
+def start_compiling(
     names: Collection[str], pool: Executor, run: Callable[..., Any], *args: Any, gradients: bool = False
-) -> Pieces:
-    """Start compiling the pieces of `run(pieces, *args)`, and return them.
+) -> CompiledBlocks:
+    """Start compiling the blocks of `run(blocks, *args)`, and return them.
 
     Raises:
-        UnfitError: The model cannot be split into these pieces.
+        SeparationError: The model cannot be split into these blocks.
     """
-    pieces = Pieces(names, pool, gradients=gradients)
-    jax.eval_shape(functools.partial(run, pieces), *args)
-    return pieces
+    blocks = CompiledBlocks(names, pool, gradients=gradients)
+    jax.eval_shape(functools.partial(run, blocks), *args)
+    return blocks
 
 
-class InPieces:
-    """Dispatch the calls of pieces to `compute`, which returns their outputs: see `jax_hooks`."""
+class BlockDispatcher:
+    """Dispatch the calls of blocks to `compute`, which returns their outputs: see `jax_hooks`."""
 
-    def __init__(self, pieces: Pieces, compute: Callable[[Key, nnx.Module, Any, Any], Any]) -> None:
-        self._names, self._compute = pieces.names, compute
+    def __init__(self, blocks: CompiledBlocks, compute: Callable[[Key, nnx.Module, Any, Any], Any]) -> None:
+        self._names, self._compute = blocks.names, compute
 
     def takes(self, key: Key) -> bool:
-        """Return whether the call is one of a piece.
+        """Return whether the call is one of a block.
 
         Raises:
-            UnfitError: The piece was called before, or the call is one of a module inside a piece.
+            SeparationError: The block was called before, or the call is one of a module inside a block.
         """
         name, index = key
-        if (name in self._names and index) or any(name.startswith(f"{piece}.") for piece in self._names if piece):
-            raise UnfitError
+        if (name in self._names and index) or any(name.startswith(f"{block}.") for block in self._names if block):
+            raise SeparationError
         return name in self._names
 
     def __call__(self, key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
@@ -276,8 +281,8 @@ def around(name: str, key: Key) -> Key:
     return (f"{name}.{key[0]}" if name else key[0]), key[1]
 
 
-def jax_calls_in_pieces(
-    pieces: Pieces,
+def jax_calls_in_blocks(
+    blocks: CompiledBlocks,
     model: nnx.Module,
     inputs: tuple[jax.Array, ...],
     reference: Mapping[Key, Call],
@@ -286,15 +291,15 @@ def jax_calls_in_pieces(
     forced: bool | None,
     apply: Apply = positional,
 ) -> Calls:
-    """Record calls as `jax_calls` does, compiled in pieces.
+    """Record calls as `jax_calls` does, compiled in blocks.
 
-    The pieces are the same whether `forced` is False or True; with None, every run is forced.
+    The blocks are the same whether `forced` is False or True; with None, every run is forced.
 
     Raises:
-        OtherTypeError, UnfitError: See there; raised while `pieces` is tracing.
+        OtherTypeError, SeparationError: See there; raised while `blocks` is tracing.
     """
     told: Any = None if forced is None else np.bool_(forced)
-    if pieces.tracing:  # traced for both kinds of run
+    if blocks.tracing:  # traced for both kinds of run
         recorder = Recorder(reference, only, told)
     else:
         recorder = Recorder({} if forced is False else reference, only, None)
@@ -302,20 +307,20 @@ def jax_calls_in_pieces(
     def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
         work = _Recording(frozenset(within(key[0], dict.fromkeys(only))))
         known = within(key[0], reference)
-        output, found = pieces(work, module, args, kwargs, (known, told))
+        output, found = blocks(work, module, args, kwargs, (known, told))
         leaves, rebuild = flatten(output)
         calls = resolved({ROOT: Call(tensors((args, kwargs)), leaves), **found}, None if forced is False else known)
         recorder.calls.update({around(key[0], inner): call for inner, call in calls.items() if inner != ROOT})
         return rebuild(calls[ROOT].outputs)
 
-    inside = InPieces(pieces, compute)
+    inside = BlockDispatcher(blocks, compute)
     apply(watched(model, recorder.replace_inputs, recorder.replace_outputs, inside=inside), inputs)
     return recorder.calls
 
 
 @dataclasses.dataclass(frozen=True)
 class _Recording:
-    """Work of a piece that returns its output and the calls in `only` (keys relative to the piece, without its own)."""
+    """Work of a block that returns its output and the calls in `only` (keys relative to the block, without its own)."""
 
     only: frozenset[Key]
 

@@ -14,7 +14,7 @@ from parity.random_draws.matching import Handed
 from parity.recording.capture import ROOT, Key, Replace
 from parity.recording.inputs import Apply, positional
 from parity.recording.transformations import watched
-from parity.runs.compiled_blocks import InPieces, Pieces, within
+from parity.runs.compiled_blocks import BlockDispatcher, CompiledBlocks, within
 
 Altered = tuple[Handed | None, Mapping[Key, Sequence[Any]]]
 """The values of random draws (None: the model draws them), and the arrays to add to call outputs."""
@@ -26,22 +26,26 @@ def _altered(module: nnx.Module, args: Any, kwargs: Any, by: Altered) -> Any:
         return watched(module, _unchanged, _adding(zeros))(*args, **kwargs)
 
 
-def altered_in_pieces(
-    pieces: Pieces | None, model: nnx.Module, inputs: Sequence[jax.Array], by: Altered, apply: Apply = positional
+def altered_in_blocks(
+    blocks: CompiledBlocks | None,
+    model: nnx.Module,
+    inputs: Sequence[jax.Array],
+    by: Altered,
+    apply: Apply = positional,
 ) -> Any:
-    """Return the output of the model, compiled in `pieces` if given."""
-    if pieces is None:
+    """Return the output of the model, compiled in `blocks` if given."""
+    if blocks is None:
         return apply(lambda *args, **kwargs: _altered(model, args, kwargs, by), inputs)
     draws, zeros = by
 
     def compute(key: Key, module: nnx.Module, args: Any, kwargs: Any) -> Any:
-        # The outer hook adds to the piece's own output; the piece's own draws happen inside.
+        # The outer hook adds to the block's own output; the block's own draws happen inside.
         own = {ROOT: draws[key]} if draws and key in draws else {}
         inner = None if draws is None else {**own, **within(key[0], draws)}
-        return pieces(_altered, module, args, kwargs, (inner, within(key[0], zeros)))
+        return blocks(_altered, module, args, kwargs, (inner, within(key[0], zeros)))
 
     with handed_out(model, draws):
-        return apply(watched(model, _unchanged, _adding(zeros), inside=InPieces(pieces, compute)), inputs)
+        return apply(watched(model, _unchanged, _adding(zeros), inside=BlockDispatcher(blocks, compute)), inputs)
 
 
 def _unchanged(key: Key, arrays: list[jax.Array]) -> None:

@@ -35,15 +35,15 @@ from parity.recording.inputs import Apply, positional
 from parity.recording.structure import Form, form, tensors, with_tensors
 from parity.recording.transformations import jax_calls
 from parity.runs.compiled_blocks import (
-    Pieces,
-    UnfitError,
-    begin,
+    CompiledBlocks,
+    SeparationError,
+    block_names,
     compiler_options,
     dotted,
-    jax_calls_in_pieces,
-    piece_names,
+    jax_calls_in_blocks,
+    start_compiling,
 )
-from parity.runs.instrumented import altered_in_pieces
+from parity.runs.instrumented import altered_in_blocks
 from parity.runs.losses import Loss
 from parity.runs.memory import release, trim
 from parity.runs.torch_side import Arrays, Gradients, to_arrays
@@ -142,30 +142,30 @@ class JaxSide:
             graphdef, state = nnx.split(self.model)
             inputs, shapes = self.inputs(arrays), {key: self._abstract(call) for key, call in reference.items()}
 
-            def run(pieces: Pieces, state: nnx.State, inputs: Any, known: Calls, forced: bool | None) -> Calls:
+            def run(blocks: CompiledBlocks, state: nnx.State, inputs: Any, known: Calls, forced: bool | None) -> Calls:
                 model = nnx.merge(graphdef, state)
-                return jax_calls_in_pieces(pieces, model, inputs, known, only=keys, forced=forced, apply=self.apply)
+                return jax_calls_in_blocks(blocks, model, inputs, known, only=keys, forced=forced, apply=self.apply)
 
-            def start(known: Calls, forced: bool | None) -> Pieces:
+            def start(known: Calls, forced: bool | None) -> CompiledBlocks:
                 function = functools.partial(run, forced=forced)
                 try:
-                    return begin(piece_names(self.model), pool, function, state, inputs, known)
-                except UnfitError:
-                    return begin({""}, pool, function, state, inputs, known)
+                    return start_compiling(block_names(self.model), pool, function, state, inputs, known)
+                except SeparationError:
+                    return start_compiling({""}, pool, function, state, inputs, known)
 
             try:
                 both = start(shapes, True)
-                programs: dict[bool, tuple[Pieces, Arrays, bool | None]]
+                programs: dict[bool, tuple[CompiledBlocks, Arrays, bool | None]]
                 programs = {True: (both, reference, True), False: (both, reference, False)}
             except OtherTypeError:
                 programs = {True: (start(shapes, None), reference, None), False: (start({}, None), {}, None)}
 
         def finish(forced: bool) -> Arrays:
-            pieces, reference, told = programs[forced]
-            pieces.ready()
+            blocks, reference, told = programs[forced]
+            blocks.ready()
             trim()  # the memory used for compiling
             with self.switches():
-                return to_arrays(run(pieces, state, inputs, self._calls(reference), told))
+                return to_arrays(run(blocks, state, inputs, self._calls(reference), told))
 
         return finish
 
@@ -285,14 +285,14 @@ class JaxSide:
             drawn = self._drawn(draws)
 
             def scalar(
-                pieces: Pieces | None, state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State
+                blocks: CompiledBlocks | None, state: nnx.State, moving: list[jax.Array], zeros: Any, rest: nnx.State
             ) -> jax.Array:
                 moved = list(inputs)
                 for i, x in zip(floating, moving, strict=True):
                     moved[i] = x
                 # New variables at this level of tracing: running statistics are written in training mode.
                 model = nnx.merge(graphdef, state, jax.tree.map(lambda x: x, rest))
-                output = altered_in_pieces(pieces, model, moved, (drawn, zeros), self.apply)
+                output = altered_in_blocks(blocks, model, moved, (drawn, zeros), self.apply)
                 # Pass the tensors only: an output may contain types that jit does not accept.
                 return jax.jit(lambda new: loss.jax(with_tensors(output, new)))(tensors(output))
 
@@ -307,18 +307,18 @@ class JaxSide:
         )
 
     def _value_and_grad(self, scalar: Callable[..., jax.Array], arguments: tuple[Any, ...]) -> Any:
-        """Return value and gradients of `scalar(pieces, *arguments)` by all but the last argument; in pieces if any."""
+        """Return value and gradients of `scalar(blocks, *arguments)` by all but the last argument; in blocks if any."""
 
-        def gradient(pieces: Pieces | None) -> Callable[..., Any]:
-            return jax.value_and_grad(functools.partial(scalar, pieces), argnums=(0, 1, 2))
+        def gradient(blocks: CompiledBlocks | None) -> Callable[..., Any]:
+            return jax.value_and_grad(functools.partial(scalar, blocks), argnums=(0, 1, 2))
 
-        names = {""} if self.widens else piece_names(self.model)
+        names = {""} if self.widens else block_names(self.model)
         if names != {""} and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            with contextlib.suppress(UnfitError), ThreadPoolExecutor(2) as pool:
-                pieces = begin(names, pool, scalar, *arguments, gradients=True)
-                pieces.ready()
+            with contextlib.suppress(SeparationError), ThreadPoolExecutor(2) as pool:
+                blocks = start_compiling(names, pool, scalar, *arguments, gradients=True)
+                blocks.ready()
                 release()
-                return gradient(pieces)(*arguments)
+                return gradient(blocks)(*arguments)
         return self.run(gradient(None), *arguments, donate_argnums=0)
 
     def switches(self) -> Any:

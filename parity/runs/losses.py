@@ -85,7 +85,7 @@ def default_loss(shapes: Sequence[Sequence[int]], axes: Sequence[Sequence[int] |
     a_i ~ N(0, 1), b_i ~ U(1/2, 3/2), seeded by the output's index and shape; n is the size of the output. Real and
     imaginary part of a complex output are two numbers. For |y_i| > 1024, y_i is replaced by
     sign(y_i) 1024 (1 + log(|y_i| / 1024)). Infinities, NaN and non-floating outputs contribute nothing. Why the loss
-    detects every difference: docs, How equality is judged.
+    detects every difference: docs, Tolerances.
 
     Args:
         shapes: Shapes of the outputs in PyTorch's layout, in the order of `parity.recording.structure`.

@@ -23,7 +23,7 @@ from parity.carry.copies import torch_copy as copied
 from parity.carry.dtypes import torch_in_precision
 from parity.carry.rules import Rules
 from parity.causes.training.steps import statistics_cause
-from parity.judgement.input_noise import output_errors, shaken_gradients, shifted_gradients
+from parity.judgement.input_noise import output_errors, perturbed_gradients, shifted_gradients
 from parity.judgement.rows import float32_gradient_rows, gradient_rows, layer_rows
 from parity.measure.gates import Gates, Reference, Row, rel_f
 from parity.pairing.match_calls import Pairing, pair_calls
@@ -163,7 +163,7 @@ class _Training:
             return rows
         # Measured only if it can change the verdict, as in evaluation mode.
         side, shifted = functools.partial(self.torch_side, "float64"), None
-        shaken = shaken_gradients(side(), self.arrays, loss, ours)
+        perturbed_run = perturbed_gradients(side(), self.arrays, loss, ours)
         if holds:
             root = pairing.root
             wanted = side().forward(self.arrays, only={root.torch}, draws=ours)[root.torch]
@@ -174,7 +174,9 @@ class _Training:
                 given = self.torch_side("float32").forward(self.arrays, only={root.torch}, draws=ours)[root.torch]
                 errors = output_errors(wanted, given, (None,) * len(wanted.outputs))
             shifted = shifted_gradients(side(), self.arrays, loss, errors, ours)
-        return float32_gradient_rows(oracle, *roles, self.gates, mode="train", shaken=shaken, shifted=shifted)
+        return float32_gradient_rows(
+            oracle, *roles, self.gates, mode="train", perturbed_run=perturbed_run, shifted=shifted
+        )
 
     def layers(self, pairing: Pairing, ours: Handed, theirs: Handed) -> list[Row]:
         """Compare every module's output for the reference's inputs in float64; return the failing rows."""

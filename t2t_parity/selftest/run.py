@@ -19,9 +19,9 @@ import torch
 from parity.measure.gates import Gates
 from parity.report.report import Report
 from t2t_parity.selftest.backward import GRADIENT
+from t2t_parity.selftest.fast_check import fast_check
 from t2t_parity.selftest.foreign import MISTAKES
 from t2t_parity.selftest.forward import FORWARD
-from t2t_parity.selftest.judge import judge
 from t2t_parity.selftest.modes import TRAIN
 from t2t_parity.selftest.mutation import Mutation
 from t2t_parity.selftest.optimisers import CORRECT, OPTIMISERS, SCHEDULES, Trial
@@ -247,7 +247,7 @@ def try_mutation(mutation: Mutation, gates: Gates | None = None, *, opaque: bool
 def _judged(mutation: Mutation, gates: Gates | None, opaque: bool) -> Report:
     torch_model, jax_model, inputs = fresh(mutation.pair)
     with mutation.apply(jax_model) or contextlib.nullcontext():
-        return judge(
+        return fast_check(
             torch_model,
             jax_model,
             inputs,
@@ -320,7 +320,7 @@ def try_unmutated(
     options: dict[str, Any] = {"rules": rules_of(family), "backward": every, "float32": every, "training": training}
     options["opaque"] = opaque
     try:
-        report = judge(*make(family, seed), gates=gates, **options)
+        report = fast_check(*make(family, seed), gates=gates, **options)
     except Exception as error:  # a correct pair that is rejected or crashes is also a false alarm
         return name, f"{name}: {type(error).__name__}: {error}"
     worst: Any = max(report.failures, key=lambda row: row.error, default=None)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from parity.judgement.input_noise import shake, shaken_gradients, shifted_gradients
+from parity.judgement.input_noise import perturbed, perturbed_gradients, shifted_gradients
 from parity.runs.losses import Loss
 from parity.runs.torch_side import TorchSide
-from t2t_parity.selftest.judge import judge
+from t2t_parity.selftest.fast_check import fast_check
 from t2t_parity.selftest.pairs import make
 from t2t_parity.selftest.run import try_unmutated
 
@@ -31,14 +31,14 @@ class Scaled(torch.nn.Module):
 
 def test_every_number_moves_by_half_a_unit_of_float32s_last_place() -> None:
     ids = np.arange(3)
-    moved, same = shake((X, ids))
+    moved, same = perturbed((X, ids))
     assert np.array_equal(abs(moved / X - 1), np.full(X.shape, 2.0**-24))
     assert same is ids
 
 
 def test_the_gradient_of_shaken_numbers_is_off_by_a_few_roundings() -> None:
     exact = TorchSide.of(Scaled(), "float64").gradients((X,), SQUARES).params["w"]
-    moved = shaken_gradients(TorchSide.of(Scaled(), "float64"), (X,), SQUARES).params["w"]
+    moved = perturbed_gradients(TorchSide.of(Scaled(), "float64"), (X,), SQUARES).params["w"]
     assert 0 < abs(moved / exact - 1).max() < 4 * 2.0**-24
 
 
@@ -58,6 +58,6 @@ def test_a_mean_that_is_summed_in_another_order_is_no_error_of_a_gradient(seed: 
 
 @pytest.mark.parametrize("seed", [1, 3])
 def test_neither_is_it_in_training_mode(seed: int) -> None:
-    report = judge(*make("offset", seed), training=True)
+    report = fast_check(*make("offset", seed), training=True)
     assert any(row.mode == "train" and row.precision == "float32" for row in report.rows)
     assert report.passed, report

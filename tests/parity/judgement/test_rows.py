@@ -221,8 +221,8 @@ def test_a_float64_run_holds_nothing_narrower():
 def test_noise_is_what_a_shaken_input_changes():
     """Both runs are PyTorch's; the floor is kept by JAX's names."""
     oracle = {("a", 0): Call(None, [RIGHT]), ("", 0): Call(None, [RIGHT])}
-    shaken = {("a", 0): Call(None, [OFF_BY_TENTH]), ("", 0): Call(None, [OFF_BY_FIFTH])}
-    assert noise_floor([PAIRS[0], PAIRS[2]], oracle, shaken) == {X: 0.1, ROOT: 0.2}
+    perturbed_run = {("a", 0): Call(None, [OFF_BY_TENTH]), ("", 0): Call(None, [OFF_BY_FIFTH])}
+    assert noise_floor([PAIRS[0], PAIRS[2]], oracle, perturbed_run) == {X: 0.1, ROOT: 0.2}
 
 
 def test_float32_layers_are_judged_against_the_oracle_and_each_other():

@@ -74,10 +74,10 @@ def test_the_small_rest_of_large_terms_is_no_error(seed: int):
     bias = np.array([1e12, *draw.standard_normal(7)]) * 1e-9
 
     def layer(dtype: torch.dtype, order: np.ndarray, moved: float = 0.0) -> np.ndarray:
-        shaken = x * (1 + moved * np.sign(np.sin(np.arange(x.size)).reshape(x.shape)))
+        perturbed_run = x * (1 + moved * np.sign(np.sin(np.arange(x.size)).reshape(x.shape)))
         total = torch.zeros((40, 8), dtype=dtype)
         for i in order:
-            total += 1e4 * torch.tensor(shaken[:, i : i + 1], dtype=dtype) * torch.tensor(w[i], dtype=dtype)
+            total += 1e4 * torch.tensor(perturbed_run[:, i : i + 1], dtype=dtype) * torch.tensor(w[i], dtype=dtype)
         return (total + torch.tensor(bias, dtype=dtype) * 1e9).double().numpy()
 
     there, back = np.arange(64), draw.permutation(64)

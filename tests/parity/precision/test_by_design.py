@@ -16,7 +16,7 @@ from parity import check, torch_to_jax
 from parity.precision.by_design import Design, inexact
 from parity.precision.casts import Cast
 from parity.report.report import Report
-from t2t_parity.selftest.judge import judge
+from t2t_parity.selftest.fast_check import fast_check
 from tests.support.parity.float32_pairs import (
     TOKENS,
     WIDTH,
@@ -57,7 +57,7 @@ def drawn(torch_model: torch.nn.Module, jax_model: nnx.Module) -> tuple[torch.nn
 
 
 def quickly(torch_model: torch.nn.Module, jax_model: nnx.Module, inputs: np.ndarray = X, **options: Any) -> Report:
-    return judge(*drawn(torch_model, jax_model), inputs, **options)
+    return fast_check(*drawn(torch_model, jax_model), inputs, **options)
 
 
 def test_casts_on_both_sides_hold_at_every_level() -> None:

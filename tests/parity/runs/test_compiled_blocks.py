@@ -1,4 +1,4 @@
-"""A model in pieces computes what it computes whole; alike pieces share a program; what does not fit is found out."""
+"""Compiled in blocks, a model computes the same; identical blocks share a program; unsuitable models are detected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from flax import nnx
 
 from parity.recording.capture import Call, Calls
 from parity.recording.transformations import jax_calls
-from parity.runs.compiled_blocks import Pieces, UnfitError, begin, jax_calls_in_pieces, piece_names
-from parity.runs.instrumented import altered_in_pieces
+from parity.runs.compiled_blocks import (
+    CompiledBlocks,
+    SeparationError,
+    block_names,
+    jax_calls_in_blocks,
+    start_compiling,
+)
+from parity.runs.instrumented import altered_in_blocks
 from tests.support.golden import rel_f
 
 X = np.random.RandomState(0).standard_normal((2, 4))
@@ -72,29 +78,29 @@ class Counting(Mlp):
         return super().__call__(x)
 
 
-def begun(model: nnx.Module, reference: Calls, forced: bool | None, pool: ThreadPoolExecutor) -> Pieces:
+def begun(model: nnx.Module, reference: Calls, forced: bool | None, pool: ThreadPoolExecutor) -> CompiledBlocks:
     graphdef, state = nnx.split(model)
 
-    def run(pieces: Pieces, state: nnx.State, x: jax.Array) -> Calls:
+    def run(blocks: CompiledBlocks, state: nnx.State, x: jax.Array) -> Calls:
         merged = nnx.merge(graphdef, state)
-        return jax_calls_in_pieces(pieces, merged, (x,), reference, only=set(reference), forced=forced)
+        return jax_calls_in_blocks(blocks, merged, (x,), reference, only=set(reference), forced=forced)
 
-    pieces = begin(piece_names(model), pool, run, state, jnp.asarray(X))
-    pieces.ready()
-    return pieces
+    blocks = start_compiling(block_names(model), pool, run, state, jnp.asarray(X))
+    blocks.ready()
+    return blocks
 
 
-def test_blocks_in_a_list_and_their_neighbours_are_pieces():
-    assert piece_names(Deep()) == {"stem", "norm", *(f"blocks.{i}" for i in range(5))}
-    assert piece_names(Deep(1)) == {""}
-    assert piece_names(Mlp(nnx.Rngs(0))) == {""}  # layers of a list are too small
+def test_blocks_in_a_list_and_their_neighbours_are_compiled_separately():
+    assert block_names(Deep()) == {"stem", "norm", *(f"blocks.{i}" for i in range(5))}
+    assert block_names(Deep(1)) == {""}
+    assert block_names(Mlp(nnx.Rngs(0))) == {""}  # layers of a list are too small
 
 
 def test_alike_blocks_share_a_program():
     model = Deep()
     with ThreadPoolExecutor(1) as pool:
-        pieces = begun(model, jax_calls(model, (jnp.asarray(X),)), True, pool)
-    assert len(pieces._programs) == 3
+        blocks = begun(model, jax_calls(model, (jnp.asarray(X),)), True, pool)
+    assert len(blocks._programs) == 3
 
 
 @pytest.mark.parametrize("forced", [False, True, None])
@@ -106,8 +112,8 @@ def test_calls_are_those_of_the_whole(forced: bool | None):
         key: Call([2 * x for x in call.inputs or []], [3 * x for x in call.outputs]) for key, call in free.items()
     }
     with ThreadPoolExecutor(1) as pool:
-        pieces = begun(model, reference, forced, pool)
-        found = jax_calls_in_pieces(pieces, model, (x,), reference, only=set(reference), forced=forced)
+        blocks = begun(model, reference, forced, pool)
+        found = jax_calls_in_blocks(blocks, model, (x,), reference, only=set(reference), forced=forced)
     wanted = free if forced is False else jax_calls(model, (x,), reference)
     assert list(found) == list(wanted)
     for key, call in wanted.items():
@@ -126,39 +132,39 @@ def test_gradients_are_those_of_the_whole(x64: None):
     def whole(state: nnx.State, x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(nnx.merge(graphdef, state)(x)))
 
-    def parts(pieces: Pieces, state: nnx.State, x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.sin(altered_in_pieces(pieces, nnx.merge(graphdef, state), [x], ({}, {}))))
+    def parts(blocks: CompiledBlocks, state: nnx.State, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(altered_in_blocks(blocks, nnx.merge(graphdef, state), [x], ({}, {}))))
 
     with ThreadPoolExecutor(1) as pool:
-        pieces = begin(piece_names(model), pool, parts, state, jnp.asarray(X), gradients=True)
-        pieces.ready()
-        found = jax.grad(parts, argnums=(1, 2))(pieces, state, jnp.asarray(X))
+        blocks = start_compiling(block_names(model), pool, parts, state, jnp.asarray(X), gradients=True)
+        blocks.ready()
+        found = jax.grad(parts, argnums=(1, 2))(blocks, state, jnp.asarray(X))
     wanted = jax.grad(whole, argnums=(0, 1))(state, jnp.asarray(X))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert rel_f(a, b) < 1e-14
 
 
 @pytest.mark.parametrize("kind", [Twice, Reaching])
-def test_calls_that_pieces_cannot_see_do_not_fit(kind: type[Deep]):
+def test_calls_that_blocks_cannot_see_do_not_fit(kind: type[Deep]):
     model = kind()
-    with ThreadPoolExecutor(1) as pool, pytest.raises(UnfitError):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(SeparationError):
         begun(model, jax_calls(model, (jnp.asarray(X),)), True, pool)
 
 
 def test_attributes_without_a_hash_leave_the_model_whole():
     model = Deep()
     model.blocks[1].options = {"scale": 2}
-    assert piece_names(model) == {""}
+    assert block_names(model) == {""}
     x = jnp.asarray(X)
     free = jax_calls(model, (x,))
     with ThreadPoolExecutor(1) as pool:
-        pieces = begun(model, free, True, pool)
-        found = jax_calls_in_pieces(pieces, model, (x,), free, only=set(free), forced=False)
+        blocks = begun(model, free, True, pool)
+        found = jax_calls_in_blocks(blocks, model, (x,), free, only=set(free), forced=False)
     assert rel_f(found["", 0].outputs[0], free["", 0].outputs[0]) < 1e-6
 
 
-def test_a_piece_that_changes_its_variables_does_not_fit():
+def test_a_block_that_changes_its_variables_does_not_fit():
     model = Deep(0)
     model.blocks = nnx.List([Counting(nnx.Rngs(0)) for _ in range(3)])
-    with ThreadPoolExecutor(1) as pool, pytest.raises(UnfitError):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(SeparationError):
         begun(model, {}, None, pool)

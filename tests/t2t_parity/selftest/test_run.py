@@ -20,8 +20,8 @@ from rich.console import Console
 import parity.judgement.rows
 from parity import Gates
 from t2t_parity.selftest import MUTATIONS, Outcome, Selftest, run, table, verdict
+from t2t_parity.selftest.fast_check import fast_check
 from t2t_parity.selftest.foreign import FOREIGN
-from t2t_parity.selftest.judge import judge
 from t2t_parity.selftest.mutation import GROUPS, Mutation, calling
 from t2t_parity.selftest.pairs import PAIRS, fresh, make, rules_of
 from t2t_parity.selftest.run import try_mutation, try_unmutated
@@ -93,7 +93,7 @@ def test_processes_share_the_work() -> None:
 @pytest.mark.parametrize("name", PAIRS)
 def test_unmutated_pairs_pass(name: str) -> None:
     for seed in (7, 8) if name in FOREIGN else (7,):
-        report = judge(*make(name, seed), rules=rules_of(name))
+        report = fast_check(*make(name, seed), rules=rules_of(name))
         assert report.passed, report.failures[:3]
         assert report.causes == ()
 
@@ -182,7 +182,7 @@ def test_mutations_leave_no_trace() -> None:
     run(chosen("softmax over the queries", "distillation token first"), seeds=0)
     assert jax.nn.softmax is softmax
     assert jnp.concatenate is concatenate
-    assert judge(*fresh("distilled")).passed
+    assert fast_check(*fresh("distilled")).passed
 
 
 # ---- what must fail ----
@@ -303,7 +303,7 @@ def test_a_pair_that_is_refused_is_caught_and_a_crash_is_not(
     def raising(*args: Any, **options: Any) -> None:
         raise error("no such shape")
 
-    monkeypatch.setattr(RUN, "judge", raising)
+    monkeypatch.setattr(RUN, "fast_check", raising)
     found = mutated(doubled, "residual")
     assert (found.caught, found.module_right, found.cause_right) == (caught, False, False)
     assert found.raised == f"{error.__name__}: no such shape"
@@ -316,7 +316,7 @@ def test_a_right_pair_that_crashes_is_a_false_alarm(monkeypatch: pytest.MonkeyPa
     def crash(*args: Any, **options: Any) -> None:
         raise TypeError("no")
 
-    monkeypatch.setattr(RUN, "judge", crash)
+    monkeypatch.setattr(RUN, "fast_check", crash)
     assert try_unmutated("dueling", 3) == ("dueling, seed 3", "dueling, seed 3: TypeError: no")
 
 

@@ -21,7 +21,7 @@ from parity.report.report import Report
 from t2t_parity.selftest.foreign.architecture import Inputs
 
 
-def judge(
+def fast_check(
     torch_model: torch.nn.Module,
     jax_model: nnx.Module,
     inputs: Inputs,
