@@ -71,7 +71,7 @@ def _load_folder(torch_model: torch.nn.Module, path: Path, name: str, use_ema: b
     problems = [f"{key} is missing" for key in variables if key not in arrays]
     problems += [f"{key} is unknown" for key in arrays if key not in variables]
     problems += [
-        f"{key} is {list(arrays[key].shape)} in place of {list(variables[key].shape)}"
+        f"{key} is {list(arrays[key].shape)} instead of {list(variables[key].shape)}"
         for key in variables
         if key in arrays and tuple(arrays[key].shape) != tuple(variables[key].shape)
     ]

@@ -45,7 +45,7 @@ class Run:
         train_step: (state, batch) -> (state, metrics).
         sample: (state, batch) -> a few images as the model sees them in training.
         evaluate: (weights, confusion matrix to add to, or None) -> accuracy on the validation images.
-        inspectable_step: Makes a training step that reports non-finite values (see `t2t_jax.training.divergence`), or None.
+        inspectable_step: Makes a step that reports non-finite values (see `t2t_jax.training.divergence`), or None.
         started_from: Report on the weights loaded before the first step, if any.
         notes: Notes for the user before the first step: order of the classes, ignored files, size of the head.
     """

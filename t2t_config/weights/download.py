@@ -278,7 +278,7 @@ def _fetch(wanted: _Wanted, part: _Part, show: bool) -> None:
         if wanted.num_bytes is not None and total not in (None, wanted.num_bytes):
             part.forget()
             raise ValueError(
-                f"{wanted.url} has {total:,} bytes in place of {wanted.num_bytes:,}: it is another file than published"
+                f"{wanted.url} has {total:,} bytes instead of {wanted.num_bytes:,}: it is another file than published"
             )
         total = wanted.num_bytes if total is None else total
         if total is None and not answer.chunked:

@@ -61,7 +61,7 @@ def write_folder(folder: str | Path, metadata: Metadata, write_weights: Callable
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Describe the first tensors, by name, whose shapes differ between `found` and `expected`; '' if there are none."""
     names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    told = [f"{name} {found.get(name, 'missing')} in place of {expected.get(name, 'nothing')}" for name in names[:3]]
+    told = [f"{name} {found.get(name, 'missing')} instead of {expected.get(name, 'nothing')}" for name in names[:3]]
     return "; ".join(told) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -77,7 +77,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     """Raise ValueError if an entry that defines a model or its preprocessing has the wrong type or range."""
     for key, (kind, fits) in KINDS.items():
         if metadata.get(key) is not None and not fits(metadata[key]):
-            raise ValueError(f"the weights say {key} {readable(str(metadata[key])[:200])!r} in place of {kind}")
+            raise ValueError(f"the weights say {key} {readable(str(metadata[key])[:200])!r} instead of {kind}")
 
 
 def check_table(arguments: Mapping[str, Any], num_bytes: int) -> None:

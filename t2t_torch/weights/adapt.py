@@ -73,7 +73,7 @@ def _check_fit(weights: StateDict, own: StateDict) -> None:
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
         "of another shape": [
-            f"{name} {tuple(weights[name].shape)} in place of {tuple(value.shape)}"
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
             for name, value in own.items()
             if name in weights and weights[name].shape != value.shape
         ],

@@ -50,7 +50,7 @@ def test_saved_names_then_imagenet_then_numbers():
     [
         ("a.txt", "cat", r"holds 1 class names, the model has 2"),
         ("a.json", "{", r"cannot read the class names"),
-        ("a.json", json.dumps([1, 2]), r"no JSON list of names"),
+        ("a.json", json.dumps([1, 2]), r"does not contain a JSON list of names"),
         ("a.json", json.dumps({"cat": 0, "dog": 1}), r"cannot read the class names"),
     ],
 )

@@ -94,7 +94,7 @@ def test_wrong_class_names_are_refused(checkpoint: Path, idx_folder: Path, tmp_p
     [
         ([], "--checkpoint"),
         (["--checkpoint", "/no/such/run", "--data", "digits"], "no checkpoint at /no/such/run"),
-        (["--checkpoint", __file__, "--data", "digits"], "no PyTorch file"),
+        (["--checkpoint", __file__, "--data", "digits"], "not a PyTorch file"),
         (["--checkpoint", "RUN", "--data", "digits"], "the data has 10 classes, the model 4"),
         (["--checkpoint", "RUN", "--data", "digits", "--model", "t2t_vit_micr"], "did you mean t2t_vit_micro"),
         (["--checkpoint", "RUN", "--data", "digits", "--model", "t2t_vit_tiny"], "belong to another model"),

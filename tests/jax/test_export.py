@@ -104,7 +104,7 @@ def test_damaged_and_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         export.load_exported(path)
     path.write_bytes(b"nonsense")
     monkeypatch.setattr(export, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match="an export takes up to 2"):
+    with pytest.raises(ValueError, match="an export is limited to 2"):
         export.export_model(micro(), path)
     assert path.read_bytes() == b"nonsense"
 
@@ -128,7 +128,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     for args, message in (
         ([str(tmp_path / "none" / "m.zip"), "--checkpoint", str(weights)], "create the folder"),
         ([str(weights), "--checkpoint", str(weights)], "it is a folder"),
-        ([str(out)], "weights are needed"),
+        ([str(out)], "weights are required"),
         ([str(out), "--checkpoint", str(tmp_path / "none")], "no checkpoint at"),
     ):
         assert cli.run(export.main, args) == cli.MISUSED

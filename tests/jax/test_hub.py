@@ -99,11 +99,11 @@ def test_a_file_without_classifier_is_refused_unless_other_classes_are_asked_for
 
 
 def test_a_model_of_unknown_name_or_changed_shape_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="make it with create_model"):
+    with pytest.raises(ValueError, match="create it with create_model"):
         t2t_jax.save_pretrained(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path)
     model = t2t_jax.create_model("t2t_vit_micro", **SIZES)
     model.head = nnx.Linear(64, 5, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"no t2t_vit_micro any more: head\.bias \(5,\) in place of \(3,\)"):
+    with pytest.raises(ValueError, match=r"no t2t_vit_micro any more: head\.bias \(5,\) instead of \(3,\)"):
         t2t_jax.save_pretrained(model, tmp_path)
     assert not list(tmp_path.iterdir())
 

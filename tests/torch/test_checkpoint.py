@@ -261,7 +261,7 @@ def test_weights_of_another_variant(tmp_path: Path):
     message = refusal(micro(), path)
     assert "does not fit this T2TViT" in message
     assert "22 unexpected (blocks.2.norm1.weight, blocks.2.norm1.bias, blocks.2.attn.qkv.weight and 19 more)" in message
-    assert "cls_token (1, 1, 128) in place of (1, 1, 64)" in message
+    assert "cls_token (1, 1, 128) instead of (1, 1, 64)" in message
     assert message.endswith("looks like t2t_vit_tiny")
 
 

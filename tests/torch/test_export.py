@@ -123,7 +123,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     for args, message in (
         (["model.zip", "--checkpoint", str(weights)], "has to end with .pt2 or .onnx"),
         ([str(tmp_path / "none" / "m.pt2"), "--checkpoint", str(weights)], "create the folder"),
-        ([str(out)], "weights are needed"),
+        ([str(out)], "weights are required"),
         ([str(out), "--checkpoint", str(tmp_path / "none.pth")], "no checkpoint file"),
         ([str(out), "--checkpoint", str(tmp_path)], "parity convert"),
         ([str(out), "--checkpoint", str(weights), "--num-classes", "9"], "no weights for head"),

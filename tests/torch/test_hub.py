@@ -95,13 +95,13 @@ def test_an_exact_load_says_nothing(tmp_path: Path, recwarn: pytest.WarningsReco
 
 
 def test_a_model_of_unknown_name_or_changed_shape_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="make it with create_model"):
+    with pytest.raises(ValueError, match="create it with create_model"):
         t2t_torch.save_pretrained(
             t2t_torch.models.t2t_vit.T2TViT(img_size=32, embed_dim=64, depth=1, num_heads=2), tmp_path
         )
     model = make()
     model.blocks[1] = torch.nn.Identity()
-    with pytest.raises(ValueError, match=r"no t2t_vit_micro any more: blocks\.1\..* missing in place of"):
+    with pytest.raises(ValueError, match=r"no t2t_vit_micro any more: blocks\.1\..* missing instead of"):
         t2t_torch.save_pretrained(model, tmp_path)
     with pytest.raises(ValueError, match="the metadata are of t2t_vit_14, the model is t2t_vit_micro"):
         t2t_torch.save_pretrained(make(), tmp_path, metadata={"model": "t2t_vit_14"})

@@ -53,7 +53,9 @@ def test_a_run_on_other_data_is_refused(package: ModuleType, recipe: Recipe, tmp
         labels = data / "train-labels-idx1-ubyte"
         labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
         other = package.prepare(on(recipe, data))
-        with pytest.raises(ValueError, match=r"a run on other data \(training images: not the same, .*put the data"):
+        with pytest.raises(
+            ValueError, match=r"a run on other data \(training images: not the same, .*restore the data"
+        ):
             loop.resume(other, checkpoints, tmp_path)
 
 

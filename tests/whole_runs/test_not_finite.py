@@ -58,6 +58,6 @@ def test_no_run_starts_from_them(damaged: Path, package: str):
     chosen = dataclasses.replace(recipe("digits"), model="t2t_vit_micro")
     prepare = importlib.import_module(f"{package}.train").prepare
     with pytest.raises(
-        ValueError, match=r"model\.safetensors holds NaN or infinity in .*norm1\..*: nothing can be trained"
+        ValueError, match=r"model\.safetensors holds NaN or infinity in .*norm1\..*: it cannot be trained"
     ):
         prepare(chosen, init_from=damaged)

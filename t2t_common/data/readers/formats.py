@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from t2t_common.data.readers.tar import TARS, TarSource
 from t2t_config import ExpectedClasses, Recipe
 
 HELD_OUT_PER_DIGIT = 36
+SPLITS: tuple[Split, Split] = ("train", "val")
 DEEPEST = 3
 """Maximum depth of nested folders, each the only one in its parent, that are searched for the data."""
 
@@ -63,16 +65,11 @@ def _open_source(data: str | Path, split: Split, num_classes: int | None) -> Sou
 
 
 def _open_root(root: Path, split: Split, num_classes: int | None) -> Source:
-    if idx_folder(root) is not None:
-        return ArraySource(*read_idx_pair(root, split))
-    if (cifar := _find_cifar(root, num_classes)) is not None:
-        return ArraySource(*read_cifar(*cifar, split))
-    if tars := find_shards(root, split, TARS):
-        source = TarSource(tars, read_class_names(root))
-        source.notes = row_notes(tars)
-        return source
-    if records := find_shards(root, split, RECORDS):
-        return _array_records(records, root)
+    """Open the data of `split` in `root`, in the first of FORMATS that it has."""
+    for data_format in FORMATS:
+        source = data_format.open(root, split, num_classes)
+        if source is not None:
+            return source
     return open_image_folder(root, split)
 
 
@@ -103,13 +100,9 @@ def _root_of(given: Path) -> Path:
 
 
 def _is_root(folder: Path) -> bool:
-    """Return whether `folder` directly contains splits, shards or arrays."""
-    splits: tuple[Split, Split] = ("train", "val")
-    return (
-        any(split_folder(folder, split) for split in splits)
-        or idx_folder(folder) is not None
-        or bool(_cifar_folders(folder))
-        or any(find_shards(folder, split, pattern, check=False) for split in splits for pattern in (TARS, RECORDS))
+    """Return whether `folder` directly contains data in one of FORMATS, or split folders."""
+    return any(data_format.is_in(folder) for data_format in FORMATS) or any(
+        split_folder(folder, split) for split in SPLITS
     )
 
 
@@ -142,6 +135,52 @@ def _find_cifar(root: Path, num_classes: int | None) -> tuple[Path, Literal[10, 
         if not found:
             raise ValueError(f"{root} holds CIFAR-10 and CIFAR-100: set --num-classes 10 or 100, or name one's folder")
     return next(((folder, classes) for classes, folder in found.items()), None)
+
+
+def _open_idx(root: Path, split: Split, num_classes: int | None) -> Source | None:
+    return ArraySource(*read_idx_pair(root, split)) if idx_folder(root) is not None else None
+
+
+def _open_cifar(root: Path, split: Split, num_classes: int | None) -> Source | None:
+    cifar = _find_cifar(root, num_classes)
+    return None if cifar is None else ArraySource(*read_cifar(*cifar, split))
+
+
+def _open_tars(root: Path, split: Split, num_classes: int | None) -> Source | None:
+    tars = find_shards(root, split, TARS)
+    if not tars:
+        return None
+    source = TarSource(tars, read_class_names(root))
+    source.notes = row_notes(tars)
+    return source
+
+
+def _open_records(root: Path, split: Split, num_classes: int | None) -> Source | None:
+    records = find_shards(root, split, RECORDS)
+    return _array_records(records, root) if records else None
+
+
+def _has_shards(pattern: str) -> Callable[[Path], bool]:
+    return lambda folder: any(find_shards(folder, split, pattern, check=False) for split in SPLITS)
+
+
+class DataFormat(NamedTuple):
+    """A storage format of the data in a folder."""
+
+    is_in: Callable[[Path], bool]
+    """(folder) -> whether it directly contains data in this format, complete or not."""
+    open: Callable[[Path, Split, int | None], Source | None]
+    """(folder, split, num_classes) -> source; None if the folder has no data of this split in this format."""
+
+
+FORMATS = (
+    DataFormat(lambda folder: idx_folder(folder) is not None, _open_idx),
+    DataFormat(lambda folder: bool(_cifar_folders(folder)), _open_cifar),
+    DataFormat(_has_shards(TARS), _open_tars),
+    DataFormat(_has_shards(RECORDS), _open_records),
+)
+"""The formats, in the order in which they are tried; a folder with none of them is opened as an ImageFolder tree.
+To add a format, write a reader in this folder and add it here."""
 
 
 def _digits(split: Split) -> ArraySource:

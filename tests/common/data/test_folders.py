@@ -153,7 +153,7 @@ def test_class_folders_one_level_deeper(tmp_path: Path):
     tree(tmp_path, "imagenetv2/0/1.png", "imagenetv2/1/1.png")
     source = open_source(tmp_path, "val")
     assert (len(source), source.class_names) == (2, ["0", "1"])
-    assert "for the data: it is the only folder" in notes(source)
+    assert "as the data: it is the only folder" in notes(source)
 
 
 def test_other_kinds_of_data_one_level_too_high(tmp_path: Path):

@@ -143,8 +143,8 @@ def test_what_cannot_be_understood(command: str, folder: Path, tmp_path: Path, c
     described = to_text(describe_model(headless))
     t2t_torch.save_checkpoint(headless, tmp_path / "headless.safetensors", metadata=described)
     for args, message in (
-        ((photograph,), "weights are needed, random ones predict nothing: add --checkpoint"),
-        ((photograph, "--checkpoint", folder / "bare.pth"), "does not say which model it is: add --model"),
+        ((photograph,), "weights are required: add --checkpoint"),
+        ((photograph, "--checkpoint", folder / "bare.pth"), "does not name its model: add --model"),
         ((photograph, "--checkpoint", weights, "--model", "t2t_vit_m"), "did you mean t2t_vit_"),
         ((photograph, "--checkpoint", tmp_path / "none.pth"), "none.pth"),
         ((tmp_path / "notes.jpg", "--checkpoint", weights), "unreadable image"),

@@ -71,10 +71,10 @@ def test_one_option(args: list[str], says: str, columns: str, monkeypatch: pytes
 
 
 def test_choices_are_those_that_make_sense():
-    with pytest.raises(ValueError, match="--kind: 'c' is none of ") as error:
+    with pytest.raises(ValueError, match="--kind: 'c' is not one of ") as error:
         cli.parse(Options, [*GIVEN, "--kind", "c"], prog="do", description="It.")
     assert "None" not in str(error.value)
-    assert set(str(error.value).partition(" is none of ")[2].partition(" (see")[0].split(", ")) == {"a", "b"}
+    assert set(str(error.value).partition(" is not one of ")[2].partition(" (see")[0].split(", ")) == {"a", "b"}
 
 
 def test_subcommands():

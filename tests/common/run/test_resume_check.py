@@ -110,8 +110,8 @@ def test_a_run_of_old_on_more_images_is_refused(steps: dict[str, int], last_step
             {"processes": 2, "devices": 2, "kind": "cpu", "mesh": {"data": 2, "fsdp": 1}},
             ("goes on with 2 processes, 2 × cpu as data=2,fsdp=1; up to here it had 1 process, 1 × cpu", "cannot be"),
         ),
-        (ALONE | {"mesh": {"data": 1, "fsdp": 1}, "kind": "H200"}, ("1 × H200", "its bits cannot be the same")),
-        (ALONE | MESH | {"processes": 2}, ("2 processes", "its bits can be the same")),
+        (ALONE | {"mesh": {"data": 1, "fsdp": 1}, "kind": "H200"}, ("1 × H200", "cannot be bitwise identical")),
+        (ALONE | MESH | {"processes": 2}, ("2 processes", "can be bitwise identical")),
         (ALONE | {"processes": 2, "devices": 2}, ("2 processes, 2 × cpu;", "draws its own dropout masks")),
     ],
 )

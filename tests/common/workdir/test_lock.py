@@ -113,7 +113,7 @@ def test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other(tm
     with locked(tmp_path) as first:
         (tmp_path / LOCK_FILE).unlink()
         with locked(tmp_path) as second:
-            with pytest.raises(LostWorkdirError, match=r"not to be had again \(.* in use by process .*this run ends"):
+            with pytest.raises(LostWorkdirError, match=r"cannot be taken again \(.* in use by process .*this run ends"):
                 first.check()
             assert second.check() is None
 

@@ -135,7 +135,7 @@ def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path):
 
 
 def test_another_size_than_published_is_refused_before_the_download(server: Server, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"has 700,001 bytes in place of 700,000"):
+    with pytest.raises(ValueError, match=r"has 700,001 bytes instead of 700,000"):
         get(server, tmp_path, num_bytes=700_000)
     assert names(tmp_path) == set()
 
@@ -148,7 +148,7 @@ def test_another_content_than_published_is_refused(server: Server, tmp_path: Pat
 
 def test_a_server_that_tells_no_size_is_trusted_only_where_the_size_is_known(server: Server, tmp_path: Path):
     server.lengths = False
-    with pytest.raises(ValueError, match="does not tell the file's size"):
+    with pytest.raises(ValueError, match="does not announce the size"):
         get(server, tmp_path)
     server.breaks = [300_000]
     assert get(server, tmp_path, num_bytes=len(CONTENT)).read_bytes() == CONTENT
@@ -235,7 +235,7 @@ def test_a_length_that_is_no_number(server: Server, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         http.client.HTTPMessage, "get", lambda self, name, other="": "7x" if name == "Content-Length" else other
     )
-    with pytest.raises(ValueError, match="does not tell the file's size"):
+    with pytest.raises(ValueError, match="does not announce the size"):
         get(server, tmp_path)
 
 

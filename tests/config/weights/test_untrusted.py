@@ -38,7 +38,7 @@ WRONG: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
 def test_metadata_of_a_wrong_kind_are_named(key: str, value: Any):
-    with pytest.raises(ValueError, match=f"the weights say {key} .* in place of "):
+    with pytest.raises(ValueError, match=f"the weights say {key} .* instead of "):
         check_metadata({"model": "t2t_vit_14", key: value})
 
 

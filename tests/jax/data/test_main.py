@@ -87,9 +87,9 @@ def test_time_goes_where_it_is_spent():
     ("args", "message"),
     [
         (["digits"], "nothing to do: add --bench, or --write FOLDER"),
-        (["digits", "--bench", "--write", "x"], "say what to do"),
+        (["digits", "--bench", "--write", "x"], "nothing to do"),
         (["nowhere", "--bench"], "'nowhere' is neither a folder nor a recipe"),
-        (["imagenet_t2t_vit_14", "--bench"], "no data of its own: add --data DIR"),
+        (["imagenet_t2t_vit_14", "--bench"], "needs data: add --data DIR"),
         (["digits", "--bench", "--seconds", "0"], "seconds must be above 0"),
         (["digits", "--bench", "--threads", "-1"], "threads and workers must be numbers from 0"),
         (["nowhere", "--write", "x"], "no data folder nowhere"),

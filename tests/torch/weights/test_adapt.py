@@ -85,5 +85,5 @@ def test_neither_weights_nor_model_are_changed():
 def test_a_first_layer_of_no_whole_windows_is_left_to_the_check(wrong: int):
     weights = model("t2t_vit_micro", 3).state_dict()
     weights["tokens_to_token.attention1.norm1.weight"] = torch.ones(wrong)
-    with pytest.raises(ValueError, match=r"attention1\.norm1\.weight \(\d+,\) in place of \(49,\)"):
+    with pytest.raises(ValueError, match=r"attention1\.norm1\.weight \(\d+,\) instead of \(49,\)"):
         adapt_weights(weights, model("t2t_vit_micro", 1))

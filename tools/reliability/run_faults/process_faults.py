@@ -19,9 +19,9 @@ from tools.reliability.run_faults.runs import Ended, Lab, NotSurvivedError, Runn
 WORKER_TIMEOUT = 120
 PEER_SECONDS = 240.0
 """JAX takes a process for dead after 100 s without a sign of life; the rest is for a busy machine."""
-OURS = "^error: another process of this run is gone"
+OURS = "^error: another process of this run has died"
 OF_JAX = "Terminating process because the JAX distributed service detected fatal errors"
-OF_ORBAX = "^error: cannot write .* the system's time"
+OF_ORBAX = "^error: cannot write .* the system clock"
 OF_TENSORSTORE = "Check failed: .* staleness_bound_"
 DAY = 86_400
 FAKETIME = "*/faketime/libfaketime.so.1"
@@ -103,7 +103,7 @@ def clock_jumps(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
     offset.write_text("+0")
     environment = {
         **{"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"},
-        # Only the system's time: by default the library turns the waits of threads, too, into ones that may never end.
+        # Only the system clock: by default the library turns the waits of threads, too, into ones that may never end.
         **{"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_FORCE_MONOTONIC_FIX": "0"},
     }
     for days in (1, -1):

@@ -65,7 +65,7 @@ def test_idx_files(tmp_path: Path, zipped: bool):
     [
         (lambda data: data[:-1], "truncated"),
         (lambda data: gzip.compress(data)[:-20], "truncated"),
-        (lambda data: b"PK" + data, "no IDX file"),
+        (lambda data: b"PK" + data, "not an IDX file"),
         (lambda data: data[:6], "truncated"),
         (lambda data: idx_bytes(np.zeros((3, 8, 8))), "do not belong together"),
     ],
