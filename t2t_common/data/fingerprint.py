@@ -277,26 +277,22 @@ def _sound(identity: Any, split: str) -> Identity | None:
 
 def _part_changes(there: Identity | None, here: Identity | None) -> str:
     if there is None or here is None:
-        return (
-            ""
-            if there is here
-            else f"{'none' if there is None else 'some'} there, {'none' if here is None else 'some'} here"
-        )
+        return "" if there is here else f"{'none' if there is None else 'some'} -> {'none' if here is None else 'some'}"
     if there == here:
         return ""
     if there.get("kind") != here["kind"]:
-        return f"{readable(str(there.get('kind')))} there, {here['kind']} here"
+        return f"{readable(str(there.get('kind')))} -> {here['kind']}"
     found = []
     if there.get("images") != here["images"]:
-        found.append(f"{readable(str(there.get('images')))} there, {here['images']} here")
+        found.append(f"{readable(str(there.get('images')))} -> {here['images']}")
     if there.get("num_classes") != here["num_classes"]:
-        found.append(f"{readable(str(there.get('num_classes')))} classes there, {here['num_classes']} here")
+        found.append(f"{readable(str(there.get('num_classes')))} classes -> {here['num_classes']}")
     theirs, ours = there["parts"], here["parts"]
     gone, new = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
     both = [name for name in theirs if name in ours and theirs[name] != ours[name] and name != ALL]
     changed = [name for name in both if theirs[name][0] == ours[name][0]]
-    counts = [f"{name} {theirs[name][0]} there, {ours[name][0]} here" for name in both if name not in changed]
-    for text, names in (("gone", gone), ("new", new), ("", counts), ("changed", changed)):
+    counts = [f"{name} {theirs[name][0]} -> {ours[name][0]}" for name in both if name not in changed]
+    for text, names in (("removed", gone), ("new", new), ("", counts), ("changed", changed)):
         if names:
             found.append(f"{text} {few(names)}".strip())
     return ", ".join(found) or "not the same, or in another order"

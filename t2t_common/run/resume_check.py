@@ -119,14 +119,14 @@ def _class_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Return the difference in class names, or "". Checkpoints of every version contain them."""
     theirs, ours = there.get("class_names"), here.get("class_names")
     if not isinstance(theirs, list) or theirs == ours:
-        return "" if not ours or DATA not in there or theirs == ours else "classes without names there"
+        return "" if not ours or DATA not in there or theirs == ours else "the classes had no names"
     if ours is None:
-        return "the classes have no names any more"
+        return "the classes no longer have names"
     theirs = [str(name) for name in theirs]
     gone, new = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
     if not gone and not new:
-        return f"the classes in another order: {few(theirs)} there, {few(ours)} here"
-    found = [f"{text} {few(names)}" for text, names in (("only there", gone), ("only here", new)) if names]
+        return f"the classes in another order: {few(theirs)} -> {few(ours)}"
+    found = [f"{text} {few(names)}" for text, names in (("removed", gone), ("new", new)) if names]
     return f"classes {', '.join(found)}"
 
 
@@ -136,7 +136,7 @@ def _data_changes(there: Mapping[str, Any], here: Mapping[str, Any], workdir: Pa
     record = Record.read(workdir)  # older runs: infer a change in the number of images from that of steps
     steps = record.last_step if record is not None and record.last_step else last_step
     if steps != last_step or step > last_step:
-        return f"{max(steps, step)} steps there, {last_step} here"
+        return f"{max(steps, step)} steps -> {last_step}"
     return ""
 
 

@@ -26,4 +26,4 @@ def recipe_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     # A field missing in the checkpoint was added later: the run behaved as with its default.
     there = {**{field.name: field.default for field in dataclasses.fields(Recipe)}, **there}
     names = [name for name in here if name not in FREE_TO_CHANGE and there.get(name) != here[name]]
-    return ", ".join(f"{name} {there.get(name)!r} there, {here[name]!r} here" for name in names)
+    return ", ".join(f"{name} {there.get(name)!r} -> {here[name]!r}" for name in names)

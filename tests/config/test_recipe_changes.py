@@ -11,12 +11,12 @@ def test_differences_are_named_but_not_those_that_change_no_number():
     here = dataclasses.asdict(RECIPES["digits"])
     assert recipe_changes(here, here) == ""
     there = {**here, "lr": 1.0, "data_workers": 7, "keep_best": False, "log_every": 3, "data": "elsewhere"}
-    assert recipe_changes(there, here) == "lr 1.0 there, 0.0007 here"
-    assert recipe_changes({**here, "mixup": 0.5, "seed": 3}, here) == "mixup 0.5 there, 0.0 here, seed 3 there, 0 here"
+    assert recipe_changes(there, here) == "lr 1.0 -> 0.0007"
+    assert recipe_changes({**here, "mixup": 0.5, "seed": 3}, here) == "mixup 0.5 -> 0.0, seed 3 -> 0"
 
 
 def test_a_field_that_came_later_was_at_its_default():
     here = dataclasses.asdict(RECIPES["digits"])
     there = {name: value for name, value in here.items() if name != "remat"}
     assert recipe_changes(there, here) == ""
-    assert recipe_changes(there, {**here, "remat": True}) == "remat False there, True here"
+    assert recipe_changes(there, {**here, "remat": True}) == "remat False -> True"

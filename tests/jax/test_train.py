@@ -237,7 +237,7 @@ def test_a_run_from_before_a_field_existed_continues_with_its_default(
         del old["recipe"][name]
     monkeypatch.setattr(TrainingCheckpoints, "metadata", old)
     assert train(recipe, finished[0]) == finished[1]
-    with pytest.raises(ValueError, match=r"another recipe \(mixup 0.0 there, 0.8 here\)"):
+    with pytest.raises(ValueError, match=r"another recipe \(mixup 0.0 -> 0.8\)"):
         train(dataclasses.replace(recipe, mixup=0.8), finished[0])
 
 
@@ -249,7 +249,7 @@ def test_a_finished_run_stays_as_it_is(finished: tuple[Path, Accuracy], recipe: 
 
 
 def test_another_recipe_is_refused_with_the_difference(finished: tuple[Path, Accuracy], recipe: Recipe):
-    with pytest.raises(ValueError, match=r"another recipe \(lr 0.008 there, 0.1 here\): choose another --workdir"):
+    with pytest.raises(ValueError, match=r"another recipe \(lr 0.008 -> 0.1\): choose another --workdir"):
         train(dataclasses.replace(recipe, lr=0.1), finished[0])
 
 

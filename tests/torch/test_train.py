@@ -181,7 +181,7 @@ def test_the_images_of_the_page_are_those_that_the_step_sees(recipe: Recipe, mon
 def test_a_workdir_holds_one_run_of_one_recipe(finished: tuple[Path, Accuracy], recipe: Recipe):
     with locked(finished[0]), pytest.raises(ValueError, match=r"is in use by process .* choose another --workdir"):
         train(recipe, finished[0])
-    with pytest.raises(ValueError, match=r"another recipe \(lr [\d.]+ there, 0.1 here\): choose another --workdir"):
+    with pytest.raises(ValueError, match=r"another recipe \(lr [\d.]+ -> 0.1\): choose another --workdir"):
         train(dataclasses.replace(recipe, lr=0.1), finished[0])
 
 

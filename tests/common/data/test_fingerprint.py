@@ -94,12 +94,12 @@ def test_an_identity_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             lambda tree: shutil.copy(tree / "train/cat/0.jpg", tree / "train/cat/9.jpg"),
-            "training images: 7 there, 8 here, cat 4 there, 5 here",
+            "training images: 7 -> 8, cat 4 -> 5",
         ),
-        (lambda tree: (tree / "val/dog/1.jpg").unlink(), "validation images: 3 there, 2 here, gone dog"),
+        (lambda tree: (tree / "val/dog/1.jpg").unlink(), "validation images: 3 -> 2, removed dog"),
         (
             lambda tree: [(tree / f"train/{name}").unlink() for name in ("cat/0.jpg", "cat/2.jpg", "dog/1.jpg")],
-            "training images: 7 there, 4 here, cat 4 there, 2 here, dog 3 there, 2 here",
+            "training images: 7 -> 4, cat 4 -> 2, dog 3 -> 2",
         ),
         (
             lambda tree: (tree / "train/cat/0.jpg").rename(tree / "train/cat/00.jpg"),
@@ -111,7 +111,7 @@ def test_an_identity_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ),
         (
             lambda tree: [(tree / split / "cat").rename(tree / split / "kitten") for split in ("train", "val")],
-            "training images: gone cat, new kitten; validation images: gone cat, new kitten",
+            "training images: removed cat, new kitten; validation images: removed cat, new kitten",
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_an_image_edited_in_place_is_seen_where_contents_are_read(tmp_path: Path
 def test_a_tree_turned_into_shards_is_other_data(tmp_path: Path):
     before = known(write_tree(tmp_path / "tree"))
     changes = data_changes(before, known(shards(tmp_path / "tree", tmp_path / "shards", "tar")))
-    assert changes.startswith("training images: an ImageFolder tree there, tar shards here; validation")
+    assert changes.startswith("training images: an ImageFolder tree -> tar shards; validation")
 
 
 # --- Shards -------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_missing_shard_is_named(contents: bool, tmp_path: Path):
     folder = shards(write_tree(tmp_path / "tree"), tmp_path / "shards", "tar")
     before = known(folder)
     (folder / "train-000001.tar").unlink()
-    assert data_changes(before, known(folder)) == "training images: 7 there, 4 here, gone train-000001.tar"
+    assert data_changes(before, known(folder)) == "training images: 7 -> 4, removed train-000001.tar"
 
 
 def test_arrays_are_compared_by_their_numbers(tmp_path: Path):
@@ -213,7 +213,7 @@ def test_a_label_map_edited_in_place_is_seen(contents: bool, tmp_path: Path):
 
 @pytest.mark.parametrize("damaged", [7, [], {"train": 1}, {"train": {"parts": 3}}, {"train": {"parts": {"a": 1}}}])
 def test_an_identity_that_makes_no_sense_is_other_data(damaged: object, tmp_path: Path):
-    assert data_changes(damaged, known(write_tree(tmp_path))).startswith("training images: none there, some here")
+    assert data_changes(damaged, known(write_tree(tmp_path))).startswith("training images: none -> some")
 
 
 def test_images_of_a_kind_of_their_own_are_counted():
