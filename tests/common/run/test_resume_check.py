@@ -106,7 +106,7 @@ def test_a_run_of_old_on_more_images_is_refused(steps: dict[str, int], last_step
         (ALONE | MESH, None),
         (
             {"processes": 2, "devices": 2, "kind": "cpu", "mesh": {"data": 2, "fsdp": 1}},
-            ("goes on with 2 processes, 2 × cpu as data=2,fsdp=1; up to here it had 1 process, 1 × cpu", "cannot be"),
+            ("continues with 2 processes, 2 × cpu as data=2,fsdp=1; so far it had 1 process, 1 × cpu", "cannot be"),
         ),
         (ALONE | {"mesh": {"data": 1, "fsdp": 1}, "kind": "H200"}, ("1 × H200", "cannot be bitwise identical")),
         (ALONE | MESH | {"processes": 2}, ("2 processes", "can be bitwise identical")),

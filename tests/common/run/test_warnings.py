@@ -76,7 +76,7 @@ def test_guesses_of_classes_that_the_data_do_not_have_are_told():
     confusion[1, [3, 7, 8]] = 1, 5, 6
     strangers = told(confusion)["strangers"]
     assert strangers is not None
-    assert "11 of 92 validation images are taken for" in strangers
+    assert "11 of 92 validation images are predicted as" in strangers
     assert "(class 8, class 7): the head has 10 classes, the data 4" in strangers
     assert "(thrush, class 8, class 7)" in str(told(confusion, in_data=3)["strangers"])
 
