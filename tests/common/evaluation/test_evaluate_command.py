@@ -74,7 +74,7 @@ def test_weights_without_names(command: str, weights: Path, tmp_path: Path, caps
     assert cli.run(COMMANDS[command], args) == 0
     printed = capsys.readouterr()
     assert "top-1 0.00 % (0 of 14)" in printed.out
-    assert "the weights do not name their classes: label N of the data is taken for output N" in printed.err
+    assert "the weights do not name their classes: label N of the data is used as output N" in printed.err
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     assert cli.run(COMMANDS[command], [*args, "--classes", str(tmp_path / "names.txt")]) == 0
     assert "top-1 100.00 % (14 of 14)" in capsys.readouterr().out

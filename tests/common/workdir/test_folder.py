@@ -59,7 +59,7 @@ def test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew(tm
     check_beginning(tmp_path, saved_by=8)
     assert note_not_recognised(tmp_path, ["8.pth"]) is None
     (folder / name).touch()
-    with pytest.raises(ValueError, match=r"has no checkpoint, but '.*16.*': give them their names again"):
+    with pytest.raises(ValueError, match=r"has no checkpoint, but '.*16.*': restore their names"):
         check_beginning(tmp_path, saved_by=8)
     note = note_not_recognised(tmp_path, ["8.pth"])
     assert note == f"not recognised as checkpoints, and ignored: {name!r}"

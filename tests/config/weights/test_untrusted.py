@@ -66,6 +66,6 @@ def test_whatever_is_raised_names_the_file():
     for error, says in ((ValueError("odd"), "w.pth: odd"), (ValueError("w.pth is"), "w.pth is")):
         with pytest.raises(ValueError, match=re.escape(says)), making(Path("w.pth")):
             raise error
-    says = r"w.pth describes no model that can be made \(division by zero\)"
+    says = r"w.pth describes an invalid model \(division by zero\)"
     with pytest.raises(ValueError, match=says), making(Path("w.pth")):
         _ = 1 / 0

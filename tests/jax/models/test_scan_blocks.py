@@ -180,7 +180,7 @@ def test_arrays_of_either_kind_go_into_either_kind():
 
 
 def test_blocks_that_differ_are_refused():
-    with pytest.raises(ValueError, match="the blocks of T2TViTDense are not alike"):
+    with pytest.raises(ValueError, match="the blocks of T2TViTDense differ"):
         abstract(lambda: create_model("t2t_vit_dense", **FAMILIES["dense"][1], scan_blocks=True))
 
 

@@ -130,7 +130,7 @@ def test_a_function_needs_no_name(mine: Path, capsys: pytest.CaptureFixture[str]
     assert run("check", "mine:wrong", "--level", "forward", "--reference", "jax") == 1
     assert "PyTorch has eps 1e-05 where the reference has 1e-06" in capsys.readouterr().out
     assert run("check", "mine:wrong", "--reference", "flax") == 2
-    assert "--reference: 'flax' is none of torch, jax" in complaint(capsys)
+    assert "--reference: 'flax' is not one of torch, jax" in complaint(capsys)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def parser() -> Parser:
         (["me", "--seed", "-1"], "--seed: must be positive, got -1"),
         (["me", "--memory", "much"], "--memory: 'much' is not a number"),
         (["me", "--memory", "nan"], "--memory: must be positive, got nan"),
-        (["me", "--level", "all"], "--level: 'all' is none of forward, gradients, train"),
+        (["me", "--level", "all"], "--level: 'all' is not one of forward, gradients, train"),
     ],
 )
 def test_one_option(args: list[str], says: str, parser: Parser):

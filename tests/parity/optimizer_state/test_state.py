@@ -216,7 +216,7 @@ def test_sgd_without_momentum_remembers_nothing():
 def test_other_optimisers_are_refused():
     torch_model, jax_model, ledger = toy()
     optimizer = torch.optim.RMSprop(torch_model.parameters())
-    with pytest.raises(ValueError, match="RMSprop cannot be carried, that of Adam, AdamW, SGD can"):
+    with pytest.raises(ValueError, match="RMSprop cannot be converted, that of Adam, AdamW, SGD can"):
         optimizer_to_jax(optimizer, torch_model, optax.rmsprop(0.1).init(split_model(jax_model)[1]), ledger)
 
 

@@ -32,7 +32,7 @@ def worker_dies(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
     with lab.start(workdir, "--data-workers=2") as run:
         run.await_lines(8)
         os.kill(run.children()[0], signal.SIGKILL)
-        yield clear_end(run, "^error: reading the images broke off", SECONDS)
+        yield clear_end(run, "^error: reading the images failed", SECONDS)
 
 
 def worker_hangs(lab: Lab, workdir: Path) -> Iterator[Ended | None]:
