@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from t2t_common.data.folders import has_images, open_image_folder, split_folder
 from t2t_common.data.readers.idx_cifar import CIFAR_TESTS, idx_folder, read_cifar, read_idx_pair
 from t2t_common.data.readers.image_files import folders_in
-from t2t_common.data.readers.shards import RECORDS, find_shards, read_class_names, row_notes
-from t2t_common.data.readers.sources import ArraySource, Source, Split
+from t2t_common.data.readers.shards import find_shards, read_class_names, row_notes
+from t2t_common.data.readers.sources import ArraySource, EncodedSource, Source, Split
 from t2t_common.data.readers.tar import TARS, TarSource
 from t2t_config import ExpectedClasses, Recipe
 
@@ -29,8 +31,8 @@ def open_source(data: str | Path, split: Split, num_classes: int | None = None) 
 
     Args:
         data: "digits", or a folder with ImageFolder trees `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (see folders.py;
-            the second may also be called validation or test), with tar shards in WebDataset's layout (see tar.py) or
-            ArrayRecord shards (see array_record.py), with the IDX files of the MNIST family (optionally gzipped), or
+            the second may also be called validation or test), with shards in one of the formats of `SHARDS` (tar.py,
+            array_record.py, tf_record.py), with the IDX files of the MNIST family (optionally gzipped), or
             with the binary version of CIFAR-10 or CIFAR-100. For "val", a folder of class folders is accepted too. If a
             folder contains nothing but one such folder, the inner one is used.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
@@ -67,13 +69,42 @@ def _open_root(root: Path, split: Split, num_classes: int | None) -> Source:
         return ArraySource(*read_idx_pair(root, split))
     if (cifar := _find_cifar(root, num_classes)) is not None:
         return ArraySource(*read_cifar(*cifar, split))
-    if tars := find_shards(root, split, TARS):
-        source = TarSource(tars, read_class_names(root))
-        source.notes = row_notes(tars)
-        return source
-    if records := find_shards(root, split, RECORDS):
-        return _array_records(records, root)
+    for kind in SHARDS:
+        if shards := find_shards(root, split, kind.pattern):
+            source = kind.open(shards, root)
+            source.notes = [*source.notes, *row_notes(shards)]
+            return source
     return open_image_folder(root, split)
+
+
+class ShardFormat(NamedTuple):
+    """A format of shards: pattern of their names, and the function that opens them, given the folder of the data."""
+
+    pattern: str
+    open: Callable[[list[Path], Path], EncodedSource]
+
+
+def _optional(reader: str, source: str, packages: str) -> Callable[[list[Path], Path], EncodedSource]:
+    """Return a function that opens shards with a reader whose packages are imported only now, as they are optional."""
+
+    def open_shards(shards: list[Path], root: Path) -> EncodedSource:
+        try:
+            module = importlib.import_module(f"t2t_common.data.readers.{reader}")
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{shards[0].name} needs a package ({error}): pip install {packages}") from error
+        opened: EncodedSource = getattr(module, source)(shards, read_class_names(root))
+        return opened
+
+    return open_shards
+
+
+SHARDS = (
+    ShardFormat(TARS, lambda shards, root: TarSource(shards, read_class_names(root))),
+    ShardFormat("*array_record*", _optional("array_record", "ArrayRecordSource", "array_record protobuf")),
+    ShardFormat("*tfrecord*", _optional("tf_record", "TfRecordSource", "protobuf")),
+)
+"""Formats of shards, by the patterns of their names, as in `train-000000.tar`, `train-00000-of-00010.array_record` or
+TFDS's `NAME-train.tfrecord-00000-of-00010`."""
 
 
 def _cifar_folders(root: Path) -> dict[Literal[10, 100], Path]:
@@ -109,7 +140,7 @@ def _is_root(folder: Path) -> bool:
         any(split_folder(folder, split) for split in splits)
         or idx_folder(folder) is not None
         or bool(_cifar_folders(folder))
-        or any(find_shards(folder, split, pattern, check=False) for split in splits for pattern in (TARS, RECORDS))
+        or any(find_shards(folder, split, kind.pattern, check=False) for split in splits for kind in SHARDS)
     )
 
 
@@ -157,11 +188,3 @@ def _digits(split: Split) -> ArraySource:
     held_out = np.concatenate([shuffled[digits.target[shuffled] == digit][:HELD_OUT_PER_DIGIT] for digit in range(10)])
     chosen = np.isin(np.arange(len(images)), held_out, invert=split == "train")
     return ArraySource(images[chosen], digits.target[chosen].astype(np.int32), 10, list("0123456789"))
-
-
-def _array_records(shards: list[Path], root: Path) -> Source:
-    try:
-        from t2t_common.data.readers.array_record import ArrayRecordSource
-    except ModuleNotFoundError as error:
-        raise ValueError(f"ArrayRecord shards need a package ({error}): pip install array_record protobuf") from error
-    return ArrayRecordSource(shards, read_class_names(root))

@@ -14,10 +14,6 @@ SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
 }
 """Names of a split's folder or files; the first that exists is used."""
 
-RECORDS = "*array_record*"
-"""Glob pattern of ArrayRecord shards: `train-00000-of-00010.array_record`, TFDS's
-`NAME-train.array_record-00000-of-00010`."""
-
 CLASS_FILES = ("classes.txt", "classnames.txt", "label.labels.txt")
 """Files with the class names, one per line in the order of the labels; the last name is TFDS's."""
 

@@ -8,7 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -83,6 +83,28 @@ class EncodedSource(abc.ABC):
         unreadable."""
         data, label = self.read(index)
         return decode_image(io.BytesIO(data), lambda: self.name(index)), label
+
+
+class ShardSource(EncodedSource):
+    """Images of shards that are read by a library, which finds them by a directory at the end of each shard.
+
+    Attributes:
+        kind: Description of the shards, in words.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def shards(self) -> list[tuple[Path, int]]:
+        """Shard files with their numbers of images."""
+
+    def name(self, index: int) -> str:
+        for path, count in self.shards:
+            if index < count:
+                return f"{path}[{index}]"
+            index -= count
+        raise IndexError(index)
 
 
 class FolderSource(EncodedSource):

@@ -238,7 +238,7 @@ def array_record() -> Reader:
 
 
 def _example(image: bytes, label: int) -> bytes:
-    from t2t_common.data.readers.array_record import encode_example
+    from t2t_common.data.readers.tf_example import encode_example
 
     return encode_example(image, label)
 
