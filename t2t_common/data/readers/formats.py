@@ -32,7 +32,7 @@ def open_source(data: str | Path, split: Split, num_classes: int | None = None) 
     Args:
         data: "digits", or a folder with ImageFolder trees `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (see folders.py;
             the second may also be called validation or test), with shards in one of the formats of `SHARDS` (tar.py,
-            array_record.py, tf_record.py), with the IDX files of the MNIST family (optionally gzipped), or
+            array_record.py, tf_record.py, parquet.py), with the IDX files of the MNIST family (optionally gzipped), or
             with the binary version of CIFAR-10 or CIFAR-100. For "val", a folder of class folders is accepted too. If a
             folder contains nothing but one such folder, the inner one is used.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
@@ -102,6 +102,7 @@ SHARDS = (
     ShardFormat(TARS, lambda shards, root: TarSource(shards, read_class_names(root))),
     ShardFormat("*array_record*", _optional("array_record", "ArrayRecordSource", "array_record protobuf")),
     ShardFormat("*tfrecord*", _optional("tf_record", "TfRecordSource", "protobuf")),
+    ShardFormat("*.parquet", _optional("parquet", "ParquetSource", "pyarrow")),
 )
 """Formats of shards, by the patterns of their names, as in `train-000000.tar`, `train-00000-of-00010.array_record` or
 TFDS's `NAME-train.tfrecord-00000-of-00010`."""
