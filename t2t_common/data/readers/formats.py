@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from t2t_common.data.folders import has_images, open_image_folder, split_folder
-from t2t_common.data.readers.idx_cifar import CIFAR_TESTS, idx_folder, read_cifar, read_idx_pair
+from t2t_common.data.readers.idx_cifar import CIFAR_TESTS, has_cifar, idx_folder, read_cifar, read_idx_pair
 from t2t_common.data.readers.image_files import folders_in
 from t2t_common.data.readers.shards import find_shards, read_class_names, row_notes
 from t2t_common.data.readers.sources import ArraySource, EncodedSource, Source, Split
@@ -33,8 +33,8 @@ def open_source(data: str | Path, split: Split, num_classes: int | None = None) 
         data: "digits", or a folder with ImageFolder trees `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (see folders.py;
             the second may also be called validation or test), with shards in one of the formats of `SHARDS` (tar.py,
             array_record.py, tf_record.py, parquet.py), with the IDX files of the MNIST family (optionally gzipped), or
-            with the binary version of CIFAR-10 or CIFAR-100. For "val", a folder of class folders is accepted too. If a
-            folder contains nothing but one such folder, the inner one is used.
+            with CIFAR-10 or CIFAR-100 in the binary or the Python version. For "val", a folder of class folders is
+            accepted too. If a folder contains nothing but one such folder, the inner one is used.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
         num_classes: Number of classes that selects between CIFAR-10 and CIFAR-100 if both are present.
 
@@ -112,8 +112,8 @@ def _cifar_folders(root: Path) -> dict[Literal[10, 100], Path]:
     """Return the CIFAR folders among `root` and its folders `cifar-*`, by number of classes."""
     found: dict[Literal[10, 100], Path] = {}
     for folder in (root, *sorted(root.glob("cifar-*"))):
-        for classes, name in CIFAR_TESTS.items():
-            if (folder / name).is_file():
+        for classes in CIFAR_TESTS:
+            if has_cifar(folder, classes):
                 found.setdefault(classes, folder)
     return found
 
