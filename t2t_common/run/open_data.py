@@ -48,8 +48,8 @@ def open_data(recipe: Recipe) -> Data:
     """
     if recipe.data is None:
         raise ValueError("this recipe has no data of its own: add --data DIR")
-    train = open_source(recipe.data, "train", recipe.num_classes)
-    val = open_source(recipe.data, "val", recipe.num_classes)
+    train = open_source(recipe.data, "train", recipe.num_classes, recipe.val_fraction)
+    val = open_source(recipe.data, "val", recipe.num_classes, recipe.val_fraction)
     num_classes = head_classes(recipe, train, val)
     check_classes(train, num_classes)
     check_classes(val, num_classes)

@@ -21,12 +21,16 @@ HELD_OUT_PER_DIGIT = 36
 DEEPEST = 3
 """Maximum depth of nested folders, each the only one in its parent, that are searched for the data."""
 
+SPLITS: tuple[Split, Split] = ("train", "val")
+
 MOST_CLASSES = 100_000
 """Maximum number of classes; ImageNet-21k has 21,841. A larger label is a mistake; its head would exhaust the
 memory."""
 
 
-def open_source(data: str | Path, split: Split, num_classes: int | None = None) -> Source:
+def open_source(
+    data: str | Path, split: Split, num_classes: int | None = None, val_fraction: float | None = None
+) -> Source:
     """Open the images of `split` in `data`; the format is detected from the folder's content.
 
     Args:
@@ -37,34 +41,47 @@ def open_source(data: str | Path, split: Split, num_classes: int | None = None) 
             accepted too. If a folder contains nothing but one such folder, the inner one is used.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
         num_classes: Number of classes that selects between CIFAR-10 and CIFAR-100 if both are present.
+        val_fraction: Fraction of the images of a folder of class folders to hold out for validation (see folders.py);
+            None if the data are split.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
         ValueError: If it contains no known data, or both CIFARs without a way to choose, or a damaged file; the message
-            names it.
+            names it. If `val_fraction` is given for data that have validation images.
     """
-    source = _open_source(data, split, num_classes)
+    source = _open_source(data, split, num_classes, val_fraction)
     if not len(source):
         kind = "training" if split == "train" else "validation"
         raise ValueError(f"{data} has no {kind} images: a file for them is there, but empty")
     return source
 
 
-def _open_source(data: str | Path, split: Split, num_classes: int | None) -> Source:
+def _open_source(data: str | Path, split: Split, num_classes: int | None, val_fraction: float | None) -> Source:
     if str(data) == "digits":
+        _check_unsplit(data, val_fraction)
         return _digits(split)
     given = Path(data)
     if not given.is_dir():
         raise FileNotFoundError(f'no data folder {given}: check the path, or use "digits"')
     root = _root_of(given)
-    source = _open_root(root, split, num_classes)
+    source = _open_files(root, split, num_classes)
+    if source is None:
+        source = open_image_folder(root, split, val_fraction)
+    else:
+        _check_unsplit(root, val_fraction)
     if root != given:
         note = f"taking {root} for the data: {given} holds nothing else"
         source.notes = [note, *getattr(source, "notes", ())]  # type: ignore[attr-defined]
     return source
 
 
-def _open_root(root: Path, split: Split, num_classes: int | None) -> Source:
+def _check_unsplit(data: str | Path, val_fraction: float | None) -> None:
+    if val_fraction is not None:
+        raise ValueError(f"--val-fraction splits a folder of class folders, and {data} is none: leave it out")
+
+
+def _open_files(root: Path, split: Split, num_classes: int | None) -> Source | None:
+    """Return the source of a format other than trees of folders; None if `root` has none of `split`."""
     if idx_folder(root) is not None:
         return ArraySource(*read_idx_pair(root, split))
     if (cifar := _find_cifar(root, num_classes)) is not None:
@@ -74,7 +91,15 @@ def _open_root(root: Path, split: Split, num_classes: int | None) -> Source:
             source = kind.open(shards, root)
             source.notes = [*source.notes, *row_notes(shards)]
             return source
-    return open_image_folder(root, split)
+    return None
+
+
+def is_unsplit(data: str | Path) -> bool:
+    """Return whether `data` is a folder of class folders without validation images, which --val-fraction can split."""
+    if str(data) == "digits" or not Path(data).is_dir():
+        return False
+    root = _root_of(Path(data))
+    return split_folder(root, "val") is None and not _has_files(root)
 
 
 class ShardFormat(NamedTuple):
@@ -136,12 +161,15 @@ def _root_of(given: Path) -> Path:
 
 def _is_root(folder: Path) -> bool:
     """Return whether `folder` directly contains splits, shards or arrays."""
-    splits: tuple[Split, Split] = ("train", "val")
+    return any(split_folder(folder, split) for split in SPLITS) or _has_files(folder)
+
+
+def _has_files(folder: Path) -> bool:
+    """Return whether `folder` directly contains shards or arrays."""
     return (
-        any(split_folder(folder, split) for split in splits)
-        or idx_folder(folder) is not None
+        idx_folder(folder) is not None
         or bool(_cifar_folders(folder))
-        or any(find_shards(folder, split, kind.pattern, check=False) for split in splits for kind in SHARDS)
+        or any(find_shards(folder, split, kind.pattern, check=False) for split in SPLITS for kind in SHARDS)
     )
 
 

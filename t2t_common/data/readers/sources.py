@@ -6,7 +6,7 @@ import abc
 import copy
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -157,6 +157,12 @@ class FolderSource(EncodedSource):
         found = copy.copy(self)
         found.class_names = list(class_names)
         found._files = sorted(((path, new[label]) for path, label in self._files), key=lambda file: file[1])
+        return found
+
+    def selected(self, is_wanted: Callable[[str], bool]) -> FolderSource:
+        """Return the images whose path relative to `root`, with slashes, `is_wanted` accepts; the classes stay."""
+        found = copy.copy(self)
+        found._files = [file for file in self._files if is_wanted(file[0].relative_to(self._root).as_posix())]
         return found
 
     def __len__(self) -> int:
