@@ -11,6 +11,7 @@ import numpy as np
 
 from t2t_common.data.folders import has_images, open_image_folder, split_folder
 from t2t_common.data.readers.idx_cifar import CIFAR_TESTS, has_cifar, idx_folder, read_cifar, read_idx_pair
+from t2t_common.data.readers.ilsvrc import has_ilsvrc, open_ilsvrc
 from t2t_common.data.readers.image_files import folders_in
 from t2t_common.data.readers.shards import find_shards, read_class_names, row_notes
 from t2t_common.data.readers.sources import ArraySource, EncodedSource, Source, Split
@@ -36,8 +37,9 @@ def open_source(
     Args:
         data: "digits", or a folder with ImageFolder trees `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (see folders.py;
             the second may also be called validation or test), with shards in one of the formats of `SHARDS` (tar.py,
-            array_record.py, tf_record.py, parquet.py), with the IDX files of the MNIST family (optionally gzipped), or
-            with CIFAR-10 or CIFAR-100 in the binary or the Python version. For "val", a folder of class folders is
+            array_record.py, tf_record.py, parquet.py), with the archives of ILSVRC2012 (see ilsvrc.py), with
+            the IDX files of the MNIST family (optionally gzipped), or with CIFAR-10 or CIFAR-100 in the binary or the
+            Python version. For "val", a folder of class folders is
             accepted too. If a folder contains nothing but one such folder, the inner one is used.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
         num_classes: Number of classes that selects between CIFAR-10 and CIFAR-100 if both are present.
@@ -82,6 +84,8 @@ def _check_unsplit(data: str | Path, val_fraction: float | None) -> None:
 
 def _open_files(root: Path, split: Split, num_classes: int | None) -> Source | None:
     """Return the source of a format other than trees of folders; None if `root` has none of `split`."""
+    if (source := open_ilsvrc(root, split)) is not None:
+        return source
     if idx_folder(root) is not None:
         return ArraySource(*read_idx_pair(root, split))
     if (cifar := _find_cifar(root, num_classes)) is not None:
@@ -167,7 +171,8 @@ def _is_root(folder: Path) -> bool:
 def _has_files(folder: Path) -> bool:
     """Return whether `folder` directly contains shards or arrays."""
     return (
-        idx_folder(folder) is not None
+        has_ilsvrc(folder)
+        or idx_folder(folder) is not None
         or bool(_cifar_folders(folder))
         or any(find_shards(folder, split, kind.pattern, check=False) for split in SPLITS for kind in SHARDS)
     )

@@ -84,7 +84,7 @@ def read_idx(path: Path) -> np.ndarray:
         ValueError: If the file is truncated, or is not an IDX file of bytes.
     """
     data = path.read_bytes()
-    data = _unpacked(path, data) if data[:2] == b"\x1f\x8b" else data
+    data = unpacked(path, data) if data[:2] == b"\x1f\x8b" else data
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is no IDX file of bytes (it begins with {data[:4].hex()!r}): get it again")
     if data[3] > MOST_AXES:
@@ -98,7 +98,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def _unpacked(path: Path, data: bytes) -> bytes:
+def unpacked(path: Path, data: bytes) -> bytes:
     """Return the content of a gzipped file; raise ValueError for a decompression bomb."""
     limit = max(ALWAYS, MOST_PACKED * len(data))
     try:

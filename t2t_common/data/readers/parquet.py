@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from t2t_common.data.hub_metadata import as_imagenet, hub_class_names, hub_features
 from t2t_common.data.images import UnreadableImageError
-from t2t_common.data.readers.hub_metadata import as_imagenet, hub_class_names, hub_features
 from t2t_common.data.readers.sources import ShardSource, check_labels
 from t2t_common.io.terminal import bar
 from t2t_config.text import few, reason

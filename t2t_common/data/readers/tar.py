@@ -11,7 +11,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class TarSource(IndexedSource):
     Args:
         shards: Uncompressed tar files; compressed ones do not allow random access.
         class_names: Class names by label; None derives the number of classes from the labels in the shards.
+        index: Locations of the images; None reads them from the shards.
 
     Raises:
         ValueError: If a shard is damaged, an image has no label, or a label has no image or is out of range; the
@@ -63,8 +64,10 @@ class TarSource(IndexedSource):
     kind = "tar shards"
     compared = "names, sizes, places and labels"
 
-    def __init__(self, shards: Sequence[Path], class_names: list[str] | None = None) -> None:
-        super().__init__(shards, load_index(shards))
+    def __init__(
+        self, shards: Sequence[Path], class_names: list[str] | None = None, index: TarIndex | None = None
+    ) -> None:
+        super().__init__(shards, load_index(shards) if index is None else index)
         labels, first = np.unique(self._index.label, return_index=True)
         self.class_names = class_names
         self.num_classes = len(class_names or ()) or 1 + int(labels.max())
@@ -77,7 +80,7 @@ class TarSource(IndexedSource):
     def name(self, index: int) -> str:
         path, offset = self._shards[self._index.shard[index]], self._index.offset[index]
         # Names are not stored: they would be most of the index.
-        name = next((member.name for _, member in _members(path) if member.offset_data == offset), "?")
+        name = next((member.name for _, member in members(path) if member.offset_data == offset), "?")
         return f"{path}/{readable(name, 300)}"
 
 
@@ -98,7 +101,7 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     end = path.stat().st_size
-    for tar, member in _members(path):
+    for tar, member in members(path):
         key, suffix = _split_name(member.name)
         if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, ".cls", ".json"):
             continue
@@ -122,38 +125,46 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
     return [(*place, labels[key]) for key, place in images.items()]
 
 
-def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the members of a tar file in order.
+
+    Args:
+        path: File.
+        start: Offset of the tar file in it, in bytes.
+        end: Offset of its end; None if it is the whole file.
 
     Raises:
         ValueError: If the file is not a tar file, or is damaged.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.size < 0:  # the next header would be read from before this one, in an endless loop
-                    raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
-                yield tar, member
-            _check_end(path, tar.offset)
+        with path.open("rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.size < 0:  # the next header would be read from before this one, in an endless loop
+                        raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
+                    yield tar, member
+                _check_end(file, tar.offset, start, end)
     except Exception as error:  # damaged headers raise ValueError, OverflowError ...
         raise _unreadable(path, error) from error
 
 
-def _check_end(path: Path, end: int) -> None:
-    """Raise ReadError unless there are two blocks of zeros after `end`, the end of the last member, and nothing else.
+def _check_end(file: IO[bytes], last: int, start: int, end: int | None) -> None:
+    """Raise ReadError unless there are two blocks of zeros after `last`, the end of the last member, and nothing else.
 
     tarfile accepts a file that ends after a member, or continues with something other than a header, as complete.
     """
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = file.read(MOST_PADDING + 1)
+    file.seek(last)
+    rest = file.read(MOST_PADDING + 1 if end is None else max(0, min(MOST_PADDING + 1, end - last)))
     if rest.strip(b"\0"):
-        raise tarfile.ReadError(f"there is something else than a member after byte {end}: damaged, or two files in one")
+        raise tarfile.ReadError(
+            f"there is something else than a member after byte {last}: damaged, or two files in one"
+        )
     if len(rest) > MOST_PADDING:
-        raise tarfile.ReadError(f"there are only zeros after byte {end}: it was not written to its end")
-    is_padded = len(rest) <= LEAST_PADDING or any((end + len(rest)) % size == 0 for size in RECORDS)
+        raise tarfile.ReadError(f"there are only zeros after byte {last}: it was not written to its end")
+    is_padded = len(rest) <= LEAST_PADDING or any((last - start + len(rest)) % size == 0 for size in RECORDS)
     if len(rest) < 2 * tarfile.BLOCKSIZE or len(rest) % tarfile.BLOCKSIZE or not is_padded:
-        raise tarfile.ReadError(f"it is cut short: its end is missing after byte {end}")
+        raise tarfile.ReadError(f"it is cut short: its end is missing after byte {last}")
 
 
 def _content(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
