@@ -95,7 +95,9 @@ def _classes_with_images(source: Source) -> set[int]:
 
 
 def identify(source: Source) -> Identity:
-    """Return the identity of one split; raises as `data_identity`."""
+    """Return the identity of one split, as it is before classes are renumbered; raises as `data_identity`."""
+    if isinstance(source, MappedSource):
+        return identify(source.source)
     if isinstance(source, ArraySource):
         return _of_arrays(source)
     if isinstance(source, FolderSource):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from t2t_common.data.readers.sources import Split
@@ -86,13 +87,13 @@ def row_notes(shards: list[Path]) -> list[str]:
     return [f"the shards begin with {path}: if there was a number 0, it is missing" for path in firsts]
 
 
-def read_class_names(root: Path) -> list[str] | None:
-    """Read the class names from the first of CLASS_FILES in `root`; None if there is none.
+def read_class_names(root: Path, files: Sequence[str] = CLASS_FILES) -> list[str] | None:
+    """Read the class names from the first of `files` in `root`; None if there is none.
 
     Raises:
         ValueError: If the file is not UTF-8 text, or contains no names.
     """
-    path = class_file(root)
+    path = class_file(root, files)
     if path is None:
         return None
     try:
@@ -104,6 +105,6 @@ def read_class_names(root: Path) -> list[str] | None:
     return [escaped(name.strip()) for name in names]
 
 
-def class_file(root: Path) -> Path | None:
-    """Return the first of CLASS_FILES that exists in `root`; None if there is none."""
-    return next((path for path in (root / name for name in CLASS_FILES) if path.is_file()), None)
+def class_file(root: Path, files: Sequence[str] = CLASS_FILES) -> Path | None:
+    """Return the first of `files` that exists in `root`; None if there is none."""
+    return next((path for path in (root / name for name in files) if path.is_file()), None)

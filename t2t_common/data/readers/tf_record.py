@@ -21,6 +21,7 @@ import numpy as np
 
 from t2t_common.data.images import UnreadableImageError
 from t2t_common.data.readers.indexed import IndexedSource, cached_index
+from t2t_common.data.readers.shards import read_class_names
 from t2t_common.data.readers.tf_example import image_and_label
 from t2t_common.io.crc32c import crc32c, crc32c_of_rows, masked
 from t2t_config.text import few, readable
@@ -66,6 +67,7 @@ class TfRecordSource(IndexedSource):
     def __init__(self, shards: Sequence[Path], class_names: list[str] | None) -> None:
         folder = shards[0].parent
         self._keys, classes = features_of(folder)
+        class_names = class_names or read_class_names(folder, [f"{self._keys[1]}.labels.txt"])
         if class_names is None and classes is None:
             raise ValueError(f"the classes of {folder} are not named: write classes.txt beside the shards, one a line")
         self.class_names, self.num_classes = class_names, len(class_names or ()) or classes or 0

@@ -97,6 +97,8 @@ def test_features_of_other_names(tmp_path: Path):
     features = {"photo": feature("image"), "breed": feature("classLabel", numClasses="2"), "id": feature("text")}
     (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": features}}))
     assert read_all(open_source(folder, "train")) == [(jpeg(1), 1)]
+    (folder / "breed.labels.txt").write_text("poodle\npug\n")
+    assert open_source(folder, "train").class_names == ["poodle", "pug"]
     features["species"] = feature("classLabel", numClasses="2")
     (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": features}}))
     with pytest.raises(ValueError, match=r"features.json has the features .*photo, breed, id, species.*one label"):
