@@ -179,5 +179,5 @@ def _no_split(root: Path, split: Split) -> str:
         )
     return (
         f"no folder {root / split}: expected images in {words}, tar or ArrayRecord shards ({split}-*.tar, "
-        f"{split}-*.array_record), IDX files or CIFAR binary files{found}"
+        f".array_record, .tfrecord or .parquet), the archives of ILSVRC2012, IDX or CIFAR files{found}"
     )
