@@ -115,7 +115,10 @@ def same_classes(train: Source, val: Source) -> Source:
     if places is None:
         lists = both_lists(train.class_names, val.class_names, ("training", "validation"))
         raise ValueError(f"the validation images have classes that training lacks ({lists}): give both the same names")
-    return in_order(val, train.class_names, places)[0]
+    found, told = in_order(val, train.class_names, places)
+    if isinstance(found, MappedSource):
+        found.notes = [*found.notes, *(f"validation: {note}" for note in told)]
+    return found
 
 
 def for_run(

@@ -37,10 +37,10 @@ def open_source(
     Args:
         data: "digits", or a folder with ImageFolder trees `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (see folders.py;
             the second may also be called validation or test), with shards in one of the formats of `SHARDS` (tar.py,
-            array_record.py, tf_record.py, parquet.py), with the archives of ILSVRC2012 (see ilsvrc.py), with
-            the IDX files of the MNIST family (optionally gzipped), or with CIFAR-10 or CIFAR-100 in the binary or the
-            Python version. For "val", a folder of class folders is
-            accepted too. If a folder contains nothing but one such folder, the inner one is used.
+            array_record.py, tf_record.py, parquet.py), with the archives of ILSVRC2012 (see ilsvrc.py), with the IDX
+            files of the MNIST family (optionally gzipped), or with CIFAR-10 or CIFAR-100 in the binary or the Python
+            version. For "val", a folder of class folders is accepted too. If a folder contains nothing but one such
+            folder, the inner one is used.
         split: "train" or "val" (the test images of digits, IDX and CIFAR).
         num_classes: Number of classes that selects between CIFAR-10 and CIFAR-100 if both are present.
         val_fraction: Fraction of the images of a folder of class folders to hold out for validation (see folders.py);
@@ -154,9 +154,10 @@ def _root_of(given: Path) -> Path:
         if _is_root(root):
             return root
         inner = [root / name for name in sorted(folders_in(root))]
-        data = [folder for folder in inner if _is_root(folder)]
-        if len(data) == 1 and not any(map(has_images, inner)):
-            return data[0]
+        if not any(map(has_images, inner)):  # otherwise there may be a thousand classes, not to be searched
+            data = [folder for folder in inner if _is_root(folder)]
+            if len(data) == 1:
+                return data[0]
         if len(inner) != 1:
             break
         (root,) = inner

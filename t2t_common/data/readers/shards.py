@@ -34,8 +34,9 @@ def find_shards(root: Path, split: Split, pattern: str, *, check: bool = True) -
     Raises:
         ValueError: If some of the files called `-00000-of-00010` and so on, or numbered consecutively, are missing.
     """
+    there = list(root.glob(pattern))
     for word in SPLIT_WORDS[split]:
-        in_root = [path for path in root.glob(pattern) if word in re.split(r"[-_.]", path.name)]
+        in_root = [path for path in there if word in re.split(r"[-_.]", path.name)]
         found = sorted(path for path in (list((root / word).glob(pattern)) or in_root) if path.is_file())
         if found and check:
             _check_complete(found)

@@ -122,6 +122,7 @@ def test_validation_has_the_class_numbers_of_training(tmp_path: Path):
     data = open_data(dataclasses.replace(SMALL, data=str(tmp_path / "data")))
     assert isinstance(data.val, MappedSource)
     assert data.val.class_names == train.class_names == NAMES
+    assert "validation: classes are mapped by name: dog is output 1, cat is output 0" in data.val.notes
     expected = [label for _, label in read_all(open_source(tree, "val"))]  # type: ignore[arg-type]
     assert [data.val[index][1] for index in range(3)] == expected
     assert [raw[index][1] for index in range(3)] == [1 - label for label in expected]
