@@ -71,7 +71,7 @@ $(TPU)/.installed: pyproject.toml constraints.txt
 $(MIN)/.installed: pyproject.toml packaging/parity/pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv $(MIN)
 	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-min.txt \
-		-e packaging/parity -e ".[demo,hub,onnx,tensorboard]" hypothesis jsonschema pytest pytest-xdist
+		-e packaging/parity -e ".[demo,hub,onnx,parquet,tensorboard]" hypothesis jsonschema pytest pytest-xdist
 	touch $@
 
 $(NEWEST)/.installed: pyproject.toml constraints-newest.txt

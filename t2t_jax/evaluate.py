@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from t2t_common.data import Preprocess, open_source
+from t2t_common.data import Preprocess
 from t2t_common.evaluation.accuracy import count_accuracy
 from t2t_common.evaluation.evaluate_command import (
     EvaluateOptions,
@@ -24,6 +24,7 @@ from t2t_common.evaluation.evaluate_command import (
     evaluate_command,
     labelled_for,
     new_confusion,
+    open_validation,
 )
 from t2t_common.evaluation.per_class import class_report
 from t2t_common.evaluation.weights_options import WeightsOptions, warn_about
@@ -81,7 +82,7 @@ def evaluate(options: EvaluateOptions) -> Result:
     """
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     model, preprocess, saved = load_for_evaluation(options, dtype=dtype)
-    source = open_source(options.data, "val", model.num_classes)
+    source = open_validation(options, model.num_classes, saved)
     source, names = labelled_for(model.num_classes, source, options, saved)
     mesh = make_mesh()
     forward = forward_on(mesh, split_model(model)[0])

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from t2t_common.data import open_source
 from t2t_common.data.preprocess import Preprocess
 from t2t_common.evaluation.accuracy import count_accuracy
 from t2t_common.evaluation.evaluate_command import (
@@ -19,6 +18,7 @@ from t2t_common.evaluation.evaluate_command import (
     evaluate_command,
     labelled_for,
     new_confusion,
+    open_validation,
 )
 from t2t_common.evaluation.per_class import class_report
 from t2t_common.evaluation.weights_options import WeightsOptions, warn_about
@@ -66,7 +66,7 @@ def evaluate(options: EvaluateOptions) -> Result:
         FileNotFoundError, ValueError: The checkpoint or the data cannot be used; the message gives the reason.
     """
     model, preprocess, saved = load_for_evaluation(options)
-    source = open_source(options.data, "val", model.num_classes)
+    source = open_validation(options, model.num_classes, saved)
     source, names = labelled_for(model.num_classes, source, options, saved)
     model.to(own_device())
     forward = make_forward(model, dtype=compute_dtype(options.dtype))

@@ -74,7 +74,7 @@ def test_the_demo_needs_no_tools_of_the_tests():
 
 def test_the_oldest_are_the_lower_bounds():
     pinned = pins("constraints-min.txt")
-    for name, requirement in asked("parity", "onnx", "tensorboard", "hub", "demo").items():
+    for name, requirement in asked("parity", "onnx", "parquet", "tensorboard", "hub", "demo").items():
         (bound,) = (Version(s.version) for s in requirement.specifier if s.operator == ">=")
         assert pinned[name] == Version(NOT_ON_DISK.get(name, str(bound))), name
 

@@ -1,4 +1,4 @@
-"""Data pipeline: readers of digits, ImageFolder trees, tar and ArrayRecord shards, IDX and CIFAR files; augmentation.
+"""Data pipeline: readers of image folders, shards, archives and files of many formats (see readers); augmentation.
 
 Contains everything that is independent of how examples are batched: by Grain in `t2t_jax`, by a DataLoader in
 `t2t_torch`.

@@ -103,6 +103,24 @@ def in_order(
     return MappedSource(source, places, names), [note]
 
 
+def same_classes(train: Source, val: Source) -> Source:
+    """Return `val` with the class numbers of `train`, by name; unchanged if either does not name its classes.
+
+    Raises:
+        ValueError: If `val` has classes that `train` lacks.
+    """
+    if train.class_names is None or val.class_names is None or train.class_names == val.class_names:
+        return val
+    places = match_classes(val.class_names, train.class_names)
+    if places is None:
+        lists = both_lists(train.class_names, val.class_names, ("training", "validation"))
+        raise ValueError(f"the validation images have classes that training lacks ({lists}): give both the same names")
+    found, told = in_order(val, train.class_names, places)
+    if isinstance(found, MappedSource):
+        found.notes = [*found.notes, *(f"validation: {note}" for note in told)]
+    return found
+
+
 def for_run(
     train: Source, val: Source, num_classes: int, *, begun: Sequence[str] | None, head: Sequence[str] | None
 ) -> tuple[Source, Source, list[str]]:

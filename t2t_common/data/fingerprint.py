@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from t2t_common.data.classes import MappedSource
-from t2t_common.data.readers.sources import ArraySource, EncodedSource, FolderSource, Source
+from t2t_common.data.readers.indexed import IndexedSource
+from t2t_common.data.readers.sources import ArraySource, FolderSource, ShardSource, Source
 from t2t_common.data.readers.tar import TarSource
 from t2t_common.data.token_labels import TokenLabelSource
 from t2t_common.io.terminal import bar
@@ -43,7 +44,7 @@ END = 2048
 """Number of bytes read from the end of a label map if the maps are too large to read in full: they hold the directory
 of the zip file, which has a CRC-32 of every tensor."""
 END_OF_RECORDS = 1 << 16
-"""Number of bytes read from the end of an ArrayRecord shard, which hold its index."""
+"""Number of bytes read from the end of an ArrayRecord or Parquet shard, which hold its directory."""
 DIGITS = 16
 THREADS = 16
 
@@ -94,18 +95,20 @@ def _classes_with_images(source: Source) -> set[int]:
 
 
 def identify(source: Source) -> Identity:
-    """Return the identity of one split; raises as `data_identity`."""
+    """Return the identity of one split, as it is before classes are renumbered; raises as `data_identity`."""
+    if isinstance(source, MappedSource):
+        return identify(source.source)
     if isinstance(source, ArraySource):
         return _of_arrays(source)
     if isinstance(source, FolderSource):
         files = _by_class(source, source.path)
         return _of_files("an ImageFolder tree", source, files, {part: len(found) for part, found in files.items()})
-    if isinstance(source, TarSource):
-        return _of_tars(source)
-    if isinstance(source, EncodedSource) and hasattr(source, "shards"):  # ArrayRecord, imported only on demand
+    if isinstance(source, IndexedSource):
+        return _of_index(source)
+    if isinstance(source, ShardSource):
         files = {path.name: [(path.name, path)] for path, _ in source.shards}
         counts = {path.name: count for path, count in source.shards}
-        return _of_files("ArrayRecord shards", source, files, counts, end=END_OF_RECORDS)
+        return _of_files(source.kind, source, files, counts, end=END_OF_RECORDS)
     return _entry("images of a kind of their own", source, "their number", {ALL: [len(source), ""]})
 
 
@@ -144,8 +147,8 @@ def _by_class(source: FolderSource, path_of: Callable[[int], Path]) -> dict[str,
     return files
 
 
-def _of_tars(source: TarSource) -> Identity:
-    """Return the identity of tar shards; their index has the offset, size and label of every image."""
+def _of_index(source: IndexedSource) -> Identity:
+    """Return the identity of shards with an index, which has the offset, size and label or checksum of every image."""
     shard, *columns = source.index
     numbers = range(len(source.shards))
     of_shard = [np.flatnonzero(shard == number) for number in numbers]
@@ -155,7 +158,7 @@ def _of_tars(source: TarSource) -> Identity:
         for path, own in zip(source.shards, of_shard, strict=True)
     }
     counts = {path.name: len(own) for path, own in zip(source.shards, of_shard, strict=True)}
-    return _of_files("tar shards", source, files, counts, more=more, compared="names, sizes, places and labels")
+    return _of_files(source.kind, source, files, counts, more=more, compared=source.compared)
 
 
 def _of_label_maps(source: TokenLabelSource) -> Identity:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,26 +37,37 @@ def split_folder(root: Path, split: Split) -> Path | None:
     return None
 
 
-def open_image_folder(root: Path, split: Split) -> FolderSource:
+def open_image_folder(root: Path, split: Split, val_fraction: float | None = None) -> FolderSource:
     """Open the images of `split` in `root`: a tree of split folders, or for "val" class folders alone.
 
     Classes are numbered in the order of `classes.txt` if it exists, else in natural order. Validation uses the class
     numbers of training.
 
+    Args:
+        root: Folder of the data.
+        split: "train" or "val".
+        val_fraction: Fraction of the images that `is_held_out` assigns to validation, if `root` has class folders, or
+            training images alone; None if it is split.
+
     Raises:
-        ValueError: If the folders do not exist, validation has classes that training lacks, or names do not match.
+        ValueError: If the folders do not exist, validation has classes that training lacks, or names do not match; or
+            if there is something to split that is split already, or nothing remains.
     """
     train, folder = split_folder(root, "train"), split_folder(root, split)
     notes = []
+    if val_fraction is not None:
+        if (own := split_folder(root, "val")) is not None:
+            raise ValueError(f"{own} are validation images already: leave out --val-fraction")
+        folder = train
     if folder is None:
-        if split == "train" or train is not None:
+        if val_fraction is None and (split == "train" or train is not None):
             raise ValueError(_no_split(root, split))
         folder = root
         inner = folders_in(root)
         if len(inner) == 1 and not has_images(root / inner[0]) and folders_in(root / inner[0]):
             folder = root / inner[0]  # a single folder of folders is not a class
             notes.append(f"using {folder} as the data: it is the only folder in {root}")
-    elif folder.name.lower() != split:
+    elif val_fraction is None and folder.name.lower() != split:
         notes.append(f"using {folder} as the {'training' if split == 'train' else 'validation'} images")
     classes, class_names, order = ordered_classes(root, train or folder)
     known = set(classes)
@@ -64,7 +77,30 @@ def open_image_folder(root: Path, split: Split) -> FolderSource:
         raise ValueError(f"{folder} has classes that {train or root} lacks: {names}; {both_lists(strangers, classes)}")
     source = FolderSource(folder, classes, class_names)
     source.notes = [*notes, order, *_passed_over(source, folder)]
-    return source
+    return source if val_fraction is None else _part(source, split, val_fraction)
+
+
+def is_held_out(name: str, val_fraction: float) -> bool:
+    """Return whether an image is for validation: whether the SHA-256 of its name, CLASS/NAME with slashes, is in the
+    lowest `val_fraction` of all values.
+
+    No other image has an influence. Names are compared in Unicode's form NFC, as some file systems store others.
+    """
+    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
+
+
+def _part(source: FolderSource, split: Split, val_fraction: float) -> FolderSource:
+    """Return the images of one split; raise ValueError if there are none."""
+    part = source.selected(lambda name: is_held_out(name, val_fraction) == (split == "val"))
+    kind = "validation" if split == "val" else "training"
+    if not len(part):
+        raise ValueError(f"--val-fraction {val_fraction} leaves no {kind} images of {len(source)}: choose another")
+    share = f"{len(part)} of {len(source)} images are for {kind}, by their names (--val-fraction {val_fraction})"
+    without = [part.class_names[label] for label in sorted(source.labels - part.labels)] if part.class_names else []
+    missing = [f"no {kind} images of {len(without)} classes: {few(without, SHOWN)}"] if without else []
+    part.notes = [*source.notes, share, *missing]
+    return part
 
 
 def ordered_classes(root: Path, folder: Path) -> tuple[list[str], list[str] | None, str]:
@@ -137,8 +173,11 @@ def _no_split(root: Path, split: Split) -> str:
     classes = [name for name in sorted(folders_in(root), key=natural_key) if has_images(root / name)]
     found = ""
     if classes:
-        found = f" ({root} holds class folders itself, {few(classes)}: move them to train and val in it)"
+        found = (
+            f" ({root} holds class folders itself, {few(classes)}: move them to train and val in it, or let "
+            "--val-fraction 0.2 split them)"
+        )
     return (
         f"no folder {root / split}: expected images in {words}, tar or ArrayRecord shards ({split}-*.tar, "
-        f"{split}-*.array_record), IDX files or CIFAR binary files{found}"
+        f".array_record, .tfrecord or .parquet), the archives of ILSVRC2012, IDX or CIFAR files{found}"
     )

@@ -12,12 +12,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from t2t_common.data.classes import for_head
+from t2t_common.data.readers.formats import is_unsplit, open_source
 from t2t_common.data.readers.sources import Source, notes_of
 from t2t_common.evaluation.accuracy import Accuracy
 from t2t_common.evaluation.per_class import ClassAccuracy, as_text
 from t2t_common.evaluation.weights_options import WeightsOptions
 from t2t_common.io import cli
 from t2t_common.io.files import check_target, write_text
+from t2t_config.bounds import check_bounds
 from t2t_config.class_names import class_names, read_names
 
 
@@ -30,6 +32,9 @@ class EvaluateOptions(WeightsOptions):
     also a checkpoint folder."""
     data: str
     """Data set: "digits" or a folder (see open_source); its val or test images are used."""
+    val_fraction: float | None = None
+    """For a folder of class folders: evaluate the images that training with this --val-fraction holds out; 0: all. None
+    uses the fraction that the weights were trained with."""
     batch_size: int = 64
     """Batch size."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -45,6 +50,8 @@ class EvaluateOptions(WeightsOptions):
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: give at least 1")
+        if self.val_fraction:
+            check_bounds({"val_fraction": self.val_fraction})
 
 
 class Result(NamedTuple):
@@ -52,6 +59,27 @@ class Result(NamedTuple):
 
     accuracy: Accuracy
     classes: list[ClassAccuracy]
+
+
+def open_validation(options: EvaluateOptions, num_classes: int, saved: Mapping[str, Any]) -> Source:
+    """Open the validation images of `options`; class folders are split as in the training of the weights.
+
+    Args:
+        options: Command-line options.
+        num_classes: Number of outputs of the model.
+        saved: Metadata of the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: See `open_source`.
+    """
+    fraction = options.val_fraction
+    recipe = saved.get("recipe")
+    if fraction is None and isinstance(recipe, dict) and is_unsplit(options.data):
+        fraction = recipe.get("val_fraction")
+        check_bounds({} if fraction is None else {"val_fraction": fraction})
+        if fraction is not None:
+            print("evaluating the images held out in training; --val-fraction 0 evaluates all", file=sys.stderr)
+    return open_source(options.data, "val", num_classes, fraction or None)
 
 
 def labelled_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t2t_common.data import check_classes, head_classes, open_source, steps_per_epoch, with_token_labels
+from t2t_common.data.classes import same_classes
 from t2t_common.data.preprocess import Preprocess
 from t2t_common.data.readers.sources import Source
 from t2t_common.evaluation.evaluate_command import new_confusion
@@ -48,8 +49,9 @@ def open_data(recipe: Recipe) -> Data:
     """
     if recipe.data is None:
         raise ValueError("this recipe needs data: add --data DIR")
-    train = open_source(recipe.data, "train", recipe.num_classes)
-    val = open_source(recipe.data, "val", recipe.num_classes)
+    train = open_source(recipe.data, "train", recipe.num_classes, recipe.val_fraction)
+    val = open_source(recipe.data, "val", recipe.num_classes, recipe.val_fraction)
+    val = same_classes(train, val)
     num_classes = head_classes(recipe, train, val)
     check_classes(train, num_classes)
     check_classes(val, num_classes)

@@ -19,6 +19,8 @@ MOST_KEPT = 0.25
 """Maximum weight of the initial parameters in the EMA at the end of a run, without a warning."""
 WELL_KEPT = 0.01
 """Weight of the initial parameters in the EMA with the suggested decay."""
+FEWEST_OF_A_CLASS = 10
+"""Number of validation images of a class from which it is remarkable that none is taken for it."""
 
 
 # --- Before the first step ----------------------------------------------------------------------------------
@@ -77,7 +79,8 @@ def evaluation_warnings(
     in_data: Collection[int],
     names: Sequence[str] | None = None,
 ) -> Warnings:
-    """Return warnings for predictions of classes absent from the data, and for accuracy at chance level.
+    """Return warnings for predictions of classes absent from the data, for accuracy at chance level, and else for
+    classes that are never predicted.
 
     Args:
         confusion_NxN: Confusion matrix of the validation images: true class (row), predicted class (column).
@@ -88,9 +91,12 @@ def evaluation_warnings(
     """
     due = epoch + 1 >= max(2, recipe.warmup_epochs + 1, math.ceil(recipe.total_epochs / 10))
     is_due = due or epoch + 1 == recipe.total_epochs
+    chance = _chance(confusion_NxN, names) if is_due else None
+    is_late = is_due and 3 * (epoch + 1) >= recipe.total_epochs
     return {
         "strangers": _absent_classes(confusion_NxN, in_data, names),
-        "chance": _chance(confusion_NxN, names) if is_due else None,
+        "chance": chance,
+        "never": _never(confusion_NxN, names) if is_late and chance is None else None,
     }
 
 
@@ -125,4 +131,17 @@ def _chance(confusion_NxN: np.ndarray, names: Sequence[str] | None) -> str | Non
     return (
         f"top-1 {100 * right / images:.2f} % is no better than chance: always {_name(largest, names)} would have "
         f"{100 * share:.2f} %: check labels, --lr and --ema-decay"
+    )
+
+
+def _never(confusion_NxN: np.ndarray, names: Sequence[str] | None) -> str | None:
+    """Return a warning if no validation image at all is taken for a class that has many of them."""
+    counts, guesses = confusion_NxN.sum(axis=1), confusion_NxN.sum(axis=0)
+    found = np.flatnonzero((counts >= FEWEST_OF_A_CLASS) & (guesses == 0)).tolist()
+    if not found:
+        return None
+    listed, images = few([_name(index, names) for index in found]), int(counts[found].sum())
+    return (
+        f"no validation image is taken for {len(found)} of the classes ({listed}), though {images} show them: check "
+        "their labels, or train longer"
     )

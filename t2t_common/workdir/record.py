@@ -22,7 +22,7 @@ RECORD_FILE = "run.json"
 MOST, MOST_CLASSES = 10**12, 10**5
 """Upper limits for steps or images, and for classes; a file that exceeds them is considered damaged."""
 
-OF_EVALUATIONS = ("strangers", "chance")
+OF_EVALUATIONS = ("strangers", "chance", "never")
 """Keys of the warnings raised by evaluations."""
 
 Status = Literal["running", "finished", "stopped", "diverged", "failed"]

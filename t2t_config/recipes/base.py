@@ -26,7 +26,11 @@ class Recipe:
     model: str
     """Name of the model (see list_models)."""
     data: str | None = None
-    """"digits" (scikit-learn's) or a folder: ImageFolder tree, tar or ArrayRecord shards, IDX or CIFAR binary files."""
+    """"digits" (scikit-learn's) or a folder: ImageFolder tree, shards (tar, ArrayRecord, TFRecord, Parquet), files of
+    IDX or CIFAR."""
+    val_fraction: float | None = None
+    """Fraction of the images to hold out for validation, for a folder of class folders without train and val. The
+    SHA-256 of CLASS/NAME decides, so adding an image moves no other. None: the data are split."""
     img_size: int = 224
     """Side of the square input, in pixels."""
     in_chans: Literal[1, 3] = 3

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import tyro
 
-from t2t_common.data.readers.formats import open_source
-from t2t_common.data.readers.sources import Source, Split, notes_of
+from t2t_common.data.readers.formats import SPLITS, open_source
+from t2t_common.data.readers.sources import notes_of
 from t2t_common.data.readers.write_shards import Format, write_shards
 from t2t_common.data.token_labels import with_token_labels
 from t2t_common.io import cli
@@ -26,6 +26,7 @@ from t2t_common.io.files import check_target, write_text
 from t2t_common.io.terminal import status
 from t2t_config import RECIPES, Recipe
 from t2t_config import recipe as named_recipe
+from t2t_config.bounds import check_bounds
 from t2t_jax.data.bench import bench
 
 OFFICIAL = "imagenet_t2t_vit_14"
@@ -40,6 +41,8 @@ class Options:
     """Recipe to benchmark; or "digits" or a folder (see open_source), benchmarked with the official ImageNet recipe."""
     data: str | None = None
     """Data to read, if the recipe specifies none."""
+    val_fraction: float | None = None
+    """Fraction of the images of a folder of class folders that is for validation."""
     token_labels: str | None = None
     """Label maps, if the recipe uses token labels."""
     bench: bool = False
@@ -73,6 +76,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+        if self.val_fraction is not None:
+            check_bounds({"val_fraction": self.val_fraction})
         if not self.threads or not self.workers or min(*self.threads, *self.workers) < 0:
             raise ValueError(f"threads and workers must be numbers from 0, got {self.threads} and {self.workers}")
 
@@ -84,7 +89,8 @@ def run_bench(options: Options) -> int:
     recipe = _recipe(options)
     assert recipe.data is not None
     settings = [(threads, workers) for workers in options.workers for threads in options.threads]
-    source = with_token_labels(open_source(recipe.data, "train", recipe.num_classes), recipe)
+    images = open_source(recipe.data, "train", recipe.num_classes, recipe.val_fraction)
+    source = with_token_labels(images, recipe)
     with status(f"measuring: about {(1 + len(settings)) * options.seconds:.0f} s"):
         result = bench(
             source,
@@ -112,6 +118,7 @@ def _recipe(options: Options) -> Recipe:
     recipe = dataclasses.replace(
         recipe,
         data=data or recipe.data,
+        val_fraction=options.val_fraction,
         token_labels=options.token_labels,
         batch_size=options.batch_size or recipe.batch_size,
     )
@@ -122,8 +129,7 @@ def _recipe(options: Options) -> Recipe:
 
 def run_write(options: Options, folder: Path) -> int:
     """Write shards of the available splits; return the exit code."""
-    sources: dict[Split, Source] = {"train": open_source(options.source, "train")}
-    sources["val"] = open_source(options.source, "val")
+    sources = {split: open_source(options.source, split, val_fraction=options.val_fraction) for split in SPLITS}
     for note in notes_of(*sources.values()):
         print(note, file=sys.stderr)
     images = write_shards(sources, folder, options.format, images_per_shard=options.images_per_shard)

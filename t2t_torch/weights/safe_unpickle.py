@@ -14,12 +14,12 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from t2t_common.io.array_pickle import NUMPY, Array, ArrayUnpickler
 from t2t_common.io.pickle_bombs import operations
 from t2t_common.io.zips import check_members, open_zip
 from t2t_config.text import readable
@@ -31,42 +31,10 @@ from t2t_torch.weights.unpickle_preview import check_archive, check_legacy
 MAX_EXPANSION = 10
 """Maximum ratio of content to file size. torch.save does not compress, so a larger ratio indicates a zip bomb."""
 
-DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
-"""Dtypes of arrays that are read; arrays of other dtypes, which may be next to the weights, become empty stand-ins."""
-
 ZIP_START, LEGACY_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save, new and old
 
 PADDLE_NAMES = "StructuredToParameterName@@"
 """Entry in which Paddle stores its variable names, next to the weights."""
-
-
-class Dtype:
-    """Stand-in for `numpy.dtype` in a pickle; `numpy` is None for a dtype that weights cannot have."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.numpy = np.dtype(code) if code in DTYPES else None
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if self.numpy is not None:
-            self.numpy = self.numpy.newbyteorder(state[1])
-
-
-class Array:
-    """Stand-in for `numpy.ndarray` in a pickle: allocates nothing, the data stays in the bytes that were read.
-
-    `numpy` is None for data that cannot be weights: strings, dates, unsigned integers of a random generator, ...
-    """
-
-    numpy: np.ndarray | None = None
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, is_fortran, data = state
-        if dtype.numpy is not None:
-            flat = np.frombuffer(data, dtype.numpy) if data else np.empty(0, dtype.numpy)
-            self.numpy = flat.reshape(shape, order="F" if is_fortran else "C")
 
 
 class Namespace:
@@ -76,64 +44,9 @@ class Namespace:
         self.__dict__.update(state)
 
 
-def scalar(dtype: Dtype, data: bytes) -> Any:
-    """Stand-in for NumPy's reconstruction of a scalar; None if it is not a number."""
-    if dtype.numpy is None:
-        return None
-    return np.frombuffer(data, dtype.numpy, count=1)[0].item()
-
-
-_NUMPY = {
-    "numpy.ndarray": Array,
-    "numpy.dtype": Dtype,
-    **{f"numpy.{core}.multiarray._reconstruct": Array for core in ("core", "_core")},  # before and since numpy 2
-    **{f"numpy.{core}.multiarray.scalar": scalar for core in ("core", "_core")},
-}
-
-ALLOWED: dict[str, Any] = {"argparse.Namespace": Namespace, **_NUMPY, **INERT}
+ALLOWED: dict[str, Any] = {"argparse.Namespace": Namespace, **NUMPY, **INERT}
 """Everything that a file may call apart from tensors and plain values: timm stores its command line (`args`) and
-metrics, Paddle its arrays. NumPy's own constructors are not called, because they allocate any requested size."""
-STAND_INS = tuple({kind for kind in ALLOWED.values() if isinstance(kind, type)})
-"""Classes whose instances may be given a state."""
-
-
-class _Unpickler(pickle._Unpickler):
-    """Unpickler for plain pickles. `budget` limits the characters to encode, which protocol 2 does for every array.
-
-    Based on the Python implementation, whose memo is a dictionary; the memo of the C implementation is a list of a
-    length chosen by the file.
-    """
-
-    def __init__(self, file: IO[bytes], budget: int) -> None:
-        super().__init__(file)
-        self.budget = budget
-
-    stack: list[Any]
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-
-    def load_build(self) -> None:
-        """pickle's own method, restricted to stand-ins: for a class or function, it would set attributes globally."""
-        if not isinstance(self.stack[-2], STAND_INS):
-            raise pickle.UnpicklingError("state of something that has none")
-        pickle._Unpickler.dispatch[pickle.BUILD[0]](cast(Any, self))
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"
-        if full_name == "_codecs.encode":
-            return self._encode
-        if full_name == "builtins.tuple":
-            return _pair
-        if full_name not in ALLOWED:
-            raise pickle.UnpicklingError(f"GLOBAL {full_name}")
-        return ALLOWED[full_name]
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        self.budget -= len(text)
-        if encoding != "latin1" or self.budget < 0:
-            raise pickle.UnpicklingError("these are not arrays")
-        return text.encode("latin1")
+metrics, Paddle its arrays."""
 
 
 def _pair(items: Any) -> tuple[Any, ...]:
@@ -141,6 +54,12 @@ def _pair(items: Any) -> tuple[Any, ...]:
     if not isinstance(items, tuple | list) or len(items) != 2:
         raise pickle.UnpicklingError("these are not arrays")
     return tuple(items)
+
+
+class _Unpickler(ArrayUnpickler):
+    """Unpickler for plain pickles."""
+
+    allowed = {**ALLOWED, "builtins.tuple": _pair}  # noqa: RUF012
 
 
 def read_pickle(path: Path, *, mapped: bool = False) -> Any:

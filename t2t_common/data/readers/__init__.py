@@ -1,1 +1,1 @@
-"""Readers of storage formats: folders, tar and ArrayRecord shards, IDX and CIFAR files."""
+"""Readers of storage formats: folders, shards (tar, ArrayRecord, TFRecord, Parquet), ILSVRC2012, IDX and CIFAR."""

@@ -1,4 +1,4 @@
-"""Readers of two binary formats: IDX (the MNIST family, yann.lecun.com/exdb/mnist) and the binary version of CIFAR."""
+"""Readers of IDX (the MNIST family, yann.lecun.com/exdb/mnist) and of CIFAR, in its binary and its Python version."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from typing import Literal
 
 import numpy as np
 
+from t2t_common.io.array_pickle import read_arrays
+from t2t_config.text import escaped
+
 CIFAR_SIDE = 32
+PIXELS = 3 * CIFAR_SIDE**2
 CIFAR_TESTS: Mapping[Literal[10, 100], str] = {10: "test_batch.bin", 100: "test.bin"}
-"""File name of the test images by number of classes."""
+"""File name of the test images by number of classes, in the binary version."""
+CIFAR_PICKLES: Mapping[Literal[10, 100], tuple[str, str]] = {10: ("test_batch", "batches.meta"), 100: ("test", "meta")}
+"""Likewise in the Python version, with the file of the class names."""
 
 MOST_PACKED = 100
 """Maximum compression ratio of a gzipped file that unpacks to more than `ALWAYS` bytes; MNIST's images have 5."""
@@ -78,7 +84,7 @@ def read_idx(path: Path) -> np.ndarray:
         ValueError: If the file is truncated, or is not an IDX file of bytes.
     """
     data = path.read_bytes()
-    data = _unpacked(path, data) if data[:2] == b"\x1f\x8b" else data
+    data = unpacked(path, data) if data[:2] == b"\x1f\x8b" else data
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an IDX file of bytes (it begins with {data[:4].hex()!r}): get another copy")
     if data[3] > MOST_AXES:
@@ -92,7 +98,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def _unpacked(path: Path, data: bytes) -> bytes:
+def unpacked(path: Path, data: bytes) -> bytes:
     """Return the content of a gzipped file; raise ValueError for a decompression bomb."""
     limit = max(ALWAYS, MOST_PACKED * len(data))
     try:
@@ -105,34 +111,73 @@ def _unpacked(path: Path, data: bytes) -> bytes:
     return content
 
 
-def read_cifar(folder: Path, classes: Literal[10, 100], split: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return images (N, 32, 32, 3), labels (N,) and number of classes of CIFAR-10 or CIFAR-100 (fine labels).
+def has_cifar(folder: Path, classes: Literal[10, 100]) -> bool:
+    """Return whether `folder` has either version of CIFAR-10 or CIFAR-100."""
+    is_binary = (folder / CIFAR_TESTS[classes]).is_file()
+    return is_binary or all((folder / name).is_file() for name in CIFAR_PICKLES[classes])
+
+
+def read_cifar(
+    folder: Path, classes: Literal[10, 100], split: str
+) -> tuple[np.ndarray, np.ndarray, int, list[str] | None]:
+    """Return images (N, 32, 32, 3), labels (N,), number and names of classes of CIFAR-10 or CIFAR-100 (fine labels).
 
     Args:
-        folder: Folder with `data_batch_1.bin` ... `test_batch.bin`, or `train.bin` and `test.bin`.
+        folder: Folder with `data_batch_1.bin` ... `test_batch.bin`, or `train.bin` and `test.bin`; or, without `.bin`,
+            the pickles of the Python version, of which alone the class names are read.
         classes: 10 or 100, the data set to read.
         split: "train" or "val" (the test images).
 
     Raises:
         ValueError: If a file is missing or truncated, or a label is out of range.
     """
-    label_bytes = 2 if classes == 100 else 1
-    if split == "val":
-        names = [CIFAR_TESTS[classes]]
-    else:
-        names = ["train.bin"] if classes == 100 else [f"data_batch_{i}.bin" for i in range(1, 6)]
-    record = label_bytes + 3 * CIFAR_SIDE**2
+    is_binary = (folder / CIFAR_TESTS[classes]).is_file()
+    test = CIFAR_TESTS[classes] if is_binary else CIFAR_PICKLES[classes][0]
+    suffix = ".bin" if is_binary else ""
+    train = [f"train{suffix}"] if classes == 100 else [f"data_batch_{i}{suffix}" for i in range(1, 6)]
+    names = [test] if split == "val" else train
     parts = []
     for path in (folder / name for name in names):
         if not path.is_file():
-            raise ValueError(f"no {path.name} in {folder}: the binary version of CIFAR has {', '.join(names)}")
-        data = np.fromfile(path, np.uint8)
-        if not len(data) or len(data) % record:
-            raise ValueError(f"{path} is truncated: {len(data)} bytes are not a multiple of {record}: get another copy")
-        parts.append(data.reshape(-1, record))
-        largest = int(parts[-1][:, label_bytes - 1].max())
-        if largest >= classes:
-            raise ValueError(f"{path} has label {largest}, beyond {classes - 1}: get another copy")
-    records = np.concatenate(parts)
-    images = records[:, label_bytes:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), records[:, label_bytes - 1].astype(np.int32), classes
+            raise ValueError(f"no {path.name} in {folder}: this version of CIFAR has {', '.join(names)}")
+        pixels, labels = _binary_batch(path, classes) if is_binary else _pickled_batch(path, classes)
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= classes:
+            raise ValueError(
+                f"{path} has label {least if least < 0 else most}, beyond 0..{classes - 1}: get another copy"
+            )
+        parts.append((pixels, labels))
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    images = pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
+    class_names = None if is_binary else _pickled_names(folder / CIFAR_PICKLES[classes][1], classes)
+    return np.ascontiguousarray(images), labels.astype(np.int32), classes, class_names
+
+
+def _binary_batch(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels (N, 3072) and labels (N,) of a file of the binary version."""
+    label_bytes = 2 if classes == 100 else 1
+    record = label_bytes + PIXELS
+    data = np.fromfile(path, np.uint8)
+    if not len(data) or len(data) % record:
+        raise ValueError(f"{path} is truncated: {len(data)} bytes are not a multiple of {record}: get another copy")
+    records = data.reshape(-1, record)
+    return records[:, label_bytes:], records[:, label_bytes - 1]
+
+
+def _pickled_batch(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same of a file of the Python version."""
+    found = read_arrays(path)
+    pixels, labels = found.get("data"), found.get("fine_labels" if classes == 100 else "labels")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PIXELS,):
+        raise ValueError(f"{path} has no images: expected data, uint8 (N, {PIXELS}): get another copy")
+    is_list = isinstance(labels, list) and all(type(label) is int and abs(label) < 1 << 31 for label in labels)
+    if not labels or not is_list or len(labels) != len(pixels):
+        raise ValueError(f"{path} has no list of {len(pixels)} labels: get another copy")
+    return pixels, np.array(labels)
+
+
+def _pickled_names(path: Path, classes: int) -> list[str]:
+    names = read_arrays(path).get("fine_label_names" if classes == 100 else "label_names")
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, bytes | str) for name in names):
+        raise ValueError(f"{path} has no list of {classes} class names: get another copy")
+    return [escaped(name.decode("utf-8", "replace") if isinstance(name, bytes) else name) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from t2t_common.data.readers.sources import Split
@@ -13,10 +14,6 @@ SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "validation", "valid", "eval", "evaluation", "test"),
 }
 """Names of a split's folder or files; the first that exists is used."""
-
-RECORDS = "*array_record*"
-"""Glob pattern of ArrayRecord shards: `train-00000-of-00010.array_record`, TFDS's
-`NAME-train.array_record-00000-of-00010`."""
 
 CLASS_FILES = ("classes.txt", "classnames.txt", "label.labels.txt")
 """Files with the class names, one per line in the order of the labels; the last name is TFDS's."""
@@ -37,8 +34,9 @@ def find_shards(root: Path, split: Split, pattern: str, *, check: bool = True) -
     Raises:
         ValueError: If some of the files called `-00000-of-00010` and so on, or numbered consecutively, are missing.
     """
+    there = list(root.glob(pattern))
     for word in SPLIT_WORDS[split]:
-        in_root = [path for path in root.glob(pattern) if word in re.split(r"[-_.]", path.name)]
+        in_root = [path for path in there if word in re.split(r"[-_.]", path.name)]
         found = sorted(path for path in (list((root / word).glob(pattern)) or in_root) if path.is_file())
         if found and check:
             _check_complete(found)
@@ -90,13 +88,13 @@ def row_notes(shards: list[Path]) -> list[str]:
     return [f"the shards begin with {path}: if there was a number 0, it is missing" for path in firsts]
 
 
-def read_class_names(root: Path) -> list[str] | None:
-    """Read the class names from the first of CLASS_FILES in `root`; None if there is none.
+def read_class_names(root: Path, files: Sequence[str] = CLASS_FILES) -> list[str] | None:
+    """Read the class names from the first of `files` in `root`; None if there is none.
 
     Raises:
         ValueError: If the file is not UTF-8 text, or contains no names.
     """
-    path = class_file(root)
+    path = class_file(root, files)
     if path is None:
         return None
     try:
@@ -108,6 +106,6 @@ def read_class_names(root: Path) -> list[str] | None:
     return [escaped(name.strip()) for name in names]
 
 
-def class_file(root: Path) -> Path | None:
-    """Return the first of CLASS_FILES that exists in `root`; None if there is none."""
-    return next((path for path in (root / name for name in CLASS_FILES) if path.is_file()), None)
+def class_file(root: Path, files: Sequence[str] = CLASS_FILES) -> Path | None:
+    """Return the first of `files` that exists in `root`; None if there is none."""
+    return next((path for path in (root / name for name in files) if path.is_file()), None)

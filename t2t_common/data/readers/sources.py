@@ -6,9 +6,9 @@ import abc
 import copy
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -85,6 +85,28 @@ class EncodedSource(abc.ABC):
         return decode_image(io.BytesIO(data), lambda: self.name(index)), label
 
 
+class ShardSource(EncodedSource):
+    """Images of shards that are read by a library, which finds them by a directory at the end of each shard.
+
+    Attributes:
+        kind: Description of the shards, in words.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def shards(self) -> list[tuple[Path, int]]:
+        """Shard files with their numbers of images."""
+
+    def name(self, index: int) -> str:
+        for path, count in self.shards:
+            if index < count:
+                return f"{path}[{index}]"
+            index -= count
+        raise IndexError(index)
+
+
 class FolderSource(EncodedSource):
     """Images in folders, one folder per class; classes are numbered in the order of `classes`.
 
@@ -135,6 +157,12 @@ class FolderSource(EncodedSource):
         found = copy.copy(self)
         found.class_names = list(class_names)
         found._files = sorted(((path, new[label]) for path, label in self._files), key=lambda file: file[1])
+        return found
+
+    def selected(self, is_wanted: Callable[[str], bool]) -> FolderSource:
+        """Return the images whose path relative to `root`, with slashes, `is_wanted` accepts; the classes stay."""
+        found = copy.copy(self)
+        found._files = [file for file in self._files if is_wanted(file[0].relative_to(self._root).as_posix())]
         return found
 
     def __len__(self) -> int:

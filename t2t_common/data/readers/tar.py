@@ -7,26 +7,18 @@ some minutes, so the index is cached (in `$T2T_CACHE`) and reused until the shar
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
 import json
-import sys
 import tarfile
-import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from t2t_common.data.readers.image_files import IMAGE_SUFFIXES
-from t2t_common.data.readers.sources import EncodedSource, check_labels
-from t2t_common.io.files import replace_file
-from t2t_common.io.terminal import bar
+from t2t_common.data.readers.indexed import IndexedSource, cached_index
+from t2t_common.data.readers.sources import check_labels
 from t2t_config.text import readable
-from t2t_config.weights.download import cache_dir
 
 TARS = "*.tar"
 """Glob pattern of tar shards."""
@@ -43,9 +35,6 @@ LEAST_PADDING, RECORDS = 3 * tarfile.BLOCKSIZE, (tarfile.RECORDSIZE, 1 << 14)
 INDEX_VERSION = 2
 """Version of the cached index; before 2, shards truncated between two members were accepted."""
 
-THREADS = 16
-"""Number of shards whose headers are read concurrently, to overlap network latency."""
-
 
 class TarIndex(NamedTuple):
     """Locations of the images: four arrays (N,), in the order of the shards and of the members in them."""
@@ -59,57 +48,39 @@ class TarIndex(NamedTuple):
     label: np.ndarray
 
 
-class TarSource(EncodedSource):
+class TarSource(IndexedSource):
     """Images of tar shards, in the order of the shards and of the members in them.
 
     Args:
         shards: Uncompressed tar files; compressed ones do not allow random access.
         class_names: Class names by label; None derives the number of classes from the labels in the shards.
+        index: Locations of the images; None reads them from the shards.
 
     Raises:
         ValueError: If a shard is damaged, an image has no label, or a label has no image or is out of range; the
             message names it.
     """
 
-    def __init__(self, shards: Sequence[Path], class_names: list[str] | None = None) -> None:
-        self._shards, self._index = list(shards), load_index(shards)
+    kind = "tar shards"
+    compared = "names, sizes, places and labels"
+
+    def __init__(
+        self, shards: Sequence[Path], class_names: list[str] | None = None, index: TarIndex | None = None
+    ) -> None:
+        super().__init__(shards, load_index(shards) if index is None else index)
         labels, first = np.unique(self._index.label, return_index=True)
         self.class_names = class_names
         self.num_classes = len(class_names or ()) or 1 + int(labels.max())
         for label, index in zip(labels.tolist(), first.tolist(), strict=True):
             check_labels([label], self.num_classes, str(self._shards[self._index.shard[index]]))
 
-    @property
-    def shards(self) -> list[Path]:
-        """Shard files."""
-        return self._shards
-
-    @property
-    def index(self) -> TarIndex:
-        """Locations of the images in the shards."""
-        return self._index
-
-    def __len__(self) -> int:
-        return len(self._index.label)
-
     def read(self, index: int) -> tuple[bytes, int]:
-        shard, offset, size, label = (int(column[index]) for column in self._index)
-        path = self._shards[shard]
-        try:
-            # Opened on every access: a thousand shards would need as many open files in every process.
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise ValueError(f"cannot read {path} ({error.strerror or error}): check the disk") from error
-        if len(data) != size:
-            raise ValueError(f"{path} has become shorter since it was opened: get another copy")
-        return data, label
+        return self.stored(index), int(self._index.label[index])
 
     def name(self, index: int) -> str:
         path, offset = self._shards[self._index.shard[index]], self._index.offset[index]
         # Names are not stored: they would be most of the index.
-        name = next((member.name for _, member in _members(path) if member.offset_data == offset), "?")
+        name = next((member.name for _, member in members(path) if member.offset_data == offset), "?")
         return f"{path}/{readable(name, 300)}"
 
 
@@ -117,62 +88,8 @@ class TarSource(EncodedSource):
 
 
 def load_index(shards: Sequence[Path]) -> TarIndex:
-    """Return the index of `shards`: from the cache if they are unchanged, else read from their headers and then cached.
-
-    Raises:
-        ValueError: As raised by `index_shard`.
-    """
-    names = [str(path.absolute()) for path in shards]
-    stamp = np.array([_stamp(path) for path in shards], np.int64)
-    kept = cache_dir() / "tar-index" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.npz"
-    with (
-        contextlib.suppress(Exception),  # missing or damaged, which raises almost any error
-        zipfile.ZipFile(kept) as archive,
-    ):
-        found = {name: _column(archive, name) for name in ("stamp", *TarIndex._fields)}
-        is_current = _column(archive, "version") == INDEX_VERSION and np.array_equal(found.pop("stamp"), stamp)
-        if is_current and _is_sound(index := TarIndex(**found), stamp):
-            return index
-    index = _read_index(shards)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(kept) as temporary, temporary.open("wb") as target:
-            np.savez(target, version=INDEX_VERSION, stamp=stamp, **index._asdict())
-    except (OSError, ValueError) as error:
-        print(f"the index of {shards[0].parent} is not kept ({error}): set T2T_CACHE", file=sys.stderr)
-    return index
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    """Return size and times of a file; a writer can reset the modification time, but not the inode's change time."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Return an array of a `np.savez` file; `np.load` would decompress data of any size."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError("it is packed, which np.savez never does")
-    return np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
-
-
-def _is_sound(index: TarIndex, stamp: np.ndarray) -> bool:
-    """Return whether every image is inside one of the shards, whose sizes are in `stamp`."""
-    if len({column.shape for column in index}) != 1 or any(column.dtype.kind != "i" for column in index):
-        return False
-    if index.shard.ndim != 1 or not len(index.shard) or min(int(column.min()) for column in index) < 0:
-        return False
-    return bool(index.shard.max() < len(stamp) and (index.offset + index.size <= stamp[index.shard, 0]).all())
-
-
-def _read_index(shards: Sequence[Path]) -> TarIndex:
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = pool.map(index_shard, shards)
-        columns = [np.array(part, np.int64).reshape(-1, 3).T for part in bar(parts, "reading headers", len(shards))]
-    offset, size, label = np.concatenate(columns, axis=1)
-    shard = np.repeat(np.arange(len(shards)), [column.shape[1] for column in columns])
-    return TarIndex(shard.astype(np.int32), offset, size, label.astype(np.int32))
+    """Return the index of `shards`, see `cached_index`; raises as `index_shard`."""
+    return cached_index(TarIndex, "tar-index", INDEX_VERSION, shards, index_shard)
 
 
 def index_shard(path: Path) -> list[tuple[int, int, int]]:
@@ -184,7 +101,7 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     end = path.stat().st_size
-    for tar, member in _members(path):
+    for tar, member in members(path):
         key, suffix = _split_name(member.name)
         if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, ".cls", ".json"):
             continue
@@ -208,38 +125,46 @@ def index_shard(path: Path) -> list[tuple[int, int, int]]:
     return [(*place, labels[key]) for key, place in images.items()]
 
 
-def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def members(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the members of a tar file in order.
+
+    Args:
+        path: File.
+        start: Offset of the tar file in it, in bytes.
+        end: Offset of its end; None if it is the whole file.
 
     Raises:
         ValueError: If the file is not a tar file, or is damaged.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.size < 0:  # the next header would be read from before this one, in an endless loop
-                    raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
-                yield tar, member
-            _check_end(path, tar.offset)
+        with path.open("rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.size < 0:  # the next header would be read from before this one, in an endless loop
+                        raise tarfile.ReadError(f"{readable(member.name)} has {member.size} bytes")
+                    yield tar, member
+                _check_end(file, tar.offset, start, end)
     except Exception as error:  # damaged headers raise ValueError, OverflowError ...
         raise _unreadable(path, error) from error
 
 
-def _check_end(path: Path, end: int) -> None:
-    """Raise ReadError unless there are two blocks of zeros after `end`, the end of the last member, and nothing else.
+def _check_end(file: IO[bytes], last: int, start: int, end: int | None) -> None:
+    """Raise ReadError unless there are two blocks of zeros after `last`, the end of the last member, and nothing else.
 
     tarfile accepts a file that ends after a member, or continues with something other than a header, as complete.
     """
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = file.read(MOST_PADDING + 1)
+    file.seek(last)
+    rest = file.read(MOST_PADDING + 1 if end is None else max(0, min(MOST_PADDING + 1, end - last)))
     if rest.strip(b"\0"):
-        raise tarfile.ReadError(f"there is something else than a member after byte {end}: damaged, or two files in one")
+        raise tarfile.ReadError(
+            f"there is something else than a member after byte {last}: damaged, or two files in one"
+        )
     if len(rest) > MOST_PADDING:
-        raise tarfile.ReadError(f"there are only zeros after byte {end}: it was not written to its end")
-    is_padded = len(rest) <= LEAST_PADDING or any((end + len(rest)) % size == 0 for size in RECORDS)
+        raise tarfile.ReadError(f"there are only zeros after byte {last}: it was not written to its end")
+    is_padded = len(rest) <= LEAST_PADDING or any((last - start + len(rest)) % size == 0 for size in RECORDS)
     if len(rest) < 2 * tarfile.BLOCKSIZE or len(rest) % tarfile.BLOCKSIZE or not is_padded:
-        raise tarfile.ReadError(f"it is cut short: its end is missing after byte {end}")
+        raise tarfile.ReadError(f"it is cut short: its end is missing after byte {last}")
 
 
 def _content(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

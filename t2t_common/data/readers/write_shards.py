@@ -13,9 +13,9 @@ from typing import Literal
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from t2t_common.data.readers.array_record import encode_example
 from t2t_common.data.readers.shards import CLASS_FILES
 from t2t_common.data.readers.sources import EncodedSource, Source, Split
+from t2t_common.data.readers.tf_example import encode_example
 from t2t_common.io.terminal import bar
 
 Format = Literal["tar", "arrayrecord"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Iterable
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2t_common.data import open_source
-from t2t_common.data.folders import natural_key
+from t2t_common.data import data_identity, open_source
+from t2t_common.data.fingerprint import data_changes
+from t2t_common.data.folders import is_held_out, natural_key
+from t2t_common.data.readers.formats import is_unsplit
 from t2t_common.data.readers.sources import FolderSource, Source, notes_of
+from t2t_config import Recipe
 from tests.support.small_data import write_idx_folder
 
 
@@ -203,3 +207,86 @@ def test_two_names_that_are_shown_alike(tmp_path: Path):
     tree(tmp_path, "train/a\nb/1.png", "train/a\\nb/1.png")
     with pytest.raises(ValueError, match=r"two class folders that are shown as a\\nb: rename one"):
         open_source(tmp_path, "train")
+
+
+# ---- one folder, split by --val-fraction ----
+
+
+def names_of(source: Source) -> set[str]:
+    assert isinstance(source, FolderSource)
+    return {source.relative_path(index).as_posix() for index in range(len(source))}
+
+
+def test_the_rule_is_the_one_that_is_documented():
+    """`printf cat/5.png | sha256sum` begins with 2da9: 0.178 of all values are lower."""
+    assert is_held_out("cat/5.png", 0.1784)
+    assert not is_held_out("cat/5.png", 0.1783)
+    for name in ("cat/1.png", "cat/3.png", "d\u00f6g/x/2.jpg"):
+        share = int(hashlib.sha256(name.encode()).hexdigest(), 16) / 2**256
+        for fraction in (share - 1e-6, share + 1e-6):
+            assert is_held_out(name, fraction) == (fraction > share)
+    assert is_held_out("do\u0308g.png", 0.5) == is_held_out("d\u00f6g.png", 0.5)  # as macOS and as others store it
+
+
+def test_one_folder_is_split_and_new_images_move_no_other(tmp_path: Path):
+    names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(200)]
+    tree(tmp_path, *names)
+    train, val = (open_source(tmp_path, split, val_fraction=0.2) for split in ("train", "val"))
+    assert names_of(train) | names_of(val) == set(names)
+    assert not names_of(train) & names_of(val)
+    assert 50 < len(val) < 110  # 80 are expected; the standard deviation is 8
+    assert (train.num_classes, val.class_names) == (2, ["cat", "dog"])
+    assert labels(val).keys() < set(range(400))
+    assert all(label == colour // 200 for colour, label in labels(val).items() if colour < 256)
+    assert f"{len(val)} of 400 images are for validation, by their names (--val-fraction 0.2)" in notes(val)
+    tree(tmp_path, *[f"{name}/new {number}.png" for name in ("ant", "cat") for number in range(50)])
+    (tmp_path / "dog" / "7.png").unlink()
+    for before, split in ((train, "train"), (val, "val")):
+        now = names_of(open_source(tmp_path, split, val_fraction=0.2))  # type: ignore[arg-type]
+        assert {name for name in now if "new" not in name} == names_of(before) - {"dog/7.png"}
+    larger = open_source(tmp_path, "val", val_fraction=0.4)
+    assert names_of(open_source(tmp_path, "val", val_fraction=0.2)) < names_of(larger)
+
+
+def test_the_split_is_part_of_the_identity_of_the_data(tmp_path: Path):
+    tree(tmp_path, *[f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)])
+    identities = [
+        data_identity(*(open_source(tmp_path, split, val_fraction=fraction) for split in ("train", "val")))  # type: ignore[arg-type]
+        for fraction in (0.3, 0.3, 0.6)
+    ]
+    assert identities[0] == identities[1]
+    assert "training images: " in data_changes(identities[0], identities[2])
+
+
+@pytest.mark.parametrize("place", ["", "photos/", "train/", "photos/train/"])
+def test_where_the_class_folders_may_be(tmp_path: Path, place: str):
+    tree(tmp_path, *[f"{place}{name}/{number}.png" for name in ("cat", "dog") for number in range(20)])
+    train, val = (open_source(tmp_path, split, val_fraction=0.5) for split in ("train", "val"))
+    assert (len(train) + len(val), val.class_names) == (40, ["cat", "dog"])
+    assert is_unsplit(tmp_path)
+    assert "taking" not in notes(val) or place.startswith("photos")
+
+
+def test_classes_that_one_side_lacks_are_named(tmp_path: Path):
+    tree(tmp_path, "cat/1.png", "cat/5.png", "dog/1.png")
+    assert [is_held_out(name, 0.3) for name in ("cat/1.png", "cat/5.png", "dog/1.png")] == [False, True, False]
+    val = open_source(tmp_path, "val", val_fraction=0.3)
+    assert (len(val), val.num_classes) == (1, 2)
+    assert "no validation images of 1 classes: dog" in notes(val)
+
+
+def test_splits_that_make_no_sense(tmp_path: Path):
+    tree(tmp_path / "split", "train/cat/1.png", "validation/cat/1.png")
+    with pytest.raises(ValueError, match=r"validation are validation images already: leave out --val-fraction"):
+        open_source(tmp_path / "split", "train", val_fraction=0.2)
+    assert not is_unsplit(tmp_path / "split")
+    for data in (write_idx_folder(tmp_path / "idx"), "digits"):
+        with pytest.raises(ValueError, match=r"splits a folder of class folders, and .*(idx|digits) is none"):
+            open_source(data, "val", val_fraction=0.2)
+        assert not is_unsplit(data)
+    tree(tmp_path / "one", "cat/1.png")
+    with pytest.raises(ValueError, match=r"--val-fraction 0.01 leaves no validation images of 1: choose another"):
+        open_source(tmp_path / "one", "val", val_fraction=0.01)
+    for fraction in (0, 1, -0.1, float("nan"), "0.2"):
+        with pytest.raises(ValueError, match=r"val_fraction .* is not a fraction above 0 and below 1"):
+            Recipe("t2t_vit_micro", val_fraction=fraction)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from PIL import Image
 import t2t_jax.evaluate
 import t2t_torch
 import t2t_torch.evaluate
+from t2t_common.data.folders import is_held_out
 from t2t_common.io import cli
 from t2t_config.weights.metadata import describe_model, to_text
 
@@ -78,3 +79,28 @@ def test_weights_without_names(command: str, weights: Path, tmp_path: Path, caps
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     assert cli.run(COMMANDS[command], [*args, "--classes", str(tmp_path / "names.txt")]) == 0
     assert "top-1 100.00 % (14 of 14)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_class_folders_are_split_as_in_training(
+    command: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = [f"{number}.png" for number in range(14)]
+    held_out = sum(is_held_out(f"2/{name}", 0.3) for name in names)
+    assert 0 < held_out < 14
+    data = images(tmp_path, NAMES, "2") / "val"
+    model = t2t_torch.create_model("t2t_vit_micro", img_size=16, in_chans=1, num_classes=len(NAMES))
+    t2t_torch.load_checkpoint(model, weights)
+    path = tmp_path / "w.safetensors"
+    facts = {"class_names": NAMES, "recipe": {"val_fraction": 0.3}}
+    t2t_torch.save_checkpoint(model, path, metadata=to_text(describe_model(model, facts)))
+    for more, count in ((), held_out), (("--val-fraction", "0"), 14), (("--val-fraction", "0.3"), held_out):
+        args = ["--checkpoint", str(path), "--data", str(data), *more]
+        assert cli.run(COMMANDS[command], args) == 0
+        printed = capsys.readouterr()
+        assert f"top-1 100.00 % ({count} of {count})" in printed.out
+        assert ("evaluating the images held out in training" in printed.err) == (not more)
+    assert cli.run(COMMANDS[command], ["--checkpoint", str(path), "--data", str(tmp_path)]) == 0  # has a folder val
+    assert "(14 of 14)" in capsys.readouterr().out
+    assert cli.run(COMMANDS[command], ["--checkpoint", str(path), "--data", str(data), "--val-fraction", "2"]) == 2
+    assert "a fraction above 0 and below 1" in capsys.readouterr().err

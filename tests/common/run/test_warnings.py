@@ -72,7 +72,7 @@ def told(confusion: np.ndarray, *, epoch: int = 19, in_data: int = 4) -> dict[st
 def test_guesses_of_classes_that_the_data_do_not_have_are_told():
     confusion = new_confusion(10)
     confusion[:4, :4] = 20 * np.eye(4, dtype=int)
-    assert told(confusion) == {"strangers": None, "chance": None}
+    assert told(confusion) == {"strangers": None, "chance": None, "never": None}
     confusion[1, [3, 7, 8]] = 1, 5, 6
     strangers = told(confusion)["strangers"]
     assert strangers is not None
@@ -96,6 +96,25 @@ def test_a_run_that_stays_at_chance_is_told():
     assert "always wren would have 90.00 %" in str(told(majority)["chance"])
     learning = always + 15 * np.eye(4, dtype=int)
     assert told(learning)["chance"] is None
+
+
+def test_a_class_that_is_never_guessed_is_told():
+    """After a third of the run, if it has ten images, and the rest is better than chance."""
+    confusion = 25 * np.eye(4, dtype=int)
+    confusion[3] = 10, 0, 0, 0
+    never = told(confusion)["never"]
+    assert never is not None
+    assert "taken for 1 of the classes (thrush), though 10 show them" in never
+    assert told(confusion, epoch=6)["never"] == never
+    assert told(confusion, epoch=5)["never"] is None  # of 20 epochs
+    confusion[3, 0] = 9
+    assert told(confusion)["never"] is None
+    confusion[3] = 9, 0, 0, 1
+    assert told(confusion)["never"] is None
+    always = new_confusion(4)
+    always[:, 2] = 25
+    assert told(always)["chance"] is not None
+    assert told(always)["never"] is None  # one warning is enough
 
 
 @pytest.mark.parametrize("counts", [[[5, 0], [0, 0]], [[1, 0], [0, 1]], [[0, 1], [1, 0]]])

@@ -33,6 +33,24 @@ def test_what_is_written_can_be_opened(
             np.testing.assert_array_equal(np.asarray(ours[7][0]), np.asarray(theirs[7][0]))
 
 
+def test_one_folder_of_class_folders_is_written_in_two_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("T2T_CACHE", str(tmp_path / "cache"))
+    for number in range(40):
+        path = tmp_path / "photographs" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(path)
+    args = [str(tmp_path / "photographs"), "--write", str(tmp_path / "shards"), "--val-fraction", "0.3"]
+    assert cli.run(main, args) == cli.OK
+    assert "40 images in" in capsys.readouterr().out
+    for split in ("train", "val"):
+        ours = open_source(tmp_path / "shards", split)
+        theirs = open_source(tmp_path / "photographs", split, val_fraction=0.3)
+        assert [ours.read(index) for index in range(len(ours))] == [theirs.read(index) for index in range(len(theirs))]
+        assert ours.class_names == ["cat", "dog"]
+
+
 def test_it_measures_a_recipe_and_writes_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "bench.json"
     assert cli.run(main, ["digits", *SETTINGS, "--step-ms", "1e6", "--json", str(path)]) == cli.OK
@@ -93,6 +111,8 @@ def test_time_goes_where_it_is_spent():
         (["digits", "--bench", "--seconds", "0"], "seconds must be above 0"),
         (["digits", "--bench", "--threads", "-1"], "threads and workers must be numbers from 0"),
         (["nowhere", "--write", "x"], "no data folder nowhere"),
+        (["digits", "--write", "x", "--val-fraction", "0.3"], "digits is none: leave it out"),
+        (["digits", "--write", "x", "--val-fraction", "1"], "a fraction above 0 and below 1"),
         (["digits", "--write", "/nowhere/x"], "create the folder /nowhere first"),
         (["digits", "--write", "x", "--format", "zip"], "zip"),
     ],

@@ -205,14 +205,15 @@ def tar_index() -> Reader:
 def _index_of(shard: bytes) -> bytes:
     import numpy as np
 
-    from t2t_common.data.readers.tar import INDEX_VERSION, _read_index
+    from t2t_common.data.readers.indexed import _read_index
+    from t2t_common.data.readers.tar import INDEX_VERSION, TarIndex, index_shard
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train-000000.tar")
         path.write_bytes(shard)
         file = io.BytesIO()
         stamp = np.array([(len(shard), 0)], np.int64)
-        np.savez(file, version=INDEX_VERSION, stamp=stamp, **_read_index([path])._asdict())
+        np.savez(file, version=INDEX_VERSION, stamp=stamp, **_read_index(TarIndex, [path], index_shard)._asdict())
         return file.getvalue()
 
 
@@ -238,7 +239,7 @@ def array_record() -> Reader:
 
 
 def _example(image: bytes, label: int) -> bytes:
-    from t2t_common.data.readers.array_record import encode_example
+    from t2t_common.data.readers.tf_example import encode_example
 
     return encode_example(image, label)
 

@@ -18,8 +18,8 @@ from PIL import Image
 from t2t_common.data import check_classes, open_source
 from t2t_common.data.images import UnreadableImageError
 from t2t_common.data.readers import tar as tar_module
-from t2t_common.data.readers.array_record import encode_example, example_class
 from t2t_common.data.readers.sources import EncodedSource
+from t2t_common.data.readers.tf_example import encode_example, example_class
 from t2t_common.data.readers.write_shards import write_shards
 from t2t_config.weights.download import cache_dir
 
