@@ -23,7 +23,6 @@ from t2t_common.visualize.inside import Inside, covered_size
 from t2t_common.visualize.page import Picture, page
 from t2t_common.visualize.sections import draw_image, draw_positions, left_out
 from t2t_config.class_names import class_names
-from t2t_config.text import escaped
 
 PAGE_FILE = "index.html"
 SAID = 3
@@ -90,7 +89,7 @@ def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, An
     _write_sheets(folder, of_model, model.spec.name)
     weights = str(options.checkpoint or "fresh, not trained: what attention shows means nothing")
     text = page(f"What {model.spec.name} sees", _facts(model, inside, weights), pictures, of_model)
-    write_text(folder / PAGE_FILE, escaped(text, keep="\n"))
+    write_text(folder / PAGE_FILE, text)
     print(folder / PAGE_FILE)
 
 

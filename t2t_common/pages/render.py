@@ -1,0 +1,45 @@
+"""Render the templates of this folder. Values are escaped, and the pages need no script and no other file."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from t2t_config.text import escaped
+
+HERE = Path(__file__).parent
+
+
+def render(template: str, **values: Any) -> str:
+    """Return the page made by the file `template` of this folder, with unprintable characters shown as escapes."""
+    return escaped(_environment().get_template(template).render(values), keep="\n\t")
+
+
+def png(image: Image.Image) -> str:
+    """Encode an image as PNG in base64, for a `data:` address."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["style"] = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    environment.filters["png"] = png
+    environment.filters["when"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
+    environment.filters["number"] = lambda value: f"{value:.4g}"
+    return environment
