@@ -1,4 +1,4 @@
-"""Render the templates of this folder. Values are escaped, and the pages need no script and no other file."""
+"""Render templates, by default those of this folder. Values are escaped; pages need no script and no other file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from t2t_config.text import escaped
 HERE = Path(__file__).parent
 
 
-def render(template: str, **values: Any) -> str:
-    """Return the page made by the file `template` of this folder, with unprintable characters shown as escapes."""
-    return escaped(_environment().get_template(template).render(values), keep="\n\t")
+def render(template: str, *, folder: Path = HERE, **values: Any) -> str:
+    """Return the page made by the file `template` of `folder`, with unprintable characters shown as escapes."""
+    return escaped(_environment(folder).get_template(template).render(values), keep="\n\t")
 
 
 def png(image: Image.Image) -> str:
@@ -30,13 +30,14 @@ def png(image: Image.Image) -> str:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.globals["style"] = Markup((HERE / "style.css").read_text(encoding="utf-8"))
     environment.filters["png"] = png

@@ -33,20 +33,6 @@ REFUSED, SAME, TENSOR, OTHER, ERROR = (
     "something else changed in silence",
     "another error",
 )
-DEFECTS = (
-    record.Defect(
-        "A checkpoint with one flipped bit was loaded as if it were whole (366 of 418 tries)",
-        "tests/tools/reliability/test_flips.py::test_no_flipped_bit_changes_a_tensor_in_silence",
-    ),
-    record.Defect(
-        "A run whose last checkpoint was damaged did not start, and asked the user to delete it",
-        "tests/torch/training/test_checkpoints.py::test_a_run_falls_back_to_the_checkpoint_before",
-    ),
-    record.Defect(
-        "A folder called `try[1]` lost the weights that Orbax wrote there, without a word",
-        "tests/whole_runs/test_odd_paths.py::test_orbax_folders_of_any_name",
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +153,7 @@ def main(args: Sequence[str]) -> int:
     if target is not None:
         command = f"python -m tools.reliability.flips --flips {options.flips} --seed {options.seed}"
         seconds = time.monotonic() - start
-        record.write(target, command, figures(flips), seconds=seconds, defects=DEFECTS)
+        record.write(target, command, figures(flips), seconds=seconds)
     return cli.FAILED if bad else cli.OK
 
 

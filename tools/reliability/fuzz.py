@@ -25,7 +25,6 @@ from t2t_common.io.files import check_target
 from t2t_common.io.terminal import status
 from tools.reliability.fuzzing import campaign
 from tools.reliability.fuzzing.campaign import Tally
-from tools.reliability.fuzzing.found import DEFECTS
 from tools.reliability.fuzzing.worker import Told
 from tools.reliability.record import write
 
@@ -130,7 +129,7 @@ class Result:
             "readers": {name: readers[name] for name in order if name in readers},
         }
         seconds = self._seconds + time.monotonic() - self._start
-        write(self._path, "python -m tools.reliability.fuzz", figures, seconds=seconds, defects=DEFECTS)
+        write(self._path, "python -m tools.reliability.fuzz", figures, seconds=seconds)
 
 
 def main(args: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from t2t_common.io import cli
 from t2t_common.io.files import write_text
+from tools.markdown import table
 from tools.reliability.record import OWN, RESULTS, ROOT, read
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -112,7 +113,7 @@ def _summary(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
         address = title.lower().replace(" ", "-")
         rows.append([f"[{title}](#{address})", _headline(name, found[name]) if name in found else "not run yet"])
     defects = sum(len(result["defects"]) for result in found.values())
-    yield from _table(
+    yield from table(
         ["campaign", "result"],
         [*rows, ["[Defects found](#defects-found)", f"{defects}, all of them fixed" if defects else "none"]],
     )
@@ -129,7 +130,7 @@ def _section(result: Mapping[str, Any]) -> Iterator[str]:
     figures = {name: value for name, value in result.items() if name not in OWN}
     plain = {name: value for name, value in figures.items() if not _is_table(value)}
     if plain:
-        yield from _table(["figure", "value"], [[_words(name), _cell(value)] for name, value in plain.items()])
+        yield from table(["figure", "value"], [[_words(name), _cell(value)] for name, value in plain.items()])
         yield ""
     for name, value in figures.items():
         if _is_table(value):
@@ -157,19 +158,12 @@ def _is_table(value: Any) -> bool:
     return bool(rows) and all(isinstance(row, Mapping) for row in rows)
 
 
-def _rows(table: Any, shown: Sequence[str] = ()) -> Iterator[str]:
+def _rows(found: Any, shown: Sequence[str] = ()) -> Iterator[str]:
     """A list of rows, or rows by name, as a table with all their columns, or those `shown` that a row has."""
-    named = isinstance(table, Mapping)
-    rows: list[Mapping[str, Any]] = [{"": name, **row} for name, row in table.items()] if named else list(table)
+    named = isinstance(found, Mapping)
+    rows: list[Mapping[str, Any]] = [{"": name, **row} for name, row in found.items()] if named else list(found)
     columns = list(dict.fromkeys(column for row in rows for column in row if not shown or column in shown))
-    yield from _table([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|---" * len(head) + "|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    yield from table([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
 
 
 def _words(name: str) -> str:
@@ -209,7 +203,7 @@ def _defects(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
     if rows:
         yield f"Found on the way: {len(rows)}. Each is fixed, and a test holds the fix."
         yield ""
-        yield from _table(["found by", "what went wrong", "held by"], rows)
+        yield from table(["found by", "what went wrong", "held by"], rows)
     else:
         yield "None."
 
@@ -220,7 +214,7 @@ def _machines(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[
     for name, (title, _) in known.items():
         if name in found:
             titles.setdefault(_cell(found[name]["environment"]), []).append(title)
-    yield from _table(["campaigns", "ran on"], [[", ".join(names), place] for place, names in titles.items()])
+    yield from table(["campaigns", "ran on"], [[", ".join(names), place] for place, names in titles.items()])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

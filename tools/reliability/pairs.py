@@ -32,7 +32,7 @@ from tools.reliability.grammar.draw import draw_tree
 from tools.reliability.grammar.shrink import shrunk
 from tools.reliability.grammar.tree import Tree
 from tools.reliability.grammar.verdict import CRASH, CRASHED, FAULTS, NO_REFERENCE, Verdict, judge
-from tools.reliability.record import RESULTS, Defect, write
+from tools.reliability.record import RESULTS, write
 
 BATCH = 20
 """Pairs that a process gets at once."""
@@ -40,8 +40,6 @@ LIFE = 10
 """Batches for each process before new ones take over: what JAX compiled stays in memory."""
 LISTED = 100
 """Faults that the result lists."""
-
-DEFECTS: tuple[Defect, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,7 +250,7 @@ def campaign(options: Options) -> Tally:
 
 def _save(path: Path, tally: Tally, seconds: float) -> None:
     command = f"python -m tools.reliability.pairs --pairs {tally.counts['pairs']} --seed {tally.seed}"
-    write(path, command, tally.figures, seconds=seconds, defects=DEFECTS)
+    write(path, command, tally.figures, seconds=seconds)
 
 
 def main(args: Sequence[str]) -> int:
