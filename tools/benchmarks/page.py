@@ -18,10 +18,11 @@ from typing import Any
 from t2t_common.evaluation.cpu_chunks import cached_parts
 from t2t_common.io import cli
 from t2t_common.io.files import write_text
-from tools import markdown
+from tools.benchmarks import levers, scaling, start
 from tools.benchmarks.chart import chart
-from tools.benchmarks.levers import AS_IT_IS, LEVERS
 from tools.benchmarks.speed import IN_PARTS
+from tools.command import parse
+from tools.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tools" / "benchmarks" / "results"
@@ -51,11 +52,11 @@ def render(results: Path = RESULTS) -> str:
         FileNotFoundError: results are missing.
     """
     speed = json.loads((results / "speed.json").read_text())
-    start, scaling, parts, whole = (
+    waits, pixels, parts, whole = (
         json.loads((results / f"{name}.json").read_text())
         for name in ("start", "scaling", "scores_in_parts", "scores_at_once")
     )
-    compiled, lowered, batches, levers = (
+    compiled, lowered, batches, undone = (
         {path.name: json.loads(path.read_text()) for path in sorted((results / folder).glob("*.json"))}
         for folder in ("tpu", "lowered", "batches", "levers")
     )
@@ -69,14 +70,14 @@ def render(results: Path = RESULTS) -> str:
         targets="\n".join(_targets(speed["tasks"])),
         parts=cached_parts(batch, side, side, cores=speed["machine"]["cores"]),
         rounds=len(speed["tasks"]["inference"]["contestants"]["t2t_jax"]["seconds"]),
-        scaling_model=scaling["options"]["model"],
-        scaling_batch=scaling["options"]["batch"],
-        scaling="\n".join(_scaling(scaling)),
+        scaling_model=pixels["options"]["model"],
+        scaling_batch=pixels["options"]["batch"],
+        scaling="\n".join(markdown(scaling.COLUMNS, scaling.rows(pixels))),
         memory_parts=memory_parts / 1e6,
         memory_whole=memory_whole / 1e6,
         memory_ratio=memory_whole / memory_parts,
-        start="\n".join(_start(start)),
-        levers="\n".join(_levers(list(levers.values()))),
+        start="\n".join(markdown(start.COLUMNS, start.rows(waits))),
+        levers="\n".join(_levers(list(undone.values()))),
         tpu="\n".join(_tpu([(report, lowered[name]) for name, report in compiled.items()])),
         batches=_batches(list(batches.values())),
     )
@@ -88,9 +89,8 @@ def _versions(contestants: dict[str, Any]) -> str:
 
 
 def _speed(tasks: dict[str, Any]) -> Iterator[str]:
-    yield from markdown.header(
-        "", "inference, images/s", "of the limit", "training, images/s", "of the limit", "first step"
-    )
+    columns = "inference, images/s", "of the limit", "training, images/s", "of the limit", "first step"
+    yield from markdown(("", *columns), ())
     for name, training in tasks["training"]["contestants"].items():
         rows = tasks["inference"]["contestants"].get(name), training
         cells = [f"{row['images_a_second']:.2f} | {row['share_of_limit']:.0%}" if row else " | " for row in rows]
@@ -98,7 +98,7 @@ def _speed(tasks: dict[str, Any]) -> Iterator[str]:
 
 
 def _targets(tasks: dict[str, Any]) -> Iterator[str]:
-    yield from markdown.header("", "wanted", "measured", "least and most of a round", "", "of the limit")
+    yield from markdown(("", "wanted", "measured", "least and most of a round", "", "of the limit"), ())
     for task, ours, theirs, wanted in TARGETS:
         mine, other = (tasks[task]["contestants"][name] for name in (ours, theirs))
         found, rounds = mine["times_as_fast_as"][theirs], list(map(operator.truediv, other["seconds"], mine["seconds"]))
@@ -116,41 +116,15 @@ def _found(found: float, rounds: Sequence[float], wanted: float) -> str:
     return f"{found:.2f} | {min(rounds):.2f} to {max(rounds):.2f} | {verdict}"
 
 
-def _scaling(report: dict[str, Any]) -> Iterator[str]:
-    yield from markdown.header("pixels", "ms an image", "MB an image", "time a pixel", "memory a pixel")
-    batch, sizes = report["options"]["batch"], {int(size): figures for size, figures in report["sizes"].items()}
-    first = min(sizes)
-    for size, figures in sizes.items():
-        shares = [figures[k] / sizes[first][k] * first**2 / size**2 for k in ("seconds", "temporary_bytes")]
-        cost = f"{figures['seconds'] / batch * 1e3:.0f} | {figures['temporary_bytes'] / batch / 1e6:.0f}"
-        yield f"| {size} x {size} | {cost} | {shares[0]:.2f} | {shares[1]:.2f} |"
-
-
-def _start(found: dict[str, list[float]]) -> Iterator[str]:
-    yield from markdown.header("", "median, s", "least, s")
-    for name, seconds in found.items():
-        yield f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} |"
-
-
 def _levers(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
-    columns = "model", "images", "part", "lever", "undone"
-    yield from markdown.header(*columns, "MB an image", "of that with it", "temporary MB an image", "of that with it")
-    for report in reports:
-        for part, rows in report["parts"].items():
-            for name, row in rows.items():
-                figures = [
-                    f"{row[key] / 1e6:.2f} | {row[key] / rows[AS_IT_IS][key]:.2f}"
-                    for key in ("bytes", "temporary_bytes")
-                ]
-                undone = LEVERS[name].undone if name in LEVERS else ""
-                cells = (report["model"], str(report["batch"]), part, name, undone, *figures)
-                yield f"| {' | '.join(cells)} |"
+    rows = ((report["model"], str(report["batch"]), *row) for report in reports for row in levers.rows(report["parts"]))
+    return markdown(("model", "images", *levers.COLUMNS), rows)
 
 
 def _tpu(reports: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[str]:
     """Of what was compiled, and of the same step lowered now."""
     columns = "model", "TPUs", "mesh", "memory a device", "of it temporary", "traffic an image", "FLOPs / analytic"
-    yield from markdown.header(*columns, "messages", "FLOPs now", "with the global batch", "compiled in")
+    yield from markdown((*columns, "messages", "FLOPs now", "with the global batch", "compiled in"), ())
     for r, now in reports:
         memory, gib = r["memory"], 2**30
         mesh = ", ".join(f"{axis}={size}" for axis, size in r["mesh"].items())
@@ -201,7 +175,7 @@ class Options:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.benchmarks.page", description=__doc__ or "")
+    options = parse(Options, args, "tools.benchmarks.page", __doc__)
     write_text(options.out, render(options.results))
     write_text(options.out.parent / CHART, chart(json.loads((options.results / "speed.json").read_text())))
     return cli.OK

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability import changed, record
 from tools.reliability.run_faults import disk_faults, group_faults, process_faults, workdir_faults
 from tools.reliability.run_faults.disk_faults import Trial
@@ -140,12 +140,11 @@ def summary(row: Mapping[str, Any]) -> str:
 
 def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
-    options = cli.parse(Options, args, prog="python -m tools.reliability.faults", description=__doc__ or "")
+    options = parse(Options, args, "tools.reliability.faults", __doc__)
     if strangers := set(options.only) - {KILLS, *FAULTS, *FAULTS_OF_TWO}:
         raise ValueError(
             f"no fault {sorted(strangers)[0]!r}: choose among {', '.join((KILLS, *FAULTS, *FAULTS_OF_TWO))}"
         )
-    check_target(options.json)
     process_faults.find_faketime()
     enter_namespace("tools.reliability.faults", args)
     console = Console(soft_wrap=True, highlight=False)

@@ -20,6 +20,7 @@ from typing import Any
 
 from t2t_common.io import cli
 from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability import record
 from tools.reliability.fuzzing.flipping import FORMATS, Format
 
@@ -137,7 +138,7 @@ class Options:
 
 def main(args: Sequence[str]) -> int:
     """The command line; 1 if a flip was not noticed."""
-    options = cli.parse(Options, args, prog="python -m tools.reliability.flips", description=__doc__ or "")
+    options = parse(Options, args, "tools.reliability.flips", __doc__)
     if unknown := set(options.only) - set(FORMATS):
         raise ValueError(f"no format {sorted(unknown)[0]!r}: it is one of {', '.join(FORMATS)}")
     target = options.json or (None if options.only else record.RESULTS / "flips.json")

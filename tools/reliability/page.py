@@ -16,8 +16,9 @@ from typing import Any
 
 from t2t_common.io import cli
 from t2t_common.io.files import write_text
-from tools.markdown import table
+from tools.command import parse
 from tools.reliability.record import OWN, RESULTS, ROOT, read
+from tools.tables import markdown
 
 PAGE = ROOT / "docs" / "reliability.md"
 
@@ -113,7 +114,7 @@ def _summary(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
         address = title.lower().replace(" ", "-")
         rows.append([f"[{title}](#{address})", _headline(name, found[name]) if name in found else "not run yet"])
     defects = sum(len(result["defects"]) for result in found.values())
-    yield from table(
+    yield from markdown(
         ["campaign", "result"],
         [*rows, ["[Defects found](#defects-found)", f"{defects}, all of them fixed" if defects else "none"]],
     )
@@ -130,7 +131,7 @@ def _section(result: Mapping[str, Any]) -> Iterator[str]:
     figures = {name: value for name, value in result.items() if name not in OWN}
     plain = {name: value for name, value in figures.items() if not _is_table(value)}
     if plain:
-        yield from table(["figure", "value"], [[_words(name), _cell(value)] for name, value in plain.items()])
+        yield from markdown(["figure", "value"], [[_words(name), _cell(value)] for name, value in plain.items()])
         yield ""
     for name, value in figures.items():
         if _is_table(value):
@@ -163,7 +164,7 @@ def _rows(found: Any, shown: Sequence[str] = ()) -> Iterator[str]:
     named = isinstance(found, Mapping)
     rows: list[Mapping[str, Any]] = [{"": name, **row} for name, row in found.items()] if named else list(found)
     columns = list(dict.fromkeys(column for row in rows for column in row if not shown or column in shown))
-    yield from table([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
+    yield from markdown([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
 
 
 def _words(name: str) -> str:
@@ -203,7 +204,7 @@ def _defects(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
     if rows:
         yield f"Found on the way: {len(rows)}. Each is fixed, and a test holds the fix."
         yield ""
-        yield from table(["found by", "what went wrong", "held by"], rows)
+        yield from markdown(["found by", "what went wrong", "held by"], rows)
     else:
         yield "None."
 
@@ -214,7 +215,7 @@ def _machines(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[
     for name, (title, _) in known.items():
         if name in found:
             titles.setdefault(_cell(found[name]["environment"]), []).append(title)
-    yield from table(["campaigns", "ran on"], [[", ".join(names), place] for place, names in titles.items()])
+    yield from markdown(["campaigns", "ran on"], [[", ".join(names), place] for place, names in titles.items()])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +229,7 @@ class Options:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.page", description=__doc__ or "")
+    options = parse(Options, args, "tools.reliability.page", __doc__)
     write_text(options.out, render(options.results))
     return cli.OK
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
 from t2t_common.io.terminal import status
+from tools.command import parse
 from tools.reliability.grammar.draw import draw_tree
 from tools.reliability.grammar.shrink import shrunk
 from tools.reliability.grammar.tree import Tree
@@ -254,11 +254,10 @@ def _save(path: Path, tally: Tally, seconds: float) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.pairs", description=(__doc__ or "").strip())
+    options = parse(Options, args, "tools.reliability.pairs", __doc__)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if options.show is not None:
         return cli.FAILED if show(options.show, options.tries).fault else cli.OK
-    check_target(options.json)
     with tempfile.TemporaryDirectory(prefix="pairs-", ignore_cleanup_errors=True) as programs:
         # What one process compiled, those after it need not.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)

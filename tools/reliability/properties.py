@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pytest
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability.record import RESULTS, ROOT, write
 
 
@@ -100,8 +100,7 @@ def run(paths: Sequence[Path], profile: str, done: Done, only: str = "") -> bool
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.properties", description=__doc__ or "")
-    check_target(options.json)
+    options = parse(Options, args, "tools.reliability.properties", __doc__)
     known = json.loads(options.json.read_text())["properties"] if options.json.exists() else {}
 
     def done(name: str, found: Property) -> None:

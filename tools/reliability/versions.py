@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability import record
 
 ENVIRONMENTS = {"oldest": ("test-min", ".venv-min"), "newest": ("test-newest", ".venv-newest")}
@@ -77,8 +77,7 @@ def verdict(code: int, output: str) -> str:
 
 def main(args: Sequence[str]) -> int:
     """The command line; 1 if a test failed or a hole is known."""
-    options = cli.parse(Options, args, prog="python -m tools.reliability.versions", description=__doc__ or "")
-    check_target(options.json)
+    options = parse(Options, args, "tools.reliability.versions", __doc__)
     start = time.monotonic()
     table = {name: run(target, record.ROOT / folder) for name, (target, folder) in ENVIRONMENTS.items()}
     done = subprocess.run(["make", "audit"], cwd=record.ROOT, capture_output=True, text=True, check=False)
