@@ -20,9 +20,7 @@ def parse(kind: type[T], args: Sequence[str], module: str, description: str | No
         FileNotFoundError, ValueError: an option cannot be followed, or the file not be written.
     """
     options = cli.parse(kind, args, prog=f"python -m {module}", description=(description or "").strip())
-    target: Path | None = getattr(options, "json", None)
-    if target is not None:
-        check_target(target)
+    check_target(getattr(options, "json", None))
     return options
 
 

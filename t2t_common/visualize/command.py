@@ -17,6 +17,7 @@ from t2t_common.data.images import find_images, open_image
 from t2t_common.data.preprocess import Preprocess, evaluation_image
 from t2t_common.evaluation.predict_command import best_classes
 from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.io import cli
 from t2t_common.io.files import ensure_writable, replace_file, write_text
 from t2t_common.visualize.draw import Section, sheet
 from t2t_common.visualize.inside import Inside, covered_size
@@ -91,6 +92,33 @@ def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, An
     text = page(f"What {model.spec.name} sees", _facts(model, inside, weights), pictures, of_model)
     write_text(folder / PAGE_FILE, text)
     print(folder / PAGE_FILE)
+
+
+def visualize_command(
+    args: Sequence[str],
+    package: str,
+    doc: str,
+    *,
+    load: Callable[[VisualizeOptions], tuple[Any, Preprocess, dict[str, Any]]],
+    create: Callable[..., Any],
+    make_look: Callable[[Any], Look],
+) -> int:
+    """Run the command of `package`, described by `doc`, and return its exit code.
+
+    Args:
+        load: Function that loads the checkpoint of the options: model, preprocessing and metadata.
+        create: Function that creates a model in evaluation mode with random weights.
+        make_look: Function from a model to the function that runs it.
+    """
+    description = doc.partition("\n\nTwin")[0]
+    options = cli.parse(VisualizeOptions, args, prog=f"python -m {package}.visualize", description=description)
+    if options.checkpoint is not None:
+        model, how, saved = load(options)
+    else:
+        arguments, how = options.fresh()
+        model, saved = create(**arguments), {}
+    visualize(options, how, saved, model, make_look(model))
+    return cli.OK
 
 
 def sample_image() -> Path:

@@ -142,8 +142,7 @@ def main(args: Sequence[str]) -> int:
     if unknown := set(options.only) - set(FORMATS):
         raise ValueError(f"no format {sorted(unknown)[0]!r}: it is one of {', '.join(FORMATS)}")
     target = options.json or (None if options.only else record.RESULTS / "flips.json")
-    if target is not None:
-        check_target(target)
+    check_target(target)
     start = time.monotonic()
     flips = campaign(options.flips, options.seed, options.only)
     bad = [flip for flip in flips if flip.outcome not in (REFUSED, SAME)]
