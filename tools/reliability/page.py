@@ -10,6 +10,7 @@ import html
 import itertools
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,62 +30,10 @@ command that repeats it, and how long it took; `tools/reliability/README.md` has
 in the test suite. [Threats](threats.md) has what happens with each kind of hostile file.
 """
 
-SECTIONS = {
-    "faults": (
-        "Faults survived",
-        "Training, saving and reading while processes are killed, disks are full, folders read-only and workers dead. "
-        "What a run leaves behind has to be whole, and the same command has to continue it bit for bit.",
-    ),
-    "fuzz": (
-        "Cases fuzzed",
-        "Every reader is given files that were damaged or made to harm. Each is read, or refused with a message: no "
-        "crash, no hang, memory and time within limits, nothing written outside the folder, no code run.",
-    ),
-    "flips": (
-        "Bits flipped",
-        "One bit at a time in a checkpoint, a hub folder or an exported model of every format, and in a zip of PyTorch "
-        "that others wrote. It has to be refused by name, or be read as what was saved.",
-    ),
-    "properties": (
-        "Properties",
-        "Random module trees, sizes and numbers, drawn by hypothesis: equal in both frameworks, or the same error.",
-    ),
-    "pairs": (
-        "Random pairs",
-        "Random models, written in both frameworks by one generator, half of them with one mistake in flax's half. A "
-        "right pair has to be equal, a wrong one different wherever the mistake changes what the model does.",
-    ),
-    "suggest": (
-        "Rules proposed",
-        "Models whose tensors lie in random order under names without meaning: `parity.suggest_rules` has to find "
-        "which is which, or say that it is ambiguous.",
-    ),
-    "mutation": (
-        "Mutants killed",
-        "The proof itself, with one thing changed at a time: the tests have to notice. What survived is explained.",
-    ),
-    "coverage": ("Coverage", "Branches that the test suite runs."),
-    "versions": (
-        "Versions",
-        "The lowest and the newest versions of what this project needs, and what is known of their holes.",
-    ),
-}
+CAMPAIGNS = tomllib.loads(Path(__file__).with_name("campaigns.toml").read_text(encoding="utf-8"))
+SECTIONS = {name: (campaign["title"], campaign["text"]) for name, campaign in CAMPAIGNS.items()}
 """Campaign: title of its section, and what it does."""
-
-HEADLINES = {
-    "faults": "{faults_survived:,} of {faults_tried:,} survived; of {arrays_compared:,} arrays {arrays_that_differ:,} "
-    "differ",
-    "fuzz": "{cases:,} cases, {cases with a defect:,} with a defect",
-    "flips": "{flips:,} flips: {refused:,} refused, {read as saved:,} without effect, {changed_in_silence:,} changed "
-    "something in silence",
-    "properties": "{examples:,} examples, {counterexamples:,} of them against a property",
-    "pairs": "{pairs:,} pairs: {false pass:,} false passes, {false alarm:,} false alarms, {crash:,} crashes",
-    "suggest": "{forms:,} scrambled models: {right:,} right, {ambiguous:,} ambiguous, {wrong:,} wrong",
-    "mutation": "{killed:,} of {mutants:,} killed, {explained:,} explained, {unexplained:,} unexplained",
-    "coverage": "parity {packages[parity][percent]:.1f} %, t2t_torch {packages[t2t_torch][percent]:.1f} %, "
-    "t2t_jax {packages[t2t_jax][percent]:.1f} %",
-    "versions": "vulnerabilities of the pinned versions: {vulnerabilities of the pinned versions}",
-}
+HEADLINES = {name: campaign["headline"] for name, campaign in CAMPAIGNS.items() if "headline" in campaign}
 """Campaign: its figures in one line; without one, the page has them in its section alone."""
 COLUMNS = {"faults": ("fault", "package", "times", "survived", "failure", "most_seconds_until_the_line")}
 """Table: the columns that are shown, where it has more than a page can."""
