@@ -95,14 +95,12 @@ class FlaxChain(FlaxHalf, of=Chain):
 class Residual(Container):
     """x + gate * inner(x): the gate is 1, a learned number per channel, or learned and zero."""
 
+    wrongs = ("residual missing", "residual twice", "residual gradient stopped", "inner gradient stopped")
     inner: Node = dataclasses.field(default_factory=Chain)
     gate: str = ""  # "", "learned", "zero"
 
     def out(self, given: Format) -> Format:
         return unchanged(self.inner, given)
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "residual missing", "residual twice", "residual gradient stopped", "inner gradient stopped"
 
 
 class TorchResidual(TorchHalf, of=Residual):
@@ -197,14 +195,12 @@ class FlaxBranches(FlaxHalf, of=Branches):
 class Repeated(Container):
     """One module twice: called twice, or registered under two names that are both called."""
 
+    wrongs = ("called once", "called three times", "first call stopped")
     inner: Node = dataclasses.field(default_factory=Chain)
     names: bool = False
 
     def out(self, given: Format) -> Format:
         return unchanged(self.inner, given)
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "called once", "called three times", "first call stopped"
 
 
 class TorchRepeated(TorchHalf, of=Repeated):
@@ -288,6 +284,7 @@ class Tied(Container):
     """Ids to tokens by a table, `inner`, and logits by the same table."""
 
     kinds = ("ids",)
+    wrongs = ("head gradient stopped", "embedding gradient stopped", "logits shifted by one token", "scaled")
     inner: Node = dataclasses.field(default_factory=Chain)
     to: int = 4
 
@@ -300,9 +297,6 @@ class Tied(Container):
     def out(self, given: Format) -> Format:
         self.check(given)
         return unchanged(self.inner, self._tokens(given)).with_channels(given.vocabulary)
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "head gradient stopped", "embedding gradient stopped", "logits shifted by one token", "scaled"
 
 
 class TorchTied(TorchHalf, of=Tied):

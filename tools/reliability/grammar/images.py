@@ -228,10 +228,8 @@ class FlaxPool(FlaxHalf, of=Pool):
 @dataclasses.dataclass(frozen=True, repr=False)
 class SqueezeExcite(Node):
     kinds = (IMAGE,)
+    wrongs = ("mean of one row", "activation", "largest for the mean", "gate missing")
     hidden: int = 2
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "mean of one row", "activation", "largest for the mean", "gate missing"
 
 
 class TorchSqueezeExcite(TorchHalf, of=SqueezeExcite):
@@ -263,14 +261,12 @@ class ToTokens(Node):
     """Every pixel of an image a token, row by row."""
 
     kinds = (IMAGE,)
+    wrongs = ("column by column", "channels as tokens")
 
     def out(self, given: Format) -> Format:
         self.check(given)
         channels, height, width = given.shape
         return Format(TOKENS, (height * width, channels))
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "column by column", "channels as tokens"
 
 
 class TorchToTokens(TorchHalf, of=ToTokens):

@@ -52,9 +52,11 @@ class UnfitError(Exception):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Node:
-    """One layer or container. `wrong` is the mistake in flax's half, one of `mistakes`, or empty."""
+    """One layer or container. `wrong` is the mistake in flax's half, one of `mistakes`, or empty; `wrongs` are those
+    that it may have wherever it stands."""
 
     kinds: ClassVar[tuple[str, ...]] = (VECTOR, TOKENS, IMAGE)
+    wrongs: ClassVar[tuple[str, ...]] = ()
     torch_half: ClassVar[type[TorchHalf]]
     flax_half: ClassVar[type[FlaxHalf]]
     needs_mask: ClassVar[bool] = False
@@ -92,7 +94,7 @@ class Node:
 
     def mistakes(self, given: Format) -> tuple[str, ...]:
         """The mistakes that belong to this node alone; see `GENERAL` for those of all."""
-        return ()
+        return self.wrongs
 
     def build(self, given: Format) -> torch.nn.Module:
         """The PyTorch module."""

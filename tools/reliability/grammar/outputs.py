@@ -119,15 +119,13 @@ class Bundle(Node):
     """A module inside the model that hands out a structure of two tensors; the one around it multiplies them."""
 
     kinds = (VECTOR, TOKENS)
+    wrongs = ("exchanged", "second the first", "product without the sigmoid")
     structure: str = "dict"  # one of STRUCTURES but "none"
     to: int = 4
 
     def out(self, given: Format) -> Format:
         self.check(given)
         return given.with_channels(self.to)
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "exchanged", "second the first", "product without the sigmoid"
 
     @property
     def heads(self) -> Heads:

@@ -176,14 +176,13 @@ class FlaxMlp(FlaxHalf, of=Mlp):
 class Glu(Node):
     """The channels in two halves, one of which gates the other: no weights, functional in both frameworks."""
 
+    wrongs = ("halves exchanged", "interleaved", "tanh")
+
     def out(self, given: Format) -> Format:
         self.check(given)
         if given.channels % 2:
             raise UnfitError(f"{given.channels} channels have no halves")
         return given.with_channels(given.channels // 2)
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return ("halves exchanged", "interleaved", "tanh")
 
 
 class TorchGlu(TorchHalf, of=Glu):
@@ -207,8 +206,7 @@ class FlaxGlu(FlaxHalf, of=Glu):
 class Standardise(Node):
     """(x - mean) / deviation with constants per channel, written into the code."""
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return ("times the deviation", "mean after the division")
+    wrongs = ("times the deviation", "mean after the division")
 
 
 def _constants(channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -325,10 +323,8 @@ class Scale(Node):
     """A learned factor per channel, zero as in LayerScale or ReZero if `zero`."""
 
     kinds = (VECTOR, TOKENS)
+    wrongs = ("1 + scale", "square", "scale gradient stopped")
     zero: bool = False
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "1 + scale", "square", "scale gradient stopped"
 
 
 class TorchScale(TorchHalf, of=Scale):

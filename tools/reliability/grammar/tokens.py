@@ -104,15 +104,13 @@ class Embedding(Node):
     """Ids to tokens, times sqrt(C) if `scaled`."""
 
     kinds = ("ids",)
+    wrongs = ("ids shifted", "scale", "first row zero", "gradient of the table stopped")
     to: int = 4
     scaled: bool = False
 
     def out(self, given: Format) -> Format:
         self.check(given)
         return Format(TOKENS, (*given.shape, self.to), given.mask)
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "ids shifted", "scale", "first row zero", "gradient of the table stopped"
 
 
 class TorchEmbedding(TorchHalf, of=Embedding):
