@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import sys
@@ -28,7 +27,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
+from t2t_common.io.files import check_target, write_json, write_text
 from t2t_common.io.terminal import status
 from t2t_config import Recipe, recipes
 from t2t_config.flops import training_flops
@@ -342,17 +341,14 @@ def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     description = (__doc__ or "").strip()
     options = cli.parse(Options, args, prog="python -m t2t_jax.compile", description=description)
-    for target in (options.json, options.hlo):
-        if target is not None:
-            check_target(target)
+    check_target(options.json)
+    check_target(options.hlo)
     with status(f"{options.model}: compiling for {options.topology}"):
         report, text = compile_step(options)
     print(report)
     if options.hlo is not None:
         write_text(options.hlo, text)
-    if options.json is not None:
-        facts = {**dataclasses.asdict(report), "fits": report.fits if not report.lowering_only else None}
-        write_text(options.json, json.dumps(facts, indent=1) + "\n")
+    write_json(options.json, {**dataclasses.asdict(report), "fits": None if report.lowering_only else report.fits})
     return cli.OK if report.holds else cli.FAILED
 
 

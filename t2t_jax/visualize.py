@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from t2t_common.io import cli
-from t2t_common.visualize import Inside, VisualizeOptions, stage_grids, visualize
+from t2t_common.visualize import Inside, stage_grids, visualize_command
 from t2t_jax.create import create_model
 from t2t_jax.evaluate import load_for_evaluation
 from t2t_jax.models.scan_blocks import unstack_blocks
@@ -85,15 +85,14 @@ def make_feature_extractor(model: Any) -> Callable[[np.ndarray], Inside]:
 
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    description = (__doc__ or "").partition("\n\nTwin")[0]
-    options = cli.parse(VisualizeOptions, args, prog="python -m t2t_jax.visualize", description=description)
-    if options.checkpoint is not None:
-        model, preprocess, saved = load_for_evaluation(options)
-    else:
-        arguments, preprocess = options.fresh()
-        model, saved = create_model(**arguments), {}
-    visualize(options, preprocess, saved, model, make_feature_extractor(model))
-    return cli.OK
+    return visualize_command(
+        args,
+        "t2t_jax",
+        __doc__ or "",
+        load=load_for_evaluation,
+        create=create_model,
+        make_extractor=make_feature_extractor,
+    )
 
 
 if __name__ == "__main__":

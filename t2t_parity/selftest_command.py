@@ -34,8 +34,7 @@ def selftest(options: SelftestOptions) -> int:
     """Run the self-test, print its table and verdict, and return the exit code."""
     from t2t_parity import selftest as known
 
-    if options.json is not None:
-        check_target(options.json)
+    check_target(options.json)
     console = make_console()
     with console.status("selftest") as status:
         outcome = known.run(seeds=options.seeds, workers=2, opaque=options.opaque, progress=status.update)

@@ -123,8 +123,7 @@ def run_train(options: Train, console: Console) -> int:
     from parity.side_by_side.trajectory import train_side_by_side
     from t2t_parity.pair import make_pair
 
-    if options.json is not None:
-        check_target(options.json)
+    check_target(options.json)
     ours = recipe(options)
     sizes: dict[str, Any] = {} if options.img_size is None else {"img_size": options.img_size}
     with console.status(f"{options.name}: creating both models"):

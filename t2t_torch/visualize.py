@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from t2t_common.io import cli
-from t2t_common.visualize import Inside, VisualizeOptions, stage_grids, visualize
+from t2t_common.visualize import Inside, stage_grids, visualize_command
 from t2t_torch.create import create_model
 from t2t_torch.evaluate import load_for_evaluation
 from t2t_torch.models.t2t_vit_ghost import AttentionGhost
@@ -87,16 +87,14 @@ def make_feature_extractor(model: Any) -> Callable[[np.ndarray], Inside]:
 
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    description = (__doc__ or "").partition("\n\nTwin")[0]
-    options = cli.parse(VisualizeOptions, args, prog="python -m t2t_torch.visualize", description=description)
-    if options.checkpoint is not None:
-        model, preprocess, saved = load_for_evaluation(options)
-    else:
-        arguments, preprocess = options.fresh()
+
+    def create(**arguments: Any) -> nn.Module:
         torch.manual_seed(0)
-        model, saved = create_model(**arguments).eval(), {}
-    visualize(options, preprocess, saved, model, make_feature_extractor(model))
-    return cli.OK
+        return create_model(**arguments).eval()
+
+    return visualize_command(
+        args, "t2t_torch", __doc__ or "", load=load_for_evaluation, create=create, make_extractor=make_feature_extractor
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PARITY = tomllib.loads((ROOT / "packaging/parity/pyproject.toml").read_text())["project"]
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
-    "t2t_common/run_page/page.css",
-    "t2t_common/run_page/page.html",
+    "t2t_common/pages/layout.html",
+    "t2t_common/pages/pictures.html",
+    "t2t_common/pages/run.html",
+    "t2t_common/pages/style.css",
     "t2t_config/imagenet_classes.tsv",
 }
 PARITY_DATA = {"parity/py.typed", "parity/report/report.css", "parity/report/report.schema.json"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from t2t_common.evaluation.accuracy import Accuracy
 from t2t_common.evaluation.per_class import ClassAccuracy, as_text
 from t2t_common.evaluation.weights_options import WeightsOptions
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
+from t2t_common.io.files import check_target, write_json
 from t2t_config.bounds import check_bounds
 from t2t_config.class_names import class_names, read_names
 
@@ -130,8 +129,7 @@ def new_confusion(num_classes: int) -> np.ndarray:
 def evaluate_command(args: Sequence[str], package: str, doc: str, evaluate: Callable[[EvaluateOptions], Result]) -> int:
     """Run the command of `package`, described by `doc`, and return its exit code."""
     options = cli.parse(EvaluateOptions, args, prog=f"python -m {package}.evaluate", description=doc.strip())
-    if options.json is not None:
-        check_target(options.json)
+    check_target(options.json)
     show_result(options, evaluate(options))
     return cli.OK
 
@@ -145,8 +143,5 @@ def show_result(options: EvaluateOptions, result: Result) -> None:
     if options.per_class:
         print(as_text(result.classes))
     print(result.accuracy)
-    if options.json is not None:
-        facts = {**result.accuracy.figures, "checkpoint": str(options.checkpoint), "data": options.data}
-        write_text(
-            options.json, json.dumps({**facts, "classes": [one.to_json() for one in result.classes]}, indent=1) + "\n"
-        )
+    facts = {**result.accuracy.figures, "checkpoint": str(options.checkpoint), "data": options.data}
+    write_json(options.json, {**facts, "classes": [one.to_json() for one in result.classes]})

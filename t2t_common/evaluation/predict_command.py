@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from tyro.conf import Positional
 from t2t_common.data.images import find_images, open_image
 from t2t_common.data.preprocess import Preprocess, evaluation_image
 from t2t_common.evaluation.weights_options import WeightsOptions
-from t2t_common.io.files import check_target, write_text
+from t2t_common.io.files import check_target, write_json
 from t2t_common.io.terminal import status
 from t2t_config.class_names import class_names
 from t2t_config.text import escaped
@@ -107,8 +106,7 @@ def show_predictions(
     """
     if num_classes == 0:
         raise ValueError("this model has no classifier: give weights that have one")
-    if options.json is not None:
-        check_target(options.json)
+    check_target(options.json)
     names = class_names(num_classes, file=options.classes, saved=saved.get("class_names"))
     found = []
     paths = find_images(options.images)
@@ -119,10 +117,9 @@ def show_predictions(
         found.append(
             {"image": str(prediction.image), "top": [dataclasses.asdict(guess) for guess in prediction.guesses]}
         )
-    if options.json is not None:
-        facts = {
-            "checkpoint": str(options.checkpoint),
-            "preprocessing": dataclasses.asdict(preprocess),
-            "predictions": found,
-        }
-        write_text(options.json, json.dumps(facts, indent=1) + "\n")
+    facts = {
+        "checkpoint": str(options.checkpoint),
+        "preprocessing": dataclasses.asdict(preprocess),
+        "predictions": found,
+    }
+    write_json(options.json, facts)

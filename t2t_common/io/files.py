@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 
-def check_target(path: Path) -> None:
-    """Raise an error, before any work is done, if no file can be written at `path`.
+def check_target(path: Path | None) -> None:
+    """Raise an error, before any work is done, if no file can be written at `path`; None stands for no file.
 
     Raises:
         ValueError: If `path` is a folder, a device or a pipe.
         FileNotFoundError: If its parent folder does not exist.
     """
+    if path is None:
+        return
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder, give the name of a file")
     if path.exists() and not path.is_file():
@@ -47,6 +51,20 @@ def write_text(path: Path, text: str) -> None:
     """Write `path` atomically as UTF-8, with lone surrogates escaped; raises as `replace_file`."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Write `value` to `path` as JSON, if a path is given; raises as `replace_file`."""
+    if path is not None:
+        write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def same_file(file: IO[Any], path: Path) -> bool:
+    """Return whether `path` is still the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except OSError:
+        return False
 
 
 def ensure_writable(folder: str | Path) -> Path:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
+from t2t_common import pages
 from t2t_common.io.files import write_text
 from t2t_common.run_page import charts, confusion
 from t2t_common.workdir.lock import is_locked
@@ -19,10 +16,9 @@ from t2t_common.workdir.record import RECORD_FILE, Record
 from t2t_common.workdir.writers import METRICS_FILE, read_lines
 from t2t_config import Recipe
 from t2t_config.class_names import class_names
-from t2t_config.text import escaped, readable
+from t2t_config.text import readable
 
 PAGE_FILE = "report.html"
-HERE = Path(__file__).parent
 REFRESH_SECONDS = 10
 """Reload interval of the page during a run, in seconds."""
 KINDS = {"running": "going", "finished": "good", "diverged": "bad", "failed": "bad"}
@@ -74,7 +70,7 @@ def write_page_of(workdir: Path, record: Record, lines: Lines, *, status: str | 
         reason = f"{type(error).__name__}: {readable(str(error))}"
         files = f"{METRICS_FILE} and {RECORD_FILE} in {workdir}"
         raise ValueError(f"cannot make {PAGE_FILE} of {files} ({reason}): one of them is damaged") from error
-    write_text(path, escaped(text, keep="\n\t"))
+    write_text(path, text)
     return path
 
 
@@ -83,8 +79,10 @@ def render(record: Record, lines: Lines, *, name: str, status: str) -> str:
     step = lines[-1]["step"] if lines else max((start.step for start in record.starts), default=0)
     epoch_steps = steps_per_epoch(record, lines)
     end = (step / epoch_steps) or 1.0
-    return template().render(
+    return pages.render(
+        "run.html",
         name=name,
+        title=f"{name}: {status}" if status else name,
         status=status,
         kind=KINDS.get(status, "warn"),
         refresh=REFRESH_SECONDS if status == "running" else None,
@@ -109,22 +107,6 @@ def render(record: Record, lines: Lines, *, name: str, status: str) -> str:
         metrics_file=METRICS_FILE,
         record_file=RECORD_FILE,
     )
-
-
-@functools.cache
-def template() -> jinja2.Template:
-    """Return the template page.html with page.css inlined."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["style"] = Markup((HERE / "page.css").read_text(encoding="utf-8"))
-    environment.filters["when"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
-    environment.filters["number"] = lambda value: f"{value:.4g}"
-    return environment.get_template("page.html")
 
 
 def steps_per_epoch(record: Record, lines: Lines) -> float:

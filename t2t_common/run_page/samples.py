@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from t2t_common import pages
 
 COUNT = 12
 """Maximum number of images."""
@@ -45,9 +45,7 @@ def png(pixels_HxWxC: np.ndarray) -> str:
     """Encode 8-bit pixels with one or three channels as a PNG in base64."""
     image = Image.fromarray(pixels_HxWxC[..., 0] if pixels_HxWxC.shape[-1] == 1 else pixels_HxWxC)
     image.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return pages.png(image)
 
 
 def shares(label: np.ndarray, smoothing: float) -> list[tuple[int, float]]:

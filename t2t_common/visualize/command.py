@@ -17,13 +17,13 @@ from t2t_common.data.images import find_images, open_image
 from t2t_common.data.preprocess import Preprocess, evaluation_image
 from t2t_common.evaluation.predict_command import best_classes
 from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_common.io import cli
 from t2t_common.io.files import ensure_writable, replace_file, write_text
 from t2t_common.visualize.draw import Section, sheet
 from t2t_common.visualize.inside import Inside, covered_size
 from t2t_common.visualize.page import Picture, page
 from t2t_common.visualize.sections import draw_image, draw_positions, left_out
 from t2t_config.class_names import class_names
-from t2t_config.text import escaped
 
 PAGE_FILE = "index.html"
 SAID = 3
@@ -90,8 +90,35 @@ def visualize(options: VisualizeOptions, how: Preprocess, saved: Mapping[str, An
     _write_sheets(folder, of_model, model.spec.name)
     weights = str(options.checkpoint or "fresh, not trained: what attention shows means nothing")
     text = page(f"What {model.spec.name} sees", _facts(model, inside, weights), pictures, of_model)
-    write_text(folder / PAGE_FILE, escaped(text, keep="\n"))
+    write_text(folder / PAGE_FILE, text)
     print(folder / PAGE_FILE)
+
+
+def visualize_command(
+    args: Sequence[str],
+    package: str,
+    doc: str,
+    *,
+    load: Callable[[VisualizeOptions], tuple[Any, Preprocess, dict[str, Any]]],
+    create: Callable[..., Any],
+    make_extractor: Callable[[Any], Look],
+) -> int:
+    """Run the command of `package`, described by `doc`, and return its exit code.
+
+    Args:
+        load: Function that loads the checkpoint of the options: model, preprocessing and metadata.
+        create: Function that creates a model in evaluation mode with random weights.
+        make_extractor: Function from a model to the function that runs it.
+    """
+    description = doc.partition("\n\nTwin")[0]
+    options = cli.parse(VisualizeOptions, args, prog=f"python -m {package}.visualize", description=description)
+    if options.checkpoint is not None:
+        model, how, saved = load(options)
+    else:
+        arguments, how = options.fresh()
+        model, saved = create(**arguments), {}
+    visualize(options, how, saved, model, make_extractor(model))
+    return cli.OK
 
 
 def sample_image() -> Path:

@@ -40,6 +40,11 @@ class Group(NamedTuple):
     tiles: Sequence[Tile]
     columns: int
 
+    @property
+    def narrow(self) -> int:
+        """Number of tiles per row on a phone: fewer if they have long captions."""
+        return min(self.columns, 2 if any(len(tile.caption) > 6 for tile in self.tiles) else 4)
+
 
 class Section(NamedTuple):
     """One kind of visualisation: a PNG file called `name` and a part of the page with `text`.
@@ -53,6 +58,10 @@ class Section(NamedTuple):
     palette: str
     ends: tuple[str, str]
     groups: Sequence[Group]
+
+    @property
+    def colours(self) -> list[str]:
+        return palette_colours(self.palette)
 
 
 def tile_width(columns: int) -> int:

@@ -17,6 +17,8 @@ from typing import IO
 
 from filelock import lock_descriptor
 
+from t2t_common.io.files import same_file
+
 LOCK_FILE = ".lock"
 
 _ATTEMPTS = 10
@@ -46,7 +48,7 @@ class Lock:
         """Raise ValueError if another run holds the lock, or the folder is not writable."""
         self._workdir, self._path = workdir, workdir / LOCK_FILE
         self._file = self._take()
-        self._is_known_again = _is_at(self._file, self._path)  # false on some network file systems
+        self._is_known_again = same_file(self._file, self._path)  # false on some network file systems
 
     def check(self) -> str | None:
         """Check during the run that the lock is still held.
@@ -57,7 +59,7 @@ class Lock:
         Raises:
             LostWorkdirError: The workdir no longer exists, or another run has taken it.
         """
-        if _is_at(self._file, self._path) if self._is_known_again else self._path.exists():
+        if same_file(self._file, self._path) if self._is_known_again else self._path.exists():
             return None
         if not self._workdir.is_dir():
             raise LostWorkdirError(
@@ -88,7 +90,7 @@ class Lock:
                     raise ValueError(
                         f"{self._workdir} is in use by {_holder(file)}: wait for it, or choose another --workdir"
                     )
-                if attempt + 1 < _ATTEMPTS and not _is_at(file, self._path):  # removed since it was opened
+                if attempt + 1 < _ATTEMPTS and not same_file(file, self._path):  # removed since it was opened
                     file.close()
                     continue
                 file.seek(0)
@@ -158,11 +160,3 @@ def _holder(file: IO[str]) -> str:
     with contextlib.suppress(OSError):
         return file.read(200).strip() or "another process"
     return "another process"
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Return whether `path` is still the open file."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
-    except OSError:
-        return False

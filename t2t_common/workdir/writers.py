@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from t2t_common.io.files import same_file
 from t2t_common.io.terminal import unescaped_streams
 from t2t_common.workdir.lock import LostWorkdirError
 from t2t_common.workdir.metrics_file import METRICS_FILE, continue_lines, encode_line, read_lines
@@ -79,7 +80,7 @@ class JsonLines:
         self._path = path
         with _writing(path):
             self._file = path.open("a+b", buffering=0)  # unbuffered, so that close() cannot fail on a pending write
-        self._is_known_again = self._is_there()  # false on some network file systems
+        self._is_known_again = same_file(self._file, self._path)  # false on some network file systems
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Write one line. A truncated line is removed when the run resumes.
@@ -102,15 +103,9 @@ class JsonLines:
         finally:
             self._file.close()
 
-    def _is_there(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat())
-        except OSError:
-            return False
-
     def _check_place(self) -> None:
         exists = os.path.lexists(self._path)
-        if self._is_there() if self._is_known_again else exists:
+        if same_file(self._file, self._path) if self._is_known_again else exists:
             return
         if exists:
             raise LostWorkdirError(

@@ -10,7 +10,6 @@ Or write all images of SRC ("digits" or a folder) to shards, which can be used f
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from t2t_common.data.readers.sources import notes_of
 from t2t_common.data.readers.write_shards import Format, write_shards
 from t2t_common.data.token_labels import with_token_labels
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
+from t2t_common.io.files import check_target, write_json
 from t2t_common.io.terminal import status
 from t2t_config import RECIPES, Recipe
 from t2t_config import recipe as named_recipe
@@ -84,8 +83,7 @@ class Options:
 
 def run_bench(options: Options) -> int:
     """Run the benchmark, print the results and write the JSON file; return the exit code."""
-    if options.json is not None:
-        check_target(options.json)
+    check_target(options.json)
     recipe = _recipe(options)
     assert recipe.data is not None
     settings = [(threads, workers) for workers in options.workers for threads in options.threads]
@@ -101,8 +99,7 @@ def run_bench(options: Options) -> int:
             processes=options.processes,
         )
     print(result)
-    if options.json is not None:
-        write_text(options.json, json.dumps(result.to_dict(), indent=1) + "\n")
+    write_json(options.json, result.to_dict())
     return cli.FAILED if result.feeds is False else cli.OK
 
 

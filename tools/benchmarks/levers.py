@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -22,12 +21,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
-from rich.table import Table
 
 import t2t_jax
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
-from t2t_common.io.terminal import make_console, status
+from t2t_common.io.terminal import status
 from t2t_config.models import model_config
 from t2t_jax.aot.topology import tpu_topology
 from t2t_jax.compile import ENVIRONMENT
@@ -37,6 +34,8 @@ from t2t_jax.ops.float32_einsum import float32_einsum
 from t2t_jax.ops.platform import ONE_DEVICE, batch_on, traced_for
 from t2t_jax.ops.tpu_attention import kernel_attention
 from t2t_jax.state import Arrays, merge_model, split_model
+from tools.command import parse, save
+from tools.tables import show
 
 Part = Literal["tokens_to_token", "block"]
 PARTS: tuple[Part, ...] = ("tokens_to_token", "block")
@@ -197,26 +196,25 @@ def measure(options: Options, part: str, lever: Lever | None) -> dict[str, float
     return {"bytes": traffic / options.batch, "temporary_bytes": memory / options.batch}
 
 
-def table(found: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """What was found, a row for each lever and part."""
-    shown = Table("part", "without", "then", "MB an image", "of it as it is", "temporary MB", "of it as it is")
-    for part, rows in found.items():
-        for name, row in rows.items():
-            cells = [
+COLUMNS = ("part", "lever", "undone", "MB an image", "of that with it", "temporary MB an image", "of that with it")
+
+
+def rows(parts: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[tuple[str, ...]]:
+    """What was found as rows of `COLUMNS`, one for each lever and part."""
+    for part, levers in parts.items():
+        for name, row in levers.items():
+            cells = (
                 text
                 for key in ("bytes", "temporary_bytes")
-                for text in (f"{row[key] / 1e6:.2f}", f"{row[key] / rows[AS_IT_IS][key]:.2f}")
-            ]
-            shown.add_row(part, name, LEVERS[name].undone if name in LEVERS else "", *cells)
-    return shown
+                for text in (f"{row[key] / 1e6:.2f}", f"{row[key] / levers[AS_IT_IS][key]:.2f}")
+            )
+            yield part, name, LEVERS[name].undone if name in LEVERS else "", *cells
 
 
 def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
-    options = cli.parse(Options, args, prog="python -m tools.benchmarks.levers", description=__doc__ or "")
+    options = parse(Options, args, "tools.benchmarks.levers", __doc__)
     tokens_type = model_config(options.model).sizes.get("tokens_type")
-    if options.json is not None:
-        check_target(options.json)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for part in options.parts:
         undone = {name: x for name, x in LEVERS.items() if part in x.parts and tokens_type in x.tokens_types}
@@ -226,10 +224,9 @@ def main(args: Sequence[str]) -> int:
             for name, lever in levers.items():
                 progress.update(f"{options.model}, {part}: {name if lever is None else f'without {name!r}'}")
                 found[part][name] = measure(options, part, lever)
-    make_console().print(table(found))
-    if options.json is not None:
-        facts = {"model": options.model, "topology": options.topology, "batch": options.batch, "parts": found}
-        write_text(options.json, json.dumps(facts, indent=1) + "\n")
+    show(COLUMNS, rows(found))
+    facts = {"model": options.model, "topology": options.topology, "batch": options.batch, "parts": found}
+    save(options.json, facts)
     return cli.OK
 
 

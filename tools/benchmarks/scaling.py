@@ -9,10 +9,9 @@ arguments; time is the least of some calls. The transformer is quadratic in time
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
 import t2t_jax
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
 from t2t_jax.models import token_transformer
 from t2t_jax.state import Arrays, merge_model, split_model
+from tools.command import parse, save
+from tools.tables import show
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,12 +73,23 @@ def measure(model: str, img_size: int, batch: int, calls: int) -> dict[str, floa
     return {"seconds": min(seconds[1:]), "temporary_bytes": memory.temp_size_in_bytes}
 
 
+COLUMNS = ("pixels", "ms an image", "MB an image", "time a pixel", "memory a pixel")
+
+
+def rows(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What was measured as rows of `COLUMNS`; the costs of a pixel are those of the smallest images times as much."""
+    batch, sizes = report["options"]["batch"], {int(size): figures for size, figures in report["sizes"].items()}
+    first = min(sizes)
+    for size, figures in sizes.items():
+        cost = f"{figures['seconds'] / batch * 1e3:.0f}", f"{figures['temporary_bytes'] / batch / 1e6:.0f}"
+        shares = (figures[k] / sizes[first][k] * first**2 / size**2 for k in ("seconds", "temporary_bytes"))
+        yield f"{size} x {size}", *cost, *(f"{share:.2f}" for share in shares)
+
+
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.benchmarks.scaling", description=__doc__ or "")
+    options = parse(Options, args, "tools.benchmarks.scaling", __doc__)
     if options.calls < 1 or not options.sizes:
         raise ValueError("--calls and --sizes: at least one of each has to be there")
-    if options.json is not None:
-        check_target(options.json)
     console, found = Console(), {}
     attention = textbook_attention if options.textbook else token_transformer.one_head_attention
     for size in options.sizes:
@@ -88,20 +98,11 @@ def main(args: Sequence[str]) -> int:
             mock.patch.object(token_transformer, "one_head_attention", attention),
         ):
             found[size] = measure(options.model, size, options.batch, options.calls)
-    table = Table("pixels", "ms an image", "MB an image", "time a pixel, of the first", "memory a pixel, of the first")
-    for size, figures in found.items():
-        each = [figures[name] / options.batch for name in ("seconds", "temporary_bytes")]
-        first = [found[options.sizes[0]][name] / options.sizes[0] ** 2 for name in ("seconds", "temporary_bytes")]
-        shares = [x * options.batch / size**2 / y for x, y in zip(each, first, strict=True)]
-        table.add_row(f"{size}^2", f"{each[0] * 1e3:.1f}", f"{each[1] / 1e6:.1f}", *(f"{x:.2f}" for x in shares))
-    console.print(table)
-    if options.json is not None:
-        write_text(options.json, json.dumps({"options": _plain(options), "sizes": found}, indent=1) + "\n")
+    asked = {key: value for key, value in dataclasses.asdict(options).items() if key != "json"}
+    report = {"options": asked, "sizes": found}
+    show(COLUMNS, rows(report))
+    save(options.json, report)
     return cli.OK
-
-
-def _plain(options: Options) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(options).items() if key != "json"}
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
 from t2t_config.flops import forward_flops, training_flops
 from tools.benchmarks.contestants import Setup, Task, matrix_product_flops
+from tools.command import parse, save
 
 OURS = ("t2t_jax", "t2t_torch")
 LIMIT = "matrix_product"
@@ -97,7 +97,7 @@ class Contestant:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.benchmarks.speed", description=__doc__ or "")
+    options = parse(Options, args, "tools.benchmarks.speed", __doc__)
     check(options)
     console = Console()
     console.width = max(console.width, 110)  # that the table needs
@@ -106,8 +106,7 @@ def main(args: Sequence[str]) -> int:
     for task in options.tasks:
         report["tasks"][task] = found = measure(options, task, console)
         console.print(_table(task, found))
-    if options.json:
-        write_text(options.json, json.dumps(report, indent=1) + "\n")
+    save(options.json, report)
     return cli.OK
 
 
@@ -123,8 +122,6 @@ def check(options: Options) -> None:
     for name in ("rounds", "calls"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: at least one has to count")
-    if options.json is not None:
-        check_target(options.json)
 
 
 def measure(options: Options, task: Task, console: Console) -> dict[str, Any]:

@@ -7,20 +7,19 @@ takes, and the demo. Every run is a process of its own; figures are medians, in 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
+from tools.command import parse, save
+from tools.tables import show
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,22 +90,25 @@ def measure(arguments: Sequence[str]) -> float:
     return float(done.stdout) if COMPILE in arguments else seconds
 
 
+COLUMNS = ("", "median, s", "least, s")
+
+
+def rows(found: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, ...]]:
+    """What was measured as rows of `COLUMNS`."""
+    for name, seconds in found.items():
+        yield name, f"{statistics.median(seconds):.1f}", f"{min(seconds):.1f}"
+
+
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.benchmarks.start", description=__doc__ or "")
+    options = parse(Options, args, "tools.benchmarks.start", __doc__)
     if options.rounds < 1:
         raise ValueError(f"--rounds {options.rounds}: at least one has to count")
-    if options.json is not None:
-        check_target(options.json)
     console, found = Console(), {}
     for name, arguments in runs(options.model).items():
         with console.status(name):
             found[name] = [measure(arguments) for _ in range(1 + options.rounds)][1:]
-    table = Table("", "median, s", "least, s")
-    for name, seconds in found.items():
-        table.add_row(name, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f}")
-    console.print(table)
-    if options.json is not None:
-        write_text(options.json, json.dumps(found, indent=1) + "\n")
+    show(COLUMNS, rows(found))
+    save(options.json, found)
     return cli.OK
 
 

@@ -7,7 +7,6 @@ journeys of docs/index.md.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import shlex
@@ -24,8 +23,8 @@ from rich.console import Console
 
 from t2t_common.data import open_source
 from t2t_common.io import cli
-from t2t_common.io.files import check_target, write_text
 from t2t_common.workdir.record import environment
+from tools.command import parse, save
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "tools" / "benchmarks" / "results" / "transcripts.json"
@@ -84,20 +83,17 @@ def _environ() -> dict[str, str]:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.benchmarks.transcripts", description=__doc__ or "")
+    options = parse(Options, args, "tools.benchmarks.transcripts", __doc__)
     commands = [command for command in COMMANDS if options.only in command]
     if not commands:
         raise ValueError(f"--only {options.only!r} is in none of the commands: {'; '.join(COMMANDS)}")
-    if options.json is not None:
-        check_target(options.json)
     console, found = Console(), {}
     with tempfile.TemporaryDirectory() as folder:
         for command, transcript in transcripts(commands, Path(folder)):
             found[command] = transcript
             console.print(f"{transcript['seconds']} s  {command}", markup=False)
-            if options.json is not None:
-                report = {"environment": environment() | {"processor": processor()}, "transcripts": found}
-                write_text(options.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            report = {"environment": environment() | {"processor": processor()}, "transcripts": found}
+            save(options.json, report)
     return cli.OK
 
 

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import coverage
-from rich.console import Console
-from rich.table import Table
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability import record
+from tools.tables import show
 
 LIMITS = defaultdict(lambda: 90.0, parity=95.0)
 """Percent of each package that has to run."""
@@ -48,8 +47,7 @@ class Options:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.coverage", description=__doc__ or "")
-    check_target(options.json)
+    options = parse(Options, args, "tools.reliability.coverage", __doc__)
     start, passed = time.monotonic(), True
     if options.data is None:
         with tempfile.TemporaryDirectory(prefix="coverage-") as name:
@@ -140,11 +138,12 @@ def _package(name: str) -> str:
 
 
 def _show(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table("package", "percent", "limit", "statements missing", "branches missing")
-    for name, row in rows.items():
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         missing = (f"{row[f'missing_{kind}']} of {row[kind]}" for kind in ("statements", "branches"))
-        table.add_row(name, f"{row['percent']:.1f}", f"{row['limit']:.0f}", *missing)
-    Console().print(table)
+        return f"{row['percent']:.1f}", f"{row['limit']:.0f}", *missing
+
+    columns = ("package", "percent", "limit", "statements missing", "branches missing")
+    show(columns, [(name, *cells(row)) for name, row in rows.items()])
 
 
 if __name__ == "__main__":

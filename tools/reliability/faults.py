@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability import changed, record
 from tools.reliability.run_faults import disk_faults, group_faults, process_faults, workdir_faults
 from tools.reliability.run_faults.disk_faults import Trial
@@ -59,112 +59,6 @@ FAULTS_OF_TWO: Mapping[str, Trial] = {
 EPOCHS_PER_KILL = 2
 IN_WRITE = 0.2
 """Share of the kills that have to hit a checkpoint while it is being written."""
-
-_PATIENCE = "tests/common/data/test_timeout.py"
-DEFECTS = tuple(
-    record.Defect(what, test)
-    for what, test in (
-        (
-            "A second SIGTERM that came while a stopped run ended made it a failure, though it was saved.",
-            "tests/common/io/test_cli.py::test_a_process_that_ended_well_is_not_failed_by_a_late_sigterm",
-        ),
-        (
-            "A data worker that died ended the run in a traceback, in PyTorch from wherever the run just was.",
-            f"{_PATIENCE}::test_what_a_worker_died_of_is_one_line",
-        ),
-        (
-            "A data worker or a disk that hung, hung the run for ever.",
-            f"{_PATIENCE}::test_an_item_that_does_not_come_ends_the_wait",
-        ),
-        (
-            "A process whose data worker was stopped could not end.",
-            f"{_PATIENCE}::test_a_worker_that_is_stopped_is_killed",
-        ),
-        (
-            "A run that was killed could not be continued while a data worker of it lived: it held the lock.",
-            "tests/common/workdir/test_lock.py::test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder",
-        ),
-        (
-            "A disk that filled up while metrics.jsonl was written was told of without the file or a remedy.",
-            "tests/common/workdir/test_writers.py::"
-            "test_a_full_disk_is_an_error_of_one_line_and_the_next_run_drops_the_line_that_is_cut",
-        ),
-        (
-            "A disk that filled up under a checkpoint of JAX was told of in pages of traceback beside the one line.",
-            "tests/jax/test_checkpoint.py::test_a_full_disk_is_told_of_in_one_line",
-        ),
-        (
-            "The limit for writing a checkpoint of t2t_jax went by the system's time: set back, that put it off.",
-            "tests/jax/test_checkpoint.py::test_a_save_that_hangs_is_not_waited_for_for_ever",
-        ),
-        (
-            "A process of t2t_torch that lost another ended in a traceback.",
-            "tests/torch/training/test_processes.py::test_a_lost_process_is_told_of",
-        ),
-        (
-            "A process of t2t_jax that lost another ended in a traceback.",
-            "tests/jax/parallel/test_processes.py::test_a_lost_process_is_told_of",
-        ),
-        (
-            "A process of t2t_jax that failed waited for the others for minutes, and for ever on a full disk.",
-            "tests/common/io/test_cli.py::test_a_process_that_failed_ends_although_a_thread_hangs",
-        ),
-        (
-            "A process of t2t_jax that lost another waited for a checkpoint that both had to write.",
-            "tests/jax/training/test_checkpoints.py::"
-            "test_who_lost_another_process_does_not_wait_for_a_checkpoint_of_both",
-        ),
-        (
-            "A run went on with other data than it was begun with, without a word.",
-            "tests/whole_runs/test_checks_of_runs.py::test_a_run_on_other_data_is_refused",
-        ),
-        (
-            "Labels of a tar shard that was edited in place, its time set back, came from the index that was kept.",
-            "tests/common/data/test_fingerprint.py::test_labels_of_a_tar_edited_in_place_are_seen",
-        ),
-        (
-            "A run of t2t_jax could not go on with another number of processes.",
-            "tests/jax/training/test_checkpoints.py::test_another_number_of_processes_finds_its_place_in_the_data",
-        ),
-        (
-            "Of CIFAR-10 and CIFAR-100 side by side always the same one was taken, whatever the recipe was for.",
-            "tests/common/data/readers/test_readers.py::test_of_two_cifars_side_by_side_the_one_with_so_many_classes_is_taken",
-        ),
-        (
-            "Data workers of a run that was killed went on for ever, and PyTorch's fork server with them.",
-            "tests/tools/reliability/run_faults/test_groups.py::test_a_killed_run_leaves_nobody",
-        ),
-        (
-            "SIGTERM to all processes of a run ended its data workers before it could save.",
-            "tests/tools/reliability/run_faults/test_groups.py::test_a_group_that_is_asked_to_stop_saves_and_leaves_nobody",
-        ),
-        (
-            "A damaged line in metrics.jsonl cost all lines after it when the run was continued.",
-            "tests/common/workdir/test_writers.py::test_a_damaged_line_is_kept_aside_and_told_and_all_others_stay",
-        ),
-        (
-            "Checkpoints with other names were taken for none, and the run began anew over its log.",
-            "tests/common/workdir/test_folder.py::"
-            "test_checkpoints_that_are_not_recognised_stop_a_run_that_would_begin_anew",
-        ),
-        (
-            "A log or a workdir that was deleted while the run went on was not noticed.",
-            "tests/common/workdir/test_writers.py::test_a_log_that_is_deleted_while_the_run_writes_it_is_put_back_and_told",
-        ),
-        (
-            "Two runs wrote into one workdir after its lock had been removed.",
-            "tests/common/workdir/test_lock.py::test_of_two_runs_one_ends_when_the_lock_is_removed_and_taken_by_the_other",
-        ),
-        (
-            "A lock that was a link had the file that it leads to written over.",
-            "tests/common/workdir/test_lock.py::test_a_link_is_never_followed",
-        ),
-        (
-            "Time that the clock was turned back by was taken off the time of the run.",
-            "tests/common/workdir/test_record.py::test_the_time_is_that_of_all_processes",
-        ),
-    )
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,12 +140,11 @@ def summary(row: Mapping[str, Any]) -> str:
 
 def main(args: Sequence[str]) -> int:
     """The command; its exit code."""
-    options = cli.parse(Options, args, prog="python -m tools.reliability.faults", description=__doc__ or "")
+    options = parse(Options, args, "tools.reliability.faults", __doc__)
     if strangers := set(options.only) - {KILLS, *FAULTS, *FAULTS_OF_TWO}:
         raise ValueError(
             f"no fault {sorted(strangers)[0]!r}: choose among {', '.join((KILLS, *FAULTS, *FAULTS_OF_TWO))}"
         )
-    check_target(options.json)
     process_faults.find_faketime()
     enter_namespace("tools.reliability.faults", args)
     console = Console(soft_wrap=True, highlight=False)
@@ -279,7 +172,7 @@ def save(path: Path, row: Mapping[str, Any]) -> None:
         "faults": rows,
     }
     seconds = sum(row["seconds"] for row in rows)
-    record.write(path, "python -m tools.reliability.faults", figures, seconds=seconds, defects=DEFECTS)
+    record.write(path, "python -m tools.reliability.faults", figures, seconds=seconds)
 
 
 def _without_places(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from t2t_common.io import cli
 from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability import record
 from tools.reliability.fuzzing.flipping import FORMATS, Format
 
@@ -32,20 +33,6 @@ REFUSED, SAME, TENSOR, OTHER, ERROR = (
     "a tensor changed in silence",
     "something else changed in silence",
     "another error",
-)
-DEFECTS = (
-    record.Defect(
-        "A checkpoint with one flipped bit was loaded as if it were whole (366 of 418 tries)",
-        "tests/tools/reliability/test_flips.py::test_no_flipped_bit_changes_a_tensor_in_silence",
-    ),
-    record.Defect(
-        "A run whose last checkpoint was damaged did not start, and asked the user to delete it",
-        "tests/torch/training/test_checkpoints.py::test_a_run_falls_back_to_the_checkpoint_before",
-    ),
-    record.Defect(
-        "A folder called `try[1]` lost the weights that Orbax wrote there, without a word",
-        "tests/whole_runs/test_odd_paths.py::test_orbax_folders_of_any_name",
-    ),
 )
 
 
@@ -151,12 +138,11 @@ class Options:
 
 def main(args: Sequence[str]) -> int:
     """The command line; 1 if a flip was not noticed."""
-    options = cli.parse(Options, args, prog="python -m tools.reliability.flips", description=__doc__ or "")
+    options = parse(Options, args, "tools.reliability.flips", __doc__)
     if unknown := set(options.only) - set(FORMATS):
         raise ValueError(f"no format {sorted(unknown)[0]!r}: it is one of {', '.join(FORMATS)}")
     target = options.json or (None if options.only else record.RESULTS / "flips.json")
-    if target is not None:
-        check_target(target)
+    check_target(target)
     start = time.monotonic()
     flips = campaign(options.flips, options.seed, options.only)
     bad = [flip for flip in flips if flip.outcome not in (REFUSED, SAME)]
@@ -167,7 +153,7 @@ def main(args: Sequence[str]) -> int:
     if target is not None:
         command = f"python -m tools.reliability.flips --flips {options.flips} --seed {options.seed}"
         seconds = time.monotonic() - start
-        record.write(target, command, figures(flips), seconds=seconds, defects=DEFECTS)
+        record.write(target, command, figures(flips), seconds=seconds)
     return cli.FAILED if bad else cli.OK
 
 

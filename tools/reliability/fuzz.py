@@ -17,17 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
 from t2t_common.io.terminal import status
+from tools.command import parse
 from tools.reliability.fuzzing import campaign
 from tools.reliability.fuzzing.campaign import Tally
-from tools.reliability.fuzzing.found import DEFECTS
 from tools.reliability.fuzzing.worker import Told
 from tools.reliability.record import write
+from tools.tables import show
 
 CASES: Mapping[str, int] = {
     "weights.pth": 4_000,
@@ -99,12 +96,7 @@ def counts(cases: int, only: Sequence[str] = (), each: int | None = None) -> dic
     }
 
 
-def table(tallies: Mapping[str, Tally]) -> Table:
-    columns = ("reader", "cases", "read", "refused", "defects", "slowest, s", "growth, MB")
-    found = Table(*columns)
-    for name, tally in tallies.items():
-        found.add_row(name.rpartition(".")[2], *map(str, tally.figures.values()))
-    return found
+COLUMNS = ("reader", "cases", "read", "refused", "defects", "slowest, s", "growth, MB")
 
 
 class Result:
@@ -130,14 +122,12 @@ class Result:
             "readers": {name: readers[name] for name in order if name in readers},
         }
         seconds = self._seconds + time.monotonic() - self._start
-        write(self._path, "python -m tools.reliability.fuzz", figures, seconds=seconds, defects=DEFECTS)
+        write(self._path, "python -m tools.reliability.fuzz", figures, seconds=seconds)
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.fuzz", description=(__doc__ or "").strip())
+    options = parse(Options, args, "tools.reliability.fuzz", __doc__)
     chosen = counts(options.cases, options.only, options.each)
-    if options.json is not None:
-        check_target(options.json)
     result, done, seen = Result(options), 0, set[tuple[str, str]]()
     with status("fuzzing") as shown:
 
@@ -152,7 +142,7 @@ def main(args: Sequence[str]) -> int:
                 print(f"{name} case {told.number}: {told.outcome}: {told.detail}", flush=True)
 
         tallies = campaign.run(chosen, seed=options.seed, first=options.first, progress=progress, finished=result.save)
-    Console().print(table(tallies))
+    show(COLUMNS, [(name.rpartition(".")[2], *map(str, tally.figures.values())) for name, tally in tallies.items()])
     defects = sum(len(tally.defects) for tally in tallies.values())
     print(f"{sum(tally.cases for tally in tallies.values())} cases, {defects} with a defect")
     return cli.FAILED if defects else cli.OK

@@ -28,11 +28,11 @@ from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.stats import status_by_exit_code
 from rich.console import Console
-from rich.table import Table
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability.record import RESULTS, ROOT, write
+from tools.tables import show
 
 EQUIVALENT = ROOT / "tools" / "reliability" / "mutants" / "equivalent_mutants.toml"
 KILLED, TIMED_OUT, SURVIVED = "killed", "timeout", "survived"
@@ -159,20 +159,16 @@ def figures(root: Path, reasons: dict[Change, str]) -> dict[str, Any]:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.mutation", description=__doc__ or "")
+    options = parse(Options, args, "tools.reliability.mutation", __doc__)
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers}: at least one has to run")
-    check_target(options.json)
     reasons, start = equivalent(), time.monotonic()
     run_mutmut(ROOT, workers=options.workers, resume=options.resume)
     seconds = None if options.resume else time.monotonic() - start
     found = figures(ROOT, reasons)
     write(options.json, "python -m tools.reliability.mutation", found, seconds=seconds)
     console, columns = Console(), next(iter(found["files"].values()))
-    table = Table("", *columns)
-    for file, row in found["files"].items():
-        table.add_row(file, *map(str, row.values()))
-    console.print(table)
+    show(("", *columns), [(file, *map(str, row.values())) for file, row in found["files"].items()])
     for title in ("unexplained mutants", "reasons without a mutant"):
         for c in found[title]:
             console.print(f"{title}: {c['file']}\n  - {c['line']}\n  + {c['becomes']}", markup=False, highlight=False)

@@ -10,13 +10,16 @@ import html
 import itertools
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t2t_common.io import cli
 from t2t_common.io.files import write_text
+from tools.command import parse
 from tools.reliability.record import OWN, RESULTS, ROOT, read
+from tools.tables import markdown
 
 PAGE = ROOT / "docs" / "reliability.md"
 
@@ -27,62 +30,10 @@ command that repeats it, and how long it took; `tools/reliability/README.md` has
 in the test suite. [Threats](threats.md) has what happens with each kind of hostile file.
 """
 
-SECTIONS = {
-    "faults": (
-        "Faults survived",
-        "Training, saving and reading while processes are killed, disks are full, folders read-only and workers dead. "
-        "What a run leaves behind has to be whole, and the same command has to continue it bit for bit.",
-    ),
-    "fuzz": (
-        "Cases fuzzed",
-        "Every reader is given files that were damaged or made to harm. Each is read, or refused with a message: no "
-        "crash, no hang, memory and time within limits, nothing written outside the folder, no code run.",
-    ),
-    "flips": (
-        "Bits flipped",
-        "One bit at a time in a checkpoint, a hub folder or an exported model of every format, and in a zip of PyTorch "
-        "that others wrote. It has to be refused by name, or be read as what was saved.",
-    ),
-    "properties": (
-        "Properties",
-        "Random module trees, sizes and numbers, drawn by hypothesis: equal in both frameworks, or the same error.",
-    ),
-    "pairs": (
-        "Random pairs",
-        "Random models, written in both frameworks by one generator, half of them with one mistake in flax's half. A "
-        "right pair has to be equal, a wrong one different wherever the mistake changes what the model does.",
-    ),
-    "suggest": (
-        "Rules proposed",
-        "Models whose tensors lie in random order under names without meaning: `parity.suggest_rules` has to find "
-        "which is which, or say that it is ambiguous.",
-    ),
-    "mutation": (
-        "Mutants killed",
-        "The proof itself, with one thing changed at a time: the tests have to notice. What survived is explained.",
-    ),
-    "coverage": ("Coverage", "Branches that the test suite runs."),
-    "versions": (
-        "Versions",
-        "The lowest and the newest versions of what this project needs, and what is known of their holes.",
-    ),
-}
+CAMPAIGNS = tomllib.loads(Path(__file__).with_name("campaigns.toml").read_text(encoding="utf-8"))
+SECTIONS = {name: (campaign["title"], campaign["text"]) for name, campaign in CAMPAIGNS.items()}
 """Campaign: title of its section, and what it does."""
-
-HEADLINES = {
-    "faults": "{faults_survived:,} of {faults_tried:,} survived; of {arrays_compared:,} arrays {arrays_that_differ:,} "
-    "differ",
-    "fuzz": "{cases:,} cases, {cases with a defect:,} with a defect",
-    "flips": "{flips:,} flips: {refused:,} refused, {read as saved:,} without effect, {changed_in_silence:,} changed "
-    "something in silence",
-    "properties": "{examples:,} examples, {counterexamples:,} of them against a property",
-    "pairs": "{pairs:,} pairs: {false pass:,} false passes, {false alarm:,} false alarms, {crash:,} crashes",
-    "suggest": "{forms:,} scrambled models: {right:,} right, {ambiguous:,} ambiguous, {wrong:,} wrong",
-    "mutation": "{killed:,} of {mutants:,} killed, {explained:,} explained, {unexplained:,} unexplained",
-    "coverage": "parity {packages[parity][percent]:.1f} %, t2t_torch {packages[t2t_torch][percent]:.1f} %, "
-    "t2t_jax {packages[t2t_jax][percent]:.1f} %",
-    "versions": "vulnerabilities of the pinned versions: {vulnerabilities of the pinned versions}",
-}
+HEADLINES = {name: campaign["headline"] for name, campaign in CAMPAIGNS.items() if "headline" in campaign}
 """Campaign: its figures in one line; without one, the page has them in its section alone."""
 COLUMNS = {"faults": ("fault", "package", "times", "survived", "failure", "most_seconds_until_the_line")}
 """Table: the columns that are shown, where it has more than a page can."""
@@ -112,7 +63,7 @@ def _summary(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
         address = title.lower().replace(" ", "-")
         rows.append([f"[{title}](#{address})", _headline(name, found[name]) if name in found else "not run yet"])
     defects = sum(len(result["defects"]) for result in found.values())
-    yield from _table(
+    yield from markdown(
         ["campaign", "result"],
         [*rows, ["[Defects found](#defects-found)", f"{defects}, all of them fixed" if defects else "none"]],
     )
@@ -129,7 +80,7 @@ def _section(result: Mapping[str, Any]) -> Iterator[str]:
     figures = {name: value for name, value in result.items() if name not in OWN}
     plain = {name: value for name, value in figures.items() if not _is_table(value)}
     if plain:
-        yield from _table(["figure", "value"], [[_words(name), _cell(value)] for name, value in plain.items()])
+        yield from markdown(["figure", "value"], [[_words(name), _cell(value)] for name, value in plain.items()])
         yield ""
     for name, value in figures.items():
         if _is_table(value):
@@ -157,19 +108,12 @@ def _is_table(value: Any) -> bool:
     return bool(rows) and all(isinstance(row, Mapping) for row in rows)
 
 
-def _rows(table: Any, shown: Sequence[str] = ()) -> Iterator[str]:
+def _rows(found: Any, shown: Sequence[str] = ()) -> Iterator[str]:
     """A list of rows, or rows by name, as a table with all their columns, or those `shown` that a row has."""
-    named = isinstance(table, Mapping)
-    rows: list[Mapping[str, Any]] = [{"": name, **row} for name, row in table.items()] if named else list(table)
+    named = isinstance(found, Mapping)
+    rows: list[Mapping[str, Any]] = [{"": name, **row} for name, row in found.items()] if named else list(found)
     columns = list(dict.fromkeys(column for row in rows for column in row if not shown or column in shown))
-    yield from _table([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|---" * len(head) + "|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    yield from markdown([_words(c) for c in columns], [[_cell(row.get(c, "")) for c in columns] for row in rows])
 
 
 def _words(name: str) -> str:
@@ -209,7 +153,7 @@ def _defects(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[s
     if rows:
         yield f"Found on the way: {len(rows)}. Each is fixed, and a test holds the fix."
         yield ""
-        yield from _table(["found by", "what went wrong", "held by"], rows)
+        yield from markdown(["found by", "what went wrong", "held by"], rows)
     else:
         yield "None."
 
@@ -220,7 +164,7 @@ def _machines(known: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[
     for name, (title, _) in known.items():
         if name in found:
             titles.setdefault(_cell(found[name]["environment"]), []).append(title)
-    yield from _table(["campaigns", "ran on"], [[", ".join(names), place] for place, names in titles.items()])
+    yield from markdown(["campaigns", "ran on"], [[", ".join(names), place] for place, names in titles.items()])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,7 +178,7 @@ class Options:
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.page", description=__doc__ or "")
+    options = parse(Options, args, "tools.reliability.page", __doc__)
     write_text(options.out, render(options.results))
     return cli.OK
 

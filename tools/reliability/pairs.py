@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
 from t2t_common.io.terminal import status
+from tools.command import parse
 from tools.reliability.grammar.draw import draw_tree
 from tools.reliability.grammar.shrink import shrunk
 from tools.reliability.grammar.tree import Tree
 from tools.reliability.grammar.verdict import CRASH, CRASHED, FAULTS, NO_REFERENCE, Verdict, judge
-from tools.reliability.record import RESULTS, Defect, write
+from tools.reliability.record import RESULTS, write
 
 BATCH = 20
 """Pairs that a process gets at once."""
@@ -40,8 +40,6 @@ LIFE = 10
 """Batches for each process before new ones take over: what JAX compiled stays in memory."""
 LISTED = 100
 """Faults that the result lists."""
-
-DEFECTS: tuple[Defect, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,15 +250,14 @@ def campaign(options: Options) -> Tally:
 
 def _save(path: Path, tally: Tally, seconds: float) -> None:
     command = f"python -m tools.reliability.pairs --pairs {tally.counts['pairs']} --seed {tally.seed}"
-    write(path, command, tally.figures, seconds=seconds, defects=DEFECTS)
+    write(path, command, tally.figures, seconds=seconds)
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.pairs", description=(__doc__ or "").strip())
+    options = parse(Options, args, "tools.reliability.pairs", __doc__)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if options.show is not None:
         return cli.FAILED if show(options.show, options.tries).fault else cli.OK
-    check_target(options.json)
     with tempfile.TemporaryDirectory(prefix="pairs-", ignore_cleanup_errors=True) as programs:
         # What one process compiled, those after it need not.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)

@@ -20,8 +20,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from parity.carry.rules import Rules
+from parity.judgement.rows import pairing_rows
+from parity.measure.gates import Gates
+from parity.power.measure import search_of
+from parity.power.mutate import NotMadeError, mutated
+from parity.proof.stages import Proof
+from parity.report.power_report import BLIND, SAME, SEEN
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from t2t_parity.pair import make_pair
+from t2t_parity.selftest.foreign import FOREIGN
+from tools.command import parse
 from tools.reliability.record import RESULTS, write
 
 
@@ -45,8 +54,6 @@ class Options:
 
 def t2t() -> tuple[Any, Any, Any]:
     """T2T-ViT-14 in small: all its kinds of modules, two blocks."""
-    from t2t_parity.pair import make_pair
-
     arguments: dict[str, Any] = {
         "img_size": 32,
         "num_classes": 5,
@@ -60,15 +67,11 @@ def t2t() -> tuple[Any, Any, Any]:
 
 def gpt() -> tuple[Any, Any, Any]:
     """Two sentences of five words."""
-    from t2t_parity.selftest.foreign import FOREIGN
-
     return FOREIGN["gpt"].make(0)
 
 
 def bert() -> tuple[Any, Any, Any]:
     """Sentences without padding: the mask is all ones."""
-    from t2t_parity.selftest.foreign import FOREIGN
-
     torch_model, jax_model, (ids, mask) = FOREIGN["bert"].make(0)
     return torch_model, jax_model, (np.maximum(ids, 1), np.ones_like(mask))
 
@@ -77,9 +80,6 @@ PAIRS: dict[str, Callable[[], tuple[Any, Any, Any]]] = {"t2t_vit_14": t2t, "gpt"
 
 
 def rules_of(name: str) -> Any:
-    from parity.carry.rules import Rules
-    from t2t_parity.selftest.foreign import FOREIGN
-
     return FOREIGN[name].rules if name in FOREIGN else Rules()
 
 
@@ -102,9 +102,6 @@ def validate(
     torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: Any, options: Options, tell: Callable[[str], None]
 ) -> Outcome:
     """Predicts with `power`, then makes the mistakes."""
-    from parity.power.measure import search_of
-    from parity.report.power_report import BLIND, SAME, SEEN
-
     start = time.perf_counter()
     search = search_of(torch_model, inputs, level=options.level, budget=options.budget)
     report = search.run()
@@ -143,8 +140,6 @@ def made(
     torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: Any, mutation: Any, paired: Any, level: str
 ) -> bool | None:
     """Whether `check` tells the mutated model from the right port; None if the mistake cannot be made there."""
-    from parity.power.mutate import NotMadeError, mutated
-
     try:
         return differs(mutated(torch_model, mutation, paired), jax_model, inputs, rules, level)
     except NotMadeError:
@@ -155,10 +150,6 @@ def made(
 
 def differs(torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: Any, level: str) -> bool:
     """Whether a row of `check` fails. Its stages one by one, up to the first that does, and no causes."""
-    from parity.judgement.rows import pairing_rows
-    from parity.measure.gates import Gates
-    from parity.proof.stages import Proof
-
     proof = Proof.of(torch_model, jax_model, inputs, rules, Gates())
     loss = proof.default_loss
     stages: list[Callable[[], Sequence[Any]]] = [lambda: pairing_rows(proof.pairing), proof.forward]
@@ -170,8 +161,7 @@ def differs(torch_model: torch.nn.Module, jax_model: Any, inputs: Any, rules: An
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.power", description=__doc__ or "")
-    check_target(options.json)
+    options = parse(Options, args, "tools.reliability.power", __doc__)
     outcomes: dict[str, dict[str, Any]] = {}
     start = time.perf_counter()
     for name in options.only or tuple(PAIRS):

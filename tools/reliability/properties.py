@@ -18,60 +18,8 @@ from typing import Any, Literal
 import pytest
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
-from tools.reliability.record import RESULTS, ROOT, Defect, write
-
-CONVERT, REFUSALS = "tests/parity/carry/test_convert.py", "tests/parity/carry/test_convert_refusals.py"
-
-DEFECTS = (
-    Defect("A scalar of PyTorch became a vector of one number in JAX.", f"{CONVERT}::test_a_scalar_stays_a_scalar"),
-    Defect(
-        "Tensors that flax holds in a plain dict or list ended the conversion with a KeyError.",
-        f"{CONVERT}::test_tensors_in_plain_containers_are_carried",
-    ),
-    Defect("float8 tensors ended the conversion with a TypeError.", f"{CONVERT}::test_numpy_and_back"),
-    Defect(
-        "Parts of an empty tensor could not be put together.",
-        "tests/parity/carry/test_rules.py::test_any_rule_loses_nothing",
-    ),
-    Defect(
-        "Of two tensors that PyTorch ties, one took the place of the other where JAX has them apart.",
-        f"{REFUSALS}::test_tied_tensors_of_pytorch_take_no_two_values",
-    ),
-    Defect(
-        "Stacked layers, or q, k and v, of several dtypes were rounded to the dtype of the first.",
-        f"{REFUSALS}::test_layers_and_parts_of_one_tensor_share_its_dtype",
-    ),
-    Defect(
-        "One tensor of PyTorch could fill two of flax, of which the way back kept one.",
-        f"{REFUSALS}::test_a_tensor_of_pytorch_belongs_to_one_of_flax",
-    ),
-    Defect(
-        "Of two flax tensors whose paths are alike once dotted, one was passed over.",
-        f"{REFUSALS}::test_names_that_dots_make_alike_are_an_error",
-    ),
-    Defect(
-        "Any tensor whose name ends in num_batches_tracked was left behind in PyTorch, unasked.",
-        f"{REFUSALS}::test_only_batch_norms_own_count_stays_in_pytorch_unasked",
-    ),
-    Defect(
-        "Entries that are no tensors, and flax variables without an array, ended it with an AttributeError.",
-        f"{REFUSALS}::test_what_is_no_tensor_is_listed",
-    ),
-    Defect(
-        "Layers missing from a stack were not listed where anything else was wrong too.",
-        f"{REFUSALS}::test_whatever_does_not_fit_is_listed_and_nothing_is_changed",
-    ),
-    Defect(
-        "Arguments of create_model that cannot be were a TypeError, ZeroDivisionError or RuntimeError, other ones in "
-        "either framework, or made a model in one of them.",
-        "tests/jax/models/test_registry.py::test_any_arguments_are_the_same_error_in_both_frameworks",
-    ),
-    Defect(
-        "No images (a batch of 0) were a ZeroDivisionError in JAX, integer images a RuntimeError in PyTorch.",
-        "tests/t2t_parity/test_pair.py::test_images_that_do_not_fit_are_the_same_error_in_both_frameworks",
-    ),
-)
+from tools.command import parse
+from tools.reliability.record import RESULTS, ROOT, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,8 +100,7 @@ def run(paths: Sequence[Path], profile: str, done: Done, only: str = "") -> bool
 
 
 def main(args: Sequence[str]) -> int:
-    options = cli.parse(Options, args, prog="python -m tools.reliability.properties", description=__doc__ or "")
-    check_target(options.json)
+    options = parse(Options, args, "tools.reliability.properties", __doc__)
     known = json.loads(options.json.read_text())["properties"] if options.json.exists() else {}
 
     def done(name: str, found: Property) -> None:
@@ -168,7 +115,7 @@ def _write(path: Path, properties: dict[str, dict[str, Any]]) -> None:
         sum(row[name] for row in properties.values()) for name in ("examples", "seconds", "counterexamples")
     )
     figures = {"examples": examples, "counterexamples": counterexamples, "properties": properties}
-    write(path, "python -m tools.reliability.properties", figures, seconds=seconds, defects=DEFECTS)
+    write(path, "python -m tools.reliability.properties", figures, seconds=seconds)
 
 
 if __name__ == "__main__":

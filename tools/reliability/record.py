@@ -3,6 +3,8 @@ page.
 
 {"command": how to repeat it, "environment": ..., "seconds": ..., figures of the campaign, "defects": [...]}
 
+The defects are entered in the file by hand, and stay there when the campaign runs again.
+
 Figures are numbers, texts, or tables (a list of rows, or rows by their name; a row is a dict of plain values).
 """
 
@@ -39,7 +41,7 @@ def write(
     figures: Mapping[str, Any],
     *,
     seconds: float | None = None,
-    defects: Sequence[Defect] = (),
+    defects: Sequence[Defect] | None = None,
 ) -> None:
     """Writes the result of a campaign, whole or not at all.
 
@@ -48,13 +50,14 @@ def write(
         command: what repeats it: "python -m reliability.NAME --cases 100000".
         figures: what was found, ready for JSON.
         seconds: how long it took.
-        defects: what it found wrong.
+        defects: what it found wrong; None takes those that `RESULTS` has of this campaign.
 
     Raises:
         ValueError: `figures` has a name of `OWN`, or the file cannot be written.
     """
     if taken := figures.keys() & set(OWN):
         raise ValueError(f"figures of a campaign cannot be called {sorted(taken)[0]!r}: record.write adds it")
+    defects = known_defects(path.stem) if defects is None else defects
     record = {
         "command": command,
         "environment": environment(),
@@ -63,6 +66,12 @@ def write(
         "defects": [dataclasses.asdict(defect) for defect in defects],
     }
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def known_defects(campaign: str) -> list[Defect]:
+    """The defects that a campaign has found until now, all of them fixed."""
+    path = RESULTS / f"{campaign}.json"
+    return [Defect(**defect) for defect in json.loads(path.read_text())["defects"]] if path.is_file() else []
 
 
 def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t_common.io import cli
-from t2t_common.io.files import check_target
+from tools.command import parse
 from tools.reliability import record
 
 ENVIRONMENTS = {"oldest": ("test-min", ".venv-min"), "newest": ("test-newest", ".venv-newest")}
@@ -29,22 +29,6 @@ from importlib import metadata
 found = {d.name.lower(): d.version for d in metadata.distributions()}
 print(json.dumps({"python": platform.python_version(), **{name: found.get(name, "none") for name in sys.argv[1:]}}))
 """
-BOUNDS = "tests/test_versions.py::test_the_oldest_are_the_lower_bounds"
-DEFECTS = (
-    record.Defect(
-        "tensorboardX 2.6 was admitted, which cannot be installed beside the protobuf that grain needs", BOUNDS
-    ),
-    record.Defect("scikit-learn 1.4.0 was admitted, which cannot be installed beside NumPy 2", BOUNDS),
-    record.Defect("onnxscript 0.5 was admitted, which has no export for PyTorch 2.13", BOUNDS),
-    record.Defect(
-        "Beside rich 13 an empty line was written to stderr where a progress bar was not shown",
-        "tests/common/io/test_terminal.py::test_nothing_goes_into_pipes",
-    ),
-    record.Defect(
-        "PyTorch 2.6 refused to export any model, since the batch size had no upper limit",
-        "tests/torch/test_export.py::test_every_family",
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,15 +77,14 @@ def verdict(code: int, output: str) -> str:
 
 def main(args: Sequence[str]) -> int:
     """The command line; 1 if a test failed or a hole is known."""
-    options = cli.parse(Options, args, prog="python -m tools.reliability.versions", description=__doc__ or "")
-    check_target(options.json)
+    options = parse(Options, args, "tools.reliability.versions", __doc__)
     start = time.monotonic()
     table = {name: run(target, record.ROOT / folder) for name, (target, folder) in ENVIRONMENTS.items()}
     done = subprocess.run(["make", "audit"], cwd=record.ROOT, capture_output=True, text=True, check=False)
     audit = verdict(done.returncode, done.stdout + done.stderr)
     figures = {"environments": table, "vulnerabilities of the pinned versions": audit}
     seconds = time.monotonic() - start
-    record.write(options.json, "python -m tools.reliability.versions", figures, seconds=seconds, defects=DEFECTS)
+    record.write(options.json, "python -m tools.reliability.versions", figures, seconds=seconds)
     holds = not audit.startswith("Found") and not any(row["failed"] for row in table.values())
     return cli.OK if holds else cli.FAILED
 

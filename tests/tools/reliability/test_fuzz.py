@@ -9,9 +9,8 @@ import pytest
 
 from tools.reliability import fuzz
 from tools.reliability.fuzzing import campaign
-from tools.reliability.fuzzing.found import DEFECTS
 from tools.reliability.fuzzing.reader import case_of, find_reader
-from tools.reliability.record import RESULTS
+from tools.reliability.record import RESULTS, known_defects
 
 ROOT = Path(__file__).parents[3]
 
@@ -110,7 +109,7 @@ def test_the_recorded_campaign():
     assert found["readers"].keys() == {name.rpartition(".")[2] for name in fuzz.CASES}
 
 
-@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.test.rpartition("::")[2])
+@pytest.mark.parametrize("defect", known_defects("fuzz"), ids=lambda defect: defect.test.rpartition("::")[2])
 def test_every_fix_has_its_test(defect):
     file, _, name = defect.test.partition("::")
     assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.reliability.properties import DEFECTS, files
-from tools.reliability.record import ROOT
+from tools.reliability.properties import files
+from tools.reliability.record import ROOT, known_defects
 
 PROPERTIES = """
 from hypothesis import assume, given, settings
@@ -72,6 +72,6 @@ def test_the_files_with_properties_are_found():
 
 
 def test_every_defect_names_a_test_that_is_there():
-    for defect in DEFECTS:
+    for defect in known_defects("properties"):
         path, _, name = defect.test.partition("::")
         assert f"def {name}(" in (ROOT / path).read_text()

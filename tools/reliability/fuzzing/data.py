@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import json
 import os
 import struct
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from t2t_common.data.augment.transforms import training_image
+from t2t_common.data.images import find_images, open_image
+from t2t_common.data.preprocess import Preprocess, evaluation_image
+from t2t_common.data.readers.formats import open_source
+from t2t_common.data.readers.indexed import _read_index
+from t2t_common.data.readers.shards import read_class_names
+from t2t_common.data.readers.sources import notes_of
+from t2t_common.data.readers.tar import INDEX_VERSION, TarIndex, TarSource, index_shard
+from t2t_common.data.readers.tf_example import encode_example
+from t2t_config import Recipe
+from t2t_config.class_names import class_names
 from tools.reliability.fuzzing.formats import damaged_gzip, damaged_png, damaged_tar, damaged_zip
 from tools.reliability.fuzzing.mutate import Link, Tree, damaged, damaged_json, damaged_tree
 from tools.reliability.fuzzing.reader import Reader
@@ -29,14 +47,6 @@ def read_all(folder: Path) -> None:
     Raises:
         ValueError, OSError: the first that something raised, when everything else has been read.
     """
-    import numpy as np
-
-    from t2t_common.data.augment.transforms import training_image
-    from t2t_common.data.preprocess import Preprocess, evaluation_image
-    from t2t_common.data.readers.formats import open_source
-    from t2t_common.data.readers.sources import notes_of
-    from t2t_config import Recipe
-
     recipe = Recipe("t2t_vit_micro", img_size=16, in_chans=3)
     how = Preprocess.of_recipe(recipe)
     errors: list[Exception] = []
@@ -62,8 +72,6 @@ def read_all(folder: Path) -> None:
 
 def encoded(kind: str, size: tuple[int, int] = (9, 7), mode: str = "RGB", **options: Any) -> bytes:
     """A small image as a file."""
-    from PIL import Image
-
     file = io.BytesIO()
     image = Image.effect_noise(size, 90).convert(mode)
     image.save(file, kind, **options)
@@ -75,8 +83,6 @@ def encoded(kind: str, size: tuple[int, int] = (9, 7), mode: str = "RGB", **opti
 
 def idx() -> Reader:
     def samples() -> Sequence[Tree]:
-        import numpy as np
-
         def packed(array: np.ndarray) -> bytes:
             return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
@@ -111,8 +117,6 @@ def cifar() -> Reader:
 
 def tar() -> Reader:
     def samples() -> Sequence[Tree]:
-        import tarfile
-
         def packed(json_labels: bool) -> bytes:
             file = io.BytesIO()
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -151,8 +155,6 @@ def tar_whole() -> Reader:
         return {**tree, "train-000000.tar": shard[:place] + flipped + shard[place + 1 :]}
 
     def read(folder: Path) -> None:
-        from t2t_common.data.readers.formats import open_source
-
         source = open_source(folder, "train")
         assert len(source) == 3, f"{len(source)} of 3 images"
 
@@ -178,11 +180,6 @@ def tar_index() -> Reader:
         return [{"index.npz": _index_of(shard), "train-000000.tar": shard}]
 
     def read(folder: Path) -> None:
-        import hashlib
-        import json
-
-        from t2t_common.data.readers.tar import TarSource
-
         shard = folder / "train-000000.tar"
         os.utime(shard, ns=(0, 0))
         kept = hashlib.sha256(json.dumps([str(shard.absolute())]).encode()).hexdigest()[:32]
@@ -203,11 +200,6 @@ def tar_index() -> Reader:
 
 
 def _index_of(shard: bytes) -> bytes:
-    import numpy as np
-
-    from t2t_common.data.readers.indexed import _read_index
-    from t2t_common.data.readers.tar import INDEX_VERSION, TarIndex, index_shard
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train-000000.tar")
         path.write_bytes(shard)
@@ -223,30 +215,24 @@ def _damaged_npz(data: bytes, rng: Random) -> bytes:
 
 def array_record() -> Reader:
     def samples() -> Sequence[Tree]:
-        return [_records([_example(encoded("PNG"), label) for label in range(3)])]
+        return [_records([encode_example(encoded("PNG"), label) for label in range(3)])]
 
     def change(tree: Tree, rng: Random) -> Tree:
         if rng.random() < 0.06:
             return _other_shard_name(tree, rng)
         if rng.random() < 0.5:
             return damaged_tree(tree, rng)
-        records = [_example(encoded("PNG"), label) for label in range(3)]
+        records = [encode_example(encoded("PNG"), label) for label in range(3)]
         place = rng.randrange(3)
-        records[place] = rng.choice((damaged(records[place], rng), _example(b"", 2**62), _example(b"x", -1), b""))
+        records[place] = rng.choice(
+            (damaged(records[place], rng), encode_example(b"", 2**62), encode_example(b"x", -1), b"")
+        )
         return _records(records)
 
     return Reader(samples, change, read_all, megabytes=512)
 
 
-def _example(image: bytes, label: int) -> bytes:
-    from t2t_common.data.readers.tf_example import encode_example
-
-    return encode_example(image, label)
-
-
 def _records(records: Sequence[bytes]) -> Tree:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     def write(folder: Path) -> None:
         for split in ("train", "val"):
             path = folder / f"{split}-00000-of-00001.array_record"
@@ -262,9 +248,6 @@ def class_files() -> Reader:
     """Names of classes beside shards, and those that the command lines are given."""
 
     def read(folder: Path) -> None:
-        from t2t_common.data.readers.shards import read_class_names
-        from t2t_config.class_names import class_names
-
         for name in ("names.txt", "names.json", "index.json"):
             class_names(3, file=folder / name)
         read_class_names(folder)
@@ -311,33 +294,10 @@ def image_files() -> Reader:
 
     def samples() -> Sequence[Tree]:
         kinds: Sequence[tuple[str, str]] = [
-            *(
-                ("JPEG", "RGB"),
-                ("JPEG", "L"),
-                ("JPEG", "CMYK"),
-                ("PNG", "RGB"),
-                ("PNG", "RGBA"),
-                ("PNG", "P"),
-                ("PNG", "1"),
-            ),
-            *(
-                ("GIF", "P"),
-                ("BMP", "RGB"),
-                ("TIFF", "RGB"),
-                ("WEBP", "RGB"),
-                ("PPM", "RGB"),
-                ("ICO", "RGBA"),
-                ("EPS", "RGB"),
-            ),
-            *(
-                ("SGI", "RGB"),
-                ("TGA", "RGB"),
-                ("PCX", "RGB"),
-                ("PDF", "RGB"),
-                ("IM", "L"),
-                ("MSP", "1"),
-                ("JPEG2000", "RGB"),
-            ),
+            *(("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")),
+            *(("PNG", "1"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB"), ("PPM", "RGB")),
+            *(("ICO", "RGBA"), ("EPS", "RGB"), ("SGI", "RGB"), ("TGA", "RGB"), ("PCX", "RGB"), ("PDF", "RGB")),
+            *(("IM", "L"), ("MSP", "1"), ("JPEG2000", "RGB")),
         ]
         long = [encoded("PNG", size=size, mode="1") for size in ((1, 60_000), (60_000, 1))]
         large = [encoded("PNG", size=(9000, 9000), mode="1")]
@@ -354,9 +314,6 @@ def image_files() -> Reader:
         return {"photo.jpg": encoded(rng.choice(("JPEG", "PNG")))}
 
     def read(folder: Path) -> object:
-        from t2t_common.data.images import find_images, open_image
-        from t2t_common.data.preprocess import Preprocess, evaluation_image
-
         how = Preprocess(
             img_size=16, in_chans=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, interpolation="bicubic"
         )

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import torch
 
+from t2t_config.weights.hub import read_metadata
+from t2t_config.weights.metadata import describe_model, to_text
+from t2t_jax.checkpoint import load_model_state, save_model
+from t2t_jax.state import model_arrays
+from t2t_jax.training import checkpoints as jax_runs
+from t2t_jax.weights.torch_file import read_torch_file, save_safetensors
+from t2t_torch.checkpoint_file import read_checkpoint, save_checkpoint
+from t2t_torch.training import checkpoints as torch_runs
 from tools.reliability.fuzzing.folders import torch_state, train_state
 from tools.reliability.fuzzing.weights import jax_model, torch_model
 
@@ -42,17 +53,12 @@ def torch_file(name: str) -> Format:
     """A file of `t2t_torch.save_checkpoint`."""
 
     def write(folder: Path) -> None:
-        from t2t_config.weights.metadata import describe_model, to_text
-        from t2t_torch.checkpoint_file import save_checkpoint
-
         save_checkpoint(torch_model(), folder / name, metadata=to_text(describe_model(torch_model(), NAMES)))
 
     return Format(write, lambda folder: _read_torch(folder / name))
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    from t2t_torch.checkpoint_file import read_checkpoint
-
     found = read_checkpoint(path)
     return parts(found.state_dict, metadata=sorted(found.metadata.items()), entry=found.entry)
 
@@ -61,8 +67,6 @@ def foreign_zip() -> Format:
     """What `torch.save` alone writes: a training checkpoint in timm's layout."""
 
     def write(folder: Path) -> None:
-        import torch
-
         state = torch_model().state_dict()
         torch.save({"state_dict": state, "epoch": 3, "arch": "t2t_vit_micro"}, folder / "foreign.pth.tar")
 
@@ -73,16 +77,10 @@ def jax_safetensors() -> Format:
     """A file of the JAX package, which reads it without PyTorch."""
 
     def write(folder: Path) -> None:
-        from t2t_config.weights.metadata import describe_model, to_text
-        from t2t_jax.state import model_arrays
-        from t2t_jax.weights.torch_file import save_safetensors
-
         path = folder / "w.safetensors"
         save_safetensors(model_arrays(jax_model()), path, to_text(describe_model(jax_model(), NAMES)))
 
     def read(folder: Path) -> Mapping[str, Any]:
-        from t2t_jax.weights.torch_file import read_torch_file
-
         found = read_torch_file(folder / "w.safetensors")
         return parts(found.arrays, metadata=sorted(found.metadata.items(), key=str))
 
@@ -93,14 +91,9 @@ def orbax() -> Format:
     """A model folder of Orbax."""
 
     def write(folder: Path) -> None:
-        from t2t_config.weights.metadata import describe_model
-        from t2t_jax.checkpoint import save_model
-
         save_model(folder / "model", jax_model(), describe_model(jax_model(), NAMES))
 
     def read(folder: Path) -> Mapping[str, Any]:
-        from t2t_jax.checkpoint import load_model_state
-
         found = load_model_state(folder / "model")
         return parts(found.arrays, metadata=sorted(found.metadata.items(), key=str))
 
@@ -112,16 +105,12 @@ def training_torch() -> Format:
     metadata = {"model": "t2t_vit_micro", "top1": 50.0}
 
     def write(folder: Path) -> None:
-        from t2t_torch.training.checkpoints import TrainingCheckpoints
-
-        with TrainingCheckpoints(folder, keep=2) as checkpoints:
+        with torch_runs.TrainingCheckpoints(folder, keep=2) as checkpoints:
             checkpoints.save(*torch_state(), metadata)
 
     def read(folder: Path) -> Mapping[str, Any]:
-        from t2t_torch.training.checkpoints import TrainingCheckpoints
-
         state, iterator = torch_state()
-        with TrainingCheckpoints(folder, keep=2) as checkpoints:
+        with torch_runs.TrainingCheckpoints(folder, keep=2) as checkpoints:
             notes = checkpoints.metadata
             checkpoints.restore(state, iterator)
         moments = state.optimizer.state_dict()["state"]
@@ -137,18 +126,12 @@ def training_jax() -> Format:
     """The same in JAX."""
 
     def write(folder: Path) -> None:
-        from t2t_jax.training.checkpoints import TrainingCheckpoints
-
-        with TrainingCheckpoints(folder, keep=2) as checkpoints:
+        with jax_runs.TrainingCheckpoints(folder, keep=2) as checkpoints:
             checkpoints.save(*train_state(), {"model": "t2t_vit_micro", "top1": 50.0})
 
     def read(folder: Path) -> Mapping[str, Any]:
-        import jax
-
-        from t2t_jax.training.checkpoints import TrainingCheckpoints
-
         state, iterator = train_state()
-        with TrainingCheckpoints(folder, keep=2) as checkpoints:
+        with jax_runs.TrainingCheckpoints(folder, keep=2) as checkpoints:
             notes = checkpoints.metadata
             state = checkpoints.restore(state, iterator)
         leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
@@ -161,22 +144,14 @@ def hub(package: str) -> Format:
     """A folder of `save_pretrained`; its card is for people."""
 
     def write(folder: Path) -> None:
-        import importlib
-
         model = torch_model() if package == "t2t_torch" else jax_model()
         importlib.import_module(package).save_pretrained(model, folder / "hub", metadata=NAMES)
         (folder / "hub" / "README.md").unlink()
 
     def read(folder: Path) -> Mapping[str, Any]:
-        import importlib
-
-        from t2t_config.weights.hub import read_metadata
-
         model = importlib.import_module(package).from_pretrained(folder / "hub")
         if package == "t2t_torch":
             return parts(model.state_dict(), metadata=read_metadata(folder / "hub"))
-        from t2t_jax.state import model_arrays
-
         return parts(model_arrays(model), metadata=read_metadata(folder / "hub"))
 
     return Format(write, read)
@@ -186,14 +161,10 @@ def exported(package: str, name: str) -> Format:
     """An exported model; its tensors are what it answers."""
 
     def write(folder: Path) -> None:
-        import importlib
-
         model = torch_model() if package == "t2t_torch" else jax_model()
         importlib.import_module(f"{package}.export").export_model(model, folder / name, metadata=NAMES)
 
     def read(folder: Path) -> Mapping[str, Any]:
-        import importlib
-
         model = importlib.import_module(f"{package}.export").load_exported(folder / name)
         images = np.linspace(-1, 1, 512, dtype=np.float32)
         shape = (2, 1, 16, 16) if package == "t2t_torch" else (2, 16, 16, 1)

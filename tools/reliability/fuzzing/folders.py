@@ -10,6 +10,23 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from t2t_common.data.iterator import BatchIterator
+from t2t_config.weights.metadata import describe_model
+from t2t_jax.checkpoint import load_metadata, load_weights, save_model
+from t2t_jax.data.iterator import TrainIterator
+from t2t_jax.export import load_exported
+from t2t_jax.state import split_model
+from t2t_jax.training import checkpoints as jax_runs
+from t2t_jax.training.step import init_state
+from t2t_torch.training import checkpoints as torch_runs
+from t2t_torch.training.optim import Ema
+from t2t_torch.training.step import TrainState
 from tools.reliability.fuzzing.formats import damaged_pickle, damaged_zip
 from tools.reliability.fuzzing.mutate import Tree, damaged_json, damaged_tree
 from tools.reliability.fuzzing.reader import Reader
@@ -22,15 +39,10 @@ def orbax_model() -> Reader:
     """A model folder: its weights, and what it says of itself."""
 
     def samples() -> Sequence[Tree]:
-        from t2t_config.weights.metadata import describe_model
-        from t2t_jax.checkpoint import save_model
-
         tree = made(lambda folder: save_model(folder / "model", jax_model(), describe_model(jax_model())))
         return [tree, without_digests(tree)]
 
     def read(folder: Path) -> object:
-        from t2t_jax.checkpoint import load_metadata, load_weights
-
         load_metadata(folder / "model")
         return load_weights(jax_model(), folder / "model")
 
@@ -50,14 +62,6 @@ def _orbax_change(tree: Tree, rng: Random) -> Tree:
 
 def train_state() -> tuple[Any, Any]:
     """State and iterator of a small run in JAX."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-
-    from t2t_jax.data.iterator import TrainIterator
-    from t2t_jax.state import split_model
-    from t2t_jax.training.step import init_state
 
     class Nothing:
         def account(self, indices: np.ndarray) -> None:
@@ -73,11 +77,9 @@ def training_jax() -> Reader:
     """The checkpoints of a run, as a run that continues reads them."""
 
     def samples() -> Sequence[Tree]:
-        from t2t_jax.training.checkpoints import TrainingCheckpoints
-
         def write(folder: Path) -> None:
             state, iterator = train_state()
-            with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
+            with jax_runs.TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
                 checkpoints.save(state, iterator, {"model": "t2t_vit_micro", "top1": 50.0})
 
         tree = made(write)
@@ -85,10 +87,8 @@ def training_jax() -> Reader:
         return [tree, without_digests(tree)]
 
     def read(folder: Path) -> object:
-        from t2t_jax.training.checkpoints import TrainingCheckpoints
-
         state, iterator = train_state()
-        with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
+        with jax_runs.TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
             if checkpoints.latest_step is None:
                 return None
             assert isinstance(checkpoints.metadata, dict)
@@ -99,12 +99,6 @@ def training_jax() -> Reader:
 
 def torch_state() -> tuple[Any, Any]:
     """State and iterator of a small run in PyTorch."""
-    import torch
-
-    from t2t_common.data.iterator import BatchIterator
-    from t2t_torch.training.optim import Ema
-    from t2t_torch.training.step import TrainState
-
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
@@ -117,11 +111,9 @@ def training_torch() -> Reader:
     """The same in PyTorch."""
 
     def samples() -> Sequence[Tree]:
-        from t2t_torch.training.checkpoints import TrainingCheckpoints
-
         def write(folder: Path) -> None:
             state, iterator = torch_state()
-            with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
+            with torch_runs.TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
                 checkpoints.save(state, iterator, {"model": "t2t_vit_micro", "top1": 50.0})
                 (folder / "run/checkpoints/best.pth").unlink()
 
@@ -131,18 +123,13 @@ def training_torch() -> Reader:
     def change(tree: Tree, rng: Random) -> Tree:
         if rng.random() < 0.1:
             (name,) = tree
-            return {
-                name.replace("0.pth", rng.choice(("\u00b2.pth", "00.pth", "\u0663.pth", "9" * 200 + ".pth"))): tree[
-                    name
-                ]
-            }
+            other = rng.choice(("\u00b2.pth", "00.pth", "\u0663.pth", "9" * 200 + ".pth"))
+            return {name.replace("0.pth", other): tree[name]}
         return damaged_tree(tree, rng, damaged_zip(damaged_pickle))
 
     def read(folder: Path) -> object:
-        from t2t_torch.training.checkpoints import TrainingCheckpoints
-
         state, iterator = torch_state()
-        with TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
+        with torch_runs.TrainingCheckpoints(folder / "run", keep=2, keep_best=True) as checkpoints:
             if checkpoints.latest_step is not None:
                 assert isinstance(checkpoints.metadata, dict)
                 checkpoints.restore(state, iterator)
@@ -158,8 +145,6 @@ def export_jax() -> Reader:
     """An exported model: the archive and its metadata; the program in it is JAX's own."""
 
     def samples() -> Sequence[Tree]:
-        import jax
-
         program = jax.export.export(jax.jit(lambda x: x + 1))(jax.ShapeDtypeStruct((2,), "float32")).serialize()
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
@@ -168,8 +153,6 @@ def export_jax() -> Reader:
         return [{"model.zip": file.getvalue()}]
 
     def read(folder: Path) -> object:
-        from t2t_jax.export import load_exported
-
         return load_exported(folder / "model.zip")
 
     return Reader(samples, by_suffix({".zip": damaged_zip(damaged_json)}), read)

@@ -48,22 +48,7 @@ TRICKS = (
 """Names that a path must not follow, or a message not repeat as they are."""
 
 INTEGERS = (
-    0,
-    1,
-    -1,
-    7,
-    127,
-    128,
-    255,
-    2**15,
-    2**16 - 1,
-    2**24,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    2**63 - 1,
-    2**64 - 1,
+    *(0, 1, -1, 7, 127, 128, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1),
 )
 """Sizes and numbers at which arithmetic turns."""
 

@@ -13,6 +13,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from parity.carry.convert import Entry, Ledger
+from parity.measure.gates import Row
+from parity.report.findings import Cause, FormatRow, Trajectory
+from parity.report.report import Report, read_report
+from t2t_common.io import cli
+from t2t_common.run_page.page import write_page
+from t2t_common.run_page.writer import RunPage
+from t2t_common.workdir.record import Record, Start
+from t2t_common.workdir.writers import JsonLines
+from t2t_config import Recipe
+from t2t_config.recipes import recipe, recipe_changes
+from t2t_config.weights import download as downloads
+from t2t_parity.survey import write
 from tools.reliability.fuzzing.mutate import TRICKS, VALUES, Link, Tree, damaged_json, damaged_tree
 from tools.reliability.fuzzing.reader import Reader
 from tools.reliability.fuzzing.weights import by_suffix
@@ -24,11 +37,6 @@ def parity_report() -> Reader:
     """A report as JSON, shown as text, page and JUnit."""
 
     def samples() -> Sequence[Tree]:
-        from parity.carry.convert import Entry, Ledger
-        from parity.measure.gates import Row
-        from parity.report.findings import Cause, FormatRow, Trajectory
-        from parity.report.report import Report
-
         rows = [
             Row(name, "layer" if name else "output", mode, "float64", 1e-16, 1e-13)
             for name in ("a.fc", "a", "")
@@ -59,8 +67,6 @@ def parity_report() -> Reader:
         return [{"report.json": one.to_json().encode()} for one in found]
 
     def read(folder: Path) -> None:
-        from parity.report.report import read_report
-
         report = read_report(folder / "report.json")
         report.render(width=80)
         report.to_html()
@@ -78,8 +84,6 @@ def survey() -> Reader:
     environment = {"versions": {"torch": "2.0"}, "jax_devices": ["cpu"]}
 
     def read(folder: Path) -> None:
-        from t2t_parity.survey import write
-
         write([], environment, folder / "parity.md")
 
     tree: Tree = {"parity.json": json.dumps({"environment": environment, "figures": [figure]}).encode()}
@@ -90,9 +94,6 @@ def survey() -> Reader:
 
 
 def _run_samples() -> Sequence[Tree]:
-    from t2t_common.workdir.record import Record, Start
-    from t2t_config import Recipe
-
     recipe = json.loads(
         json.dumps(dataclasses.asdict(Recipe("t2t_vit_micro", data="birds", epochs=2, cooldown_epochs=0)))
     )
@@ -141,8 +142,6 @@ def run_page() -> Reader:
     """The page of a run, made once more."""
 
     def read(folder: Path) -> None:
-        from t2t_common.run_page.page import write_page
-
         write_page(folder)
 
     return Reader(_run_samples, _run_change, read, writes=("report.html",))
@@ -152,9 +151,6 @@ def resumed_run() -> Reader:
     """What a run that continues in its folder makes of what lies there; damaged lines are no reason to fail."""
 
     def read(folder: Path) -> None:
-        from t2t_common.run_page.writer import RunPage
-        from t2t_common.workdir.writers import JsonLines
-
         lines = JsonLines(folder / "metrics.jsonl", first_step=4)
         page = RunPage(folder, first_step=4, last_step=8, batch_size=4, config={}, say=lambda text: None)
         for writer in (lines, page):
@@ -174,10 +170,6 @@ def recipes() -> Reader:
     """
 
     def read(folder: Path) -> None:
-        from t2t_common.io import cli
-        from t2t_config import Recipe
-        from t2t_config.recipes import recipe, recipe_changes
-
         case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         try:
             chosen = recipe(case["name"])
@@ -195,7 +187,7 @@ def recipes() -> Reader:
         if kind < 0.2:
             case["name"] = rng.choice((*TRICKS[:-1], "imagenet_t2t_vit_1", "digit", "x" * 3000))
         elif kind < 0.7:
-            fields = [field.name.replace("_", "-") for field in dataclasses.fields(_recipe_class())]
+            fields = [field.name.replace("_", "-") for field in dataclasses.fields(Recipe)]
             value = rng.choice(
                 (*(v for v in VALUES if not isinstance(v, int) or abs(v) < 10**300), "1,2", "None", "--epochs")
             )
@@ -212,12 +204,6 @@ def recipes() -> Reader:
         "case.json": json.dumps({"name": "digits", "options": {"epochs": 3}, "there": {"epochs": 3}}).encode()
     }
     return Reader(lambda: [tree], change, read)
-
-
-def _recipe_class() -> Any:
-    from t2t_config import Recipe
-
-    return Recipe
 
 
 # --- Downloads ----------------------------------------------------------------------------------------------
@@ -245,25 +231,14 @@ def download() -> Reader:
     def change(tree: Tree, rng: Random) -> Tree:
         if rng.random() < 0.2:
             odd = (
-                "..%2Fescaped",
-                "%2Ftmp%2Ft2t-escaped",
-                "..",
-                ".",
-                "",
-                "%00",
-                "a%0Ab",
-                "x" * 300,
-                "%2e%2e%2f%2e%2e%2fescaped",
-                "%ff",
-                "a?b#c",
+                *("..%2Fescaped", "%2Ftmp%2Ft2t-escaped", "..", ".", "", "%00", "a%0Ab", "x" * 300),
+                *("%2e%2e%2f%2e%2e%2fescaped", "%ff", "a?b#c"),
             )
             return {**tree, "name": rng.choice(odd).encode()}
         return by_suffix({".json": damaged_json})(tree, rng)
 
     def read(folder: Path) -> None:
-        from t2t_config.weights import download
-
-        download.PAUSE, download.ATTEMPTS, download.TIMEOUT = 0.0, 2, 1.0
+        downloads.PAUSE, downloads.ATTEMPTS, downloads.TIMEOUT = 0.0, 2, 1.0
         server = _server()
         content = folder / "answer"
         server.answer = content.read_bytes() if content.is_file() else b""
@@ -271,7 +246,7 @@ def download() -> Reader:
             (folder / "name").read_bytes().decode("utf-8", "replace") if (folder / "name").is_file() else "weights.pth"
         )
         address = f"http://127.0.0.1:{server.server_address[1]}/files/{name}"
-        path = download.cached_download(address, folder=folder, progress=False)
+        path = downloads.cached_download(address, folder=folder, progress=False)
         assert path.parent == folder, path
         assert path.is_file(), path
 

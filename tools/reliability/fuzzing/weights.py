@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import functools
 import io
 import json
+import pickle
 import tempfile
 import zipfile
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.numpy import save
+
+import t2t_jax
+import t2t_torch
+from t2t_common.data.readers.sources import FolderSource
+from t2t_common.data.token_labels import TokenLabelSource
+from t2t_common.evaluation.weights_options import WeightsOptions
+from t2t_config.class_names import class_names
+from t2t_config.weights.metadata import describe_model, to_text
+from t2t_config.weights.untrusted import check_table, making
+from t2t_jax.checkpoint import init_weights
+from t2t_jax.weights.torch_file import read_torch_file
+from t2t_torch.checkpoint_file import read_checkpoint
 from tools.reliability.fuzzing.formats import damaged_pickle, damaged_safetensors, damaged_zip
 from tools.reliability.fuzzing.mutate import Change, Tree, damaged, damaged_json, damaged_tree
 from tools.reliability.fuzzing.reader import Reader
@@ -79,33 +99,22 @@ def _zip_without_digests(content: bytes) -> bytes:
 
 @functools.cache
 def torch_model() -> Any:
-    import t2t_torch
-
     return t2t_torch.create_model("t2t_vit_micro", **MODEL)
 
 
 @functools.cache
 def jax_model() -> Any:
-    import t2t_jax
-
     return t2t_jax.create_model("t2t_vit_micro", **MODEL)
 
 
 def small_state() -> dict[str, Any]:
     """A few tensors under names that readers look at."""
-    import torch
-
     shapes = {"head.weight": (3, 4), "head.bias": (3,), "pos_embed": (1, 5, 4), "norm.weight": (4,), "w": (2, 2)}
     return {name: torch.ones(shape) for name, shape in shapes.items()}
 
 
 def beside() -> dict[str, Any]:
     """What intact files hold beside their weights."""
-    import datetime
-    from collections import defaultdict, deque
-
-    import numpy as np
-
     return {
         "random": np.random.RandomState(0).get_state(),
         "arrays": [np.zeros(3, kind) for kind in ("u4", "c8", "U3", "M8[s]", "O")] + [np.empty((0, 5), np.float32)],
@@ -127,8 +136,6 @@ def pth_legacy() -> Reader:
 
 def pdparams() -> Reader:
     def samples() -> Sequence[Tree]:
-        import pickle
-
         arrays = {name: value.numpy() for name, value in small_state().items()}
         whole = [
             arrays,
@@ -143,11 +150,6 @@ def pdparams() -> Reader:
 
 def _torch_files(zipped: bool) -> Callable[[], Sequence[Tree]]:
     def samples() -> Sequence[Tree]:
-        import argparse
-        from collections import OrderedDict
-
-        import torch
-
         state = small_state()
         training = {"state_dict": state, "state_dict_ema": state, "args": argparse.Namespace(lr=0.1, mean=(0.5,))}
         whole = [
@@ -171,8 +173,6 @@ def _torch_files(zipped: bool) -> Callable[[], Sequence[Tree]]:
 
 def _pickled(samples: Callable[[], Sequence[Tree]], change: Change) -> Reader:
     def read(folder: Path) -> object:
-        from t2t_jax.weights.torch_file import read_torch_file
-
         path = next(folder.glob("weights.*"), folder / "weights.pth")
         return read_torch_file(path)
 
@@ -187,9 +187,6 @@ def into_torch() -> Reader:
     """A whole model's file, loaded into that model."""
 
     def samples() -> Sequence[Tree]:
-        import t2t_torch
-        from t2t_config.weights.metadata import describe_model, to_text
-
         model = torch_model()
         notes = to_text(describe_model(model))
 
@@ -199,8 +196,6 @@ def into_torch() -> Reader:
         return [made(functools.partial(write, end=end)) for end in (".pth", ".safetensors")]
 
     def read(folder: Path) -> object:
-        import t2t_torch
-
         path = next(folder.glob("weights.*"), folder / "weights.pth")
         return t2t_torch.load_checkpoint(torch_model(), path)
 
@@ -213,8 +208,6 @@ def into_torch() -> Reader:
 
 
 def _safetensors(state: Mapping[str, Any], metadata: Mapping[str, str]) -> Tree:
-    from safetensors.numpy import save
-
     return {"weights.safetensors": save({name: value.numpy() for name, value in state.items()}, dict(metadata))}
 
 
@@ -223,61 +216,37 @@ def _safetensors_samples() -> Sequence[Tree]:
     return [_safetensors(small_state(), notes), _safetensors({"a.weight": small_state()["w"]}, {"format": "pt"})]
 
 
+def _safetensors_reader(samples: Callable[[], Sequence[Tree]], read: Callable[[Path], object]) -> Reader:
+    change = by_suffix({".safetensors": damaged_safetensors})
+    return Reader(samples, change, lambda folder: read(folder / "weights.safetensors"))
+
+
 def safetensors_torch() -> Reader:
-    def read(folder: Path) -> object:
-        from t2t_torch.checkpoint_file import read_checkpoint
-
-        return read_checkpoint(folder / "weights.safetensors")
-
-    return Reader(_safetensors_samples, by_suffix({".safetensors": damaged_safetensors}), read)
+    return _safetensors_reader(_safetensors_samples, read_checkpoint)
 
 
 def safetensors_jax() -> Reader:
-    def read(folder: Path) -> object:
-        from t2t_jax.weights.torch_file import read_torch_file
-
-        return read_torch_file(folder / "weights.safetensors")
-
-    return Reader(_safetensors_samples, by_suffix({".safetensors": damaged_safetensors}), read)
+    return _safetensors_reader(_safetensors_samples, read_torch_file)
 
 
 def into_jax() -> Reader:
     """A whole model's file, loaded into that model."""
 
     def samples() -> Sequence[Tree]:
-        from t2t_config.weights.metadata import describe_model, to_text
-
         return [_safetensors(torch_model().state_dict(), to_text(describe_model(torch_model())))]
 
-    def read(folder: Path) -> object:
-        from t2t_jax.checkpoint import init_weights
-
-        return init_weights(jax_model(), folder / "weights.safetensors")
-
-    return Reader(samples, by_suffix({".safetensors": damaged_safetensors}), read)
+    return _safetensors_reader(samples, lambda path: init_weights(jax_model(), path))
 
 
 def hub_torch() -> Reader:
-    def read(folder: Path) -> object:
-        import t2t_torch
-
-        return t2t_torch.from_pretrained(folder / "model")
-
-    return Reader(_hub_samples, _hub_change, read, TORCH_OWN)
+    return Reader(_hub_samples, _hub_change, lambda folder: t2t_torch.from_pretrained(folder / "model"), TORCH_OWN)
 
 
 def hub_jax() -> Reader:
-    def read(folder: Path) -> object:
-        import t2t_jax
-
-        return t2t_jax.from_pretrained(folder / "model")
-
-    return Reader(_hub_samples, _hub_change, read, seconds=30)
+    return Reader(_hub_samples, _hub_change, lambda folder: t2t_jax.from_pretrained(folder / "model"), seconds=30)
 
 
 def _hub_samples() -> Sequence[Tree]:
-    import t2t_torch
-
     tree = made(lambda folder: t2t_torch.save_pretrained(torch_model(), folder / "model"))
     return [tree, without_digests(tree)]
 
@@ -294,21 +263,11 @@ def options() -> Reader:
     """What the command lines of predict, evaluate and export make of the metadata of weights."""
 
     def samples() -> Sequence[Tree]:
-        from t2t_config.weights.metadata import describe_model
-
-        notes = {
-            **describe_model(torch_model()),
-            "class_names": ["a", "b", "c"],
-            "recipe": {"lr": 0.1},
-            "aux_head": False,
-        }
+        more = {"class_names": ["a", "b", "c"], "recipe": {"lr": 0.1}, "aux_head": False}
+        notes = {**describe_model(torch_model()), **more}
         return [{"notes.json": json.dumps(notes).encode()}]
 
     def read(folder: Path) -> object:
-        from t2t_common.evaluation.weights_options import WeightsOptions
-        from t2t_config.class_names import class_names
-        from t2t_config.weights.untrusted import check_table, making
-
         try:
             notes = json.loads((folder / "notes.json").read_bytes())
             if not isinstance(notes, dict):
@@ -334,8 +293,6 @@ def label_map() -> Reader:
     """A tensor of torch.save, read without PyTorch."""
 
     def samples() -> Sequence[Tree]:
-        import torch
-
         found = []
         for dtype in (torch.float32, torch.float16, torch.int64):
             file = io.BytesIO()
@@ -344,18 +301,13 @@ def label_map() -> Reader:
         return found
 
     def read(folder: Path) -> object:
-        from t2t_common.data.readers.sources import FolderSource
-        from t2t_common.data.token_labels import TokenLabelSource
-
         images = FolderSource(folder / "train", ["a"])
         return TokenLabelSource(images, folder / "maps", 3).labelled(0)
 
-    return Reader(samples, lambda tree, rng: by_suffix({".pt": damaged_zip(damaged_pickle)})(tree, rng), read)
+    return Reader(samples, by_suffix({".pt": damaged_zip(damaged_pickle)}), read)
 
 
 def _tiny_jpeg() -> bytes:
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "JPEG")
     return file.getvalue()

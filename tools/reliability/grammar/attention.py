@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,19 @@ import torch
 from flax import nnx
 from torch.nn import functional as F
 
-from tools.reliability.grammar.node import TOKENS, VECTOR, Format, Node, UnfitError, linear, param, stop, streams
+from tools.reliability.grammar.node import (
+    TOKENS,
+    VECTOR,
+    FlaxHalf,
+    Format,
+    Node,
+    TorchHalf,
+    UnfitError,
+    linear,
+    param,
+    stop,
+    streams,
+)
 
 FILLS = {"inf": -math.inf, "1e9": -1e9, "finfo": float(torch.finfo(torch.float32).min)}
 """What stands where attention must not go."""
@@ -60,17 +71,11 @@ class Attention(Node):
         found += ["dropout forgotten", "dropout rate"] if self.rate else []
         return tuple(found)
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchAttention(self, given.channels)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxAttention(self, twin)
-
-
-class TorchAttention(torch.nn.Module):
-    def __init__(self, node: Attention, channels: int) -> None:
-        super().__init__()
-        self.node = node
+class TorchAttention(TorchHalf, of=Attention):
+    def __init__(self, node: Attention, given: Format) -> None:
+        super().__init__(node, given)
+        channels = given.channels
         shared = channels // node.groups
         self.q, self.k, self.v = (torch.nn.Linear(channels, to) for to in (channels, shared, shared))
         self.proj = torch.nn.Linear(channels, channels)
@@ -107,16 +112,16 @@ class TorchAttention(torch.nn.Module):
         return weights if self.drop is None else self.drop(weights)
 
 
-class FlaxAttention(nnx.Module):
-    def __init__(self, node: Attention, twin: TorchAttention) -> None:
-        self.node = node
+class FlaxAttention(FlaxHalf, of=Attention):
+    def __init__(self, node: Attention, given: Format, twin: TorchAttention) -> None:
+        super().__init__(node, given, twin)
         self.q, self.k, self.v, self.proj = (linear(x) for x in (twin.q, twin.k, twin.v, twin.proj))
         rate = {"dropout forgotten": 0.0, "dropout rate": node.rate / 2 + 0.05}.get(node.own, node.rate)
         self.drop = nnx.Dropout(rate, rngs=streams()) if node.rate else None
 
     def _heads(self, x: jax.Array, count: int) -> jax.Array:
         B, N, C = x.shape
-        if self.node.own == "heads interleaved":
+        if self.wrong == "heads interleaved":
             return x.reshape(B, N, C // count, count).transpose(0, 3, 1, 2)
         return x.reshape(B, N, count, C // count).swapaxes(1, 2)
 
@@ -127,7 +132,7 @@ class FlaxAttention(nnx.Module):
         return jnp.tile(heads, (1, node.groups, 1, 1)) if tiled else jnp.repeat(heads, node.groups, 1)
 
     def _allowed(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        wrong, allowed = self.node.own, jnp.ones((x.shape[1], x.shape[1]), bool)
+        wrong, allowed = self.wrong, jnp.ones((x.shape[1], x.shape[1]), bool)
         if self.node.causal and wrong != "not causal":
             shift = {"diagonal 1": 1, "diagonal -1": -1}.get(wrong, 0)
             allowed = jnp.triu(allowed) if wrong == "anticausal" else jnp.tril(allowed, shift)
@@ -137,7 +142,7 @@ class FlaxAttention(nnx.Module):
         return allowed & (kept[:, None, :, None] if wrong == "mask of the queries" else kept[:, None, None, :])
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        wrong = self.node.own
+        wrong = self.wrong
         q, k = self._heads(self.q(x), self.node.heads), self._shared(self.k(x))
         v = k if wrong == "k as v" else self._shared(self.v(x))
         weights = self._weights(*((k, q) if wrong == "q and k exchanged" else (q, k)), self._allowed(x, mask))
@@ -149,7 +154,7 @@ class FlaxAttention(nnx.Module):
         return self.proj(y.swapaxes(1, 2).reshape(x.shape))
 
     def _weights(self, q: jax.Array, k: jax.Array, allowed: jax.Array) -> jax.Array:
-        node, wrong = self.node, self.node.own
+        node, wrong = self.node, self.wrong
         size = {"scale missing": 1, "scale of all channels": node.heads * q.shape[-1]}.get(wrong, q.shape[-1])
         fill = -math.inf if node.sdpa else FILLS[node.fill]
         scores = jnp.where(allowed, q @ k.mT / math.sqrt(size), fill)
@@ -171,17 +176,11 @@ class Spectrum(Node):
             return "imaginary part", "inverse", "orthonormal"
         return (*(("conjugated", "imaginary part dropped") if given.channels > 2 else ()), "orthonormal")
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchSpectrum(self, given.channels)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxSpectrum(self, twin)
-
-
-class TorchSpectrum(torch.nn.Module):
-    def __init__(self, node: Spectrum, channels: int) -> None:
-        super().__init__()
-        self.how, count = node.how, channels // 2 + 1
+class TorchSpectrum(TorchHalf, of=Spectrum):
+    def __init__(self, node: Spectrum, given: Format) -> None:
+        super().__init__(node, given)
+        self.how, count = node.how, given.channels // 2 + 1
         if self.how == "filter":
             self.real, self.imag = (torch.nn.Parameter(torch.randn(count)) for _ in range(2))
         elif self.how == "complex filter":
@@ -194,16 +193,16 @@ class TorchSpectrum(torch.nn.Module):
         return torch.fft.irfft(torch.fft.rfft(x) * weight, n=x.shape[-1])
 
 
-class FlaxSpectrum(nnx.Module):
-    def __init__(self, node: Spectrum, twin: TorchSpectrum) -> None:
-        self.node = node
+class FlaxSpectrum(FlaxHalf, of=Spectrum):
+    def __init__(self, node: Spectrum, given: Format, twin: TorchSpectrum) -> None:
+        super().__init__(node, given, twin)
         if node.how == "filter":
             self.real, self.imag = param(twin.real), param(twin.imag)
         elif node.how == "complex filter":
             self.weight = param(twin.weight)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong = self.node.own
+        wrong = self.wrong
         norm = "ortho" if wrong == "orthonormal" else None
         if self.node.how == "real part":
             y = jnp.fft.ifft(x) if wrong == "inverse" else jnp.fft.fft(x, norm=norm)

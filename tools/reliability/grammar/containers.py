@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ from flax import nnx
 from tools.reliability.grammar.node import (
     TOKENS,
     Container,
+    FlaxHalf,
     Format,
     Node,
+    TorchHalf,
     UnfitError,
     build,
     call,
@@ -64,18 +66,11 @@ class Chain(Node):
         turned = len(self.parts) > 1 and all(f == given for f in formats)
         return (*(("last part missing",) if last else ()), *(("order reversed",) if turned else ()))
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchChain([build(p, f) for p, f in zip(self.parts, self.formats(given), strict=False)])
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        triples = zip(self.parts, self.formats(given), twin.layers, strict=False)
-        return FlaxChain(self, [port(*triple) for triple in triples])
-
-
-class TorchChain(torch.nn.Module):
-    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList(layers)
+class TorchChain(TorchHalf, of=Chain):
+    def __init__(self, node: Chain, given: Format) -> None:
+        super().__init__(node, given)
+        self.layers = torch.nn.ModuleList(map(build, node.parts, node.formats(given)))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         for layer in self.layers:
@@ -83,9 +78,10 @@ class TorchChain(torch.nn.Module):
         return x
 
 
-class FlaxChain(nnx.Module):
-    def __init__(self, node: Chain, layers: Sequence[nnx.Module]) -> None:
-        self.wrong, self.layers = node.own, nnx.List(layers)
+class FlaxChain(FlaxHalf, of=Chain):
+    def __init__(self, node: Chain, given: Format, twin: TorchChain) -> None:
+        super().__init__(node, given, twin)
+        self.layers = nnx.List(map(port, node.parts, node.formats(given), twin.layers))
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         layers = list(self.layers)
@@ -99,25 +95,17 @@ class FlaxChain(nnx.Module):
 class Residual(Container):
     """x + gate * inner(x): the gate is 1, a learned number per channel, or learned and zero."""
 
+    wrongs = ("residual missing", "residual twice", "residual gradient stopped", "inner gradient stopped")
     inner: Node = dataclasses.field(default_factory=Chain)
     gate: str = ""  # "", "learned", "zero"
 
     def out(self, given: Format) -> Format:
         return unchanged(self.inner, given)
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "residual missing", "residual twice", "residual gradient stopped", "inner gradient stopped"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchResidual(self, given)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxResidual(self, given, twin)
-
-
-class TorchResidual(torch.nn.Module):
+class TorchResidual(TorchHalf, of=Residual):
     def __init__(self, node: Residual, given: Format) -> None:
-        super().__init__()
+        super().__init__(node, given)
         self.inner = build(node.inner, given)
         shape = [given.channels] + [1] * (len(given.shape) - 1 if given.torch_axis == 1 else 0)
         start = torch.zeros(shape) if node.gate == "zero" else torch.randn(shape)
@@ -128,9 +116,10 @@ class TorchResidual(torch.nn.Module):
         return x + (y if self.gate is None else self.gate * y)
 
 
-class FlaxResidual(nnx.Module):
+class FlaxResidual(FlaxHalf, of=Residual):
     def __init__(self, node: Residual, given: Format, twin: TorchResidual) -> None:
-        self.wrong, self.inner = node.own, port(node.inner, given, twin.inner)
+        super().__init__(node, given, twin)
+        self.inner = port(node.inner, given, twin.inner)
         # In PyTorch's shape, as a checkpoint has it.
         self.gate = None if twin.gate is None else nnx.Param(jnp.asarray(twin.gate.detach().numpy()))
 
@@ -139,9 +128,8 @@ class FlaxResidual(nnx.Module):
         y = y if self.gate is None else self.gate[...].reshape(-1) * y
         if self.wrong == "inner gradient stopped":
             y = stop(y)
-        return {"residual missing": 0 * x, "residual twice": 2 * x, "residual gradient stopped": stop(x)}.get(
-            self.wrong, x
-        ) + y
+        wrong = {"residual missing": 0 * x, "residual twice": 2 * x, "residual gradient stopped": stop(x)}
+        return wrong.get(self.wrong, x) + y
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -174,16 +162,10 @@ class Branches(Node):
             "product": ("sum", "second gradient stopped"),
         }[self.how]
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchBranches(self, given)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxBranches(self, given, twin)
-
-
-class TorchBranches(torch.nn.Module):
+class TorchBranches(TorchHalf, of=Branches):
     def __init__(self, node: Branches, given: Format) -> None:
-        super().__init__()
+        super().__init__(node, given)
         self.how, self.axis = node.how, node.out(given).torch_axis
         self.first, self.second = build(node.first, given), build(node.second, given)
 
@@ -192,9 +174,10 @@ class TorchBranches(torch.nn.Module):
         return torch.cat((a, b), self.axis) if self.how == "concat" else a + b if self.how == "sum" else a * b
 
 
-class FlaxBranches(nnx.Module):
+class FlaxBranches(FlaxHalf, of=Branches):
     def __init__(self, node: Branches, given: Format, twin: TorchBranches) -> None:
-        self.how, self.wrong = node.how, node.own
+        super().__init__(node, given, twin)
+        self.how = node.how
         self.first, self.second = port(node.first, given, twin.first), port(node.second, given, twin.second)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -212,25 +195,17 @@ class FlaxBranches(nnx.Module):
 class Repeated(Container):
     """One module twice: called twice, or registered under two names that are both called."""
 
+    wrongs = ("called once", "called three times", "first call stopped")
     inner: Node = dataclasses.field(default_factory=Chain)
     names: bool = False
 
     def out(self, given: Format) -> Format:
         return unchanged(self.inner, given)
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "called once", "called three times", "first call stopped"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchRepeated(self, given)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxRepeated(self, given, twin)
-
-
-class TorchRepeated(torch.nn.Module):
+class TorchRepeated(TorchHalf, of=Repeated):
     def __init__(self, node: Repeated, given: Format) -> None:
-        super().__init__()
+        super().__init__(node, given)
         self.inner = build(node.inner, given)
         self.again = self.inner if node.names else None
 
@@ -238,9 +213,10 @@ class TorchRepeated(torch.nn.Module):
         return call(self.again or self.inner, call(self.inner, x, mask), mask)
 
 
-class FlaxRepeated(nnx.Module):
+class FlaxRepeated(FlaxHalf, of=Repeated):
     def __init__(self, node: Repeated, given: Format, twin: TorchRepeated) -> None:
-        self.wrong, self.inner = node.own, port(node.inner, given, twin.inner)
+        super().__init__(node, given, twin)
+        self.inner = port(node.inner, given, twin.inner)
         self.again = self.inner if node.names else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -258,11 +234,13 @@ class Frozen(Container):
 
     inner: Node = dataclasses.field(default_factory=Chain)
 
+    how: ClassVar[str] = ""
+
     def build(self, given: Format) -> torch.nn.Module:
-        return TorchWrapper(build(self.inner, given).requires_grad_(False))
+        return TorchTraced(self, given).requires_grad_(False)
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
-        module = FlaxWrapper(port(self.inner, given, twin.inner), "")
+        module = FlaxTraced(self, given, twin)
         module.frozen = True
         return module
 
@@ -274,28 +252,23 @@ class Traced(Container):
     inner: Node = dataclasses.field(default_factory=Chain)
     how: str = "jax.jit"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchWrapper(build(self.inner, given))
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxWrapper(port(self.inner, given, twin.inner), self.how)
-
 
 TRANSFORMATIONS = ("jax.jit", "nnx.jit", "nnx.remat", "jax.checkpoint")
 
 
-class TorchWrapper(torch.nn.Module):
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+class TorchTraced(TorchHalf, of=Traced):
+    def __init__(self, node: Traced | Frozen, given: Format) -> None:
+        super().__init__(node, given)
+        self.inner = build(node.inner, given)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return call(self.inner, x, mask)
 
 
-class FlaxWrapper(nnx.Module):
-    def __init__(self, inner: nnx.Module, how: str) -> None:
-        self.inner, self.how, self.frozen = inner, how, False
+class FlaxTraced(FlaxHalf, of=Traced):
+    def __init__(self, node: Traced | Frozen, given: Format, twin: TorchTraced) -> None:
+        super().__init__(node, given, twin)
+        self.inner, self.how, self.frozen = port(node.inner, given, twin.inner), node.how, False
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> Any:
         if self.how in ("jax.jit", "jax.checkpoint"):
@@ -311,6 +284,7 @@ class Tied(Container):
     """Ids to tokens by a table, `inner`, and logits by the same table."""
 
     kinds = ("ids",)
+    wrongs = ("head gradient stopped", "embedding gradient stopped", "logits shifted by one token", "scaled")
     inner: Node = dataclasses.field(default_factory=Chain)
     to: int = 4
 
@@ -324,19 +298,10 @@ class Tied(Container):
         self.check(given)
         return unchanged(self.inner, self._tokens(given)).with_channels(given.vocabulary)
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "head gradient stopped", "embedding gradient stopped", "logits shifted by one token", "scaled"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchTied(self, given)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxTied(self, given, twin)
-
-
-class TorchTied(torch.nn.Module):
+class TorchTied(TorchHalf, of=Tied):
     def __init__(self, node: Tied, given: Format) -> None:
-        super().__init__()
+        super().__init__(node, given)
         self.table = torch.nn.Embedding(given.vocabulary, node.to)
         self.inner = build(node.inner, node._tokens(given))
 
@@ -344,9 +309,10 @@ class TorchTied(torch.nn.Module):
         return torch.nn.functional.linear(call(self.inner, self.table(ids), mask), self.table.weight)
 
 
-class FlaxTied(nnx.Module):
+class FlaxTied(FlaxHalf, of=Tied):
     def __init__(self, node: Tied, given: Format, twin: TorchTied) -> None:
-        self.wrong, self.inner = node.own, port(node.inner, node._tokens(given), twin.inner)
+        super().__init__(node, given, twin)
+        self.inner = port(node.inner, node._tokens(given), twin.inner)
         self.table = nnx.Embed(given.vocabulary, node.to, embedding_init=empty, rngs=nnx.Rngs(0))
         self.table.embedding.set_value(jnp.asarray(twin.table.weight.detach().numpy()))
 

@@ -10,7 +10,20 @@ import jax.numpy as jnp
 import torch
 from flax import nnx
 
-from tools.reliability.grammar.node import EMPTY, IMAGE, TOKENS, VECTOR, Format, Node, UnfitError, array, fill, linear
+from tools.reliability.grammar.node import (
+    EMPTY,
+    IMAGE,
+    TOKENS,
+    VECTOR,
+    FlaxHalf,
+    Format,
+    Node,
+    TorchHalf,
+    UnfitError,
+    array,
+    fill,
+    linear,
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -199,16 +212,10 @@ class Pool(Node):
         kind = torch.nn.MaxPool2d if self.largest else torch.nn.AvgPool2d
         return kind(self.window, self.stride, self.padding)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxPool(self)
 
-
-class FlaxPool(nnx.Module):
-    def __init__(self, node: Pool) -> None:
-        self.node = node
-
+class FlaxPool(FlaxHalf, of=Pool):
     def __call__(self, x: jax.Array) -> jax.Array:
-        node, wrong = self.node, self.node.own
+        node, wrong = self.node, self.wrong
         window, strides, pads = (node.window,) * 2, (node.stride,) * 2, ((node.padding,) * 2,) * 2
         if wrong == "padded with zeros":
             x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -221,34 +228,28 @@ class FlaxPool(nnx.Module):
 @dataclasses.dataclass(frozen=True, repr=False)
 class SqueezeExcite(Node):
     kinds = (IMAGE,)
+    wrongs = ("mean of one row", "activation", "largest for the mean", "gate missing")
     hidden: int = 2
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "mean of one row", "activation", "largest for the mean", "gate missing"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchSqueezeExcite(given.channels, self.hidden)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxSqueezeExcite(self, twin)
-
-
-class TorchSqueezeExcite(torch.nn.Module):
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = torch.nn.Linear(channels, hidden), torch.nn.Linear(hidden, channels)
+class TorchSqueezeExcite(TorchHalf, of=SqueezeExcite):
+    def __init__(self, node: SqueezeExcite, given: Format) -> None:
+        super().__init__(node, given)
+        self.fc1 = torch.nn.Linear(given.channels, node.hidden)
+        self.fc2 = torch.nn.Linear(node.hidden, given.channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean((2, 3))))))
         return x * gate[:, :, None, None]
 
 
-class FlaxSqueezeExcite(nnx.Module):
-    def __init__(self, node: SqueezeExcite, twin: TorchSqueezeExcite) -> None:
-        self.node, self.fc1, self.fc2 = node, linear(twin.fc1), linear(twin.fc2)
+class FlaxSqueezeExcite(FlaxHalf, of=SqueezeExcite):
+    def __init__(self, node: SqueezeExcite, given: Format, twin: TorchSqueezeExcite) -> None:
+        super().__init__(node, given, twin)
+        self.fc1, self.fc2 = linear(twin.fc1), linear(twin.fc2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong = self.node.own
+        wrong = self.wrong
         mean = {"mean of one row": x[:, 0].mean(1), "largest for the mean": x.max((1, 2))}.get(wrong, x.mean((1, 2)))
         hidden = self.fc1(mean)
         gate = jax.nn.sigmoid(self.fc2(jnp.tanh(hidden) if wrong == "activation" else jax.nn.relu(hidden)))
@@ -260,36 +261,25 @@ class ToTokens(Node):
     """Every pixel of an image a token, row by row."""
 
     kinds = (IMAGE,)
+    wrongs = ("column by column", "channels as tokens")
 
     def out(self, given: Format) -> Format:
         self.check(given)
         channels, height, width = given.shape
         return Format(TOKENS, (height * width, channels))
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "column by column", "channels as tokens"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchToTokens()
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxToTokens(self)
-
-
-class TorchToTokens(torch.nn.Module):
+class TorchToTokens(TorchHalf, of=ToTokens):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(2).transpose(1, 2)
 
 
-class FlaxToTokens(nnx.Module):
-    def __init__(self, node: ToTokens) -> None:
-        self.node = node
-
+class FlaxToTokens(FlaxHalf, of=ToTokens):
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, C = x.shape
-        if self.node.own == "channels as tokens":
+        if self.wrong == "channels as tokens":
             return x.reshape(B, C, H * W).swapaxes(1, 2)
-        return (x.swapaxes(1, 2) if self.node.own == "column by column" else x).reshape(B, H * W, C)
+        return (x.swapaxes(1, 2) if self.wrong == "column by column" else x).reshape(B, H * W, C)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -310,20 +300,14 @@ class ToVector(Node):
     def build(self, given: Format) -> torch.nn.Module:
         return torch.nn.Flatten() if self.flat else TorchMeanPixel()
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxToVector(self)
-
 
 class TorchMeanPixel(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean((2, 3))
 
 
-class FlaxToVector(nnx.Module):
-    def __init__(self, node: ToVector) -> None:
-        self.node = node
-
+class FlaxToVector(FlaxHalf, of=ToVector):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.node.flat:
-            return (x if self.node.own == "flax's order" else x.transpose(0, 3, 1, 2)).reshape(x.shape[0], -1)
-        return {"sum": x.sum((1, 2)), "largest": x.max((1, 2))}.get(self.node.own, x.mean((1, 2)))
+            return (x if self.wrong == "flax's order" else x.transpose(0, 3, 1, 2)).reshape(x.shape[0], -1)
+        return {"sum": x.sum((1, 2)), "largest": x.max((1, 2))}.get(self.wrong, x.mean((1, 2)))

@@ -52,9 +52,13 @@ class UnfitError(Exception):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Node:
-    """One layer or container. `wrong` is the mistake in flax's half, one of `mistakes`, or empty."""
+    """One layer or container. `wrong` is the mistake in flax's half, one of `mistakes`, or empty; `wrongs` are those
+    that it may have wherever it stands."""
 
     kinds: ClassVar[tuple[str, ...]] = (VECTOR, TOKENS, IMAGE)
+    wrongs: ClassVar[tuple[str, ...]] = ()
+    torch_half: ClassVar[type[TorchHalf]]
+    flax_half: ClassVar[type[FlaxHalf]]
     needs_mask: ClassVar[bool] = False
     wrong: str = dataclasses.field(default="", kw_only=True)
 
@@ -90,15 +94,15 @@ class Node:
 
     def mistakes(self, given: Format) -> tuple[str, ...]:
         """The mistakes that belong to this node alone; see `GENERAL` for those of all."""
-        return ()
+        return self.wrongs
 
     def build(self, given: Format) -> torch.nn.Module:
         """The PyTorch module."""
-        raise NotImplementedError
+        return self.torch_half(self, given)
 
     def port(self, given: Format, twin: Any) -> nnx.Module:
         """The flax module with the weights of its twin; with its own mistake, but without the general ones."""
-        raise NotImplementedError
+        return self.flax_half(self, given, twin)
 
     @property
     def uses_mask(self) -> bool:
@@ -109,6 +113,31 @@ class Node:
         yield self
         for child in self.children:
             yield from child.walk()
+
+
+class TorchHalf(torch.nn.Module):
+    """The PyTorch module of the nodes `of`, which makes its weights as it is made."""
+
+    def __init_subclass__(cls, of: type[Node] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if of is not None:  # not for a subclass that `parity` makes
+            of.torch_half = cls
+
+    def __init__(self, node: Any, given: Format) -> None:
+        super().__init__()
+        self.node = node
+
+
+class FlaxHalf(nnx.Module):
+    """The flax module of the nodes `of`, with the weights of its PyTorch twin; `wrong` is its own mistake."""
+
+    def __init_subclass__(cls, of: type[Node] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if of is not None:
+            of.flax_half = cls
+
+    def __init__(self, node: Any, given: Format, twin: Any) -> None:
+        self.node, self.wrong = node, node.own
 
 
 class Container(Node):

@@ -46,10 +46,8 @@ def _with_affine(x: jax.Array, module: Any, wrong: str) -> jax.Array:
 @dataclasses.dataclass(frozen=True, repr=False)
 class LayerNorm(Node):
     kinds = (VECTOR, TOKENS)
+    wrongs = (*LIKELY, *AFFINE, "bias missing", "unbiased variance", "no mean", "over the tokens")
     eps: float = 1e-5
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return (*LIKELY, *AFFINE, "bias missing", "unbiased variance", "no mean", "over the tokens")
 
     def build(self, given: Format) -> torch.nn.Module:
         return torch.nn.LayerNorm(given.channels, eps=self.eps)
@@ -82,11 +80,9 @@ class RMSNorm(Node):
     """PyTorch's and flax's own; if `float32` both are written out and compute in float32 on purpose."""
 
     kinds = (VECTOR, TOKENS)
+    wrongs = (*AFFINE, "mean subtracted", "epsilon outside", "statistics stopped")
     eps: float = 1e-6
     float32: bool = False
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return (*AFFINE, "mean subtracted", "epsilon outside", "statistics stopped")
 
     def build(self, given: Format) -> torch.nn.Module:
         if self.float32:
@@ -186,10 +182,8 @@ class BatchNorm(Node):
     """With running statistics: for models that are not trained."""
 
     kinds = (VECTOR, IMAGE)
+    wrongs = ("epsilon", "statistics of the batch", "running mean ignored", "running deviation for variance")
     eps: float = 1e-5
-
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "epsilon", "statistics of the batch", "running mean ignored", "running deviation for variance"
 
     def build(self, given: Format) -> torch.nn.Module:
         module = (torch.nn.BatchNorm2d if given.kind == IMAGE else torch.nn.BatchNorm1d)(given.channels, eps=self.eps)

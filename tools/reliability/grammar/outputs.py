@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import torch
 from flax import nnx
 
-from tools.reliability.grammar.node import IMAGE, TOKENS, VECTOR, Format, Node, array, linear
+from tools.reliability.grammar.node import IMAGE, TOKENS, VECTOR, FlaxHalf, Format, Node, TorchHalf, array, linear
 
 FINFO = float(torch.finfo(torch.float32).min)
 MASKED = {"masked 1e9": -1e9, "masked finfo": FINFO}
@@ -51,12 +51,6 @@ class Heads(Node):
             () if one else ("exchanged", "second missing", "second the first")
         )
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchHeads(self, given.channels)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxHeads(self, twin)
-
 
 def _structured(structure: str, a: Any, b: Any) -> Any:
     match structure:
@@ -76,24 +70,25 @@ def _structured(structure: str, a: Any, b: Any) -> Any:
             return a, b
 
 
-class TorchHeads(torch.nn.Module):
-    def __init__(self, node: Heads, channels: int) -> None:
-        super().__init__()
+class TorchHeads(TorchHalf, of=Heads):
+    def __init__(self, node: Heads, given: Format) -> None:
+        super().__init__(node, given)
         self.structure = node.structure
-        self.first = torch.nn.Linear(channels, node.to)
-        self.second = None if node.structure == "none" else torch.nn.Linear(channels, node.to)
+        self.first = torch.nn.Linear(given.channels, node.to)
+        self.second = None if node.structure == "none" else torch.nn.Linear(given.channels, node.to)
 
     def forward(self, x: torch.Tensor) -> Any:
         return _structured(self.structure, self.first(x), None if self.second is None else self.second(x))
 
 
-class FlaxHeads(nnx.Module):
-    def __init__(self, node: Heads, twin: TorchHeads) -> None:
-        self.node, self.first = node, linear(twin.first)
+class FlaxHeads(FlaxHalf, of=Heads):
+    def __init__(self, node: Heads, given: Format, twin: TorchHeads) -> None:
+        super().__init__(node, given, twin)
+        self.first = linear(twin.first)
         self.second = None if twin.second is None else linear(twin.second)
 
     def __call__(self, x: jax.Array) -> Any:
-        wrong, a = self.node.own, self.first(x)
+        wrong, a = self.wrong, self.first(x)
         b: Any = None if self.second is None else self.second(x)
         match wrong:
             case "exchanged":
@@ -124,6 +119,7 @@ class Bundle(Node):
     """A module inside the model that hands out a structure of two tensors; the one around it multiplies them."""
 
     kinds = (VECTOR, TOKENS)
+    wrongs = ("exchanged", "second the first", "product without the sigmoid")
     structure: str = "dict"  # one of STRUCTURES but "none"
     to: int = 4
 
@@ -131,14 +127,9 @@ class Bundle(Node):
         self.check(given)
         return given.with_channels(self.to)
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "exchanged", "second the first", "product without the sigmoid"
-
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchBundle(Heads(self.structure, self.to), given.channels)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxBundle(Heads(self.structure, self.to, wrong=self.own), twin)
+    @property
+    def heads(self) -> Heads:
+        return Heads(self.structure, self.to, wrong=self.own)
 
 
 def _members(output: Any) -> tuple[Any, Any]:
@@ -155,19 +146,20 @@ def _members(output: Any) -> tuple[Any, Any]:
     raise TypeError(output)
 
 
-class TorchBundle(torch.nn.Module):
-    def __init__(self, heads: Heads, channels: int) -> None:
-        super().__init__()
-        self.heads = TorchHeads(heads, channels)
+class TorchBundle(TorchHalf, of=Bundle):
+    def __init__(self, node: Bundle, given: Format) -> None:
+        super().__init__(node, given)
+        self.heads = TorchHeads(node.heads, given)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b = _members(self.heads(x))
         return a * torch.sigmoid(b)
 
 
-class FlaxBundle(nnx.Module):
-    def __init__(self, heads: Heads, twin: TorchBundle) -> None:
-        self.wrong, self.heads = heads.wrong, FlaxHeads(heads, twin.heads)
+class FlaxBundle(FlaxHalf, of=Bundle):
+    def __init__(self, node: Bundle, given: Format, twin: TorchBundle) -> None:
+        super().__init__(node, given, twin)
+        self.heads = FlaxHeads(node.heads, given, twin.heads)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         a, b = _members(self.heads(x))
@@ -187,17 +179,11 @@ class Logits(Node):
         turned = ("transposed",) if given.kind == TOKENS and given.shape[0] > 1 else ()
         return (*own.get(self.how, ("prior negated", "scale forgotten", "mask inverted")), *turned)
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchLogits(self, given.channels)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxLogits(self, twin)
-
-
-class TorchLogits(torch.nn.Module):
-    def __init__(self, node: Logits, channels: int) -> None:
-        super().__init__()
-        self.how, self.head = node.how, torch.nn.Linear(channels, node.to)
+class TorchLogits(TorchHalf, of=Logits):
+    def __init__(self, node: Logits, given: Format) -> None:
+        super().__init__(node, given)
+        self.how, self.head = node.how, torch.nn.Linear(given.channels, node.to)
         self.register_buffer("prior", torch.randn(node.to) if node.how in MASKED else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -208,13 +194,14 @@ class TorchLogits(torch.nn.Module):
         return torch.fft.fft(y) if self.how == "spectrum" else y
 
 
-class FlaxLogits(nnx.Module):
-    def __init__(self, node: Logits, twin: Any) -> None:
-        self.node, self.head = node, linear(twin.head)
+class FlaxLogits(FlaxHalf, of=Logits):
+    def __init__(self, node: Logits, given: Format, twin: Any) -> None:
+        super().__init__(node, given, twin)
+        self.head = linear(twin.head)
         self.prior = nnx.Variable(jnp.asarray(array(twin.prior))) if node.how in MASKED else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong, how, y = self.node.own, self.node.how, self.head(x)
+        wrong, how, y = self.wrong, self.node.how, self.head(x)
         if self.prior is not None:
             y = (1 if wrong == "scale forgotten" else 5) * y
             y = y + (-1 if wrong == "prior negated" else 1) * self.prior[...]
@@ -248,21 +235,12 @@ class Picture(Node):
         # Channels last would be no mistake: `parity` accepts them, and says so, where the layers tell the channels.
         return ("sides exchanged",)
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchPicture()
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxPicture(self)
-
-
-class TorchPicture(torch.nn.Module):
+class TorchPicture(TorchHalf, of=Picture):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
 
-class FlaxPicture(nnx.Module):
-    def __init__(self, node: Picture) -> None:
-        self.node = node
-
+class FlaxPicture(FlaxHalf, of=Picture):
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x.transpose(0, 3, 2, 1) if self.node.own == "sides exchanged" else x.transpose(0, 3, 1, 2)
+        return x.transpose(0, 3, 2, 1) if self.wrong == "sides exchanged" else x.transpose(0, 3, 1, 2)

@@ -13,7 +13,20 @@ import torch
 from flax import nnx
 from torch.nn import functional as F
 
-from tools.reliability.grammar.node import TOKENS, VECTOR, Format, Node, UnfitError, array, linear, param, stop, streams
+from tools.reliability.grammar.node import (
+    TOKENS,
+    VECTOR,
+    FlaxHalf,
+    Format,
+    Node,
+    TorchHalf,
+    UnfitError,
+    array,
+    linear,
+    param,
+    stop,
+    streams,
+)
 
 ACTIVATIONS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any], Any], dict[str, Callable[[Any], Any]]]] = {
     "relu": (torch.nn.ReLU, jax.nn.relu, {"leaky": lambda x: jax.nn.leaky_relu(x, 0.01)}),
@@ -109,16 +122,10 @@ class Activation(Node):
     def build(self, given: Format) -> torch.nn.Module:
         return ACTIVATIONS[self.name][0]()
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxActivation(self)
 
-
-class FlaxActivation(nnx.Module):
-    def __init__(self, node: Activation) -> None:
-        self.node = node
-
+class FlaxActivation(FlaxHalf, of=Activation):
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x if self.node.own == "missing" else function(self.node.name, self.node.own)(x)
+        return x if self.wrong == "missing" else function(self.node.name, self.wrong)(x)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -134,34 +141,28 @@ class Mlp(Node):
         gates = ("gate and up exchanged", "gate missing") if self.gated else ()
         return (*gates, *others(self.name), "activation after the second layer")
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchMlp(self, given.channels)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxMlp(self, twin)
-
-
-class TorchMlp(torch.nn.Module):
-    def __init__(self, node: Mlp, channels: int) -> None:
-        super().__init__()
+class TorchMlp(TorchHalf, of=Mlp):
+    def __init__(self, node: Mlp, given: Format) -> None:
+        super().__init__(node, given)
         self.act = ACTIVATIONS[node.name][0]()
-        self.fc1 = torch.nn.Linear(channels, node.hidden)
-        self.up = torch.nn.Linear(channels, node.hidden, bias=False) if node.gated else None
-        self.fc2 = torch.nn.Linear(node.hidden, channels)
+        self.fc1 = torch.nn.Linear(given.channels, node.hidden)
+        self.up = torch.nn.Linear(given.channels, node.hidden, bias=False) if node.gated else None
+        self.fc2 = torch.nn.Linear(node.hidden, given.channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.act(self.fc1(x))
         return self.fc2(hidden if self.up is None else hidden * self.up(x))
 
 
-class FlaxMlp(nnx.Module):
-    def __init__(self, node: Mlp, twin: TorchMlp) -> None:
-        self.node = node
+class FlaxMlp(FlaxHalf, of=Mlp):
+    def __init__(self, node: Mlp, given: Format, twin: TorchMlp) -> None:
+        super().__init__(node, given, twin)
         self.fc1, self.fc2 = linear(twin.fc1), linear(twin.fc2)
         self.up = None if twin.up is None else linear(twin.up)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong, act = self.node.own, function(self.node.name, self.node.own)
+        wrong, act = self.wrong, function(self.node.name, self.wrong)
         if wrong == "activation after the second layer":
             return act(self.fc2(self.fc1(x) if self.up is None else self.fc1(x) * self.up(x)))
         if self.up is None or wrong == "gate missing":
@@ -175,37 +176,27 @@ class FlaxMlp(nnx.Module):
 class Glu(Node):
     """The channels in two halves, one of which gates the other: no weights, functional in both frameworks."""
 
+    wrongs = ("halves exchanged", "interleaved", "tanh")
+
     def out(self, given: Format) -> Format:
         self.check(given)
         if given.channels % 2:
             raise UnfitError(f"{given.channels} channels have no halves")
         return given.with_channels(given.channels // 2)
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return ("halves exchanged", "interleaved", "tanh")
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchGlu(given.torch_axis)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxGlu(self)
-
-
-class TorchGlu(torch.nn.Module):
-    def __init__(self, axis: int) -> None:
-        super().__init__()
-        self.axis = axis
+class TorchGlu(TorchHalf, of=Glu):
+    def __init__(self, node: Glu, given: Format) -> None:
+        super().__init__(node, given)
+        self.axis = given.torch_axis
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.glu(x, self.axis)
 
 
-class FlaxGlu(nnx.Module):
-    def __init__(self, node: Glu) -> None:
-        self.node = node
-
+class FlaxGlu(FlaxHalf, of=Glu):
     def __call__(self, x: jax.Array) -> jax.Array:
-        wrong = self.node.own
+        wrong = self.wrong
         a, b = (x[..., ::2], x[..., 1::2]) if wrong == "interleaved" else jnp.split(x, 2, axis=-1)
         a, b = (b, a) if wrong == "halves exchanged" else (a, b)
         return a * (jnp.tanh(b) if wrong == "tanh" else jax.nn.sigmoid(b))
@@ -215,14 +206,7 @@ class FlaxGlu(nnx.Module):
 class Standardise(Node):
     """(x - mean) / deviation with constants per channel, written into the code."""
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return ("times the deviation", "mean after the division")
-
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchStandardise(given)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxStandardise(self, given.channels)
+    wrongs = ("times the deviation", "mean after the division")
 
 
 def _constants(channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -230,9 +214,9 @@ def _constants(channels: int) -> tuple[np.ndarray, np.ndarray]:
     return 0.25 + 0.125 * (steps % 3), 0.5 + 0.25 * (steps % 2)
 
 
-class TorchStandardise(torch.nn.Module):
-    def __init__(self, given: Format) -> None:
-        super().__init__()
+class TorchStandardise(TorchHalf, of=Standardise):
+    def __init__(self, node: Standardise, given: Format) -> None:
+        super().__init__(node, given)
         shape = [-1] + [1] * (len(given.shape) - 1 if given.torch_axis == 1 else 0)
         self.constants = tuple(torch.from_numpy(c).reshape(shape) for c in _constants(given.channels))
 
@@ -241,15 +225,12 @@ class TorchStandardise(torch.nn.Module):
         return (x - mean) / deviation
 
 
-class FlaxStandardise(nnx.Module):
-    def __init__(self, node: Standardise, channels: int) -> None:
-        self.node, self.channels = node, channels
-
+class FlaxStandardise(FlaxHalf, of=Standardise):
     def __call__(self, x: jax.Array) -> jax.Array:
-        mean, deviation = (jnp.asarray(c, x.dtype) for c in _constants(self.channels))
-        if self.node.own == "times the deviation":
+        mean, deviation = (jnp.asarray(c, x.dtype) for c in _constants(x.shape[-1]))
+        if self.wrong == "times the deviation":
             return (x - mean) * deviation
-        if self.node.own == "mean after the division":
+        if self.wrong == "mean after the division":
             return x / deviation - mean
         return (x - mean) / deviation
 
@@ -263,34 +244,28 @@ class Buffers(Node):
     def mistakes(self, given: Format) -> tuple[str, ...]:
         return (*(("order inverted", "order ignored") if given.channels > 2 else ()), "offset negated")
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchBuffers(given.channels)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxBuffers(self, twin)
-
-
-class TorchBuffers(torch.nn.Module):
+class TorchBuffers(TorchHalf, of=Buffers):
     order: torch.Tensor
     offset: torch.Tensor
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("order", torch.arange(channels).roll(1))
-        self.register_buffer("offset", torch.randn(channels))
+    def __init__(self, node: Buffers, given: Format) -> None:
+        super().__init__(node, given)
+        self.register_buffer("order", torch.arange(given.channels).roll(1))
+        self.register_buffer("offset", torch.randn(given.channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x[..., self.order] + self.offset
 
 
-class FlaxBuffers(nnx.Module):
-    def __init__(self, node: Buffers, twin: TorchBuffers) -> None:
-        self.node = node
+class FlaxBuffers(FlaxHalf, of=Buffers):
+    def __init__(self, node: Buffers, given: Format, twin: TorchBuffers) -> None:
+        super().__init__(node, given, twin)
         self.order = nnx.Variable(jnp.asarray(array(twin.order), jnp.int32))
         self.offset = nnx.Variable(jnp.asarray(array(twin.offset)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        order, wrong = self.order[...], self.node.own
+        order, wrong = self.order[...], self.wrong
         order = {"order inverted": jnp.argsort(order), "order ignored": jnp.sort(order)}.get(wrong, order)
         return x[..., order] + (-1 if wrong == "offset negated" else 1) * self.offset[...]
 
@@ -348,33 +323,25 @@ class Scale(Node):
     """A learned factor per channel, zero as in LayerScale or ReZero if `zero`."""
 
     kinds = (VECTOR, TOKENS)
+    wrongs = ("1 + scale", "square", "scale gradient stopped")
     zero: bool = False
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "1 + scale", "square", "scale gradient stopped"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchScale(given.channels, self.zero)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxScale(self, twin)
-
-
-class TorchScale(torch.nn.Module):
-    def __init__(self, channels: int, zero: bool) -> None:
-        super().__init__()
-        self.gamma = torch.nn.Parameter(torch.zeros(channels) if zero else torch.randn(channels))
+class TorchScale(TorchHalf, of=Scale):
+    def __init__(self, node: Scale, given: Format) -> None:
+        super().__init__(node, given)
+        self.gamma = torch.nn.Parameter((torch.zeros if node.zero else torch.randn)(given.channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.gamma
 
 
-class FlaxScale(nnx.Module):
-    def __init__(self, node: Scale, twin: TorchScale) -> None:
-        self.node, self.gamma = node, param(twin.gamma)
+class FlaxScale(FlaxHalf, of=Scale):
+    def __init__(self, node: Scale, given: Format, twin: TorchScale) -> None:
+        super().__init__(node, given, twin)
+        self.gamma = param(twin.gamma)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gamma = self.gamma[...]
-        return x * {"1 + scale": 1 + gamma, "square": gamma**2, "scale gradient stopped": stop(gamma)}.get(
-            self.node.own, gamma
-        )
+        wrong = {"1 + scale": 1 + gamma, "square": gamma**2, "scale gradient stopped": stop(gamma)}
+        return x * wrong.get(self.wrong, gamma)

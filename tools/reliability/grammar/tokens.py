@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from tools.reliability.grammar.node import TOKENS, VECTOR, Format, Node, empty, fill, param, stop
+from tools.reliability.grammar.node import TOKENS, VECTOR, FlaxHalf, Format, Node, TorchHalf, empty, fill, param, stop
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -26,12 +26,6 @@ class Positions(Node):
         shifts = ("off by one", "reversed") if given.shape[0] > 1 else ()
         return (*shifts, *(() if self.learned else ("period 1000",)), "missing")
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchPositions(self, given.shape)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxPositions(self, given.shape, twin)
-
 
 def _sinusoids(shape: tuple[int, ...], period: float = 10_000.0) -> np.ndarray:
     tokens, channels = shape
@@ -40,29 +34,26 @@ def _sinusoids(shape: tuple[int, ...], period: float = 10_000.0) -> np.ndarray:
     return np.where(np.arange(channels) % 2, np.cos(angles), np.sin(angles))
 
 
-class TorchPositions(torch.nn.Module):
-    def __init__(self, node: Positions, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape = shape
-        self.table = torch.nn.Parameter(torch.randn(1, *shape)) if node.learned else None
+class TorchPositions(TorchHalf, of=Positions):
+    def __init__(self, node: Positions, given: Format) -> None:
+        super().__init__(node, given)
+        self.table = torch.nn.Parameter(torch.randn(1, *given.shape)) if node.learned else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + (torch.from_numpy(_sinusoids(self.shape)).to(x.dtype) if self.table is None else self.table)
+        return x + (torch.from_numpy(_sinusoids(x.shape[1:])).to(x.dtype) if self.table is None else self.table)
 
 
-class FlaxPositions(nnx.Module):
-    def __init__(self, node: Positions, shape: tuple[int, ...], twin: TorchPositions) -> None:
-        self.node, self.shape = node, shape
+class FlaxPositions(FlaxHalf, of=Positions):
+    def __init__(self, node: Positions, given: Format, twin: TorchPositions) -> None:
+        super().__init__(node, given, twin)
         self.table: Any = None if twin.table is None else param(twin.table)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        period = 1000.0 if self.node.own == "period 1000" else 10_000.0
+        period = 1000.0 if self.wrong == "period 1000" else 10_000.0
         sinusoids = self.table is None
-        table = jnp.asarray(_sinusoids(self.shape, period), x.dtype)[None] if sinusoids else self.table[...]
-        table = {"off by one": jnp.roll(table, 1, 1), "reversed": table[:, ::-1], "missing": 0 * table}.get(
-            self.node.own, table
-        )
-        return x + table
+        table = jnp.asarray(_sinusoids(x.shape[1:], period), x.dtype)[None] if sinusoids else self.table[...]
+        wrong = {"off by one": jnp.roll(table, 1, 1), "reversed": table[:, ::-1], "missing": 0 * table}
+        return x + wrong.get(self.wrong, table)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -87,31 +78,18 @@ class TokenMean(Node):
             "first": ("last",),
         }.get(self.how, ("mean",))
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchTokenMean(self.how)
 
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxTokenMean(self)
-
-
-class TorchTokenMean(torch.nn.Module):
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-
+class TorchTokenMean(TorchHalf, of=TokenMean):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is not None:
             weight = (mask > 0).to(x.dtype)[..., None]
             return (x * weight).sum(1) / weight.sum(1)
-        return {"mean": x.mean(1), "first": x[:, 0], "max": x.max(1).values}[self.how]
+        return {"mean": x.mean(1), "first": x[:, 0], "max": x.max(1).values}[self.node.how]
 
 
-class FlaxTokenMean(nnx.Module):
-    def __init__(self, node: TokenMean) -> None:
-        self.node = node
-
+class FlaxTokenMean(FlaxHalf, of=TokenMean):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        how = self.node.own or self.node.how
+        how = self.wrong or self.node.how
         if mask is not None:
             weight = (mask > 0).astype(x.dtype)[..., None]
             total = x.sum(1) if how == "over the padding" else (x * weight).sum(1)
@@ -126,6 +104,7 @@ class Embedding(Node):
     """Ids to tokens, times sqrt(C) if `scaled`."""
 
     kinds = ("ids",)
+    wrongs = ("ids shifted", "scale", "first row zero", "gradient of the table stopped")
     to: int = 4
     scaled: bool = False
 
@@ -133,34 +112,26 @@ class Embedding(Node):
         self.check(given)
         return Format(TOKENS, (*given.shape, self.to), given.mask)
 
-    def mistakes(self, given: Format) -> tuple[str, ...]:
-        return "ids shifted", "scale", "first row zero", "gradient of the table stopped"
 
-    def build(self, given: Format) -> torch.nn.Module:
-        return TorchEmbedding(self, given.vocabulary)
-
-    def port(self, given: Format, twin: Any) -> nnx.Module:
-        return FlaxEmbedding(self, twin)
-
-
-class TorchEmbedding(torch.nn.Module):
-    def __init__(self, node: Embedding, vocabulary: int) -> None:
-        super().__init__()
-        self.table = torch.nn.Embedding(vocabulary, node.to)
+class TorchEmbedding(TorchHalf, of=Embedding):
+    def __init__(self, node: Embedding, given: Format) -> None:
+        super().__init__(node, given)
+        self.table = torch.nn.Embedding(given.vocabulary, node.to)
         self.factor = math.sqrt(node.to) if node.scaled else 1.0
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.table(ids) * self.factor
 
 
-class FlaxEmbedding(nnx.Module):
-    def __init__(self, node: Embedding, twin: TorchEmbedding) -> None:
-        self.node, self.factor = node, twin.factor
+class FlaxEmbedding(FlaxHalf, of=Embedding):
+    def __init__(self, node: Embedding, given: Format, twin: TorchEmbedding) -> None:
+        super().__init__(node, given, twin)
+        self.factor = twin.factor
         self.table = nnx.Embed(*twin.table.weight.shape, embedding_init=empty, rngs=nnx.Rngs(0))
         fill(self.table.embedding, twin.table.weight)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        wrong = self.node.own
+        wrong = self.wrong
         x = self.table((ids + 1) % self.table.num_embeddings if wrong == "ids shifted" else ids)
         x = x * (self.factor * 1.1 if wrong == "scale" else self.factor)
         x = jnp.where((ids == 0)[..., None], 0, x) if wrong == "first row zero" else x
