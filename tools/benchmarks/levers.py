@@ -136,7 +136,7 @@ LEVERS = {
         parts=BLOCK,
     ),
     "gradients of the scores in bfloat16": Lever(
-        "in float32", ((transformer_block, "wide_einsum", plain_einsum),), parts=BLOCK
+        "in float32", ((transformer_block, "float32_einsum", plain_einsum),), parts=BLOCK
     ),
     "T2T attention by a kernel": Lever(
         "by rows, as elsewhere",

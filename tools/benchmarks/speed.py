@@ -118,7 +118,7 @@ def check(options: Options) -> None:
         )
     labels = [label for label, _, _ in _entries(options)]
     if unknown := [label for label in options.only if label not in labels]:
-        raise ValueError(f"--only {unknown[0]!r} is not one of {', '.join(labels)}")
+        raise ValueError(f"--only {unknown[0]!r} is none of {', '.join(labels)}")
     for name in ("rounds", "calls"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: at least one has to count")
