@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +20,16 @@ from parity.recording.capture import Key
 from parity.recording.transformations import call_hooks
 from parity.runs.jax_side import JaxSide
 
-LIBRARIES = (
-    *(f"{os.path.dirname(module.__file__ or '')}{os.sep}" for module in (jax, flax)),
-    contextlib.__file__,
-)
+
+def _folders() -> Iterator[str]:
+    """Yield the folders of JAX and of the libraries of layers, as far as they are installed."""
+    for name in ("jax", "flax", "equinox", "haiku"):
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            yield f"{os.path.dirname(found.origin)}{os.sep}"
+
+
+LIBRARIES = (*_folders(), contextlib.__file__)
 """Paths of library sources, which contain no model, in addition to this package's own folder."""
 
 UNKNOWN = ("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "threefry2x32")
