@@ -21,7 +21,8 @@ KeyPath = Sequence[Any]
 class Weights:
     """A pytree whose arrays have names (None: a leaf that stays as it is, such as a number or a generator's key).
 
-    `places` are the paths of the leaves. `parts` are arrays that are taken as several: n equal ones along the first axis, called `name.0` and so on.
+    `places` are the paths of the leaves. `parts` are arrays that are taken as several: n equal ones along the first
+    axis, called `name.0` and so on.
     """
 
     names: tuple[str | None, ...]

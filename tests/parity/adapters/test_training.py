@@ -28,10 +28,13 @@ class BiasedNorm(torch.nn.BatchNorm1d):
     """Batch normalization whose running variance is the biased one, as in flax, Equinox and Haiku."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        old = self.running_var.clone()
+        old, new, rate = self.running_var, x.detach().var(0, correction=0), self.momentum
+        assert old is not None
+        assert rate is not None
+        old = old.clone()
         y = super().forward(x)
         if self.training:
-            self.running_var = (1 - self.momentum) * old + self.momentum * x.detach().var(0, correction=0)
+            self.running_var = (1 - rate) * old + rate * new
         return y
 
 
@@ -40,8 +43,8 @@ class TorchNet(torch.nn.Module):
 
     def __init__(self, norm: Callable[[int], torch.nn.Module] = BiasedNorm) -> None:
         super().__init__()
-        self.fc, self.bn, self.drop, self.head = torch.nn.Linear(6, 8), norm(8), torch.nn.Dropout(RATE), None
-        self.head = torch.nn.Linear(8, 4)
+        self.fc, self.bn = torch.nn.Linear(6, 8), norm(8)
+        self.drop, self.head = torch.nn.Dropout(RATE), torch.nn.Linear(8, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.drop(torch.relu(self.bn(self.fc(x)))))
@@ -196,7 +199,8 @@ def test_the_mode_as_an_attribute_of_a_linen_module():
 
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            return LinenNet(name="net")(x, train=self.train)
+            net: Any = LinenNet(name="net")
+            return net(x, train=self.train)
 
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
@@ -232,6 +236,7 @@ def test_options_of_an_equinox_call():
     assert parity.check(torch_model, adapter, X, level="train").passed
 
 
+WRONG: Any = {"rngs": {"dropout": KEY}, "train": 0.1}
 VARIABLES = LinenNet().init(KEY, X, train=False)
 
 
@@ -252,11 +257,17 @@ VARIABLES = LinenNet().init(KEY, X, train=False)
             "in training mode: TypeError: .* unexpected keyword argument 'training'",
         ),
         (lambda: parity.linen(LinenNet(), VARIABLES, mutable=["cache"]), "mutable names cache, and the variables hold"),
-        (lambda: parity.linen(LinenNet(), VARIABLES, train_kwargs=True), "train_kwargs has to be a dict, not a bool"),
-        (lambda: parity.linen(LinenNet(), VARIABLES, rngs={"dropout": KEY}), "rngs are the names of the random"),
+        (
+            lambda: parity.linen(LinenNet(), VARIABLES, train_kwargs=WRONG["train"]),
+            "train_kwargs has to be a dict, not a float",
+        ),
+        (lambda: parity.linen(LinenNet(), VARIABLES, rngs=WRONG["rngs"]), "rngs are the names of the random"),
         (lambda: parity.linen(LinenNet(), VARIABLES, train_module=nn.Dense(4)), "train_module is a Dense, not a Linen"),
         (lambda: parity.function(apply, PARAMS), r"parity\.function\(f, params, train=f_in_training\)"),
-        (lambda: parity.function(apply, PARAMS, train=0.1), "train is the function in training mode, not a float"),
+        (
+            lambda: parity.function(apply, PARAMS, train=WRONG["train"]),
+            "train is the function in training mode, not a float",
+        ),
         (lambda: parity.function(apply, PARAMS, stateful=True), r"parity\.function\(\.\.\., train=\.\.\.\)"),
         (
             lambda: parity.function(apply, PARAMS, train=lambda p, x: apply(p, x), stateful=True),
