@@ -160,6 +160,10 @@ class Program(nnx.Module):
         if empty:
             raise ValueError(f"{empty[0]} of JAX holds no numbers: initialise the model outside of jax.eval_shape")
 
+    def run_as(self, other: Program) -> None:
+        """Compute another program's function of these variables; both have the same names."""
+        self._pure = other._pure
+
     def compute_in(self, dtype: Any) -> None:
         """Let the function compute in `dtype`, whatever the library holds beside the weights."""
         self._pure = self._pure.in_dtype(dtype)

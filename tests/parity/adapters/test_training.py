@@ -199,7 +199,7 @@ def test_the_mode_as_an_attribute_of_a_linen_module():
 
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            net: Any = LinenNet(name="net")
+            net = LinenNet(name="net")
             return net(x, train=self.train)
 
     class Wrapped(torch.nn.Module):
@@ -215,6 +215,15 @@ def test_the_mode_as_an_attribute_of_a_linen_module():
     adapter = parity.linen(Net(), Net().init(KEY, X), train_module=Net(train=True))
     parity.torch_to_jax(torch_model, adapter)
     assert parity.check(torch_model, adapter, X, level="train").passed
+
+
+def test_initializers_that_linen_traces_for_their_shapes_draw_nothing():
+    torch_model = torch.nn.Embedding(11, 6)
+    module = nn.Embed(11, 6)
+    ids = np.arange(10).reshape(2, 5)
+    adapter = parity.linen(module, module.init(KEY, ids), train_kwargs={})
+    parity.torch_to_jax(torch_model, adapter)
+    assert parity.check(torch_model, adapter, ids, level="train").passed
 
 
 def test_options_of_an_equinox_call():
