@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import torch
 from flax import nnx
 
@@ -111,7 +112,8 @@ def check(
     rows += pairing_rows(proof.pairing)
     try:
         forward = proof.forward(tell=tell)
-    except TypeError as error:  # for example of a model that mixes 32-bit and 64-bit numbers, in float64 only
+    # For example of a model that mixes 32-bit and 64-bit numbers, in float64 only, or whose callback to Python fails.
+    except (TypeError, jax.errors.JaxRuntimeError) as error:
         raise ValueError(f"the models cannot be run in both float64 and float32: {first_line(error)}") from error
     if fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
         tell("calls of one module in another order")

@@ -151,8 +151,8 @@ def run(
 ) -> Selftest:
     """Check every mutation, and `seeds` unmutated draws of each pair in `families`.
 
-    `workers` is the number of processes; with more than one, `mutations` must be among MUTATIONS and TWIN_MISTAKES. With `opaque`,
-    the JAX models are given as functions, and only the mutations of the groups in OPAQUE are run.
+    `workers` is the number of processes; with more than one, `mutations` must be among MUTATIONS and TWIN_MISTAKES.
+    With `opaque`, the JAX models are given as functions, and only the mutations of the groups in OPAQUE are run.
     """
     start, tell = time.perf_counter(), progress or (lambda line: None)
     mutations = [mutation for mutation in mutations if not opaque or mutation.group in OPAQUE]

@@ -71,7 +71,9 @@ class Twin(eqx.Module):
 
     def __init__(self, port: Port) -> None:
         images = port.kind == "vit"
-        self.embed = eqx.nn.Conv2d(3, WIDTH, PATCH, PATCH, key=KEY) if images else eqx.nn.Embedding(WORDS, WIDTH, key=KEY)
+        self.embed = (
+            eqx.nn.Conv2d(3, WIDTH, PATCH, PATCH, key=KEY) if images else eqx.nn.Embedding(WORDS, WIDTH, key=KEY)
+        )
         self.cls, self.pos = jnp.zeros((1, 1, WIDTH)) if images else None, jnp.zeros((1, TOKENS, WIDTH))
         self.block0, self.block1 = Block(port.block(0)), Block(port.block(1))
         self.norm, self.head, self.port = eqx.nn.LayerNorm(WIDTH, 1e-5), eqx.nn.Linear(WIDTH, CLASSES, key=KEY), port

@@ -189,7 +189,8 @@ def test_one_mask_for_all_examples_is_another_law():
             same = None if key is None else jax.random.key(1)
             return self.head(self.drop(jax.nn.relu(x), key=same)), state
 
-    model, state = eqx.nn.make_with_state(Shared)()
+    made: Any = eqx.nn.make_with_state(Shared)
+    model, state = made()
     assert ("drop", "dropout rate") in failed(trained(parity.equinox(model, state=state)))
 
 
@@ -199,7 +200,7 @@ def test_the_mode_as_an_attribute_of_a_linen_module():
 
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            net = LinenNet(name="net")
+            net: Any = LinenNet(name="net")
             return net(x, train=self.train)
 
     class Wrapped(torch.nn.Module):
