@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from t2t_common.io import cli
 from t2t_common.io.files import check_target, write_text
@@ -20,6 +21,8 @@ class SelftestOptions:
     """Number of seeds for which every unmodified pair must pass."""
     opaque: bool = False
     """Give the JAX models as functions without modules; only forward passes and gradients are checked then."""
+    twins: bool = False
+    """Check pairs whose JAX model is one of Linen, Equinox or Haiku, and mistakes in them, in place of the others."""
     json: Path | None = None
     """File for all outcomes as JSON."""
 
@@ -35,9 +38,18 @@ def selftest(options: SelftestOptions) -> int:
     from t2t_parity import selftest as known
 
     check_target(options.json)
+    if options.opaque and options.twins:
+        raise ValueError("--opaque is about the pairs in NNX, --twins about the others: give one of them")
     console = make_console()
     with console.status("selftest") as status:
-        outcome = known.run(seeds=options.seeds, workers=2, opaque=options.opaque, progress=status.update)
+        chosen: dict[str, Any] = {"mutations": known.TWIN_MISTAKES, "families": tuple(known.TWINS)}
+        outcome = known.run(
+            seeds=options.seeds,
+            workers=2,
+            opaque=options.opaque,
+            progress=status.update,
+            **(chosen if options.twins else {}),
+        )
     console.print(known.table(outcome))
     console.print(known.verdict(outcome))
     if options.json is not None:

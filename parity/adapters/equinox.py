@@ -15,14 +15,23 @@ from flax import nnx
 
 from parity.adapters.layouts import RANKS, attention, join, suffixed, vector
 from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
-from parity.carry.program import Adapter, Program, Pure, Table
+from parity.carry.program import Adapter, Program, Pure, Table, Trained
 from parity.carry.rules import LeafRule
 
 
-def equinox(model: Any, batched: bool = False, *, state: Any = None) -> EquinoxAdapter:
+def equinox(
+    model: Any,
+    batched: bool = False,
+    *,
+    state: Any = None,
+    axis_name: str | None = None,
+    train_kwargs: Mapping[str, Any] | None = None,
+    **call_kwargs: Any,
+) -> EquinoxAdapter:
     """Present an `equinox.Module` to `check`, `torch_to_jax` and all that takes a `flax.nnx.Module`.
 
-    It runs in inference mode (`equinox.nn.inference_mode`).
+    It runs in inference mode, in training mode without (`equinox.nn.inference_mode(model, value=False)`). If its
+    `__call__` takes a `key`, it is given one in training mode, another one for every example, and else None.
 
     Args:
         model: The model. By default it takes one example, and is mapped (`jax.vmap`) over the first axis of every
@@ -30,6 +39,9 @@ def equinox(model: Any, batched: bool = False, *, state: Any = None) -> EquinoxA
         batched: Whether the model takes the whole batch itself.
         state: The `equinox.nn.State` of a model that has one, called as `model(*inputs, state)`; what
             `equinox.nn.make_with_state` returned beside the model.
+        axis_name: The name of the mapped axis. Default: that of the model's `BatchNorm` layers, or "batch".
+        train_kwargs: Keyword arguments in training mode, in place of those of the same name.
+        call_kwargs: Keyword arguments of every call, such as `enable_dropout=False`.
 
     Returns:
         An adapter; its `model` and `state` hold the weights that `torch_to_jax` gave it.
@@ -52,7 +64,27 @@ def equinox(model: Any, batched: bool = False, *, state: Any = None) -> EquinoxA
         raise ValueError(f"state is a {type(state).__name__}, not an equinox.nn.State")
     if state is None and any(_is_index(x) for x in jax.tree.leaves(model, is_leaf=_is_index)):
         raise ValueError("the model has a state: write parity.equinox(model, state=state), of eqx.nn.make_with_state")
-    return EquinoxAdapter(model, batched, state)
+    if train_kwargs is not None and not isinstance(train_kwargs, Mapping):
+        raise ValueError(f"train_kwargs has to be a dict, not a {type(train_kwargs).__name__}")
+    how = _How(batched, axis_name or _axis_name(model), call_kwargs, train_kwargs or {})
+    return EquinoxAdapter(model, state, how)
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """How a model is called: see the arguments of `equinox`."""
+
+    batched: bool
+    axis_name: str
+    call_kwargs: Mapping[str, Any]
+    train_kwargs: Mapping[str, Any]
+
+
+def _axis_name(model: Any) -> str:
+    import equinox as eqx
+
+    named = (layer.axis_name for _, layer in _layers(model) if isinstance(layer, eqx.nn.BatchNorm))
+    return next((name for name in named if isinstance(name, str)), "batch")
 
 
 def _is_index(leaf: Any) -> bool:
@@ -64,15 +96,15 @@ def _is_index(leaf: Any) -> bool:
 class EquinoxAdapter(Adapter):
     """An Equinox `model` and its `state` (None: it has none)."""
 
-    def __init__(self, model: Any, batched: bool, state: Any) -> None:
-        self.model, self.batched, self.state = model, batched, state
+    def __init__(self, model: Any, state: Any, how: _How) -> None:
+        self.model, self.state, self._how = model, state, how
 
     def as_nnx(self) -> Program:
         weights, own = self._weights(), self._state_weights()
         variables = {name: trained(leaf)(leaf) for name, leaf in weights.arrays.items()}
         if own is not None:
             variables |= {name: nnx.BatchStat(leaf) for name, leaf in own.arrays.items()}
-        pure = _Call(weights.without_arrays(), None if own is None else own.without_arrays(), self.batched)
+        pure = _Call(weights.without_arrays(), None if own is None else own.without_arrays(), self._how)
         rules = table(self.model, tuple(variables))
         return Program(variables, pure, rules, f"equinox {type(self.model).__name__}")
 
@@ -111,35 +143,70 @@ def _indices(model: Any) -> list[tuple[KeyPath, Any]]:
 
 
 class _Call(Pure):
-    def __init__(self, weights: Weights, state: Weights | None, batched: bool) -> None:
-        self._weights, self._state, self._batched = weights, state, batched
+    def __init__(self, weights: Weights, state: Weights | None, how: _How) -> None:
+        self._weights, self._state, self._how = weights, state, how
 
     def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         import equinox as eqx
 
         model = eqx.nn.inference_mode(self._weights.put(arrays))
+        given = {**self._how.call_kwargs, **kwargs}
+        parameter = _key_of(model)
+        if "key" not in given and parameter is not None and parameter.default is inspect.Parameter.empty:
+            given["key"] = None
+        return self._called(model, arrays, args, given)[0]
+
+    def train(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Trained:
+        import equinox as eqx
+
+        model = eqx.nn.inference_mode(self._weights.put(arrays), value=False)
+        given = {**self._how.call_kwargs, **kwargs, **self._how.train_kwargs}
+        own = None if "key" in given or _key_of(model) is None else key
+        output, state = self._called(model, arrays, args, given, own, training=True)
+        return output, {} if self._state is None else self._state.held_by(state)
+
+    def _called(
+        self,
+        model: Any,
+        arrays: Mapping[str, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        key: Any = None,
+        *,
+        training: bool = False,
+    ) -> tuple[Any, Any]:
+        """Return the output and, in training mode, the new state (None: it has none); `key` is split by examples."""
+        import equinox as eqx
+
         state = () if self._state is None else (self._state.put(arrays),)
-        fixed = {"key": None} if "key" not in kwargs and _needs_key(model) else {}
         leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
         axes = [0 if isinstance(leaf, jax.Array) and leaf.ndim else None for leaf in leaves]
 
-        def one(moving: list[Any]) -> Any:
+        def one(moving: list[Any], key: Any) -> Any:
             given = iter(moving)
             whole = [leaf if axis is None else next(given) for leaf, axis in zip(leaves, axes, strict=True)]
             own_args, own_kwargs = jax.tree.unflatten(structure, whole)
-            found = model(*own_args, *state, **own_kwargs, **fixed)
-            return found[0] if state else found
+            found = model(*own_args, *state, **own_kwargs, **({} if key is None else {"key": key}))
+            return found if state and training else (found[0] if state else found, None)
 
         mapped = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
-        if self._batched or not mapped:
-            return one(mapped)
-        return eqx.filter_vmap(one, axis_name="batch")(mapped)
+        if self._how.batched or not mapped:
+            return one(mapped, key)
+        keys = None if key is None else jax.random.split(key, len(mapped[0]))
+        try:
+            # The state of a BatchNorm is that of the whole batch.
+            outer = eqx.if_array(0), None
+            return eqx.filter_vmap(one, axis_name=self._how.axis_name, out_axes=outer)(mapped, keys)
+        except NameError as error:  # of JAX: a collective operation over an axis that does not exist
+            line = str(error).partition(". ")[0]
+            raise ValueError(
+                f"{line}: write parity.equinox(model, axis_name=...) with the axis of the model"
+            ) from error
 
 
-def _needs_key(model: Any) -> bool:
-    """Return whether the model takes `key` and has no default for it."""
-    parameter = inspect.signature(type(model).__call__).parameters.get("key")
-    return parameter is not None and parameter.default is inspect.Parameter.empty
+def _key_of(model: Any) -> inspect.Parameter | None:
+    """Return the argument `key` of the model; None if it has none."""
+    return inspect.signature(type(model).__call__).parameters.get("key")
 
 
 def _gates(model: Any) -> dict[str, int]:

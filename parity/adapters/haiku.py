@@ -14,7 +14,7 @@ from flax import nnx
 
 from parity.adapters.layouts import attention, children_of, join, kernel, matrix, vector
 from parity.adapters.weights import KeyPath, Weights, key_name, trained, values
-from parity.carry.program import Adapter, Program, Pure, Table
+from parity.carry.program import Adapter, Program, Pure, Table, Trained
 from parity.carry.rules import LeafRule
 
 RENAMED = {"b": "bias", "offset": "bias", "scale": "weight", "embeddings": "weight"}
@@ -25,16 +25,23 @@ AVERAGES = {"mean_ema": "running_mean", "var_ema": "running_var"}
 
 
 def haiku(
-    transformed: Any, params: Mapping[str, Any], state: Mapping[str, Any] | None = None, **apply_kwargs: Any
+    transformed: Any,
+    params: Mapping[str, Any],
+    state: Mapping[str, Any] | None = None,
+    *,
+    train_kwargs: Mapping[str, Any] | None = None,
+    **apply_kwargs: Any,
 ) -> HaikuAdapter:
     """Present a Haiku model to `check`, `torch_to_jax` and all that takes a `flax.nnx.Module`.
 
-    It runs without random numbers (`rng=None`).
+    In evaluation mode it runs without random numbers (`rng=None`).
 
     Args:
         transformed: What `hk.transform` or `hk.transform_with_state` returned.
         params: What its `init` returned; may be abstract if weights are only carried over.
         state: The state of `hk.transform_with_state`, the second thing that its `init` returned.
+        train_kwargs: Keyword arguments in training mode, in place of those of the same name: `{"is_training": True}`.
+            `{}` if the function is called in the same way. Needed with `level="train"`.
         apply_kwargs: Keyword arguments of every call, such as `is_training=False`.
 
     Returns:
@@ -60,7 +67,9 @@ def haiku(
         raise ValueError("transform_with_state needs its state: write parity.haiku(transformed, params, state)")
     if not with_state and state is not None:
         raise ValueError("hk.transform has no state: write parity.haiku(transformed, params), or transform_with_state")
-    return HaikuAdapter(transformed, params, state, apply_kwargs)
+    if train_kwargs is not None and not isinstance(train_kwargs, Mapping):
+        raise ValueError(f"train_kwargs has to be a dict, not a {type(train_kwargs).__name__}")
+    return HaikuAdapter(transformed, params, state, apply_kwargs, train_kwargs)
 
 
 class HaikuAdapter(Adapter):
@@ -72,15 +81,17 @@ class HaikuAdapter(Adapter):
         params: Mapping[str, Any],
         state: Mapping[str, Any] | None,
         apply_kwargs: Mapping[str, Any],
+        train_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.transformed, self.params, self.state, self.apply_kwargs = transformed, params, state, dict(apply_kwargs)
+        self.train_kwargs = train_kwargs
 
     def as_nnx(self) -> Program:
         params, state = self._weights()
         variables = {name: trained(leaf)(leaf) for name, leaf in params.arrays.items()}
         variables |= {name: nnx.BatchStat(leaf) for name, leaf in state.arrays.items()}
         own = None if self.state is None else state.without_arrays()
-        pure = _Apply(self.transformed, params.without_arrays(), own, self.apply_kwargs)
+        pure = _Apply(self.transformed, params.without_arrays(), own, self.apply_kwargs, self.train_kwargs)
         return Program(variables, pure, table(tuple(variables)), "haiku")
 
     def update(self, program: Program) -> None:
@@ -106,24 +117,50 @@ def _name(path: KeyPath) -> str:
 
 class _Apply(Pure):
     def __init__(
-        self, transformed: Any, params: Weights, state: Weights | None, apply_kwargs: Mapping[str, Any]
+        self,
+        transformed: Any,
+        params: Weights,
+        state: Weights | None,
+        apply_kwargs: Mapping[str, Any],
+        train_kwargs: Mapping[str, Any] | None,
     ) -> None:
-        self._transformed, self._params, self._state, self._kwargs = transformed, params, state, apply_kwargs
+        self._transformed, self._params, self._state = transformed, params, state
+        self._kwargs, self._train_kwargs = apply_kwargs, train_kwargs
+        if train_kwargs is None:
+            self.no_training = _NO_TRAINING
 
     def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self._applied(arrays, None, args, {**self._kwargs, **kwargs})[0]
+
+    def train(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Trained:
+        if self._train_kwargs is None:
+            return super().train(arrays, args, kwargs, key)
+        output, state = self._applied(arrays, key, args, {**self._kwargs, **kwargs, **self._train_kwargs})
+        return output, {} if self._state is None else self._state.held_by(state)
+
+    def _applied(self, arrays: Mapping[str, Any], key: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the output and the new state (None: it has none)."""
         apply = self._transformed.apply
         state = () if self._state is None else (self._state.put(arrays),)
-        rng = (None,) if "rng" in inspect.signature(apply).parameters else ()
+        takes_key = "rng" in inspect.signature(apply).parameters  # not so after hk.without_apply_rng
         try:
-            found = apply(self._params.put(arrays), *state, *rng, *args, **{**self._kwargs, **kwargs})
+            found = apply(self._params.put(arrays), *state, *((key,) if takes_key else ()), *args, **kwargs)
         except ValueError as error:
             if "non-None PRNGKey" not in str(error):
                 raise
+            if key is not None:
+                raise ValueError("training mode draws random numbers: leave out hk.without_apply_rng") from error
             raise ValueError(
                 "the model draws random numbers: pass what switches that off, as parity.haiku(transformed, params, "
                 "is_training=False)"
             ) from error
-        return found[0] if state else found
+        return found if state else (found, None)
+
+
+_NO_TRAINING = (
+    'level="train" needs what a call in training mode is given, as parity.haiku(transformed, params, state, '
+    'is_training=False, train_kwargs={"is_training": True}); train_kwargs={} if nothing differs'
+)
 
 
 # Rules

@@ -7,6 +7,8 @@ of the tensors inside a layer, since the layers of a compact module exist only w
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from flax import linen as nn
 from parity.adapters.layouts import attention, children_of, fused, join, kernel, matrix, suffixed, vector
 from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
 from parity.carry.copies import linen_as_dtype
-from parity.carry.program import Adapter, Program, Pure, Table
+from parity.carry.program import Adapter, Program, Pure, Table, Trained
 from parity.carry.rules import LeafRule
 
 COLLECTIONS = ("params", "batch_stats", "cache", "intermediates", "perturbations", "spectral_stats", "lora")
@@ -34,7 +36,16 @@ RENAMED = {
 """Names of tensors in flax's layers, and in PyTorch's."""
 
 
-def linen(module: nn.Module, variables: Mapping[str, Any], **apply_kwargs: Any) -> LinenAdapter:
+def linen(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    *,
+    train_kwargs: Mapping[str, Any] | None = None,
+    train_module: nn.Module | None = None,
+    mutable: bool | str | Sequence[str] = True,
+    rngs: str | Sequence[str] = ("dropout",),
+    **apply_kwargs: Any,
+) -> LinenAdapter:
     """Present a `flax.linen` model to `check`, `torch_to_jax` and all that takes a `flax.nnx.Module`.
 
     Args:
@@ -43,6 +54,11 @@ def linen(module: nn.Module, variables: Mapping[str, Any], **apply_kwargs: Any) 
             (`jax.eval_shape(module.init, ...)`) if weights are only carried over.
         apply_kwargs: Keyword arguments of every call, such as `deterministic=True` or `train=False`. `method=` chooses
             another method than `__call__`.
+        train_kwargs: Keyword arguments in training mode, in place of those of the same name: `{"train": True}`. `{}` if
+            the module is called in the same way. With `level="train"`, this or `train_module` is needed.
+        train_module: The module in training mode, if the mode is one of its attributes: `Model(deterministic=False)`.
+        mutable: The collections that training mode changes, as in `module.apply`; True: all but `params`.
+        rngs: The names of the random streams in training mode.
 
     Returns:
         An adapter; its `variables` hold the weights that `torch_to_jax` gave it.
@@ -53,7 +69,34 @@ def linen(module: nn.Module, variables: Mapping[str, Any], **apply_kwargs: Any) 
     if not isinstance(module, nn.Module):
         kind = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
         raise ValueError(f"parity.linen takes a flax.linen module and its variables, not {kind} as the module")
-    return LinenAdapter(module, _checked(variables), apply_kwargs)
+    if train_module is not None and type(train_module) is not type(module):
+        raise ValueError(
+            f"train_module is a {type(train_module).__name__}, not a {type(module).__name__} with other attributes"
+        )
+    if train_kwargs is not None and not isinstance(train_kwargs, Mapping):
+        raise ValueError(f"train_kwargs has to be a dict, not a {type(train_kwargs).__name__}")
+    if isinstance(rngs, Mapping) or "rngs" in (train_kwargs or {}):
+        raise ValueError('rngs are the names of the random streams, as rngs=("dropout",): parity makes their keys')
+    variables = _checked(variables)
+    if isinstance(mutable, bool):
+        mutable = [name for name in variables if name != "params"] if mutable else []
+    named, streams = ((x,) if isinstance(x, str) else tuple(x) for x in (mutable, rngs))
+    if missing := [name for name in named if name not in variables]:
+        raise ValueError(f"mutable names {missing[0]}, and the variables hold {', '.join(map(str, variables))}")
+    if train_kwargs is None and train_module is None:
+        return LinenAdapter(module, variables, apply_kwargs)
+    training = Training(train_module or module, dict(train_kwargs or {}), named, streams)
+    return LinenAdapter(module, variables, apply_kwargs, training)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a module is run in training mode: see the arguments of `linen`."""
+
+    module: nn.Module
+    kwargs: Mapping[str, Any]
+    mutable: Sequence[str]
+    rngs: Sequence[str]
 
 
 def _checked(variables: Any) -> Mapping[str, Any]:
@@ -73,8 +116,15 @@ def _checked(variables: Any) -> Mapping[str, Any]:
 class LinenAdapter(Adapter):
     """A `flax.linen` module and its `variables`."""
 
-    def __init__(self, module: nn.Module, variables: Mapping[str, Any], apply_kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        variables: Mapping[str, Any],
+        apply_kwargs: Mapping[str, Any],
+        training: Training | None = None,
+    ) -> None:
         self.module, self.variables, self.apply_kwargs = module, variables, dict(apply_kwargs)
+        self.training = training
 
     def as_nnx(self) -> Program:
         weights = self._weights()
@@ -84,7 +134,7 @@ class LinenAdapter(Adapter):
             name: (trained(leaf) if kind == "params" else _kind(kind))(leaf)
             for (name, leaf), kind in zip(arrays.items(), kinds, strict=True)
         }
-        pure = _Apply(self.module, weights.without_arrays(), self.apply_kwargs)
+        pure = _Apply(self.module, weights.without_arrays(), self.apply_kwargs, self.training)
         return Program(variables, pure, table(tuple(arrays)), f"linen {type(self.module).__name__}")
 
     def update(self, program: Program) -> None:
@@ -116,28 +166,64 @@ def _kind(collection: str) -> type[nnx.Variable[Any]]:
 
 
 class _Apply(Pure):
-    """`module.apply` without random numbers and without new values of the variables."""
+    """`module.apply`: in evaluation mode without random numbers and without new values of the variables."""
 
-    def __init__(self, module: nn.Module, weights: Weights, apply_kwargs: Mapping[str, Any]) -> None:
-        self._module, self._weights, self._kwargs = module, weights, apply_kwargs
+    def __init__(
+        self, module: nn.Module, weights: Weights, apply_kwargs: Mapping[str, Any], training: Training | None
+    ) -> None:
+        self._module, self._weights, self._kwargs, self._training = module, weights, apply_kwargs, training
+        if training is None:
+            self.no_training = _NO_TRAINING
 
     def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        try:
-            return self._module.apply(self._weights.put(arrays), *args, **{**self._kwargs, **kwargs})
-        except errors.InvalidRngError as error:
-            raise ValueError(f"{_line(error)} {_SWITCH.format('draws random numbers')}") from error
-        except errors.ModifyScopeVariableError as error:
-            raise ValueError(f"{_line(error)} {_SWITCH.format('changes its variables')}") from error
-        except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
-            raise ValueError(f"{_line(error)} Pass all the variables that module.init returned.") from error
-        except errors.ScopeParamNotFoundError as error:
-            raise ValueError(f"{_line(error)} The variables are those of another module.") from error
+        variables = self._weights.put(arrays)
+        with _explained(_SWITCH.format("draws random numbers"), _SWITCH.format("changes its variables")):
+            return self._module.apply(variables, *args, **{**self._kwargs, **kwargs})
+
+    def train(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Trained:
+        how = self._training
+        if how is None:
+            return super().train(arrays, args, kwargs, key)
+        rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(how.rngs)}
+        options = {**self._kwargs, **kwargs, **how.kwargs}
+        with _explained(_STREAMS, _MUTABLE):
+            output, changed = how.module.apply(
+                self._weights.put(arrays), *args, mutable=list(how.mutable), rngs=rngs, **options
+            )
+        return output, self._weights.held_by(changed)
 
     def in_dtype(self, dtype: Any) -> Pure:
-        return _Apply(linen_as_dtype(self._module, dtype), self._weights, self._kwargs)
+        training = self._training
+        if training is not None:
+            training = dataclasses.replace(training, module=linen_as_dtype(training.module, dtype))
+        return _Apply(linen_as_dtype(self._module, dtype), self._weights, self._kwargs, training)
 
+
+_NO_TRAINING = (
+    'level="train" needs what a call in training mode is given, as parity.linen(module, variables, train=False, '
+    'train_kwargs={"train": True}); train_kwargs={} if nothing differs'
+)
 
 _SWITCH = "The module {}: pass what switches that off, as parity.linen(module, variables, deterministic=True)."
+
+_STREAMS = "Name all the random streams of training mode, as parity.linen(..., rngs=('dropout', 'drop_path'))."
+
+_MUTABLE = "Name all the collections that training mode changes, as parity.linen(..., mutable=['batch_stats'])."
+
+
+@contextlib.contextmanager
+def _explained(draws: str, changes: str) -> Iterator[None]:
+    """Context manager that raises a ValueError for flax's errors on variables and random streams, with a remedy."""
+    try:
+        yield
+    except errors.InvalidRngError as error:
+        raise ValueError(f"{_line(error)} {draws}") from error
+    except errors.ModifyScopeVariableError as error:
+        raise ValueError(f"{_line(error)} {changes}") from error
+    except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
+        raise ValueError(f"{_line(error)} Pass all the variables that module.init returned.") from error
+    except errors.ScopeParamNotFoundError as error:
+        raise ValueError(f"{_line(error)} The variables are those of another module.") from error
 
 
 def _line(error: Exception) -> str:

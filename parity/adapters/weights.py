@@ -21,12 +21,14 @@ KeyPath = Sequence[Any]
 class Weights:
     """A pytree whose arrays have names (None: a leaf that stays as it is, such as a number or a generator's key).
 
-    `parts` are arrays that are taken as several: n equal ones along the first axis, called `name.0` and so on.
+    `places` are the paths of the leaves. `parts` are arrays that are taken as several: n equal ones along the first
+    axis, called `name.0` and so on.
     """
 
     names: tuple[str | None, ...]
     leaves: tuple[Any, ...]
     structure: Any
+    places: tuple[str, ...] = ()
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -41,7 +43,8 @@ class Weights:
         twice = next((x for x in named if named.count(x) > 1), None) if len(set(named)) < len(named) else None
         if twice is not None:
             raise ValueError(f"two tensors of JAX are called {twice}: rename one, without dots in its name")
-        return cls(names, tuple(leaf for _, leaf in found), structure)
+        places = tuple(jax.tree_util.keystr(path) for path, _ in found)
+        return cls(names, tuple(leaf for _, leaf in found), structure, places)
 
     @property
     def arrays(self) -> dict[str, Any]:
@@ -58,11 +61,20 @@ class Weights:
 
         def array(name: str) -> Any:
             if name not in self.parts:
-                return arrays[name]
+                # A weakly typed number (a counter) has the default type of this precision, as where it was made.
+                return arrays[name] + 0 if getattr(arrays[name], "weak_type", False) else arrays[name]
             return jnp.concatenate([arrays[f"{name}.{i}"] for i in range(self.parts[name])])
 
         pairs = zip(self.names, self.leaves, strict=True)
         return jax.tree.unflatten(self.structure, [leaf if name is None else array(name) for name, leaf in pairs])
+
+    def held_by(self, tree: Any) -> dict[str, Any]:
+        """Return the arrays of another tree that lie where this one has arrays, by name; others are left out."""
+        names = dict(zip(self.places, self.names, strict=True))
+        found = {
+            names.get(jax.tree_util.keystr(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        return {name: leaf for name, leaf in found.items() if name is not None}
 
     def without_arrays(self) -> Weights:
         """Return the same, without holding the arrays: they are given to `put`."""

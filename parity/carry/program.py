@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from parity.carry.rules import LeafRule
 
 
+Trained = tuple[Any, Mapping[str, Any]]
+"""A model's output in training mode, and the arrays that it changed, by name."""
+
+
 class Pure(abc.ABC):
     """A model's pure function of its named arrays."""
 
@@ -28,6 +32,21 @@ class Pure(abc.ABC):
         Raises:
             ValueError: The model cannot be run in this way; the message says what to change.
         """
+
+    def train(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Trained:
+        """Return the model's output in training mode, and the named arrays that training mode changes.
+
+        Args:
+            arrays, args, kwargs: As in evaluation mode.
+            key: A key of `jax.random`, another one for every call.
+
+        Raises:
+            ValueError: The model cannot be run in this way; the message says what to change.
+        """
+        raise ValueError(self.no_training or "this model has no training mode")
+
+    no_training: str | None = None
+    """What to write so that the model can be run in training mode; None: it can."""
 
     def in_dtype(self, dtype: Any) -> Pure:
         """Return the function that computes in `dtype`, where the library holds a dtype beside the weights."""
@@ -72,7 +91,9 @@ class Table:
 class Program(nnx.Module):
     """A pure function of named arrays as one NNX module without inner modules.
 
-    Its variables are attributes under their whole dotted names (`encoder.layer_0.Dense_0.kernel`).
+    Its variables are attributes under their whole dotted names (`encoder.layer_0.Dense_0.kernel`). In training mode
+    (`train`, as for any NNX module) it has a generator of random keys, and writes the variables that the function
+    changes.
     """
 
     def __init__(self, variables: Mapping[str, nnx.Variable], pure: Pure, table: Table, title: str) -> None:
@@ -85,9 +106,39 @@ class Program(nnx.Module):
                 raise ValueError(f"a tensor at the root of {title} is called {name}, which is reserved: rename it")
             setattr(self, name, variable)
         self._pure, self._table, self._title, self._names = pure, _Static(table), title, tuple(variables)
+        self._training = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._pure({name: getattr(self, name)[...] for name in self._names}, args, kwargs)
+        arrays = {name: getattr(self, name)[...] for name in self._names}
+        if not self._training:
+            return self._pure(arrays, args, kwargs)
+        output, changed = self._pure.train(arrays, args, kwargs, self._keys())
+        for name, array in changed.items():
+            if array is not arrays[name]:
+                self._write(name, array)
+        return output
+
+    def _write(self, name: str, array: Any) -> None:
+        variable = getattr(self, name)
+        if jax.numpy.shape(array) != variable.shape:
+            raise ValueError(
+                f"training mode of {self._title} gives {name} the shape {list(jax.numpy.shape(array))}, not "
+                f"{list(variable.shape)}"
+            )
+        variable.set_value(jax.numpy.asarray(array, variable.dtype))
+
+    def train(self, **attributes: Any) -> None:
+        """Switch to training mode."""
+        self._training, self._keys = True, nnx.Rngs(0)
+
+    def eval(self, **attributes: Any) -> None:
+        """Switch to evaluation mode."""
+        self._training = False
+
+    def require_training_mode(self) -> None:
+        """Raise ValueError if the model cannot be run in training mode; the message says what to write."""
+        if self._pure.no_training:
+            raise ValueError(self._pure.no_training)
 
     @property
     def title(self) -> str:
@@ -109,12 +160,16 @@ class Program(nnx.Module):
         if empty:
             raise ValueError(f"{empty[0]} of JAX holds no numbers: initialise the model outside of jax.eval_shape")
 
+    def run_as(self, other: Program) -> None:
+        """Compute another program's function of these variables; both have the same names."""
+        self._pure = other._pure
+
     def compute_in(self, dtype: Any) -> None:
         """Let the function compute in `dtype`, whatever the library holds beside the weights."""
         self._pure = self._pure.in_dtype(dtype)
 
 
-_OWN = ("_pure", "_table", "_title", "_names", "_parity_path", "dtype", "param_dtype")
+_OWN = ("_pure", "_table", "_title", "_names", "_training", "_keys", "_parity_path", "dtype", "param_dtype")
 
 
 class _Static:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import torch
 from flax import nnx
 
@@ -27,6 +28,7 @@ from parity.proof.stages import MEMORY, Proof, fails
 from parity.recording.own_calls import Call, jax_called, torch_called
 from parity.report.report import Report
 from parity.runs.losses import Loss
+from parity.training_mode.train_mode import require_training
 
 LEVELS = ("forward", "gradients", "train")
 REFERENCES = ("torch", "jax")
@@ -99,16 +101,19 @@ def check(
     if isinstance(jax_model, Program):
         jax_model.require_numbers()
         if level == "train":
-            raise ValueError('level="train" needs a flax.nnx.Module: an adapter runs its model in evaluation mode')
+            jax_model.require_training_mode()
     torch_model, jax_model = torch_called(torch_model, torch_call), jax_called(jax_model, jax_call)
     proof = Proof.of(torch_model, jax_model, inputs, rules or Rules(), gates or Gates(), memory, reference)
+    if level == "train" and isinstance(jax_model, Program):
+        require_training(jax_model, proof.arrays, proof.axes, proof.apply)
     rows = weight_rows(proof.ledger, proof.torch_model, jax_model, same_trainable=same_trainable)
     rows += proof.missing
     proof.notes.extend([*proof.ledger.notes, *weight_notes(proof.ledger, proof.torch_model, jax_model)])
     rows += pairing_rows(proof.pairing)
     try:
         forward = proof.forward(tell=tell)
-    except TypeError as error:  # for example of a model that mixes 32-bit and 64-bit numbers, in float64 only
+    # For example of a model that mixes 32-bit and 64-bit numbers, in float64 only, or whose callback to Python fails.
+    except (TypeError, jax.errors.JaxRuntimeError) as error:
         raise ValueError(f"the models cannot be run in both float64 and float32: {first_line(error)}") from error
     if fails(forward, mode="forced") and (other := proof.in_other_order()) is not None:
         tell("calls of one module in another order")

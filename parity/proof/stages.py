@@ -338,7 +338,14 @@ class Proof:
         release()
         shared = self.arrays, self.axes, self.ledger, self.rules, self.gates
         rows, causes = training_rows(
-            self.torch_model, self.jax_model, *shared, loss, self.apply, self.pairing.design, self.reference
+            self.torch_model,
+            self.jax_model,
+            *shared,
+            loss,
+            self.apply,
+            self.pairing.design,
+            self.reference,
+            whole=self.by_values,
         )
         return self._judged(rows), causes
 

@@ -269,14 +269,14 @@ def spread(theirs: Sequence[Site], ours: Sequence[Site]) -> list[Site]:
     found: list[tuple[tuple[int, int], Site]] = []
     for place, site in enumerate(theirs):
         n = len(site.keys)
-        alike = [a for a in ours if a.law.kind == site.law.kind and _mirrors(a.law, site.law)]
-        # Number of draws: the smallest for which PyTorch has enough draws of the resulting size.
-        parts = next(
-            (k for k in range(1, n + 1) if n % k == 0 and sum(a.size == site.size * n // k for a in alike) >= k), n
-        )
         if not n:
             found.append(((place, 0), site))
             continue
+        # Number of draws: the smallest for which PyTorch has enough draws of the resulting size, else of another rate.
+        kind = [a for a in ours if a.law.kind == site.law.kind]
+        sizes = ([a.size for a in draws] for draws in ([a for a in kind if _mirrors(a.law, site.law)], kind))
+        divisors = [k for k in range(1, n + 1) if n % k == 0]
+        parts = next((k for of in sizes for k in divisors if of.count(site.size * n // k) >= k), 1)
         each = n // parts
         shape = (each, *site.shape) if each > 1 else site.shape
         # Draws of one loop iteration stay together: the lines of a loop have the same number of keys.

@@ -46,6 +46,7 @@ from parity.runs.compiled_blocks import (
 from parity.runs.instrumented import altered_in_blocks
 from parity.runs.losses import Loss
 from parity.runs.memory import release, trim
+from parity.runs.numpy_constants import convert_by_precision
 from parity.runs.torch_side import Arrays, Gradients, to_arrays
 
 Run = Callable[[bool], Arrays]
@@ -323,6 +324,7 @@ class JaxSide:
 
     def switches(self) -> Any:
         """Enable 64-bit types only for float64, so that a float32 run cannot use them; matmuls in full precision."""
+        convert_by_precision()
         stack = contextlib.ExitStack()
         stack.enter_context(jax.enable_x64(self.precision == "float64"))
         stack.enter_context(jax.default_matmul_precision("highest"))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import traceback
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,13 +71,38 @@ def traced_rows(
         differ: Whether the models' outputs differ: only then are the differences located.
     """
     try:
-        trace, program = trace_torch(ours, arrays), traced(theirs, arrays)
-        with theirs.switches():
-            found = locate(ours, arrays, trace, program, every=differ)
-            rows, absent = _equal_modules(ours, arrays, trace, program, found, gates)
+        return _traced_rows(ours, theirs, arrays, gates, differ=differ)
     except Exception as error:  # third-party code, and operations of every kind, may raise anything when followed
+        place = _own_place(error)
         note = f"no module was compared, since the models cannot be followed step by step ({first_line(error)})"
+        if place is not None and not isinstance(error, NotImplementedError):
+            note = (
+                f"no module was compared, because of a defect of parity, not of the models: {type(error).__name__} at "
+                f"{place} ({first_line(error)}); please report it. Outputs and gradients are compared as usual"
+            )
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
         return Traced((), (), (), (), (note,))
+
+
+def _own_place(error: Exception) -> str | None:
+    """Return the file and line of this package that raised the error; None if JAX, PyTorch or the models raised it."""
+    frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(_NUMPY)]
+    if not frames or not frames[-1].filename.startswith(_OWN):
+        return None
+    return f"{frames[-1].filename.removeprefix(_OWN)}:{frames[-1].lineno}"
+
+
+_OWN, _NUMPY = (f"{Path(file).parent}{os.sep}" for file in (Path(__file__).parent, str(np.__file__)))
+"""The folders of `parity`, and of NumPy, whose errors are those of its caller."""
+
+
+def _traced_rows(
+    ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray], gates: Gates, *, differ: bool
+) -> Traced:
+    trace, program = trace_torch(ours, arrays), traced(theirs, arrays)
+    with theirs.switches():
+        found = locate(ours, arrays, trace, program, every=differ)
+        rows, absent = _equal_modules(ours, arrays, trace, program, found, gates)
     notes: list[str] = []
     causes: tuple[Cause, ...] = ()
     if differ:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +21,16 @@ from parity.recording.capture import Key
 from parity.recording.transformations import call_hooks
 from parity.runs.jax_side import JaxSide
 
-LIBRARIES = (
-    *(f"{os.path.dirname(module.__file__ or '')}{os.sep}" for module in (jax, flax)),
-    contextlib.__file__,
-)
+
+def _folders() -> Iterator[str]:
+    """Yield the folders of JAX and of the libraries of layers, as far as they are installed."""
+    for name in ("jax", "flax", "equinox", "haiku"):
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            yield f"{os.path.dirname(found.origin)}{os.sep}"
+
+
+LIBRARIES = (*_folders(), contextlib.__file__)
 """Paths of library sources, which contain no model, in addition to this package's own folder."""
 
 UNKNOWN = ("random_bits", "random_gamma", "rng_uniform", "rng_bit_generator", "threefry2x32")
@@ -66,12 +73,19 @@ class Recorder:
         data = jnp.zeros((), jnp.uint32) if key is None else jax.random.key_data(key)
         p = jnp.nan if keep is None else keep
 
-        def saw(data: Any, p: Any) -> None:
-            p = np.asarray(p, np.float64)
-            one = float(p.flat[0]) if p.size and (p == p.flat[0]).all() else None
-            self.seen.setdefault(place, []).append((None if key is None else np.asarray(data).tobytes(), one))
+        def saw(data: Any, p: Any) -> np.ndarray:
+            """Note the keys, and probabilities, of one draw, or of all draws under `vmap` in their order."""
+            data, p = np.asarray(data), np.asarray(p, np.float64)
+            mapped = data.shape[: data.ndim - rank]
+            rows = (x.reshape(math.prod(mapped), *x.shape[len(mapped) :]) for x in (data, p))
+            for row, q in zip(*rows, strict=True):
+                one = float(q.flat[0]) if q.size and (q == q.flat[0]).all() else None
+                self.seen.setdefault(place, []).append((None if key is None else row.tobytes(), one))
+            return np.zeros(mapped, np.int32)
 
-        jax.debug.callback(saw, data, p)
+        rank, result = jnp.ndim(data), jax.ShapeDtypeStruct((), np.int32)
+        done = jax.pure_callback(saw, result, data, p, vmap_method="broadcast_all")
+        jax.debug.callback(lambda done: None, done)  # so that it runs although nothing uses its result
         return nothing(law, keep, shape)
 
 
@@ -106,7 +120,13 @@ def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], 
 
 
 def _completed(site: Site, place: int, first: Any, second: Any) -> Site:
-    """Return the site with the keys and the probability observed in the two runs."""
+    """Return the site with the keys and the probability observed in the two runs.
+
+    A draw that was traced and did not run (Linen traces the initializers of its parameters for their shapes) has no
+    values: the model draws them itself.
+    """
+    if place not in first and place not in second:
+        return dataclasses.replace(site, shape=(0,), constant=True)
     times, again = (seen.get(place, [(None, None)]) for seen in (first, second))
     key, p = times[0]
     keys = tuple(key.hex() for key, _ in times if key is not None)

@@ -21,6 +21,7 @@ from flax import nnx
 from parity.carry.convert import Entry, Ledger, jax_variables, to_numpy
 from parity.carry.copies import torch_copy as copied
 from parity.carry.dtypes import torch_in_precision
+from parity.carry.program import Program
 from parity.carry.rules import Rules
 from parity.causes.training.steps import statistics_cause
 from parity.judgement.input_noise import output_errors, perturbed_gradients, shifted_gradients
@@ -59,15 +60,20 @@ def training_rows(
     apply: Apply = positional,
     design: Design | None = None,
     reference: Reference = "torch",
+    *,
+    whole: bool = False,
 ) -> tuple[list[Row], tuple[Cause, ...]]:
     """Compare the distributions of random draws, and with shared draws loss, gradients and updated buffers.
+
+    Args:
+        whole: Whether only the calls of the models themselves are paired, since their modules do not correspond.
 
     Returns:
         The rows, and the causes of failures as far as they can be determined.
     """
     run = _Training(torch_model, jax_model, arrays, axes, ledger, gates, apply, design, reference)
     try:
-        pairing = run.paired(rules)
+        pairing = run.paired(rules, whole=whole)
         matching, rows = run.draws(rules)
     except Exception as error:  # a failure, since in evaluation mode both models ran and were paired
         return [_structure_row("", str(error) if isinstance(error, ValueError) else first_line(error))], ()
@@ -95,6 +101,19 @@ def training_rows(
     return rows, (*causes, *statistics)
 
 
+def require_training(jax_model: Program, arrays: Sequence[np.ndarray], axes: Sequence[Axes], apply: Apply) -> None:
+    """Trace an adapter's model in training mode, which is run as the user says.
+
+    Raises:
+        ValueError: It cannot be run in this way; the message says what to change.
+    """
+    try:
+        with quiet_jax():
+            JaxSide.of(jax_model, "float32", axes, training=True, apply=apply).shapes(arrays)
+    except Exception as error:  # any exception of third-party code
+        raise ValueError(f"JAX's model cannot be run in training mode: {first_line(error)}") from error
+
+
 def _structure_row(name: str, why: str) -> Row:
     return Row(name, "structure", "train", "-", math.inf, 0.0, note=f"in training mode {why}")
 
@@ -119,7 +138,7 @@ class _Training:
     def jax_side(self, precision: str) -> JaxSide:
         return JaxSide.of(self.jax_model, precision, self.axes, training=True, apply=self.apply, design=self.design)
 
-    def paired(self, rules: Rules) -> Pairing:
+    def paired(self, rules: Rules, *, whole: bool) -> Pairing:
         """Pair the calls of both models in training mode, with random draws disabled.
 
         Raises:
@@ -127,7 +146,7 @@ class _Training:
         """
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         with quiet_torch(ours.model), quiet_jax():
-            return pair_calls(ours, theirs, self.arrays, rules, self.torch_model)
+            return pair_calls(ours, theirs, self.arrays, rules, self.torch_model, whole=whole)
 
     def draws(self, rules: Rules) -> tuple[Matching, list[Row]]:
         """Pair the random draws of both models and compare their distributions."""

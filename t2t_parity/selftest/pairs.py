@@ -19,7 +19,8 @@ from parity.carry.rules import Rules
 from parity.causes.switches.resize import weights
 from t2t_parity.pair import make_pair
 from t2t_parity.selftest.foreign import FOREIGN
-from t2t_parity.selftest.foreign.architecture import Inputs
+from t2t_parity.selftest.foreign.architecture import Architecture, Inputs
+from t2t_parity.selftest.twins import TWINS
 
 Pair = tuple[torch.nn.Module, nnx.Module, Inputs]
 """Both models with the same weights, and inputs of the PyTorch model."""
@@ -240,23 +241,25 @@ _GENERIC: dict[str, tuple[type[torch.nn.Module], Callable[..., nnx.Module], tupl
 
 PAIRS = (*FAMILIES, *_GENERIC, *FOREIGN)
 
+_WRITTEN: dict[str, Architecture] = {**FOREIGN, **TWINS}
+
 _TRAINED = {"convnet", "dropout", "random"}
 
 
 def rules_of(name: str) -> Rules:
     """Return the rules that the pair needs in addition to the built-in ones."""
-    return FOREIGN[name].rules if name in FOREIGN else Rules()
+    return _WRITTEN[name].rules if name in _WRITTEN else Rules()
 
 
 def trains(name: str) -> bool:
     """Return whether the pair differs in training mode and can be compared there."""
-    return FOREIGN[name].trains if name in FOREIGN else name in _TRAINED
+    return _WRITTEN[name].trains if name in _WRITTEN else name in _TRAINED
 
 
 def make(name: str, seed: int = 0) -> Pair:
     """Create the pair `name` with weights and inputs drawn from `seed`."""
-    if name in FOREIGN:
-        return FOREIGN[name].make(seed)
+    if name in _WRITTEN:
+        return _WRITTEN[name].make(seed)
     draw = np.random.RandomState(seed)
     if name in FAMILIES:
         model, sizes = FAMILIES[name]

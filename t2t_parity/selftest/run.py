@@ -26,6 +26,7 @@ from t2t_parity.selftest.modes import TRAIN
 from t2t_parity.selftest.mutation import Mutation
 from t2t_parity.selftest.optimisers import CORRECT, OPTIMISERS, SCHEDULES, Trial
 from t2t_parity.selftest.pairs import PAIRS, fresh, make, rules_of, trains
+from t2t_parity.selftest.twins import TWIN_MISTAKES
 from t2t_parity.selftest.weights import CONVERSION, DATA
 
 MUTATIONS: tuple[Mutation | Trial, ...] = (
@@ -150,8 +151,8 @@ def run(
 ) -> Selftest:
     """Check every mutation, and `seeds` unmutated draws of each pair in `families`.
 
-    `workers` is the number of processes; with more than one, `mutations` must be a subset of MUTATIONS. With `opaque`,
-    the JAX models are given as functions, and only the mutations of the groups in OPAQUE are run.
+    `workers` is the number of processes; with more than one, `mutations` must be among MUTATIONS and TWIN_MISTAKES.
+    With `opaque`, the JAX models are given as functions, and only the mutations of the groups in OPAQUE are run.
     """
     start, tell = time.perf_counter(), progress or (lambda line: None)
     mutations = [mutation for mutation in mutations if not opaque or mutation.group in OPAQUE]
@@ -212,7 +213,7 @@ def _start_worker(programs: str) -> None:
 
 
 def _perform(task: Task, known: Mapping[str, Mutation | Trial] | None = None) -> Result:
-    known = known or {mutation.name: mutation for mutation in MUTATIONS}
+    known = known or {mutation.name: mutation for mutation in (*MUTATIONS, *TWIN_MISTAKES)}
     mutations = [known[name] for name in task.mutations]
     outcomes = [
         try_trial(m) if isinstance(m, Trial) else try_mutation(m, task.gates, opaque=task.opaque) for m in mutations

@@ -263,12 +263,6 @@ def test_other_outputs_are_a_finding(f: Any, message: str):
     assert re.search(message, row.note)
 
 
-def test_training_mode_is_refused():
-    adapter = parity.function(linear, {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32)})
-    with pytest.raises(ValueError, match=r'level="train" needs a flax\.nnx\.Module'):
-        parity.check(torch.nn.Linear(4, 3), adapter, images(2, 4), level="train")
-
-
 def test_bfloat16_is_measured():
     torch_model = torch.nn.Linear(4, 3)
     adapter = parity.function(linear, {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32)})

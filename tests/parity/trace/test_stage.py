@@ -375,3 +375,16 @@ def test_models_that_cannot_be_followed_are_a_note(monkeypatch: pytest.MonkeyPat
     assert found.notes == (
         "no module was compared, since the models cannot be followed step by step (no tracing here)",
     )
+
+
+def test_a_defect_of_the_engine_is_told_from_models_that_cannot_be_followed(monkeypatch: pytest.MonkeyPatch):
+    """It raises in this package; the verdict by outputs and gradients stands."""
+    model = Transformer()
+    parity.randomize(model)
+    jax_model = parity.function(transformer({}), zeros())
+    parity.torch_to_jax(model, jax_model)
+    monkeypatch.setattr("parity.trace.match.Fingerprint", None)
+    with pytest.warns(RuntimeWarning, match=r"a defect of parity, not of the models: \w+ at trace/match\.py:\d+"):
+        report = parity.check(model, jax_model, tokens(), level="forward")
+    assert report.passed
+    assert any("defect of parity" in note for note in report.notes)
