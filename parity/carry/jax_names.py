@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -11,11 +11,14 @@ from flax.nnx import graphlib
 from parity.carry.rules import LeafRule, Rules
 
 
-def all_names(model: nnx.Module, variables: Mapping[str, nnx.Variable]) -> dict[str, str]:
-    """Map every name of every variable, including aliases of shared modules, to its name in `jax_variables`."""
+def all_names(nodes: Iterable[tuple[str, Any]], variables: Mapping[str, nnx.Variable]) -> dict[str, str]:
+    """Map every name of every variable, including aliases of shared modules, to its name in `jax_variables`.
+
+    `nodes` are those of `every_path`.
+    """
     known = {id(variable): name for name, variable in variables.items()}
     found = {name: name for name in variables}
-    for path, node in every_path(model):
+    for path, node in nodes:
         if id(node) in known:
             found.setdefault(path, known[id(node)])
     return found
@@ -35,13 +38,14 @@ def every_path(model: nnx.Module) -> Iterator[tuple[str, Any]]:
             stack.append(((*path, str(key)), child, around | {id(node)}))
 
 
-def expected(model: nnx.Module, names: Mapping[str, str], rules: Rules) -> dict[str, dict[str, list[LeafRule]]]:
+def expected(
+    modules: Mapping[str, nnx.Module], names: Mapping[str, str], rules: Rules
+) -> dict[str, dict[str, list[LeafRule]]]:
     """Map PyTorch names (in JAX's module paths) to the flax tensors that they fill, each with its rules.
 
     A rule may belong to the layer that owns the tensor or to an enclosing one (attention, for its projections); the
     outermost takes precedence. Several rules of a layer for one tensor are alternatives.
     """
-    modules = {path: node for path, node in every_path(model) if isinstance(node, nnx.Module)}
     known = {path: _by_name(rules.leaf_rules(module)) for path, module in modules.items()}
     found: dict[str, dict[str, list[LeafRule]]] = {}
     for name, first in names.items():

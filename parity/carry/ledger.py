@@ -13,7 +13,7 @@ from flax import nnx
 
 from parity.carry.arrays import dtype_name
 from parity.carry.entries import Entry, Ledger
-from parity.carry.jax_names import all_names, expected, join
+from parity.carry.jax_names import all_names, every_path, expected, join
 from parity.carry.orientation import Choice, Matrix, choose, is_linear, oriented
 from parity.carry.program import Adapter, Program
 from parity.carry.rules import TORCH_ONLY, Box, LeafRule, Rules, box_shape, matches, overlap
@@ -56,27 +56,57 @@ def build_ledger(
         UnpairedTensorsError: (a ValueError) Some tensors have no partner, claim the same partner, or have shapes that
             do not fit; all of them are listed at once.
     """
+    return ledger_of(source, JaxTensors.of(jax_model.as_nnx() if isinstance(jax_model, Adapter) else jax_model), rules)
+
+
+def ledger_of(source: torch.nn.Module | StateDict, jax_tensors: JaxTensors, rules: Rules | None = None) -> Ledger:
+    """As `build_ledger`, for many rules of one pair of models."""
     model = unwrapped(source) if isinstance(source, torch.nn.Module) else None
-    jax_model = jax_model.as_nnx() if isinstance(jax_model, Adapter) else jax_model
-    return _Pairer(state_of(source), model, jax_model, rules or Rules()).ledger()
+    return _Pairer(state_of(source), model, jax_tensors, rules or Rules()).ledger()
+
+
+@dataclasses.dataclass(frozen=True)
+class JaxTensors:
+    """What the pairing reads from a JAX model.
+
+    Attributes:
+        variables: As `jax_variables`.
+        names: Maps every name of every variable to its name in `variables`.
+        modules: Every module by each of its paths.
+        layers: The type of every module by its first path.
+        alone: Patterns of the tensors that need no partner.
+    """
+
+    variables: Mapping[str, nnx.Variable]
+    names: Mapping[str, str]
+    modules: Mapping[str, nnx.Module]
+    layers: Mapping[str, str]
+    alone: Sequence[str]
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> JaxTensors:
+        variables = jax_variables(model)
+        nodes = list(every_path(model))
+        return cls(
+            variables,
+            all_names(nodes, variables),
+            {path: node for path, node in nodes if isinstance(node, nnx.Module)},
+            {".".join(map(str, path)): type(module).__name__ for path, module in nnx.iter_modules(model)},
+            tuple(map(glob.escape, model.table.alone)) if isinstance(model, Program) else (),
+        )
 
 
 class _Pairer:
     """State of the pairing in progress: the entries and the problems so far."""
 
     def __init__(
-        self, state: StateDict, torch_model: torch.nn.Module | None, jax_model: nnx.Module, rules: Rules
+        self, state: StateDict, torch_model: torch.nn.Module | None, jax_tensors: JaxTensors, rules: Rules
     ) -> None:
         self.state, self.rules = state, rules
-        self.variables = jax_variables(jax_model)
-        self.names = all_names(jax_model, self.variables)
-        self.layers = {path: type(module).__name__ for path, module in _modules(jax_model)}
-        self.prefix = prefix_of(state, self.names)
-        self.wanted = expected(jax_model, self.names, rules)
-        self.free = (
-            *rules.jax_only,
-            *map(glob.escape, jax_model.table.alone if isinstance(jax_model, Program) else ()),
-        )
+        self.variables, self.layers = jax_tensors.variables, jax_tensors.layers
+        self.prefix = prefix_of(state, jax_tensors.names)
+        self.wanted = expected(jax_tensors.modules, jax_tensors.names, rules)
+        self.free = (*rules.jax_only, *jax_tensors.alone)
         self.told = {name: given for name in state if (given := self._told(name))}
         modules = {} if torch_model is None else dict(torch_model.named_modules(remove_duplicate=False))
         self.partners, decided, notes = self._chosen(modules)
@@ -332,7 +362,3 @@ def _incomplete(taken: Mapping[str, list[tuple[Box, str]]], variables: Mapping[s
         elif (filled := _filled(shape, boxes)) != math.prod(shape):
             found.append(f"{name} of JAX has {math.prod(shape)} elements, PyTorch fills {filled}")
     return found
-
-
-def _modules(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
-    return [(".".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]
