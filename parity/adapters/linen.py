@@ -7,6 +7,7 @@ of the tensors inside a layer, since the layers of a compact module exist only w
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,11 @@ import jax
 from flax import errors, nnx
 from flax import linen as nn
 
-from parity.adapters.layouts import attention, children_of, fused, join, kernel, matrix, suffixed, vector
+from parity.adapters.layouts import attention, children_of, join, kernel, matrix, vector
 from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
 from parity.carry.copies import linen_as_dtype
 from parity.carry.program import Adapter, Program, Pure, Table
-from parity.carry.rules import LeafRule
+from parity.carry.rules import LeafRule, gate_rules
 
 COLLECTIONS = ("params", "batch_stats", "cache", "intermediates", "perturbations", "spectral_stats", "lora")
 """Collections of flax's own layers."""
@@ -151,7 +152,8 @@ def _line(error: Exception) -> str:
 def table(names: Sequence[str]) -> Table:
     """Return the rules for these names."""
     rules = [rule for path, children in children_of(names).items() for rule in _layer(path, children)]
-    return Table([*rules, *(rule for name in names for rule in _leaf(name))])
+    alone = [name for name in names if name.endswith("/sigma")]  # the norm that SpectralNorm computed last
+    return Table([*rules, *(rule for name in names for rule in _leaf(name))], alone)
 
 
 def _leaf(name: str) -> Iterator[LeafRule]:
@@ -159,6 +161,10 @@ def _leaf(name: str) -> Iterator[LeafRule]:
     if leaf == "kernel":
         weight = join(path, "weight")
         yield from (*matrix(weight, name), *kernel(weight, name, out_in=False))
+    elif "/" in leaf:  # WeightNorm and SpectralNorm hold `fc/kernel/scale` and `fc/kernel/u` for the layer beside them
+        *inside, kind = leaf.split("/")
+        layer = ".".join([*path.split(".")[:-1], *inside[:-1], RENAMED.get(inside[-1], "weight")])
+        yield from vector(f"{layer}_{'u' if kind == 'u' else 'g'}", name)
     elif leaf in RENAMED:
         yield from vector(join(path, RENAMED[leaf]), name)
     yield LeafRule(name, name)
@@ -168,36 +174,16 @@ def _layer(path: str, children: set[str]) -> Iterator[LeafRule]:
     """Yield the rules of the layers whose tensors lie in modules of their own."""
     if {"query", "key", "value", "out"} <= children:
         yield from attention(path, ("query", "key", "value", "out"), weight="kernel", bias="bias", in_out=True)
+    for rule in _cell(children):
+        yield dataclasses.replace(rule, torch=join(path, rule.torch), jax=join(path, rule.jax))
+
+
+def _cell(children: set[str]) -> tuple[LeafRule, ...]:
+    """Return the rules of a recurrent cell with these layers inside, relative to it."""
     if {f"{side}{gate}" for side in "ih" for gate in "ifgo"} <= children:
-        yield from _recurrent(path, "ifgo", "h")
-    elif {f"{side}{gate}" for side in "ih" for gate in "rzn"} <= children:
-        yield from _recurrent(path, "rzn", "i")
-        for torch in suffixed(path, "bias_hh"):
-            yield from _added(torch, path, ("ir", "iz"), 3)
-            yield LeafRule(torch, join(path, "hn.bias"), None, (2, 3))
-    elif {"i", "h"} == children:
-        for torch, jax in (("weight_ih", "i.kernel"), ("weight_hh", "h.kernel")):
-            for name in suffixed(path, torch):
-                yield LeafRule(name, join(path, jax), (1, 0))
-        for torch in suffixed(path, "bias_ih"):
-            yield LeafRule(torch, join(path, "i.bias"))
-        for torch in suffixed(path, "bias_hh"):
-            yield LeafRule(torch, join(path, "i.bias"), added=True)
-
-
-def _recurrent(path: str, gates: str, biased: str) -> Iterator[LeafRule]:
-    """Yield the rules of a cell with one layer for each gate; those of the `biased` side hold the bias."""
-    for side in "ih":
-        layers = [join(path, f"{side}{gate}.kernel") for gate in gates]
-        for torch in suffixed(path, f"weight_{side}h"):
-            yield from fused(torch, layers, (1, 0))
-    for torch in suffixed(path, "bias_ih"):
-        yield from fused(torch, [join(path, f"{biased}{gate}.bias") for gate in gates], None)
-    if biased == "h":
-        for torch in suffixed(path, "bias_hh"):
-            yield from _added(torch, path, [f"h{gate}" for gate in gates], len(gates))
-
-
-def _added(torch: str, path: str, layers: Sequence[str], parts: int) -> Iterator[LeafRule]:
-    for i, layer in enumerate(layers):
-        yield LeafRule(torch, join(path, f"{layer}.bias"), None, (i, parts), reshape=True, added=True)
+        return gate_rules(("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho"), biased="hh")
+    if {f"{side}{gate}" for side in "ih" for gate in "rzn"} <= children:
+        rules = gate_rules(("ir", "iz", "in"), ("hr", "hz", "hn"), biased="ih")
+        inside = LeafRule("bias_hh", "hn.bias", None, (2, 3))  # it is added before the product with the reset gate
+        return *(rule for rule in rules if not (rule.added and rule.part[0] == 2)), inside
+    return gate_rules(("i",), ("h",), biased="ih") if {"i", "h"} == children else ()

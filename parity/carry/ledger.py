@@ -13,11 +13,11 @@ from flax import nnx
 
 from parity.carry.arrays import dtype_name
 from parity.carry.entries import Entry, Ledger
-from parity.carry.jax_names import all_names, every_path, expected, join
+from parity.carry.jax_names import all_names, every_path, expected, join, recurrent
 from parity.carry.orientation import Choice, Matrix, choose, is_linear, oriented
 from parity.carry.program import Adapter, Program
-from parity.carry.rules import TORCH_ONLY, Box, LeafRule, Rules, box_shape, matches, overlap
-from parity.carry.wrappers import StateDict, hints, prefix_of, state_of, unwrapped
+from parity.carry.rules import ALONE, TORCH_ONLY, Box, LeafRule, Rules, box_shape, matches, overlap
+from parity.carry.wrappers import StateDict, hints, plain_names, prefix_of, state_of, unwrapped
 
 
 def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -92,7 +92,7 @@ class JaxTensors:
             all_names(nodes, variables),
             {path: node for path, node in nodes if isinstance(node, nnx.Module)},
             {".".join(map(str, path)): type(module).__name__ for path, module in nnx.iter_modules(model)},
-            tuple(map(glob.escape, model.table.alone)) if isinstance(model, Program) else (),
+            tuple(map(glob.escape, model.table.alone)) if isinstance(model, Program) else ALONE,
         )
 
 
@@ -105,13 +105,22 @@ class _Pairer:
         self.state, self.rules = state, rules
         self.variables, self.layers = jax_tensors.variables, jax_tensors.layers
         self.prefix = prefix_of(state, jax_tensors.names)
+        self.plain = plain_names(state)
+        # PyTorch's second singular vector follows from the first one: most libraries do not hold it.
+        self.derived = {
+            name
+            for name, plain in self.plain.items()
+            if plain.endswith("_v") and f"{plain[:-1]}u" in self.plain.values()
+        }
         self.wanted = expected(jax_tensors.modules, jax_tensors.names, rules)
+        in_layers, said = recurrent(self.wanted, map(self._place_in_jax, state))
+        self.wanted |= in_layers
         self.free = (*rules.jax_only, *jax_tensors.alone)
         self.told = {name: given for name in state if (given := self._told(name))}
         modules = {} if torch_model is None else dict(torch_model.named_modules(remove_duplicate=False))
         self.partners, decided, notes = self._chosen(modules)
         self.transposed, self.notes = oriented(self._matrices(modules, decided))
-        self.notes += notes
+        self.notes += [*notes, *said]
         self.places = self._first_names()
         self.entries: list[Entry] = []
         self.torch_only: list[str] = []
@@ -153,8 +162,7 @@ class _Pairer:
         for name, tensor in self.state.items():
             if name in self.told:
                 continue
-            layer = modules.get(name.removeprefix(self.prefix).rpartition(".")[0]) if modules else None
-            layer = modules.get(name.rpartition(".")[0], layer)
+            layer = self._layer(name, modules)
             for jax_name, rules in self.wanted.get(self._place_in_jax(name), {}).items():
                 if jax_name in told:
                     continue
@@ -172,8 +180,13 @@ class _Pairer:
 
     def _place_in_jax(self, name: str) -> str:
         """Convert a PyTorch tensor name to JAX's module path."""
-        path, _, leaf = name.removeprefix(self.prefix).rpartition(".")
+        path, _, leaf = self.plain[name].removeprefix(self.prefix).rpartition(".")
         return join(self.rules.jax_path(self.rules.stack_index(path)[0]), leaf)
+
+    def _layer(self, name: str, modules: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
+        """Return the layer of PyTorch that a tensor belongs to, if known."""
+        path = self.plain[name].rpartition(".")[0]
+        return modules.get(path, modules.get(path.removeprefix(self.prefix)))
 
     def _matrices(self, modules: Mapping[str, torch.nn.Module], decided: Collection[str]) -> Iterator[Matrix]:
         """Yield the matrices of linear layers whose layout in JAX is known: the built-in rules apply to them."""
@@ -184,7 +197,7 @@ class _Pairer:
                 if jax_shape is not None and is_linear(rule) and not self._is_told(jax_name):
                     own = jax_shape if self._index(name) is None else jax_shape[1:]
                     own = own if rule.axes == (1, 0) else own[::-1]
-                    yield Matrix(name, modules.get(name.rpartition(".")[0]), shape or (), own)
+                    yield Matrix(name, self._layer(name, modules), shape or (), own)
 
     def _is_told(self, jax_name: str) -> bool:
         """Whether user-defined rules exist for the layer of this tensor."""
@@ -213,7 +226,7 @@ class _Pairer:
     def _pair(self, name: str) -> None:
         tensor, partners, index = self.state[name], self.partners[name], self._index(name)
         shape = _shape(tensor)
-        if not partners and matches(name, (*TORCH_ONLY, *self.rules.torch_only)):
+        if not partners and (name in self.derived or matches(name, (*TORCH_ONLY, *self.rules.torch_only))):
             self.torch_only.append(name)
         elif _is_lazy(tensor):
             self.problems.append(f"{name} of PyTorch is not initialised (a lazy module): run the model once first")

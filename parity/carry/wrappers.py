@@ -45,6 +45,30 @@ def prefix_of(state: Collection[str], jax_names: Collection[str]) -> str:
         prefix += found[0]
 
 
+def plain_names(names: Collection[str]) -> dict[str, str]:
+    """Map every PyTorch name to the one that rules know.
+
+    Of a weight under `weight_norm`, by parametrization or by hook, the direction is called `weight` and the length
+    `weight_g`; of one under `spectral_norm`, the weight is called `weight` and its singular vectors `weight_u` and
+    `weight_v`.
+    """
+    found = {name: name for name in names}
+    for name in names:
+        if name.endswith(".original0") and (other := f"{name[:-1]}1") in found:
+            path, _, leaf = name.removesuffix(".original0").rpartition(".")
+            plain = f"{path.removesuffix('parametrizations')}{leaf}"
+            found |= {name: f"{plain}_g", other: plain}
+        elif name.endswith(".0._u") and (other := f"{name.removesuffix('.0._u')}.original") in found:
+            path, _, leaf = name.removesuffix(".0._u").rpartition(".")
+            plain = f"{path.removesuffix('parametrizations')}{leaf}"
+            found |= {name: f"{plain}_u", f"{name[:-1]}v": f"{plain}_v", other: plain}
+        elif name.endswith("_g") and (other := f"{name[:-1]}v") in found:
+            found[other] = name[:-2]
+        elif name.endswith("_orig") and f"{name[:-4]}u" in found:
+            found[name] = name.removesuffix("_orig")
+    return found
+
+
 def hints(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
     """Return advice derived from the names without a partner."""
     found = []

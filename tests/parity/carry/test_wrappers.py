@@ -13,6 +13,7 @@ import torch
 from flax import nnx
 
 from parity import Rules, check, jax_to_torch, torch_to_jax
+from parity.carry.wrappers import plain_names
 from tests.parity.carry.test_ledger import passes, x
 
 
@@ -153,3 +154,18 @@ def test_lazy_layers_are_not_there_yet():
         ValueError, match=r"0.weight of PyTorch is not initialised \(a lazy module\): run the model once"
     ):
         torch_to_jax(torch.nn.Sequential(torch.nn.LazyLinear(3)), nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0))]))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("hooked", [False, True])
+def test_the_names_of_reparametrised_weights(hooked: bool):
+    utils = torch.nn.utils if hooked else torch.nn.utils.parametrizations
+    for around, plain in (
+        (utils.weight_norm, {"weight", "weight_g", "bias"}),
+        (utils.spectral_norm, {"weight", "weight_u", "weight_v", "bias"}),
+    ):
+        names = around(torch.nn.Linear(3, 4)).state_dict().keys()
+        assert set(plain_names(names).values()) == plain
+        assert set(plain_names([f"a.{name}" for name in names]).values()) == {f"a.{name}" for name in plain}
+    others = ["conv.weight", "a.weight_v", "b.weight_g", "parametrizations.weight.original", "w.0._u", "x_orig"]
+    assert plain_names(others) == {name: name for name in others}
