@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,12 +119,13 @@ def _kind(collection: str) -> type[nnx.Variable[Any]]:
 class _Apply(Pure):
     """`module.apply` without random numbers and without new values of the variables."""
 
-    def __init__(self, module: nn.Module, weights: Weights, apply_kwargs: Mapping[str, Any]) -> None:
-        self._module, self._weights, self._kwargs = module, weights, apply_kwargs
+    def __init__(self, module: nn.Module, weights: Weights, apply_kwargs: Mapping[str, Any], dtype: Any = None) -> None:
+        self._module, self._weights, self._kwargs, self._dtype = module, weights, apply_kwargs, dtype
 
     def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         try:
-            return self._module.apply(self._weights.put(arrays), *args, **{**self._kwargs, **kwargs})
+            with nn.intercept_methods(self._first_state):
+                return self._module.apply(self._weights.put(arrays), *args, **{**self._kwargs, **kwargs})
         except errors.InvalidRngError as error:
             raise ValueError(f"{_line(error)} {_SWITCH.format('draws random numbers')}") from error
         except errors.ModifyScopeVariableError as error:
@@ -135,7 +136,19 @@ class _Apply(Pure):
             raise ValueError(f"{_line(error)} The variables are those of another module.") from error
 
     def in_dtype(self, dtype: Any) -> Pure:
-        return _Apply(linen_as_dtype(self._module, dtype), self._weights, self._kwargs)
+        return _Apply(linen_as_dtype(self._module, dtype), self._weights, self._kwargs, dtype)
+
+    def _first_state(
+        self, method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        """Let a cell that is made while the model runs start in `dtype`: it starts in the dtype of new parameters."""
+        if (
+            self._dtype is not None
+            and isinstance(context.module, nn.RNN)
+            and hasattr(context.module.cell, "param_dtype")
+        ):
+            object.__setattr__(context.module.cell, "param_dtype", self._dtype)
+        return method(*args, **kwargs)
 
 
 _SWITCH = "The module {}: pass what switches that off, as parity.linen(module, variables, deterministic=True)."

@@ -178,7 +178,8 @@ class Layers(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self.rnn:
-            x = jnp.concatenate([run(cell, x, way == "backward") for way, cell in layer.items()], -1)
+            ways = sorted(layer, reverse=True)  # JAX sorts the keys of a dict
+            x = jnp.concatenate([run(layer[way], x, way == "backward") for way in ways], -1)
         return x
 
 
