@@ -17,7 +17,7 @@ from parity.carry.jax_names import all_names, every_path, expected, join, recurr
 from parity.carry.orientation import Choice, Matrix, choose, is_linear, oriented
 from parity.carry.program import Adapter, Program
 from parity.carry.rules import ALONE, TORCH_ONLY, Box, LeafRule, Rules, box_shape, matches, overlap
-from parity.carry.wrappers import StateDict, hints, plain_names, prefix_of, state_of, unwrapped
+from parity.carry.wrappers import StateDict, hints, listing, plain_names, prefix_of, state_of, unwrapped
 
 
 def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -211,17 +211,29 @@ class _Pairer:
         if not self.entries and not self.problems:
             self.problems.append("there is no tensor on either side")
         if self.problems:
-            advice = hints(self.alone, [name for name in jax_only if not matches(name, self.free)])
-            if self.alone and jax_only:
-                advice.append("parity.suggest_rules(torch_model, jax_model, inputs) proposes the rules")
-            text = f"{len(self.problems)} tensors cannot be carried over: " + "; ".join(self.problems)
-            text += "".join(f" (hint: {hint})" for hint in advice)
-            known = {*(entry.torch for entry in self.entries), *self.torch_only, *self.tied}
-            raise UnpairedTensorsError(text, self.problems, [name for name in self.state if name not in known])
+            raise self._unpaired([name for name in jax_only if not matches(name, self.free)])
         if self.prefix:
             self.notes.append(f"{self.prefix} before every name of PyTorch was left out")
         found = (self.entries, self.torch_only, jax_only, self.tied, self.notes)
         return Ledger(*(tuple(names) for names in found))  # type: ignore[arg-type]
+
+    def _unpaired(self, theirs: Sequence[str]) -> UnpairedTensorsError:
+        """Return the error that lists all problems; `theirs` are the tensors of JAX without a partner."""
+        shapes = [
+            {name: shape for name in names if (shape := _shape(tensors[name])) is not None}
+            for names, tensors in ((self.alone, self.state), (theirs, self.variables))
+        ]
+        lines, rename = listing(self.problems, *shapes)
+        advice = hints(self.alone, theirs)
+        if rename is not None and not any("Rules(" in hint for hint in advice):
+            advice.append(f"if the likely partners are right, write {rename}")
+        if self.alone and theirs:
+            advice.append("parity.suggest_rules(torch_model, jax_model, inputs) proposes the rules")
+        text = f"{len(self.problems)} tensors cannot be carried over:"
+        text += " " + lines[0] if len(lines) == 1 else "\n  " + ";\n  ".join(lines)
+        text += "".join(f"\n(hint: {hint})" for hint in advice)
+        known = {*(entry.torch for entry in self.entries), *self.torch_only, *self.tied}
+        return UnpairedTensorsError(text, self.problems, [name for name in self.state if name not in known])
 
     def _pair(self, name: str) -> None:
         tensor, partners, index = self.state[name], self.partners[name], self._index(name)

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.by_value.candidates import likeness
 from parity.carry.arrays import is_integer, to_numpy
 from parity.carry.ledger import build_ledger, jax_variables
 from parity.carry.model_types import jax_subject, torch_subject
 from parity.carry.program import Adapter
 from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
 from parity.carry.storage import unreadable
-from parity.carry.wrappers import refuse_compiled, state_of
+from parity.carry.wrappers import likeness, refuse_compiled, state_of
 from parity.pairing.input_layouts import fitting_inputs
 from parity.recording.align import input_axes
 from parity.recording.inputs import Arguments
