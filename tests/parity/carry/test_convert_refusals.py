@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from parity import Rules, build_ledger, jax_to_torch, torch_to_jax
 from parity.carry.convert import jax_variables, state_equal
+from parity.carry.ledger import UnpairedTensorsError
 from tests.parity.carry.test_convert import bits, stacked_linear
 from tests.support.parity import trees
 from tests.support.parity.pairs import FlaxTwice, TorchTwice, twice
