@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from parity.adapters.layouts import RANKS, attention, join, suffixed, vector
+from parity.adapters.layouts import RANKS, attention, join, vector
 from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
 from parity.carry.program import Adapter, Program, Pure, Table, Trained
 from parity.carry.rules import LeafRule
@@ -248,14 +248,15 @@ def _layers(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(path: str, layers: Mapping[str, Any]) -> list[str]:
-    """Return the path, and without the `layers` of `equinox.nn.Sequential`, as in `torch.nn.Sequential`."""
+    """Return the path, and without the attributes of Equinox's containers that PyTorch has not."""
     import equinox as eqx
 
+    around = {"layers": eqx.nn.Sequential, "layer": eqx.nn.WeightNorm | eqx.nn.SpectralNorm}
     parts = path.split(".")
     kept = [
         part
         for i, part in enumerate(parts)
-        if not (part == "layers" and isinstance(layers.get(".".join(parts[:i])), eqx.nn.Sequential))
+        if not (part in around and isinstance(layers.get(".".join(parts[:i])), around[part]))
     ]
     return list(dict.fromkeys([path, ".".join(kept)]))
 
@@ -282,6 +283,11 @@ def _rules(layer: Any) -> Iterator[LeafRule]:
         case nn.Conv():
             yield LeafRule("weight", "weight")
             yield from vector("bias", "bias")
+        case nn.WeightNorm():
+            yield from vector(f"{layer.weight_name}_g", "g")
+        case nn.SpectralNorm():
+            yield LeafRule(f"{layer.weight_name}_u", "uv_index.0")
+            yield LeafRule(f"{layer.weight_name}_v", "uv_index.1")
         case nn.PReLU():
             yield from vector("weight", "negative_slope")
         case nn.BatchNorm():
@@ -293,20 +299,17 @@ def _rules(layer: Any) -> Iterator[LeafRule]:
             yield from attention("", names, weight="weight", bias="bias", in_out=False)
         case nn.LSTMCell():
             yield from _matrices()
-            yield from (LeafRule(name, "bias") for name in suffixed("", "bias_ih"))
-            yield from (LeafRule(name, "bias", added=True) for name in suffixed("", "bias_hh"))
+            yield LeafRule("bias_ih", "bias")
+            yield LeafRule("bias_hh", "bias", added=True)
         case nn.GRUCell():
             yield from _matrices()
-            for name in suffixed("", "bias_ih"):
-                yield from (LeafRule(name, f"bias.{i}", part=(i, 3)) for i in range(3))
-            for name in suffixed("", "bias_hh"):
-                yield from (LeafRule(name, f"bias.{i}", part=(i, 3), added=True) for i in range(2))
-                yield LeafRule(name, "bias_n", part=(2, 3))
+            yield from (LeafRule("bias_ih", f"bias.{i}", part=(i, 3)) for i in range(3))
+            yield from (LeafRule("bias_hh", f"bias.{i}", part=(i, 3), added=True) for i in range(2))
+            yield LeafRule("bias_hh", "bias_n", part=(2, 3))
 
 
 def _matrices() -> Iterator[LeafRule]:
-    for side in ("ih", "hh"):
-        yield from (LeafRule(name, f"weight_{side}") for name in suffixed("", f"weight_{side}"))
+    yield from (LeafRule(f"weight_{side}", f"weight_{side}") for side in ("ih", "hh"))
 
 
 def _alone(names: Sequence[str]) -> list[str]:

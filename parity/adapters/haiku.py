@@ -198,6 +198,5 @@ def _leaf(name: str) -> Iterator[LeafRule]:
 def _vanilla(path: str) -> Iterator[LeafRule]:
     """Yield the rules of `hk.VanillaRNN` (with `double_bias`), whose two layers are those of `torch.nn.RNNCell`."""
     for side, layer in (("ih", "linear"), ("hh", "linear_1")):
-        for suffix in ("", "_l0"):
-            yield LeafRule(join(path, f"weight_{side}{suffix}"), join(path, f"{layer}.w"), (1, 0))
-            yield LeafRule(join(path, f"bias_{side}{suffix}"), join(path, f"{layer}.b"))
+        yield LeafRule(join(path, f"weight_{side}"), join(path, f"{layer}.w"), (1, 0))
+        yield LeafRule(join(path, f"bias_{side}"), join(path, f"{layer}.b"))

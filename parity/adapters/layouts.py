@@ -74,8 +74,3 @@ def attention(
             for letter, name in zip("qkv", inner, strict=True):
                 yield LeafRule(join(path, f"{letter}_proj_weight"), name, own, reshape=True)
         yield LeafRule(join(path, f"out_proj.{kind}"), join(path, f"{names[3]}.{leaf}"), own, reshape=True)
-
-
-def suffixed(path: str, leaf: str) -> tuple[str, ...]:
-    """Return the names of a tensor in PyTorch's cell and in its layer (`torch.nn.LSTM`, the first one)."""
-    return join(path, leaf), join(path, f"{leaf}_l0")

@@ -9,18 +9,18 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import errors, nnx
 from flax import linen as nn
 
-from parity.adapters.layouts import attention, children_of, fused, join, kernel, matrix, suffixed, vector
+from parity.adapters.layouts import attention, children_of, join, kernel, matrix, vector
 from parity.adapters.weights import KeyPath, Weights, dotted, trained, values
 from parity.carry.copies import linen_as_dtype
 from parity.carry.program import Adapter, Program, Pure, Table, Trained
-from parity.carry.rules import LeafRule
+from parity.carry.rules import LeafRule, gate_rules
 
 COLLECTIONS = ("params", "batch_stats", "cache", "intermediates", "perturbations", "spectral_stats", "lora")
 """Collections of flax's own layers."""
@@ -169,15 +169,24 @@ class _Apply(Pure):
     """`module.apply`: in evaluation mode without random numbers and without new values of the variables."""
 
     def __init__(
-        self, module: nn.Module, weights: Weights, apply_kwargs: Mapping[str, Any], training: Training | None
+        self,
+        module: nn.Module,
+        weights: Weights,
+        apply_kwargs: Mapping[str, Any],
+        training: Training | None,
+        dtype: Any = None,
     ) -> None:
-        self._module, self._weights, self._kwargs, self._training = module, weights, apply_kwargs, training
+        self._module, self._weights, self._kwargs = module, weights, apply_kwargs
+        self._training, self._dtype = training, dtype
         if training is None:
             self.no_training = _NO_TRAINING
 
     def __call__(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         variables = self._weights.put(arrays)
-        with _explained(_SWITCH.format("draws random numbers"), _SWITCH.format("changes its variables")):
+        with (
+            _explained(_SWITCH.format("draws random numbers"), _SWITCH.format("changes its variables")),
+            nn.intercept_methods(self._first_state),
+        ):
             return self._module.apply(variables, *args, **{**self._kwargs, **kwargs})
 
     def train(self, arrays: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Trained:
@@ -186,7 +195,7 @@ class _Apply(Pure):
             return super().train(arrays, args, kwargs, key)
         rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(how.rngs)}
         options = {**self._kwargs, **kwargs, **how.kwargs}
-        with _explained(_STREAMS, _MUTABLE):
+        with _explained(_STREAMS, _MUTABLE), nn.intercept_methods(self._first_state):
             output, changed = how.module.apply(
                 self._weights.put(arrays), *args, mutable=list(how.mutable), rngs=rngs, **options
             )
@@ -196,7 +205,19 @@ class _Apply(Pure):
         training = self._training
         if training is not None:
             training = dataclasses.replace(training, module=linen_as_dtype(training.module, dtype))
-        return _Apply(linen_as_dtype(self._module, dtype), self._weights, self._kwargs, training)
+        return _Apply(linen_as_dtype(self._module, dtype), self._weights, self._kwargs, training, dtype)
+
+    def _first_state(
+        self, method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        """Let a cell that is made while the model runs start in `dtype`: it starts in the dtype of new parameters."""
+        if (
+            self._dtype is not None
+            and isinstance(context.module, nn.RNN)
+            and hasattr(context.module.cell, "param_dtype")
+        ):
+            object.__setattr__(context.module.cell, "param_dtype", self._dtype)
+        return method(*args, **kwargs)
 
 
 _NO_TRAINING = (
@@ -237,7 +258,8 @@ def _line(error: Exception) -> str:
 def table(names: Sequence[str]) -> Table:
     """Return the rules for these names."""
     rules = [rule for path, children in children_of(names).items() for rule in _layer(path, children)]
-    return Table([*rules, *(rule for name in names for rule in _leaf(name))])
+    alone = [name for name in names if name.endswith("/sigma")]  # the norm that SpectralNorm computed last
+    return Table([*rules, *(rule for name in names for rule in _leaf(name))], alone)
 
 
 def _leaf(name: str) -> Iterator[LeafRule]:
@@ -245,6 +267,10 @@ def _leaf(name: str) -> Iterator[LeafRule]:
     if leaf == "kernel":
         weight = join(path, "weight")
         yield from (*matrix(weight, name), *kernel(weight, name, out_in=False))
+    elif "/" in leaf:  # WeightNorm and SpectralNorm hold `fc/kernel/scale` and `fc/kernel/u` for the layer beside them
+        *inside, kind = leaf.split("/")
+        layer = ".".join([*path.split(".")[:-1], *inside[:-1], RENAMED.get(inside[-1], "weight")])
+        yield from vector(f"{layer}_{'u' if kind == 'u' else 'g'}", name)
     elif leaf in RENAMED:
         yield from vector(join(path, RENAMED[leaf]), name)
     yield LeafRule(name, name)
@@ -254,36 +280,16 @@ def _layer(path: str, children: set[str]) -> Iterator[LeafRule]:
     """Yield the rules of the layers whose tensors lie in modules of their own."""
     if {"query", "key", "value", "out"} <= children:
         yield from attention(path, ("query", "key", "value", "out"), weight="kernel", bias="bias", in_out=True)
+    for rule in _cell(children):
+        yield dataclasses.replace(rule, torch=join(path, rule.torch), jax=join(path, rule.jax))
+
+
+def _cell(children: set[str]) -> tuple[LeafRule, ...]:
+    """Return the rules of a recurrent cell with these layers inside, relative to it."""
     if {f"{side}{gate}" for side in "ih" for gate in "ifgo"} <= children:
-        yield from _recurrent(path, "ifgo", "h")
-    elif {f"{side}{gate}" for side in "ih" for gate in "rzn"} <= children:
-        yield from _recurrent(path, "rzn", "i")
-        for torch in suffixed(path, "bias_hh"):
-            yield from _added(torch, path, ("ir", "iz"), 3)
-            yield LeafRule(torch, join(path, "hn.bias"), None, (2, 3))
-    elif {"i", "h"} == children:
-        for torch, jax in (("weight_ih", "i.kernel"), ("weight_hh", "h.kernel")):
-            for name in suffixed(path, torch):
-                yield LeafRule(name, join(path, jax), (1, 0))
-        for torch in suffixed(path, "bias_ih"):
-            yield LeafRule(torch, join(path, "i.bias"))
-        for torch in suffixed(path, "bias_hh"):
-            yield LeafRule(torch, join(path, "i.bias"), added=True)
-
-
-def _recurrent(path: str, gates: str, biased: str) -> Iterator[LeafRule]:
-    """Yield the rules of a cell with one layer for each gate; those of the `biased` side hold the bias."""
-    for side in "ih":
-        layers = [join(path, f"{side}{gate}.kernel") for gate in gates]
-        for torch in suffixed(path, f"weight_{side}h"):
-            yield from fused(torch, layers, (1, 0))
-    for torch in suffixed(path, "bias_ih"):
-        yield from fused(torch, [join(path, f"{biased}{gate}.bias") for gate in gates], None)
-    if biased == "h":
-        for torch in suffixed(path, "bias_hh"):
-            yield from _added(torch, path, [f"h{gate}" for gate in gates], len(gates))
-
-
-def _added(torch: str, path: str, layers: Sequence[str], parts: int) -> Iterator[LeafRule]:
-    for i, layer in enumerate(layers):
-        yield LeafRule(torch, join(path, f"{layer}.bias"), None, (i, parts), reshape=True, added=True)
+        return gate_rules(("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho"), biased="hh")
+    if {f"{side}{gate}" for side in "ih" for gate in "rzn"} <= children:
+        rules = gate_rules(("ir", "iz", "in"), ("hr", "hz", "hn"), biased="ih")
+        inside = LeafRule("bias_hh", "hn.bias", None, (2, 3))  # it is added before the product with the reset gate
+        return *(rule for rule in rules if not (rule.added and rule.part[0] == 2)), inside
+    return gate_rules(("i",), ("h",), biased="ih") if {"i", "h"} == children else ()

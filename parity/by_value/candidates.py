@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import functools
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from parity.carry.rules import LeafRule
+from parity.carry.wrappers import likeness, plain_leaf
 
 Shape = tuple[int, ...]
 
@@ -135,11 +134,6 @@ def fitting(array: np.ndarray, jax_array: np.ndarray, *, error: float = 0.0) -> 
     return found
 
 
-ALIKE = {"kernel": "weight", "scale": "weight", "embedding": "weight", "w": "weight", "b": "bias", "offset": "bias"}
-ALIKE |= {"mean": "running_mean", "var": "running_var"}
-"""What the leaf of a layer is called in JAX, and in PyTorch."""
-
-
 LEVELS = tuple(itertools.product(range(2), repeat=2))
 """Which of the modules around two tensors are compared: the innermost ones, or those around them."""
 
@@ -163,7 +157,7 @@ class Resolver:
         scores = {
             (i, j): (
                 sum(self._votes(one, other, *level) / (1 + sum(level)) for level in LEVELS),
-                _leaf(one) == _leaf(other),
+                plain_leaf(one) == plain_leaf(other),
                 likeness(one, other),
                 -abs(i / len(ours) - j / len(theirs)),
             )
@@ -200,14 +194,3 @@ def _around(name: str) -> list[str]:
     """Return the paths of the modules around a tensor, innermost first; the model itself is "" and tells nothing."""
     parts = name.split(".")[:-1]
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-
-
-def _leaf(name: str) -> str:
-    leaf = name.rpartition(".")[2]
-    return ALIKE.get(leaf, leaf)
-
-
-def likeness(one: str, other: str) -> float:
-    """Return how alike two names are, from 0 to 1."""
-    words = [[*re.findall(r"[a-z]+|\d+", name.rpartition(".")[0].lower()), _leaf(name)] for name in (one, other)]
-    return difflib.SequenceMatcher(a=words[0], b=words[1], autojunk=False).ratio()

@@ -13,11 +13,11 @@ from flax import nnx
 
 from parity.carry.arrays import dtype_name
 from parity.carry.entries import Entry, Ledger
-from parity.carry.jax_names import all_names, expected, join
+from parity.carry.jax_names import all_names, every_path, expected, join, recurrent
 from parity.carry.orientation import Choice, Matrix, choose, is_linear, oriented
 from parity.carry.program import Adapter, Program
-from parity.carry.rules import TORCH_ONLY, Box, LeafRule, Rules, box_shape, matches, overlap
-from parity.carry.wrappers import StateDict, hints, prefix_of, state_of, unwrapped
+from parity.carry.rules import ALONE, TORCH_ONLY, Box, LeafRule, Rules, box_shape, matches, overlap
+from parity.carry.wrappers import StateDict, hints, listing, plain_names, prefix_of, state_of, unwrapped
 
 
 def jax_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -56,32 +56,71 @@ def build_ledger(
         UnpairedTensorsError: (a ValueError) Some tensors have no partner, claim the same partner, or have shapes that
             do not fit; all of them are listed at once.
     """
+    return ledger_of(source, JaxTensors.of(jax_model.as_nnx() if isinstance(jax_model, Adapter) else jax_model), rules)
+
+
+def ledger_of(source: torch.nn.Module | StateDict, jax_tensors: JaxTensors, rules: Rules | None = None) -> Ledger:
+    """As `build_ledger`, for many rules of one pair of models."""
     model = unwrapped(source) if isinstance(source, torch.nn.Module) else None
-    jax_model = jax_model.as_nnx() if isinstance(jax_model, Adapter) else jax_model
-    return _Pairer(state_of(source), model, jax_model, rules or Rules()).ledger()
+    return _Pairer(state_of(source), model, jax_tensors, rules or Rules()).ledger()
+
+
+@dataclasses.dataclass(frozen=True)
+class JaxTensors:
+    """What the pairing reads from a JAX model.
+
+    Attributes:
+        variables: As `jax_variables`.
+        names: Maps every name of every variable to its name in `variables`.
+        modules: Every module by each of its paths.
+        layers: The type of every module by its first path.
+        alone: Patterns of the tensors that need no partner.
+    """
+
+    variables: Mapping[str, nnx.Variable]
+    names: Mapping[str, str]
+    modules: Mapping[str, nnx.Module]
+    layers: Mapping[str, str]
+    alone: Sequence[str]
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> JaxTensors:
+        variables = jax_variables(model)
+        nodes = list(every_path(model))
+        return cls(
+            variables,
+            all_names(nodes, variables),
+            {path: node for path, node in nodes if isinstance(node, nnx.Module)},
+            {".".join(map(str, path)): type(module).__name__ for path, module in nnx.iter_modules(model)},
+            tuple(map(glob.escape, model.table.alone)) if isinstance(model, Program) else ALONE,
+        )
 
 
 class _Pairer:
     """State of the pairing in progress: the entries and the problems so far."""
 
     def __init__(
-        self, state: StateDict, torch_model: torch.nn.Module | None, jax_model: nnx.Module, rules: Rules
+        self, state: StateDict, torch_model: torch.nn.Module | None, jax_tensors: JaxTensors, rules: Rules
     ) -> None:
         self.state, self.rules = state, rules
-        self.variables = jax_variables(jax_model)
-        self.names = all_names(jax_model, self.variables)
-        self.layers = {path: type(module).__name__ for path, module in _modules(jax_model)}
-        self.prefix = prefix_of(state, self.names)
-        self.wanted = expected(jax_model, self.names, rules)
-        self.free = (
-            *rules.jax_only,
-            *map(glob.escape, jax_model.table.alone if isinstance(jax_model, Program) else ()),
-        )
+        self.variables, self.layers = jax_tensors.variables, jax_tensors.layers
+        self.prefix = prefix_of(state, jax_tensors.names)
+        self.plain = plain_names(state)
+        # PyTorch's second singular vector follows from the first one: most libraries do not hold it.
+        self.derived = {
+            name
+            for name, plain in self.plain.items()
+            if plain.endswith("_v") and f"{plain[:-1]}u" in self.plain.values()
+        }
+        self.wanted = expected(jax_tensors.modules, jax_tensors.names, rules)
+        in_layers, said = recurrent(self.wanted, map(self._place_in_jax, state))
+        self.wanted |= in_layers
+        self.free = (*rules.jax_only, *jax_tensors.alone)
         self.told = {name: given for name in state if (given := self._told(name))}
         modules = {} if torch_model is None else dict(torch_model.named_modules(remove_duplicate=False))
         self.partners, decided, notes = self._chosen(modules)
         self.transposed, self.notes = oriented(self._matrices(modules, decided))
-        self.notes += notes
+        self.notes += [*notes, *said]
         self.places = self._first_names()
         self.entries: list[Entry] = []
         self.torch_only: list[str] = []
@@ -123,8 +162,7 @@ class _Pairer:
         for name, tensor in self.state.items():
             if name in self.told:
                 continue
-            layer = modules.get(name.removeprefix(self.prefix).rpartition(".")[0]) if modules else None
-            layer = modules.get(name.rpartition(".")[0], layer)
+            layer = self._layer(name, modules)
             for jax_name, rules in self.wanted.get(self._place_in_jax(name), {}).items():
                 if jax_name in told:
                     continue
@@ -142,8 +180,13 @@ class _Pairer:
 
     def _place_in_jax(self, name: str) -> str:
         """Convert a PyTorch tensor name to JAX's module path."""
-        path, _, leaf = name.removeprefix(self.prefix).rpartition(".")
+        path, _, leaf = self.plain[name].removeprefix(self.prefix).rpartition(".")
         return join(self.rules.jax_path(self.rules.stack_index(path)[0]), leaf)
+
+    def _layer(self, name: str, modules: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
+        """Return the layer of PyTorch that a tensor belongs to, if known."""
+        path = self.plain[name].rpartition(".")[0]
+        return modules.get(path, modules.get(path.removeprefix(self.prefix)))
 
     def _matrices(self, modules: Mapping[str, torch.nn.Module], decided: Collection[str]) -> Iterator[Matrix]:
         """Yield the matrices of linear layers whose layout in JAX is known: the built-in rules apply to them."""
@@ -154,7 +197,7 @@ class _Pairer:
                 if jax_shape is not None and is_linear(rule) and not self._is_told(jax_name):
                     own = jax_shape if self._index(name) is None else jax_shape[1:]
                     own = own if rule.axes == (1, 0) else own[::-1]
-                    yield Matrix(name, modules.get(name.rpartition(".")[0]), shape or (), own)
+                    yield Matrix(name, self._layer(name, modules), shape or (), own)
 
     def _is_told(self, jax_name: str) -> bool:
         """Whether user-defined rules exist for the layer of this tensor."""
@@ -168,22 +211,34 @@ class _Pairer:
         if not self.entries and not self.problems:
             self.problems.append("there is no tensor on either side")
         if self.problems:
-            advice = hints(self.alone, [name for name in jax_only if not matches(name, self.free)])
-            if self.alone and jax_only:
-                advice.append("parity.suggest_rules(torch_model, jax_model, inputs) proposes the rules")
-            text = f"{len(self.problems)} tensors cannot be carried over: " + "; ".join(self.problems)
-            text += "".join(f" (hint: {hint})" for hint in advice)
-            known = {*(entry.torch for entry in self.entries), *self.torch_only, *self.tied}
-            raise UnpairedTensorsError(text, self.problems, [name for name in self.state if name not in known])
+            raise self._unpaired([name for name in jax_only if not matches(name, self.free)])
         if self.prefix:
             self.notes.append(f"{self.prefix} before every name of PyTorch was left out")
         found = (self.entries, self.torch_only, jax_only, self.tied, self.notes)
         return Ledger(*(tuple(names) for names in found))  # type: ignore[arg-type]
 
+    def _unpaired(self, theirs: Sequence[str]) -> UnpairedTensorsError:
+        """Return the error that lists all problems; `theirs` are the tensors of JAX without a partner."""
+        shapes = [
+            {name: shape for name in names if (shape := _shape(tensors[name])) is not None}
+            for names, tensors in ((self.alone, self.state), (theirs, self.variables))
+        ]
+        lines, rename = listing(self.problems, *shapes)
+        advice = hints(self.alone, theirs)
+        if rename is not None and not any("Rules(" in hint for hint in advice):
+            advice.append(f"if the likely partners are right, write {rename}")
+        if self.alone and theirs:
+            advice.append("parity.suggest_rules(torch_model, jax_model, inputs) proposes the rules")
+        text = f"{len(self.problems)} tensors cannot be carried over:"
+        text += " " + lines[0] if len(lines) == 1 else "\n  " + ";\n  ".join(lines)
+        text += "".join(f"\n(hint: {hint})" for hint in advice)
+        known = {*(entry.torch for entry in self.entries), *self.torch_only, *self.tied}
+        return UnpairedTensorsError(text, self.problems, [name for name in self.state if name not in known])
+
     def _pair(self, name: str) -> None:
         tensor, partners, index = self.state[name], self.partners[name], self._index(name)
         shape = _shape(tensor)
-        if not partners and matches(name, (*TORCH_ONLY, *self.rules.torch_only)):
+        if not partners and (name in self.derived or matches(name, (*TORCH_ONLY, *self.rules.torch_only))):
             self.torch_only.append(name)
         elif _is_lazy(tensor):
             self.problems.append(f"{name} of PyTorch is not initialised (a lazy module): run the model once first")
@@ -332,7 +387,3 @@ def _incomplete(taken: Mapping[str, list[tuple[Box, str]]], variables: Mapping[s
         elif (filled := _filled(shape, boxes)) != math.prod(shape):
             found.append(f"{name} of JAX has {math.prod(shape)} elements, PyTorch fills {filled}")
     return found
-
-
-def _modules(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
-    return [(".".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]

@@ -178,6 +178,16 @@ def layer_rules(module: nnx.Module) -> tuple[LeafRule, ...]:
             return (LeafRule("weight", "scale"),)
         case nnx.Embed():
             return (LeafRule("weight", "embedding"),)
+        case nnx.PReLU():
+            return (LeafRule("weight", "negative_slope", reshape=True),)
+        case nnx.SpectralNorm():
+            return _spectral_rules(module.layer_instance)
+        case nnx.LSTMCell():
+            return gate_rules(("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho"), biased="hh")
+        case nnx.OptimizedLSTMCell():
+            return gate_rules(("dense_i",), ("dense_h",), biased="hh")
+        case nnx.SimpleCell():
+            return gate_rules(("dense_i",), ("dense_h",), biased="ih")
         case _:
             return ()
 
@@ -194,6 +204,40 @@ def _attention_rules() -> tuple[LeafRule, ...]:
     ]
     out = LeafRule("out_proj.weight", "out.kernel", (1, 0), reshape=True), LeafRule("out_proj.bias", "out.bias")
     return (*fused, *out)
+
+
+def _spectral_rules(layer: nnx.Module) -> tuple[LeafRule, ...]:
+    """Return the rules of a layer inside `nnx.SpectralNorm`, whose names in PyTorch are those of the layer alone."""
+    rules = (*layer_rules(layer), LeafRule("bias", "bias"))
+    inside = {rule.jax: dataclasses.replace(rule, jax=f"layer_instance.{rule.jax}") for rule in reversed(rules)}
+    return (*inside.values(), LeafRule("weight_u", "batch_stats.('kernel', 'u')", reshape=True))
+
+
+ALONE = ("*.batch_stats.('*', 'sigma')",)
+"""Tensors of flax without a partner in PyTorch: the norm that `nnx.SpectralNorm` computed last, which is not read."""
+
+
+def gate_rules(inputs: Sequence[str], hidden: Sequence[str], *, biased: str) -> tuple[LeafRule, ...]:
+    """Return the rules of a recurrent cell of flax with one layer for each gate, or one for all gates.
+
+    PyTorch's cell has one tensor for all gates, and two biases that are added, where flax's has one.
+
+    Args:
+        inputs, hidden: The layers of the input and of the hidden state, in the order of PyTorch's gates.
+        biased: Which of them hold the bias, `"ih"` or `"hh"`.
+    """
+    sides = {"ih": inputs, "hh": hidden}
+    parts = [(i, len(inputs)) for i in range(len(inputs))]
+    held = list(zip(sides[biased], parts, strict=True))
+    return (
+        *(
+            LeafRule(f"weight_{side}", f"{layer}.kernel", (1, 0), part, reshape=len(parts) > 1)
+            for side, layers in sides.items()
+            for layer, part in zip(layers, parts, strict=True)
+        ),
+        *(LeafRule("bias_ih", f"{layer}.bias", None, part, reshape=True) for layer, part in held),
+        *(LeafRule("bias_hh", f"{layer}.bias", None, part, reshape=True, added=True) for layer, part in held),
+    )
 
 
 TORCH_ONLY = ("num_batches_tracked", "*.num_batches_tracked")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
@@ -34,6 +34,10 @@ Group = tuple[list[Piece], list[Piece]]
 """Pieces of both models with equal gradients."""
 
 
+Held = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+"""The numbers of PyTorch's and of JAX's tensors, by name."""
+
+
 CLEAR = 100.0
 """Multiple of that norm from which a tensor needs a partner: below it, rounding could hide the partner's effect."""
 
@@ -51,21 +55,25 @@ class Pair:
 class Matching:
     """State of the pairing of one way to cut both models.
 
-    `moves` are the permutations of the outputs' axes, `pairs` what is decided, and `classes` what is left.
+    `moves` are the permutations of the outputs' axes, `pairs` what is decided, and `classes` what is left. `held` are
+    the numbers of both models as they were given, by name.
     """
 
     torch: TorchProbe
     jax: JaxProbe
     classes: list[Class]
     draw: np.random.RandomState
+    held: Held
     pairs: list[Pair] = dataclasses.field(default_factory=list)
     moves: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
     error: float = np.inf
     size: float = SIZES[0]
 
     @classmethod
-    def of(cls, torch: TorchProbe, jax: JaxProbe, sides: Sides, flipped: frozenset[str], seed: int) -> Matching:
-        return cls(torch, jax, classes(sides, flipped), np.random.RandomState(seed))
+    def of(
+        cls, torch: TorchProbe, jax: JaxProbe, sides: Sides, flipped: frozenset[str], held: Held, seed: int
+    ) -> Matching:
+        return cls(torch, jax, classes(sides, flipped), np.random.RandomState(seed), held)
 
     def values(self, more: Sequence[Pair] = ()) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return values of all tensors: pairs hold numbers of their own, all others those of their class."""
@@ -195,11 +203,16 @@ class Matching:
         return fitting(gradient, other, error=SAME + self.still / float(np.linalg.norm(gradient)))
 
     def _break_tie(self, groups: Sequence[Group]) -> tuple[Group | None, bool]:
-        """Pair one piece of a group whose pieces are exchangeable, the likeliest by its name.
+        """Pair one piece of a group whose pieces are exchangeable: by equal numbers, or the likeliest by its name.
 
         Returns:
-            The group, None if no pair of any group leaves the outputs equal; and whether names decide it.
+            The group, None if no pair of any group leaves the outputs equal; and whether numbers or names decide it.
         """
+        for tied in groups:
+            for pair in self._same_numbers(*tied):
+                if self.agrees([pair]):
+                    self._take(pair)
+                    return tied, True
         resolver = self._resolver()
         found = [(resolver.resolve([p.path for p in a], [p.path for p in b]), (a, b)) for a, b in groups]
         for (chosen, certain), tied in sorted(found, key=lambda item: not item[0][1]):
@@ -213,6 +226,22 @@ class Matching:
                         self._take(pair)
                         return tied, certain and j == first
         return None, False
+
+    def _same_numbers(self, ours: Sequence[Piece], theirs: Sequence[Piece]) -> Iterator[Pair]:
+        """Yield the pairs that hold the same numbers in both models as given, and share them with no other piece."""
+        numbers = [
+            {piece: held[piece.name][slices(piece.box)] for piece in side if piece.name in held}
+            for side, held in zip((ours, theirs), self.held, strict=True)
+        ]
+        fits = {
+            (one, other): fitting(array, jax_array)
+            for one, array in numbers[0].items()
+            for other, jax_array in numbers[1].items()
+        }
+        found = [pair for pair, rules in fits.items() if rules]
+        for one, other in found:
+            if sum(one in pair or other in pair for pair in found) == 1 and len(fits[one, other]) == 1:
+                yield Pair(one, other, fits[one, other][0])
 
     def _resolver(self) -> Resolver:
         return Resolver((pair.ours.path, pair.theirs.path) for pair in self.pairs)
@@ -229,6 +258,10 @@ class Matching:
         problems = []
         modules = {path: node for path, node in every_path(self.jax.side.model) if isinstance(node, nnx.Module)}
         for group in list(self.classes):
+            same = list(self._same_numbers(group.ours, group.theirs))
+            for pair in same:
+                self._take(pair)
+            group = _without(group, same)
             resolver = self._resolver()
             if len(group.ours) != len(group.theirs):
                 if group.ours and group.theirs:

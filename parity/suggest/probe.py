@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,11 +135,11 @@ class JaxProbe:
             own = {n: np.asarray(self.variables[n][...]) if n not in values else values[n] for n in self.names}
             given = {name: jnp.asarray(value, jnp.float64) for name, value in own.items()}
             if self._both is None:
-                program, shapes = jax.make_jaxpr(self._outputs, return_shape=True)(given)
-                self.output_shapes = [x.shape for x in shapes]
+                program = jax.make_jaxpr(self._outputs)(given)
+                self.output_shapes = [x.shape for x in program.out_avals]
                 narrow = any(True for _ in casts(program, self.side.precision))
+                both = functools.partial(_outputs_and_gradients, program)
                 # The precision of a port is not judged here: softmax in float32, for example, runs in float64, too.
-                both = self._outputs_and_gradients
                 self._both = widened(both, self.side.precision, lambda cast: True) if narrow else both
                 if narrow or len(program.eqns) > COMPILED:
                     options = compiler_options(self.side.model)
@@ -149,10 +150,6 @@ class JaxProbe:
     def _zeros(self) -> list[jax.Array]:
         return [jnp.zeros(shape) for shape in self.output_shapes]
 
-    def _outputs_and_gradients(self, values: dict[str, jax.Array], directions: list[jax.Array]) -> Any:
-        outputs, back = jax.vjp(self._outputs, values)
-        return outputs, back([c.astype(x.dtype) for x, c in zip(outputs, directions, strict=True)])[0]
-
     def _outputs(self, values: dict[str, jax.Array]) -> list[jax.Array]:
         graphdef, state = self._parts
         model = nnx.merge(graphdef, jax.tree.map(lambda x: x, state))
@@ -161,6 +158,16 @@ class JaxProbe:
             variables[name].set_value(value)
         found = tensors(self.side.apply(model, self.side.inputs(self.arrays)))
         return [x for x in found if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def _outputs_and_gradients(program: Any, values: dict[str, jax.Array], directions: list[jax.Array]) -> Any:
+    """Run the traced model: tracing it anew takes longer than running it."""
+
+    def outputs(values: dict[str, jax.Array]) -> list[jax.Array]:
+        return jax.core.eval_jaxpr(program.jaxpr, program.consts, *jax.tree.leaves(values))
+
+    found, back = jax.vjp(outputs, values)
+    return found, back([c.astype(x.dtype) for x, c in zip(found, directions, strict=True)])[0]
 
 
 def _is_floating(variable: nnx.Variable) -> bool:

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity.by_value.candidates import likeness
 from parity.carry.arrays import is_integer, to_numpy
 from parity.carry.ledger import build_ledger, jax_variables
 from parity.carry.model_types import jax_subject, torch_subject
 from parity.carry.program import Adapter
 from parity.carry.rules import TORCH_ONLY, LeafRule, Rules, matches
-from parity.carry.wrappers import refuse_compiled, state_of
+from parity.carry.storage import unreadable
+from parity.carry.wrappers import likeness, refuse_compiled, state_of
 from parity.pairing.input_layouts import fitting_inputs
 from parity.recording.align import input_axes
 from parity.recording.inputs import Arguments
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
-from parity.suggest.match import AGREE, Matching
+from parity.suggest.match import AGREE, Held, Matching
 from parity.suggest.pieces import Piece, Sides, balanced
 from parity.suggest.probe import JaxProbe, TorchProbe
 from parity.suggest.values import drawn
@@ -67,7 +67,7 @@ def suggest_rules(
     theirs, _ = fitting_inputs(ours, theirs, arguments.arrays, Rules())
     torch_probe, jax_probe = TorchProbe(ours, arguments.arrays), JaxProbe(theirs, arguments.arrays)
     fixed = _integers(torch_model, jax_model)
-    matching = _first_that_agrees(torch_probe, jax_probe, seed)
+    matching = _first_that_agrees(torch_probe, jax_probe, _held(torch_model, jax_model), seed)
     problems = matching.match()
     rules = _explicit(matching, fixed, torch_model)
     if problems:
@@ -86,7 +86,14 @@ def _refuse_complex(torch_model: torch.nn.Module, jax_model: nnx.Module) -> None
         raise ValueError(f"{names[0]} is complex: rules are proposed for models with real tensors only")
 
 
-def _first_that_agrees(ours: TorchProbe, theirs: JaxProbe, seed: int) -> Matching:
+def _held(torch_model: torch.nn.Module, jax_model: nnx.Module) -> Held:
+    """Return the numbers of both models; a tensor without numbers (meta, abstract) is left out."""
+    ours = {n: to_numpy(x) for n, x in state_of(torch_model).items() if unreadable(x) is None}
+    theirs = {n: x.get_value() for n, x in jax_variables(jax_model).items()}
+    return ours, {n: np.asarray(x) for n, x in theirs.items() if isinstance(x, jax.Array)}
+
+
+def _first_that_agrees(ours: TorchProbe, theirs: JaxProbe, held: Held, seed: int) -> Matching:
     """Return the matching of the first way to cut both models under which their outputs agree.
 
     Raises:
@@ -99,7 +106,7 @@ def _first_that_agrees(ours: TorchProbe, theirs: JaxProbe, seed: int) -> Matchin
     )
     best: Matching | None = None
     for sides in _ways(ours, theirs):
-        matching = Matching.of(ours, theirs, sides, flipped, seed)
+        matching = Matching.of(ours, theirs, sides, flipped, held, seed)
         if matching.agrees():
             return matching
         if best is None or matching.error < best.error:

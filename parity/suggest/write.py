@@ -17,8 +17,7 @@ from flax import nnx
 
 from parity.by_value.candidates import Shape
 from parity.carry.entries import Entry
-from parity.carry.jax_names import every_path
-from parity.carry.ledger import build_ledger
+from parity.carry.ledger import JaxTensors, ledger_of
 from parity.carry.rules import LeafRule, Rules, layer_rules
 
 
@@ -37,8 +36,8 @@ def shortest(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) 
     Raises:
         ValueError: See `build_ledger`.
     """
-    wanted = list(build_ledger(torch_model, jax_model, rules))
-    modules = {path: node for path, node in every_path(jax_model) if isinstance(node, nnx.Module)}
+    jax_tensors = JaxTensors.of(jax_model)
+    wanted = list(ledger_of(torch_model, jax_tensors, rules))
     known = [
         Known(dataclasses.replace(entry.rule, reshape=True), entry.torch_shape, entry.jax_shape) for entry in wanted
     ]
@@ -48,12 +47,12 @@ def shortest(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules) 
     tries: list[Rules] = [plain]
     for stacks, units in [(stacked, unstacked)] * bool(stacked) + [({}, known)]:
         own = dataclasses.replace(plain, stacked=stacks)
-        for renames, rest in _renames(units, modules):
+        for renames, rest in _renames(units, jax_tensors.modules):
             for tensors in (_patterns(rest), [k.rule for k in rest]):
                 tries.append(dataclasses.replace(own, rename=renames, tensors=tensors))
         tries.append(dataclasses.replace(own, tensors=_patterns(units)))
     for attempt in sorted(tries, key=_length):
-        if _gives(torch_model, jax_model, attempt, wanted):
+        if _gives(torch_model, jax_tensors, attempt, wanted):
             return attempt
     return rules
 
@@ -70,9 +69,9 @@ def _explicit(known: Known) -> LeafRule:
     return plain if plain.fits(known.shape, known.jax_shape) else rule
 
 
-def _gives(torch_model: torch.nn.Module, jax_model: nnx.Module, rules: Rules, wanted: Sequence[Entry]) -> bool:
+def _gives(torch_model: torch.nn.Module, jax_tensors: JaxTensors, rules: Rules, wanted: Sequence[Entry]) -> bool:
     try:
-        found = {(e.torch, e.jax, e.torch_box, e.jax_box): e for e in build_ledger(torch_model, jax_model, rules)}
+        found = {(e.torch, e.jax, e.torch_box, e.jax_box): e for e in ledger_of(torch_model, jax_tensors, rules)}
     except (ValueError, re.error):
         return False
     same = {(e.torch, e.jax, e.torch_box, e.jax_box): e for e in wanted}

@@ -323,19 +323,19 @@ def main(args: Sequence[str]) -> int:
     target = options.json or (None if options.only else record.RESULTS / "suggest.json")
     if target is not None:
         check_target(target)
-    start = time.monotonic()
+    start, busy = time.monotonic(), time.process_time()
     found = campaign(options.seeds, options.only, full=options.full)
-    seconds = time.monotonic() - start
+    seconds, busy = time.monotonic() - start, time.process_time() - busy
     for name, results in found.items():
         for seed, (outcome, detail) in enumerate(results):
             if outcome != RIGHT:
                 print(f"{name}, seed {seed}: {outcome}: {detail[:300]}")
     for name, row in figures(found)["by model"].items():
         print(f"{name}: {', '.join(f'{value} {key}' for key, value in row.items() if value)}")
-    print(f"{seconds:.0f} s")
+    print(f"{seconds:.0f} s, of which {busy:.0f} s of processor time")
     if target is not None:
         command = f"python -m tools.reliability.suggest --seeds {options.seeds}" + " --full" * options.full
-        record.write(target, command, figures(found), seconds=seconds)
+        record.write(target, command, {**figures(found), "seconds of processor time": round(busy)}, seconds=seconds)
     bad = any(outcome in (WRONG, REFUSED) for results in found.values() for outcome, _ in results)
     return cli.FAILED if bad else cli.OK
 

@@ -167,6 +167,78 @@ def test_the_gradient_of_both_biases_of_a_gru():
     assert "cell.bias_hh" in {row.name for row in report.rows if row.kind == "gradient"}
 
 
+class Layers(eqx.Module):
+    """Recurrent layers, one after the other, of one direction or of both."""
+
+    rnn: list[dict[str, eqx.Module]]
+
+    def __init__(self, cell: type[eqx.Module], both: bool) -> None:
+        ways = ("forward", "backward") if both else ("forward",)
+        self.rnn = [{way: cell(size, 4, key=KEY) for way in ways} for size in (3, 4 * len(ways))]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.rnn:
+            ways = sorted(layer, reverse=True)  # JAX sorts the keys of a dict
+            x = jnp.concatenate([run(layer[way], x, way == "backward") for way in ways], -1)
+        return x
+
+
+def run(cell: Any, x: jax.Array, reverse: bool) -> jax.Array:
+    zeros = jnp.zeros(4, x.dtype)
+
+    def step(state: Any, x: jax.Array) -> Any:
+        state = cell(x, state)
+        return state, state[0] if isinstance(state, tuple) else state
+
+    start = (zeros, zeros) if isinstance(cell, eqx.nn.LSTMCell) else zeros
+    return jax.lax.scan(step, start, x, reverse=reverse)[1]
+
+
+class TorchLayers(torch.nn.Module):
+    def __init__(self, kind: type[torch.nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.rnn = kind(3, 4, num_layers=2, batch_first=True, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(x)[0]
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(("kind", "cell"), [(torch.nn.LSTM, eqx.nn.LSTMCell), (torch.nn.GRU, eqx.nn.GRUCell)])
+def test_recurrent_layers(kind: type[torch.nn.RNNBase], cell: type[eqx.Module], both: bool):
+    adapter = parity.equinox(Layers(cell, both))
+    assert_the_same_layer(TorchLayers(kind, bidirectional=both), adapter, [images(2, 5, 3).astype(np.float32)])
+
+
+class Inside(eqx.Module):
+    """A model of one layer, called `fc`, inside of another; with a state, for `SpectralNorm`."""
+
+    fc: eqx.Module
+
+    def __call__(self, x: jax.Array, *state: Any) -> Any:
+        return self.fc(x, *state)  # type: ignore[operator]
+
+
+def test_weight_norm():
+    adapter = parity.equinox(Inside(eqx.nn.WeightNorm(eqx.nn.Conv1d(3, 4, 2, key=KEY))))
+    around = torch.nn.utils.parametrizations.weight_norm
+    torch_layer = torch.nn.Sequential()
+    torch_layer.add_module("fc", around(torch.nn.Conv1d(3, 4, 2)))
+    assert_the_same_layer(torch_layer, adapter, [images(2, 3, 6).astype(np.float32)])
+
+
+def test_spectral_norm():
+    model, state = eqx.nn.make_with_state(
+        lambda: Inside(eqx.nn.SpectralNorm(eqx.nn.Conv1d(3, 4, 2, key=KEY), "weight", key=KEY))
+    )()
+    torch_layer = torch.nn.Sequential()
+    torch_layer.add_module("fc", torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv1d(3, 4, 2)))
+    ledger = assert_the_same_layer(
+        torch_layer, parity.equinox(model, state=state), [images(2, 3, 6).astype(np.float32)]
+    )
+    assert not ledger.torch_only
+
+
 def test_sequential_has_no_extra_name_in_pytorch():
     layers = [eqx.nn.Linear(3, 5, key=KEY), eqx.nn.Lambda(jnp.tanh), eqx.nn.Linear(5, 2, key=KEY)]
     torch_model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))

@@ -154,3 +154,14 @@ def test_vanilla_rnn():
     adapter = adapted(lambda x, h: hk.VanillaRNN(4, double_bias=True, name="layer")(x, h)[0], x, h)
     torch_layer = Named(torch.nn.RNNCell(3, 4, nonlinearity="relu"))
     assert_the_same_layer(torch_layer, adapter, [x, h])
+
+
+def test_recurrent_layers():
+    x = images(2, 5, 3).astype(np.float32)
+
+    def f(x: Any) -> Any:
+        core = hk.DeepRNN([hk.VanillaRNN(4, double_bias=True, name=f"layer_{i}") for i in range(2)])
+        return hk.dynamic_unroll(core, x, core.initial_state(x.shape[0]), time_major=False)[0]
+
+    torch_layer = Named(torch.nn.RNN(3, 4, num_layers=2, nonlinearity="relu", batch_first=True))
+    assert_the_same_layer(torch_layer, adapted(f, x), [x])

@@ -225,3 +225,93 @@ def test_both_biases_of_pytorch_have_the_gradient_of_the_one_in_linen():
         holder.cell.bias_hh_l0 += 1
     report = parity.check(holder, adapter, x, level="forward")
     assert "cell.bias_hh_l0" in {row.name for row in report.failures if row.kind == "weights"}
+
+
+class Layers(nn.Module):
+    """Recurrent layers, one after the other; those of both directions have the names that Linen gives them."""
+
+    cell: type[nn.RNNCellBase]
+    both: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for i in range(2):
+            if self.both:
+                x = nn.Bidirectional(nn.RNN(self.cell(4)), nn.RNN(self.cell(4)))(x)
+            else:
+                x = nn.RNN(self.cell(4, name=f"rnn_{i}"))(x)
+        return x
+
+
+class TorchLayers(torch.nn.Module):
+    def __init__(self, kind: type[torch.nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.rnn = kind(3, 4, num_layers=2, batch_first=True, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(x)[0]
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [(torch.nn.LSTM, nn.OptimizedLSTMCell), (torch.nn.GRU, nn.GRUCell), (torch.nn.RNN, nn.SimpleCell)],
+)
+def test_recurrent_layers(kind: type[torch.nn.RNNBase], cell: type[nn.RNNCellBase], both: bool):
+    x, module = images(2, 5, 3).astype(np.float32), Layers(cell, both)
+    adapter = parity.linen(module, module.init(jax.random.key(0), x))
+    ledger = assert_the_same_layer(TorchLayers(kind, bidirectional=both), adapter, [x])
+    assert any("taken in order" in note for note in ledger.notes) == both
+
+
+# ---- layers around a layer ----
+
+
+class Normed(nn.Module):
+    """A layer called `fc`, and a convolution called `conv`, inside of `around`."""
+
+    around: Callable[[nn.Module], nn.Module]
+    options: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = self.around(nn.Conv(4, (3,), padding="VALID", name="conv"))(x, **self.options)
+        return self.around(nn.Dense(5, name="fc"))(x, **self.options)
+
+
+class TorchNormed(torch.nn.Module):
+    def __init__(self, around: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+        super().__init__()
+        self.conv, self.fc = around(torch.nn.Conv1d(3, 4, 3)), around(torch.nn.Linear(4, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_weight_norm():
+    x = images(2, 3, 7).astype(np.float32)
+    module = Normed(lambda layer: nn.WeightNorm(layer, epsilon=0), {})
+    adapter = parity.linen(module, module.init(jax.random.key(0), jnp.asarray(last(x))))
+    torch_layer = TorchNormed(torch.nn.utils.parametrizations.weight_norm)
+    assert_the_same_layer(torch_layer, adapter, [x], images=True)
+    hooked = TorchNormed(torch.nn.utils.weight_norm)
+    pairs = {(entry.torch, entry.jax) for entry in parity.build_ledger(hooked, adapter)}
+    assert {("fc.weight_g", "WeightNorm_1.fc/kernel/scale"), ("fc.weight_v", "fc.kernel")} <= pairs
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_spectral_norm(hooked: bool):
+    """flax makes one more step of the power iteration, so both agree once it has converged, up to float32."""
+    x = images(2, 3, 7).astype(np.float32)
+    module = Normed(nn.SpectralNorm, {"update_stats": False})
+    adapter = parity.linen(module, module.init(jax.random.key(0), jnp.asarray(last(x))))
+    around = torch.nn.utils.spectral_norm if hooked else torch.nn.utils.parametrizations.spectral_norm
+    torch_layer = TorchNormed(around).train()
+    for _ in range(400):
+        torch_layer(torch.from_numpy(x))
+    ledger = parity.torch_to_jax(torch_layer.eval(), adapter)
+    with torch.no_grad():
+        expected = torch_layer(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(last(expected), adapter.as_nnx()(jnp.asarray(last(x))), rtol=1e-4, atol=1e-5)
+    assert len(ledger.torch_only) == len(ledger.jax_only) == 2

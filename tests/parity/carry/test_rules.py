@@ -174,6 +174,12 @@ LAYERS = {
         lambda rngs: nnx.BatchNorm(6, use_running_average=True, epsilon=1e-5, rngs=rngs),
         (2, 6, 5, 4),
     ),
+    "instance norm": (
+        torch.nn.InstanceNorm2d(6, affine=True),
+        lambda rngs: nnx.InstanceNorm(6, epsilon=1e-5, rngs=rngs),
+        (2, 6, 5, 4),
+    ),
+    "prelu": (torch.nn.PReLU(), lambda rngs: nnx.PReLU(), (4, 6)),
     "rms norm": (torch.nn.RMSNorm(6, eps=1e-6), lambda rngs: nnx.RMSNorm(6, epsilon=1e-6, rngs=rngs), (4, 6)),
 }
 
@@ -190,6 +196,29 @@ def test_a_converted_layer_computes_the_same(name: str):
     axes = channels_last(x.ndim) if x.ndim > 2 else (0, 1)
     expected = torch_layer(torch.from_numpy(x)).detach().numpy().transpose(axes)
     assert rel_f(jax_layer(jnp.asarray(x.transpose(axes))), expected) < 1e-6
+
+
+class Spectral(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.fc = nnx.SpectralNorm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(x, update_stats=False)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_spectral_norm(hooked: bool):
+    """flax makes one more step of the power iteration, so both agree once it has converged, up to float32."""
+    around = torch.nn.utils.spectral_norm if hooked else torch.nn.utils.parametrizations.spectral_norm
+    torch_model, model = torch.nn.ModuleDict({"fc": around(torch.nn.Linear(3, 4)).train()}), Spectral()
+    x = images(2, 3).astype(np.float32)
+    for _ in range(400):
+        torch_model["fc"](torch.from_numpy(x))
+    ledger = torch_to_jax(torch_model.eval(), model)
+    assert "fc.layer_instance.kernel" in {entry.jax for entry in ledger}
+    assert len(ledger.torch_only) == len(ledger.jax_only) == 1
+    assert rel_f(model(jnp.asarray(x)), torch_model["fc"](torch.from_numpy(x)).detach().numpy()) < 1e-5
 
 
 def test_a_linear_layer_into_many_axes():

@@ -13,6 +13,7 @@ import torch
 from flax import nnx
 
 from parity import Rules, check, jax_to_torch, torch_to_jax
+from parity.carry.wrappers import LISTED, likeness, listing, plain_names
 from tests.parity.carry.test_ledger import passes, x
 
 
@@ -153,3 +154,73 @@ def test_lazy_layers_are_not_there_yet():
         ValueError, match=r"0.weight of PyTorch is not initialised \(a lazy module\): run the model once"
     ):
         torch_to_jax(torch.nn.Sequential(torch.nn.LazyLinear(3)), nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0))]))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("hooked", [False, True])
+def test_the_names_of_reparametrised_weights(hooked: bool):
+    utils = torch.nn.utils if hooked else torch.nn.utils.parametrizations
+    for around, plain in (
+        (utils.weight_norm, {"weight", "weight_g", "bias"}),
+        (utils.spectral_norm, {"weight", "weight_u", "weight_v", "bias"}),
+    ):
+        names = around(torch.nn.Linear(3, 4)).state_dict().keys()
+        assert set(plain_names(names).values()) == plain
+        assert set(plain_names([f"a.{name}" for name in names]).values()) == {f"a.{name}" for name in plain}
+    others = ["conv.weight", "a.weight_v", "b.weight_g", "parametrizations.weight.original", "w.0._u", "x_orig"]
+    assert plain_names(others) == {name: name for name in others}
+
+
+def test_likeness_knows_what_leaves_are_called():
+    assert likeness("h.0.weight", "h.0.kernel") == 1 > likeness("h.0.weight", "h.1.kernel")
+
+
+def unpaired(ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> tuple[list[str], str | None]:
+    problems = [f"{name} {list(shape)} of PyTorch has no partner in JAX" for name, shape in ours.items()]
+    problems += [f"{name} {list(shape)} of JAX has no partner in PyTorch" for name, shape in theirs.items()]
+    return listing(problems, ours, theirs)
+
+
+def test_the_same_problem_in_every_layer_is_one_line_with_the_likely_partner():
+    ours, theirs = dict[str, tuple[int, ...]](), dict[str, tuple[int, ...]]()
+    for i in range(12):
+        ours |= {f"h.{i}.norm1.weight": (8,), f"h.{i}.norm1.bias": (8,), f"h.{i}.fc.weight": (9, 8)}
+        theirs |= {f"blocks.{i}.ln_1.scale": (8,), f"blocks.{i}.ln_1.bias": (8,), f"blocks.{i}.fc.kernel": (8, 9)}
+    lines, rename = unpaired({**ours, "table": (3,)}, {**theirs, "gamma": (5,)})
+    assert lines == [
+        "h.*.norm1.weight [8] of PyTorch has no partner in JAX (12 of them): blocks.*.ln_1.scale?",
+        "h.*.norm1.bias [8] of PyTorch has no partner in JAX (12 of them): blocks.*.ln_1.bias?",
+        "h.*.fc.weight [9, 8] of PyTorch has no partner in JAX (12 of them): blocks.*.fc.kernel?",
+        "table [3] of PyTorch has no partner in JAX",
+        "gamma [5] of JAX has no partner in PyTorch",
+    ]
+    assert rename is not None
+    rules = eval(rename, {"Rules": Rules})
+    assert rules.jax_path("h.3.norm1") == "blocks.3.ln_1"
+    assert rules.jax_path("h.11.fc") == "blocks.11.fc"
+
+
+def test_tensors_of_one_module_have_likely_partners_in_one_module():
+    ours = {"norm2.weight": (8,), "norm2.bias": (8,)}
+    lines, rename = unpaired(ours, {"fc2.bias": (8,), "ln_2.bias": (8,), "ln_2.scale": (8,)})
+    assert [line.rpartition(": ")[2] for line in lines[:2]] == ["ln_2.scale?", "ln_2.bias?"]
+    assert rename == 'Rules(rename={"^norm2$": "ln_2"})'
+
+
+def test_a_message_is_a_screen_at_most():
+    names = "abcdefghijklmnopqrstuvwxyz"
+    lines, rename = unpaired({f"{x}.weight": (2,) for x in names}, {f"{x}.kernel": (3,) for x in names})
+    assert len(lines) == 2 * LISTED + 1
+    assert lines[-1] == f"{2 * (26 - LISTED)} more lines like these"
+    assert rename is None
+
+
+def test_the_error_of_a_pair_shows_the_rule_that_helps():
+    ours, theirs = (
+        torch.nn.ModuleDict({"fc1": torch.nn.Linear(3, 4)}),
+        nnx.Dict(fc_1=nnx.Linear(3, 4, rngs=nnx.Rngs(0))),
+    )
+    with pytest.raises(ValueError, match="cannot be carried over") as error:
+        torch_to_jax(ours, theirs)
+    text = str(error.value).partition("if the likely partners are right, write ")[2].partition(")\n")[0]
+    assert torch_to_jax(ours, theirs, rules=eval(text, {"Rules": Rules}))

@@ -160,6 +160,31 @@ def test_tensors_that_no_output_tells_apart_are_ambiguous():
     assert 'LeafRule("fc.weight", "w", (1, 0))' in str(error.value)
 
 
+def test_equal_numbers_tell_apart_what_no_output_does():
+    """Two biases that are added to each other, and a matrix without effect."""
+    model = Function(lambda x, a, b, w, rest: x @ w + a + b + 0 * rest[0], a=(D,), b=(D,), w=(D, D), rest=(D, D))
+
+    class Torch(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.more = torch.nn.Linear(D, D), torch.nn.Parameter(torch.randn(D))
+            self.unused = torch.nn.Linear(D, D, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) + self.more
+
+    torch_model = Torch()
+    partners = {"b": "fc.bias", "a": "more", "rest": "unused.weight"}
+    for name, other in partners.items():
+        jax_variables(model)[name].set_value(jnp.asarray(torch_model.state_dict()[other].numpy()))
+    rules = suggest_rules(torch_model, model, X)
+    ledger = parity.build_ledger(torch_model, model, rules)
+    assert {(entry.jax, entry.torch, entry.axes) for entry in ledger} == {
+        ("w", "fc.weight", (1, 0)),
+        *((name, other, None) for name, other in partners.items()),
+    }
+
+
 def test_exchangeable_branches_are_paired_consistently():
     def function(x, a, b, c, d):
         return jnp.tanh(x @ a) @ b + jnp.tanh(x @ c) @ d
