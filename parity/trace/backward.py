@@ -17,13 +17,13 @@ from parity.recording.capture import ROOT, Key
 from parity.runs.jax_side import JaxSide
 from parity.runs.losses import Loss
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.jax_values import Step, run
-from parity.trace.match import Matches, Targets, located, match
-from parity.trace.program import Program, traced, traced_gradients
 from parity.trace.regions import name
-from parity.trace.source import jax_line
-from parity.trace.torch_operations import ModuleCall, TorchTrace, trace_torch
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.jax_values import Step, run
+from parity.trace.values.match import Matches, Targets, located, match
+from parity.trace.values.program import Program, traced, traced_gradients
+from parity.trace.values.source import jax_line
+from parity.trace.values.torch_operations import ModuleCall, TorchTrace, trace_torch
 
 
 def derivative_rows(

@@ -16,14 +16,14 @@ import numpy as np
 from parity.recording.capture import ROOT
 from parity.runs.torch_side import TorchSide
 from parity.trace.difference import Candidate, Difference, all_equal, sources, with_lines
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.jax_values import Step, run
-from parity.trace.layout import Layout, closest
-from parity.trace.match import Matches, Replaced, match
 from parity.trace.order import Misplaced, equal_numbers, misplaced
-from parity.trace.program import Program
 from parity.trace.regions import Region, first_regions, known_behind, missing
-from parity.trace.torch_operations import TorchTrace, Values, operation_values
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.jax_values import Step, run
+from parity.trace.values.layout import Layout, closest
+from parity.trace.values.match import Matches, Replaced, match
+from parity.trace.values.program import Program
+from parity.trace.values.torch_operations import TorchTrace, Values, operation_values
 
 CANDIDATES = 12
 """Number of values of JAX that are compared in full with a missing value of PyTorch."""

@@ -17,13 +17,13 @@ from parity.recording.capture import ROOT, Call, Key
 from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint, distinct
-from parity.trace.layout import closest
 from parity.trace.locate import Difference, Located, captured, locate
-from parity.trace.match import Matches, located
-from parity.trace.program import Program, traced
 from parity.trace.regions import name, outermost, receiver, returned
-from parity.trace.torch_operations import ModuleCall, Tensor, TorchTrace, trace_torch
+from parity.trace.values.fingerprint import Fingerprint, distinct
+from parity.trace.values.layout import closest
+from parity.trace.values.match import Matches, located
+from parity.trace.values.program import Program, traced
+from parity.trace.values.torch_operations import ModuleCall, Tensor, TorchTrace, trace_torch
 
 
 @dataclasses.dataclass(frozen=True)

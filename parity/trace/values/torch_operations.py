@@ -17,8 +17,8 @@ from parity.carry.convert import to_numpy
 from parity.recording.capture import Key
 from parity.recording.structure import tensors
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.source import torch_line
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.source import torch_line
 
 
 @dataclasses.dataclass(frozen=True)

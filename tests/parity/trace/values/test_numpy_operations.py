@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 from parity.trace import numpy_operations
-from parity.trace.numpy_operations import evaluate
+from parity.trace.values.numpy_operations import evaluate
 
 FLOATS = ("float64", "float32")
 WHOLE = ("int32", "int64")

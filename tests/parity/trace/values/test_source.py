@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from parity.runs.torch_side import TorchSide
-from parity.trace.jax_values import Step, run
-from parity.trace.source import jax_line, torch_line
-from parity.trace.torch_operations import trace_torch
+from parity.trace.values.jax_values import Step, run
+from parity.trace.values.source import jax_line, torch_line
+from parity.trace.values.torch_operations import trace_torch
 
 
 def inner(x: jax.Array) -> jax.Array:

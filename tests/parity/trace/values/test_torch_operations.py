@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.torch_operations import TorchTrace, operation_values, trace_torch
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.torch_operations import TorchTrace, operation_values, trace_torch
 
 X = np.random.RandomState(0).standard_normal((3, 4))
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from parity.precision.jax_casts import Scope
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.jax_values import SAME_VALUES, Step, run_held
-from parity.trace.layout import Layout
-from parity.trace.program import Program
-from parity.trace.torch_operations import ModuleCall, TorchTrace
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.jax_values import SAME_VALUES, Step, run_held
+from parity.trace.values.layout import Layout
+from parity.trace.values.program import Program
+from parity.trace.values.torch_operations import ModuleCall, TorchTrace
 
 
 @dataclasses.dataclass(frozen=True)
