@@ -11,19 +11,21 @@ import torch
 
 from parity.carry.arrays import first_line
 from parity.causes.find_cause import name_causes
-from parity.measure.gates import Gates, Row, rel_f
+from parity.measure.gates import Gates, Row
 from parity.pairing.match_calls import Pair
 from parity.recording.capture import ROOT, Call, Key
 from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
-from parity.trace.locate import Difference, Located, captured, locate
-from parity.trace.regions import name, outermost, receiver, returned
-from parity.trace.values.fingerprint import Fingerprint, distinct
+from parity.trace.difference import Difference
+from parity.trace.locate import Located, locate
+from parity.trace.places import Place, places
+from parity.trace.regions import name
+from parity.trace.values.fingerprint import distinct
 from parity.trace.values.layout import closest
-from parity.trace.values.match import Matches, located
+from parity.trace.values.match import Matches, captured, located
 from parity.trace.values.program import Program, traced
-from parity.trace.values.torch_operations import ModuleCall, Tensor, TorchTrace, trace_torch
+from parity.trace.values.torch_operations import ModuleCall, TorchTrace, trace_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,72 +154,12 @@ def _failing(trace: TorchTrace, found: Located, gates: Gates) -> Iterator[tuple[
     """Yield a failing row for every difference: what a module returns, or what it passes to an inner module."""
     for difference in found.differences:
         note = _note(trace, difference)
-        for place in _places(trace, difference):
+        for place in places(trace, difference):
             where, kind = (place.call.key, "calls") if place.into else (place.call.key, "layer")
             if where == ROOT:
                 kind = "output"
             error = max(place.error, 2 * gates.f64)
             yield (name(where), kind), Row(name(where), kind, "forced", "float64", error, gates.f64, note=note)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """A wrong tensor: an input of a module (`into`), which its caller computed, or an output.
-
-    `value` and `right` are the value of JAX and PyTorch's in one layout; None if JAX has no such value. `tensor` is the
-    input or output; None if it is a result in between.
-    """
-
-    call: ModuleCall
-    into: bool
-    tensor: Tensor | None
-    value: np.ndarray | None
-    right: np.ndarray
-
-    @property
-    def error(self) -> float:
-        return math.inf if self.value is None else rel_f(self.value, self.right)
-
-    def as_in(self, tensor: np.ndarray) -> np.ndarray:
-        """Return the value in the layout in which the right value is `tensor`: a view of it."""
-        view = closest(self.right, tensor)
-        assert self.value is not None, "a value that JAX lacks has no layout"
-        return self.value.reshape(tensor.shape) if view is None else view[1].to_torch(self.value)
-
-
-def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
-    region, order = difference.region, difference.misplaced or difference.instead
-    owner = next((call for call in trace.calls if call.key == region.owner), None)
-    if order is not None and owner is not None and owner.key != ROOT:
-        values = Fingerprint.of(order.wanted)
-        taken = [x for x in owner.inputs if x.values.size == values.size and values.matches(x.values.sums)]
-        made = None if order.once_right or not taken or difference.instead else _maker(trace, owner, taken[0])
-        if made is not None:
-            yield _Place(made[0], False, made[1], order.array, order.wanted)
-            return
-        if taken:
-            call, tensor = outermost(trace, owner, taken[0])
-            yield _Place(call, True, tensor, order.array, order.wanted)
-            return
-    for end in region.ends:
-        best = difference.best(end)
-        value = None if best is None else best.array
-        out, into = returned(trace, region, end), receiver(trace, region, end)
-        if out is not None:
-            yield _Place(out[0], False, out[1], value, difference.wanted[end])
-        elif into is not None:
-            yield _Place(into[0], True, into[1], value, difference.wanted[end])
-        elif owner is not None:
-            yield _Place(owner, False, None, value, difference.wanted[end])
-
-
-def _maker(trace: TorchTrace, taker: ModuleCall, tensor: Tensor) -> tuple[ModuleCall, Tensor] | None:
-    """Return the module call, and which of its outputs it is, that `taker` takes as it is; None if there is none."""
-    for call in trace.calls:
-        for output in call.outputs if call.operations.stop <= taker.operations.start and call.key[0] else ():
-            if output.operations == tensor.operations and output.shape == tensor.shape:
-                return call, output
-    return None
 
 
 def _note(trace: TorchTrace, difference: Difference) -> str:
@@ -242,9 +184,9 @@ def _causes(
     notes: list[str],
 ) -> tuple[Cause, ...]:
     """Search the causes of the differences, with JAX's values in PyTorch's layout as the wrong ones."""
-    gave: dict[Key, dict[int, _Place]] = {}
-    taken: dict[Key, dict[int, _Place]] = {}
-    for place in (place for difference in found.differences for place in _places(trace, difference)):
+    gave: dict[Key, dict[int, Place]] = {}
+    taken: dict[Key, dict[int, Place]] = {}
+    for place in (place for difference in found.differences for place in places(trace, difference)):
         if place.value is not None and place.tensor is not None:
             (taken if place.into else gave).setdefault(place.call.key, {})[place.tensor.index] = place
     wrong = gave.keys() | taken.keys()
