@@ -152,6 +152,15 @@ def returned(trace: TorchTrace, region: Region, end: int) -> tuple[ModuleCall, T
     return None if found is None else (call, found)
 
 
+def caller(trace: TorchTrace, key: Key) -> str:
+    """Return the path of the module that calls a module: the innermost around it that is called itself."""
+    called = {call.key[0] for call in trace.calls}
+    path = key[0].rpartition(".")[0]
+    while path and path not in called:  # a ModuleList is not called
+        path = path.rpartition(".")[0]
+    return path
+
+
 def name(key: Key) -> str:
     """Return the name of a call: the module's path, with the number of the call if it is not the first."""
     path, number = key

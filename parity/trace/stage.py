@@ -19,9 +19,11 @@ from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
 from parity.trace.difference import Difference
 from parity.trace.locate import Located, locate
+from parity.trace.own_casts import cast_causes, own_casts
 from parity.trace.places import Place, places
-from parity.trace.regions import name
+from parity.trace.regions import caller, name
 from parity.trace.values.fingerprint import distinct
+from parity.trace.values.jax_values import run
 from parity.trace.values.layout import closest
 from parity.trace.values.match import Matches, captured, located
 from parity.trace.values.program import Program, traced
@@ -83,6 +85,15 @@ def traced_rows(
         rows += named.values()
         with ours.wide():
             causes = _causes(ours, arrays, trace, found, rows, notes)
+        own = own_casts(program)
+        proven = cast_causes(theirs, arrays, trace, found.differences, own)
+        # A proven cast replaces the other causes of its module; without any cast, nothing is rounded.
+        causes = tuple(x for x in causes if x.module not in proven and (own or not x.switch.endswith("leak")))
+        causes = (*causes, *proven.values())
+        with ours.wide():
+            if not causes and found.differences:
+                causes = _whole_causes(ours, arrays, trace, program, found)
+                rows = _explained(rows, causes, gates) if causes else rows
         if not found.complete:
             last = found.differences[-1].region.owner if found.differences else ROOT
             notes.append(f"what follows {name(last) or 'the model'} was not compared, since it cannot be replaced")
@@ -191,7 +202,7 @@ def _causes(
             (taken if place.into else gave).setdefault(place.call.key, {})[place.tensor.index] = place
     wrong = gave.keys() | taken.keys()
     oracle = ours.forward(arrays, only=wrong)
-    held = [call for call in trace.calls if _held(call, found.last, wrong)]
+    held = _held(trace, found.last, wrong)
     pairs = [_pair(ours.model, call, taken.get(call.key, {}), gave.get(call.key)) for call in held]
     calls = {}
     for key in wrong:
@@ -201,9 +212,68 @@ def _causes(
     return name_causes(ours.model, ours.inputs(arrays), pairs, calls, rows, notes, apply=ours.apply)
 
 
-def _held(call: ModuleCall, matches: Matches, wrong: Collection[Key]) -> bool:
-    """Whether a module is judged by itself: its outputs are among JAX's values, or its own tensors are wrong."""
-    return call.key == ROOT or call.key in wrong or located(call, matches) is not None
+def _whole_causes(
+    ours: TorchSide, arrays: Sequence[np.ndarray], trace: TorchTrace, program: Program, found: Located
+) -> tuple[Cause, ...]:
+    """Search the one change, in the modules around the differences, under which the model returns what JAX returns."""
+    wanted = ours.forward(arrays, only={ROOT})[ROOT].outputs
+    given = run(program.closed, program.arguments, lambda step: None)
+    outputs = [_like(np.asarray(x), y) for x, y in zip(given, wanted, strict=len(given) == len(wanted))]
+    if len(given) != len(wanted) or any(x is None for x in outputs):
+        return ()
+    pair = Pair(ROOT, ROOT, ours.model, (), (), (None,) * len(wanted))
+    row = Row("", "output", "forced", "float64", math.inf, 0.0)
+    calls = {ROOT: Call([], [x for x in outputs if x is not None])}
+    inputs = ours.inputs(arrays)
+    return name_causes(ours.model, inputs, [pair], calls, [row], apply=ours.apply, within=_suspects(trace, found))
+
+
+def _like(value: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
+    """Return an output of JAX in PyTorch's layout; None if it has none."""
+    if value.shape == wanted.shape:
+        return value
+    best = closest(value, wanted) if value.size == wanted.size else None
+    return None if best is None else best[1].to_torch(value)
+
+
+def _suspects(trace: TorchTrace, found: Located) -> frozenset[str]:
+    """Return the modules that compute a difference, what it is computed from, or what uses it, and their callers."""
+    users, paths = trace.users(), set[str]()
+    for difference in found.differences[:MOST_SUSPECTED]:
+        region = difference.region
+        behind = {source for op in region.operations for source in trace.operations[op].inputs}
+        after = {user for end in region.ends for user in users[end]}
+        for op in {*region.operations, *behind, *after}:
+            path = trace.operations[op].owner[0]
+            paths |= {".".join(path.split(".")[:count]) for count in range(path.count(".") + 2)}
+    return frozenset(paths)
+
+
+MOST_SUSPECTED = 3
+"""Number of differences, the first ones, around which one cause of all of them is looked for."""
+
+
+def _explained(rows: Sequence[Row], causes: Sequence[Cause], gates: Gates) -> list[Row]:
+    """Return the passing rows, and one row for the module whose change explains all differences."""
+    failed = [row for row in rows if not row.passed]
+    path = "" if causes[0].module == "the model" else causes[0].module
+    kind = "layer" if path else "output"
+    error = max(causes[0].error_before, 2 * gates.f64)
+    wrong = Row(path, kind, "forced", "float64", error, gates.f64, note=failed[0].note if failed else "")
+    return [*(row for row in rows if row.passed), wrong]
+
+
+def _held(trace: TorchTrace, matches: Matches, wrong: Collection[Key]) -> list[ModuleCall]:
+    """Return the calls that are judged by themselves: their outputs are values of JAX, or their tensors are wrong.
+
+    So are the callers of those whose inputs are wrong. All calls of a module are held, or none is: in a replay they
+    return what was recorded.
+    """
+    callers = {caller(trace, key) for key in wrong}
+    own = {ROOT, *wrong, *(call.key for call in trace.calls if call.key[0] in callers)}
+    absent = {call.key[0] for call in trace.calls if call.key not in own and located(call, matches) is None}
+    fixed = {key[0] for key in own}
+    return [call for call in trace.calls if call.key[0] in fixed or call.key[0] not in absent]
 
 
 def _pair(

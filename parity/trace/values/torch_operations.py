@@ -277,7 +277,7 @@ def _with(tree: Any, index: int, array: np.ndarray) -> Any:
     leaves, spec = torch.utils._pytree.tree_flatten(tree)
     places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and _floats(x)]
     old = leaves[places[index]]
-    leaves[places[index]] = torch.from_numpy(np.ascontiguousarray(array)).to(old).reshape(old.shape)
+    leaves[places[index]] = torch.tensor(array).to(old).reshape(old.shape)
     return torch.utils._pytree.tree_unflatten(leaves, spec)
 
 
