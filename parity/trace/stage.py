@@ -93,7 +93,6 @@ def traced_rows(
         with ours.wide():
             if not causes and found.differences:
                 causes = _whole_causes(ours, arrays, trace, program, found)
-                rows = _explained(rows, causes, gates) if causes else rows
         if not found.complete:
             last = found.differences[-1].region.owner if found.differences else ROOT
             notes.append(f"what follows {name(last) or 'the model'} was not compared, since it cannot be replaced")
@@ -215,7 +214,10 @@ def _causes(
 def _whole_causes(
     ours: TorchSide, arrays: Sequence[np.ndarray], trace: TorchTrace, program: Program, found: Located
 ) -> tuple[Cause, ...]:
-    """Search the one change, in the modules around the differences, under which the model returns what JAX returns."""
+    """Search the one change, in the modules around the differences, under which the model returns what JAX returns.
+
+    It is the cause of the first difference, and so of all of them.
+    """
     wanted = ours.forward(arrays, only={ROOT})[ROOT].outputs
     given = run(program.closed, program.arguments, lambda step: None)
     outputs = [_like(np.asarray(x), y) for x, y in zip(given, wanted, strict=len(given) == len(wanted))]
@@ -225,7 +227,12 @@ def _whole_causes(
     row = Row("", "output", "forced", "float64", math.inf, 0.0)
     calls = {ROOT: Call([], [x for x in outputs if x is not None])}
     inputs = ours.inputs(arrays)
-    return name_causes(ours.model, inputs, [pair], calls, [row], apply=ours.apply, within=_suspects(trace, found))
+    causes = name_causes(ours.model, inputs, [pair], calls, [row], apply=ours.apply, within=_suspects(trace, found))
+    first = next(places(trace, found.differences[0]), None)
+    if first is None:
+        return causes
+    path = caller(trace, first.call.key) if first.into else first.call.key[0]
+    return tuple(dataclasses.replace(cause, module=path or "the model") for cause in causes)
 
 
 def _like(value: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
@@ -251,16 +258,6 @@ def _suspects(trace: TorchTrace, found: Located) -> frozenset[str]:
 
 MOST_SUSPECTED = 3
 """Number of differences, the first ones, around which one cause of all of them is looked for."""
-
-
-def _explained(rows: Sequence[Row], causes: Sequence[Cause], gates: Gates) -> list[Row]:
-    """Return the passing rows, and one row for the module whose change explains all differences."""
-    failed = [row for row in rows if not row.passed]
-    path = "" if causes[0].module == "the model" else causes[0].module
-    kind = "layer" if path else "output"
-    error = max(causes[0].error_before, 2 * gates.f64)
-    wrong = Row(path, kind, "forced", "float64", error, gates.f64, note=failed[0].note if failed else "")
-    return [*(row for row in rows if row.passed), wrong]
 
 
 def _held(trace: TorchTrace, matches: Matches, wrong: Collection[Key]) -> list[ModuleCall]:

@@ -137,6 +137,11 @@ def _alterations(steps: Collection[Step], factors: Sequence[float]) -> Iterator[
             text = f"the value of {step.name}, the derivative of {name}"
             yield "derivative", text, step, lambda s, f=function: with_slope(s.run(), f(s.get(0, "input")))
     for step in steps:
+        for i, factor in ((i, c) for i in range(min(len(step.args), 2)) for c in factors if len(step.args) > 1):
+            if isinstance(x := step.args[i], torch.Tensor) and x.is_floating_point():
+                text = f"{step.name}: the gradient of operand {i + 1} multiplied by {factor:.6g}"
+                scaled = lambda s, i=i, c=factor: s.run({(i, ""): with_slope(s.args[i], c * s.args[i])})  # noqa: E731
+                yield "gradient scale", text, step, scaled
         for factor in factors if isinstance(step.output, torch.Tensor) else ():
             text = f"{step.name}: its gradient multiplied by {factor:.6g}"
             yield "gradient scale", text, step, lambda s, c=factor: with_slope(s.run(), c * s.run())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from parity.trace import numpy_operations
+from parity.trace.values import numpy_operations
 from parity.trace.values.numpy_operations import evaluate
 
 FLOATS = ("float64", "float32")
