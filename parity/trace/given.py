@@ -18,6 +18,9 @@ from parity.trace.values.torch_operations import Values
 MOST_VALUES = 40
 """Number of values of JAX that are tried in place of one tensor."""
 
+MOST_STEPS = 12
+"""Number of steps of JAX within which a wrong value is computed from the right one."""
+
 MOST_LAYOUTS = 6
 """Number of layouts in which each is tried."""
 
@@ -45,17 +48,21 @@ class Given:
 def substitutes(values: Values, matches: Matches) -> dict[int, list[int]]:
     """Return, for every tensor that an operation takes, the values of JAX that may be in its place.
 
-    These are values of the same size: those computed from the right one first, then those that are results of other
-    operations of PyTorch, then the ones computed next to it.
+    These are values of the same size: those computed from the right one within a few steps, and results of other
+    operations of PyTorch. What is computed from the other tensors that the operation takes is none, unless the right
+    one is too: the same operation of a later layer also computes its result from its own input.
     """
     equal = all_equal(matches)
+    partners = [partners_of(tensor, matches) for tensor in values.given]
     found = {}
     for index, tensor in enumerate(values.given):
-        partners = partners_of(tensor, matches)
-        behind = matches.descend(partners)
-        place = min(partners, default=0)
-        numbers = [n for n, x in matches.values.items() if math.prod(x.shape) == tensor.size and n not in partners]
-        numbers.sort(key=lambda n: (n not in behind, n not in equal, abs(n - place)))
+        own = partners[index]
+        behind, place = matches.descend(own), max(own, default=0)
+        after = set[int]().union(*(matches.descend(x) for i, x in enumerate(partners) if i != index))
+        after = set() if not after.isdisjoint(own) else after
+        numbers = [n for n, x in matches.values.items() if math.prod(x.shape) == tensor.size and n not in own]
+        numbers = [n for n in numbers if n not in after and (n in equal or (n in behind and n <= place + MOST_STEPS))]
+        numbers.sort(key=lambda n: (n not in behind, abs(n - place)))
         found[index] = numbers[: max(min(MOST_VALUES, MOST_BYTES // (8 * tensor.size)), 1)]
     return found
 

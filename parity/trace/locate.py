@@ -199,8 +199,7 @@ def _replaced(
 ) -> tuple[int, dict[int, tuple[np.ndarray, Layout]], Matches] | None:
     """Replace the ends of the regions by PyTorch's values and match again; None if no replacement explains more.
 
-    Also return which of the candidates was replaced. Where JAX gives a right operation another value, its result is
-    known, and need not explain more.
+    Also return which of the candidates was replaced.
     """
     users = trace.users()
     following = {user for difference in differences for end in difference.region.ends for user in users[end]}
@@ -212,7 +211,7 @@ def _replaced(
         if len(new) == len(replaced):
             break
         found = match(trace, program, new)
-        if following.isdisjoint(missing(trace, found)) or all(x.instead for x in differences):
+        if following.isdisjoint(missing(trace, found)):
             return attempt, new, found
         explained = sum(map(bool, found.operations))
         if best is None or explained > best[0]:
