@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 
 from parity.causes.catalogue import variants
 from parity.causes.generic import generic, head_orders, part_orders
-from parity.causes.registry import Around
+from parity.causes.registry import Around, Named
 from parity.causes.replay import Alter, Alterations, Recording, Step, tensors_of
 from parity.causes.variant import Variant
 from parity.recording.capture import Key
@@ -70,13 +71,18 @@ def around(recording: Recording, steps: list[Step]) -> Around:
     return Around(steps, given, own, sizes)
 
 
-def changes(recording: Recording, here: Around) -> Iterator[Change]:
-    """Yield all single changes; each step represents all calls at its place."""
-    first = list({(step.place, step.name): step for step in reversed(here.steps)}.values())[::-1]
+def changes(recording: Recording, here: Around, within: Collection[str] | None = None) -> Iterator[Change]:
+    """Yield all single changes; each step represents all calls at its place.
+
+    With `within`, only steps of these modules are changed.
+    """
+    steps = [step for step in here.steps if within is None or step.module in within]
+    first = list({(step.place, step.name): step for step in reversed(steps)}.values())[::-1]
     own = list(here.own.values())
     yield from _inner(recording, part_orders)
     yield from _exchanged(recording)
-    repeated = [(step, variants(step, here)) for step in here.steps if 1 < len(here.same(step)) <= MANY]
+    many = MANY if within is None else math.inf
+    repeated = [(step, variants(step, here)) for step in steps if 1 < len(here.same(step)) <= many]
     named = [(step, variants(step, here)) for step in first]
     fits = [(step, v) for step, found in named for v in found if v.family]
     exact = [(step, v) for step, found in named for v in found if not v.rounding and not v.family]
@@ -89,15 +95,24 @@ def changes(recording: Recording, here: Around) -> Iterator[Change]:
     yield from _inner(recording, lambda tree: head_orders(tree, [n for n in here.sizes if n <= HEADS]))
     rounded = [(step, v) for step, found in named for v in found if v.rounding]
     for step in first:
-        found = _safely(generic(step, here.before(step), own))
+        found = _safely(generic(step, _pool(here, step, within), own))
         rounded += [(step, v) for v in found if v.rounding]
         yield from (_altered(here, step, v) for v in found if not v.rounding)
     for step, found in repeated:
-        rest = [v for v in found if v.switch not in TELLING] + _safely(generic(step, here.before(step), own))
+        rest = [v for v in found if v.switch not in TELLING] + _safely(generic(step, _pool(here, step, within), own))
         yield from (_altered(here, step, v, alone=True) for v in rest if not v.rounding and not v.family)
     yield from (_altered(here, step, v) for step, v in fits if v.switch in TELLING)
     yield from (_altered(here, step, v) for step, v in fits if v.switch not in TELLING)
     yield from (_altered(here, step, v) for step, v in rounded)
+
+
+NEAR = 24
+"""Number of earlier results that are tried as an operand in a search in the whole model."""
+
+
+def _pool(here: Around, step: Step, within: Collection[str] | None) -> list[Named]:
+    every = here.before(step)
+    return every if within is None else every[-NEAR:]
 
 
 def _altered(here: Around, step: Step, variant: Variant, *, alone: bool = False) -> Change:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -69,12 +69,14 @@ def name_causes(
     *,
     apply: Apply = positional,
     work: float = WORK,
+    within: Collection[str] | None = None,
 ) -> tuple[Cause, ...]:
     """As `find_causes`, from existing forced float64 calls of JAX (numpy, those of the failing pairs).
 
     The largest failure is searched first. Modules that fail in the same way (same class, same places, same shapes) are
     searched once; in the others the switches found there are tried first. `work` is the total number of elements that
-    may be replayed.
+    may be replayed. With `within`, one change of a step of these modules has to explain all of an error, and the cause
+    is that of the step's module.
     """
     paired = {pair.torch for pair in pairs}
     found: dict[Key, list[Found]] = {}
@@ -91,10 +93,12 @@ def name_causes(
         budget = Budget(left / (len(ranked) - i) if i else left / 2)
         before = budget.left
         kind = _kind(recording, wrong)
-        search = Search(recording, wrong, budget, _right(recording, wrong, pairs))
+        search = Search(recording, wrong, budget, _right(recording, wrong, pairs), within)
         found[owner] = search.find({(x.switch, x.text) for x in known[kind]}) if kind in known else []
         if not found[owner] and (kind not in known or known[kind]):
             found[owner] = search.find()
+        if within is not None and found[owner]:
+            return (_in_its_module(found[owner][0], search),)
         known.setdefault(kind, found[owner])
         left -= before - budget.left
         if search.spent and not found[owner]:
@@ -104,6 +108,12 @@ def name_causes(
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             notes.append(f"the cause was {text} in: {', '.join(names[:5])}{more}")
     return _causes(found, [pair.torch for pair in pairs])
+
+
+def _in_its_module(found: Found, search: Search) -> Cause:
+    step = search.steps[found.change.step] if found.change is not None and found.change.step >= 0 else None
+    path = "" if step is None else step.module
+    return Cause(path or "the model", found.switch, found.text, found.before, found.after)
 
 
 def _right(recording: Recording, wrong: Sequence[Wrong], pairs: Sequence[Pair]) -> set[Key | None]:

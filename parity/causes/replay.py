@@ -37,6 +37,8 @@ class Step:
     output: Any = None
     occurrence: int = 0
     """Number of earlier calls of this function at this place."""
+    module: str = ""
+    """Path of the innermost module that runs it."""
 
     @property
     def where(self) -> str:
@@ -119,7 +121,13 @@ class Recording:
         results = {**self.inner, **(inner or {})}
         handed: list[tuple[torch.Tensor, int]] = []
         args, kwargs = self._handed((self.args, self.kwargs), handed)
-        with torch.set_grad_enabled(gradients), self._stubs(results, sites, tape, handed), tape:
+        names = {} if alterations or inner is not None else {m: path for path, m in self.modules.items()}
+        with (
+            torch.set_grad_enabled(gradients),
+            self._stubs(results, sites, tape, handed),
+            tape.in_modules(self.path, names),
+            tape,
+        ):
             output = self.module.forward(*args, **kwargs)
         sites[None] = tensors_of(output)
         if not alterations and inner is None:
@@ -175,7 +183,26 @@ class _Tape(TorchFunctionMode):
         self.steps: list[Step] = []
         self.seen: list[tuple[torch.Tensor, int]] = []
         self.is_paused = False
+        self.open = [""]
         self.count: dict[tuple[Place, str], int] = {}
+
+    @contextlib.contextmanager
+    def in_modules(self, path: str, names: Mapping[torch.nn.Module, str]) -> Iterator[None]:
+        """Note, for the modules in `names`, which of them is running; at the beginning it is the one at `path`."""
+        self.open = [path]
+        handles: list[Any] = []
+
+        def leave(*_: Any) -> None:
+            self.open.pop()
+
+        for module in names:
+            handles.append(module.register_forward_pre_hook(lambda m, *_: self.open.append(names[m])))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -197,7 +224,7 @@ class _Tape(TorchFunctionMode):
         # Counted before it runs: an alteration may change what follows, but not this order.
         occurrence = self.count.get((step.place, step.name), 0)
         self.count[step.place, step.name] = occurrence + 1
-        step = dataclasses.replace(step, occurrence=occurrence)
+        step = dataclasses.replace(step, occurrence=occurrence, module=self.open[-1])
         if self.alterations:
             alter = self._alter(step)
             return step.run() if alter is None else alter(step)

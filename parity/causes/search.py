@@ -64,9 +64,18 @@ class Search:
     """Search for the mistake of one module."""
 
     def __init__(
-        self, recording: Recording, wrong: Sequence[Wrong], budget: Budget, right: Collection[Key | None] = ()
+        self,
+        recording: Recording,
+        wrong: Sequence[Wrong],
+        budget: Budget,
+        right: Collection[Key | None] = (),
+        within: Collection[str] | None = None,
     ) -> None:
-        """`right` are the sites where JAX agrees with PyTorch; a switch must leave them unchanged."""
+        """`right` are the sites where JAX agrees with PyTorch; a switch must leave them unchanged.
+
+        With `within`, only the steps of these modules are changed.
+        """
+        self.within = within
         self.recording, self.wrong, self.budget, self.right = recording, wrong, budget, right
         self.base: list[Change] = []
         self.sites, self.steps = recording.run()
@@ -109,7 +118,7 @@ class Search:
         if any(item.wanted(self.sites) is None for item in self.wrong):
             return []
         full, partial = self._exact(known)
-        if full or known is not None:
+        if full or known is not None or self.within is not None:
             return full
         if not all(math.isfinite(error) for error in self.before):
             return []
@@ -123,7 +132,7 @@ class Search:
 
     def _tried(self, known: Collection[tuple[str, str]] | None = None) -> Iterator[tuple[Change, Sites]]:
         self.roundings: list[Change] = []
-        for change in changes(self.recording, self.here):
+        for change in changes(self.recording, self.here, self.within):
             if known is not None and (change.switch, change.text) not in known:
                 continue
             if change.rounding:

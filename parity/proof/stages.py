@@ -327,7 +327,8 @@ class Proof:
         release()
         ours, theirs = self.torch_side("float64"), self.jax_side("float64")
         if self.by_values and fails(rows, precision="float64"):
-            return derivative_rows(ours, theirs, self.arrays, loss, rows, self.gates), ()
+            both = self._both_gradients("float64", loss, ())
+            return derivative_rows(ours, theirs, self.arrays, loss, rows, self.gates, both)
         with ours.wide():
             rows, causes = backward_rows(ours, theirs, self.arrays, self.pairing, self.ledger, self.gates)
         self.notes.extend(cancelled([row.name for row in rows if row.gate > self.gates.f64_gradient]))

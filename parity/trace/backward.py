@@ -12,26 +12,36 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import torch
 
+from parity.causes.training.whole_model import whole_gradient_cause
 from parity.measure.gates import Gates, Row
 from parity.recording.capture import ROOT, Key
+from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide
 from parity.runs.losses import Loss
-from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.jax_values import Step, run
-from parity.trace.match import Matches, Targets, located, match
-from parity.trace.program import Program, traced, traced_gradients
+from parity.runs.torch_side import Gradients, TorchSide
 from parity.trace.regions import name
-from parity.trace.source import jax_line
-from parity.trace.torch_operations import ModuleCall, TorchTrace, trace_torch
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.jax_values import Step, run
+from parity.trace.values.match import Matches, Targets, located, match
+from parity.trace.values.program import Program, traced, traced_gradients
+from parity.trace.values.source import jax_line
+from parity.trace.values.torch_operations import ModuleCall, TorchTrace, trace_torch
 
 
 def derivative_rows(
-    ours: TorchSide, theirs: JaxSide, arrays: Sequence[np.ndarray], loss: Loss, rows: Sequence[Row], gates: Gates
-) -> list[Row]:
-    """Return a failing row for the modules at which the gradients of both models, in float64, first differ.
+    ours: TorchSide,
+    theirs: JaxSide,
+    arrays: Sequence[np.ndarray],
+    loss: Loss,
+    rows: Sequence[Row],
+    gates: Gates,
+    both: tuple[Gradients, Gradients],
+) -> tuple[list[Row], tuple[Cause, ...]]:
+    """Return a failing row for the modules at which the gradients of both models, in float64, first differ; and causes.
 
-    Call this if the models' outputs are equal and their gradients are not; `rows` are those of the gradients.
+    Call this if the models' outputs are equal and their gradients are not; `rows` are those of the gradients, and
+    `both` the gradients of PyTorch and JAX. If one change in PyTorch explains all gradients of JAX, it is the cause,
+    and the row is that of its module.
     """
     trace = trace_torch(ours, arrays)
     keys = [call.key for call in trace.calls if call.key != ROOT and call.outputs]
@@ -50,7 +60,33 @@ def derivative_rows(
         owners, lines = _users(trace, wrong[0]), _lines(wrong[0], matches)
         where = f", in JAX {', '.join(lines)}" if lines else ""
         note = f"the gradient by the output of {name(wrong[0].key)} differs, and no later one{where}"
-    return [Row(owner, "derivative", "forced", "float64", math.inf, gates.f64_gradient, note=note) for owner in owners]
+    with ours.wide():
+        cause = whole_gradient_cause(
+            ours.model,
+            ours.inputs(arrays),
+            ours.apply,
+            both[0].params,
+            both[1].params,
+            [gradient for _, gradient in both[0].outputs],
+            _suspects(trace, owners),
+            gates.f64_gradient,
+        )
+    if cause is not None:
+        owners = ["" if cause.module == "the model" else cause.module]
+    gate = gates.f64_gradient
+    derivatives = [Row(owner, "derivative", "forced", "float64", math.inf, gate, note=note) for owner in owners]
+    return derivatives, () if cause is None else (cause,)
+
+
+def _suspects(trace: TorchTrace, owners: Sequence[str]) -> list[str]:
+    """Return the modules to look into: the owners, those around them, next to them and inside them."""
+    paths = [owner.partition("#")[0] for owner in owners]
+    called = list(dict.fromkeys(call.key[0] for call in trace.calls))
+    inside = [x for x in called if any(x.startswith(f"{path}.") and path for path in paths)]
+    around = [".".join(path.split(".")[:count]) for path in paths for count in reversed(range(path.count(".") + 1))]
+    places = [called.index(path) for path in paths if path in called]
+    near = [called[i + d] for i in places for d in (1, -1, 2, -2) if 0 <= i + d < len(called)]
+    return list(dict.fromkeys((*paths, *around, "", *near, *inside)))
 
 
 def _trained_right(model: torch.nn.Module, call: ModuleCall, right: Collection[str]) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from parity.trace.layout import Layout
-from parity.trace.match import Matches
 from parity.trace.order import Misplaced
 from parity.trace.regions import Region
-from parity.trace.source import jax_line
+from parity.trace.values.layout import Layout
+from parity.trace.values.match import Matches
+from parity.trace.values.source import jax_line
 
 
 @dataclasses.dataclass(frozen=True)

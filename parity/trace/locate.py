@@ -9,21 +9,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from parity.recording.capture import ROOT
 from parity.runs.torch_side import TorchSide
-from parity.trace.difference import Candidate, Difference, all_equal, sources, with_lines
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.jax_values import Step, run
-from parity.trace.layout import Layout, closest
-from parity.trace.match import Matches, Replaced, match
-from parity.trace.order import Misplaced, equal_numbers, misplaced
-from parity.trace.program import Program
+from parity.trace.difference import Candidate, Difference, all_equal, with_lines
 from parity.trace.regions import Region, first_regions, known_behind, missing
-from parity.trace.torch_operations import TorchTrace, Values, operation_values
+from parity.trace.values.layout import Layout, closest
+from parity.trace.values.match import Matches, Replaced, captured, match
+from parity.trace.values.program import Program
+from parity.trace.values.torch_operations import TorchTrace, Values, operation_values
+from parity.trace.wrong_inputs import boundary, with_inputs
 
 CANDIDATES = 12
 """Number of values of JAX that are compared in full with a missing value of PyTorch."""
@@ -65,7 +62,7 @@ def locate(
             return Located(tuple(differences), first, matches, replaced, True)
         regions = _computed_in_jax(trace, matches, results)
         values = operation_values(side, arrays, {i for region in regions for i in region.operations})
-        found = _differences(regions, trace, matches, program, replaced, values)
+        found = _differences(side, arrays, regions, trace, matches, program, replaced, values)
         last = [x for x in found if not x.misplaced and not any(users[end] for end in x.region.ends)]
         results |= {operation for difference in last for operation in difference.region.operations}
         others = [x for x in found if x not in last]
@@ -93,6 +90,8 @@ def _computed_in_jax(trace: TorchTrace, matches: Matches, results: Collection[in
 
 
 def _differences(
+    side: TorchSide,
+    torch_inputs: Sequence[np.ndarray],
     regions: Sequence[Region],
     trace: TorchTrace,
     matches: Matches,
@@ -120,70 +119,15 @@ def _differences(
             candidates[end].sort(key=lambda x: x.number not in matches.returned)
         ends = {end: values[end].result for end in region.ends}
         found.append(Difference(region, candidates, (), matches, ends))
-    return [_with_order(difference, program, replaced, values) for difference in found]
+    return [
+        with_inputs(difference, side, torch_inputs, program, replaced, values[difference.region.operations[0]])
+        for difference in found
+    ]
 
 
 def _outputs(trace: TorchTrace) -> set[int]:
     """Return the operations whose results the model returns."""
     return {i for call in trace.calls if call.key == ROOT for tensor in call.outputs for i in tensor.operations}
-
-
-def _with_order(
-    difference: Difference, program: Program, replaced: Replaced, values: Mapping[int, Values]
-) -> Difference:
-    """Look at the order of the numbers that the region's first operation is computed from."""
-    first = difference.region.operations[0]
-    best = difference.best(first)
-    if best is not None and best.number in difference.region.known:  # an operand, not a version of the result
-        best = None
-    before = len(difference.matches.inputs) if best is None else best.number
-    behind = None if best is None else sources(difference.matches, {best.number})
-    equal = [
-        [n for n in equal_numbers(x, difference.matches, before) if behind is None or n in behind]
-        for x in values[first].given
-    ]
-    others = _others(difference, best, values[first].given)
-    arrays = captured(program, replaced, {*others, *(number for numbers in equal for number in numbers)})
-    for tensor, numbers in zip(values[first].given, equal, strict=True):
-        found = misplaced(tensor, numbers, arrays, difference.matches)
-        if found is not None:
-            return dataclasses.replace(difference, misplaced=found, lines=found.lines)
-    for number, tensor in others.items():
-        fitting = closest(arrays[number], tensor)
-        if fitting is not None:
-            instead = Misplaced(number, fitting[1].to_torch(arrays[number]), tensor, fitting[1], False, ())
-            return dataclasses.replace(difference, instead=instead)
-    return difference
-
-
-def _others(difference: Difference, best: Candidate | None, given: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
-    """Return the equal value that JAX's version of the first operation is computed from, if it is not the right one.
-
-    It is mapped to the tensor of PyTorch that it takes the place of.
-    """
-    matches, known = difference.matches, difference.region.known
-    if best is None or not known or not known.isdisjoint(sources(matches, {best.number})):
-        return {}
-    found: dict[int, np.ndarray] = {}
-    for tensor in given:
-        size = Fingerprint.of(tensor).size
-        if any(matches.values[n].values.size == size for n in known):
-            nearest = _boundary(matches, best.number, all_equal(matches))
-            found.update({n: tensor for n in nearest if n in matches.values and matches.values[n].values.size == size})
-    return found if len(found) == 1 else {}
-
-
-def _boundary(matches: Matches, number: int, equal: Collection[int]) -> set[int]:
-    """Return the equal values that a value is computed from, without any equal value in between."""
-    found, seen, waiting = set[int](), set[int](), [number]
-    while waiting:
-        for source in matches.inputs[waiting.pop()]:
-            if source in equal:
-                found.add(source)
-            elif source not in seen:
-                seen.add(source)
-                waiting.append(source)
-    return found
 
 
 def _similar(operation: int, trace: TorchTrace, matches: Matches, equal: Collection[int]) -> list[int]:
@@ -195,7 +139,7 @@ def _similar(operation: int, trace: TorchTrace, matches: Matches, equal: Collect
     if not numbers:  # JAX may give the operation another value of the same size
         sizes = {matches.values[n].values.size for n in known}
         numbers = [n for n, x in matches.values.items() if n not in equal and x.values.size == values.size]
-        numbers = [n for n in numbers if not sizes.isdisjoint(_sizes(matches, _boundary(matches, n, equal)))]
+        numbers = [n for n in numbers if not sizes.isdisjoint(_sizes(matches, boundary(matches, n, equal)))]
 
     def distance(number: int) -> float:
         other = matches.values[number].values
@@ -219,21 +163,6 @@ def _computed_from(matches: Matches, known: Collection[int]) -> list[int]:
         return list(range(len(matches.inputs)))
     each = [matches.descend([number]) for number in known]
     return sorted(set.intersection(*each) or set.union(*each))
-
-
-def captured(program: Program, replaced: Replaced, numbers: Collection[int]) -> dict[int, np.ndarray]:
-    """Run the program and return the values with these numbers."""
-    found: dict[int, np.ndarray] = {}
-
-    def seen(step: Step) -> Any:
-        new = replaced.get(step.number)
-        array = None if new is None else new[1].to_jax(new[0], step.array.shape)
-        if step.number in numbers:
-            found[step.number] = np.asarray(step.array, np.float64) if array is None else array
-        return array
-
-    run(program.closed, program.arguments, seen)
-    return found
 
 
 def _ranked(

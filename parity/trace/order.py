@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.layout import SAME, Layout, closest
-from parity.trace.match import Matches
-from parity.trace.source import jax_line
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.layout import SAME, Layout, closest
+from parity.trace.values.match import Matches
+from parity.trace.values.source import jax_line
 
 
 @dataclasses.dataclass(frozen=True)

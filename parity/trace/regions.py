@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Collection, Iterator
 
 from parity.recording.capture import ROOT, Key
-from parity.trace.match import Matches
-from parity.trace.torch_operations import ModuleCall, Tensor, TorchTrace
+from parity.trace.values.match import Matches
+from parity.trace.values.torch_operations import ModuleCall, Tensor, TorchTrace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +104,12 @@ def known_behind(trace: TorchTrace, matches: Matches, operations: Collection[int
 def receiver(trace: TorchTrace, region: Region, end: int) -> tuple[ModuleCall, Tensor] | None:
     """Return the first module call that takes the result of `end`, and the input that it is; None if there is none.
 
-    Only calls made by the owner of the region count, after the operation.
+    Only calls made by the owner of the region count, after the operation: of modules that begin with the same
+    operation, the outermost, which passes the tensor on to the others.
     """
     size = trace.operations[end].values.size
-    for call in sorted(_called_by(trace, region.owner), key=lambda call: call.operations.start):
+    calls = sorted(_called_by(trace, region.owner), key=lambda call: (call.operations.start, -call.operations.stop))
+    for call in calls:
         for tensor in call.inputs:
             if call.operations.start > end and end in tensor.operations and tensor.values.size == size:
                 return call, tensor
@@ -148,6 +150,15 @@ def returned(trace: TorchTrace, region: Region, end: int) -> tuple[ModuleCall, T
         return None
     found = next((tensor for tensor in call.outputs if end in tensor.operations), None)
     return None if found is None else (call, found)
+
+
+def caller(trace: TorchTrace, key: Key) -> str:
+    """Return the path of the module that calls a module: the innermost around it that is called itself."""
+    called = {call.key[0] for call in trace.calls}
+    path = key[0].rpartition(".")[0]
+    while path and path not in called:  # a ModuleList is not called
+        path = path.rpartition(".")[0]
+    return path
 
 
 def name(key: Key) -> str:

@@ -15,19 +15,23 @@ import torch
 
 from parity.carry.arrays import first_line
 from parity.causes.find_cause import name_causes
-from parity.measure.gates import Gates, Row, rel_f
+from parity.measure.gates import Gates, Row
 from parity.pairing.match_calls import Pair
 from parity.recording.capture import ROOT, Call, Key
 from parity.report.findings import Cause
 from parity.runs.jax_side import JaxSide
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint, distinct
-from parity.trace.layout import closest
-from parity.trace.locate import Difference, Located, captured, locate
-from parity.trace.match import Matches, located
-from parity.trace.program import Program, traced
-from parity.trace.regions import name, outermost, receiver, returned
-from parity.trace.torch_operations import ModuleCall, Tensor, TorchTrace, trace_torch
+from parity.trace.difference import Difference
+from parity.trace.locate import Located, locate
+from parity.trace.own_casts import cast_causes, own_casts
+from parity.trace.places import Place, places
+from parity.trace.regions import caller, name
+from parity.trace.values.fingerprint import distinct
+from parity.trace.values.jax_values import run
+from parity.trace.values.layout import closest
+from parity.trace.values.match import Matches, captured, located
+from parity.trace.values.program import Program, traced
+from parity.trace.values.torch_operations import ModuleCall, TorchTrace, trace_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +114,14 @@ def _traced_rows(
         rows += named.values()
         with ours.wide():
             causes = _causes(ours, arrays, trace, found, rows, notes)
+        own = own_casts(program)
+        proven = cast_causes(theirs, arrays, trace, found.differences, own)
+        # A proven cast replaces the other causes of its module; without any cast, nothing is rounded.
+        causes = tuple(x for x in causes if x.module not in proven and (own or not x.switch.endswith("leak")))
+        causes = (*causes, *proven.values())
+        with ours.wide():
+            if not causes and found.differences:
+                causes = _whole_causes(ours, arrays, trace, program, found)
         if not found.complete:
             last = found.differences[-1].region.owner if found.differences else ROOT
             notes.append(f"what follows {name(last) or 'the model'} was not compared, since it cannot be replaced")
@@ -181,72 +193,12 @@ def _failing(trace: TorchTrace, found: Located, gates: Gates) -> Iterator[tuple[
     """Yield a failing row for every difference: what a module returns, or what it passes to an inner module."""
     for difference in found.differences:
         note = _note(trace, difference)
-        for place in _places(trace, difference):
+        for place in places(trace, difference):
             where, kind = (place.call.key, "calls") if place.into else (place.call.key, "layer")
             if where == ROOT:
                 kind = "output"
             error = max(place.error, 2 * gates.f64)
             yield (name(where), kind), Row(name(where), kind, "forced", "float64", error, gates.f64, note=note)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """A wrong tensor: an input of a module (`into`), which its caller computed, or an output.
-
-    `value` and `right` are the value of JAX and PyTorch's in one layout; None if JAX has no such value. `tensor` is the
-    input or output; None if it is a result in between.
-    """
-
-    call: ModuleCall
-    into: bool
-    tensor: Tensor | None
-    value: np.ndarray | None
-    right: np.ndarray
-
-    @property
-    def error(self) -> float:
-        return math.inf if self.value is None else rel_f(self.value, self.right)
-
-    def as_in(self, tensor: np.ndarray) -> np.ndarray:
-        """Return the value in the layout in which the right value is `tensor`: a view of it."""
-        view = closest(self.right, tensor)
-        assert self.value is not None, "a value that JAX lacks has no layout"
-        return self.value.reshape(tensor.shape) if view is None else view[1].to_torch(self.value)
-
-
-def _places(trace: TorchTrace, difference: Difference) -> Iterator[_Place]:
-    region, order = difference.region, difference.misplaced or difference.instead
-    owner = next((call for call in trace.calls if call.key == region.owner), None)
-    if order is not None and owner is not None and owner.key != ROOT:
-        values = Fingerprint.of(order.wanted)
-        taken = [x for x in owner.inputs if x.values.size == values.size and values.matches(x.values.sums)]
-        made = None if order.once_right or not taken or difference.instead else _maker(trace, owner, taken[0])
-        if made is not None:
-            yield _Place(made[0], False, made[1], order.array, order.wanted)
-            return
-        if taken:
-            call, tensor = outermost(trace, owner, taken[0])
-            yield _Place(call, True, tensor, order.array, order.wanted)
-            return
-    for end in region.ends:
-        best = difference.best(end)
-        value = None if best is None else best.array
-        out, into = returned(trace, region, end), receiver(trace, region, end)
-        if out is not None:
-            yield _Place(out[0], False, out[1], value, difference.wanted[end])
-        elif into is not None:
-            yield _Place(into[0], True, into[1], value, difference.wanted[end])
-        elif owner is not None:
-            yield _Place(owner, False, None, value, difference.wanted[end])
-
-
-def _maker(trace: TorchTrace, taker: ModuleCall, tensor: Tensor) -> tuple[ModuleCall, Tensor] | None:
-    """Return the module call, and which of its outputs it is, that `taker` takes as it is; None if there is none."""
-    for call in trace.calls:
-        for output in call.outputs if call.operations.stop <= taker.operations.start and call.key[0] else ():
-            if output.operations == tensor.operations and output.shape == tensor.shape:
-                return call, output
-    return None
 
 
 def _note(trace: TorchTrace, difference: Difference) -> str:
@@ -271,14 +223,14 @@ def _causes(
     notes: list[str],
 ) -> tuple[Cause, ...]:
     """Search the causes of the differences, with JAX's values in PyTorch's layout as the wrong ones."""
-    gave: dict[Key, dict[int, _Place]] = {}
-    taken: dict[Key, dict[int, _Place]] = {}
-    for place in (place for difference in found.differences for place in _places(trace, difference)):
+    gave: dict[Key, dict[int, Place]] = {}
+    taken: dict[Key, dict[int, Place]] = {}
+    for place in (place for difference in found.differences for place in places(trace, difference)):
         if place.value is not None and place.tensor is not None:
             (taken if place.into else gave).setdefault(place.call.key, {})[place.tensor.index] = place
     wrong = gave.keys() | taken.keys()
     oracle = ours.forward(arrays, only=wrong)
-    held = [call for call in trace.calls if _held(call, found.last, wrong)]
+    held = _held(trace, found.last, wrong)
     pairs = [_pair(ours.model, call, taken.get(call.key, {}), gave.get(call.key)) for call in held]
     calls = {}
     for key in wrong:
@@ -288,9 +240,66 @@ def _causes(
     return name_causes(ours.model, ours.inputs(arrays), pairs, calls, rows, notes, apply=ours.apply)
 
 
-def _held(call: ModuleCall, matches: Matches, wrong: Collection[Key]) -> bool:
-    """Whether a module is judged by itself: its outputs are among JAX's values, or its own tensors are wrong."""
-    return call.key == ROOT or call.key in wrong or located(call, matches) is not None
+def _whole_causes(
+    ours: TorchSide, arrays: Sequence[np.ndarray], trace: TorchTrace, program: Program, found: Located
+) -> tuple[Cause, ...]:
+    """Search the one change, in the modules around the differences, under which the model returns what JAX returns.
+
+    It is the cause of the first difference, and so of all of them.
+    """
+    wanted = ours.forward(arrays, only={ROOT})[ROOT].outputs
+    given = run(program.closed, program.arguments, lambda step: None)
+    outputs = [_like(np.asarray(x), y) for x, y in zip(given, wanted, strict=len(given) == len(wanted))]
+    if len(given) != len(wanted) or any(x is None for x in outputs):
+        return ()
+    pair = Pair(ROOT, ROOT, ours.model, (), (), (None,) * len(wanted))
+    row = Row("", "output", "forced", "float64", math.inf, 0.0)
+    calls = {ROOT: Call([], [x for x in outputs if x is not None])}
+    inputs = ours.inputs(arrays)
+    causes = name_causes(ours.model, inputs, [pair], calls, [row], apply=ours.apply, within=_suspects(trace, found))
+    first = next(places(trace, found.differences[0]), None)
+    if first is None:
+        return causes
+    path = caller(trace, first.call.key) if first.into else first.call.key[0]
+    return tuple(dataclasses.replace(cause, module=path or "the model") for cause in causes)
+
+
+def _like(value: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
+    """Return an output of JAX in PyTorch's layout; None if it has none."""
+    if value.shape == wanted.shape:
+        return value
+    best = closest(value, wanted) if value.size == wanted.size else None
+    return None if best is None else best[1].to_torch(value)
+
+
+def _suspects(trace: TorchTrace, found: Located) -> frozenset[str]:
+    """Return the modules that compute a difference, what it is computed from, or what uses it, and their callers."""
+    users, paths = trace.users(), set[str]()
+    for difference in found.differences[:MOST_SUSPECTED]:
+        region = difference.region
+        behind = {source for op in region.operations for source in trace.operations[op].inputs}
+        after = {user for end in region.ends for user in users[end]}
+        for op in {*region.operations, *behind, *after}:
+            path = trace.operations[op].owner[0]
+            paths |= {".".join(path.split(".")[:count]) for count in range(path.count(".") + 2)}
+    return frozenset(paths)
+
+
+MOST_SUSPECTED = 3
+"""Number of differences, the first ones, around which one cause of all of them is looked for."""
+
+
+def _held(trace: TorchTrace, matches: Matches, wrong: Collection[Key]) -> list[ModuleCall]:
+    """Return the calls that are judged by themselves: their outputs are values of JAX, or their tensors are wrong.
+
+    So are the callers of those whose inputs are wrong. All calls of a module are held, or none is: in a replay they
+    return what was recorded.
+    """
+    callers = {caller(trace, key) for key in wrong}
+    own = {ROOT, *wrong, *(call.key for call in trace.calls if call.key[0] in callers)}
+    absent = {call.key[0] for call in trace.calls if call.key not in own and located(call, matches) is None}
+    fixed = {key[0] for key in own}
+    return [call for call in trace.calls if call.key[0] in fixed or call.key[0] not in absent]
 
 
 def _pair(

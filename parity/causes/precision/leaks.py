@@ -45,11 +45,12 @@ def leak_causes(
         if all(row is not None and row.passed for row in after):
             name = path or "the model"
             errors = max(row.error for row in found), max(row.error for row in after if row is not None)
-            causes[name] = Cause(name, f"{_narrowest(own[path])} leak", f"JAX alone casts to {own[path]}", *errors)
+            causes[name] = Cause(name, f"{narrowest(own[path])} leak", f"JAX alone casts to {own[path]}", *errors)
     return causes
 
 
-def _narrowest(text: str) -> str:
+def narrowest(text: str) -> str:
+    """Return the narrowest of the formats that a text names."""
     return min((name for name in FRACTION if f"{name} " in f"{text} "), key=lambda name: FRACTION[name])
 
 

@@ -68,7 +68,7 @@ def gradient_cause(
         return None
     if len(steps) > STEPS:
         return None
-    _require_gradients(recording)
+    require_gradients(recording)
     largest = max(norm(term.wanted) for term in terms)
     if _left(recording, key, terms, direction, largest, which="wanted") > gate:
         return None  # the replay does not reproduce PyTorch's derivatives: shared weights, several calls
@@ -79,7 +79,8 @@ def gradient_cause(
     return None
 
 
-def _require_gradients(recording: Recording) -> None:
+def require_gradients(recording: Recording) -> None:
+    """Make the floating tensors that a call takes, and those that inner modules return, require a gradient."""
     for tensor in tensors_of((recording.args, recording.kwargs, list(recording.inner.values()))):
         if tensor.is_floating_point():
             tensor.requires_grad_()
@@ -97,7 +98,7 @@ def _left(
 ) -> float:
     """Return the largest error of JAX's (or PyTorch's own) derivatives relative to a replay; inf if it cannot run."""
     try:
-        found = _derivatives(recording, key, [term.by for term in terms], direction, arguments)
+        found = derivatives(recording, key, [term.by for term in terms], direction, arguments)
     except Exception:  # user modules may raise anything on unexpected tensors
         return math.inf
     errors = []
@@ -107,9 +108,10 @@ def _left(
     return max(errors, default=math.inf)
 
 
-def _derivatives(
+def derivatives(
     recording: Recording, key: Key, by: Sequence[By], direction: Direction, arguments: Mapping[str, Any]
 ) -> list[np.ndarray]:
+    """Return the derivatives of a replay of the call, with these arguments of `Recording.run`."""
     sites, _ = recording.run(**arguments, gradients=True)
     terms = []
     for site, tensors in sites.items():
@@ -135,36 +137,38 @@ def _alterations(recording: Recording, steps: Sequence[Step]) -> Iterator[tuple[
     """Yield (switch, description, arguments of the replay): all cuts, then derivatives of other activations."""
     for key, tree in recording.inner.items():
         text = f"no gradient through the output of {recording.relative(key[0])}"
-        yield "gradient cut", text, {"inner": {key: _detached(tree)}}
+        yield "gradient cut", text, {"inner": {key: detached(tree)}}
     places = {(step.place, step.name): step for step in reversed(steps)}
     for step in reversed(places.values()):
         for i, operand in enumerate(step.args):
             if any(x.is_floating_point() for x in tensors_of(operand)):
                 text = f"{step.name}: no gradient through operand {i + 1}{step.where}"
-                yield "gradient cut", text, _at(step, lambda s, i=i: s.run({(i, ""): _detached(s.args[i])}))
+                yield "gradient cut", text, _at(step, lambda s, i=i: s.run({(i, ""): detached(s.args[i])}))
         text = f"{step.name}: no gradient through its result{step.where}"
-        yield "gradient cut", text, _at(step, lambda s: _detached(s.run()))
+        yield "gradient cut", text, _at(step, lambda s: detached(s.run()))
     for step in steps:
         for i, operand in enumerate(step.args):
             if step.occurrence and any(x.is_floating_point() for x in tensors_of(operand)):
                 text = f"{step.name}, call {step.occurrence + 1}: no gradient through operand {i + 1}{step.where}"
-                yield "gradient cut", text, _at(step, lambda s, i=i: s.run({(i, ""): _detached(s.args[i])}), alone=True)
+                yield "gradient cut", text, _at(step, lambda s, i=i: s.run({(i, ""): detached(s.args[i])}), alone=True)
     for step in places.values():
         if step.name in ("gelu", "relu", "silu", "sigmoid", "tanh", "relu6", "hardswish", "hardsigmoid", "mish"):
             for name, function in ACTIVATIONS.items():
                 text = f"the value of {step.name}, the derivative of {name}{step.where}"
-                yield "derivative", text, _at(step, lambda s, f=function: _with_slope(s.run(), f(s.get(0, "input"))))
+                yield "derivative", text, _at(step, lambda s, f=function: with_slope(s.run(), f(s.get(0, "input"))))
 
 
 def _at(step: Step, alter: Alter, *, alone: bool = False) -> dict[str, Any]:
     return {"alterations": (((step.place, step.name, step.occurrence if alone else None), alter),)}
 
 
-def _detached(tree: Any) -> Any:
+def detached(tree: Any) -> Any:
+    """Return the tree with no gradient through its tensors."""
     return pytree.tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tree)
 
 
-def _with_slope(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def with_slope(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return `value`, with the derivative of `other`."""
     return other + (value - other).detach()
 
 

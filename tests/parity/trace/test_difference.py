@@ -12,8 +12,8 @@ import torch
 import parity
 from parity.trace.difference import sources
 from parity.trace.locate import Located, locate
-from parity.trace.program import traced
-from parity.trace.torch_operations import trace_torch
+from parity.trace.values.program import traced
+from parity.trace.values.torch_operations import trace_torch
 from tests.support.parity.traced import planted
 
 

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from parity.trace.layout import SAME
 from parity.trace.locate import Located, captured, locate
-from parity.trace.program import Program, traced
 from parity.trace.regions import first_regions
-from parity.trace.torch_operations import TorchTrace, trace_torch
+from parity.trace.values.layout import SAME
+from parity.trace.values.program import Program, traced
+from parity.trace.values.torch_operations import TorchTrace, trace_torch
 from tests.support.parity.traced import Sides, line_of, planted
 
 FIRST = {

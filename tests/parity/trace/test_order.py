@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from parity.trace.locate import captured
-from parity.trace.match import match
 from parity.trace.order import equal_numbers, misplaced
-from parity.trace.program import traced
-from parity.trace.torch_operations import operation_values, trace_torch
+from parity.trace.values.match import match
+from parity.trace.values.program import traced
+from parity.trace.values.torch_operations import operation_values, trace_torch
 from tests.support.parity.traced import DIM, HEADS, TOKENS, line_of, planted
 
 

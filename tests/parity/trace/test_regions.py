@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import torch
 
 from parity.recording.capture import ROOT
-from parity.trace.match import Matches, match
-from parity.trace.program import traced
 from parity.trace.regions import Region, first_regions, known_behind, missing, name, receiver, returned
-from parity.trace.torch_operations import TorchTrace, trace_torch
+from parity.trace.values.match import Matches, match
+from parity.trace.values.program import traced
+from parity.trace.values.torch_operations import TorchTrace, trace_torch
 from tests.support.parity.traced import Sides, linear, planted, tokens, zero_linear
 
 

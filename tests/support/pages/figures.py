@@ -22,7 +22,7 @@ from parity.judgement.small_elements import FLOOR, LOOSER
 from parity.measure.gates import Gates
 from parity.side_by_side.trajectory import TrainingGates
 from parity.suggest.match import AGREE
-from parity.trace.fingerprint import TOLERANCE
+from parity.trace.values.fingerprint import TOLERANCE
 from parity.trace.locate import MOST_RUNS
 from t2t_common.data import images, open_source
 from t2t_common.io import cli

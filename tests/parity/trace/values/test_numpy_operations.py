@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from parity.trace import numpy_operations
-from parity.trace.numpy_operations import evaluate
+from parity.trace.values import numpy_operations
+from parity.trace.values.numpy_operations import evaluate
 
 FLOATS = ("float64", "float32")
 WHOLE = ("int32", "int64")

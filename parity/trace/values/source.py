@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -20,6 +21,25 @@ def jax_line(scope: Scope) -> str:
     lines = list(dict.fromkeys(place(file, line) for file, line in scope.lines))
     called = lines[1 : 1 + CALLERS]
     return "".join(lines[:1]) + (f" (called at {', '.join(called)})" if called else "")
+
+
+Calls = tuple[tuple[str, str], ...]
+"""The functions that are running, by file and name, the outermost first."""
+
+
+def calls(scope: Scope) -> Calls:
+    """Return the functions that were running when an equation was traced, without those of JAX and NumPy."""
+    traceback = None if scope.eqn is None else scope.eqn.source_info.traceback
+    frames = [] if traceback is None else traceback.frames
+    own = tuple((x.file_name, x.function_name) for x in reversed(frames) if not NUMERICAL.search(x.file_name))
+    around = () if scope.outer is None else calls(scope.outer)
+    if not around or own[: len(around)] == around:
+        return own
+    # A function that is compiled by itself may have been traced earlier, for another caller.
+    return around if own[:1] == around[:1] else (*around, *own)
+
+
+NUMERICAL = re.compile(r"/(jax|jaxlib|numpy)/")
 
 
 def torch_line() -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.trace.layout import MOST_AXES, SAME, closest, layouts
+from parity.trace.values.layout import MOST_AXES, SAME, closest, layouts
 
 
 def values(*shape: int) -> np.ndarray:

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity.trace.layout import Layout
-from parity.trace.match import Matches, located, match
-from parity.trace.program import traced
-from parity.trace.torch_operations import TorchTrace, trace_torch
+from parity.trace.values.layout import Layout
+from parity.trace.values.match import Matches, located, match
+from parity.trace.values.program import traced
+from parity.trace.values.torch_operations import TorchTrace, trace_torch
 from tests.support.parity.traced import Sides, Transformer, linear, planted, tokens, zero_linear, zeros
 
 

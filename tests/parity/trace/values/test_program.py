@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from parity.runs.jax_side import JaxSide
-from parity.trace.jax_values import run
-from parity.trace.program import Program, traced
+from parity.trace.values.jax_values import run
+from parity.trace.values.program import Program, traced
 from tests.support.parity.traced import planted, tokens
 
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from parity.precision.jax_casts import Scope
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.jax_values import SAME_VALUES, Step, run_held
-from parity.trace.layout import Layout
-from parity.trace.program import Program
-from parity.trace.torch_operations import ModuleCall, TorchTrace
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.jax_values import SAME_VALUES, Step, run, run_held
+from parity.trace.values.layout import Layout
+from parity.trace.values.program import Program
+from parity.trace.values.torch_operations import ModuleCall, TorchTrace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,21 @@ def match(trace: TorchTrace, program: Program, replaced: Replaced) -> Matches:
     count = len(trace.operations)
     returned = tuple(number for x in held for number in x.by if len(x.by) == 1)
     return Matches(values, scopes, inputs, found[:count], dict(zip(outputs, found[count:], strict=True)), returned)
+
+
+def captured(program: Program, replaced: Replaced, numbers: Collection[int]) -> dict[int, np.ndarray]:
+    """Run the program and return the values with these numbers."""
+    found: dict[int, np.ndarray] = {}
+
+    def seen(step: Step) -> Any:
+        new = replaced.get(step.number)
+        array = None if new is None else new[1].to_jax(new[0], step.array.shape)
+        if step.number in numbers:
+            found[step.number] = np.asarray(step.array, np.float64) if array is None else array
+        return array
+
+    run(program.closed, program.arguments, seen)
+    return found
 
 
 def located(call: ModuleCall, matches: Matches) -> list[int] | None:

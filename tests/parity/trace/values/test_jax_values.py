@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from parity.trace.jax_values import Step, run
+from parity.trace.values.jax_values import Step, run
 
 X = np.random.RandomState(0).standard_normal((3, 4)).astype(np.float32)
 

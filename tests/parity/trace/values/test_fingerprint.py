@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity.trace.fingerprint import CHUNK, Fingerprint, distinct
+from parity.trace.values.fingerprint import CHUNK, Fingerprint, distinct
 
 
 def values(*shape: int, seed: int = 0) -> np.ndarray:

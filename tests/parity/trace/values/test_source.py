@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from parity.runs.torch_side import TorchSide
-from parity.trace.jax_values import Step, run
-from parity.trace.source import jax_line, torch_line
-from parity.trace.torch_operations import trace_torch
+from parity.trace.values.jax_values import Step, run
+from parity.trace.values.source import calls, jax_line, torch_line
+from parity.trace.values.torch_operations import trace_torch
 
 
 def inner(x: jax.Array) -> jax.Array:
@@ -77,3 +77,18 @@ def test_a_module_of_a_library_shows_the_line_that_calls_the_model():
 
 def test_the_line_that_runs():
     assert torch_line() == here(test_the_line_that_runs, 1)
+
+
+def test_the_functions_that_run_when_an_equation_is_traced():
+    def inner(x: jax.Array) -> jax.Array:
+        return jnp.tanh(x)
+
+    def outer(x: jax.Array) -> jax.Array:
+        return jnp.exp(jax.jit(inner)(x))
+
+    seen: list[Step] = []
+    run(jax.make_jaxpr(outer)(jnp.ones(3)), [jnp.ones(3)], seen.append)
+    names = {step.eqn.primitive.name: [name for _, name in calls(step.scope)] for step in seen}
+    assert names["exp"][-1].endswith("outer")
+    assert [name.rpartition(".")[2] for name in names["tanh"][-2:]] == ["outer", "inner"]
+    assert names["tanh"][: len(names["exp"])] == names["exp"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from parity.carry.convert import to_numpy
 from parity.recording.capture import Key
 from parity.recording.structure import tensors
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.source import torch_line
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.source import torch_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +94,31 @@ def trace_torch(side: TorchSide, arrays: Sequence[np.ndarray]) -> TorchTrace:
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """The floating tensors that an operation takes, as it takes them, and its result."""
+    """The floating tensors that an operation takes, as it takes them, and its result.
+
+    `call` is the number of the call of PyTorch. `again` computes the result with another array in place of the tensor
+    with this index in `given`; it raises what PyTorch raises.
+    """
 
     given: tuple[np.ndarray, ...]
     result: np.ndarray
+    call: int
+    again: Callable[[int, np.ndarray], np.ndarray]
 
 
-def operation_values(side: TorchSide, arrays: Sequence[np.ndarray], wanted: Collection[int]) -> Mapping[int, Values]:
-    """Run the model again and return the values of the operations with these indices."""
-    recorder = _Recorder(frozenset(wanted))
+def operation_values(
+    side: TorchSide,
+    arrays: Sequence[np.ndarray],
+    wanted: Collection[int],
+    *,
+    instead: tuple[int, int, np.ndarray] | None = None,
+) -> Mapping[int, Values]:
+    """Run the model again and return the values of the operations with these indices.
+
+    With `instead` (call, index, array), the operation of that `Values.call` is given the array in place of the tensor
+    with this index in `Values.given`.
+    """
+    recorder = _Recorder(frozenset(wanted), instead)
     with recorder.hooks(side.model), torch.no_grad(), side.wide(), recorder:
         side.apply(side.model, side.inputs(arrays))
     return recorder.kept
@@ -120,13 +137,15 @@ OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
 class _Recorder(TorchDispatchMode):
     """Mode that records operations; with `wanted`, only the values of some of them."""
 
-    def __init__(self, wanted: frozenset[int] | None = None) -> None:
+    def __init__(
+        self, wanted: frozenset[int] | None = None, instead: tuple[int, int, np.ndarray] | None = None
+    ) -> None:
         super().__init__()
-        self.wanted = wanted
+        self.wanted, self.instead = wanted, instead
         self.operations: list[Operation] = []
         self.calls: list[ModuleCall] = []
         self.kept: dict[int, Values] = {}
-        self._count = 0
+        self._count = self._called = 0
         self._writers: dict[StorageWeakRef, frozenset[int]] = {}
         """Storage -> the operations that computed what it holds; views share the storage of their base.
 
@@ -139,10 +158,12 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._called += 1
+        if self.instead is not None and self._called == self.instead[0]:
+            args, kwargs = _with((args, kwargs), *self.instead[1:])
+        call = None
         if self.wanted is not None and not self.wanted.isdisjoint(range(self._count, self._count + MOST_RESULTS)):
-            given = tuple(to_numpy(x).copy() for x in _tensors((args, kwargs)) if _floats(x))  # it may work in place
-        else:
-            given = ()
+            call = _Call(func, *_copied((args, kwargs)))  # it may work in place
         output = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         taken = _tensors((args, kwargs))[1 if name in OVERWRITING else 0 :]
@@ -163,8 +184,9 @@ class _Recorder(TorchDispatchMode):
                 self.operations.append(
                     Operation(name, where, self._open[-1][0], sources, numbers, tuple(x.shape), values)
                 )
-            elif index in self.wanted:
-                self.kept[index] = Values(given, to_numpy(x).copy())
+            elif call is not None and index in self.wanted:
+                again = functools.partial(call.again, [y is x for y in _tensors(output)].index(True))
+                self.kept[index] = Values(call.given(), to_numpy(x).copy(), self._called, again)
         return output
 
     def _computed_by(self, tensor: torch.Tensor) -> frozenset[int]:
@@ -226,6 +248,37 @@ class _Recorder(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call of an operation, with copies of what it was given."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def given(self) -> tuple[np.ndarray, ...]:
+        return tuple(to_numpy(x) for x in _tensors((self.args, self.kwargs)) if _floats(x))
+
+    def again(self, result: int, index: int, array: np.ndarray) -> np.ndarray:
+        """Return the `result`-th of the results, with `array` in place of one of the given tensors."""
+        with torch.no_grad():
+            args, kwargs = _with(_copied((self.args, self.kwargs)), index, array)
+            return to_numpy(_tensors(self.func(*args, **kwargs))[result])
+
+
+def _copied(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, tree)
+
+
+def _with(tree: Any, index: int, array: np.ndarray) -> Any:
+    """Return a tree of arguments with another array in place of its floating tensor of this index."""
+    leaves, spec = torch.utils._pytree.tree_flatten(tree)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and _floats(x)]
+    old = leaves[places[index]]
+    leaves[places[index]] = torch.tensor(array).to(old).reshape(old.shape)
+    return torch.utils._pytree.tree_unflatten(leaves, spec)
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from parity.runs.torch_side import TorchSide
-from parity.trace.fingerprint import Fingerprint
-from parity.trace.torch_operations import TorchTrace, operation_values, trace_torch
+from parity.trace.values.fingerprint import Fingerprint
+from parity.trace.values.torch_operations import TorchTrace, operation_values, trace_torch
 
 X = np.random.RandomState(0).standard_normal((3, 4))
 
@@ -294,3 +294,21 @@ def test_the_model_is_left_as_it_was():
     side = TorchSide.of(Function(lambda fc, x: fc(x), fc=torch.nn.Linear(4, 6)), "float64")
     trace_torch(side, [X])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in side.model.modules())
+
+
+def test_an_operation_again_with_another_value():
+    """Also of an operation in place, and the second of several results."""
+    function = lambda x: x.sin().mul_(2).chunk(2, -1)[1].cos()  # noqa: E731
+    side = TorchSide.of(Function(function), "float64")
+    found = trace(function)
+    wanted = {i for i, x in enumerate(found.operations) if x.name in ("mul_", "cos")}
+    values = operation_values(side, (X,), wanted)
+    product, cosine = (values[i] for i in sorted(wanted))
+    np.testing.assert_allclose(product.given[0], np.sin(X))
+    np.testing.assert_allclose(product.again(0, X), 2 * X)
+    np.testing.assert_allclose(product.again(0, X + 1), 2 * (X + 1))
+    np.testing.assert_allclose(cosine.again(0, X[:, 2:]), np.cos(X[:, 2:]))
+    instead = operation_values(side, (X,), wanted, instead=(product.call, 0, X))
+    np.testing.assert_allclose(instead[max(wanted)].result, np.cos(2 * X[:, 2:]))
+    with pytest.raises(RuntimeError):
+        cosine.again(0, X)

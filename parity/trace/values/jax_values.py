@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from parity.precision.jax_casts import Scope
-from parity.trace.numpy_operations import evaluate
+from parity.trace.values.numpy_operations import evaluate
 
 ENTERED = frozenset(
     {
