@@ -1,0 +1,32 @@
+"""The process that runs what nobody trusts: `python -I child.py ROLE RESULT REQUEST`, started by `parity.verify.run`.
+
+It gives up its rights before anything else is imported, then calls `parity.verify.ROLE.answer(meta, arrays)`, and
+writes what that returns to the open file RESULT. Only the standard library is imported here before that.
+"""
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+
+def main(role: str, result: int, request: str) -> None:
+    with open(request, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        asked: dict[str, Any] = json.loads(file.read(length))["meta"]
+        sys.path[:0] = [asked["library"]]
+        confinement = importlib.import_module("parity.verify.confine")
+        held = confinement.confine(**asked["confinement"])
+        arrays = importlib.import_module("parity.verify.arrays")
+        file.seek(0)
+        _, given = arrays.read(file)
+    answer, found = importlib.import_module(f"parity.verify.{role}").answer(asked, given)
+    with os.fdopen(result, "wb") as file:
+        arrays.write(file, {**answer, "isolation": held}, found)
+        file.flush()
+    os._exit(0)  # whatever the port has left to run at the end
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
