@@ -27,12 +27,12 @@ GATES = Gates()
 Arrays = Mapping[str, np.ndarray]
 
 
-def alignment(wanted: Arrays, given: Sequence[Sequence[object]]) -> tuple[dict[str, str], str]:
+def alignment(wanted: Arrays, given: Sequence[tuple[str, str, list[int]]]) -> tuple[dict[str, str], str]:
     """Return which output of the port is which of PyTorch's, by name, else by order; and what is wrong if none fits.
 
     `given` are (name, dtype, shape) of the port's outputs.
     """
-    theirs = [str(name) for name, *_ in given]
+    theirs = [name for name, *_ in given]
     if set(theirs) == set(wanted):
         found = {name: name for name in wanted}
     elif len(theirs) == len(wanted) and any(all(n == "" or n.startswith("[") for n in x) for x in (theirs, wanted)):
@@ -40,11 +40,13 @@ def alignment(wanted: Arrays, given: Sequence[Sequence[object]]) -> tuple[dict[s
     else:
         listed = [", ".join(n or "one tensor" for n in list(x)[:8]) or "nothing" for x in (wanted, theirs)]
         return {}, f"the reference returns {listed[0]}; the port returns {listed[1]}"
-    shapes = {str(name): shape for name, _, shape in given}  # type: ignore[misc]
+    kinds = {name: (dtype, shape) for name, dtype, shape in given}
     for name, other in found.items():
-        if list(wanted[name].shape) != shapes[other]:
-            what = f"{name} has" if name else "the output has"
-            return {}, f"{what} shape {list(wanted[name].shape)} in PyTorch, {shapes[other]} in the port"
+        what, reference, (dtype, shape) = name or "the output", wanted[name], kinds[other]
+        if list(reference.shape) != shape:
+            return {}, f"{what} has shape {list(reference.shape)} in PyTorch, {shape} in the port"
+        if (reference.dtype.kind in "fc") != ("float" in dtype or "complex" in dtype):
+            return {}, f"{what} is {reference.dtype} in PyTorch, {dtype} in the port (in a float64 run)"
     return found, ""
 
 

@@ -17,6 +17,7 @@ from parity.proof.check import check
 from parity.recording.inputs import Inputs
 from parity.report.report import Report
 from parity.verify.build import PORT, bound, load
+from parity.verify.run import CHILD
 from parity.verify.spec import Spec
 from parity.verify.trials import tensors_of
 
@@ -69,4 +70,5 @@ def place(report: Report) -> dict[str, Any]:
     causes = [cause for cause in report.causes if not module or cause.module == module] or list(report.causes)
     why = causes[0].description if causes else (telling[0].note if telling else "")
     reference = re.search(r" at (\S+:\d+) in PyTorch", telling[0].note) if telling else None
-    return {"lines": lines, "module": module, "why": why, "reference": reference[1] if reference else ""}
+    where = reference[1] if reference and not reference[1].startswith(f"{CHILD.name}:") else ""
+    return {"lines": lines, "module": module, "why": why, "reference": where}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -134,6 +133,7 @@ def _wait(role: str, result: int, request: Path, folder: Path, limits: Limits) -
     """Run the process; return its exit code, or which limit it has exceeded."""
     environment = {"PATH": os.defpath, "HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8"}
     environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder)}  # which PyTorch creates unless it is there
     process = subprocess.Popen(
         [sys.executable, "-I", "-B", str(CHILD), role, str(result), str(request)],
         cwd=folder,
@@ -162,15 +162,14 @@ ENDS = {
 }
 
 
-def _answer(code: int | str, result: Any) -> Answer:
+def _answer(code: int | str, result: BinaryIO) -> Answer:
     if isinstance(code, str):
         raise UnjudgeableError(code)
     if code < 0:
         number = -code
         raise UnjudgeableError(ENDS.get(signal.Signals(number), f"its process ended with signal {number}"))
-    buffered = io.BufferedReader(result.raw) if hasattr(result, "raw") else result
     try:
-        meta, found = arrays.read(buffered)
+        meta, found = arrays.read(result)
     except arrays.DamagedError:
         raise UnjudgeableError(f"its process ended without an answer (exit code {code})") from None
     if "error" in meta:

@@ -58,6 +58,12 @@ class Part:
         return found | ({"note": self.note[:300]} if self.note else {})
 
 
+def _lines(found: Mapping[str, Any]) -> str:
+    """Return a JSON object with one line for each field."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in found.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
 def _excess(row: Row) -> float:
     if row.gate > 0:
         return row.error / row.gate
@@ -149,11 +155,11 @@ class Verdict:
             "isolation": list(self.isolation),
             "seconds": round(self.seconds, 1),
         }
-        text = json.dumps(finite(found), indent=1)
+        text = _lines(found)
         for name in ("trials", "isolation", "change"):
             if len(text.encode()) > BYTES:
                 found[name] = None
-                text = json.dumps(finite(found), indent=1)
+                text = _lines(found)
         return text
 
     def __str__(self) -> str:

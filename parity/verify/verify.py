@@ -25,6 +25,8 @@ from parity.verify.verdict import DIFFERENT, EQUAL, NOT_ASKED, NOT_REACHED, UNJU
 
 TRIALS = 3
 
+NONSENSE = "its process gave an answer that makes no sense"
+
 
 def verify_port(
     spec: Path | str,
@@ -159,9 +161,7 @@ class _Verification:
         """
         self.ledger = self._paired() if _takes_nothing(self.source) else None
         built = self._ask("build", {**self._known(), "trials": [trial.described() for trial in self.trials]}, {})
-        described = built.meta.get("outputs")
-        if not isinstance(described, list) or len(described) != len(self.trials):
-            raise UnjudgeableError("its process answered nonsense")
+        self.described = _described(built.meta.get("outputs"), self.trials)
         return built
 
     def _known(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class _Verification:
         state = {name: self.tensors.kinds[name] for name in self.tensors.state}
         found = self._ask("pair", {"state": state, "aliases": self.tensors.aliases}, {}, torch=True).meta.get("ledger")
         if not isinstance(found, list):
-            raise UnjudgeableError("its process answered nonsense")
+            raise UnjudgeableError(NONSENSE)
         return found
 
     def _ask(
@@ -194,30 +194,28 @@ class _Verification:
         self.outputs: list[dict[str, dict[str, np.ndarray]]] = []
         self.alignments = []
         for i, judge in enumerate(self.judges):
-            found, problem = _aligned(judge, programs.meta["outputs"][i])
+            found, problem = alignment(judge.oracle, self.described[i]["float64"])
             if problem:
-                self.parts["numeric"] = Part(DIFFERENT, note=problem)
+                self.parts["numeric"] = Part(DIFFERENT, note=printable(problem, 300))
                 return
             self.alignments.append(found)
         runs = [(i, precision) for i, trial in enumerate(self.trials) for precision in trial.precisions]
         results = self._run(programs, "forward", runs, {})
         self.outputs = [{} for _ in self.trials]
         for (i, precision), values in zip(runs, results, strict=True):
-            self.outputs[i][precision] = self._named(i, precision, programs, values)
+            self.outputs[i][precision] = self._named(i, precision, values)
         rows: list[Row] = []
         for judge, values in zip(self.judges, self.outputs, strict=True):
             rows += judge.forward(values)
         self.parts["numeric"] = Part.of(rows)
 
-    def _named(
-        self, i: int, precision: str, programs: Answer, values: Sequence[np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def _named(self, i: int, precision: str, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs of the port by PyTorch's names.
 
         Raises:
             UnjudgeableError: They are not of the shapes that were announced.
         """
-        theirs = [name for name, *_ in programs.meta["outputs"][i][precision]]
+        theirs = [name for name, *_ in self.described[i][precision]]
         held = dict(zip(theirs, values, strict=False))
         found = {name: held.get(other) for name, other in self.alignments[i].items()}
         wanted = self.judges[i].oracle
@@ -237,7 +235,7 @@ class _Verification:
         for i, precision in runs:
             name = f"{i}/{precision}/{way}"
             if name not in programs.arrays:
-                raise UnjudgeableError("its process answered nonsense")
+                raise UnjudgeableError(NONSENSE)
             given[name] = programs.arrays[name]
             trial = self.trials[i]
             arrays = [*trial.weights(self.tensors).values(), *trial.arrays, *more.get(i, ())]
@@ -261,7 +259,7 @@ class _Verification:
         for i, judge in enumerate(self.judges):
             drawn_now = judge.draw_cotangents(secrets.randbits(31))
             back = {other: name for name, other in self.alignments[i].items()}
-            theirs = [back[name] for name, *_ in programs.meta["outputs"][i]["float64"]]
+            theirs = [back[name] for name, *_ in self.described[i]["float64"]]
             more[i] = [drawn_now[name].conj() for name in theirs if name in drawn_now]
         results = self._run(programs, "backward", runs, more)
         rows: list[Row] = []
@@ -324,7 +322,7 @@ class _Verification:
         run = {"program": name, "precision": "float64", "arguments": [str(j) for j in range(len(arrays))]}
         answer = ask("evaluate", {"runs": [run]}, given, self.limits)
         values = [answer.arrays[f"0/{j}"] for j in range(sum(key.startswith("0/") for key in answer.arrays))]
-        return self._named(0, "float64", programs, values)
+        return self._named(0, "float64", values)
 
     # ---- the place ----
 
@@ -360,24 +358,26 @@ class _Verification:
         return change
 
 
-def _aligned(judge: Judge, described: Any) -> tuple[dict[str, str], str]:
-    """Return `alignment` with what a port's process says of its outputs.
+Described = Mapping[str, Sequence[tuple[str, str, list[int]]]]
+"""Precision -> (name, dtype, shape) of every output of a port on one trial."""
+
+
+def _described(answer: Any, trials: Sequence[Trial]) -> list[Described]:
+    """Return what a port's process says of its outputs, trial by trial.
 
     Raises:
         UnjudgeableError: It says nonsense.
     """
     try:
-        kinds = {x: [(str(n), str(d), [int(i) for i in s]) for n, d, s in described[x]] for x in described}
-        found, problem = alignment(judge.oracle, kinds["float64"])
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise UnjudgeableError("its process answered nonsense") from error
-    if problem:
-        return {}, printable(problem, 300)
-    for name, dtype, _ in kinds["float64"]:
-        wanted = judge.oracle[next(key for key, other in found.items() if other == name)]
-        if (wanted.dtype.kind in "fc") and dtype not in ("float64", "complex128"):
-            return {}, printable(f"{name or 'the output'} is {dtype} in a float64 run: leave its precision to the inputs", 300)
-    return found, ""
+        found = [
+            {x: [(str(n), str(d), [int(i) for i in s]) for n, d, s in own[x]] for x in trial.precisions}
+            for own, trial in zip(answer, trials, strict=True)
+        ]
+        if any(sorted(x[:1] for x in own["float64"]) != sorted(x[:1] for x in other) for own in found for other in own.values()):
+            raise ValueError("other outputs in another precision")
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise UnjudgeableError(NONSENSE) from error
+    return found
 
 
 def _takes_nothing(source: bytes) -> bool:
