@@ -23,7 +23,9 @@ def answer(meta: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> tuple[di
         module = load_file(path)
         model, _ = made(module.port)
         rules = getattr(module, "rules", None) or Rules()
-        state = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, (dtype, shape) in meta["state"].items()}
+        state = {
+            name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, (dtype, shape) in meta["state"].items()
+        }
         state |= {alias: state[name] for alias, name in meta["aliases"].items() if name in state}
         ledger = build_ledger(state, model, rules)
         return {"ledger": [dataclasses.asdict(entry) for entry in ledger]}, {}

@@ -100,6 +100,11 @@ class Trial:
             "precisions": self.precisions,
         }
 
+    def alike(self, other: Trial) -> bool:
+        """Return whether a port has the same programs for both."""
+        mine, theirs = self.described(), other.described()
+        return all(mine[key] == theirs[key] for key in ("args", "kwargs", "inputs"))
+
     def weights(self, tensors: Tensors) -> dict[str, np.ndarray]:
         held = tensors_of(self.model)
         return {name: to_numpy(held[name]) for name in tensors.kinds}

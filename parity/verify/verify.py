@@ -160,8 +160,11 @@ class _Verification:
             UnjudgeableError: It cannot be.
         """
         self.ledger = self._paired() if _takes_nothing(self.source) else None
-        built = self._ask("build", {**self._known(), "trials": [trial.described() for trial in self.trials]}, {})
-        self.described = _described(built.meta.get("outputs"), self.trials)
+        first = [next(j for j, other in enumerate(self.trials) if trial.alike(other)) for trial in self.trials]
+        asked = [self.trials[j] for j in dict.fromkeys(first)]  # trials of the same shapes share programs
+        built = self._ask("build", {**self._known(), "trials": [trial.described() for trial in asked]}, {})
+        described = dict(zip(dict.fromkeys(first), _described(built.meta.get("outputs"), asked), strict=True))
+        self.described, self.first = [described[j] for j in first], first
         return built
 
     def _known(self) -> dict[str, Any]:
@@ -205,8 +208,8 @@ class _Verification:
         for (i, precision), values in zip(runs, results, strict=True):
             self.outputs[i][precision] = self._named(i, precision, values)
         rows: list[Row] = []
-        for judge, values in zip(self.judges, self.outputs, strict=True):
-            rows += judge.forward(values)
+        for judge, own in zip(self.judges, self.outputs, strict=True):
+            rows += judge.forward(own)
         self.parts["numeric"] = Part.of(rows)
 
     def _named(self, i: int, precision: str, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -233,7 +236,7 @@ class _Verification:
         given: dict[str, np.ndarray] = {}
         asked = []
         for i, precision in runs:
-            name = f"{i}/{precision}/{way}"
+            name = f"{self.first[i]}/{precision}/{way}"
             if name not in programs.arrays:
                 raise UnjudgeableError(NONSENSE)
             given[name] = programs.arrays[name]
@@ -277,9 +280,7 @@ class _Verification:
             line = programs.meta.get("altered")
             self.change = Change(line, why=text) if type(line) is int else None
 
-    def _gradient(
-        self, i: int, values: Sequence[np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    def _gradient(self, i: int, values: Sequence[np.ndarray]) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         """Return the port's gradients of weights, by name, and inputs.
 
         Raises:
@@ -362,7 +363,7 @@ Described = Mapping[str, Sequence[tuple[str, str, list[int]]]]
 """Precision -> (name, dtype, shape) of every output of a port on one trial."""
 
 
-def _described(answer: Any, trials: Sequence[Trial]) -> list[Described]:
+def _described(answer: Any, trials: Sequence[Trial]) -> Sequence[Described]:
     """Return what a port's process says of its outputs, trial by trial.
 
     Raises:
@@ -373,7 +374,11 @@ def _described(answer: Any, trials: Sequence[Trial]) -> list[Described]:
             {x: [(str(n), str(d), [int(i) for i in s]) for n, d, s in own[x]] for x in trial.precisions}
             for own, trial in zip(answer, trials, strict=True)
         ]
-        if any(sorted(x[:1] for x in own["float64"]) != sorted(x[:1] for x in other) for own in found for other in own.values()):
+        if any(
+            sorted(x[:1] for x in own["float64"]) != sorted(x[:1] for x in other)
+            for own in found
+            for other in own.values()
+        ):
             raise ValueError("other outputs in another precision")
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise UnjudgeableError(NONSENSE) from error
