@@ -1,14 +1,15 @@
-"""Files of named arrays that are safe to read whoever has written them: a JSON header, then the plain numbers.
+"""Named arrays: those of a model's output, and files that are safe to read whoever has written them.
 
-The first 8 bytes are the length of the header. Nothing in a file is run or unpickled, and nothing is allocated before
-its size is known to agree with that of the file.
+A file has 8 bytes with the length of its header, a header in JSON, and the plain numbers. Nothing in it is run or
+unpickled, and nothing is allocated before its size is known to agree with that of the file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -16,8 +17,10 @@ import numpy as np
 
 DTYPES = {
     name: np.dtype(name)
-    for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    + ("float16", "float32", "float64", "complex64", "complex128")
+    for name in (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    )
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 """The types that a file can hold."""
 
@@ -79,3 +82,26 @@ def _shape(value: Any) -> tuple[int, ...]:
     if len(shape) > 32 or not all(type(size) is int and 0 <= size < 2**40 for size in shape):
         raise ValueError("no shape")
     return shape
+
+
+def named(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (name, tensor) for each tensor of an output: "" for a single one, else "logits", "states[0]" and so on.
+
+    Mappings, named tuples and dataclasses are ordered by the names of their items; None and numbers are left out.
+    """
+    if isinstance(tree, Mapping):
+        items = {str(key): value for key, value in tree.items()}
+    elif hasattr(tree, "_asdict"):
+        items = tree._asdict()
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type) and not hasattr(tree, "dtype"):
+        items = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    elif isinstance(tree, tuple | list):
+        for i, value in enumerate(tree):
+            yield from named(value, f"{name}[{i}]")
+        return
+    else:
+        if hasattr(tree, "shape") and hasattr(tree, "dtype"):
+            yield name, tree
+        return
+    for key in sorted(items):
+        yield from named(items[key], f"{name}.{key}" if name else key)

@@ -22,8 +22,8 @@ import numpy as np
 from parity.precision.casts import FRACTION, Cast
 from parity.precision.jax_casts import Scope, casts, programs
 from parity.precision.wide_jax import widened
+from parity.verify.arrays import named
 from parity.verify.module import as_function
-from parity.verify.outputs import named
 
 PORT = "port.py"
 """Name of the port's file in the folder of the process."""
@@ -67,7 +67,8 @@ def load_file(path: Path) -> Any:
         PortError: It has none.
     """
     spec = importlib.util.spec_from_file_location("port", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise PortError("the port's file is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules["port"] = module
     spec.loader.exec_module(module)

@@ -70,8 +70,10 @@ def _limits(seconds: int, memory: int, size: int) -> bool:
 # ---- Python ----
 
 REFUSED = frozenset(
-    ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.kill", "os.killpg")
-    + ("socket.connect", "socket.bind", "pty.spawn")
+    [
+        *("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "pty.spawn"),
+        *("os.kill", "os.killpg", "socket.connect", "socket.bind"),
+    ]
 )
 """Audit events of what a port has no need for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +19,42 @@ from parity.precision.by_design import Design
 from parity.recording.capture import ROOT, Call
 from parity.runs.losses import Loss
 from parity.runs.torch_side import Gradients, TorchSide
-from parity.verify.outputs import named
+from parity.verify.arrays import named
+from parity.verify.run import UnjudgeableError
 from parity.verify.trials import Tensors, Trial, outputs, sides
 
 GATES = Gates()
 """Not to be set by anyone."""
 
+NONSENSE = "its process gave an answer that makes no sense"
+
 Arrays = Mapping[str, np.ndarray]
+
+
+Described = Mapping[str, Sequence[tuple[str, str, list[int]]]]
+"""Precision -> (name, dtype, shape) of every output of a port on one trial."""
+
+
+def described(answer: Any, trials: Sequence[Trial]) -> Sequence[Described]:
+    """Return what a port's process says of its outputs, trial by trial.
+
+    Raises:
+        UnjudgeableError: It says nonsense.
+    """
+    try:
+        found = [
+            {x: [(str(n), str(d), [int(i) for i in s]) for n, d, s in own[x]] for x in trial.precisions}
+            for own, trial in zip(answer, trials, strict=True)
+        ]
+        if any(
+            sorted(x[:1] for x in own["float64"]) != sorted(x[:1] for x in other)
+            for own in found
+            for other in own.values()
+        ):
+            raise ValueError("other outputs in another precision")
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise UnjudgeableError(NONSENSE) from error
+    return found
 
 
 def alignment(wanted: Arrays, given: Sequence[tuple[str, str, list[int]]]) -> tuple[dict[str, str], str]:

@@ -50,7 +50,8 @@ class Spec:
         content = content_of(path)
         name = "parity_spec"
         module_spec = importlib.util.spec_from_file_location(name, path)
-        assert module_spec is not None and module_spec.loader is not None
+        if module_spec is None or module_spec.loader is None:
+            raise UnjudgeableError(f"{path.name} is no Python file")
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[name] = module
         sys.path.insert(0, str(path.resolve().parent))  # what lies beside it, as when it is run

@@ -22,7 +22,7 @@ from parity.precision.casts import Cast
 from parity.precision.wide_torch import wide
 from parity.recording.inputs import Apply, Arguments, Inputs
 from parity.runs.torch_side import TorchSide
-from parity.verify.outputs import named
+from parity.verify.arrays import named
 from parity.verify.run import UnjudgeableError
 from parity.verify.spec import Spec
 

@@ -17,15 +17,13 @@ import numpy as np
 from parity.carry.arrays import first_line
 from parity.measure.gates import Row
 from parity.verify.build import PORT
-from parity.verify.judge import Judge, alignment, inner
+from parity.verify.judge import NONSENSE, Judge, alignment, described, inner
 from parity.verify.run import Answer, Limits, UnjudgeableError, ask, printable
 from parity.verify.spec import Spec, content_of
 from parity.verify.trials import Tensors, Trial, design_of, drawn, narrow, refuse
 from parity.verify.verdict import DIFFERENT, EQUAL, NOT_ASKED, NOT_REACHED, UNJUDGED, Change, Part, Verdict
 
 TRIALS = 3
-
-NONSENSE = "its process gave an answer that makes no sense"
 
 
 def verify_port(
@@ -163,8 +161,8 @@ class _Verification:
         first = [next(j for j, other in enumerate(self.trials) if trial.alike(other)) for trial in self.trials]
         asked = [self.trials[j] for j in dict.fromkeys(first)]  # trials of the same shapes share programs
         built = self._ask("build", {**self._known(), "trials": [trial.described() for trial in asked]}, {})
-        described = dict(zip(dict.fromkeys(first), _described(built.meta.get("outputs"), asked), strict=True))
-        self.described, self.first = [described[j] for j in first], first
+        found = dict(zip(dict.fromkeys(first), described(built.meta.get("outputs"), asked), strict=True))
+        self.described, self.first = [found[j] for j in first], first
         return built
 
     def _known(self) -> dict[str, Any]:
@@ -357,32 +355,6 @@ class _Verification:
         if self.change is not None and self.change.line and part == "gradients":
             return dataclasses.replace(self.change, module=change.module)
         return change
-
-
-Described = Mapping[str, Sequence[tuple[str, str, list[int]]]]
-"""Precision -> (name, dtype, shape) of every output of a port on one trial."""
-
-
-def _described(answer: Any, trials: Sequence[Trial]) -> Sequence[Described]:
-    """Return what a port's process says of its outputs, trial by trial.
-
-    Raises:
-        UnjudgeableError: It says nonsense.
-    """
-    try:
-        found = [
-            {x: [(str(n), str(d), [int(i) for i in s]) for n, d, s in own[x]] for x in trial.precisions}
-            for own, trial in zip(answer, trials, strict=True)
-        ]
-        if any(
-            sorted(x[:1] for x in own["float64"]) != sorted(x[:1] for x in other)
-            for own in found
-            for other in own.values()
-        ):
-            raise ValueError("other outputs in another precision")
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        raise UnjudgeableError(NONSENSE) from error
-    return found
 
 
 def _takes_nothing(source: bytes) -> bool:

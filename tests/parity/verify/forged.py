@@ -565,7 +565,7 @@ def port(weights):
     "fork bomb through the C library": WRONG
     + "\nimport ctypes\nfork = ctypes.CDLL(None).fork\nwhile fork() >= 0:\n    pass\nraise OSError('no fork')\n",
     "threads": WRONG
-    + "\nimport threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()\n",
+    + "\nimport threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(1e6,)).start()\n",
     "memory": WRONG + "\nkept = []\nwhile True:\n    kept.append(bytearray(2**26))\n",
     "huge output": WRONG + "\ndef port(weights):\n    return lambda x: jnp.zeros((10**6, 10**6), x.dtype)\n",
     "huge program": WRONG
