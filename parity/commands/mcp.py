@@ -51,11 +51,18 @@ def server(spec: Path | None, trials: int) -> MCPServer:
     """
     try:
         from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
     except ImportError as error:
         raise ValueError('parity mcp needs the MCP SDK: pip install "torch-jax-parity[mcp]"') from error
     if spec is not None and not spec.is_file():
         raise ValueError(f"{spec} is not a file: give the path of a Python file")
     made = MCPServer("parity", instructions=INSTRUCTIONS)
+
+    async def checked(spec: str, port: str) -> dict[str, Any]:
+        try:
+            return await _verdict(spec, port, trials)
+        except ValueError as error:
+            raise ToolError(str(error)) from error
 
     async def verify(port: str) -> dict[str, Any]:
         """Verify a JAX port, given as the path of its file, against the reference; return the verdict.
@@ -63,7 +70,7 @@ def server(spec: Path | None, trials: int) -> MCPServer:
         The file has `def port(weights)`, which returns a function of the reference's inputs; `weights` maps the names
         of PyTorch's state dict to arrays. Or `def port()`, which returns a flax.nnx.Module with PyTorch's names.
         """
-        return await _verdict(str(spec), port, trials)
+        return await checked(str(spec), port)
 
     async def verify_with(spec: str, port: str) -> dict[str, Any]:
         """Verify a JAX port against a reference, both given as paths of Python files; return the verdict.
@@ -72,14 +79,18 @@ def server(spec: Path | None, trials: int) -> MCPServer:
         function of the reference's inputs; `weights` maps the names of PyTorch's state dict to arrays. Or
         `def port()`, which returns a flax.nnx.Module with PyTorch's names.
         """
-        return await _verdict(spec, port, trials)
+        return await checked(spec, port)
 
     made.tool(name="verify", structured_output=True)(verify_with if spec is None else verify)
     return made
 
 
 async def _verdict(spec: str, port: str, trials: int) -> dict[str, Any]:
-    """Run the command in a process of its own, whose output is not that of the server."""
+    """Run the command in a process of its own, whose output is not that of the server.
+
+    Raises:
+        ValueError: It has ended with an error; the message is its last line.
+    """
     command = [sys.executable, "-m", "parity", "verify", spec, port, "--json", "--trials", str(trials)]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
