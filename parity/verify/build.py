@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parity.precision.casts import FRACTION, Cast
-from parity.precision.jax_casts import Scope, casts, programs
+from parity.precision.jax_casts import Scope, casts, format_of, programs
 from parity.precision.wide_jax import widened
 from parity.verify.arrays import named
 from parity.verify.module import as_function
@@ -138,7 +138,7 @@ def _export(
         inputs = [_shape(x, precision) for x in trial["inputs"]]
         closed, shapes = jax.make_jaxpr(call, return_shape=True)(weights, inputs)
         altered = _noted(closed.jaxpr, Path(meta["folder"]) / PORT)
-        allows = functools.partial(_allows, [tuple(x) for x in meta["narrow"]])
+        allows = functools.partial(_allows, [tuple(x) for x in meta["narrow"]], frozenset(_restored(closed.jaxpr)))
         wide = any(allows(cast) for cast in casts(closed, precision))
         outputs = sorted(shapes)
 
@@ -154,7 +154,8 @@ def _export(
             passes["backward"] = _backward(call, moving, trained), [weights, inputs, cotangents]
         found = {}
         for way, (function, given) in passes.items():
-            whole = widened(function, precision, allows, meta["scalars"]) if wide else function
+            told = allows if way == "forward" else functools.partial(allows, backward=True)
+            whole = widened(function, precision, told, meta["scalars"]) if wide else function
             found[way] = _exported(whole, given)
         kinds = [[name, str(shapes[name].dtype), list(shapes[name].shape)] for name in outputs]
         return found, kinds, altered
@@ -204,12 +205,27 @@ def _in(dtype: Any, precision: str) -> Any:
     return np.dtype(precision) if jnp.issubdtype(dtype, jnp.floating) else jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _allows(narrow: Sequence[tuple[str, bool]], cast: Cast) -> bool:
-    """Return whether a cast is by design: a library's own to float32, or as narrow as one of the reference."""
-    if cast.library and cast.format == "float32":
+def _allows(narrow: Sequence[tuple[str, bool]], restored: frozenset[str], cast: Cast, backward: bool = False) -> bool:
+    """Return whether a cast is by design: a library's own to float32, or as narrow as one of the reference.
+
+    In the backward pass also the derivative of a cast from float32, at one of the lines `restored`.
+    """
+    if cast.format == "float32" and (cast.library or (backward and not cast.made and cast.where in restored)):
         return True
     bits = FRACTION.get(cast.format, 0)
     return any(FRACTION[format_] <= bits and (cast.made or not made) for format_, made in narrow)
+
+
+def _restored(jaxpr: Any, scope: Scope | None = None) -> Iterator[str]:
+    """Yield the lines of the forward pass that cast from float32 to float64."""
+    scope = scope or Scope()
+    for eqn in jaxpr.eqns:
+        here = scope.at(eqn)
+        formats = [format_of(var) for var in (*eqn.invars, *eqn.outvars)]
+        if eqn.primitive.name == "convert_element_type" and formats == ["float32", "float64"]:
+            yield here.cast("float32", made=False).where
+        for inner in programs(eqn):
+            yield from _restored(inner, here)
 
 
 ALTERED = ("stop_gradient", "custom_vjp_call", "custom_jvp_call", "custom_vjp_call_jaxpr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def answer(meta: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> tuple[di
 
 
 def _report(meta: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> Report:
+    sys.path.extend(meta["paths"])  # where the specification's modules are, in the caller's process
     model = Spec.load(Path(meta["spec"])).model.float()
     held = tensors_of(model)
     weights = {name: given[f"weight/{name}"] for name in meta["weights"]}

@@ -332,7 +332,8 @@ class _Verification:
         given |= {f"input/{i}": x for i, x in enumerate(trial.arrays)}
         meta = {**self._known(), "trial": trial.described(), "spec": str(self.spec_path.resolve())}
         meta |= {"state": self.tensors.state, "level": "gradients" if part == "gradients" else "forward"}
-        readable = [str(self.spec_path.resolve().parent), *filter(None, sys.path)]
+        meta["paths"] = paths = [path for path in sys.path if path]
+        readable = [str(self.spec_path.resolve().parent), *paths]
         try:
             found = ask(
                 "locate", meta, given, self.limits, files={PORT: self.source}, readable=readable, torch=True

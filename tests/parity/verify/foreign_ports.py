@@ -31,7 +31,7 @@ class Tree:
             return self._weights[path]
         if name == "in_channels":
             return self.weight.shape[1]
-        if name == "out_channels":
+        if name in ("out_channels", "num_features"):
             return self.weight.shape[0]
         return Tree(self._weights, path) if any(x.startswith(path + ".") for x in self._weights) else None
 
