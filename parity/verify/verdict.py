@@ -58,6 +58,15 @@ class Part:
         return found | ({"note": self.note[:300]} if self.note else {})
 
 
+def _cut(value: Any, most: int) -> Any:
+    """Return `value` with its texts shortened, but for digests."""
+    if isinstance(value, Mapping):
+        return {key: item if key == "sha256" else _cut(item, most) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cut(item, most) for item in value]
+    return value[: most - 3] + "..." if isinstance(value, str) and len(value) > most else value
+
+
 def _lines(found: Mapping[str, Any]) -> str:
     """Return a JSON object with one line for each field."""
     lines = [f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in found.items()]
@@ -156,10 +165,11 @@ class Verdict:
             "seconds": round(self.seconds, 1),
         }
         text = _lines(found)
-        for name in ("trials", "isolation", "change"):
-            if len(text.encode()) > BYTES:
-                found[name] = None
-                text = _lines(found)
+        for most in (400, 200, 100, 50, 25, 12):
+            if len(text.encode()) <= BYTES:
+                break
+            found |= {"trials": None, "isolation": None}
+            text = _lines(_cut(found, most))
         return text
 
     def __str__(self) -> str:

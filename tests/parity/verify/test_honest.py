@@ -47,5 +47,7 @@ def test_a_bug_of_a_foreign_port_is_found_with_its_line(tmp_path: Path):
     lines = port_of(pair).splitlines()
     (line,) = (i for i, text in enumerate(lines, 1) if text.strip().startswith("inner ="))
     assert found.change is not None
-    assert found.change.line == line, found
+    assert found.change.line is not None
+    assert line <= found.change.line <= line + 2, found  # in the step of the scan
+    assert "reset gate" in found.change.why
     assert found.change.module == "blocks.1.gru"
