@@ -1,7 +1,7 @@
-"""The process that runs what nobody trusts: `python -I child.py ROLE RESULT REQUEST`, started by `parity.verify.run`.
+"""The process that runs what nobody trusts: `parity.verify.run` starts Python with `serve(role, result, request)`.
 
 It gives up its rights before anything else is imported, then calls `parity.verify.ROLE.answer(meta, arrays)`, and
-writes what that returns to the open file RESULT. Only the standard library is imported here before that.
+writes what that returns to an open file. Only the standard library is imported here before that.
 """
 
 import importlib
@@ -12,7 +12,8 @@ import tempfile
 from typing import Any
 
 
-def main(role: str, result: int, request: str) -> None:
+def serve(role: str, result: str, request: str) -> None:
+    """Answer the request in the file `request`; `result` is the number of the open file for the answer."""
     with open(request, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         asked: dict[str, Any] = json.loads(file.read(length))["meta"]
@@ -24,11 +25,7 @@ def main(role: str, result: int, request: str) -> None:
         file.seek(0)
         _, given = arrays.read(file)
     answer, found = importlib.import_module(f"parity.verify.{role}").answer(asked, given)
-    with os.fdopen(result, "wb") as file:
+    with os.fdopen(int(result), "wb") as file:
         arrays.write(file, {**answer, "isolation": held}, found)
         file.flush()
     os._exit(0)  # whatever the port has left to run at the end
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -22,6 +22,8 @@ from parity.verify import arrays
 
 CHILD = Path(__file__).with_name("child.py")
 
+START = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](*sys.argv[2:])"
+
 WITHOUT = ("torch", "torchvision", "torchaudio", "torchgen", "functorch", "torch_xla", "tensorflow", "onnxruntime")
 """Modules that a port cannot import: PyTorch, and what could run a PyTorch model in its place."""
 
@@ -135,7 +137,7 @@ def _wait(role: str, result: int, request: Path, folder: Path, limits: Limits) -
     environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder)}  # which PyTorch creates unless it is there
     process = subprocess.Popen(
-        [sys.executable, "-I", "-B", str(CHILD), role, str(result), str(request)],
+        [sys.executable, "-I", "-B", "-c", START, str(CHILD), role, str(result), str(request)],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
