@@ -21,7 +21,7 @@ from parity.verify.judge import NONSENSE, Judge, alignment, described, inner
 from parity.verify.run import Answer, Limits, UnjudgeableError, ask, printable
 from parity.verify.spec import Spec, content_of
 from parity.verify.trials import Tensors, Trial, design_of, drawn, narrow, refuse
-from parity.verify.verdict import DIFFERENT, EQUAL, NOT_ASKED, NOT_REACHED, UNJUDGED, Change, Part, Verdict
+from parity.verify.verdict import DIFFERENT, EQUAL, NOT_ASKED, UNJUDGED, Change, Part, Verdict
 
 TRIALS = 3
 
@@ -374,6 +374,3 @@ def _takes_nothing(source: bytes) -> bool:
         return False
     given = found[-1].args
     return not (given.args or given.posonlyargs or given.kwonlyargs or given.vararg or given.kwarg)
-
-
-__all__ = ["NOT_REACHED", "Limits", "Verdict", "verify_port"]
