@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from parity.report.report import Report
     from parity.runs.losses import Loss, cross_entropy, projection
     from parity.suggest.suggest import suggest_rules
+    from parity.verify.verdict import Verdict
+    from parity.verify.verify import verify_port
 
 __all__ = [
     "Entry",
@@ -36,6 +38,7 @@ __all__ = [
     "Report",
     "Row",
     "Rules",
+    "Verdict",
     "assert_parity",
     "build_ledger",
     "check",
@@ -51,6 +54,7 @@ __all__ = [
     "rel_f",
     "suggest_rules",
     "torch_to_jax",
+    "verify_port",
 ]
 
 _WHERE = {
@@ -69,6 +73,8 @@ _WHERE = {
     "parity.report.report": ("Report",),
     "parity.runs.losses": ("Loss", "cross_entropy", "projection"),
     "parity.suggest.suggest": ("suggest_rules",),
+    "parity.verify.verdict": ("Verdict",),
+    "parity.verify.verify": ("verify_port",),
 }
 """Module -> the names that are exported from it; as the imports above, which are for type checkers."""
 

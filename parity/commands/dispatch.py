@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from parity.commands import check, doctor, installed, power, report
+from parity.commands import check, doctor, installed, mcp, power, report, verify
 from parity.commands.options import did_you_mean
 from parity.commands.process import OK, complain, restore_ctrl_c
 from parity.requirements import DISTRIBUTION, complaint, missing, version
@@ -18,6 +18,8 @@ PROG = "python -m parity"
 OWN: dict[str, Callable[[Sequence[str], str], int]] = {
     "check": check.main,
     "power": power.main,
+    "verify": verify.main,
+    "mcp": mcp.main,
     "report": report.main,
     "doctor": doctor.main,
 }
