@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
     from parity.measure.gates import Gates, Row, rel_f
+    from parity.optimizer_state.handover import OptaxOptimizer, optimizer_to_optax, optimizer_to_torch
     from parity.pair import Pair
     from parity.proof.check import assert_parity, check
     from parity.recording.inputs import Inputs
@@ -32,6 +33,7 @@ __all__ = [
     "LeafRule",
     "Ledger",
     "Loss",
+    "OptaxOptimizer",
     "Pair",
     "Report",
     "Row",
@@ -46,6 +48,8 @@ __all__ = [
     "jax_to_torch",
     "ledger_by_value",
     "linen",
+    "optimizer_to_optax",
+    "optimizer_to_torch",
     "projection",
     "randomize",
     "rel_f",
@@ -63,6 +67,7 @@ _WHERE = {
     "parity.carry.random_weights": ("randomize",),
     "parity.carry.rules": ("LeafRule", "Rules"),
     "parity.measure.gates": ("Gates", "Row", "rel_f"),
+    "parity.optimizer_state.handover": ("OptaxOptimizer", "optimizer_to_optax", "optimizer_to_torch"),
     "parity.pair": ("Pair",),
     "parity.proof.check": ("assert_parity", "check"),
     "parity.recording.inputs": ("Inputs",),
