@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from parity.recording.inputs import Inputs
     from parity.report.report import Report
     from parity.runs.losses import Loss, cross_entropy, projection
+    from parity.side_by_side.train import train
+    from parity.side_by_side.training_report import TrainReport
     from parity.suggest.suggest import suggest_rules
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Report",
     "Row",
     "Rules",
+    "TrainReport",
     "assert_parity",
     "build_ledger",
     "check",
@@ -55,6 +58,7 @@ __all__ = [
     "rel_f",
     "suggest_rules",
     "torch_to_jax",
+    "train",
 ]
 
 _WHERE = {
@@ -73,6 +77,8 @@ _WHERE = {
     "parity.recording.inputs": ("Inputs",),
     "parity.report.report": ("Report",),
     "parity.runs.losses": ("Loss", "cross_entropy", "projection"),
+    "parity.side_by_side.train": ("train",),
+    "parity.side_by_side.training_report": ("TrainReport",),
     "parity.suggest.suggest": ("suggest_rules",),
 }
 """Module -> the names that are exported from it; as the imports above, which are for type checkers."""
