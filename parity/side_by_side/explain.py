@@ -156,6 +156,10 @@ def _rates(rule: Rule, steps: Sequence[Step], changes: Sequence[Arrays]) -> Expl
     if differing is None:
         return None
     ours, theirs = ([float(one[differing]) for one in x] for x in ([s.rates for s in steps], found))
+    rounded = max(abs(b - a) for a, b in zip(ours, theirs, strict=True)) / max(map(abs, ours))
+    if rounded < 1e-6:
+        text = f"JAX computes the learning rate in float32: it differs by {rounded:.1e}"
+        return Explained("learning rate in float32", text, rule, found)
     cause = series_cause(ours, theirs, gate=1e-8)
     if cause is None:
         listed = ", ".join(f"{a:.6g}/{b:.6g}" for a, b in zip(ours[:4], theirs[:4], strict=True))

@@ -91,7 +91,7 @@ class JaxLoop:
         """Return to the first parameters and a fresh optimizer."""
         self.params, self.variables = dict(self.start), self.rest
         with self.side.switches():
-            self.state = self.tx.init(self.params)
+            self.state = named(self.tx.init(self.params), _wide_count)
         self.average: Flat = dict(self.start)
 
     def micro(self, batch: Batch) -> tuple[float, Flat]:
@@ -167,6 +167,11 @@ class JaxLoop:
     def weights(self) -> Arrays:
         """Return the parameters with PyTorch's names and layouts."""
         return self.back(self.params)
+
+
+def _wide_count(name: str, leaf: Any) -> Any:
+    """Make a count of steps an int64: JAX divides an int32 in float32, so schedules would be rounded to it."""
+    return leaf.astype(jnp.int64) if name.split(".")[-1] == "count" and jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
 
 def _arrays(flat: Mapping[str, Any]) -> Arrays:

@@ -51,7 +51,7 @@ def as_pytorch_clips(limit: float) -> optax.GradientTransformation:
     """Clipping by the norm of all gradients with PyTorch's 1e-6."""
 
     def update(updates: Any, _: Any) -> Any:
-        scale = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
+        scale = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda g: scale * g, updates)
 
     return optax.stateless(update)
