@@ -143,7 +143,9 @@ def _compare(
     steps: int,
 ) -> None:
     """Raise ValueError if the rules differ; warn if they were not compared or the learning rates differ."""
-    if tx is None:
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        told = [f"the rule of {type(optimizer).__name__} was not compared: parity.optimizer_to_optax does"]
+    elif tx is None:
         told = [
             "optax's state does not tell its rule (Adam, Adamax and nadam keep the same, AdamW's decay none): pass "
             "tx= to have it compared with PyTorch's"

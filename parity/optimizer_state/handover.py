@@ -54,13 +54,13 @@ def optimizer_to_optax(
     """Return an optax transformation that continues PyTorch's optimizer, with its state.
 
     Supported are Adam, AdamW, SGD, RMSprop, Adagrad and Muon of `torch.optim`, with parameter groups. Moments are
-    copied bit for bit, in the layouts of the weights; those of SGD with dampening and of Muon by a factor. Muon computes
-    in bfloat16 in PyTorch, and in the precision of its parameters in JAX: its steps differ by that rounding.
+    copied bit for bit, in the layouts of the weights; those of SGD with dampening and of Muon by a factor. Muon
+    computes in bfloat16 in PyTorch, and in the precision of its parameters in JAX: its steps differ by that rounding.
 
     Args:
         torch_model: Model that provides the names of the parameters.
-        params: The parameters in JAX, as for `tx.init`: an `nnx.State`, Linen's or Haiku's parameters, any tree. Those
-            that PyTorch's optimizer does not update stay fixed.
+        params: The parameters in JAX, as for `tx.init`: an `nnx.State`, Linen's `params`, any tree whose
+            dotted paths are the names in the ledger. Those that PyTorch's optimizer does not update stay fixed.
         ledger: Which tensor of PyTorch is which of `params`: from `parity.torch_to_jax`, `build_ledger` or
             `ledger_by_value`.
         tx: Your own transformation, whose state is filled, and which has to take the same steps as PyTorch's optimizer.
@@ -268,6 +268,7 @@ def _require_same(
         lr = float(optimizer.param_groups[i]["lr"])
         if abs(factor - 1) > 1e-6:
             warnings.warn(
-                f"at the next step the learning rate is {lr:.6g} in PyTorch, {factor * lr:.6g} in optax: set them alike",
+                f"at the next step the learning rate is {lr:.6g} in PyTorch, {factor * lr:.6g} in optax: set "
+                "them alike",
                 stacklevel=4,
             )

@@ -1,12 +1,12 @@
 """The optax transformation that takes the same steps as a PyTorch optimizer, made of optax's own parts.
 
-| `torch.optim`    | optax                                                            | without an equal                 |
-|------------------|------------------------------------------------------------------|----------------------------------|
-| `Adam`, `AdamW`  | `scale_by_adam`; the decay before it (L2) or after it            | `amsgrad`                        |
-| `SGD`            | `trace`; dampening as a factor after it                          | dampening 1                      |
-| `RMSprop`        | `scale_by_rms` or `scale_by_stddev`, eps outside; `trace`        |                                  |
-| `Adagrad`        | `scale_by_rss`; `lr_decay` as a schedule                         | eps other than 0                 |
-| `Muon`           | `trace`, then `contrib.scale_by_muon` without its own momentum   | a matrix that is a part of one   |
+| `torch.optim`    | optax                                                          | without an equal               |
+|------------------|----------------------------------------------------------------|--------------------------------|
+| `Adam`, `AdamW`  | `scale_by_adam`; the decay before it (L2) or after it          | `amsgrad`                      |
+| `SGD`            | `trace`; dampening as a factor after it                        | dampening 1                    |
+| `RMSprop`        | `scale_by_rms` or `scale_by_stddev`, eps outside; `trace`      |                                |
+| `Adagrad`        | `scale_by_rss`; `lr_decay` as a schedule                       | eps other than 0               |
+| `Muon`           | `trace`, then `contrib.scale_by_muon` without its own momentum | a matrix that is part of one   |
 
 The learning rate is applied last. Momentum is accumulated before it, as in PyTorch (`optax.rmsprop` accumulates after
 it, so that its buffer has another size).
@@ -15,8 +15,8 @@ it, so that its buffer has another size).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -26,7 +26,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from parity.carry.entries import Ledger
 from parity.optimizer_state.state import dotted_name, kind_of, momentum_factor
 
-Rate = float | optax.Schedule
+Rate: TypeAlias = float | Callable[[Any], Any]
 
 
 def transformation(

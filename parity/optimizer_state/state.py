@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import torch
 from optax.contrib import MuonState
-from optax.transforms import PartitionState
 from optax.schedules import InjectStatefulHyperparamsState
+from optax.transforms import PartitionState
 
 from parity.carry.convert import to_numpy
 
@@ -75,9 +75,7 @@ def parameter_names(model: torch.nn.Module, known: Collection[str]) -> dict[int,
     return found
 
 
-def read_torch(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], *, fresh: bool = False
-) -> TorchMemory:
+def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str], *, fresh: bool = False) -> TorchMemory:
     """Read the state of `optimizer`: zeros for parameters without state; frozen parameters are skipped.
 
     `names` are those of `parameter_names`. `fresh`: the state is about to be replaced, so it may be one before the
@@ -200,10 +198,7 @@ def dotted_name(path: tuple[Any, ...]) -> str:
     """Return the dotted name of a leaf."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # the value inside a flax variable
         path = path[:-1]
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    if "/" not in name:
-        return name
-    return ".".join(part for part in name.replace("/", ".").split(".") if not part.startswith("~"))  # Haiku's
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:

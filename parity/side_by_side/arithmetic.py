@@ -203,7 +203,7 @@ class Rule:
         if self.reduction == "last":
             batches = batches[-1:]
         factor = self.scale / (len(batches) if self.reduction == "mean" else 1)
-        whole = {name: factor * sum(given[name] for given in batches) for name in batches[0]}
+        whole = {name: factor * np.sum([given[name] for given in batches], axis=0) for name in batches[0]}
         return whole if self.clip.per_batch else self.clip(whole)
 
     def step(

@@ -55,7 +55,11 @@ def _clipping(rule: Rule, batches: int, limit: float | None) -> Iterator[Candida
     if batches > 1:
         text = "JAX clips the gradients of each micro-batch, PyTorch their accumulated gradient"
         for eps in (own.eps, 0.0):
-            yield "gradient clipping", text, dataclasses.replace(rule, clip=dataclasses.replace(own, eps=eps, per_batch=True))
+            yield (
+                "gradient clipping",
+                text,
+                dataclasses.replace(rule, clip=dataclasses.replace(own, eps=eps, per_batch=True)),
+            )
     for bound in dict.fromkeys((limit, *LIMITS) if limit is not None else LIMITS):
         for by in ("norm", "value", "tensor"):
             for eps in (0.0, 1e-6) if by != "value" else (0.0,):
@@ -104,7 +108,9 @@ def _options(rule: Rule) -> Iterator[Candidate]:
             yield to("amsgrad", "PyTorch keeps the maximum of the second moment (amsgrad), JAX does not", amsgrad=False)
         else:
             yield to("amsgrad", "JAX keeps the maximum of the second moment as PyTorch's amsgrad", amsgrad=True)
-        said = "JAX takes amsgrad's maximum after the bias correction" + (", PyTorch before it" if first.amsgrad else "")
+        said = "JAX takes amsgrad's maximum after the bias correction" + (
+            ", PyTorch before it" if first.amsgrad else ""
+        )
         yield to("amsgrad", said, amsgrad_corrected=True)
     if kinds <= {"adam", "rmsprop", "adagrad"}:
         yield from _epsilons(to, first)
@@ -212,7 +218,11 @@ def averages(
     yield "moving average", "JAX does not update it", [first] * len(ends)
     text = "JAX's average is the parameters of the last update"
     yield "moving average", text, own
-    yield "moving average", "the decay and its complement are exchanged in JAX", _series(first, own, lambda t: 1 - decay)
+    yield (
+        "moving average",
+        "the decay and its complement are exchanged in JAX",
+        _series(first, own, lambda t: 1 - decay),
+    )
     zeros = {name: np.zeros_like(x) for name, x in first.items()}
     plain = _series(zeros, own, lambda t: decay)
     yield "moving average", "JAX's average starts at zero", plain
@@ -220,16 +230,24 @@ def averages(
     yield "moving average", "JAX's average starts at zero and its bias is corrected", unbiased
     for start in (0, 1):
         text = "JAX's decay starts small: min(decay, (1 + t) / (10 + t))"
-        yield "moving average", text, _series(first, own, lambda t, s=start: min(decay, (t + s) / (9 + t + s)))
+        yield "moving average", text, _series(first, own, _growing(decay, start))
     text = "the first update is a copy in one framework only (AveragedModel copies the parameters at its first update)"
     yield "moving average", text, _series(own[0], own[1:], lambda t: decay, including=True)
     yield "moving average", text, _series(first, own, lambda t: decay)
     for value in dict.fromkeys((0.9, 0.99, 0.995, 0.999, 0.9999, 0.5, *([] if fitted is None else [fitted]))):
         if value != decay:
             text = f"the decay is {decay:g} in PyTorch, {value:.6g} in JAX"
-            yield "moving average", text, _series(first, own, lambda t, d=value: d)
+            yield "moving average", text, _series(first, own, _constant(value))
             text += f"; PyTorch updates the average {said[at]}, JAX {said['before' if at == 'after' else 'after']}"
-            yield "moving average", text, _series(first, other, lambda t, d=value: d)
+            yield "moving average", text, _series(first, other, _constant(value))
+
+
+def _constant(decay: float) -> Callable[[int], float]:
+    return lambda t: decay
+
+
+def _growing(decay: float, start: int) -> Callable[[int], float]:
+    return lambda t: min(decay, (t + start) / (9 + t + start))
 
 
 def _series(first: Arrays, values: Series, decay: Callable[[int], float], including: bool = False) -> list[Arrays]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,13 +25,15 @@ ROUNDING = 8 * 2.0**-53
 class Explained:
     """A cause, and the rule that computes as JAX does; None if the cause is not in the optimizer's rule.
 
-    `rates` are JAX's learning rates of each step, by the name of the parameter, if they are the cause.
+    `rates` are JAX's learning rates of each step, by the name of the parameter, if they are the cause; `error` is what
+    remains of a moving average's error.
     """
 
     switch: str
     description: str
     rule: Rule | None = None
     rates: Sequence[Mapping[str, float]] | None = None
+    error: float = 0.0
 
 
 def error(given: np.ndarray, wanted: np.ndarray, params: np.ndarray) -> float:
@@ -138,9 +140,7 @@ def _some(names: Sequence[str]) -> str:
 def _rates(rule: Rule, steps: Sequence[Step], changes: Sequence[Arrays]) -> Explained | None:
     """Return the cause if the changes are PyTorch's at other learning rates, one for each group of parameters."""
     state: dict = {}
-    units = [
-        rule.step(s.start, s.gradients, dict.fromkeys(rule.options, 1.0), s.absent, state) for s in steps
-    ]
+    units = [rule.step(s.start, s.gradients, dict.fromkeys(rule.options, 1.0), s.absent, state) for s in steps]
     groups: dict[tuple, list[str]] = {}
     for name, options in rule.options.items():
         groups.setdefault((options, *(step.rates.get(name) for step in steps)), []).append(name)
@@ -165,13 +165,10 @@ def _rates(rule: Rule, steps: Sequence[Step], changes: Sequence[Arrays]) -> Expl
         listed = ", ".join(f"{a:.6g}/{b:.6g}" for a, b in zip(ours[:4], theirs[:4], strict=True))
         text = f"the learning rates (PyTorch's/JAX's) are {listed}, ..."
         return Explained("learning rate schedule", text, rule, found)
-    steps_of = {"JAX is": "JAX's schedule is"}
     text = cause.description
-    for short, long in steps_of.items():
-        text = text.replace(short, long)
-    if cause.switch == "schedule shift":
-        text += " steps" if " 1 " not in text else " step"
-        text = text.replace("1 behind step", "1 step behind").replace("1 ahead step", "1 step ahead")
+    if cause.switch == "schedule shift":  # "JAX is 1 behind"
+        count, side = text.removeprefix("JAX is ").split()
+        text = f"JAX's schedule is {count} step{'s' if count != '1' else ''} {side}"
     elif cause.switch == "learning rate":
         text = f"JAX's learning rate is PyTorch's {text}"
     return Explained(cause.switch, text, rule, found)
@@ -193,15 +190,13 @@ def gradient_cause(ours: Sequence[Arrays], theirs: Sequence[Arrays], size: int) 
         return None
     text = f"JAX's gradients are PyTorch's times {factor:.6g}"
     if abs(factor - size) < 1e-9 * size:
-        text += f", the number of examples: PyTorch's loss is their mean, JAX's their sum"
+        text += ", the number of examples: PyTorch's loss is their mean, JAX's their sum"
     elif abs(factor * size - 1) < 1e-9:
         text += f", 1 / {size}: PyTorch's loss is the sum over the examples, JAX's their mean"
     return "loss", text, factor
 
 
-def average_cause(
-    first: Arrays, steps: Sequence[Step], given: Sequence[Arrays], at: str
-) -> Explained | None:
+def average_cause(first: Arrays, steps: Sequence[Step], given: Sequence[Arrays], at: str) -> Explained | None:
     """Return the mistake that turns PyTorch's moving averages into JAX's `given`, or None."""
     starts, ends = [step.start for step in steps], [step.end for step in steps]
     own = [step.average for step in steps if step.average is not None]
@@ -210,10 +205,11 @@ def average_cause(
     if decay is None:
         return None
     for switch, text, predicted in averages(decay, first, starts, ends, at, _fitted(given, values)):
-        if len(predicted) == len(given) and all(
-            relative(norm(a[n] - b[n]), norm(b[n])) <= GATE for a, b in zip(predicted, given, strict=True) for n in b
-        ):
-            return Explained(switch, text)
+        if len(predicted) == len(given):
+            pairs = [(a[n], b[n]) for a, b in zip(predicted, given, strict=True) for n in b]
+            left = max(relative(norm(x - y), norm(y)) for x, y in pairs)
+            if left <= GATE:
+                return Explained(switch, text, error=left)
     return None
 
 

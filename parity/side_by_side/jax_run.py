@@ -108,7 +108,7 @@ class JaxLoop:
             before = self.params
             if self.reduction != "optax":
                 factor = 1 / len(gradients) if self.reduction == "mean" else 1.0
-                gradients = [{name: factor * sum(one[name] for one in gradients) for name in before}]
+                gradients = [jax.tree.map(lambda *parts: factor * sum(parts), *gradients)]
             for given in gradients:
                 updates, self.state = self._update(given, self.state, self.params)
                 self.params = optax.apply_updates(self.params, updates)
@@ -143,7 +143,10 @@ class JaxLoop:
         if self.ema is not None:
             with self.side.switches():
                 self.average = dict(self.ema(average, self.carried(end if self.ema_at == "after" else start)))
-        losses, own = [loss for loss, _ in found], [torch_arrays(self.ledger, _arrays(g), gradients=True) for _, g in found]
+        losses, own = (
+            [loss for loss, _ in found],
+            [torch_arrays(self.ledger, _arrays(g), gradients=True) for _, g in found],
+        )
         return losses, own, change, None if self.ema is None else self.back(self.average)
 
     def free(self, batches: Sequence[Batch]) -> float:
@@ -171,7 +174,9 @@ class JaxLoop:
 
 def _wide_count(name: str, leaf: Any) -> Any:
     """Make a count of steps an int64: JAX divides an int32 in float32, so schedules would be rounded to it."""
-    return leaf.astype(jnp.int64) if name.split(".")[-1] == "count" and jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+    return (
+        leaf.astype(jnp.int64) if name.split(".")[-1] == "count" and jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+    )
 
 
 def _arrays(flat: Mapping[str, Any]) -> Arrays:

@@ -52,7 +52,7 @@ class Step:
 
 
 class TorchLoop:
-    """A copy of PyTorch's model in training. `parameters` are all of its parameters, each once, as `known` names them."""
+    """A copy of PyTorch's model in training; `parameters` are all of its parameters, each once, named as in `known`."""
 
     def __init__(
         self,
@@ -99,7 +99,9 @@ class TorchLoop:
                 raise ValueError("PyTorch's loss has to return one number (a tensor with one element)")
             loss.backward()
         absent = frozenset(name for name, p in self.parameters.items() if p.grad is None)
-        grads = {n: np.zeros(tuple(p.shape)) if p.grad is None else to_numpy(p.grad) for n, p in self.parameters.items()}
+        grads = {
+            n: np.zeros(tuple(p.shape)) if p.grad is None else to_numpy(p.grad) for n, p in self.parameters.items()
+        }
         return loss.item(), {name: g.copy() for name, g in grads.items()}, absent
 
     def step(self, batches: Sequence[Batch]) -> Step:
@@ -109,7 +111,7 @@ class TorchLoop:
         given = found[0][1]
         if len(found) > 1:
             factor = 1 / len(found) if self.reduction == "mean" else 1.0
-            given = {name: factor * sum(grads[name] for _, grads, _ in found) for name in start}
+            given = {name: factor * np.sum([grads[name] for _, grads, _ in found], axis=0) for name in start}
         absent = frozenset.intersection(*(one for _, _, one in found))
         for name, p in self.parameters.items():
             p.grad = None if name in absent else torch.from_numpy(np.array(given[name])).to(p)

@@ -114,7 +114,8 @@ class TrainReport:
         shown = sorted({0, min(1, n - 1), n // 2, n - 1})
         lines.append("each by itself:   loss in PyTorch   loss in JAX   distance / distance travelled")
         lines += [
-            f"  step {i + 1:<10}{self.loss_torch[i]:16.9f}{self.loss_jax[i]:14.9f}{self.distance[i]:12.1e}" for i in shown
+            f"  step {i + 1:<10}{self.loss_torch[i]:16.9f}{self.loss_jax[i]:14.9f}{self.distance[i]:12.1e}"
+            for i in shown
         ]
         lines.append(f"  gate of the distance: {self.distance_gate:.0e}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

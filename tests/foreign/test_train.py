@@ -134,7 +134,9 @@ CASES: dict[str, Case] = {
         optax.chain(adam_without_correction(), optax.add_decayed_weights(DECAY), optax.scale(-LR)),
         ("bias correction",),
     ),
-    "eps inside the root": Case(adamw, ADAMW, optax.adamw(LR, eps=0.0, eps_root=1e-8, weight_decay=DECAY), ("epsilon",)),
+    "eps inside the root": Case(
+        adamw, ADAMW, optax.adamw(LR, eps=0.0, eps_root=1e-8, weight_decay=DECAY), ("epsilon",)
+    ),
     "L2": Case(
         adamw, ADAMW, optax.chain(optax.add_decayed_weights(DECAY), optax.adam(LR)), ("decoupled weight decay",)
     ),
@@ -156,9 +158,7 @@ CASES: dict[str, Case] = {
         ("epsilon of clipping",),
         {"torch_clip": clip_norm},
     ),
-    "accumulated sum": Case(
-        sgd, SGD, SGD, ("gradient accumulation",), {"accumulation": 2}, {"jax_reduction": "sum"}
-    ),
+    "accumulated sum": Case(sgd, SGD, SGD, ("gradient accumulation",), {"accumulation": 2}, {"jax_reduction": "sum"}),
     "average before the step": Case(adamw, ADAMW, ADAMW, ("moving average",), EMA, {"jax_ema_at": "before"}),
     "dampening": Case(
         sgd, SGD, optax.chain(optax.ema(MOMENTUM, debias=False), optax.scale(-LR)), ("dampening", "learning rate")
@@ -207,7 +207,9 @@ def test_mistakes_are_named(pair: ForeignPair, case: Case):
     assert report.cause.error_after <= 1e-10 < report.cause.error_before
 
 
-@pytest.mark.parametrize("name", ["decay mask", "schedule", "clip by value", "accumulated sum", "average before the step"])
+@pytest.mark.parametrize(
+    "name", ["decay mask", "schedule", "clip by value", "accumulated sum", "average before the step"]
+)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 def test_right_loops_are_equal(pair: ForeignPair, name: str):
     report = trained(pair, CASES[name], wrong=False)

@@ -122,7 +122,7 @@ def apart(found: dict[str, np.ndarray], model: torch.nn.Module) -> float:
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_there_and_back(make: Make):
     """PyTorch for 4 steps, JAX for 9, PyTorch for 3 more: at each hand-over, and at the end, as one run of PyTorch."""
-    whole, params, ledger = pair()
+    whole, _, ledger = pair()
     optimizer = make(whole)
     torch_run(whole, optimizer, 0, K)
     parity.torch_to_jax(whole, holder := JaxNet())
