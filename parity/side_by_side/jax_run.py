@@ -172,11 +172,13 @@ class JaxLoop:
         return self.back(self.params)
 
 
+COUNTS = ("count", "mini_step", "gradient_step")
+
+
 def _wide_count(name: str, leaf: Any) -> Any:
     """Make a count of steps an int64: JAX divides an int32 in float32, so schedules would be rounded to it."""
-    return (
-        leaf.astype(jnp.int64) if name.split(".")[-1] == "count" and jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
-    )
+    counts = name.split(".")[-1] in COUNTS and jnp.issubdtype(leaf.dtype, jnp.integer)
+    return leaf.astype(jnp.int64) if counts else leaf
 
 
 def _arrays(flat: Mapping[str, Any]) -> Arrays:

@@ -184,9 +184,8 @@ class Lockstep:
         if not pair.training or not len(pair.buffers):
             return []
         state = self.torch.side.model.state_dict()
-        variables: dict[str, np.ndarray] = {}
-        for path, leaf in nnx.to_flat_state(self.jax.variables):
-            variables[".".join(map(str, path))] = np.asarray(leaf[...]) if hasattr(leaf, "dtype") else np.zeros(0)
+        flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(self.jax.variables)}
+        variables = {entry.jax: np.asarray(flat[entry.jax][...]) for entry in pair.buffers if entry.jax in flat}
         entries = [e for e in pair.buffers if e.jax in variables and state[e.torch].is_floating_point()]
         found = torch_arrays(Ledger(tuple(entries)), variables)
         errors = {n: relative(norm(x - to_numpy(state[n])), norm(to_numpy(state[n]))) for n, x in found.items()}

@@ -192,7 +192,8 @@ def trained(pair: ForeignPair, case: Case, *, wrong: bool) -> parity.TrainReport
 def targets(pair: ForeignPair, model: torch.nn.Module, seed: int) -> Any:
     """Return random classes for every row of the output."""
     with torch.no_grad():
-        output = first(model(*map(torch.from_numpy, pair.inputs(seed))))
+        tensors = map(torch.from_numpy, pair.inputs(seed))
+        output = first(model(*(x.float() if x.is_floating_point() else x for x in tensors)))
     return torch.randint(output.shape[-1], output.shape[:-1], generator=torch.Generator().manual_seed(seed)).numpy()
 
 
