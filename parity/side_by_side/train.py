@@ -71,7 +71,8 @@ def train(
             `lambda params: torch.nn.utils.clip_grad_norm_(params, 1.0)`. In JAX it is part of the transformation.
         accumulation: Number of batches for each step.
         torch_reduction, jax_reduction: Whether their gradients are accumulated as "mean" or "sum"; in JAX also "optax":
-            the transformation gets them one by one (`optax.MultiSteps`).
+            the transformation gets them one by one (`optax.MultiSteps`, made by a function, with
+            `accumulator_dtype="float64"`: by default it accumulates in float32, which is reported as a difference).
         torch_ema: Function that makes a moving average of a model, with `update_parameters(model)` and `module`, as
             `torch.optim.swa_utils.AveragedModel`; or with `update(model)` and `state`, a state dict.
         jax_ema: Function of (average, parameters) that returns the new average. The first is the first parameters.
