@@ -155,3 +155,70 @@ def test_without_the_state_the_runs_part(make: Make):
     found, _ = jax_run(parity.OptaxOptimizer(tx, tx.init(start)), start, ledger, K, STEPS)
     torch_run(whole, optimizer, K, STEPS)
     assert apart(arrays(found, ledger), whole) > 1e-4
+
+
+def handed(optimizer: torch.optim.Optimizer, model: torch.nn.Module, **options: Any) -> parity.OptaxOptimizer:
+    ledger = parity.torch_to_jax(model, holder := JaxNet())
+    return parity.optimizer_to_optax(optimizer, model, nnx.state(holder, nnx.Param), ledger, **options)
+
+
+def test_parameters_have_steps_of_their_own():
+    """A group that joined later: optax counts its steps apart."""
+    model, _, _ = pair()
+    optimizer = torch.optim.Adam(model.fc1.parameters(), 1e-2)
+    torch_run(model, optimizer, 0, 3)
+    optimizer.add_param_group({"params": [*model.fc2.parameters()]})
+    torch_run(model, optimizer, 3, 5)
+    ledger = parity.torch_to_jax(model, holder := JaxNet())
+    ours = parity.optimizer_to_optax(optimizer, model, start := nnx.state(holder, nnx.Param), ledger)
+    assert set(ours.state.inner_states) == {"frozen", "group 0 at step 5", "group 1 at step 2"}
+    found, _ = jax_run(ours, start, ledger, 5, 8)
+    torch_run(model, optimizer, 5, 8)
+    assert apart(arrays(found, ledger), model) <= GATE
+
+
+def test_a_transformation_of_ones_own_has_to_take_the_same_steps():
+    model, _, _ = pair()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+    torch_run(model, optimizer, 0, 3)
+    tx, state = handed(optimizer, model, tx=optax.adamw(1e-2, weight_decay=0.1))
+    assert int(state[0].count) == 3
+    with pytest.raises(
+        ValueError, match="AdamW and optax's transformation take other steps: in step 1"
+    ):
+        handed(optimizer, model, tx=optax.adamw(1e-2))
+    with pytest.warns(UserWarning, match="learning rate is 0.01 in PyTorch, 0.02 in optax: set them alike"):
+        handed(optimizer, model, tx=optax.adamw(2e-2, weight_decay=0.1))
+    fresh = torch.optim.AdamW(model.parameters(), 1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    ledger = parity.torch_to_jax(model, holder := JaxNet())
+    with pytest.raises(ValueError, match="take other steps"):
+        parity.optimizer_to_torch(state, fresh, model, nnx.state(holder, nnx.Param), ledger, tx=tx)
+    assert not fresh.state  # nothing was changed
+
+
+REFUSED: dict[str, tuple[Make, str]] = {
+    "amsgrad": (lambda m: torch.optim.Adam(m.parameters(), amsgrad=True), "amsgrad=True has no equal in optax"),
+    "adagrad": (lambda m: torch.optim.Adagrad(m.parameters()), "eps=1e-10 has no equal .* set eps to 0"),
+    "nadam": (lambda m: torch.optim.NAdam(m.parameters()), "NAdam cannot be handed over, these optimizers"),
+    "no step yet": (
+        lambda m: torch.optim.SGD(m.parameters(), 0.1, 0.9, dampening=0.1),
+        "PyTorch does not dampen the first gradient: take one step first",
+    ),
+    "other model": (lambda m: torch.optim.SGD(TorchNet().parameters(), 0.1), "updates none of params"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_equal_is_refused(make: Make, message: str):
+    model, _, _ = pair()
+    with pytest.raises(ValueError, match=message) as error:
+        handed(make(model), model)
+    assert "\n" not in str(error.value)
+
+
+def test_a_scheduler_is_told_of():
+    model, _, _ = pair()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    with pytest.warns(UserWarning, match="has a scheduler, optax's stays at its present value: pass learning_rate="):
+        handed(optimizer, model)
