@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from parity.carry.random_weights import randomize
     from parity.carry.rules import LeafRule, Rules
     from parity.measure.gates import Gates, Row, rel_f
+    from parity.optimizer_state.handover import OptaxOptimizer, optimizer_to_optax, optimizer_to_torch
     from parity.pair import Pair
     from parity.proof.check import assert_parity, check
     from parity.recording.inputs import Inputs
     from parity.report.report import Report
     from parity.runs.losses import Loss, cross_entropy, projection
+    from parity.side_by_side.train import train
+    from parity.side_by_side.training_report import TrainReport
     from parity.suggest.suggest import suggest_rules
     from parity.verify.verdict import Verdict
     from parity.verify.verify import verify_port
@@ -34,10 +37,12 @@ __all__ = [
     "LeafRule",
     "Ledger",
     "Loss",
+    "OptaxOptimizer",
     "Pair",
     "Report",
     "Row",
     "Rules",
+    "TrainReport",
     "Verdict",
     "assert_parity",
     "build_ledger",
@@ -49,11 +54,14 @@ __all__ = [
     "jax_to_torch",
     "ledger_by_value",
     "linen",
+    "optimizer_to_optax",
+    "optimizer_to_torch",
     "projection",
     "randomize",
     "rel_f",
     "suggest_rules",
     "torch_to_jax",
+    "train",
     "verify_port",
 ]
 
@@ -67,11 +75,14 @@ _WHERE = {
     "parity.carry.random_weights": ("randomize",),
     "parity.carry.rules": ("LeafRule", "Rules"),
     "parity.measure.gates": ("Gates", "Row", "rel_f"),
+    "parity.optimizer_state.handover": ("OptaxOptimizer", "optimizer_to_optax", "optimizer_to_torch"),
     "parity.pair": ("Pair",),
     "parity.proof.check": ("assert_parity", "check"),
     "parity.recording.inputs": ("Inputs",),
     "parity.report.report": ("Report",),
     "parity.runs.losses": ("Loss", "cross_entropy", "projection"),
+    "parity.side_by_side.train": ("train",),
+    "parity.side_by_side.training_report": ("TrainReport",),
     "parity.suggest.suggest": ("suggest_rules",),
     "parity.verify.verdict": ("Verdict",),
     "parity.verify.verify": ("verify_port",),

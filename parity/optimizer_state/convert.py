@@ -3,8 +3,10 @@
 | `torch.optim`           | optax                                                       |
 |-------------------------|-------------------------------------------------------------|
 | exp_avg, exp_avg_sq     | `ScaleByAdamState`: mu, nu                                  |
+| square_avg, grad_avg    | `ScaleByRmsState`: nu, or `ScaleByRStdDevState`: nu, mu     |
+| sum                     | `ScaleByRssState`: sum_of_squares                           |
 | step                    | every `count`: Adam's own and the positions of schedules    |
-| momentum_buffer         | `TraceState`: trace                                         |
+| momentum_buffer         | `TraceState`: trace (see `momentum_factor`)                 |
 | lr, betas, eps ...      | hyperparameters held by `optax.inject_hyperparams`          |
 
 Moments are copied bit for bit, in the layouts of the weights' ledger. The optax states may be anywhere in a chain,
@@ -17,7 +19,7 @@ the transformation itself, both rules are compared by their updates (see `parity
 conversion fails if they differ; without it a warning says that they were not compared.
 
 A parameter without state in PyTorch has zero moments: AdamW starts there, and SGD's first buffer is the gradient
-itself, which is what a buffer of zeros gives as long as dampening is 0. optax does not support dampening, so it raises.
+itself, which is what a buffer of zeros gives as long as dampening is 0; with dampening it raises.
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ from parity.carry.wrappers import unwrapped
 from parity.optimizer_state.same_rule import compare_rules
 from parity.optimizer_state.state import (
     SLOTS,
+    OptaxState,
+    in_parts,
     load_state,
     named,
     parameter_names,
+    parts,
     read_optax,
     read_torch,
     set_hyperparams,
@@ -72,32 +77,60 @@ def optimizer_to_jax(
             than PyTorch's optimizer.
     """
     torch_model = unwrapped(torch_model)
+    found, counts = filled(torch_optimizer, torch_model, opt_state, ledger, steps=steps)
+    _compare(torch_optimizer, torch_optimizer.param_groups, torch_model, tx, found, ledger, next(iter(counts), 0))
+    return found
+
+
+def filled(
+    torch_optimizer: torch.optim.Optimizer,
+    torch_model: torch.nn.Module,
+    opt_state: optax.OptState,
+    ledger: Ledger,
+    *,
+    steps: int | None = None,
+    orthogonal: bool = False,
+) -> tuple[optax.OptState, list[int]]:
+    """Return `opt_state` with PyTorch's state filled in, and the numbers of steps taken; see `optimizer_to_jax`.
+
+    Each part of a partitioned state may have taken another number of steps. `orthogonal` as in `walk`.
+    """
     names = parameter_names(torch_model, {entry.torch for entry in ledger})
-    ours, theirs = read_torch(torch_optimizer, names), read_optax(opt_state)
+    ours, theirs = read_torch(torch_optimizer, names), read_optax(opt_state, orthogonal=orthogonal)
     problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
     values, conflicts = torch_hyperparams(torch_optimizer, {name for name, _ in theirs.hyperparams})
-    taken = {*ours.steps.values(), *(() if steps is None else (steps,))}
-    if len(taken) > 1:
-        each = (f"{name} {count}" for name, count in ours.steps.items())
-        said = () if steps is None else (f"steps={steps} was passed",)
-        problems.append(f"one count of steps is needed, found {', '.join((*each, *said))}")
-    elif not taken and theirs.counts:
-        problems.append("optax counts steps and this PyTorch optimizer does not: pass steps=")
+    taken = []
+    for held_state in (read_optax(part, orthogonal=orthogonal) for part in parts(opt_state)):
+        counts = {name: ours.steps[name] for name in ours.steps if name in _partners(held_state, ledger)}
+        each = {*counts.values(), *(() if steps is None else (steps,))}
+        if len(each) > 1:
+            listed = (f"{name} {count}" for name, count in counts.items())
+            said = () if steps is None else (f"steps={steps} was passed",)
+            problems.append(f"one count of steps is needed, found {', '.join((*listed, *said))}")
+        elif not each and held_state.counts:
+            problems.append("optax counts steps and this PyTorch optimizer does not: pass steps=")
+        taken.append(next(iter(each), 0))
     _raise([*problems, *conflicts])
     arrays = {slot: jax_arrays(_within(ledger, moments), moments) for slot, moments in ours.moments.items()}
 
-    def write(slot: str, name: str, leaf: Any) -> Any:
-        match slot:
-            case "count":
-                return _like(leaf, np.asarray(taken.copy().pop(), np.int64))
-            case "hyperparam":
-                return _like(leaf, np.asarray(values[name]))
-        return _like(leaf, arrays[slot][name])
+    def part(state: Any, count: int) -> Any:
+        def write(slot: str, name: str, leaf: Any) -> Any:
+            match slot:
+                case "count":
+                    return _like(leaf, np.asarray(count, np.int64))
+                case "hyperparam":
+                    return _like(leaf, np.asarray(values[name]))
+            return _like(leaf, arrays[slot][name])
 
-    found = walk(opt_state, write)
-    count = next(iter(taken), 0)
-    _compare(torch_optimizer, torch_optimizer.param_groups, torch_model, tx, found, ledger, count)
-    return found
+        return walk(state, write, orthogonal=orthogonal)
+
+    return in_parts(opt_state, [part(x, count) for x, count in zip(parts(opt_state), taken, strict=True)]), taken
+
+
+def _partners(held_state: OptaxState, ledger: Ledger) -> set[str]:
+    """Return PyTorch's names of the parameters whose moments are in a part of optax's state."""
+    held = {name for moments in held_state.moments.values() for name in moments}
+    return {entry.torch for entry in ledger if entry.jax in held}
 
 
 def _compare(
@@ -110,7 +143,9 @@ def _compare(
     steps: int,
 ) -> None:
     """Raise ValueError if the rules differ; warn if they were not compared or the learning rates differ."""
-    if tx is None:
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        told = [f"the rule of {type(optimizer).__name__} was not compared: parity.optimizer_to_optax does"]
+    elif tx is None:
         told = [
             "optax's state does not tell its rule (Adam, Adamax and nadam keep the same, AdamW's decay none): pass "
             "tx= to have it compared with PyTorch's"
@@ -142,12 +177,39 @@ def optimizer_to_torch(
             rule. Nothing is changed then.
     """
     torch_model = unwrapped(torch_model)
+    names, state, set_to, steps = read_back(opt_state, ledger, torch_model, torch_optimizer)
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in torch_optimizer.param_groups]
+    set_hyperparams(groups, set_to)
+    _compare(torch_optimizer, groups, torch_model, tx, opt_state, ledger, steps or 0)
+    set_hyperparams(torch_optimizer.param_groups, set_to)
+    load_state(torch_optimizer, names, state)
+    return steps
+
+
+def read_back(
+    opt_state: optax.OptState,
+    ledger: Ledger,
+    torch_model: torch.nn.Module,
+    torch_optimizer: torch.optim.Optimizer,
+    *,
+    steps: int | None = None,
+    orthogonal: bool = False,
+) -> tuple[dict[int, str], dict[str, dict[str, Any]], dict[str, float], int | None]:
+    """Return what `optimizer_to_torch` writes: parameter names by id, state by name, hyperparameters, steps taken.
+
+    `steps` stands in where optax does not count them; `orthogonal` as in `walk`.
+    """
     names = parameter_names(torch_model, {entry.torch for entry in ledger})
-    ours, theirs = read_torch(torch_optimizer, names), read_optax(opt_state)
+    ours, theirs = read_torch(torch_optimizer, names, fresh=True), read_optax(opt_state, orthogonal=orthogonal)
     problems = [*ours.problems, *theirs.problems, *_unpaired(ours.moments, theirs.moments, ledger)]
-    counts = sorted({int(count) for count in theirs.counts})
-    if len(counts) > 1:
-        problems.append(f"one count of steps is needed, optax's state has {', '.join(map(str, counts))}")
+    taken: dict[str, int] = {}
+    largest = []
+    for held_state in (read_optax(part, orthogonal=orthogonal) for part in parts(opt_state)):
+        counts = sorted({int(count) for count in held_state.counts})
+        if len(counts) > 1:
+            problems.append(f"one count of steps is needed, optax's state has {', '.join(map(str, counts))}")
+        largest += counts[-1:]
+        taken |= dict.fromkeys(_partners(held_state, ledger), counts[-1] if counts else steps or 0)
     values = dict(theirs.hyperparams)
     problems += [
         f"optax's state holds {name} twice" for name, v in theirs.hyperparams if float(v) != float(values[name])
@@ -157,23 +219,17 @@ def optimizer_to_torch(
     unset = [name for name in ("eps_root", "weight_decay") if present.get(name) == 0 and float(values[name]) != 0]
     problems += [f"the injected hyperparameter {name} has no place in PyTorch's groups" for name in unset]
     _raise([*problems, *conflicts])
-
-    steps = counts[0] if counts else None
-    set_to = {name: float(value) for name, value in values.items()}
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in torch_optimizer.param_groups]
-    set_hyperparams(groups, set_to)
-    _compare(torch_optimizer, groups, torch_model, tx, opt_state, ledger, steps or 0)
     partners = {slot: key for key, slot in SLOTS[type(torch_optimizer)].items()}
     state: dict[str, dict[str, Any]] = {}
     for slot, leaves in theirs.moments.items():
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         for name, array in torch_arrays(_within(ledger, ours.moments[slot]), arrays).items():
-            state.setdefault(name, {})[partners[slot]] = to_tensor(array)
+            factor = ours.factors.get(name, 1.0) if partners[slot] == "momentum_buffer" else 1.0
+            state.setdefault(name, {})[partners[slot]] = to_tensor(array if factor == 1.0 else array * factor)
     for name in ours.steps:
-        state[name]["step"] = torch.tensor(float(steps or 0))
-    set_hyperparams(torch_optimizer.param_groups, set_to)
-    load_state(torch_optimizer, names, state)
-    return steps
+        state[name]["step"] = torch.tensor(float(taken[name]))
+    set_to = {name: float(value) for name, value in values.items()}
+    return names, state, set_to, max(largest, default=steps)
 
 
 def ema_to_jax(ema: StateDict, like: Any, ledger: Ledger) -> Any:

@@ -28,7 +28,7 @@ from optax.schedules import InjectStatefulHyperparamsState
 from parity.carry.arrays import first_line
 from parity.carry.entries import Entry, Ledger
 from parity.measure.gates import norm, relative
-from parity.optimizer_state.state import SLOTS, dotted_name, parameters
+from parity.optimizer_state.state import SLOTS, dotted_name, momentum_factor, parameters
 
 STEPS = 4
 
@@ -200,7 +200,9 @@ class _Trial:
             for key, slot in SLOTS[self.kind].items():
                 moment = self._unit(self.moments.get(slot, {}).get(entry.jax), entry)
                 if tensor is not None and moment is not None:
-                    optimizer.state[tensor][key] = torch.tensor(moment)
+                    group = self.groups[self.group_of[entry.jax, entry.index]]
+                    factor = momentum_factor(self.kind, group) if key == "momentum_buffer" else 1.0
+                    optimizer.state[tensor][key] = torch.tensor(moment * factor)
                     if key == "exp_avg":
                         optimizer.state[tensor]["step"] = torch.tensor(float(self.steps))
         return optimizer
@@ -335,10 +337,6 @@ def _double(x: Any) -> Any:
     return jnp.asarray(array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array)
 
 
-def _is_masked(x: Any) -> bool:
-    return isinstance(x, optax.MaskedNode)
-
-
 def _is_known(x: Any) -> bool:
     return isinstance(x, optax.ScaleByAdamState | optax.TraceState | InjectStatefulHyperparamsState)
 
@@ -376,16 +374,16 @@ def _parameters(trees: Sequence[tuple[str, Any]], shapes: Mapping[str, tuple[int
 
     def drawn(path: tuple[Any, ...], x: Any) -> Any:
         name = dotted_name(path)
-        shape = shapes.get(name) if _is_masked(x) else x.shape
+        shape = shapes.get(name) if isinstance(x, optax.MaskedNode) else x.shape
         draw = np.random.RandomState(zlib.crc32(name.encode()))
         return x if shape is None else jnp.asarray(draw.standard_normal(shape))
 
-    return jax.tree_util.tree_map_with_path(drawn, whole, is_leaf=_is_masked)
+    return jax.tree_util.tree_map_with_path(drawn, whole, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
 
 
 def _merged(trees: Sequence[Any]) -> Any:
     """Merge trees with the same structure, each of which may have masks in place of leaves or branches."""
-    solid = [tree for tree in trees if not _is_masked(tree)]
+    solid = [tree for tree in trees if not isinstance(tree, optax.MaskedNode)]
     if not solid:
         return trees[0]
     split = [_children(tree) for tree in solid]

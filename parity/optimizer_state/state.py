@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 import torch
+from optax.contrib import MuonState
 from optax.schedules import InjectStatefulHyperparamsState
+from optax.transforms import PartitionState
 
 from parity.carry.convert import to_numpy
 
@@ -18,15 +20,22 @@ SLOTS: Mapping[type[torch.optim.Optimizer], Mapping[str, str]] = {
     torch.optim.Adam: {"exp_avg": "mu", "exp_avg_sq": "nu"},
     torch.optim.AdamW: {"exp_avg": "mu", "exp_avg_sq": "nu"},
     torch.optim.SGD: {"momentum_buffer": "trace"},
+    torch.optim.RMSprop: {"square_avg": "nu", "grad_avg": "mu", "momentum_buffer": "trace"},
+    torch.optim.Adagrad: {"sum": "sum_of_squares"},
+    torch.optim.Muon: {"momentum_buffer": "trace"},
 }
 """Per optimizer, maps PyTorch's keys of a parameter's state to optax's names."""
 
-_KNOWN = (
-    optax.ScaleByAdamState,
-    optax.TraceState,
-    optax.ScaleByScheduleState,
-    InjectStatefulHyperparamsState,
-)
+MOMENTS: Mapping[type, tuple[str, ...]] = {
+    optax.ScaleByAdamState: ("mu", "nu"),
+    optax.TraceState: ("trace",),
+    optax.ScaleByRmsState: ("nu",),
+    optax.ScaleByRStdDevState: ("mu", "nu"),
+    optax.ScaleByRssState: ("sum_of_squares",),
+}
+"""Per state of optax, its trees of moments."""
+
+_KNOWN = (*MOMENTS, optax.ScaleByScheduleState, InjectStatefulHyperparamsState)
 
 Visit = Callable[[str, str, Any], Any]
 """Function of (slot, name, leaf) that returns the leaf's replacement."""
@@ -42,6 +51,8 @@ class TorchState:
     moments: Moments
     steps: dict[str, int]
     problems: list[str]
+    factors: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Per parameter, PyTorch's momentum divided by optax's, if it is not 1."""
 
 
 @dataclasses.dataclass
@@ -64,10 +75,11 @@ def parameter_names(model: torch.nn.Module, known: Collection[str]) -> dict[int,
     return found
 
 
-def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> TorchState:
+def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str], *, fresh: bool = False) -> TorchState:
     """Read the state of `optimizer`: zeros for parameters without state; frozen parameters are skipped.
 
-    `names` are those of `parameter_names`.
+    `names` are those of `parameter_names`. `fresh`: the state is about to be replaced, so it may be one before the
+    first step.
 
     Raises:
         ValueError: The type of the optimizer is not in `SLOTS`.
@@ -88,18 +100,27 @@ def read_torch(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> To
         unknown = [key for key, value in state.items() if value is not None and key not in ("step", *slots)]
         result.problems += [f"{key} of {name} has no partner in optax" for key in unknown]
         result.problems += [f"{option} of {name}'s group has no partner in optax" for option in _foreign(group)]
-        if "momentum_buffer" in slots and not group["momentum"]:
-            continue
+        factor = momentum_factor(type(optimizer), group)
+        if type(optimizer) is torch.optim.SGD and factor != 1 and state.get("momentum_buffer") is None and not fresh:
+            result.problems.append(
+                f"{name} has no momentum yet, and PyTorch does not dampen the first gradient: take one step first"
+            )
         for key, slot in slots.items():
+            if not _used(key, group):
+                continue
             value = state.get(key)
-            result.moments[slot][name] = to_numpy(torch.zeros_like(parameter) if value is None else value)
-        if "exp_avg" in slots:
+            start = torch.full_like(parameter, group.get("initial_accumulator_value", 0.0)) if value is None else value
+            result.moments[slot][name] = to_numpy(start)
+            if key == "momentum_buffer" and factor not in (0, 1):
+                result.factors[name] = factor
+                result.moments[slot][name] = result.moments[slot][name] / factor
+        if type(optimizer) not in (torch.optim.SGD, torch.optim.Muon):
             result.steps[name] = int(state.get("step", 0))
     result.moments = {slot: moments for slot, moments in result.moments.items() if moments}
     return result
 
 
-def read_optax(opt_state: optax.OptState) -> OptaxState:
+def read_optax(opt_state: optax.OptState, *, orthogonal: bool = False) -> OptaxState:
     """Read the leaves of `opt_state` by kind; those that PyTorch cannot represent are added to the problems."""
     result = OptaxState({}, [], [], [])
 
@@ -116,22 +137,26 @@ def read_optax(opt_state: optax.OptState) -> OptaxState:
             result.moments[slot][name] = leaf
         return leaf
 
-    walk(opt_state, read)
+    walk(opt_state, read, orthogonal=orthogonal)
     return result
 
 
-def walk(state: Any, visit: Visit) -> Any:
-    """Replace every leaf of `state` by the result of `visit`; "unknown" leaves are named by their key path."""
+def walk(state: Any, visit: Visit, *, orthogonal: bool = False) -> Any:
+    """Replace every leaf of `state` by the result of `visit`; "unknown" leaves are named by their key path.
+
+    `orthogonal`: leave a `MuonState` as it is, rather than unknown.
+    """
 
     def node(path: tuple[Any, ...], x: Any) -> Any:
         def moments(slot: str, tree: Any) -> Any:
             return named(tree, lambda name, leaf: visit(slot, name, leaf))
 
+        if type(x) in MOMENTS:
+            counted = {"count": moments("count", x.count)} if "count" in x._fields else {}
+            return x._replace(**counted, **{slot: moments(slot, getattr(x, slot)) for slot in MOMENTS[type(x)]})
         match x:
-            case optax.ScaleByAdamState():
-                return optax.ScaleByAdamState(moments("count", x.count), moments("mu", x.mu), moments("nu", x.nu))
-            case optax.TraceState():
-                return optax.TraceState(moments("trace", x.trace))
+            case MuonState():  # without momentum of its own (see `parity.optimizer_state.rule`)
+                return x if orthogonal else visit("unknown", jax.tree_util.keystr(path), x)
             case optax.ScaleByScheduleState():
                 return x._replace(count=moments("count", x.count))
             case InjectStatefulHyperparamsState():
@@ -145,11 +170,23 @@ def walk(state: Any, visit: Visit) -> Any:
                     count=moments("count", x.count),
                     hyperparams={**x.hyperparams, **moments("hyperparam", fixed)},
                     hyperparams_states=named(x.hyperparams_states, position),
-                    inner_state=walk(x.inner_state, visit),
+                    inner_state=walk(x.inner_state, visit, orthogonal=orthogonal),
                 )
         return visit("unknown", jax.tree_util.keystr(path), x)
 
-    return jax.tree_util.tree_map_with_path(node, state, is_leaf=lambda x: isinstance(x, _KNOWN))
+    return jax.tree_util.tree_map_with_path(node, state, is_leaf=lambda x: isinstance(x, (*_KNOWN, MuonState)))
+
+
+def parts(state: Any) -> list[Any]:
+    """Return the states of a partition's transformations, or the whole state if it is not partitioned."""
+    return list(state.inner_states.values()) if isinstance(state, PartitionState) else [state]
+
+
+def in_parts(state: Any, found: Sequence[Any]) -> Any:
+    """Return `state` with other parts; the inverse of `parts`."""
+    if not isinstance(state, PartitionState):
+        return found[0]
+    return state._replace(inner_states=dict(zip(state.inner_states, found, strict=True)))
 
 
 def named(tree: Any, change: Callable[[str, Any], Any]) -> Any:
@@ -169,10 +206,28 @@ def parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any
     return ((group, parameter) for group in optimizer.param_groups for parameter in group["params"])
 
 
+def kind_of(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return the type whose arithmetic it has: AdamW is Adam with another default of `decoupled_weight_decay`."""
+    return torch.optim.Adam if kind is torch.optim.AdamW else kind
+
+
+def momentum_factor(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> float:
+    """Return PyTorch's momentum divided by optax's `trace`, into which every gradient enters whole."""
+    if kind is torch.optim.Muon:
+        return 1 - float(group["momentum"])
+    return 1 - float(group["dampening"]) if kind is torch.optim.SGD and group["momentum"] else 1.0
+
+
+def _used(key: str, group: Mapping[str, Any]) -> bool:
+    """Return whether an optimizer with these options keeps this tensor per parameter."""
+    if key == "momentum_buffer":
+        return bool(group["momentum"])
+    return bool(group["centered"]) if key == "grad_avg" else True
+
+
 def _foreign(group: Mapping[str, Any]) -> list[str]:
     """Return the options of a parameter group that optax's states do not support."""
-    options = [option for option in ("amsgrad", "maximize") if group.get(option)]
-    return options + (["dampening"] if group.get("momentum") and group["dampening"] != 0 else [])
+    return ["amsgrad"] if group.get("amsgrad") else []
 
 
 def _group_values(group: Mapping[str, Any]) -> dict[str, float]:

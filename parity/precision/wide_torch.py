@@ -52,7 +52,9 @@ class Wide(TorchFunctionMode):
             return torch.nn.functional.relu6(args[0] + 3) / 6
         self.scalars.update(x for x in (*args, *kwargs.values()) if type(x) is float)
         if name in SHORTHANDS and args and isinstance(args[0], torch.Tensor):
+            # A copy, as a cast makes: Muon then works on it in place.
             func, args = torch.Tensor.to, (args[0], getattr(torch, SHORTHANDS[name]))
+            kwargs = {**kwargs, "copy": wider(SHORTHANDS[name], self.precision) is not None}
         given = next((x for x in (*args, *kwargs.values()) if self._asked(x)), None)
         if given is None:
             args, kwargs = self._whole(name, args), self._whole(name, kwargs)

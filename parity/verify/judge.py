@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.judgement.input_noise import shake, shaken_gradients
+from parity.judgement.input_noise import perturbed, perturbed_gradients
 from parity.judgement.rows import float32_gradient_rows, float32_rows, gradient_rows, layer_rows, noise_floor
 from parity.judgement.small_elements import small_gradients, small_ones, with_small_gradients
 from parity.measure import cancellation
@@ -105,9 +105,9 @@ class Judge:
             return {ROOT: Call(None, [arrays[name] for name in names])}
 
         wanted, ours = calls(self.oracle), calls(outputs(single, self.trial.arrays))
-        shaken = calls(outputs(double, shake(self.trial.arrays)))
-        noise = noise_floor([pair], wanted, shaken)
-        small = small_ones(wanted, [ours, shaken], GATES.f64)
+        perturbed_run = calls(outputs(double, perturbed(self.trial.arrays)))
+        noise = noise_floor([pair], wanted, perturbed_run)
+        small = small_ones(wanted, [ours, perturbed_run], GATES.f64)
         rows = layer_rows([pair], wanted, calls(given["float64"]), "free", GATES, noise, small)
         if "float32" in given:
             rows += float32_rows([pair], wanted, ours, calls(given["float32"]), "free", GATES, noise)
@@ -159,10 +159,10 @@ class Judge:
             return found
         side = TorchSide(self.trial.model, "float64", self.trial.apply)  # noise matters only if it changes the verdict
         side = TorchSide.of(side.model, "float64", apply=side.apply, design=self.sides["float64"].design)
-        shaken = self._unique(shaken_gradients(side, arrays, self.loss))
-        rows = with_small_gradients(gradient_rows(wanted, port["float64"], GATES), suspects, [base, shaken])
+        perturbed_run = self._unique(perturbed_gradients(side, arrays, self.loss))
+        rows = with_small_gradients(gradient_rows(wanted, port["float64"], GATES), suspects, [base, perturbed_run])
         if "float32" in port:
-            rows += float32_gradient_rows(wanted, base, port["float32"], GATES, shaken=shaken)
+            rows += float32_gradient_rows(wanted, base, port["float32"], GATES, perturbed_run=perturbed_run)
         return cancellation.judged(rows).rows
 
     def _own(self, side: TorchSide) -> Gradients:

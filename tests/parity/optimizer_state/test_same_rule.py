@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[Make, dict[str, Any], optax.GradientTransformation, str]]
     "ascent": (ADAM, {}, optax.adam(-RATE), "not the same rule"),
     "amsgrad": (ADAM, {}, optax.amsgrad(RATE), "has no partner"),
     "amsgrad of PyTorch": (ADAM, {"amsgrad": True}, optax.adam(RATE), "amsgrad of"),
-    "maximize": (ADAM, {"maximize": True}, optax.adam(RATE), "maximize of"),
+    "maximize": (ADAM, {"maximize": True}, optax.adam(RATE), "not the same rule"),
     "no decay": (ADAMW, {}, optax.adam(RATE), "weight_decay 0.01.* moves like Adam without weight decay"),
     "optax's own decay": (ADAMW, {}, optax.adamw(RATE), "moves like Adam with weight decay 0.0001"),
     "coupled": (ADAMW, {}, optax.chain(DECAY, optax.adam(RATE)), r"weight decay 0.01 in the gradient \(L2\)"),
@@ -127,7 +127,6 @@ WRONG: dict[str, tuple[Make, dict[str, Any], optax.GradientTransformation, str]]
     "nesterov": (SGD, {"momentum": 0.9}, optax.sgd(RATE, 0.9, nesterov=True), "momentum 0.9 with Nesterov"),
     "not nesterov": (SGD, {"momentum": 0.9, "nesterov": True}, optax.sgd(RATE, 0.9), "like momentum 0.9 without"),
     "other momentum": (SGD, {"momentum": 0.9}, optax.sgd(RATE, 0.95), "like momentum 0.95"),
-    "dampening": (SGD, {"momentum": 0.9, "dampening": 0.1}, optax.sgd(RATE, 0.9), "dampening of"),
     "decay after the momentum": (
         SGD,
         {"momentum": 0.9, "weight_decay": 0.01},

@@ -22,8 +22,8 @@ from parity.judgement.small_elements import FLOOR, LOOSER
 from parity.measure.gates import Gates
 from parity.side_by_side.trajectory import TrainingGates
 from parity.suggest.match import AGREE
-from parity.trace.values.fingerprint import TOLERANCE
 from parity.trace.locate import MOST_RUNS
+from parity.trace.values.fingerprint import TOLERANCE
 from t2t_common.data import images, open_source
 from t2t_common.io import cli
 from t2t_common.run_page import confusion, writer
