@@ -115,11 +115,12 @@ def _traced_rows(
         with ours.wide():
             causes = _causes(ours, arrays, trace, found, rows, notes)
         own = own_casts(program)
-        proven = cast_causes(theirs, arrays, trace, found.differences, own)
+        with theirs.switches():
+            proven = cast_causes(theirs, arrays, trace, found.differences, own)
         # A proven cast replaces the other causes of its module; without any cast, nothing is rounded.
         causes = tuple(x for x in causes if x.module not in proven and (own or not x.switch.endswith("leak")))
         causes = (*causes, *proven.values())
-        with ours.wide():
+        with ours.wide(), theirs.switches():
             if not causes and found.differences:
                 causes = _whole_causes(ours, arrays, trace, program, found)
         if not found.complete:
