@@ -104,7 +104,7 @@ def test_a_copy_is_the_same_data_and_a_change_is_not(
     assert known(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)) == before
     (tmp_path / "tree" / "train" / "cat" / "0.jpg").unlink()
     changes = data_changes(before, known(written(tmp_path / "tree", tmp_path / "other", kind)))
-    assert changes.startswith("training images: 7 there, 6 here")
+    assert changes.startswith("training images: 7 -> 6")
 
 
 # --- Classes of training and validation ---------------------------------------------------------------------
