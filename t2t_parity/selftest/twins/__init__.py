@@ -50,7 +50,7 @@ def _mistakes(library: str, kind: Any) -> list[Mutation]:
         mistake("epsilon of a LayerNorm", "block1.norm2", "epsilon", epsilon=1e-3),
         mistake("scores not scaled", "block1.attn", "attention scale", scaled=False),
         mistake("queries and keys exchanged", "block1.attn", "q/k/v order", exchanged=True),
-        mistake("positions from one", "block0", None, first_position=1),  # what the block is given
+        mistake("positions from one", "the model", "shifted by one", first_position=1),
         mistake("dropout at twice the rate", "block1.drop", "dropout rate", "train", rate=0.2),
         mistake("a dropout forgotten", "block1.drop", "dropout rate", "train", rate=0.0),
     ]

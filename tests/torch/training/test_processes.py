@@ -97,7 +97,7 @@ def test_a_lost_process_is_told_of(error: RuntimeError, said: str, monkeypatch: 
     monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
     with pytest.raises((ValueError, RuntimeError), match=said) as raised, processes.joined_processes():
         raise error
-    assert isinstance(raised.value, ValueError) == ("gone" in said)
+    assert isinstance(raised.value, ValueError) == ("died" in said)
 
 
 def test_processes_with_other_data_are_refused(monkeypatch: pytest.MonkeyPatch):
