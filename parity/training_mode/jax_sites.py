@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from parity.random_draws.jax_draws import intercepted, nothing
 from parity.random_draws.matching import Law, Site, source_line
@@ -43,6 +44,7 @@ class Recorder:
     def __init__(self, model: nnx.Module) -> None:
         self.sites: list[Site] = []
         self.seen: dict[int, list[tuple[bytes | None, float | None]]] = {}
+        self.callbacks: list[Callable[..., Any]] = []
         self._around: list[Key] = []
         self._after = ""
         self._count: dict[Key, int] = {}
@@ -84,6 +86,7 @@ class Recorder:
             return np.zeros(mapped, np.int32)
 
         rank, result = jnp.ndim(data), jax.ShapeDtypeStruct((), np.int32)
+        self.callbacks.append(saw)
         done = jax.pure_callback(saw, result, data, p, vmap_method="broadcast_all")
         jax.debug.callback(lambda done: None, done)  # so that it runs although nothing uses its result
         return nothing(law, keep, shape)
@@ -116,17 +119,36 @@ def jax_sites(side: JaxSide, arrays: Sequence[np.ndarray]) -> tuple[list[Site], 
             seen.append(dict(recorder.seen))
             nnx.update(side.model, moved)
             state = nnx.state(side.model)
-    return [_completed(site, i, *seen) for i, site in enumerate(recorder.sites)], sorted(set(_unknown(traced.jaxpr)))
+    inside = set(_callbacks(traced.jaxpr))
+    sites = [
+        _completed(site, i, *seen) if id(recorder.callbacks[i]) in inside else _not_run(site)
+        for i, site in enumerate(recorder.sites)
+    ]
+    return sites, sorted(set(_unknown(traced.jaxpr)))
+
+
+def _callbacks(jaxpr: Any) -> Iterator[int]:
+    """Yield the identities of the functions that a program calls back, also inside of its inner programs."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.primitive.name == "pure_callback":
+            yield id(equation.params["callback"].callback_func)
+        for inner in jaxprs_in_params(equation.params):
+            yield from _callbacks(inner)
+
+
+def _not_run(site: Site) -> Site:
+    """Return a site that was traced and is no part of the program: the model draws its numbers itself.
+
+    Linen traces the initializers of its parameters for their shapes.
+    """
+    return dataclasses.replace(site, shape=(0,), constant=True)
 
 
 def _completed(site: Site, place: int, first: Any, second: Any) -> Site:
     """Return the site with the keys and the probability observed in the two runs.
 
-    A draw that was traced and did not run (Linen traces the initializers of its parameters for their shapes) has no
-    values: the model draws them itself.
+    Inside `jax.checkpoint`, JAX leaves out a call that no result depends on: nothing is observed there.
     """
-    if place not in first and place not in second:
-        return dataclasses.replace(site, shape=(0,), constant=True)
     times, again = (seen.get(place, [(None, None)]) for seen in (first, second))
     key, p = times[0]
     keys = tuple(key.hex() for key, _ in times if key is not None)
