@@ -24,6 +24,7 @@ from parity.side_by_side.trajectory import TrainingGates
 from parity.suggest.match import AGREE
 from parity.trace.locate import MOST_RUNS
 from parity.trace.values.fingerprint import TOLERANCE
+from parity.verify import verdict
 from t2t_common.data import images, open_source
 from t2t_common.io import cli
 from t2t_common.run_page import confusion, writer
@@ -123,7 +124,7 @@ ROWS = math.ceil(QUERIES / math.ceil(QUERIES / softmax.ROWS))
 """Queries whose scores the T2T transformer holds at once, of images of 224 pixels."""
 SIDE = open_source("digits", "val")[0][0].width
 DIGITS = {split: len(open_source("digits", split)) for split in ("train", "val")}
-CODES = f"{cli.OK} holds, {cli.FAILED} does not hold, {cli.MISUSED} the call cannot be understood"
+CODES = f"{cli.OK} every check passes, {cli.FAILED} a check fails, {cli.MISUSED} invalid arguments"
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 
 
@@ -151,7 +152,7 @@ FIGURES: dict[str, list[str]] = {
         f"for all {WORDS[len(OFFICIAL)]} models, fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
         "runs both models in float64 and in float32, and in float64 every layer twice",
         f"a relative error of at most {power(GATES.f64)} (gradients {power(GATES.f64_gradient)})",
-        f"JAX may stray {WORDS[int(GATES.f32_ratio)]} times as far from float64 as PyTorch does",
+        f"the error of JAX may be at most {WORDS[int(GATES.f32_ratio)]} times that of PyTorch",
         f"[{(ROOT / 'docs/gotchas.md').read_text().count('### ')} gotchas between",
         f"exit codes: {CODES}",
         f"The top-1 accuracies are the authors' (ImageNet-1k, {model_config('t2t_vit_14').img_size} px), not ours",
@@ -175,6 +176,12 @@ FIGURES: dict[str, list[str]] = {
     ],
     "CONTRIBUTING.md": ["Files of up to 400 lines"],
     "docs/any_program.md": [f"may differ by {TOLERANCE:.0e} of", f"at most {MOST_RUNS} times"],
+    "docs/agents.md": [
+        *(f"| {code} | `{name}` |" for name, code in verdict.CODES.items()),
+        f"less than {verdict.BYTES // 1000} KB, and `version` {verdict.VERSION}",
+        "differs by about 1e-8",
+        "by Landlock (Linux 5.13 to 6.12, depending",
+    ],
     "docs/architecture.md": [f"exit code {cli.MISUSED}"],
     "docs/ci.md": [
         f"the Python to set up, {PYTHON} or later",
@@ -202,11 +209,15 @@ FIGURES: dict[str, list[str]] = {
         "### 64 bits are off",
         "switches 64 bits on",
     ],
-    "docs/index.md": [f"Python {PYTHON} or later", f"Exit code {CODES}"],
+    "docs/jax_libraries.md": ["the batch with n - 1 in PyTorch"],
+    "docs/index.md": [
+        f"Python {PYTHON} or later",
+        f"The exit code is {cli.OK} if every check passes, {cli.FAILED} if a check fails and {cli.MISUSED} for",
+    ],
     "docs/judgement.md": [
         f"float64 at {tens(MODEL_14['forced64'])} below its gate of {power(GATES.f64)}, float32 of both frameworks at "
         f"{tens(MODEL_14['logits32_jax'])} below",
-        f"{WORDS[int(GATES.f32_ratio)]} times as far plus `{twos(GATES.f32_floor)}`, "
+        f"at most {WORDS[int(GATES.f32_ratio)]} times as large plus `{twos(GATES.f32_floor)}`, "
         f"{WORDS[int(GATES.f32_floor / U)]} roundings of float32 (u = {twos(U)})",
         f"is above {GATES.f32_ratio:g} where a tensor has fewer than {fewest_numbers(GATES.f32_ratio)} numbers",
         f"takes the place of {GATES.f32_ratio:g},",
@@ -243,7 +254,7 @@ FIGURES: dict[str, list[str]] = {
     "docs/threats.md": [
         f"with exit code {cli.MISUSED} on the command line",
         f"more than {WORDS[MAX_EXPANSION]} times its size",
-        f"at what was announced, or at {MOST >> 30} GiB",
+        f"stopped at the published size, the announced size, or {MOST >> 30} GiB",
     ],
     "docs/train.md": [
         f"fine-tuning at {recipe('finetune_t2t_vit_14_384').img_size} px",
