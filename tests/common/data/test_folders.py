@@ -281,7 +281,7 @@ def test_splits_that_make_no_sense(tmp_path: Path):
         open_source(tmp_path / "split", "train", val_fraction=0.2)
     assert not is_unsplit(tmp_path / "split")
     for data in (write_idx_folder(tmp_path / "idx"), "digits"):
-        with pytest.raises(ValueError, match=r"splits a folder of class folders, and .*(idx|digits) is none"):
+        with pytest.raises(ValueError, match=r"splits a folder of class folders, and .*(idx|digits) is not one"):
             open_source(data, "val", val_fraction=0.2)
         assert not is_unsplit(data)
     tree(tmp_path / "one", "cat/1.png")

@@ -111,7 +111,7 @@ def test_time_goes_where_it_is_spent():
         (["digits", "--bench", "--seconds", "0"], "seconds must be above 0"),
         (["digits", "--bench", "--threads", "-1"], "threads and workers must be numbers from 0"),
         (["nowhere", "--write", "x"], "no data folder nowhere"),
-        (["digits", "--write", "x", "--val-fraction", "0.3"], "digits is none: leave it out"),
+        (["digits", "--write", "x", "--val-fraction", "0.3"], "digits is not one: leave it out"),
         (["digits", "--write", "x", "--val-fraction", "1"], "a fraction above 0 and below 1"),
         (["digits", "--write", "/nowhere/x"], "create the folder /nowhere first"),
         (["digits", "--write", "x", "--format", "zip"], "zip"),
