@@ -26,7 +26,7 @@ from tests.support.pages.code_blocks import PAGES, ROOT, assert_shown, examples,
 MODEL = "t2t_vit_14"
 """Whose published weights the pages load."""
 
-PROOFS = ("check", "convert", "train", "report", "selftest", "survey", "doctor")
+PROOFS = ("check", "convert", "train", "report", "selftest", "survey", "doctor", "verify", "mcp")
 """The subcommands of parity."""
 
 OTHERS = {"build", "pip", "pytest", "mkdocs"}

@@ -168,4 +168,4 @@ def test_help_and_exit_codes_of_the_process(module: str):
     assert "--checkpoint" in process.stdout
     process = subprocess.run([sys.executable, "-m", module, "x.jpg"], capture_output=True, text=True)
     assert process.returncode == 2
-    assert process.stderr.startswith("error: weights are needed")
+    assert process.stderr.startswith("error: weights are required")
