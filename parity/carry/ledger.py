@@ -105,7 +105,11 @@ class _Pairer:
         self.state, self.rules = state, rules
         self.variables, self.layers = jax_tensors.variables, jax_tensors.layers
         self.prefix = prefix_of(state, jax_tensors.names)
-        self.plain = plain_names(state)
+        held = set(jax_tensors.names)
+        self.plain = {
+            name: name if name.removeprefix(self.prefix) in held else plain
+            for name, plain in plain_names(state).items()
+        }
         # PyTorch's second singular vector follows from the first one: most libraries do not hold it.
         self.derived = {
             name

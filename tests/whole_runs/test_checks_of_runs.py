@@ -107,7 +107,7 @@ def test_own_photographs_get_a_head_of_their_own(
     assert "warning: a warm-up of 10 epochs leaves nothing of the run of 1 epochs" in said
     assert "warning: the moving average of the weights, which is evaluated, still contains 100 % of the initial" in said
     page = (tmp_path / "run" / PAGE_FILE).read_text()
-    assert page.count("<li>a warm-up of 10 epochs") == page.count("<li>the average of the weights") == 1
+    assert page.count("<li>a warm-up of 10 epochs") == page.count("<li>the moving average of the weights") == 1
 
 
 def test_guesses_that_cannot_be_right_are_said(
