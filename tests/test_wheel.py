@@ -226,7 +226,14 @@ def test_parity_alone_proves_a_pair(alone: CleanEnv, tmp_path: Path):
     assert Path(place).is_relative_to(alone.bin.parent)
     assert verdict.startswith("EQUAL: ")
     listed = alone.python("-m", "parity", "--help", cwd=tmp_path).stdout
-    assert re.findall(r"^  (\w+) ", listed, flags=re.MULTILINE) == ["check", "power", "report", "doctor"]
+    assert re.findall(r"^  (\w+) ", listed, flags=re.MULTILINE) == [
+        "check",
+        "power",
+        "verify",
+        "mcp",
+        "report",
+        "doctor",
+    ]
     assert alone.python("-m", "parity", "--version", cwd=tmp_path).stdout == f"torch-jax-parity {PARITY['version']}\n"
     done = alone.python("-m", "parity", "check", "test_mine:layer_norm", "--html", "report.html", cwd=tmp_path)
     assert "EQUAL" in done.stdout
@@ -263,6 +270,8 @@ LATE = (
     "t2t_common/data/readers/tf_example.py",
     "t2t_common/data/readers/tf_record.py",
     "t2t_common/data/readers/write_shards.py",
+    "t2t_parity/selftest/twins/equinox.py",
+    "t2t_parity/selftest/twins/haiku.py",
 )
 """Files that nothing imports before it needs them, and says what to install."""
 NAMES = {**importlib.metadata.packages_distributions(), "parity": ["torch-jax-parity"]}
@@ -310,13 +319,13 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 )
 def test_an_extra_asks_for_what_its_packages_import(name: str | None, packages: tuple[str, ...]):
     """Without a name: the distribution of parity."""
-    anywhere = set().union(*map(extra, PROJECT["optional-dependencies"]))
+    optional = {distribution(given) for packages in PARITY["optional-dependencies"].values() for given in packages}
     if name is None:
         asked = set(map(distribution, PARITY["dependencies"]))
-        optional = PARITY["optional-dependencies"].values()
-        anywhere = asked | {distribution(given) for extra in optional for given in extra}
+        anywhere = asked | optional
     else:
         asked = extra(name)
+        anywhere = optional.union(*map(extra, PROJECT["optional-dependencies"]))
     for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
         for module, at_once in imports(path):
             if module in (*sys.stdlib_module_names, *PACKAGES, *packages):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib
 from typing import Any
 
 from flax import nnx
@@ -11,16 +11,25 @@ from flax import nnx
 from parity.carry.program import Adapter, Program
 from t2t_parity.selftest.foreign.architecture import Architecture
 from t2t_parity.selftest.mutation import Apply, Mutation
-from t2t_parity.selftest.twins import equinox, haiku, linen
 from t2t_parity.selftest.twins.transformer import KINDS, Port, TorchGPT, TorchViT, inputs
 
-LIBRARIES: dict[str, Callable[[Port], Adapter]] = {"linen": linen.port, "equinox": equinox.port, "haiku": haiku.port}
+LIBRARIES = {"linen": "flax", "equinox": "equinox", "haiku": "dm-haiku"}
+"""Library -> distribution, imported when a pair is made. The ports are in the file of the same name."""
+
+
+def _adapter(library: str, port: Port) -> Adapter:
+    try:
+        module = importlib.import_module(f"t2t_parity.selftest.twins.{library}")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ports in {library} need a package ({error}): pip install {LIBRARIES[library]}") from error
+    adapter: Adapter = module.port(port)
+    return adapter
 
 
 def _twin(library: str, kind: Any) -> Architecture:
     return Architecture(
         TorchViT if kind == "vit" else TorchGPT,
-        lambda rngs: LIBRARIES[library](Port(kind)).as_nnx(),
+        lambda rngs: _adapter(library, Port(kind)).as_nnx(),
         functools.partial(inputs, kind),
         trains=True,
     )
@@ -35,7 +44,7 @@ def _ported(library: str, wrong: Port) -> Apply:
 
     def apply(model: nnx.Module) -> None:
         assert isinstance(model, Program)
-        model.run_as(LIBRARIES[library](wrong).as_nnx())
+        model.run_as(_adapter(library, wrong).as_nnx())
 
     return apply
 

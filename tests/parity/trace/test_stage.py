@@ -384,7 +384,9 @@ def test_a_defect_of_the_engine_is_told_from_models_that_cannot_be_followed(monk
     jax_model = parity.function(transformer({}), zeros())
     parity.torch_to_jax(model, jax_model)
     monkeypatch.setattr("parity.trace.values.match.Fingerprint", None)
-    with pytest.warns(RuntimeWarning, match=r"a defect of parity, not of the models: \w+ at trace/values/match\.py:\d+"):
+    with pytest.warns(
+        RuntimeWarning, match=r"a defect of parity, not of the models: \w+ at trace/values/match\.py:\d+"
+    ):
         report = parity.check(model, jax_model, tokens(), level="forward")
     assert report.passed
     assert any("defect of parity" in note for note in report.notes)
