@@ -46,7 +46,7 @@ def test_one_folder(package: str, recipe: Recipe, tmp_path: Path, capsys: pytest
         found = json.loads(results.read_text())
         assert found["images"] == images
         assert more or found["top1"] == pytest.approx(trained.top1)
-    with pytest.raises(ValueError, match=r"another recipe \(val_fraction 0.3 there, 0.5 here\)"):
+    with pytest.raises(ValueError, match=r"another recipe \(val_fraction 0.3 -> 0.5\)"):
         module("train").train(dataclasses.replace(recipe, val_fraction=0.5), workdir)
     Image.new("L", (8, 8)).save(data / "dark" / "new.png")
     with pytest.raises(ValueError, match=r"holds a run on other data \(.*dark .* there, .* here"):

@@ -80,7 +80,7 @@ def test_the_verdict_follows_from_the_figures():
     assert verdict(171.0).feeds is False
     assert verdict(1000.0).cores_needed == pytest.approx(10.0)  # 10 ms an image
     assert "40 %" in str(verdict(None))  # decoding
-    assert "about 10.0 cores" in str(verdict(1000.0))
+    assert "about 10.0 such cores" in str(verdict(1000.0))
 
 
 def test_time_goes_where_it_is_spent():
