@@ -49,5 +49,5 @@ def test_one_folder(package: str, recipe: Recipe, tmp_path: Path, capsys: pytest
     with pytest.raises(ValueError, match=r"another recipe \(val_fraction 0.3 -> 0.5\)"):
         module("train").train(dataclasses.replace(recipe, val_fraction=0.5), workdir)
     Image.new("L", (8, 8)).save(data / "dark" / "new.png")
-    with pytest.raises(ValueError, match=r"holds a run on other data \(.*dark .* there, .* here"):
+    with pytest.raises(ValueError, match=r"holds a run on other data \(.*dark \d+ -> \d+"):
         module("train").train(recipe, workdir)
