@@ -10,8 +10,10 @@ import pytest
 from parity.verify.run import Limits
 from parity.verify.verdict import DIFFERENT, UNJUDGED, Verdict
 from parity.verify.verify import verify_port
-from tests.parity.verify.forged import FORGED, GREEDY, HONEST, SPEC
+from tests.parity.verify.forged import FORGED, HONEST, SPEC
+from tests.parity.verify.hostile import GREEDY, HOSTILE
 
+CHEATING = FORGED | HOSTILE
 SMALL = Limits(seconds=25, wall=60, memory=6, output=64)
 
 
@@ -22,12 +24,12 @@ def verified(folder: Path, port: str, limits: Limits | None = None) -> Verdict:
 
 
 def test_there_are_enough_of_them():
-    assert len(FORGED) + len(GREEDY) >= 60
+    assert len(CHEATING) + len(GREEDY) >= 60
 
 
-@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("name", CHEATING)
 def test_forged_ports_are_not_accepted(name: str, tmp_path: Path):
-    found = verified(tmp_path, FORGED[name])
+    found = verified(tmp_path, CHEATING[name])
     assert found.verdict in (DIFFERENT, UNJUDGED), found
     assert found.exit_code in (1, 2)
     assert found.spec.status == "ok"
