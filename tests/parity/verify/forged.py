@@ -291,7 +291,7 @@ _forged(
     "rounds inside",
     """
 def port(weights):
-    return lambda x: right(weights, jnp.round(x * 2**40) / 2**40)
+    return lambda x: right(weights, jnp.round(x * 2.0**30) / 2.0**30)
 """,
 )
 
