@@ -157,3 +157,15 @@ def test_starting_pytest_imports_neither_framework() -> None:
 def test_pytest_finds_the_plugin_by_itself() -> None:
     (plugin,) = (entry for entry in metadata.entry_points(group="pytest11") if entry.name == "pytest_parity")
     assert plugin.load().__name__ == "pytest_parity"
+
+
+def test_an_inner_run_leaves_libraries_imported_and_forgets_its_own_files(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a module of `parity` that an inner run imports first is another one for the tests that follow."""
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    pytester.makepyfile(neighbour="", test_inner="import colorsys, neighbour\n\ndef test_nothing():\n    pass\n")
+    pytester.syspathinsert()
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    assert "colorsys" in sys.modules
+    assert not {"neighbour", "test_inner"} & sys.modules.keys()

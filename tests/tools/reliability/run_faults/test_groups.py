@@ -16,8 +16,9 @@ def test_a_group_that_is_asked_to_stop_saves_and_leaves_nobody(
     package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(group_faults, "TIMES", 1)
-    row = faults.harm(Lab(package, tmp_path, epochs=3), "group is asked to stop", group_faults.group_is_asked_to_stop)
-    assert "failure" not in row
+    # 48 steps: of a run of 24, only five were left when the signal was sent, and a busy machine finished them first.
+    row = faults.harm(Lab(package, tmp_path, epochs=6), "group is asked to stop", group_faults.group_is_asked_to_stop)
+    assert "failure" not in row, row["failure"]
     assert (row["times"], row["survived"], row["lines_that_differ"], row["arrays_that_differ"]) == (1, 1, 0, [])
 
 
