@@ -1,8 +1,8 @@
 """Imported by tests that run pytest inside a test with `pytester`.
 
 `pytester` forgets afterwards whatever the inner run imported first. That serves its test files, but libraries do not
-survive it: a second `torch._dynamo` registers its operators again, which raises, and a second module of `parity` defines
-functions that are no longer those that `parity` has exported. So what is imported from a library stays.
+survive it: a second `torch._dynamo` registers its operators again, which raises, and a second module of `parity`
+defines functions that are no longer those that `parity` has exported. So what is imported from a library stays.
 """
 
 from __future__ import annotations
