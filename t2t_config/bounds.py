@@ -120,6 +120,7 @@ _RECIPES: Mapping[str, Bound] = {
     **dict.fromkeys(("eps", "clip_grad", "data_timeout"), _POSITIVE),
     **dict.fromkeys(("scale", "ratio"), _RANGE),
     **dict.fromkeys(("decay_all", "remat", "scan_blocks", "keep_best"), _FLAG),
+    "layer_decay": Bound(lambda value: _is_positive(value) and value <= 1, "a ratio: give a number above 0, up to 1"),
     "val_fraction": Bound(lambda value: _is_positive(value) and value < 1, "a fraction above 0 and below 1"),
     "ema_decay": Bound(lambda value: _is_positive(value) and value < 1, "a number above 0 and below 1"),
     "crop_pct": Bound(lambda value: _is_positive(value) and value <= 1, "a share: give a number above 0, up to 1"),

@@ -72,6 +72,9 @@ class Recipe:
     """Momentum of sgd."""
     backbone_lr_scale: float = 1.0
     """Peak learning rate of all parameters but the classifier, relative to lr. warmup_lr and min_lr are not scaled."""
+    layer_decay: float = 1.0
+    """Ratio of the learning rates of two consecutive blocks, the earlier over the later, as timm's --layer-decay: the
+    whole schedule of a layer is scaled, warmup_lr and min_lr included."""
     frozen: tuple[str, ...] | None = None
     """Names of modules and parameters that are not trained; None trains all."""
     b1: float = 0.9
@@ -190,6 +193,8 @@ class Recipe:
             fits = numbers is None or len(numbers) == self.in_chans
             _require(self, name, fits, f"needs a number for each of {self.in_chans} channels")
 
+        has_blocks = "depth" in model_config(self.model).sizes
+        _require(self, "layer_decay", self.layer_decay == 1.0 or has_blocks, "needs a model with a list of blocks")
         if self.auto_augment is not None:
             try:
                 RandAugmentConfig.parse(self.auto_augment)

@@ -154,6 +154,11 @@ def tensor_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if is_stacked(name) else shape
 
 
+def tensor_of_block(name: str, block: int) -> str:
+    """Return the name of one block's tensor in a stacked array: `blocks.norm1.scale` -> `blocks.3.norm1.scale`."""
+    return f"{STACK}.{block}.{_inner(name)}"
+
+
 def stack_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Stack the arrays of all blocks: `blocks.0.norm1.scale`, ... -> `blocks.norm1.scale`.
 

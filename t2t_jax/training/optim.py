@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from t2t_common.weights.adapt import CLASSIFIERS
-from t2t_config import Recipe, epoch_lr
-from t2t_jax.models.scan_blocks import is_of_block, is_stacked, tensor_shape
+from t2t_common.weights.layer_decay import layer_scale
+from t2t_config import Recipe, epoch_lr, model_config
+from t2t_jax.models.scan_blocks import is_of_block, is_stacked, tensor_of_block, tensor_shape
 
 
 def freeze(
@@ -112,6 +113,22 @@ def sgd(
     return _clipped(optax.chain(decay, optax.sgd(lr, momentum=momentum)), clip_grad)
 
 
+def scale_by_layer(depth: int, layer_decay: float) -> optax.GradientTransformation:
+    """Multiply the update of each parameter by the factor of its layer in a model of `depth` blocks."""
+
+    def factor(name: str, update: jax.Array) -> jax.Array | float:
+        if not is_stacked(name):
+            return layer_scale(name, depth, layer_decay)
+        factors_L = [layer_scale(tensor_of_block(name, i), depth, layer_decay) for i in range(depth)]
+        return jnp.asarray(factors_L, update.dtype).reshape(-1, *(1 for _ in update.shape[1:]))
+
+    def scale(updates: Mapping[str, jax.Array], params: optax.Params | None = None) -> dict[str, jax.Array]:
+        del params
+        return {name: update * factor(name, update) for name, update in updates.items()}
+
+    return optax.stateless(scale)
+
+
 def _clipped(optimizer: optax.GradientTransformation, clip_grad: float | None) -> optax.GradientTransformation:
     return optimizer if clip_grad is None else optax.chain(clip_by_global_norm(clip_grad), optimizer)
 
@@ -132,11 +149,15 @@ def recipe_optimizer(
             return sgd(rate, weight_decay=recipe.weight_decay, mask=mask, momentum=recipe.momentum)
         return adamw(rate, weight_decay=recipe.weight_decay, mask=mask, b1=recipe.b1, b2=recipe.b2, eps=recipe.eps)
 
-    if recipe.backbone_lr_scale == 1.0:
-        return _clipped(group(1.0), recipe.clip_grad)
-    labels = {name: "head" if name.partition(".")[0] in CLASSIFIERS else "backbone" for name in params}
-    groups = {"head": group(1.0), "backbone": group(recipe.backbone_lr_scale)}
-    return _clipped(optax.partition(groups, labels), recipe.clip_grad)
+    optimizer = group(1.0)
+    if recipe.backbone_lr_scale != 1.0:
+        labels = {name: "head" if name.partition(".")[0] in CLASSIFIERS else "backbone" for name in params}
+        optimizer = optax.partition({"head": optimizer, "backbone": group(recipe.backbone_lr_scale)}, labels)
+    if recipe.layer_decay != 1.0:
+        optimizer = optax.chain(
+            optimizer, scale_by_layer(model_config(recipe.model).sizes["depth"], recipe.layer_decay)
+        )
+    return _clipped(optimizer, recipe.clip_grad)
 
 
 def update_ema(ema: Mapping[str, jax.Array], values: Mapping[str, jax.Array], decay: float) -> dict[str, jax.Array]:

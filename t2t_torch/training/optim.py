@@ -5,13 +5,14 @@ Twin: t2t_jax/training/optim.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from t2t_common.weights.adapt import CLASSIFIERS
+from t2t_common.weights.layer_decay import layer_scale
 from t2t_config import Recipe, epoch_lr
 
 
@@ -34,26 +35,41 @@ def freeze(model: nn.Module, names: Collection[str]) -> None:
 
 
 def param_groups(
-    model: nn.Module, weight_decay: float, *, decay_all: bool = False, backbone_lr_scale: float = 1.0
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    decay_all: bool = False,
+    backbone_lr_scale: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for `torch.optim`, with timm's grouping and timm's `lr_scale`.
+    """Return parameter groups for `torch.optim`, with timm's grouping.
+
+    Attributes of a group beside those of `torch.optim`: `lr_scale`, of the peak learning rate, and with `layer_decay`
+    also `layer_scale`, of the whole schedule (timm's `lr_scale`).
 
     Unless `decay_all` is set, one-dimensional tensors, biases and the names in the model's `no_weight_decay()` get no
     weight decay. Frozen tensors are in no group. Classifiers come first, in separate groups, if the backbone has
     another `lr_scale`.
     """
     listed: set[str] = getattr(model, "no_weight_decay", set)()
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {
-        (scale, decays): [] for scale in dict.fromkeys((1.0, backbone_lr_scale)) for decays in (False, True)
+    depth = len(getattr(model, "blocks", ()))
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {
+        (scale, 1.0, decays): [] for scale in dict.fromkeys((1.0, backbone_lr_scale)) for decays in (False, True)
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spare = parameter.ndim <= 1 or name.endswith(".bias") or name in listed
             scale = 1.0 if name.partition(".")[0] in CLASSIFIERS else backbone_lr_scale
-            groups[scale, decay_all or not spare].append(parameter)
+            of_layer = layer_scale(name, depth, layer_decay)
+            groups.setdefault((scale, of_layer, decay_all or not spare), []).append(parameter)
     return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
-        for (scale, decays), params in groups.items()
+        {
+            "params": params,
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": scale,
+            **({} if layer_decay == 1.0 else {"layer_scale": of_layer}),
+        }
+        for (scale, of_layer, decays), params in groups.items()
         if params
     ]
 
@@ -67,7 +83,11 @@ def recipe_optimizer(
     not.
     """
     groups = param_groups(
-        model, recipe.weight_decay, decay_all=recipe.decay_all, backbone_lr_scale=recipe.backbone_lr_scale
+        model,
+        recipe.weight_decay,
+        decay_all=recipe.decay_all,
+        backbone_lr_scale=recipe.backbone_lr_scale,
+        layer_decay=recipe.layer_decay,
     )
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "sgd":
@@ -75,10 +95,11 @@ def recipe_optimizer(
     else:
         optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(recipe.b1, recipe.b2), eps=recipe.eps, fused=True)
 
-    def rate(scale: float) -> Any:
-        return lambda step: epoch_lr(recipe, step // steps_per_epoch, scale)
+    def rate(group: Mapping[str, Any]) -> Callable[[int], float]:
+        scale, of_layer = group["lr_scale"], group.get("layer_scale", 1.0)
+        return lambda step: of_layer * epoch_lr(recipe, step // steps_per_epoch, scale)
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [rate(group["lr_scale"]) for group in groups])
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [rate(group) for group in groups])
 
 
 class Ema:

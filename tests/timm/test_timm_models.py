@@ -12,10 +12,12 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg, is_model_pretrained
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import t2t_torch
 import t2t_torch.timm_models
+from t2t_common.weights.layer_decay import layer_scale
 from t2t_config import MODELS, PRETRAINED, find_pretrained
 from tests.support.server import Server, serve
 
@@ -147,3 +149,13 @@ def test_timms_users_find_their_methods():
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 7)
     assert model.no_weight_decay() == {"cls_token"}
     assert model.forward_features(torch.randn(1, 3, 32, 32)).shape == (1, 1 + 4, 64)
+
+
+def test_layer_decay_is_timms():
+    model = timm.create_model("deit_tiny_distilled_patch16_224")
+    theirs = {
+        id(p): group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.7) for p in group["params"]
+    }
+    assert len(theirs) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert layer_scale(name, len(model.blocks), 0.7) == pytest.approx(theirs[id(parameter)], rel=1e-12), name

@@ -96,7 +96,7 @@ class Toy(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4)])
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4), torch.nn.Linear(4, 4)])
         self.norm, self.head = torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)
         self.cls_token = torch.nn.Parameter(torch.ones(1, 1, 3))
 
@@ -108,6 +108,9 @@ GROUPS = {
     "cifar": dataclasses.replace(RECIPES["cifar10_t2t_vit_14"], epochs=4),
     "adamw": Recipe(model="t2t_vit_micro", epochs=4, warmup_epochs=2, backbone_lr_scale=0.1, weight_decay=0.2),
     "clipped": dataclasses.replace(RECIPES["cifar10_t2t_vit_14"], epochs=4, clip_grad=0.5, decay_all=False),
+    "by layer": Recipe(
+        model="t2t_vit_micro", epochs=4, warmup_epochs=2, backbone_lr_scale=0.1, layer_decay=0.6, weight_decay=0.2
+    ),
     "one group": Recipe(model="t2t_vit_micro", epochs=4, warmup_epochs=2, optimizer="sgd", frozen=("blocks",)),
 }
 
@@ -138,7 +141,10 @@ def test_recipes_train_alike_in_both_frameworks(name: str):
     for key, p in model.named_parameters():
         np.testing.assert_allclose({**params, **still}[key], p.detach().numpy(), rtol=1e-13, atol=1e-13)
         assert np.array_equal(start[key], p.detach().numpy()) == (key in still)
-    frozen = {"cifar": {"cls_token", "norm.weight", "norm.bias"}, "one group": {"blocks.0.weight", "blocks.0.bias"}}
+    frozen = {
+        "cifar": {"cls_token", "norm.weight", "norm.bias"},
+        "one group": {f"blocks.{i}.{name}" for i in range(2) for name in ("weight", "bias")},
+    }
     assert still.keys() == frozen.get(name if name != "clipped" else "cifar", set())
 
 
@@ -150,6 +156,20 @@ def test_the_backbone_has_a_rate_of_its_own():
     updates, _ = tx.update(params, tx.init(params), params)
     for name, rate in (("head.kernel", 0.05), ("head.bias", 0.05), ("headless.kernel", 5e-4), ("blocks.0.bias", 5e-4)):
         np.testing.assert_allclose(updates[name], -1.01 * rate * np.ones(2), rtol=1e-6)
+
+
+def test_stacked_blocks_have_the_rates_of_their_layers():
+    recipe = Recipe(model="t2t_vit_micro", optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0, layer_decay=0.5)
+    params = {
+        "blocks.norm1.scale": jnp.ones((2, 3)),
+        "blocks.mlp.fc1.kernel": jnp.ones((2, 3, 4)),
+        "pos_embed": jnp.ones(2),
+    }
+    tx = recipe_optimizer(dataclasses.replace(recipe, warmup_epochs=0), params, steps_per_epoch=1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(updates["blocks.norm1.scale"], [[-0.25] * 3, [-0.5] * 3])
+    np.testing.assert_array_equal(updates["blocks.mlp.fc1.kernel"][:, 1, 2], [-0.25, -0.5])
+    np.testing.assert_array_equal(updates["pos_embed"], [-0.125] * 2)
 
 
 def test_what_cannot_be_frozen_is_refused():

@@ -64,6 +64,29 @@ def test_groups_by_rate_and_decay():
     assert sorted(together) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
 
 
+def test_the_schedule_of_a_layer_is_scaled_as_a_whole():
+    recipe = Recipe(model="t2t_vit_micro", epochs=4, warmup_epochs=2, layer_decay=0.5)
+    model = create_model("t2t_vit_micro", img_size=32)
+    optimizer, scheduler = recipe_optimizer(recipe, model, steps_per_epoch=1)
+    factors = {
+        "head": 1.0,
+        "norm": 0.5,
+        "blocks.1": 0.5,
+        "blocks.0": 0.25,
+        "tokens_to_token": 0.125,
+        "cls_token": 0.125,
+    }
+    for epoch in range(5):
+        for group in optimizer.param_groups:
+            for name in names(model, group):
+                (factor,) = (value for prefix, value in factors.items() if name.startswith(prefix))
+                assert group["lr"] == factor * epoch_lr(recipe, epoch)
+        optimizer.step()
+        scheduler.step()
+    together = [name for group in optimizer.param_groups for name in names(model, group)]
+    assert sorted(together) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+
+
 def test_what_cannot_be_frozen_is_refused():
     with pytest.raises(ValueError, match="no parameter 'hea' nor a module with parameters; it has weight, bias"):
         freeze(nn.Linear(2, 2), ("hea",))
