@@ -7,7 +7,16 @@ if starts_command():
 
 from t2t_config.models import ALIASES, MODELS, ModelConfig, list_models, model_arguments, model_config
 from t2t_config.pretrained import PRETRAINED, Pretrained, find_pretrained, list_pretrained
-from t2t_config.recipes import RECIPES, ExpectedClasses, Recipe, describe_recipe, epoch_lr, recipe, recipe_changes
+from t2t_config.recipes import (
+    RECIPES,
+    ExpectedClasses,
+    Recipe,
+    describe_recipe,
+    epoch_lr,
+    fit_to_data,
+    recipe,
+    recipe_changes,
+)
 from t2t_config.weights.download import cached_download
 from t2t_config.weights.metadata import ModelSpec
 
@@ -25,6 +34,7 @@ __all__ = [
     "describe_recipe",
     "epoch_lr",
     "find_pretrained",
+    "fit_to_data",
     "list_models",
     "list_pretrained",
     "model_arguments",

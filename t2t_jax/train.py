@@ -68,8 +68,9 @@ def prepare(
     devices = make_mesh(mesh)
     check_recipe(recipe, devices)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    data = open_data(recipe)
+    data = open_data(recipe, from_weights=init_from is not None)
     recipe, preprocess = data.recipe, data.preprocess
+    check_recipe(recipe, devices)
 
     # --- Model ----------------------------------------------------------------------------------------------
     model = build_model(recipe)

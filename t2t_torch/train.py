@@ -72,8 +72,9 @@ def prepare(
     device = own_device()
     check_recipe(recipe, process_count())
     processes = {"process_index": process_index(), "process_count": process_count()}
-    data = open_data(recipe)
+    data = open_data(recipe, from_weights=init_from is not None)
     recipe, preprocess = data.recipe, data.preprocess
+    check_recipe(recipe, process_count())
 
     def put(batch: Batch) -> Batch:
         moved = {name: array.to(device, non_blocking=True) for name, array in batch.items()}

@@ -14,6 +14,7 @@ from t2t_config.recipes.base import ExpectedClasses, Recipe, epoch_lr
 from t2t_config.recipes.changes import recipe_changes
 from t2t_config.recipes.digits import digits, fashion_mnist
 from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384, token_labeling
+from t2t_config.recipes.own_images import fit_to_data, own
 from t2t_config.recipes.transfer import cifar
 from t2t_config.text import readable
 
@@ -23,6 +24,7 @@ __all__ = [
     "Recipe",
     "describe_recipe",
     "epoch_lr",
+    "fit_to_data",
     "imagenet",
     "recipe",
     "recipe_changes",
@@ -60,6 +62,7 @@ _ENTRIES: Mapping[str, _Entry] = dict(
     [
         _entry("digits", digits),
         _entry("fashion_mnist", fashion_mnist),
+        _entry("own", own),
         *(_entry(f"imagenet_{model}", t2t, model, top1=MODELS[model].top1) for model in _T2T),
         _entry("imagenet_t2t_vit_14_384", t2t_384, "t2t_vit_14", top1=_published("t2t_vit_14", "in1k_384")),
         _entry(

@@ -11,6 +11,21 @@ from t2t_config.models import model_config
 from t2t_config.randaugment import RandAugmentConfig
 
 
+class FromData:
+    """Marks a value of a recipe that `fit_to_data` replaces by one that fits the data.
+
+    A value without the mark, as set by callers and command lines, is kept.
+    """
+
+
+class IntFromData(FromData, int):
+    """An integer to be replaced."""
+
+
+class FloatFromData(FromData, float):
+    """A number to be replaced."""
+
+
 class ExpectedClasses(int):
     """Number of classes of the data set that a recipe is for, as its `num_classes`.
 

@@ -1,7 +1,7 @@
 """python -m tools.benchmarks.transcripts [--only TEXT] [--json FILE]
 
 Runs the commands whose output the pages show, as they stand there, one after the other in one empty folder: the three
-journeys of docs/index.md.
+journeys of docs/index.md, and docs/own_data.md.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ COMMANDS = (
     "python -m t2t_torch.evaluate --checkpoint digits.safetensors --data digits",
     "python -m t2t_jax.predict digit.png --checkpoint runs/digits",
     "python -m parity check t2t_vit_tiny --checkpoint digits.safetensors --html report.html --junit report.xml",
+    "python -m tools.photographs photos",
+    "python -m t2t_jax.train own --data photos --model t2t_vit_tiny --img-size 64 --workdir runs/photos",
+    "python -m t2t_jax.evaluate --checkpoint runs/photos --data photos --per-class",
+    "python -m t2t_jax.predict photos/coffee/2-3.png --checkpoint runs/photos --top 2",
 )
 DIGIT = 15
 """Of the held-out digits, the one that is `digit.png`, as in docs/visualize.md."""

@@ -29,6 +29,7 @@ from t2t_common.data import images, open_source
 from t2t_common.io import cli
 from t2t_common.run_page import confusion, writer
 from t2t_config import MODELS, find_pretrained, model_config, recipe
+from t2t_config.recipes import own_images
 from t2t_config.shapes import soft_split_grids
 from t2t_config.weights.download import MOST
 from t2t_jax.ops import softmax
@@ -43,6 +44,7 @@ PYTHON = PROJECT["requires-python"].removeprefix(">=")
 SURVEY = json.loads((ROOT / "docs" / "parity.json").read_text())
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 8: "eight", 9: "nine", 10: "ten", 14: "fourteen"}
 ORDINALS = {5: "fifth", 100: "hundredth"}
+OWN = recipe("own")
 U = float(np.finfo(np.float32).eps) / 2
 """Rounding of float32, to nearest."""
 
@@ -265,6 +267,17 @@ FIGURES: dict[str, list[str]] = {
         f"more than a {ORDINALS[round(1 / writer.SHARE)]} of the time",
         f"a confusion matrix of up to {confusion.MOST_CLASSES} classes",
         f"`--profile` records {WORDS[profile.TRACED_STEPS]} steps for XProf",
+    ],
+    "docs/own_data.md": [
+        f"model is T2T-ViT-{model_config(OWN.model).sizes['depth']} at {OWN.img_size} pixels",
+        f"the largest of {', '.join(map(str, own_images.BATCH_SIZES[:-1]))} and {own_images.BATCH_SIZES[-1]} that "
+        f"leaves {WORDS[own_images.STEPS_PER_EPOCH]} steps per epoch",
+        "about {:,} steps from random weights, {:,} from given weights; at least {} and {} epochs, at most {} and {}".format(
+            *(own_images.STEPS[given] for given in (False, True)),
+            *(own_images.EPOCHS[given][bound] for bound in (0, 1) for given in (False, True)),
+        ),
+        f"{own_images.LAYER_DECAY} from given weights, {OWN.layer_decay:g} from random weights",
+        f"crops of at least {100 * OWN.scale[0]:g} % of the area",
     ],
     "docs/visualize.md": [
         "as in figure 2 of the T2T-ViT paper",

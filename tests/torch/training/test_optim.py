@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2t_config import RECIPES, epoch_lr
+from t2t_config import RECIPES, Recipe, epoch_lr
 from t2t_torch import create_model
 from t2t_torch.training.optim import Ema, freeze, param_groups, recipe_optimizer
 from tests.support.golden import rel_f
