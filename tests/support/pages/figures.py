@@ -272,7 +272,8 @@ FIGURES: dict[str, list[str]] = {
         f"model is T2T-ViT-{model_config(OWN.model).sizes['depth']} at {OWN.img_size} pixels",
         f"the largest of {', '.join(map(str, own_images.BATCH_SIZES[:-1]))} and {own_images.BATCH_SIZES[-1]} that "
         f"leaves {WORDS[own_images.STEPS_PER_EPOCH]} steps per epoch",
-        "about {:,} steps from random weights, {:,} from given weights; at least {} and {} epochs, at most {} and {}".format(
+        "about {:,} steps from random weights, {:,} from given weights; at least {} and {} epochs, at most {} and "
+        "{}".format(
             *(own_images.STEPS[given] for given in (False, True)),
             *(own_images.EPOCHS[given][bound] for bound in (0, 1) for given in (False, True)),
         ),
