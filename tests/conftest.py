@@ -98,15 +98,6 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def uncompiled() -> Iterator[None]:
-    """JAX operation by operation: where every program is small and runs once, compiling it takes the most time."""
-    import jax
-
-    with jax.disable_jit():
-        yield
-
-
 @pytest.fixture(scope="session")
 def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_idx_folder(tmp_path_factory.mktemp("idx"))

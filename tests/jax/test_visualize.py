@@ -41,7 +41,6 @@ class Seen(nnx.Module):
 
 
 @pytest.mark.parametrize("kind", ["performer", "se", "ghost", "resnext"])
-@pytest.mark.usefixtures("uncompiled")
 def test_the_weights_are_those_that_the_layer_uses(kind: str):
     attn = made(kind).blocks[0].attn
     attn.attn_drop = Seen()
@@ -53,7 +52,6 @@ def test_the_weights_are_those_that_the_layer_uses(kind: str):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.usefixtures("uncompiled")
 def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
     model = made(kind)
     found = make_feature_extractor(model)(image())
@@ -75,7 +73,6 @@ def test_what_is_found_has_its_shape_and_is_the_models(kind: str):
         np.testing.assert_allclose(found.stages["project"].reshape(last.shape), last, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_dense_models_have_attention_in_some_of_their_blocks_only():
     assert list(make_feature_extractor(made("dense"))(image()).attention) == [
         "blocks.0",

@@ -38,7 +38,6 @@ def prove(name: str, *, level: str = "forward", img_size: Any = 32, in_chans: in
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-@pytest.mark.usefixtures("uncompiled")
 def test_every_layer_of_every_t2t_model(name: str):
     assert len(OFFICIAL) == 14
     prove(name)
@@ -60,7 +59,6 @@ def test_every_layer_at_full_size(name: str):
         ("vit_huge_patch14_224_in21k", {"depth": 1, "img_size": 30}),
     ],
 )
-@pytest.mark.usefixtures("uncompiled")
 def test_every_layer_of_vit_and_deit(name: str, arguments: dict[str, Any]):
     prove(name, **{"img_size": 64} | arguments)
 
@@ -127,13 +125,11 @@ def test_token_labeling_with_one_box():
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_16_ghost", "t2t_vit_14_resnext"])
-@pytest.mark.usefixtures("uncompiled")
 def test_gradients_of_every_architecture(name: str):
     prove(name, level="gradients", **({"block_config": (1, 1)} if name == "t2t_vit_dense" else {"depth": 1}))
 
 
 @pytest.mark.parametrize("arguments", [{"distilled": True}, {"representation_size": 48}])
-@pytest.mark.usefixtures("uncompiled")
 def test_gradients_of_vit(arguments: dict[str, Any]):
     prove("vit_deit_tiny_patch16_224", level="train", depth=1, **arguments)
 
@@ -152,12 +148,10 @@ def test_gradients_of_vit(arguments: dict[str, Any]):
         {"img_size": 3, "tokens_type": "performer"},
     ],
 )
-@pytest.mark.usefixtures("uncompiled")
 def test_any_size_channels_heads_and_options(arguments: dict[str, Any]):
     prove("t2t_vit_micro", depth=1, **arguments)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_vit_of_any_shape():
     prove("vit_deit_tiny_patch16_224", depth=1, img_size=(37, 50), in_chans=1, num_classes=0)
 
@@ -266,7 +260,6 @@ def test_unknown_names_suggest_the_nearest():
         ("vit_deit_tiny_distilled_patch16_224", {"depth": 2}),
     ],
 )
-@pytest.mark.usefixtures("uncompiled")
 def test_stacked_blocks_are_pytorchs_too(name: str, arguments: dict[str, Any]):
     """Bits there and back, logits at 1e-13, every gradient at 1e-12."""
     torch_model, jax_model = make_pair(name, img_size=32, num_classes=10, scan_blocks=True, **arguments)
@@ -282,7 +275,6 @@ def test_stacked_blocks_are_pytorchs_too(name: str, arguments: dict[str, Any]):
     assert all(torch.equal(value, weights[key]) for key, value in torch_model.state_dict().items())
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_two_blocks_changed_over_are_found():
     torch_model, jax_model = make_pair("vit_deit_tiny_distilled_patch16_224", img_size=32, depth=2, scan_blocks=True)
     kernel = jax_model.blocks.mlp.fc1.kernel

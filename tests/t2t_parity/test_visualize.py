@@ -28,7 +28,7 @@ def image(dtype: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.usefixtures("uncompiled", "x64")
+@pytest.mark.usefixtures("x64")
 def test_the_same_figures(kind: str):
     name, arguments = FAMILIES[kind]
     torch_model, jax_model = make_pair(name, **arguments)
@@ -51,7 +51,6 @@ def test_the_same_figures(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["performer", "dense", "distilled"])
-@pytest.mark.usefixtures("uncompiled")
 def test_the_same_pictures(kind: str):
     """The colour of a pixel differs by one of 255 steps at most, and of few pixels."""
     name, arguments = FAMILIES[kind]

@@ -49,22 +49,21 @@ def test_a_residual_network_with_batch_norm_passes(level: str):
         assert_parity(torch_model, jax_model, images(2, 3, 16, 12), rules=rules, level=level)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_two_inputs_and_a_layer_called_twice():
-    report = assert_parity(*twice(), (X, GATE))
+@pytest.mark.parametrize("compiled", [True, False])
+def test_two_inputs_and_a_layer_called_twice(compiled: bool):
+    with jax.disable_jit(not compiled):
+        report = assert_parity(*twice(), (X, GATE))
     assert [name for name, _ in report.layers] == ["fc", "fc#2", "norm", ""]
     gradients = {row.name for row in report.rows if row.kind == "gradient"}
     assert gradients == {"fc.weight", "fc.bias", "norm.weight", "norm.bias", "input 0", "input 1"}
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_integers_as_input():
     report = assert_parity(*text(), np.array([[0, 3, 10], [1, 1, 1]]))
     assert "input 0" not in {row.name for row in report.rows}
     assert report.settings["loss"] == "random direction and curvature in every output"
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("kind", ["torch", "jax", "list"])
 def test_inputs_of_any_kind(kind: str):
     convert: dict[str, Any] = {"torch": torch.from_numpy, "jax": jnp.asarray, "list": np.asarray}
@@ -75,7 +74,6 @@ def test_inputs_of_any_kind(kind: str):
 # ---- what is in a report ----
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_every_layer_is_measured_in_every_mode():
     report = check(*twice(), (X, GATE))
     for name, _ in report.layers:
@@ -101,7 +99,6 @@ def test_every_layer_is_measured_in_every_mode():
             assert usual <= row.gate <= max(usual, limit.get(row.kind, gates.f32_between))
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_rearrangements_are_held_to_every_bit():
     report = check(*micro(), images(2, 3, 32, 32), level="forward")
     forced = [row for row in report.rows if row.mode == "forced" and row.precision == "float64" and row.kind == "layer"]
@@ -111,7 +108,6 @@ def test_rearrangements_are_held_to_every_bit():
     assert not {"blocks.0.attn.qkv", "blocks.0.mlp.act"} & exact
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_levels():
     kinds = {
         level: {row.kind for row in check(*twice(), (X, GATE), level=level).rows} for level in ("forward", "gradients")
@@ -122,7 +118,6 @@ def test_levels():
         check(*twice(), (X, GATE), level="all")
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_progress_and_settings():
     stages: list[str] = []
     report = check(*twice(), (X, GATE), progress=stages.append, loss=projection(seed=3))
@@ -133,7 +128,6 @@ def test_progress_and_settings():
     assert report.environment["versions"]["torch"]
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_sections_change_no_figure(monkeypatch: pytest.MonkeyPatch):
     """A model too large to hold at once is judged in pieces, by the same figures."""
     whole = check(*micro(), images(2, 3, 32, 32), level="forward")
@@ -150,7 +144,6 @@ def test_sections_change_no_figure(monkeypatch: pytest.MonkeyPatch):
     assert len(pieces.rows) == len(whole.rows)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_nothing_of_the_users_is_changed():
     torch_model, jax_model = twice()
     torch_model.train()
@@ -198,7 +191,6 @@ def test_a_missing_bias_is_an_error():
         check(torch_model, jax_model, images(2, 3, 32, 32))
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_assert_parity_shows_the_report():
     torch_model, jax_model = twice()
     jax_model.norm.epsilon = 1e-6

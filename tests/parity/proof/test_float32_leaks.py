@@ -124,7 +124,6 @@ class JaxShortWeight(nnx.Module):
         return x * self.scale[...].astype(jnp.float32).astype(x.dtype)[None]
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_a_leak_that_the_port_alone_has_and_only_gradients_show() -> None:
     torch_model, jax_model = TorchPlainWeight(), JaxShortWeight()
     torch_to_jax(torch_model, jax_model)
@@ -134,7 +133,6 @@ def test_a_leak_that_the_port_alone_has_and_only_gradients_show() -> None:
     assert leak.note.startswith("JAX's gradient holds only float32 numbers")
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_a_cast_that_both_frameworks_share_is_no_leak() -> None:
     torch_model, jax_model = TorchShortWeight(), JaxShortWeight()
     torch_to_jax(torch_model, jax_model)

@@ -21,9 +21,6 @@ from t2t_parity.selftest.pairs import fresh
 stop = jax.lax.stop_gradient
 
 
-pytestmark = pytest.mark.usefixtures("uncompiled")
-
-
 def rows_of(pair: str, apply: Apply | None = None) -> tuple[list[Row], tuple[Cause, ...]]:
     torch_model, jax_model, inputs = fresh(pair)
     if apply:

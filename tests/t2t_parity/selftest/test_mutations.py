@@ -20,8 +20,6 @@ from t2t_jax.models.layers import GELU, Buffer
 from t2t_torch.models import t2t_vit, token_performer, transformer_block
 from tests.support.parity.pairs import carried, images, micro, resnet, twice
 
-pytestmark = pytest.mark.usefixtures("uncompiled")
-
 IMAGES = images(2, 3, 32, 32)
 Models = tuple[torch.nn.Module, nnx.Module]
 
