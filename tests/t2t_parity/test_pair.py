@@ -13,8 +13,11 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-import t2t_jax
-import t2t_torch
+import t2t_jax.models.mix_token
+import t2t_jax.training.loss
+import t2t_jax.training.token_labeling
+import t2t_torch.models.mix_token
+import t2t_torch.training.token_labeling
 from parity import assert_parity, build_ledger, check, jax_to_torch, rel_f
 from parity.carry.convert import state_equal
 from parity.runs.losses import Loss
