@@ -25,11 +25,12 @@ def own() -> Recipe:
     """{command} --data /path/to/images [--init-from WEIGHTS]
 
     For own images in class folders: /path/to/images/CLASS/*.jpg, or train/CLASS and val/CLASS below it. If there are no
-    validation images, every fifth is held out, chosen by its name. The head has the classes of the data. {expect}
+    validation images, every fifth is held out, chosen by its name. The head has the classes of the data.
 
+    {expect}
     Batch size, epochs, warm-up, moving average and layer-wise decay fit the number of training images and whether the
-    run starts from weights; the start of the log has them, and any of them can be set. --model and --img-size select
-    the model; small images train fastest with --model t2t_vit_tiny --img-size 64.
+    run starts from weights; the log begins with them, and any of them can be set. --model and --img-size select the
+    model; small images train fastest with --model t2t_vit_tiny --img-size 64.
     """
     return Recipe(
         model="t2t_vit_14",

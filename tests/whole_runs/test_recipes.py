@@ -71,7 +71,7 @@ def test_every_recipe_builds_its_model(name: str, monkeypatch: pytest.MonkeyPatc
     short = {"block_config": (1, 1, 1, 1)} if "dense" in name else {"depth": 1}
     monkeypatch.setattr(from_recipe, "create_model", functools.partial(create_model, **short))
     model = nnx.eval_shape(lambda: from_recipe.build_model(made))
-    assert (model.img_size, model.num_classes) == ((made.img_size, made.img_size), made.num_classes)
+    assert (model.img_size, model.num_classes) == ((made.img_size, made.img_size), made.num_classes or 1000)
     arrays = jax.eval_shape(lambda: split_model(from_recipe.build_model(made))[1:])
     params, buffers = freeze(*arrays, made.frozen or ())
     assert params.keys() | buffers.keys() == arrays[0].keys() | arrays[1].keys()
@@ -79,7 +79,7 @@ def test_every_recipe_builds_its_model(name: str, monkeypatch: pytest.MonkeyPatc
         name.split("_")[0], 1000
     )
     assert describe_recipe(name).startswith(f"python -m t2t_jax.train {name} --data")
-    assert ("--init-from" in describe_recipe(name)) == (name.startswith(("cifar", "finetune")))
+    assert ("--init-from" in describe_recipe(name)) == (name.startswith(("cifar", "finetune", "own")))
 
 
 PUBLISHED = {

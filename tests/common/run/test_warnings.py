@@ -9,11 +9,19 @@ import pytest
 
 from t2t_common.evaluation.evaluate_command import new_confusion
 from t2t_common.run.warnings import evaluation_warnings, head_note, schedule_warnings
-from t2t_config import RECIPES, ExpectedClasses, Recipe, epoch_lr
+from t2t_config import RECIPES, ExpectedClasses, Recipe, epoch_lr, fit_to_data
 
 RECIPE = Recipe("t2t_vit_micro", epochs=20, cooldown_epochs=0, warmup_epochs=2, ema_decay=0.9)
 
-STEPS = {"digits": 44, "fashion_mnist": 937, "imagenet": 2502, "finetune": 2502, "cifar10": 781, "cifar100": 781}
+STEPS = {
+    "digits": 44,
+    "fashion_mnist": 937,
+    "imagenet": 2502,
+    "finetune": 2502,
+    "cifar10": 781,
+    "cifar100": 781,
+    "own": 62,
+}
 """Steps in an epoch of the data that the recipes are for."""
 
 
@@ -21,6 +29,12 @@ STEPS = {"digits": 44, "fashion_mnist": 937, "imagenet": 2502, "finetune": 2502,
 def test_recipes_on_their_own_data_are_sound(name: str):
     steps = STEPS[name if name in STEPS else name.split("_")[0]]
     assert not any(schedule_warnings(RECIPES[name], steps).values())
+
+
+@pytest.mark.parametrize("images", [20, 100, 1000, 10_000])
+def test_own_images_of_any_number_are_trained_without_a_warning(images: int):
+    recipe, _ = fit_to_data(RECIPES["own"], images)
+    assert not any(schedule_warnings(recipe, images // recipe.batch_size).values())
 
 
 @pytest.mark.parametrize(
