@@ -14,7 +14,7 @@ from tests.parity.verify.forged import FORGED, HONEST, SPEC
 from tests.parity.verify.hostile import GREEDY, HOSTILE
 
 CHEATING = FORGED | HOSTILE
-SMALL = Limits(seconds=12, wall=30, memory=6, output=64)
+SMALL = Limits(seconds=25, wall=60, memory=6, output=64)
 
 
 def verified(folder: Path, port: str, limits: Limits | None = None) -> Verdict:
