@@ -10,6 +10,7 @@ from t2t_config.pretrained import PRETRAINED, Pretrained, find_pretrained, list_
 from t2t_config.recipes import (
     RECIPES,
     ExpectedClasses,
+    FromData,
     Recipe,
     describe_recipe,
     epoch_lr,
@@ -26,6 +27,7 @@ __all__ = [
     "PRETRAINED",
     "RECIPES",
     "ExpectedClasses",
+    "FromData",
     "ModelConfig",
     "ModelSpec",
     "Pretrained",

@@ -11,8 +11,7 @@ from t2t_common.data.readers.formats import is_unsplit
 from t2t_common.data.readers.sources import Source
 from t2t_common.evaluation.evaluate_command import new_confusion
 from t2t_common.run.warnings import head_note
-from t2t_config import Recipe, fit_to_data
-from t2t_config.recipes.base import FromData
+from t2t_config import FromData, Recipe, fit_to_data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Layer-wise learning rate decay: the earlier a layer, the smaller its steps.
 
-Source: Clark et al. 2020, section 3.2 (arXiv 2003.10555), with the layers of timm's `param_groups_layer_decay`: the
-embedding is layer 0, block i is layer i + 1, the last norm belongs to the last block, and the classifiers follow.
+Source: timm, `param_groups_layer_decay`. The embedding is layer 0, block i is layer i + 1, the last norm belongs to the
+last block, and the classifiers are the layer after it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from t2t_config.models import MODELS
 from t2t_config.pretrained import PRETRAINED
-from t2t_config.recipes.base import ExpectedClasses, Recipe, epoch_lr
+from t2t_config.recipes.base import ExpectedClasses, FromData, Recipe, epoch_lr
 from t2t_config.recipes.changes import recipe_changes
 from t2t_config.recipes.digits import digits, fashion_mnist
 from t2t_config.recipes.imagenet import deit, finetune_384, imagenet, t2t, t2t_384, token_labeling
@@ -21,6 +21,7 @@ from t2t_config.text import readable
 __all__ = [
     "RECIPES",
     "ExpectedClasses",
+    "FromData",
     "Recipe",
     "describe_recipe",
     "epoch_lr",

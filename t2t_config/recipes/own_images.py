@@ -9,6 +9,7 @@ from typing import Any
 from t2t_config.recipes.base import FloatFromData, FromData, IntFromData, Recipe
 
 BATCH_SIZES = (8, 16, 32, 64)
+"""Batch sizes to choose from."""
 STEPS_PER_EPOCH = 8
 """Minimum number of steps per epoch, which bounds the batch size."""
 STEPS = {True: 1000, False: 2000}
@@ -17,8 +18,10 @@ EPOCHS = {True: (10, 100), False: (20, 200)}
 """Bounds of the number of epochs, likewise."""
 AVERAGED = 0.05
 """Time constant of the moving average of the weights, as a fraction of all steps."""
-LONGEST_AVERAGE = 0.9999
+LARGEST_DECAY = 0.9999
+"""Maximum decay of the moving average."""
 LAYER_DECAY = 0.75
+"""Layer-wise decay of a run from given weights."""
 
 
 def own() -> Recipe:
@@ -72,7 +75,7 @@ def fit_to_data(recipe: Recipe, images: int, *, from_weights: bool = False) -> t
         "batch_size": batch_size,
         "epochs": epochs,
         "warmup_epochs": max(1, epochs // 20),
-        "ema_decay": round(min(1 - 1 / max(averaged_steps, 2.0), LONGEST_AVERAGE), 4),
+        "ema_decay": round(min(1 - 1 / max(averaged_steps, 2.0), LARGEST_DECAY), 4),
         "layer_decay": LAYER_DECAY if from_weights else 1.0,
         "checkpoint_every": max(1, epochs // 20),
         "eval_every": max(1, epochs // 20),

@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 
-from t2t_config import RECIPES, fit_to_data
-from t2t_config.recipes.base import FromData
+from t2t_config import RECIPES, FromData, fit_to_data
 
 OWN = RECIPES["own"]
 

@@ -61,4 +61,7 @@ def test_data_that_are_split_are_not_split_again(tiles: Path, tmp_path: Path, ca
     printed = capsys.readouterr().out
     assert "88 training images, from the given weights" in printed
     assert "--layer-decay 0.75" in printed
-    assert "(28 of 28)" in printed or "of 28)" in printed
+    resumed = ["own", *options, f"--workdir={tmp_path / 'b'}"]  # without the weights
+    assert cli.run(train.main, resumed) == cli.MISUSED
+    assert "layer_decay 0.75 -> 1.0" in capsys.readouterr().err
+    assert "of 28)" in printed  # all images of val/cat are evaluated

@@ -7,6 +7,7 @@ journeys of docs/index.md, and docs/own_data.md.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import shlex
@@ -50,7 +51,8 @@ class Options:
     only: str = ""
     """Run the commands alone that have this text in them."""
     json: Path | None = None
-    """File for all outputs, written after every command."""
+    """File for all outputs, written after every command. With --only, it keeps those of the other commands, if they
+    were printed in the same environment."""
 
 
 def transcripts(commands: Sequence[str], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -86,18 +88,34 @@ def _environ() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "120"}
 
 
+def _kept(path: Path | None, here: dict[str, Any]) -> dict[str, Any]:
+    """Return the outputs that a file has.
+
+    Raises:
+        ValueError: They were printed in another environment.
+    """
+    if path is None or not path.is_file():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["environment"] != here:
+        raise ValueError(f"{path} was written in another environment: run all commands, or name another file")
+    transcripts: dict[str, Any] = kept["transcripts"]
+    return transcripts
+
+
 def main(args: Sequence[str]) -> int:
     options = parse(Options, args, "tools.benchmarks.transcripts", __doc__)
     commands = [command for command in COMMANDS if options.only in command]
     if not commands:
         raise ValueError(f"--only {options.only!r} is in none of the commands: {'; '.join(COMMANDS)}")
-    console, found = Console(), {}
+    here = environment() | {"processor": processor()}
+    found = _kept(options.json, here) if options.only else {}
+    console = Console()
     with tempfile.TemporaryDirectory() as folder:
         for command, transcript in transcripts(commands, Path(folder)):
             found[command] = transcript
             console.print(f"{transcript['seconds']} s  {command}", markup=False)
-            report = {"environment": environment() | {"processor": processor()}, "transcripts": found}
-            save(options.json, report)
+            save(options.json, {"environment": here, "transcripts": found})
     return cli.OK
 
 
